@@ -1,0 +1,99 @@
+"""Scenes to pictures: plain Pillow, smooth edges, any resolution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from world import Scene, Thing
+
+_RING_HOLE = 0.5
+"""Inner radius of a ring, as a fraction of its outer one."""
+
+
+def render(scene: Scene, size: int | tuple[int, int] = 224) -> Image.Image:
+    """Draw a scene.
+
+    Args:
+        scene: What to draw.
+        size: Side of a square picture in pixels, or (width, height). The scene's square is centred
+            and as large as fits, so that resizing the shorter side and cropping the centre (what
+            CLIP's image processor does) gives the square picture back.
+    Returns:
+        An RGB picture.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    scale = 4 if min(width, height) < 160 else 2
+    side = min(width, height) * scale
+    left, top = (width * scale - side) / 2, (height * scale - side) / 2
+    picture = _background(scene, width * scale, height * scale)
+    pen = ImageDraw.Draw(picture)
+    for thing in scene.things:
+        _draw(pen, thing, left, top, side)
+    return picture.reduce(scale)
+
+
+def _background(scene: Scene, width: int, height: int) -> Image.Image:
+    ramp = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
+    sky, ground = np.array(scene.sky, np.float32), np.array(scene.ground, np.float32)
+    column = np.rint(sky + ramp * (ground - sky)).astype(np.uint8)[:, None, :]
+    return Image.fromarray(column).resize((width, height), Image.Resampling.NEAREST)
+
+
+def _draw(pen: ImageDraw.ImageDraw, thing: Thing, left: float, top: float, side: int) -> None:
+    x, y = left + thing.x * side, top + thing.y * side
+    radius = thing.radius * side
+    if thing.shape in ("circle", "ring"):
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if thing.shape == "circle":
+            pen.ellipse(box, fill=thing.rgb)
+        else:
+            pen.ellipse(box, outline=thing.rgb, width=round(radius * (1.0 - _RING_HOLE)))
+        return
+    angle = math.radians(thing.rotation_deg)
+    cos, sin = math.cos(angle), math.sin(angle)
+    corners = [
+        (x + radius * (cos * u - sin * v), y + radius * (sin * u + cos * v))
+        for u, v in _OUTLINES[thing.shape]
+    ]
+    pen.polygon(corners, fill=thing.rgb)
+
+
+def _star() -> list[tuple[float, float]]:
+    radii = (1.05, 0.43)
+    return [
+        (radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5))
+        for i in range(10)
+    ]
+
+
+def _heart() -> list[tuple[float, float]]:
+    turns = [2 * math.pi * i / 60 for i in range(60)]
+    return [
+        (
+            math.sin(t) ** 3,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16
+            - 0.1,
+        )
+        for t in turns
+    ]
+
+
+def _cross(arm: float = 0.33) -> list[tuple[float, float]]:
+    return [
+        (-arm, -1.0), (arm, -1.0), (arm, -arm), (1.0, -arm), (1.0, arm), (arm, arm),
+        (arm, 1.0), (-arm, 1.0), (-arm, arm), (-1.0, arm), (-1.0, -arm), (-arm, -arm),
+    ]  # fmt: skip
+
+
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
+    "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
+    "triangle": [(0.0, -1.0), (0.98, 0.8), (-0.98, 0.8)],
+    "diamond": [(0.0, -1.05), (0.66, 0.0), (0.0, 1.05), (-0.66, 0.0)],
+    "star": _star(),
+    "heart": _heart(),
+    "cross": _cross(),
+}
+"""Corners of each shape around its centre, in radii; y grows downwards."""

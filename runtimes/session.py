@@ -1,0 +1,214 @@
+"""The Session contract: one graph, ready to run, whatever engine runs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
+
+from mmedge.errors import BackendUnavailableError
+from mmedge.specs import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Binding",
+    "Placement",
+    "Session",
+    "SessionOptions",
+    "backend",
+    "open_session",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a graph is to be run. The defaults suit one caller that wants low latency.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N". It is what runs, or PlacementError.
+        threads: Threads inside one operator; None takes one for every processor that this process
+            may use.
+        spin: Keep idle worker threads spinning for the next operator: a lower latency for a
+            process that encodes without pause, burnt power for one that seldom does.
+        arena: Keep freed memory for the next call. Off gives it back to the system: a smaller
+            resident set at some cost in time.
+        prepack: Copy weights into the layout that the kernels like best. Off starts faster and
+            needs less memory, and runs slower.
+        graph_optimization: How much the engine may rewrite the graph; "auto" takes what was
+            measured to be safe and fast for the graph at hand.
+        profile_to: Folder for the engine's own trace of every node, None for none.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    spin: bool = True
+    arena: bool = True
+    prepack: bool = True
+    graph_optimization: Literal["auto", "none", "basic", "extended", "all"] = "auto"
+    profile_to: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What really runs, as the engine tells it after the session is made.
+
+    Attributes:
+        backend: Name in BACKENDS.
+        device: The device asked for, which holds every node but those in `exceptions`.
+        engine: Engine and version, e.g. "onnxruntime 1.32.0".
+        providers: Nodes by execution provider; empty where the engine does not tell.
+        exceptions: Nodes that run elsewhere by design (shape arithmetic on the CPU of a GPU
+            session), by name, with the device that runs them.
+    """
+
+    backend: str
+    device: str
+    engine: str
+    providers: Mapping[str, int] = field(default_factory=dict)
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Binding(Protocol):
+    """Preallocated buffers of one shape. Write to `inputs`, call `run`, read `outputs`.
+
+    The arrays stay the same from call to call: nothing is allocated and nothing is copied on the
+    host. A binding belongs to one thread at a time.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Input buffers by name, to be written in place."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Output buffers by name, overwritten by every run."""
+        ...
+
+    def run(self) -> Mapping[str, Array]:
+        """Run the graph on the bound buffers and return `outputs`."""
+        ...
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One graph, ready to run. `run` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs, in the graph's order."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs, in the graph's order."""
+        ...
+
+    @property
+    def placement(self) -> Placement:
+        """What really runs where."""
+        ...
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph.
+
+        Args:
+            feed: One array for every input, matching its spec in dtype and shape. Arrays that are
+                not C-contiguous are copied.
+
+        Returns:
+            Output arrays by name, owned by the caller.
+
+        Raises:
+            InputError: If the feed does not match `inputs` (ShapeError, DTypeError).
+            BackendError: If the engine fails, or the session is closed.
+        """
+        ...
+
+    def bind(self, feed: Mapping[str, Array]) -> Binding:
+        """Preallocate for the shapes of `feed`, whose C-contiguous arrays become the inputs.
+
+        Raises:
+            InputError: As for run, and if an array is not C-contiguous.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory. Closing twice is fine; running afterwards is a BackendError."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def available_devices(self) -> tuple[str, ...]:
+        """Return the devices that this backend can use here, best first; empty if not installed.
+
+        Must not raise and must not print.
+        """
+        ...
+
+    def open_session(self, model: Path, options: SessionOptions) -> Session:
+        """Make a session from an ONNX file.
+
+        Raises:
+            BackendUnavailableError: If the engine or the device is missing, with what to install.
+            PlacementError: If the graph would not run where it was asked to.
+            BackendError: If the engine refuses the graph.
+        """
+        ...
+
+
+# One line a backend; its module is imported when it is asked for.
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "mmedge.runtimes.ort",
+    "fake": "mmedge.runtimes.fake",
+}
+
+
+def backend(name: str) -> Backend:
+    """Import a backend's module.
+
+    Raises:
+        BackendUnavailableError: If there is no backend of that name.
+    """
+    if name not in BACKENDS:
+        raise BackendUnavailableError(
+            f"Unknown backend: got '{name}', expected one of {sorted(BACKENDS)}."
+        )
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def open_session(
+    model: Path | str,
+    *,
+    backend_name: str = "onnxruntime",
+    options: SessionOptions | None = None,
+) -> Session:
+    """Open an ONNX file in a backend.
+
+    Args:
+        model: The ONNX file; external data is found beside it.
+        backend_name: One of BACKENDS.
+        options: None for the defaults.
+
+    Raises:
+        BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
+    """
+    return backend(backend_name).open_session(Path(model), options or SessionOptions())
