@@ -1,14 +1,75 @@
-PYTHON := .venv/bin/python
+# Every target sets up what it needs in $(VENV) the first time and leaves it alone afterwards, until
+# pyproject.toml, setup.py or constraints.txt change. Another interpreter: make test PYTHON=python3.12
+VENV ?= .venv
+# The first interpreter that starts: a version manager's shim may be there and refuse to.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13; do \
+	$$p -c 'import venv' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEV := $(VENV)/.installed-dev
+BENCH := $(VENV)/.installed-bench
+SETUP := pyproject.toml setup.py constraints.txt
+BENCHMARKS := $(filter-out record,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-.PHONY: lint typecheck
+# Passed on: make test ARGS="tests/bundle -x", make bench ARGS="import_time"
+ARGS ?=
 
-lint:
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
+.PHONY: help demo test lint format typecheck bench clean
+.DELETE_ON_ERROR:
 
-# mypy knows nothing of package-dir, so it is shown the tree as it installs, in links.
-typecheck:
-	rm -rf .typecheck && mkdir -p .typecheck/mmedge
-	ln -s $(addprefix ../../,$(wildcard mmedge/*)) .typecheck/mmedge/
-	ln -s ../../converters ../../runtimes .typecheck/mmedge/
-	cd .typecheck && ../$(PYTHON) -m mypy --config-file ../pyproject.toml -p mmedge
+help:
+	@echo "make demo       convert, verify, profile and search with the trained CLIP; see demo-output/"
+	@echo "make test       the test suite (ARGS=... goes to pytest)"
+	@echo "make lint       ruff: rules and formatting"
+	@echo "make format     ruff: put the formatting right"
+	@echo "make typecheck  strict mypy over the package, the examples and the benchmarks"
+	@echo "make bench      run the benchmarks into benchmarks/results/ (ARGS=NAME for one)"
+	@echo "make clean      remove everything made, the environment in $(VENV) included"
+
+# An environment that could not be finished is removed, or the next call would take it for one.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3.11, 3.12 or 3.13 found. Install one, or name yours: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "The environment could not be made. On Debian: apt install python3-venv"; exit 1; }
+
+$(DEV): $(SETUP) | $(BIN)/python
+	@echo "Installing mmedge[convert,dev] into $(VENV)"
+	@$(INSTALL) --editable ".[convert,dev]"
+	@touch $@
+
+$(BENCH): $(DEV)
+	@echo "Installing mmedge[bench] into $(VENV)"
+	@$(INSTALL) --editable ".[convert,dev,bench]"
+	@touch $@
+
+demo: $(DEV)
+	$(BIN)/python examples/demo.py --output demo-output $(ARGS)
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(DEV)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# mypy knows nothing of package-dir, so it is shown the tree as it installs, in links. Every start
+# makes a tree of its own, so that two may run at once.
+typecheck: $(DEV)
+	@mkdir -p .typecheck && tree=$$(mktemp -d .typecheck/tree.XXXXXX) && trap 'rm -rf "$$tree"' EXIT && \
+	mkdir "$$tree/mmedge" && ln -s $(addprefix ../../../,$(wildcard mmedge/*) converters runtimes) "$$tree/mmedge/" && \
+	ln -s ../../examples ../../benchmarks "$$tree/" && cd "$$tree" && \
+	$(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p mmedge
+
+# Each benchmark writes benchmarks/results/NAME.json; one that fails does not keep the others back.
+bench: $(BENCH)
+	@failed=; for name in $(or $(ARGS),$(BENCHMARKS)); do \
+		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
+
+clean:
+	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output *.egg-info
+	find mmedge converters runtimes tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
