@@ -1,0 +1,198 @@
+"""Who may import whom, read from the source and seen at run time."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TREES = {"mmedge": ROOT / "mmedge", "mmedge.converters": ROOT / "converters"}
+TREES["mmedge.runtimes"] = ROOT / "runtimes"
+
+BASE = {"errors", "specs", "files"}
+DEVICE = BASE | {"preprocess", "bundle", "runtimes"}
+# Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "specs": {"errors"},
+    "files": {"errors"},
+    "preprocess": BASE,
+    "bundle": BASE | {"preprocess"},
+    "runtimes": BASE,
+    "models": DEVICE,
+    "generation": DEVICE,
+    "retrieval": DEVICE | {"models", "generation"},
+    "streaming": DEVICE | {"models", "generation"},
+    "profiling": DEVICE | {"models", "generation"},
+    "converters": DEVICE,
+    "mmedge": DEVICE | {"models"},
+    "cli": DEVICE | {"models", "generation", "retrieval", "streaming", "profiling", "mmedge"},
+}
+# The one place where the two halves meet, inside the command's function.
+CONVERTERS_ALLOWED_IN = {"mmedge.cli.convert"}
+
+WORKSTATION = {"torch", "torchvision", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"}
+ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "openvino", "cuda"}
+UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the source tree by the name it installs under."""
+    for package, folder in TREES.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = list(file.relative_to(folder).with_suffix("").parts)
+            if parts[-1] == "__init__":
+                parts.pop()
+            yield ".".join([package, *parts]), file
+
+
+MODULES = dict(modules())
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "mmedge"
+
+
+def imports(
+    source: str, module: str, *, is_package: bool, known: set[str]
+) -> Iterator[tuple[str, bool]]:
+    """Every module that a source imports, and whether it does so when it is itself imported."""
+    tree = ast.parse(source)
+    late = {
+        id(inner)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.unparse(outer.test))
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        at_import = id(node) not in late
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, at_import
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if is_package else module.split(".")[:-1]
+                package = package[: len(package) - node.level + 1]
+                base = ".".join([*package, *([base] if base else [])])
+            for alias in node.names:
+                # `from mmedge import files` imports a module, `from mmedge import load` a name.
+                full = f"{base}.{alias.name}"
+                yield (full if full in known else base), at_import
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).split(".")[-1]
+            argument = node.args[0]
+            if called in {"import_module", "__import__"} and isinstance(argument, ast.Constant):
+                yield str(argument.value), at_import
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """What a module imports and must not."""
+    layer = layer_of(module)
+    found = []
+    known = set(MODULES) | {f"mmedge.{name}" for name in ARROWS}
+    for imported, at_import in imports(source, module, is_package=is_package, known=known):
+        top = imported.split(".")[0]
+        if top == "mmedge":
+            target = layer_of(imported)
+            if target == "converters" and layer != "converters":
+                if module not in CONVERTERS_ALLOWED_IN:
+                    found.append(f"{imported}: only {sorted(CONVERTERS_ALLOWED_IN)} may")
+                elif at_import:
+                    found.append(f"{imported}: only inside the command's function")
+            elif target != layer and target not in ARROWS[layer]:
+                found.append(f"{imported}: {layer} may import {sorted(ARROWS[layer])}")
+        elif top in UNSAFE:
+            found.append(f"{imported}: nothing is unpickled")
+        elif layer != "converters":
+            if top in WORKSTATION:
+                found.append(f"{imported}: only converters may")
+            elif top in ENGINES and (at_import or layer not in {"runtimes", "profiling", "cli"}):
+                found.append(f"{imported}: engines are imported in runtimes, inside functions")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_keeps_to_the_arrows(module: str) -> None:
+    file = MODULES[module]
+    is_package = file.name == "__init__.py"
+    assert violations(file.read_text("utf-8"), module, is_package=is_package) == []
+
+
+def test_every_layer_has_its_row() -> None:
+    assert {layer_of(module) for module in MODULES} <= set(ARROWS)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mmedge.specs", "from mmedge.files import sha256_file"),
+        ("mmedge.preprocess.image", "from mmedge.bundle.manifest import Manifest"),
+        ("mmedge.preprocess.image", "from mmedge import bundle"),
+        ("mmedge.preprocess.image", "from .. import bundle"),
+        ("mmedge.preprocess.image", "from ..bundle import manifest"),
+        ("mmedge.preprocess.image", "from mmedge import load"),
+        ("mmedge.bundle.manifest", "from mmedge.runtimes.session import Session"),
+        ("mmedge.runtimes.ort", "import onnxruntime"),
+        ("mmedge.runtimes.ort", "def f():\n    import torch"),
+        ("mmedge.runtimes.ort", "import onnx.numpy_helper"),
+        ("mmedge.models.dual", "def f():\n    import onnxruntime"),
+        ("mmedge.models.dual", "import importlib\nimportlib.import_module('mmedge.converters')"),
+        ("mmedge.models.dual", "import pickle"),
+        ("mmedge.converters.pipeline", "from mmedge.models import DualEncoder"),
+        ("mmedge.converters.pipeline", "from mmedge.cli import main"),
+        ("mmedge.cli.convert", "from mmedge.converters.pipeline import convert"),
+        ("mmedge.cli.inspect", "def f():\n    from mmedge.converters import quantize"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, source: str) -> None:
+    assert violations(source, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mmedge.runtimes.ort", "def f():\n    import onnxruntime"),
+        ("mmedge.cli.convert", "def f():\n    from mmedge.converters.pipeline import convert"),
+        ("mmedge.converters.export", "import torch\nfrom mmedge.runtimes import open_session"),
+        ("mmedge.bundle.manifest", "from mmedge.preprocess.config import Preprocessing"),
+        ("mmedge.models.dual", "from . import other\nfrom ..errors import MmedgeError"),
+    ],
+)
+def test_an_allowed_import_passes(module: str, source: str) -> None:
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mmedge",
+        "mmedge.bundle",
+        "mmedge.cli",
+        "mmedge.models",
+        "mmedge.preprocess",
+        "mmedge.profiling",
+        "mmedge.runtimes",
+    ],
+)
+def test_importing_the_device_side_loads_no_engine(module: str) -> None:
+    code = (
+        f"import json, sys, {module}\n"
+        "tops = {name.split('.')[0] for name in sys.modules}\n"
+        "tops |= {name for name in sys.modules if name.startswith('mmedge.')}\n"
+        "print(json.dumps(sorted(tops)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(json.loads(done.stdout))
+    assert module in loaded  # the list is of the process that imported it
+    assert loaded & (WORKSTATION | ENGINES) == set()
+    assert not [name for name in loaded if name.startswith("mmedge.converters")]
