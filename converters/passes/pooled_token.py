@@ -1,0 +1,215 @@
+"""Only the pooled token goes through what follows the last attention.
+
+A dual encoder reads one token of its last hidden state. Everything after the last block's keys and
+values works on each token by itself, so the selection of that token can move up to the last block's
+query: the same answer without the other tokens' query, output projection and MLP.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mmedge.converters.passes.matching import constant, is_op, rank, scalar, sizes
+
+__all__ = ["SelectTokenEarly"]
+
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div"}
+_UNARY = {
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Relu",
+    "Gelu",
+    "Neg",
+    "Exp",
+    "Sqrt",
+    "Identity",
+    "Cast",
+    "Silu",
+}
+_WINDOW = 400  # nodes looked at above the selection: more than any one block has
+
+
+class SelectTokenEarly(ir.passes.InPlacePass):
+    """Move the selection of one token above the last attention's query.
+
+    Requires: fused attention (FuseAttention), and a Gather of one index on axis 1, or a GatherND of
+        (batch, token) pairs, as torch writes `x[:, 0]` and `x[arange, position]`.
+    Ensures: the same numbers up to rounding. Without an attention to gain from, nothing changes.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Move every selection in the main graph."""
+        modified = False
+        for node in list(model.graph):
+            if _selects_one_token(node):
+                modified = _move_up(model.graph, node) or modified
+        if modified:
+            RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified)
+
+
+def _selects_one_token(node: ir.Node) -> bool:
+    shape = sizes(node.inputs[0]) if node.inputs else None
+    if shape is None or len(shape) != 3:
+        return False
+    if is_op(node, "Gather"):
+        axis = node.attributes.get("axis")
+        return axis is not None and axis.as_int() == 1 and scalar(node.inputs[1]) is not None
+    pairs = sizes(node.inputs[1]) if is_op(node, "GatherND") else None
+    dims = node.attributes.get("batch_dims")
+    return (
+        pairs is not None
+        and len(pairs) == 2
+        and pairs[1] == 2
+        and (dims is None or dims.as_int() == 0)
+    )
+
+
+def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
+    """Return which inputs may hold one token instead of all of them, or None for no such node."""
+    result: tuple[int, ...] | None = None
+    if is_op(node, "MultiHeadAttention", "com.microsoft"):
+        result = (0,)
+    elif rank(node.outputs[0]) != 3:
+        result = None
+    elif is_op(node, "LayerNormalization"):
+        axis = node.attributes.get("axis")
+        result = (0,) if axis is None or axis.as_int() in (-1, 2) else None
+    elif is_op(node, "MatMul"):
+        result = (0,) if rank(node.inputs[1]) == 2 else None
+    elif node.op_type in _UNARY and is_op(node, node.op_type):
+        result = (0,)
+    elif node.op_type in _ELEMENTWISE and is_op(node, node.op_type):
+        ranks = [rank(value) for value in node.inputs]
+        wide = tuple(at for at, axes in enumerate(ranks) if axes == 3)
+        # A constant of three axes would be cut as well (position embeddings): left alone, as are
+        # operands whose rank is not known.
+        computed = all(not _is_constant(node.inputs[at]) for at in wide)
+        result = wide if wide and computed and all(axes in (0, 1, 3) for axes in ranks) else None
+    return result
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and (value.is_initializer() or constant(value) is not None)
+
+
+def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
+    order = list(graph)
+    at = order.index(select)
+    narrowed: dict[ir.Node, tuple[int, ...]] = {}
+    uses: set[tuple[ir.Node, int]] = {(select, 0)}
+    # Upwards: a node is narrowed when each of its readers wants the one token only.
+    for node in reversed(order[max(0, at - _WINDOW) : at]):
+        if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+            continue
+        readers = [(use.node, use.idx) for use in node.outputs[0].uses()]
+        if not readers or any(reader not in uses for reader in readers):
+            continue
+        inputs = _narrowable_inputs(node)
+        if inputs is not None:
+            narrowed[node] = inputs
+            uses.update((node, index) for index in inputs)
+    if not any(is_op(node, "MultiHeadAttention", "com.microsoft") for node in narrowed):
+        return False
+    token = _Token(graph, select)
+    for node in [node for node in order[:at] if node in narrowed]:
+        token.narrow(node, narrowed[node])
+    source = select.inputs[0]
+    assert source is not None  # noqa: S101  # checked by _selects_one_token
+    squeezed = token.add("Squeeze", [token.cut(source), token.axis], sizes=None)
+    squeezed.type, squeezed.shape = select.outputs[0].type, select.outputs[0].shape
+    ir.convenience.replace_all_uses_with(select.outputs[0], squeezed)
+    if select.outputs[0].is_graph_output():
+        graph.outputs[graph.outputs.index(select.outputs[0])] = squeezed
+    return True
+
+
+class _Token:
+    """Builds the one-token twins of wide values."""
+
+    def __init__(self, graph: ir.Graph, select: ir.Node) -> None:
+        self._graph = graph
+        self._select = select
+        self._twins: dict[ir.Value, ir.Value] = {}
+        self._stem = select.name or select.outputs[0].name or "token"
+        self._count = 0
+        self.axis = self._initializer("axis", np.array([1], np.int64))
+        index = select.inputs[1]
+        if is_op(select, "Gather"):
+            position = int(scalar(index) or 0)
+            self._index: ir.Value = self._initializer("index", np.array([position], np.int64))
+        else:  # (B, 2) pairs -> (B, 1, 2), so that the token axis stays
+            self._index = self.add("Unsqueeze", [index, self.axis], sizes=None)
+
+    def narrow(self, node: ir.Node, inputs: tuple[int, ...]) -> None:
+        """Make the twin of `node` that reads one token."""
+        operands = list(node.inputs)
+        for at in inputs:
+            wide = operands[at]
+            assert wide is not None  # noqa: S101  # only inputs that are there are listed
+            operands[at] = self.cut(wide)
+        if is_op(node, "MultiHeadAttention", "com.microsoft") and len(operands) > 5 and operands[5]:
+            operands[5] = self._cut_bias(operands[5])
+        twin = ir.node(
+            node.op_type,
+            operands,
+            {name: attribute for name, attribute in node.attributes.items()},
+            domain=node.domain,
+            name=f"{node.name}_token",
+        )
+        wide_out, out = node.outputs[0], twin.outputs[0]
+        out.name, out.type = f"{wide_out.name}_token", wide_out.type
+        if wide_out.shape is not None:
+            out.shape = ir.Shape([wide_out.shape[0], 1, wide_out.shape[2]])
+        self._graph.insert_before(self._select, twin)
+        self._twins[wide_out] = out
+
+    def cut(self, value: ir.Value) -> ir.Value:
+        """Return (B, 1, D) of a (B, S, D) value: its twin, or a selection from it."""
+        if value not in self._twins:
+            shape = None if value.shape is None else [value.shape[0], 1, value.shape[2]]
+            if is_op(self._select, "Gather"):
+                self._twins[value] = self.add("Gather", [value, self._index], shape, axis=1)
+            else:
+                self._twins[value] = self.add("GatherND", [value, self._index], shape)
+            self._twins[value].type = value.type
+        return self._twins[value]
+
+    def _cut_bias(self, bias: ir.Value) -> ir.Value:
+        """Return (B or 1, 1, 1, L) of a mask (B or 1, 1, S, L)."""
+        if is_op(self._select, "Gather"):
+            return self.add("Gather", [bias, self._index], None, axis=2)
+        rows = self.add("Squeeze", [bias, self.axis], None)
+        return self.add(
+            "Unsqueeze", [self.add("GatherND", [rows, self._index], None), self.axis], None
+        )
+
+    def add(
+        self,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        sizes: list[int | ir.SymbolicDim] | None,
+        **attributes: int,
+    ) -> ir.Value:
+        """Insert a node above the selection and return its output."""
+        self._count += 1
+        node = ir.node(op_type, inputs, attributes, name=f"{self._stem}_token_{self._count}")
+        node.outputs[0].name = f"{node.name}_out"
+        if sizes is not None:
+            node.outputs[0].shape = ir.Shape(sizes)
+        self._graph.insert_before(self._select, node)
+        return node.outputs[0]
+
+    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+        tensor = ir.tensor(array, name=f"{self._stem}_token_{name}")
+        value = ir.Value(
+            name=tensor.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=tensor.shape,
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
