@@ -1,0 +1,308 @@
+"""A glance at an ONNX file without onnx or protobuf: specs, opset, fp16, external data.
+
+Reads the protobuf wire format (https://protobuf.dev/programming-guides/encoding/) of the few
+fields that a device needs, named as in onnx.proto. The file is mapped, not read: weights are
+stepped over, so a glance at a large model costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmedge.errors import BackendError
+from mmedge.specs import TensorSpec
+
+__all__ = ["ExternalData", "OnnxFile", "axis_name", "check_external_data", "read_onnx_file"]
+
+# onnx.proto: TensorProto.DataType, as far as numpy has the type.
+_DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+}
+_FLOAT16 = 10
+_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalData:
+    """Where a tensor's bytes lie outside the ONNX file.
+
+    Attributes:
+        location: POSIX path relative to the ONNX file's folder, as written in the file.
+        end_bytes: The location must be at least this long.
+    """
+
+    location: str
+    end_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """What an ONNX file says of itself.
+
+    Attributes:
+        ir_version: Version of the file format.
+        opset: Opset of the default domain, 0 if only other domains are imported.
+        inputs: Input specs, initializers left out.
+        outputs: Output specs.
+        has_fp16: Whether an input, an output or an initializer is float16.
+        external_data: One entry for every tensor whose bytes lie elsewhere.
+    """
+
+    ir_version: int
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    has_fp16: bool
+    external_data: tuple[ExternalData, ...]
+
+
+def axis_name(tensor: str, axis: int) -> str:
+    """Return the name of a dynamic axis that the model leaves unnamed."""
+    return f"{tensor}.{axis}"
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """Read what an ONNX file says of itself.
+
+    Raises:
+        BackendError: If the file is missing, is not ONNX, or is cut short.
+    """
+    if not path.is_file():
+        raise BackendError(
+            f"{path}: no such model file. Check the path, or `mmedge verify` the bundle."
+        )
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,  # ValueError if empty
+        ):
+            return _Reader(data).model()
+    except OSError as error:
+        raise BackendError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (ValueError, IndexError) as error:
+        reason = "a field runs past the end" if isinstance(error, IndexError) else str(error)
+        raise BackendError(
+            f"{path}: not a readable ONNX model ({reason}). It is cut short, damaged or of another "
+            "format: copy the file again, or `mmedge verify` the bundle."
+        ) from error
+
+
+def check_external_data(path: Path, model: OnnxFile) -> None:
+    """Check that a model's external data lies beside or below it and is complete.
+
+    Raises:
+        BackendError: If a location leaves the model's folder, is missing, or is too short.
+    """
+    folder = path.parent.resolve()
+    needed: dict[str, int] = {}
+    for entry in model.external_data:
+        needed[entry.location] = max(entry.end_bytes, needed.get(entry.location, 0))
+    for location, size_bytes in needed.items():
+        file = (folder / location).resolve()
+        if Path(location).is_absolute() or not file.is_relative_to(folder):
+            raise BackendError(
+                f"{path}: its external data '{location}' leads outside {folder}. It is refused: "
+                "external data must lie beside the model."
+            )
+        if not file.is_file():
+            raise BackendError(
+                f"{path}: its external data '{location}' is missing from {folder}. Copy it there, "
+                "beside the model."
+            )
+        if file.stat().st_size < size_bytes:
+            raise BackendError(
+                f"{path}: its external data '{location}' is cut short: got {file.stat().st_size} "
+                f"bytes, expected at least {size_bytes}. Copy it again."
+            )
+
+
+class _Reader:
+    """Walks the messages of one mapped file; each method reads the message in [begin, end)."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._has_fp16 = False
+        self._external: list[ExternalData] = []
+
+    def model(self) -> OnnxFile:
+        ir_version = opset = 0
+        inputs: tuple[TensorSpec, ...] | None = None
+        outputs: tuple[TensorSpec, ...] = ()
+        for number, first, second in self._fields(0, len(self._data)):
+            if number == 1:
+                ir_version = first
+            elif number == 7:
+                inputs, outputs = self._graph(first, second)
+            elif number == 8:
+                opset = self._opset(first, second) or opset
+            elif number == 25 and self._mentions_external(first, second):  # functions
+                for inner, begin, end in self._fields(first, second):
+                    if inner == 7:
+                        self._node(begin, end)
+        if inputs is None:
+            raise ValueError("it holds no graph")
+        return OnnxFile(ir_version, opset, inputs, outputs, self._has_fp16, tuple(self._external))
+
+    def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (number, begin, end) for messages and bytes, (number, value, -1) for integers."""
+        data = self._data
+        at = begin
+        while at < end:
+            tag, at = self._varint(at)
+            wire = tag & 7
+            if wire == 0:
+                value, at = self._varint(at)
+                yield tag >> 3, value, -1
+            elif wire == 2:
+                length, at = self._varint(at)
+                yield tag >> 3, at, at + length
+                at += length
+            elif wire in (1, 5):
+                at += 8 if wire == 1 else 4
+            else:
+                raise ValueError(f"wire type {wire} at byte {at} is not protobuf")
+        if at != end or at > len(data):
+            raise ValueError(f"a field runs past byte {end}")
+
+    def _varint(self, at: int) -> tuple[int, int]:
+        byte = self._data[at]
+        if byte < 0x80:
+            return byte, at + 1
+        value, shift = 0, 0
+        while byte >= 0x80:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            at += 1
+            if shift > 63:
+                raise ValueError(f"a number at byte {at} is longer than 64 bits")
+            byte = self._data[at]
+        return value | byte << shift, at + 1
+
+    def _text(self, begin: int, end: int) -> str:
+        return self._data[begin:end].decode()
+
+    def _opset(self, begin: int, end: int) -> int:
+        """Return the version if the domain is the default one, else 0."""
+        domain, version = "", 0
+        for number, first, second in self._fields(begin, end):
+            if number == 1:
+                domain = self._text(first, second)
+            elif number == 2:
+                version = first
+        return version if domain in ("", "ai.onnx") else 0
+
+    def _mentions_external(self, begin: int, end: int) -> bool:
+        # Every external tensor spells the key "location"; where the bytes are absent, there is no
+        # need to step through the message.
+        return self._data.find(b"location", begin, end) >= 0
+
+    def _graph(self, begin: int, end: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        initializers: set[str] = set()
+        inputs: list[tuple[int, int]] = []
+        outputs: list[tuple[int, int]] = []
+        for number, first, second in self._fields(begin, end):
+            if number == 1 and self._mentions_external(first, second):
+                self._node(first, second)
+            elif number == 5:
+                initializers.add(self._tensor(first, second))
+            elif number == 11:
+                inputs.append((first, second))
+            elif number == 12:
+                outputs.append((first, second))
+            elif number == 15:
+                self._sparse_tensor(first, second)
+        return (
+            tuple(spec for spec in map(self._value, inputs) if spec.name not in initializers),
+            tuple(map(self._value, outputs)),
+        )
+
+    def _node(self, begin: int, end: int) -> None:
+        for number, first, second in self._fields(begin, end):
+            if number == 5:
+                self._attribute(first, second)
+
+    def _attribute(self, begin: int, end: int) -> None:
+        for number, first, second in self._fields(begin, end):
+            if number in (5, 10):
+                self._tensor(first, second)
+            elif number in (6, 11):
+                self._graph(first, second)
+            elif number in (22, 23):
+                self._sparse_tensor(first, second)
+
+    def _sparse_tensor(self, begin: int, end: int) -> None:
+        for number, first, second in self._fields(begin, end):
+            if number in (1, 2):
+                self._tensor(first, second)
+
+    def _tensor(self, begin: int, end: int) -> str:
+        """Note a tensor's dtype and external data, and return its name."""
+        name, external = "", False
+        entries: dict[str, str] = {}
+        for number, first, second in self._fields(begin, end):
+            if number == 2 and first == _FLOAT16:
+                self._has_fp16 = True
+            elif number == 8:
+                name = self._text(first, second)
+            elif number == 13:
+                parts = {inner: self._text(a, b) for inner, a, b in self._fields(first, second)}
+                entries[parts.get(1, "")] = parts.get(2, "")
+            elif number == 14:
+                external = first == _EXTERNAL
+        if external:
+            end_bytes = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+            self._external.append(ExternalData(entries.get("location", ""), end_bytes))
+        return name
+
+    def _value(self, span: tuple[int, int]) -> TensorSpec:
+        """Read a ValueInfoProto."""
+        name, kind = "", (0, 0)
+        for number, first, second in self._fields(*span):
+            if number == 1:
+                name = self._text(first, second)
+            elif number == 2:
+                kind = (first, second)
+        code, shape = 0, (0, 0)
+        for number, first, second in self._fields(*kind):
+            if number != 1:
+                raise ValueError(f"'{name}' is not a tensor")
+            for inner, a, b in self._fields(first, second):
+                if inner == 1:
+                    code = a
+                elif inner == 2:
+                    shape = (a, b)
+        if code not in _DTYPES:
+            raise ValueError(f"'{name}' has element type {code}, which numpy has not")
+        self._has_fp16 |= code == _FLOAT16
+        axes = [self._axis(a, b) for number, a, b in self._fields(*shape) if number == 1]
+        return TensorSpec(
+            name,
+            np.dtype(_DTYPES[code]),
+            tuple(
+                axis_name(name, index) if size is None else size for index, size in enumerate(axes)
+            ),
+        )
+
+    def _axis(self, begin: int, end: int) -> int | str | None:
+        for number, first, second in self._fields(begin, end):
+            if number == 1 and first < 1 << 63:  # a negative size means unknown
+                return first
+            if number == 2 and second > first:
+                return self._text(first, second)
+        return None
