@@ -63,7 +63,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends well.
 
     An older `path` stays in place until the new one is complete. If the block raises, KeyboardInterrupt

@@ -1,0 +1,22 @@
+"""Bundles: the folder that passes from workstation to device."""
+
+from mmedge.bundle.creating import create_bundle, describe_files, write_manifest
+from mmedge.bundle.golden import Golden, load_golden, save_golden
+from mmedge.bundle.manifest import Manifest, Role, Variant
+from mmedge.bundle.opening import Bundle, open_bundle
+from mmedge.bundle.verifying import verify_files
+
+__all__ = [
+    "Bundle",
+    "Golden",
+    "Manifest",
+    "Role",
+    "Variant",
+    "create_bundle",
+    "describe_files",
+    "load_golden",
+    "open_bundle",
+    "save_golden",
+    "verify_files",
+    "write_manifest",
+]

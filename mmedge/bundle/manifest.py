@@ -1,12 +1,27 @@
-"""The manifest: everything a device needs to know about a bundle, as one JSON document."""
+"""The manifest: everything a device needs to know about a bundle, as one JSON document.
+
+A minor version may only add optional fields whose absence means what it meant before. A reader
+refuses a newer major outright, and a newer minor where it meets something that it does not know.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
+from mmedge.bundle.paths import MANIFEST_NAME, BundlePath
 from mmedge.preprocess.config import Preprocessing
 from mmedge.specs import Modality, Precision, Task, TensorSpec
 
@@ -14,6 +29,7 @@ __all__ = [
     "FORMAT_VERSION",
     "ContrastiveHead",
     "FileEntry",
+    "Layout",
     "Manifest",
     "Parity",
     "Provenance",
@@ -26,7 +42,28 @@ __all__ = [
 
 FORMAT_VERSION = "1.0"
 
-_FROZEN = ConfigDict(extra="forbid", frozen=True)
+Layout: TypeAlias = Literal["portable", "onnxruntime"]
+
+_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+_DTYPES += ("float16", "float32", "float64")
+
+
+def _check_dtype(name: str) -> str:
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; expected one of {', '.join(_DTYPES)}")
+    return name
+
+
+def _check_unique(kind: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{kind} {twice[0]!r} appears more than once")
+
+
+AxisSize = Annotated[int, Field(ge=1)]
+AxisName = Annotated[str, StringConstraints(min_length=1)]
+RoleName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]
 
 
 class FileEntry(BaseModel):
@@ -41,9 +78,9 @@ class TensorEntry(BaseModel):
     """A TensorSpec as JSON: dtype by its numpy name, a str in shape is a dynamic axis."""
 
     model_config = _FROZEN
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: str = Field(min_length=1)
+    dtype: Annotated[str, AfterValidator(_check_dtype)]
+    shape: tuple[AxisSize | AxisName, ...]
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorEntry:
@@ -98,8 +135,8 @@ class Tolerance(BaseModel):
     """
 
     model_config = _FROZEN
-    cosine_min: float
-    max_abs_error: float
+    cosine_min: float = Field(ge=-1, le=1)
+    max_abs_error: float = Field(ge=0)
 
 
 class Variant(BaseModel):
@@ -126,14 +163,24 @@ class Variant(BaseModel):
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$")
     precision: Precision
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
-    models: dict[Literal["portable", "onnxruntime"], str] = Field(min_length=1)
-    files: tuple[str, ...]
+    models: dict[Layout, BundlePath] = Field(min_length=1)
+    files: tuple[BundlePath, ...]
     size_bytes: int = Field(ge=0)
-    opset: int
+    opset: int = Field(ge=1)
     space: str | None = None
     parity: Parity | None = None
     quality: Quality | None = None
     tolerance: Tolerance
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Variant:
+        _check_unique("file", self.files)
+        for layout, model in self.models.items():
+            if model not in self.files:
+                raise ValueError(
+                    f"model {model!r} of layout {layout!r} is not in the variant's files"
+                )
+        return self
 
 
 class Role(BaseModel):
@@ -141,9 +188,16 @@ class Role(BaseModel):
 
     model_config = _FROZEN
     modality: Modality
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
+    inputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    outputs: tuple[TensorEntry, ...] = Field(min_length=1)
     variants: tuple[Variant, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Role:
+        _check_unique("variant", (variant.name for variant in self.variants))
+        _check_unique("input", (entry.name for entry in self.inputs))
+        _check_unique("output", (entry.name for entry in self.outputs))
+        return self
 
 
 class ContrastiveHead(BaseModel):
@@ -169,7 +223,7 @@ class Provenance(BaseModel):
     revision: str | None
     weights_sha256: str
     calibration_sha256: str | None = None
-    calibration_samples: int = 0
+    calibration_samples: int = Field(default=0, ge=0)
     tools: dict[str, str]
     command: str
     created: str
@@ -195,15 +249,72 @@ class Manifest(BaseModel):
     """
 
     model_config = _FROZEN
-    format_version: str = Field(default=FORMAT_VERSION, pattern=r"^\d+\.\d+$")
+    format_version: str = Field(default=FORMAT_VERSION, pattern="^[0-9]+\\.[0-9]+$")
     name: str
     family: str
     tasks: tuple[Task, ...]
     embedding_dim: int | None = Field(default=None, ge=1)
-    roles: dict[str, Role] = Field(min_length=1)
+    roles: dict[RoleName, Role] = Field(min_length=1)
     preprocessing: Preprocessing
     contrastive_head: ContrastiveHead | None = None
     label_banks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    golden: str
-    files: dict[str, FileEntry]
+    golden: BundlePath
+    files: dict[BundlePath, FileEntry]
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Manifest:
+        if MANIFEST_NAME in self.files:
+            raise ValueError(f"files lists {MANIFEST_NAME!r}, which cannot hold its own hash")
+        for what, path in self._references():
+            if path not in self.files:
+                raise ValueError(f"{what} {path!r} is not listed in files")
+        for role_name, role in self.roles.items():
+            for variant in role.variants:
+                total_bytes = sum(self.files[path].size_bytes for path in variant.files)
+                if variant.size_bytes != total_bytes:
+                    raise ValueError(
+                        f"variant {role_name}/{variant.name}: size_bytes is {variant.size_bytes}, "
+                        f"its files sum to {total_bytes}"
+                    )
+        return self
+
+    def _references(self) -> Iterator[tuple[str, str]]:
+        yield "golden", self.golden
+        if self.preprocessing.text is not None:
+            yield "tokenizer", self.preprocessing.text.tokenizer_file
+        for role_name, role in self.roles.items():
+            for variant in role.variants:
+                for path in variant.files:
+                    yield f"file of variant {role_name}/{variant.name}", path
+
+    @model_validator(mode="after")
+    def _check_preprocessing(self) -> Manifest:
+        for modality, names in self._preprocessed_inputs():
+            taken = {
+                entry.name
+                for role in self.roles.values()
+                if role.modality is modality
+                for entry in role.inputs
+            }
+            for name in names:
+                if taken and name not in taken:
+                    raise ValueError(
+                        f"preprocessing of {modality.value} makes the input {name!r}; the roles "
+                        f"of that modality take {sorted(taken)}"
+                    )
+        return self
+
+    def _preprocessed_inputs(self) -> Iterator[tuple[Modality, list[str]]]:
+        image, text = self.preprocessing.image, self.preprocessing.text
+        if image is not None:
+            yield Modality.IMAGE, [image.input_name]
+        if text is not None:
+            names = (text.input_name, text.attention_mask_name)
+            yield Modality.TEXT, [name for name in names if name is not None]
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Manifest:
+        if Task.ZERO_SHOT_CLASSIFICATION in self.tasks and self.contrastive_head is None:
+            raise ValueError("zero-shot classification needs a contrastive_head")
+        return self

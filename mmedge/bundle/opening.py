@@ -1,0 +1,162 @@
+"""Opening a bundle: its manifest is read and checked, its files are found, nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedge.bundle.golden import Golden, load_golden
+from mmedge.bundle.manifest import Layout, Manifest, Role, TensorEntry, Variant
+from mmedge.bundle.paths import MANIFEST_NAME, confined_path
+from mmedge.bundle.reading import read_manifest
+from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
+from mmedge.specs import Array
+
+__all__ = ["Bundle", "open_bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        path: Its folder.
+        manifest: Its manifest, checked.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, relative: str) -> Path:
+        """Return where a file of the bundle lies.
+
+        Args:
+            relative: POSIX path from the bundle's folder.
+
+        Raises:
+            IntegrityError: If the file is missing or lies outside the bundle.
+        """
+        return confined_path(self.path, relative)
+
+    def role(self, name: str) -> Role:
+        """Return a role by its name.
+
+        Raises:
+            InputError: If the bundle has none of that name; those it has are listed.
+        """
+        roles = self.manifest.roles
+        if name not in roles:
+            raise InputError(f"{self.path} has no role '{name}', expected one of {list(roles)}.")
+        return roles[name]
+
+    def variant(self, role: str, precision: str | None = None) -> Variant:
+        """Return a variant of a role.
+
+        Args:
+            role: Role name.
+            precision: None for the first of the ladder, a precision ("int8") for the first
+                variant that has it, or the exact name of a variant ("int8-static"). An exact name
+                is looked for first.
+
+        Raises:
+            InputError: If there is no such role or variant; those there are are listed.
+        """
+        variants = self.role(role).variants
+        if precision is None:
+            return variants[0]
+        # str() of a Precision is "Precision.INT8", its value is what a ladder is compared with.
+        wanted = str(getattr(precision, "value", precision))
+        for variant in variants:
+            if variant.name == wanted:
+                return variant
+        for variant in variants:
+            if variant.precision.value == wanted:
+                return variant
+        raise InputError(
+            f"{self.path}: role '{role}' has no variant '{wanted}', expected one of "
+            f"{[variant.name for variant in variants]}. Convert again with --precision to add one."
+        )
+
+    def model_path(
+        self, variant: Variant, *, layouts: Sequence[Layout] = ("onnxruntime", "portable")
+    ) -> Path:
+        """Return a variant's ONNX file.
+
+        Args:
+            variant: From `variant`.
+            layouts: Layouts that the caller can take, the preferred one first.
+
+        Raises:
+            InputError: If the variant has none of these layouts.
+            IntegrityError: If the file is missing or lies outside the bundle.
+        """
+        for layout in layouts:
+            if layout in variant.models:
+                return self.file(variant.models[layout])
+        raise InputError(
+            f"{self.path}: variant '{variant.name}' has no model in {list(layouts)}, only in "
+            f"{list(variant.models)}. Ask for one of those, or convert again."
+        )
+
+    def golden(self) -> Golden:
+        """Read the golden vectors and check them against the roles and variants.
+
+        Raises:
+            IntegrityError: If the file is missing or damaged, or lacks a tensor of a role.
+        """
+        golden = load_golden(self.file(self.manifest.golden))
+        for name, role in self.manifest.roles.items():
+            self._check_golden(f"inputs of {name}", golden.inputs.get(name, {}), role.inputs)
+            outputs = golden.outputs.get(name, {})
+            for variant in role.variants:
+                self._check_golden(
+                    f"outputs of {name}/{variant.name}", outputs.get(variant.name, {}), role.outputs
+                )
+        return golden
+
+    def _check_golden(
+        self, what: str, arrays: Mapping[str, Array], entries: Sequence[TensorEntry]
+    ) -> None:
+        expected = sorted(entry.name for entry in entries)
+        if sorted(arrays) != expected:
+            raise IntegrityError(
+                f"{self.path}: golden {what}: got {sorted(arrays)}, expected {expected}. "
+                "Convert the model again."
+            )
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle: read its manifest, find its files, compare their sizes.
+
+    Hashes are left to verify_files, so that opening takes milliseconds whatever the size.
+
+    Raises:
+        BundleError: If there is no folder at `path`.
+        ManifestError: If the manifest is missing, malformed, too new or self-contradictory.
+        IntegrityError: If a file is missing, has another size, or lies outside the bundle.
+    """
+    folder = Path(path)
+    try:
+        found = folder.is_dir()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise BundleError(f"Cannot open bundle {str(folder)!r}: {error}.") from error
+    if not found:
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise BundleError(
+            f"Cannot open bundle {folder}: it {what}. Pass the folder that mmedge convert made."
+        )
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ManifestError(
+            f"{folder} has no {MANIFEST_NAME}: it is not a bundle, or was copied in part. "
+            "Pass the folder that mmedge convert made, or copy it again."
+        )
+    bundle = Bundle(folder, read_manifest(confined_path(folder, MANIFEST_NAME)))
+    for relative, entry in bundle.manifest.files.items():
+        size_bytes = bundle.file(relative).stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise IntegrityError(
+                f"{folder}: file '{relative}' has {size_bytes} bytes, expected "
+                f"{entry.size_bytes}. It is changed or cut off: copy the bundle again."
+            )
+    return bundle

@@ -1,0 +1,19 @@
+"""The manifest's JSON Schema; `python -m mmedge.bundle.schema` prints it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from mmedge.bundle.manifest import Manifest
+
+__all__ = ["manifest_schema"]
+
+
+def manifest_schema() -> str:
+    """Return the JSON Schema of `manifest.json` as indented JSON with a trailing newline."""
+    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manifest_schema())

@@ -1,0 +1,60 @@
+"""Hashing every file of a bundle against its manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmedge.bundle.opening import Bundle
+from mmedge.bundle.paths import MANIFEST_NAME
+from mmedge.errors import IntegrityError
+from mmedge.files import sha256_file
+
+__all__ = ["verify_files"]
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Check that a bundle holds exactly the files of its manifest, each with its size and hash.
+
+    Raises:
+        IntegrityError: If a file is missing, changed, lies outside the bundle, or is not listed;
+            the first such file is named.
+    """
+    listed = bundle.manifest.files
+    for relative in _walk(bundle.path):
+        if relative not in listed and relative != MANIFEST_NAME:
+            raise IntegrityError(
+                f"{bundle.path}: file '{relative}' is not listed in {MANIFEST_NAME}. Remove it, "
+                "or copy the bundle again."
+            )
+    for relative, entry in listed.items():
+        path = bundle.file(relative)
+        try:
+            size_bytes = path.stat().st_size
+            sha256 = sha256_file(path)
+        except OSError as error:
+            raise IntegrityError(f"Cannot read {path}: {error.strerror}.") from error
+        if size_bytes != entry.size_bytes:
+            raise IntegrityError(
+                f"{bundle.path}: file '{relative}' has {size_bytes} bytes, expected "
+                f"{entry.size_bytes}. It is changed or cut off: copy the bundle again."
+            )
+        if sha256 != entry.sha256:
+            raise IntegrityError(
+                f"{bundle.path}: file '{relative}' has sha256 {sha256}, expected {entry.sha256}. "
+                "Its content is changed: copy the bundle again."
+            )
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the POSIX path of everything that is not a plain folder, in sorted order.
+
+    A link to a folder counts as a file: what lies behind it is not the bundle's.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            for below in _walk(Path(entry.path)):
+                yield f"{entry.name}/{below}"
+        else:
+            yield entry.name
