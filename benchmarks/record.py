@@ -1,0 +1,99 @@
+"""How a benchmark's figures are recorded: one JSON file, with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RESULTS", "argument_parser", "machine", "record", "versions"]
+
+RESULTS = Path(__file__).parent / "results"
+
+_PACKAGES = (
+    "mmedge", "numpy", "onnxruntime", "tokenizers", "pillow", "pydantic", "torch", "transformers",
+    "optimum", "onnx", "openvino", "nncf",
+)  # fmt: skip
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the one option that every benchmark has.
+
+    Args:
+        description: What the benchmark measures; its module's docstring.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    name = Path(sys.argv[0]).stem
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / f"{name}.json", help="JSON file to write"
+    )
+    return parser
+
+
+def record(output: Path, results: Mapping[str, Any]) -> None:
+    """Write what was measured, and on what, and print where.
+
+    Args:
+        output: JSON file to write; its name is the benchmark's.
+        results: Figures whose names end in their units.
+    """
+    document = {
+        "benchmark": output.stem,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": _command(),
+        "machine": machine(),
+        "versions": versions(),
+        "results": dict(results),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {output}")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the machine is and how busy it was."""
+    return {
+        "processor": _processor(),
+        "processors_usable": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_average_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return Python's version and those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _command() -> str:
+    """Return the command line without this machine's folders."""
+    root = Path(__file__).parents[1]
+    script = Path(sys.argv[0]).resolve()
+    shown = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
+    return shlex.join(["python", shown, *sys.argv[1:]])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8", "replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,204 @@
+"""The wheel, installed into empty environments: whole, alone, and without what it must not need."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distribution, distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+TREES = {"mmedge": "mmedge", "mmedge/converters": "converters", "mmedge/runtimes": "runtimes"}
+WORKSTATION = ["torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "psutil"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment that holds the wheel and nothing of this source tree."""
+
+    folder: Path
+
+    @property
+    def site_packages(self) -> Path:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return self.folder / "lib" / version / "site-packages"
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the environment in its own folder, away from the source tree."""
+        return subprocess.run(
+            [str(self.folder / "bin" / command[0]), *command[1:]],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def import_all(self, modules: list[str]) -> dict[str, str]:
+        """Import modules in one process and return the file that each came from."""
+        code = (
+            "import importlib, json, sys\n"
+            "found = {n: importlib.import_module(n).__file__ for n in json.loads(sys.argv[1])}\n"
+            "print('\\n' + json.dumps(found))"
+        )
+        done = self.run("python", "-I", "-c", code, json.dumps(modules))
+        assert done.returncode == 0, done.stderr
+        files: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+        return files
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the source tree."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ["pyproject.toml", "setup.py", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, source / name)
+    for name in [*TREES.values(), "tests", "examples", "benchmarks"]:
+        for file in (ROOT / name).rglob("*"):
+            if file.suffix in {".py", ".typed"}:
+                copy = source / file.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (found,) = (source / "dist").glob("*.whl")
+    return found
+
+
+def make_environment(folder: Path, wheel: Path) -> Environment:
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    environment = Environment(folder)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    options = ["install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*pip, *options, str(wheel)], check=True, timeout=120)
+    return environment
+
+
+@pytest.fixture(scope="module")
+def workstation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The wheel with everything that this environment has installed (but not its mmedge)."""
+    environment = make_environment(tmp_path_factory.mktemp("workstation") / "venv", wheel)
+    # A folder named in a .pth joins sys.path, its own .pth files (the editable mmedge) do not.
+    lines = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (environment.site_packages / "this.pth").write_text("\n".join(lines) + "\n", "utf-8")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The wheel with its declared base dependencies, and theirs, and not a package more."""
+    environment = make_environment(tmp_path_factory.mktemp("device") / "venv", wheel)
+    (mmedge,) = distributions(name="mmedge", path=[str(environment.site_packages)])
+    for found in closure(mmedge):
+        for file in found.files or []:
+            top = file.parts[0]
+            link = environment.site_packages / top
+            if top not in {"..", "__pycache__"} and not link.exists():
+                link.symlink_to(Path(str(found.locate_file(top))))
+    return environment
+
+
+def closure(root: Distribution) -> list[Distribution]:
+    """Everything that an install of `root` without extras brings."""
+    seen: dict[str, Distribution] = {}
+    todo = [root]
+    while todo:
+        for line in todo.pop().requires or []:
+            requirement = Requirement(line)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            name = canonicalize_name(requirement.name)
+            if name not in seen:
+                seen[name] = distribution(requirement.name)
+                todo.append(seen[name])
+    return list(seen.values())
+
+
+def source_files() -> dict[str, Path]:
+    """Every .py of the three trees by its path in the wheel."""
+    return {
+        f"{package}/{file.relative_to(ROOT / folder).as_posix()}": file
+        for package, folder in TREES.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
+
+
+def source_modules() -> list[str]:
+    return sorted(
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in source_files()
+    )
+
+
+def test_the_wheel_holds_the_three_trees_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+    assert names == {*source_files(), "mmedge/py.typed"}
+    assert len(licences) == 1
+
+
+def test_every_module_imports_from_the_installed_wheel(workstation: Environment) -> None:
+    files = workstation.import_all(source_modules())
+    outside = {n: f for n, f in files.items() if not Path(f).is_relative_to(workstation.folder)}
+    assert outside == {}
+
+
+def test_the_device_side_needs_only_what_the_base_install_declares(device: Environment) -> None:
+    modules = [name for name in source_modules() if not name.startswith("mmedge.converters")]
+    files = device.import_all(modules)
+    assert all(Path(file).is_relative_to(device.folder) for file in files.values())
+
+
+def test_the_base_install_has_no_torch(device: Environment) -> None:
+    code = (
+        "import importlib.util as u, json, sys\n"
+        "print(json.dumps([n for n in json.loads(sys.argv[1]) if u.find_spec(n)]))"
+    )
+    absent = device.run("python", "-I", "-c", code, json.dumps([*WORKSTATION, "numpy"]))
+    assert json.loads(absent.stdout) == ["numpy"], absent.stderr
+
+
+def test_the_metadata_keeps_the_workstation_in_an_extra(device: Environment) -> None:
+    (mmedge,) = distributions(name="mmedge", path=[str(device.site_packages)])
+    requirements = [Requirement(line) for line in mmedge.requires or []]
+    base = {canonicalize_name(found.name) for found in requirements if not found.marker}
+    convert = {
+        canonicalize_name(found.name)
+        for found in requirements
+        if found.marker and found.marker.evaluate({"extra": "convert"})
+    }
+    assert {"torch", "transformers", "optimum", "onnx"} <= convert
+    assert base & (convert - {"onnxruntime"}) == set()
+    assert len(base) < 10
+
+
+def test_the_installed_command_tells_its_version(device: Environment) -> None:
+    (mmedge,) = distributions(name="mmedge", path=[str(device.site_packages)])
+    done = device.run("mmedge", "--version")
+    assert (done.returncode, done.stdout.strip()) == (0, f"mmedge {mmedge.version}"), done.stderr
+
+
+def test_convert_without_its_extra_names_the_way_out(device: Environment) -> None:
+    done = device.run("mmedge", "convert", str(ROOT / "examples"), "-o", "out.mmedge")
+    assert done.returncode != 0
+    assert "mmedge[convert]" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (device.folder / "out.mmedge").exists()
