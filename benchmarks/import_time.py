@@ -1,8 +1,8 @@
 """What `import mmedge` costs, beside the imports that it spares a device.
 
 Each start is a fresh process under `-X importtime`; the cost is the sum of what Python itself
-reports for every module that a bare start has not loaded. The imports take turns, round by round, so that a busy moment of the
-machine falls on all of them.
+reports for every module that a bare start has not loaded. The imports take turns, round by round,
+so that a busy moment of the machine falls on all of them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,13 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return Python's version and those of the packages that are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {
+        found.metadata["Name"].lower(): found.version
+        for found in distributions()
+        if found.metadata["Name"]
+    }
+    shown = {name: installed[name] for name in _PACKAGES if name in installed}
+    return {"python": platform.python_version(), **shown}
 
 
 def _command() -> str:
