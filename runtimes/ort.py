@@ -7,31 +7,26 @@ checked by the session's providers alone.
 
 from __future__ import annotations
 
-import ctypes
-import io
-import os
-import re
 import threading
-import warnings
 import weakref
-from collections import Counter
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from functools import cache
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedge.errors import (
-    BackendError,
-    BackendUnavailableError,
-    InputError,
-    PlacementError,
-)
-from mmedge.files import storage_errors
+from mmedge.errors import BackendError, InputError
 from mmedge.runtimes.onnx_file import axis_name, check_external_data, read_onnx_file
+from mmedge.runtimes.ort_engine import (
+    available_devices,
+    engine_exceptions,
+    load_engine,
+    mapped,
+    providers_for,
+    read_placement,
+    session_settings,
+)
 from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.specs import Array, TensorSpec, check_feed
 
@@ -39,9 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["OrtBinding", "OrtSession", "available_devices", "open_session"]
-
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -57,31 +49,6 @@ _DTYPES = {
     "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64",
 }
-
-# What computes shapes. A CUDA session may run these on the CPU, where the engine puts them on
-# purpose because shapes live there; any other node on the CPU is a PlacementError.
-_SHAPE_OPS = frozenset(
-    {
-        "Add", "And", "Cast", "CastLike", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div",
-        "Equal", "Expand", "Flatten", "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity",
-        "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "NonZero", "Not", "Or", "Range",
-        "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Sign", "Size",
-        "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where",
-    }
-)  # fmt: skip
-
-
-def available_devices() -> tuple[str, ...]:
-    """Return "cuda", "cuda:1", ... for every GPU that the installed build can use, then "cpu".
-
-    Empty if onnxruntime is not installed. Neither raises nor prints.
-    """
-    try:
-        engine = _engine()
-    except BackendUnavailableError:
-        return ()
-    count = _cuda_device_count() if _CUDA in engine.get_available_providers() else 0
-    return (*("cuda" if n == 0 else f"cuda:{n}" for n in range(count)), "cpu")
 
 
 def open_session(model: Path, options: SessionOptions) -> OrtSession:
@@ -99,25 +66,22 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         BackendError: If the file is missing, damaged, or refused by the engine.
         StorageError: If `options.profile_to` cannot be made.
     """
-    engine = _engine()
-    providers = _providers(engine, options.device)
+    engine = load_engine()
+    providers = providers_for(engine, options.device)
     glance = read_onnx_file(model)
     check_external_data(model, glance)
     level = options.graph_optimization
     if level == "auto":
         level = "extended" if glance.has_fp16 else "all"
-    settings = _settings(engine, options, level)
+    settings = session_settings(engine, options, level)
     try:
         native = engine.InferenceSession(
             str(model), sess_options=settings, providers=providers, enable_fallback=0
         )
-    except _engine_exceptions() as error:
-        raise _mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
-    try:
-        placement = _placement(engine, native, options.device, model)
+        placement = read_placement(engine, native, options.device, model)
         return OrtSession(native, model, placement)
-    except _engine_exceptions() as error:
-        raise _mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
+    except engine_exceptions() as error:
+        raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
 
 
 class OrtSession:
@@ -159,13 +123,13 @@ class OrtSession:
         ready = {
             name: array
             if array.flags.c_contiguous and array.flags.aligned
-            else np.require(array, requirements="CA")
+            else np.require(array, requirements=["C", "A"])
             for name, array in feed.items()
         }
         try:
             answers = native.run(self._output_names, ready)
-        except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the run failed") from error
+        except engine_exceptions() as error:
+            raise mapped(error, f"{self._model}: the run failed") from error
         return dict(zip(self._output_names, answers, strict=True))
 
     def bind(self, feed: Mapping[str, Array]) -> OrtBinding:
@@ -190,8 +154,8 @@ class OrtSession:
             outputs = {name: np.empty_like(array) for name, array in self.run(feed).items()}
         try:
             binding = OrtBinding(native, self._model, self._placement.device, dict(feed), outputs)
-        except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the buffers cannot be bound") from error
+        except engine_exceptions() as error:
+            raise mapped(error, f"{self._model}: the buffers cannot be bound") from error
         with self._lock:
             if self._native is not None:
                 self._bindings.add(binding)
@@ -284,213 +248,16 @@ class OrtBinding:
                 for name, array in self._inputs.items():
                     bound.bind_cpu_input(name, array)
             native.run_with_iobinding(bound)
-        except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the run failed") from error
+        except engine_exceptions() as error:
+            raise mapped(error, f"{self._model}: the run failed") from error
         return self._outputs
 
     def _release(self) -> None:
         self._bound = None
 
 
-@cache
-def _engine() -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # A GPU build warns on import where its CUDA libraries are missing; a session that asks
-            # for CUDA says so with the way out.
-            warnings.simplefilter("ignore")
-            import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"onnxruntime cannot be imported ({error}). Install onnxruntime, or onnxruntime-gpu "
-            "for CUDA; one of them, not both."
-        ) from error
-    return onnxruntime  # type: ignore[no-any-return]
-
-
-@cache
-def _engine_exceptions() -> tuple[type[Exception], ...]:
-    """Return every class that the engine raises: its own, and what pybind11 makes of C++ errors."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = {
-        found
-        for found in vars(state).values()
-        if isinstance(found, type) and issubclass(found, Exception)
-    }
-    return (*own, RuntimeError, ValueError, MemoryError)
-
-
-# What the engine says -> what it means and what to do; the first that is found holds.
-_REASONS = (
-    (
-        r"failed to allocate memory|bad_alloc|out of memory|cudaErrorMemoryAllocation",
-        "out of memory. Use a smaller batch or a smaller variant, or free memory",
-    ),
-    (
-        r"INVALID_PROTOBUF|protobuf parsing failed|No graph was found",
-        "the file is cut short, damaged or not ONNX. Copy it again, or `mmedge verify` the bundle",
-    ),
-    (r"NO_SUCHFILE", "the file is not there"),
-    (
-        r"external (data|initializer)",
-        "its external data is missing, cut short or outside its folder. Copy it beside the model",
-    ),
-    (
-        r"no op registered|not a registered function|NOT_IMPLEMENTED",
-        "it holds an operator that this build lacks. Update onnxruntime, or convert again for it",
-    ),
-    (
-        r"opset \d+ is under development|unsupported model ir version|opset version .* supported",
-        "it is written for a newer ONNX. Update onnxruntime, or convert again at a lower opset",
-    ),
-)
-
-
-def _mapped(error: Exception, what: str) -> BackendError:
-    """Return the BackendError that says what an exception of the engine means."""
-    text = " ".join(str(error).split()) or "no reason given"
-    code = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+) : ", text)
-    said = text[code.end() :] if code else text
-    said = re.sub(r"/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z'\[])", "", said)  # where in its source
-    said = said if len(said) <= 400 else f"{said[:400]}..."
-    if isinstance(error, MemoryError):
-        text = f"bad_alloc {text}"
-    for pattern, meaning in _REASONS:
-        if re.search(pattern, text, re.IGNORECASE):
-            return BackendError(f"{what}: {meaning}. ({type(error).__name__}: {said})")
-    return BackendError(f"{what}: {type(error).__name__}: {said}")
-
-
 def _closed(model: Path) -> BackendError:
     return BackendError(f"{model}: the session is closed. Open another with open_session.")
-
-
-def _providers(engine: ModuleType, device: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the providers for a device, in the engine's words."""
-    if device == "cpu":
-        return [(_CPU, {})]
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if match is None:
-        raise BackendUnavailableError(
-            f"ONNX Runtime has no device '{device}': expected 'cpu', 'cuda' or 'cuda:N'."
-        )
-    if _CUDA not in engine.get_available_providers():
-        raise BackendUnavailableError(
-            f"Device '{device}': the installed onnxruntime {engine.__version__} is built without "
-            "CUDA. Replace it: pip uninstall onnxruntime, pip install onnxruntime-gpu."
-        )
-    index = int(match.group(1) or 0)
-    if index >= (count := _cuda_device_count()):
-        raise BackendUnavailableError(
-            f"Device '{device}': the CUDA driver sees {count} GPU(s). Check nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES."
-        )
-    if hasattr(engine, "preload_dlls"):  # 1.21 and newer: finds CUDA in NVIDIA's pip packages
-        with redirect_stdout(io.StringIO()):  # it prints what it cannot find; we raise below
-            engine.preload_dlls()
-    return [(_CUDA, {"device_id": str(index)}), (_CPU, {})]
-
-
-def _cuda_device_count() -> int:
-    """Ask the CUDA driver for the number of GPUs; 0 without a driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-            return 0
-    except (OSError, AttributeError):
-        return 0
-    return count.value
-
-
-def _settings(engine: ModuleType, options: SessionOptions, level: str) -> Any:  # noqa: ANN401
-    """Return the engine's SessionOptions."""
-    settings = engine.SessionOptions()
-    settings.log_severity_level = 4  # fatal: errors come as exceptions, nothing on stderr
-    settings.execution_mode = engine.ExecutionMode.ORT_SEQUENTIAL
-    settings.intra_op_num_threads = options.threads or _processors()
-    settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = options.arena
-    settings.enable_mem_pattern = options.arena  # a pattern is a plan of the arena
-    settings.graph_optimization_level = {
-        "none": engine.GraphOptimizationLevel.ORT_DISABLE_ALL,
-        "basic": engine.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-        "extended": engine.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-        "all": engine.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    }[level]
-    # Denormals are left alone: the engine would flush them in the caller's thread too, and numpy
-    # computes there.
-    entries = {
-        "session.intra_op.allow_spinning": options.spin,
-        "session.disable_prepacking": not options.prepack,
-        "session.record_ep_graph_assignment_info": True,
-    }
-    for key, value in entries.items():
-        settings.add_session_config_entry(key, "1" if value else "0")
-    if options.profile_to is not None:
-        with storage_errors(options.profile_to):
-            options.profile_to.mkdir(parents=True, exist_ok=True)
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(options.profile_to / "onnxruntime")
-    return settings
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _placement(engine: ModuleType, native: Any, device: str, model: Path) -> Placement:  # noqa: ANN401
-    """Read from the engine what runs where, and refuse what was not asked for."""
-    wanted = _CPU if device == "cpu" else _CUDA
-    if wanted not in native.get_providers():
-        raise BackendUnavailableError(
-            f"{model}: ONNX Runtime {engine.__version__} could not start its CUDA provider, most "
-            "often because CUDA or cuDNN libraries of the right version are missing. Install "
-            "onnxruntime-gpu[cuda,cudnn], or ask for device 'cpu'."
-        )
-    nodes: list[tuple[str, str, str]] = []
-    if hasattr(native, "get_provider_graph_assignment_info"):
-        nodes = [
-            (part.ep_name, node.name, node.op_type)
-            for part in native.get_provider_graph_assignment_info()
-            for node in part.get_nodes()
-        ]
-    return Placement(
-        backend="onnxruntime",
-        device=device,
-        engine=f"onnxruntime {engine.__version__}",
-        providers=dict(Counter(provider for provider, _, _ in nodes)),
-        exceptions=_exceptions(nodes, wanted, device, model),
-    )
-
-
-def _exceptions(
-    nodes: list[tuple[str, str, str]], wanted: str, device: str, model: Path
-) -> dict[str, str]:
-    """Return the shape arithmetic that runs on the CPU, by node name.
-
-    Args:
-        nodes: (provider, node name, operator) of every node.
-        wanted: The provider that was asked for.
-        device: The device that was asked for.
-        model: For the message.
-
-    Raises:
-        PlacementError: If a node of another kind is not on `wanted`.
-    """
-    elsewhere = [node for node in nodes if node[0] != wanted]
-    stray = [node for node in elsewhere if node[0] != _CPU or node[2] not in _SHAPE_OPS]
-    if stray:
-        shown = ", ".join(f"'{name}' ({op}) on {provider}" for provider, name, op in stray[:5])
-        raise PlacementError(
-            f"{model}: {len(stray)} of {len(nodes)} nodes would not run on '{device}': {shown}"
-            f"{', ...' if len(stray) > 5 else ''}. Use a variant whose operators the device has, "
-            "or ask for device 'cpu'."
-        )
-    return {name: "cpu" for _, name, _ in elsewhere}
 
 
 def _spec(arg: Any, model: Path) -> TensorSpec:  # noqa: ANN401
