@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from mmedge.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
 TREES = {"mmedge": "mmedge", "mmedge/converters": "converters", "mmedge/runtimes": "runtimes"}
@@ -202,3 +205,71 @@ def test_convert_without_its_extra_names_the_way_out(device: Environment) -> Non
     assert "mmedge[convert]" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not (device.folder / "out.mmedge").exists()
+
+
+SMOKE = """
+import json, sys
+import numpy as np
+import mmedge
+
+with mmedge.load(sys.argv[1]) as model:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    images = model.encode_image(list(frames))
+    texts = model.encode_text(["a red circle", "a photo of a green square"])
+off_unit = np.abs(np.linalg.norm(texts, axis=1) - 1).max()
+print(json.dumps([images.shape, texts.shape, float(off_unit)]))
+"""
+
+
+def interpreter(version: str) -> str:
+    """A Python of that version which really starts, or skip."""
+    name = f"python{version}"
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}"))
+    for candidate in [*filter(None, [shutil.which(name)]), *map(str, pyenv)]:
+        started = subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False)
+        if started.returncode == 0:
+            return candidate
+    pytest.skip(f"no {name} on this machine")
+
+
+def lowest(requirement: Requirement) -> str:
+    (bound,) = [spec.version for spec in requirement.specifier if spec.operator == ">="]
+    return f"{requirement.name}=={bound}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("version", "ends"), [("3.10", "lowest"), ("3.13", "newest")])
+def test_a_device_runs_at_both_ends_of_the_ranges(
+    version: str, ends: str, wheel: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Needs a package index: the lowest versions that pyproject.toml allows, and today's newest."""
+    python = interpreter(version)
+    folder = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", str(folder)], check=True, timeout=120)
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode("utf-8")
+    requirements = map(Requirement, re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE))
+    base = [found for found in requirements if not found.marker]
+    wanted = [lowest(found) if ends == "lowest" else str(found) for found in base]
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [str(folder / "bin" / command[0]), *command[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("pip", "install", "--quiet", "--only-binary", ":all:", *wanted, str(wheel))
+    bundle = str(tiny_bundle.path)
+    images, texts, off_unit = json.loads(run("python", "-W", "error", "-c", SMOKE, bundle))
+    assert (images, texts) == ([3, 4], [2, 4])
+    assert off_unit < 1e-5
+    run("mmedge", "verify", bundle)
+    run("mmedge", "inspect", bundle)
