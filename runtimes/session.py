@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
-from mmedge.errors import BackendUnavailableError
+from mmedge.errors import BackendUnavailableError, InputError
 from mmedge.specs import Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,13 +37,17 @@ class SessionOptions:
             may use.
         spin: Keep idle worker threads spinning for the next operator: a lower latency for a
             process that encodes without pause, burnt power for one that seldom does.
-        arena: Keep freed memory for the next call. Off gives it back to the system: a smaller
-            resident set at some cost in time.
+        arena: Keep freed memory for the next call. Off gives it back to the system after each, at
+            some cost in time; loading inline weights may then peak higher.
         prepack: Copy weights into the layout that the kernels like best. Off starts faster and
             needs less memory, and runs slower.
         graph_optimization: How much the engine may rewrite the graph; "auto" takes what was
             measured to be safe and fast for the graph at hand.
-        profile_to: Folder for the engine's own trace of every node, None for none.
+        profile_to: Folder for the engine's own trace of every node, complete once the session is
+            closed; None for none.
+
+    Raises:
+        InputError: If `threads` is below 1.
     """
 
     device: str = "cpu"
@@ -53,6 +57,12 @@ class SessionOptions:
     prepack: bool = True
     graph_optimization: Literal["auto", "none", "basic", "extended", "all"] = "auto"
     profile_to: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(
+                f"threads: got {self.threads}, expected at least 1, or None for one a processor."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,252 @@
+"""A Session without an engine, for the tests of whoever builds on mmedge.
+
+It checks its feed as every backend does, answers deterministically, remembers what it was asked,
+and fails on demand. As the backend "fake" it opens any bundle:
+
+```python
+clip = mmedge.load("clip.mmedge", backend="fake")      # real specs, made-up embeddings
+
+session = FakeSession(
+    inputs=(TensorSpec("x", np.dtype("float32"), ("batch", 8)),),
+    outputs=(TensorSpec("y", np.dtype("float32"), ("batch", 4)),),
+    failures=(None, BackendError("the GPU fell off the bus")),   # the second run fails
+)
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from mmedge.errors import BackendError, BackendUnavailableError, InputError, MmedgeError
+from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
+from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.specs import Array, TensorSpec, check_feed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["FakeBinding", "FakeFunction", "FakeSession", "available_devices", "open_session"]
+
+FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return ("cpu",): the fake needs nothing."""
+    return ("cpu",)
+
+
+def open_session(model: Path, options: SessionOptions) -> FakeSession:
+    """Make a fake with the specs of an ONNX file, whose weights are not read.
+
+    Args:
+        model: The ONNX file.
+        options: Only `device` is looked at.
+
+    Raises:
+        BackendUnavailableError: If the device is not "cpu".
+        BackendError: If the file or its external data is missing or damaged.
+    """
+    if options.device != "cpu":
+        raise BackendUnavailableError(
+            f"The fake backend has no device '{options.device}': expected 'cpu'."
+        )
+    glance = read_onnx_file(model)
+    check_external_data(model, glance)
+    return FakeSession(glance.inputs, glance.outputs)
+
+
+class FakeSession:
+    """A Session that computes nothing.
+
+    Args:
+        inputs: Input specs.
+        outputs: Output specs. A dynamic axis that no input names has size 1.
+        function: What a run answers, from the feed. None: float outputs are unit vectors along the
+            last axis, drawn from a hash of the inputs, so that equal inputs give equal answers, row
+            by row of a shared leading axis ("batch") however the rows are split into calls.
+        latency_ms: How long each run sleeps.
+        failures: One entry a run, in order: an error to raise, or None to answer. Once they are
+            spent, every run answers.
+
+    Attributes:
+        calls: A copy of every feed that was run, failed runs included.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        function: FakeFunction | None = None,
+        *,
+        latency_ms: float = 0.0,
+        failures: Iterable[MmedgeError | None] = (),
+    ) -> None:
+        self.calls: list[dict[str, Array]] = []
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self._function = function
+        self._latency_ms = latency_ms
+        self._failures = iter(tuple(failures))
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs, in the graph's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs, in the graph's order."""
+        return self._outputs
+
+    @property
+    def placement(self) -> Placement:
+        """The fake, on the CPU."""
+        return Placement(backend="fake", device="cpu", engine="fake")
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer; see Session.run.
+
+        Raises:
+            InputError: If the feed does not match `inputs`.
+            BackendError: If the session is closed, or `function` breaks the output specs.
+            MmedgeError: The entry of `failures` whose turn it is.
+        """
+        self._check_open()
+        sizes = check_feed(self._inputs, feed)
+        if self._latency_ms:
+            time.sleep(self._latency_ms / 1e3)
+        with self._lock:
+            self.calls.append({name: array.copy() for name, array in feed.items()})
+            failure = next(self._failures, None)
+        if failure is not None:
+            raise failure
+        return self._compute(feed, sizes)
+
+    def _compute(self, feed: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        if self._function is None:
+            return {spec.name: _answer(spec, self._inputs, feed, sizes) for spec in self._outputs}
+        answers = dict(self._function(feed))
+        for spec in self._outputs:
+            got = answers.get(spec.name)
+            if got is None or got.dtype != spec.dtype or got.ndim != len(spec.shape):
+                shown = "nothing" if got is None else f"{got.dtype.name}{got.shape}"
+                raise BackendError(
+                    f"Fake output '{spec.name}': function gave {shown}, expected {spec}."
+                )
+        return answers
+
+    def bind(self, feed: Mapping[str, Array]) -> FakeBinding:
+        """Preallocate for the shapes of `feed`; see Session.bind."""
+        self._check_open()
+        sizes = check_feed(self._inputs, feed)
+        for name, array in feed.items():
+            if not array.flags.c_contiguous:
+                raise InputError(
+                    f"Input '{name}': cannot be bound, its memory is not C-contiguous. "
+                    "Pass numpy.ascontiguousarray(array) and write to that."
+                )
+        outputs = {name: np.empty_like(like) for name, like in self._compute(feed, sizes).items()}
+        return FakeBinding(self, dict(feed), outputs)
+
+    def close(self) -> None:
+        """Refuse to run from now on."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("The fake session is closed. Make another.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class FakeBinding:
+    """A Binding on a fake. Made by `FakeSession.bind`."""
+
+    def __init__(
+        self, session: FakeSession, inputs: dict[str, Array], outputs: dict[str, Array]
+    ) -> None:
+        self._session = session
+        self._inputs = inputs
+        self._outputs = outputs
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Input buffers by name, to be written in place."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Output buffers by name, overwritten by every run."""
+        return self._outputs
+
+    def run(self) -> Mapping[str, Array]:
+        """Answer into `outputs` and return them; raises as FakeSession.run does."""
+        for name, answer in self._session.run(self._inputs).items():
+            if answer.shape != self._outputs[name].shape:
+                raise BackendError(
+                    f"Fake output '{name}': function gave shape {answer.shape}, expected "
+                    f"{self._outputs[name].shape}, for which the binding was made."
+                )
+            self._outputs[name][...] = answer
+        return self._outputs
+
+
+def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(n if isinstance(n, int) else sizes.get(n, 1) for n in spec.shape)
+
+
+def _answer(
+    spec: TensorSpec,
+    inputs: tuple[TensorSpec, ...],
+    feed: Mapping[str, Array],
+    sizes: Mapping[str, int],
+) -> Array:
+    """Draw one output from a hash of the inputs."""
+    shape = _shape(spec, sizes)
+    lead = spec.shape[0] if spec.shape else None
+    if not isinstance(lead, str) or lead not in sizes:
+        return _draw(spec, shape, [feed[i.name] for i in inputs])
+    by_row = {i.name for i in inputs if i.shape and i.shape[0] == lead}
+    rows = [
+        _draw(
+            spec,
+            shape[1:],
+            [feed[i.name][row] if i.name in by_row else feed[i.name] for i in inputs],
+        )
+        for row in range(shape[0])
+    ]
+    return np.stack(rows)
+
+
+def _draw(spec: TensorSpec, shape: tuple[int, ...], seeds: Sequence[Array]) -> Array:
+    digest = hashlib.sha256(spec.name.encode())
+    for seed in seeds:
+        digest.update(str(seed.shape).encode())
+        digest.update(np.ascontiguousarray(seed).data)
+    random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "little"))
+    if spec.dtype.kind == "f":
+        drawn = random.standard_normal(shape)
+        if shape:
+            drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
+        return np.asarray(drawn, spec.dtype)
+    return random.integers(0, 2 if spec.dtype.kind == "b" else 100, shape).astype(spec.dtype)
