@@ -1,0 +1,61 @@
+"""mmedge: multimodal models from PyTorch to edge devices.
+
+Importing this package loads no engine and nothing heavy: its names are fetched when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmedge.bundle import Bundle, open_bundle
+    from mmedge.errors import MmedgeError
+    from mmedge.models import Classification, DualEncoder, EncodedFiles, verify_bundle
+    from mmedge.models.load import load
+    from mmedge.runtimes.session import SessionOptions
+
+    __version__: str
+
+__all__ = [
+    "Bundle",
+    "Classification",
+    "DualEncoder",
+    "EncodedFiles",
+    "MmedgeError",
+    "SessionOptions",
+    "__version__",
+    "load",
+    "open_bundle",
+    "verify_bundle",
+]
+
+# Where each name lives; the same list as under TYPE_CHECKING, which a test compares.
+_HOMES = {
+    "Bundle": "mmedge.bundle",
+    "Classification": "mmedge.models",
+    "DualEncoder": "mmedge.models",
+    "EncodedFiles": "mmedge.models",
+    "MmedgeError": "mmedge.errors",
+    "SessionOptions": "mmedge.runtimes.session",
+    "load": "mmedge.models.load",
+    "open_bundle": "mmedge.bundle",
+    "verify_bundle": "mmedge.models",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("mmedge")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'mmedge' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

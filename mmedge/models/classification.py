@@ -1,0 +1,100 @@
+"""Zero-shot classification: from similarities to probabilities over labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.errors import InputError
+from mmedge.specs import Float32Array
+
+__all__ = ["DEFAULT_TEMPLATE", "Classification", "ScoredLabel", "label_prompts", "probabilities"]
+
+DEFAULT_TEMPLATE = "a photo of a {}"
+
+
+class ScoredLabel(NamedTuple):
+    """A label and the probability that a picture shows it."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classification:
+    """Labels and their probabilities for N pictures.
+
+    Attributes:
+        labels: L labels, in the order they were given.
+        probabilities: (N, L) float32. Each row sums to 1 where the model was trained with softmax
+            (CLIP); each entry stands alone where it was trained with sigmoid (SigLIP).
+    """
+
+    labels: tuple[str, ...]
+    probabilities: Float32Array
+
+    def top(self, k: int = 1) -> list[list[ScoredLabel]]:
+        """Return the k most probable labels of every picture, best first.
+
+        Args:
+            k: Labels per picture, at least 1; all of them where there are fewer.
+
+        Raises:
+            InputError: If k is below 1.
+        """
+        if k < 1:
+            raise InputError(f"k: got {k}, expected 1 or more.")
+        # A stable sort keeps equal probabilities in the order of the labels.
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [ScoredLabel(self.labels[i], float(row[i])) for i in best]
+            for row, best in zip(self.probabilities, order, strict=True)
+        ]
+
+
+def label_prompts(labels: Sequence[str], template: str) -> tuple[str, ...]:
+    """Return the template with each label in the place of "{}".
+
+    Raises:
+        InputError: If there is no label, one is given twice or is not a str, or the template has
+            no "{}".
+    """
+    if "{}" not in template:
+        raise InputError(
+            f"Template '{template}' has no place for the label. Put {{}} there, as in "
+            f"'{DEFAULT_TEMPLATE}'; '{{}}' alone passes the labels as they are."
+        )
+    if not labels:
+        raise InputError("Labels: got none, expected at least one.")
+    for position, label in enumerate(labels):
+        if not isinstance(label, str) or not label.strip():
+            raise InputError(f"Label {position}: got {label!r}, expected a text that is not empty.")
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise InputError(f"Labels given more than once: {repeated}. Give each label once.")
+    return tuple(template.replace("{}", label) for label in labels)
+
+
+def probabilities(similarities: Float32Array, head: ContrastiveHead) -> Float32Array:
+    """Turn cosine similarities into probabilities.
+
+    Args:
+        similarities: (N, L) float32.
+        head: The model's scale, bias and activation.
+
+    Returns:
+        (N, L) float32.
+    """
+    # float64: a scale of 100 magnifies the rounding, and there are few entries.
+    logits = similarities.astype(np.float64) * head.logit_scale + head.logit_bias
+    if head.activation == "sigmoid":
+        decay = np.exp(-np.abs(logits))  # at most 1, so it cannot overflow
+        scores = np.where(logits >= 0, 1 / (1 + decay), decay / (1 + decay))
+    else:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = powers / powers.sum(axis=1, keepdims=True)
+    return scores.astype(np.float32)

@@ -1,0 +1,221 @@
+"""From pictures to the float tensor of an image encoder, in Pillow and numpy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
+from mmedge.preprocess.config import ImagePreprocessing, Resize
+from mmedge.preprocess.decode import MAX_PIXELS, ImageSource, decode_image
+from mmedge.specs import Array, Float32Array
+
+__all__ = ["ImageProcessor"]
+
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+class ImageProcessor:
+    """Resize, crop, rescale and normalise as transformers' Pillow processors do, bit for bit.
+
+    A processor holds no state between calls and may be used from several threads at once.
+
+    Args:
+        config: The bundle's frozen preprocessing.
+        max_pixels: Pictures larger than this, before or after the resize, are refused.
+    """
+
+    def __init__(self, config: ImagePreprocessing, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.config = config
+        self._max_pixels = max_pixels
+        self._table = _lookup_table(config)
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """Height and width of every prepared frame, None where they follow the picture."""
+        config = self.config
+        if config.crop_height is not None or config.crop_width is not None:
+            if config.crop_height is not None and config.crop_width is not None:
+                return config.crop_height, config.crop_width
+            return None
+        if config.resize is not None and config.resize.mode == "exact":
+            return config.resize.height, config.resize.width
+        return None
+
+    def resize(self, image: Image.Image) -> Array:
+        """Resize and centre-crop an RGB image.
+
+        Args:
+            image: In mode RGB, as decode_image returns it.
+
+        Returns:
+            (height, width, 3) uint8, C-contiguous.
+
+        Raises:
+            ImageError: If so long a picture would be larger than max_pixels after the resize.
+            InputError: If the image is not RGB.
+        """
+        if image.mode != "RGB":
+            raise InputError(
+                f"Image mode: got {image.mode}, expected RGB. Pass it through decode_image."
+            )
+        if self.config.resize is not None:
+            size = _resized(self.config.resize, image.size)
+            if size[0] * size[1] > self._max_pixels:
+                raise ImageError(
+                    f"Image of {image.width}x{image.height} pixels: too long and thin, it would be "
+                    f"{size[0]}x{size[1]} after the resize, more than the {self._max_pixels} "
+                    "pixels allowed. Crop it first."
+                )
+            if size != image.size:
+                image = image.resize(size, _RESAMPLE[self.config.resize.resample])
+        crop_height = self.config.crop_height or image.height
+        crop_width = self.config.crop_width or image.width
+        # Floor division on a negative difference and Pillow's black beyond the border give the
+        # very place and padding of transformers' center_crop, picture larger or smaller.
+        left = (image.width - crop_width) // 2
+        top = (image.height - crop_height) // 2
+        box = (left, top, left + crop_width, top + crop_height)
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
+        return np.asarray(image)
+
+    def normalize(self, frames: Array) -> Float32Array:
+        """Rescale and normalise frames.
+
+        Args:
+            frames: (N, H, W, 3) uint8.
+
+        Returns:
+            (N, 3, H, W) float32, C-contiguous.
+
+        Raises:
+            ShapeError: If the shape differs.
+            DTypeError: If the frames are not uint8.
+        """
+        if frames.dtype != np.uint8:
+            raise DTypeError(f"Frames: got dtype {frames.dtype.name}, expected uint8.")
+        if frames.ndim != 4 or frames.shape[3] != 3:
+            raise ShapeError(f"Frames: got {frames.shape}, expected (batch, height, width, 3).")
+        count, height, width, _ = frames.shape
+        out = np.empty((count, 3, height, width), np.float32)
+        self._normalize_into(frames, out)
+        return out
+
+    def __call__(self, images: Sequence[ImageSource]) -> Float32Array:
+        """Prepare pictures.
+
+        Args:
+            images: Pictures, or an array of frames (N, H, W, 3) uint8.
+
+        Returns:
+            (N, 3, h, w) float32, C-contiguous.
+
+        Raises:
+            InputError: If a picture cannot be used (ImageError, ShapeError, DTypeError; see
+                decode_image), if there is none, or, without resize and crop, if their sizes
+                differ. Where there are several, the message begins with the picture's position.
+        """
+        _check_is_sequence(images)
+        if self.output_size is not None:
+            out = np.empty((len(images), 3, *self.output_size), np.float32)
+            self.into(images, out)
+            return out
+        frames = [self._frame(image, _place(images, i)) for i, image in enumerate(images)]
+        sizes = {frame.shape[:2] for frame in frames}
+        if len(sizes) != 1:
+            raise ShapeError(
+                f"Images of several sizes {sorted(sizes)} do not fit into one batch: this model "
+                "neither resizes nor crops to one size. Pass them one by one."
+            )
+        return self.normalize(np.stack(frames))
+
+    def into(self, images: Sequence[ImageSource], out: Float32Array) -> None:
+        """Prepare pictures into a buffer, such as the input of `Session.bind`.
+
+        Args:
+            images: As for a call, N of them.
+            out: (N, 3, h, w) float32, written in place. Undefined if an error is raised.
+
+        Raises:
+            InputError: As for a call, and if `out` does not fit.
+        """
+        _check_is_sequence(images)
+        if out.dtype != np.float32:
+            raise DTypeError(f"Output buffer: got dtype {out.dtype.name}, expected float32.")
+        if out.ndim != 4 or out.shape[:2] != (len(images), 3):
+            raise ShapeError(
+                f"Output buffer: got {out.shape}, expected ({len(images)}, 3, height, width)."
+            )
+        for position, image in enumerate(images):
+            frame = self._frame(image, _place(images, position))
+            if frame.shape[:2] != out.shape[2:]:
+                raise ShapeError(
+                    f"Output buffer: got {out.shape}, expected "
+                    f"({len(images)}, 3, {frame.shape[0]}, {frame.shape[1]})."
+                )
+            self._normalize_into(frame[None], out[position : position + 1])
+
+    def _frame(self, source: ImageSource, place: str) -> Array:
+        try:
+            return self.resize(decode_image(source, max_pixels=self._max_pixels))
+        except InputError as error:
+            if not place:
+                raise
+            raise type(error)(f"{place}: {error}") from error
+
+    def _normalize_into(self, frames: Array, out: Float32Array) -> None:
+        for channel in range(3):
+            # mode="clip" spares numpy a buffered bounds check; a uint8 is always in the table.
+            np.take(self._table[channel], frames[..., channel], out=out[:, channel], mode="clip")
+
+
+def _lookup_table(config: ImagePreprocessing) -> Float32Array:
+    """Return the float of every uint8 value: (3, 256) float32.
+
+    In the steps and roundings of transformers' image_transforms: rescale in float64 rounded to
+    float32, then subtract and divide in float32. A table is as fast as a multiply-add to within
+    0.05 ms for 224x224, and unlike one it is bitwise equal to the reference.
+    """
+    rescaled = (np.arange(256, dtype=np.float64) * config.rescale).astype(np.float32)
+    mean = np.array(config.mean, np.float32)[:, None]
+    std = np.array(config.std, np.float32)[:, None]
+    table: Float32Array = (rescaled - mean) / std
+    return table
+
+
+def _resized(resize: Resize, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) after the resize; the longer edge is truncated, not rounded."""
+    if resize.mode == "exact":
+        return resize.width, resize.height
+    width, height = size
+    if width <= height:
+        return resize.height, int(resize.height * height / width)
+    return int(resize.height * width / height), resize.height
+
+
+def _check_is_sequence(images: object) -> None:
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim != 4
+    ):
+        raise InputError("Images: got a single picture, expected a sequence. Pass [picture].")
+    if not isinstance(images, (Sequence, np.ndarray)):
+        raise InputError(
+            f"Images: got {type(images).__name__}, expected a sequence. Pass list(images)."
+        )
+    if len(images) == 0:
+        raise InputError("Images: got none, expected at least one.")
+
+
+def _place(images: Sequence[ImageSource], position: int) -> str:
+    return f"images[{position}]" if len(images) > 1 else ""

@@ -1,0 +1,178 @@
+"""From texts to the token ids of a text encoder."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmedge.errors import BundleError, IntegrityError, TextError
+from mmedge.preprocess.config import TextPreprocessing
+from mmedge.specs import Array
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["MAX_TEXT_BYTES", "TextProcessor"]
+
+MAX_TEXT_BYTES = 1_000_000
+"""Longer texts are refused: no caption is so long, and the tokenizer's time grows with it."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WHITE_SPACE = re.compile(r"\s+")
+
+
+class TextProcessor:
+    """Tokenize, truncate and pad as transformers' tokenizers do, id for id.
+
+    A processor may be used from several threads at once.
+
+    Args:
+        config: The bundle's frozen preprocessing.
+        tokenizer_file: A `tokenizer.json`.
+
+    Raises:
+        IntegrityError: If the file is missing.
+        BundleError: If it is not a tokenizer, or max_length leaves no room beside the special
+            tokens.
+    """
+
+    def __init__(self, config: TextPreprocessing, tokenizer_file: Path) -> None:
+        self.config = config
+        self._tokenizer = _load(tokenizer_file)
+        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if config.max_length <= special:
+            raise BundleError(
+                f"{tokenizer_file}: adds {special} special tokens, which leaves no room for a text "
+                f"of max_length {config.max_length}. Convert the model again."
+            )
+        # What the file says of padding and truncation is one library's habit; ours is config.
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(config.max_length)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, special tokens included, truncated, not padded.
+
+        Args:
+            texts: At least one text. Text that is longer than max_length tokens is truncated.
+
+        Raises:
+            TextError: If there is no text, or one of them is not a str, is empty or blank, holds
+                lone surrogates, or is larger than MAX_TEXT_BYTES; its position is named.
+        """
+        checked = [self._checked(text, i) for i, text in enumerate(_checked_sequence(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(checked)]
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Array]:
+        """Lay token ids into the arrays that the graph takes.
+
+        Args:
+            ids: As tokenize returns them, N texts.
+
+        Returns:
+            By input name: ids (N, S) int64 and, where the graph takes one, the attention mask
+            (N, S) int64. S is the longest of these texts, or max_length, as the config says.
+        """
+        config = self.config
+        longest = max(map(len, ids))
+        length = config.max_length if config.padding == "max_length" else longest
+        padded = np.full((len(ids), length), config.pad_id, np.int64)
+        mask = np.zeros((len(ids), length), np.int64)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        feed: dict[str, Array] = {config.input_name: padded}
+        if config.attention_mask_name is not None:
+            feed[config.attention_mask_name] = mask
+        return feed
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
+        """Tokenize and pad texts: see tokenize and pad.
+
+        Raises:
+            TextError: As for tokenize.
+        """
+        return self.pad(self.tokenize(texts))
+
+    def _checked(self, text: object, position: int) -> str:
+        if not isinstance(text, str):
+            if isinstance(text, bytes):
+                raise TextError(f"Text {position}: got bytes. {_decoding_advice(text)}")
+            raise TextError(f"Text {position}: got {type(text).__name__}, expected str.")
+        try:
+            size_bytes = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise TextError(
+                f"Text {position}: not valid Unicode, a lone surrogate stands at character "
+                f"{error.start}. Decode the source as UTF-8, or replace it with "
+                "text.encode('utf-8', 'replace').decode()."
+            ) from error
+        if size_bytes > MAX_TEXT_BYTES:
+            raise TextError(
+                f"Text {position}: {size_bytes} bytes, more than the {MAX_TEXT_BYTES} allowed. "
+                f"The model reads {self.config.max_length} tokens: pass the part that matters."
+            )
+        if not text.strip():
+            raise TextError(f"Text {position}: empty. Leave it out, or describe something.")
+        if self.config.canonicalize:
+            text = _canonicalize(text)
+            if not text:
+                raise TextError(
+                    f"Text {position}: nothing left once punctuation is removed, as this model "
+                    "does. Leave it out, or describe something in words."
+                )
+        return text
+
+
+def _load(tokenizer_file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        document = tokenizer_file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise IntegrityError(
+            f"{tokenizer_file}: cannot be read ({error.strerror}). Copy the bundle again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{tokenizer_file}: not UTF-8. Copy the bundle again.") from error
+    try:
+        return Tokenizer.from_str(document)
+    except Exception as error:  # what the library raises for bad JSON, nothing narrower
+        raise BundleError(
+            f"{tokenizer_file}: not a tokenizer ({error}). Convert the model again."
+        ) from error
+
+
+def _checked_sequence(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, (str, bytes)):
+        raise TextError("Texts: got a single text, expected a sequence. Pass [text].")
+    if not isinstance(texts, Sequence):
+        raise TextError(f"Texts: got {type(texts).__name__}, expected a sequence of str.")
+    if not texts:
+        raise TextError("Texts: got none, expected at least one.")
+    return texts
+
+
+def _canonicalize(text: str) -> str:
+    """Lower-case, drop ASCII punctuation and fold white space.
+
+    The steps of transformers' SiglipTokenizer, which come from big_vision's
+    `canonicalize_text`; U+2581, SentencePiece's own mark of a space, counts as white space.
+    """
+    text = text.replace("\u2581", " ").lower().translate(_NO_PUNCTUATION)
+    return _WHITE_SPACE.sub(" ", text).strip()
+
+
+def _decoding_advice(text: bytes) -> str:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return (
+            f"They are not UTF-8 either (byte {error.start}): find out their encoding and decode "
+            "with text.decode(encoding)."
+        )
+    return "Decode it with text.decode('utf-8')."
