@@ -83,11 +83,11 @@ def read_onnx_file(path: Path) -> OnnxFile:
     Raises:
         BackendError: If the file is missing, is not ONNX, or is cut short.
     """
-    if not path.is_file():
-        raise BackendError(
-            f"{path}: no such model file. Check the path, or `mmedge verify` the bundle."
-        )
     try:
+        if not path.is_file():
+            raise BackendError(
+                f"{path}: no such model file. Check the path, or `mmedge verify` the bundle."
+            )
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,  # ValueError if empty
@@ -95,7 +95,7 @@ def read_onnx_file(path: Path) -> OnnxFile:
             return _Reader(data).model()
     except OSError as error:
         raise BackendError(f"{path}: cannot be read: {error.strerror}.") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         reason = "a field runs past the end" if isinstance(error, IndexError) else str(error)
         raise BackendError(
             f"{path}: not a readable ONNX model ({reason}). It is cut short, damaged or of another "
@@ -114,21 +114,24 @@ def check_external_data(path: Path, model: OnnxFile) -> None:
     for entry in model.external_data:
         needed[entry.location] = max(entry.end_bytes, needed.get(entry.location, 0))
     for location, size_bytes in needed.items():
-        file = (folder / location).resolve()
-        if Path(location).is_absolute() or not file.is_relative_to(folder):
+        what = f"{path}: its external data '{location}'"
+        try:
+            file = (folder / location).resolve()
+            inside = file.is_relative_to(folder) and not Path(location).is_absolute()
+            got_bytes = file.stat().st_size if inside and file.is_file() else None
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long
+            raise BackendError(f"{what} cannot be reached: {error}. Copy it again.") from error
+        if not inside:
             raise BackendError(
-                f"{path}: its external data '{location}' leads outside {folder}. It is refused: "
-                "external data must lie beside the model."
+                f"{what} leads outside {folder}. It is refused: external data must lie beside the "
+                "model."
             )
-        if not file.is_file():
+        if got_bytes is None:
+            raise BackendError(f"{what} is missing from {folder}. Copy it there, beside the model.")
+        if got_bytes < size_bytes:
             raise BackendError(
-                f"{path}: its external data '{location}' is missing from {folder}. Copy it there, "
-                "beside the model."
-            )
-        if file.stat().st_size < size_bytes:
-            raise BackendError(
-                f"{path}: its external data '{location}' is cut short: got {file.stat().st_size} "
-                f"bytes, expected at least {size_bytes}. Copy it again."
+                f"{what} is cut short: got {got_bytes} bytes, expected at least {size_bytes}. "
+                "Copy it again."
             )
 
 
