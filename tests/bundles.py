@@ -131,7 +131,7 @@ def _onnx(
 
 def tokenizer_json() -> str:
     """A word-level tokenizer: `<s> words </s>`, unknown words to `<unk>`."""
-    tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="<unk>"))
+    tokenizer = Tokenizer(WordLevel(VOCABULARY, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.add_special_tokens(list(SPECIALS))
     tokenizer.post_processor = TemplateProcessing(

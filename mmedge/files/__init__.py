@@ -1,0 +1,7 @@
+"""Files that are there whole or not at all."""
+
+from mmedge.files.atomic import atomic_directory, write_atomic
+from mmedge.files.hashing import sha256_file
+from mmedge.files.reasons import storage_errors
+
+__all__ = ["atomic_directory", "sha256_file", "storage_errors", "write_atomic"]

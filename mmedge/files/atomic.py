@@ -1,0 +1,205 @@
+"""Files that are there whole or not at all: written beside their place, then moved into it.
+
+What is being written lies beside its place as `.NAME.XXXXXXXX.partial`, locked by its writer. The
+kernel drops the lock when the writer dies, so the next writer of the same place can tell what was
+left behind from what is in use, and removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mmedge.errors import StorageError
+from mmedge.files.reasons import block_errors, storage_errors
+from mmedge.files.renaming import exchange, lock, remove, rename_new
+
+__all__ = ["atomic_directory", "write_atomic"]
+
+_LEFTOVER = re.compile(r"[0-9a-f]{8}\.(partial|old)")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never half.
+
+    A link is followed: the file that it leads to is replaced, and the link stays.
+
+    Raises:
+        StorageError: If the disk is full, the place cannot be written, or what stands there is no
+            regular file.
+    """
+    with storage_errors(path):
+        place = Path(os.path.realpath(path))
+        if place.exists() and not place.is_file():
+            raise StorageError(
+                f"Cannot write {path}: what stands there is no regular file. Choose another name."
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(place)
+        with _claimed(place, _make_file) as beside:
+            beside.write_bytes(data)
+            _sync(beside)
+            beside.replace(place)
+            _sync(place.parent)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that becomes `path` when the block ends well.
+
+    An older `path` stays in place until the new one is complete, and the two then change places in
+    one step. If the block raises, KeyboardInterrupt included, everything written is removed and
+    the older folder is untouched. After a kill the old folder or the new one is there, whole, and
+    the next call for the same path removes what lies beside. Of several writers at once, each
+    publishes a whole folder and the last one stands.
+
+    The one step is Linux's renameat2. Where it is missing (other systems, some network file
+    systems), a kill between two renames can leave the old folder aside; the next call puts it
+    back.
+
+    Args:
+        path: Where the folder is to stand.
+        replace: Whether an older folder may be replaced.
+
+    Raises:
+        StorageError: If the disk is full, the place cannot be written, something other than a
+            folder stands there, or a folder does and `replace` is False.
+    """
+    path = path.absolute()
+    with storage_errors(path):
+        _check_place(path, replace=replace)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+    with _claimed(path, _make_directory) as beside:
+        with block_errors(path, beside):
+            yield beside
+        with storage_errors(path):
+            _sync_tree(beside)
+            _publish(beside, path, replace=replace)
+            _sync(path.parent)
+
+
+def _check_place(path: Path, *, replace: bool) -> None:
+    if path.name in ("", ".."):
+        raise StorageError(f"Cannot write {path}: it has no name of its own. Name the folder.")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
+        what = "a link" if stat.S_ISLNK(mode) else "a file"
+        raise StorageError(
+            f"Cannot write {path}: {what} stands where a folder is to be. Remove it, or choose "
+            "another name."
+        )
+    if not replace:
+        raise _taken(path)
+
+
+def _taken(path: Path) -> StorageError:
+    return StorageError(f"Cannot write {path}: it exists already. Choose another name.")
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+@contextmanager
+def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make and lock an entry beside `path`; in the end, remove what then bears its name."""
+    with storage_errors(path):
+        beside, descriptor = _claim(path, make)
+    try:
+        yield beside
+    finally:
+        try:
+            remove(beside)
+        finally:
+            os.close(descriptor)
+
+
+def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    while True:
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        make(beside)
+        try:
+            descriptor = os.open(beside, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another writer took it for a leftover before it was locked
+        try:
+            lock(descriptor, wait=True)
+            if os.path.samestat(os.fstat(descriptor), beside.lstat()):
+                return beside, descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            remove(beside)
+            raise
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed writers left beside `path`, and put back an old folder they moved."""
+    prefix = f".{path.name}."
+    for entry in list(path.parent.iterdir()):
+        if not entry.name.startswith(prefix):
+            continue
+        match = _LEFTOVER.fullmatch(entry.name.removeprefix(prefix))
+        if match is None:
+            continue
+        with suppress(OSError):  # whatever cannot be removed does no harm
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if not lock(descriptor, wait=False):
+                    continue
+                if match[1] == "old" and not os.path.lexists(path):
+                    entry.rename(path)
+                else:
+                    remove(entry)
+            finally:
+                os.close(descriptor)
+
+
+def _publish(beside: Path, path: Path, *, replace: bool) -> None:
+    """Give the folder `beside` the name `path`; an older `path` then bears the name of `beside`."""
+    while True:
+        try:
+            rename_new(beside, path)
+        except FileExistsError:
+            pass
+        else:
+            return
+        _check_place(path, replace=replace)
+        try:
+            exchange(beside, path)
+        except (FileNotFoundError, FileExistsError):
+            continue  # another writer removed or replaced the older one meanwhile
+        return
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
+        # some file systems refuse to sync a folder; the rename stands
+    finally:
+        os.close(descriptor)
