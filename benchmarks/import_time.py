@@ -15,9 +15,11 @@ import sys
 
 from record import argument_parser, record
 
-# What runs -> what it stands for. The last is what a device would import without mmedge.
+# `import mmedge` fetches its names when they are first used, so what a caller of load() pays is
+# measured as well. The last is what a device would import without mmedge.
 _STATEMENTS = {
     "mmedge": "import mmedge",
+    "mmedge_load": "from mmedge import load",
     "numpy": "import numpy",
     "onnxruntime": "import onnxruntime",
     "torch": "import torch",
@@ -66,7 +68,7 @@ def main() -> None:
             samples[name].append(total_ms(statement))
 
     by_package: dict[str, float] = {}
-    for name, ms in self_ms(statements["mmedge"]).items():
+    for name, ms in self_ms(statements["mmedge_load"]).items():
         if name not in bare_start:
             package = name.split(".")[0]
             by_package[package] = by_package.get(package, 0.0) + ms
@@ -81,12 +83,12 @@ def main() -> None:
             "rounds": arguments.rounds,
             "median_ms": {name: round(median, 2) for name, median in medians.items()},
             "min_ms": {name: round(min(values), 2) for name, values in samples.items()},
-            "share_of": {
-                name: round(medians["mmedge"] / median, 4)
+            "mmedge_load_share_of": {
+                name: round(medians["mmedge_load"] / median, 4)
                 for name, median in medians.items()
-                if name != "mmedge"
+                if not name.startswith("mmedge")
             },
-            "mmedge_self_ms_by_package": {name: round(ms, 2) for name, ms in largest},
+            "mmedge_load_self_ms_by_package": {name: round(ms, 2) for name, ms in largest},
         },
     )
 
