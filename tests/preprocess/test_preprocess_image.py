@@ -1,0 +1,210 @@
+"""ImageProcessor against transformers' Pillow processors, bit for bit."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
+from mmedge.preprocess import ImagePreprocessing, ImageProcessor, Resize
+from mmedge.specs import Array
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+
+def clip_config(edge: int = 224, crop: int = 224, resample: str = "bicubic") -> ImagePreprocessing:
+    return ImagePreprocessing(
+        resize=Resize(mode="shortest_edge", height=edge, width=edge, resample=resample),
+        crop_height=crop,
+        crop_width=crop,
+        rescale=1 / 255,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    )
+
+
+def siglip_config(height: int = 224, width: int = 224) -> ImagePreprocessing:
+    return ImagePreprocessing(
+        resize=Resize(mode="exact", height=height, width=width, resample="bicubic"),
+        rescale=1 / 255,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def clip_reference(image: Image.Image, edge: int = 224, crop: int = 224) -> Array:
+    reference = CLIPImageProcessorPil(
+        size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop}
+    )
+    answer: Array = reference(image, return_tensors="np")["pixel_values"]
+    return answer
+
+
+def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(height * 10_007 + width)
+    channels = {"L": 1, "RGBA": 4}.get(mode, 3)
+    array = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(array[..., 0] if mode == "L" else array).convert(mode)
+
+
+SIZES = [
+    (224, 224), (720, 1280), (1280, 720), (480, 640), (223, 225), (225, 223), (1, 1), (1, 7),
+    (7, 1), (2, 3), (333, 777), (777, 333), (10, 2000), (2000, 10), (224, 225), (448, 449),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_clip_is_bitwise_equal(height: int, width: int) -> None:
+    image = picture(height, width)
+    expected = clip_reference(image)
+    got = ImageProcessor(clip_config())([image])
+    assert got.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_siglip_is_bitwise_equal(height: int, width: int) -> None:
+    image = picture(height, width)
+    expected = SiglipImageProcessorPil()(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(ImageProcessor(siglip_config())([image]), expected)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    edge=st.integers(1, 40),
+    crop=st.integers(1, 60),
+    mode=st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"]),
+)
+def test_any_size_crop_and_mode_is_bitwise_equal(
+    height: int, width: int, edge: int, crop: int, mode: str
+) -> None:
+    # A crop larger than the resized picture is padded with zeros, by the reference's rounding.
+    image = picture(height, width, mode)
+    got = ImageProcessor(clip_config(edge, crop))([image])
+    np.testing.assert_array_equal(got, clip_reference(image, edge, crop))
+
+
+@pytest.mark.parametrize("resample", RESAMPLE)
+def test_every_filter_is_bitwise_equal(resample: str) -> None:
+    image = picture(61, 83)
+    reference = CLIPImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        resample=RESAMPLE[resample],
+    )
+    expected = reference(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(ImageProcessor(clip_config(32, 32, resample))([image]), expected)
+
+
+def test_uint8_stage_is_pillows_own() -> None:
+    image = picture(72, 128)
+    resized = np.asarray(image.resize((113, 64), Image.Resampling.BICUBIC))[:, 24:88]
+    frame = ImageProcessor(clip_config(64, 64)).resize(image)
+    assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    np.testing.assert_array_equal(frame, resized)
+
+
+def test_without_rescale_mean_and_std_are_exact() -> None:
+    config = ImagePreprocessing(resize=None, rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    image = picture(5, 6)
+    got = ImageProcessor(config)([image])
+    np.testing.assert_array_equal(got[0].transpose(1, 2, 0), np.asarray(image))
+
+
+def test_normalize_takes_a_batch_of_frames() -> None:
+    frames = np.stack([np.asarray(picture(8, 9)), np.asarray(picture(9, 8)).transpose(1, 0, 2)])
+    got = ImageProcessor(clip_config()).normalize(frames)
+    expected = (frames.astype(np.float64) / 255 - CLIP_MEAN) / CLIP_STD
+    assert got.shape == (2, 3, 8, 9)
+    assert got.flags.c_contiguous
+    # Against exact arithmetic; the reference's own float32 roundings are all that is left.
+    assert np.abs(got.transpose(0, 2, 3, 1) - expected).max() < 5e-7
+
+
+def test_batch_equals_its_pictures_one_by_one() -> None:
+    processor = ImageProcessor(clip_config(32, 32))
+    images = [picture(40, 50), picture(90, 33), picture(5, 5)]
+    single = np.concatenate([processor([image]) for image in images])
+    np.testing.assert_array_equal(processor(images), single)
+    buffer = np.full((3, 3, 32, 32), np.nan, np.float32)
+    processor.into(images, buffer)
+    np.testing.assert_array_equal(buffer, single)
+
+
+def test_array_of_frames_is_a_batch() -> None:
+    frames = np.stack([np.asarray(picture(40, 50)), np.asarray(picture(40, 50))[::-1]])
+    processor = ImageProcessor(clip_config(32, 32))
+    np.testing.assert_array_equal(processor(frames), processor(list(frames)))
+
+
+def test_output_size_says_what_is_known() -> None:
+    assert ImageProcessor(clip_config(40, 32)).output_size == (32, 32)
+    assert ImageProcessor(siglip_config(24, 48)).output_size == (24, 48)
+    assert ImageProcessor(siglip_config(24, 48))([picture(9, 9)]).shape == (1, 3, 24, 48)
+    uncropped = clip_config().model_copy(update={"crop_height": None, "crop_width": None})
+    assert ImageProcessor(uncropped).output_size is None
+
+
+def test_without_a_common_size_only_equal_pictures_make_a_batch() -> None:
+    config = ImagePreprocessing(resize=None, rescale=1 / 255, mean=CLIP_MEAN, std=CLIP_STD)
+    processor = ImageProcessor(config)
+    assert processor([picture(5, 6), picture(5, 6)]).shape == (2, 3, 5, 6)
+    with pytest.raises(ShapeError, match=r"several sizes \[\(5, 6\), \(6, 5\)\]"):
+        processor([picture(5, 6), picture(6, 5)])
+
+
+def test_bad_picture_among_many_is_named_by_its_position() -> None:
+    with pytest.raises(ImageError, match=r"^images\[1\]: Image 'gone\.png': no such file"):
+        ImageProcessor(clip_config())([picture(8, 8), "gone.png", picture(8, 8)])
+
+
+def test_long_thin_picture_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(ImageError, match="too long and thin"):
+        ImageProcessor(clip_config())([np.zeros((1, 60_000, 3), np.uint8)])
+
+
+def test_misuse_is_explained() -> None:
+    processor = ImageProcessor(clip_config(8, 8))
+    image = picture(9, 9)
+    with pytest.raises(InputError, match=r"Pass \[picture\]"):
+        processor(np.asarray(image))
+    with pytest.raises(InputError, match=r"Pass \[picture\]"):
+        processor("a.png")
+    with pytest.raises(InputError, match="got none"):
+        processor([])
+    with pytest.raises(InputError, match=r"Pass list\(images\)"):
+        processor(iter([image]))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected RGB"):
+        processor.resize(image.convert("L"))
+    with pytest.raises(ShapeError, match=r"expected \(1, 3, 8, 8\)"):
+        processor.into([image], np.empty((1, 3, 9, 9), np.float32))
+    with pytest.raises(ShapeError, match=r"expected \(1, 3, height, width\)"):
+        processor.into([image], np.empty((2, 3, 8, 8), np.float32))
+    with pytest.raises(DTypeError, match="expected float32"):
+        processor.into([image], np.empty((1, 3, 8, 8), np.float64))  # type: ignore[arg-type]
+    with pytest.raises(DTypeError, match="expected uint8"):
+        processor.normalize(np.zeros((1, 8, 8, 3), np.float32))
+    with pytest.raises(ShapeError, match="expected"):
+        processor.normalize(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_threads_share_a_processor() -> None:
+    processor = ImageProcessor(clip_config(32, 32))
+    images = [picture(40 + i, 60 - i) for i in range(20)]
+    alone = [processor([image]) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: processor([image]), images * 5))
+    for position, got in enumerate(together):
+        np.testing.assert_array_equal(got, alone[position % len(images)])
