@@ -1,0 +1,57 @@
+"""The `mmedge` command. One file a command; what is heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from mmedge.errors import MmedgeError
+
+__all__ = ["main"]
+
+_FAILED = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    An MmedgeError becomes its message on stderr; MMEDGE_TRACEBACK=1 shows where it came from.
+    Anything else that escapes a command is a bug and keeps its traceback.
+
+    Args:
+        arguments: What follows the program's name; None takes them from the process.
+    """
+    _accept_any_text()
+    try:
+        from mmedge.cli.app import run
+
+        code = run(arguments)
+        sys.stdout.flush()
+    except MmedgeError as error:
+        if os.environ.get("MMEDGE_TRACEBACK", "0") not in ("", "0"):
+            raise
+        from mmedge.cli.output import print_error
+
+        print_error(str(error))
+        code = _FAILED
+    except KeyboardInterrupt:
+        from mmedge.cli.output import print_error
+
+        print_error("Interrupted. Nothing half-written is left behind.")
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough (`mmedge inspect ... | head`). What is still buffered goes
+        # nowhere, or the interpreter would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _FAILED
+    sys.exit(code)
+
+
+def _accept_any_text() -> None:
+    """Print what a terminal's encoding lacks, and undecodable file names, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

@@ -1,0 +1,252 @@
+"""`mmedge inspect`: what is in a bundle, as a person wants to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmedge.bundle import Bundle, Manifest, Variant
+
+__all__ = ["inspect"]
+
+_SHORT_HASH = 12
+_NONE = "-"
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Show what is in a bundle: roles, variants, fidelity, preprocessing, provenance."""
+    from mmedge.bundle import open_bundle
+    from mmedge.cli.output import print_json
+
+    opened = open_bundle(bundle)
+    if json:
+        print_json(
+            {
+                "path": str(bundle),
+                "size_bytes": _size_bytes(opened),
+                "manifest": opened.manifest.model_dump(mode="json"),
+            }
+        )
+    else:
+        _print(opened)
+
+
+def _size_bytes(bundle: Bundle) -> int:
+    return sum(entry.size_bytes for entry in bundle.manifest.files.values())
+
+
+def _print(bundle: Bundle) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.output import stdout_console
+
+    console = stdout_console()
+    manifest = bundle.manifest
+    console.print(_facts(_overview(bundle)))
+    for title, part in (
+        ("Roles", _facts(_roles(manifest))),
+        ("Variants, highest fidelity first", _variants(manifest)),
+        ("Parity with the PyTorch original", _parity(manifest)),
+        ("Quality against fp32, on held-out data", _quality(manifest)),
+        ("Task figures", _tasks(manifest)),
+        ("Embedding spaces: vectors of one space may be compared", _facts(_spaces(manifest))),
+        ("Preprocessing", _facts(_preprocessing(manifest))),
+        ("Provenance", _facts(_provenance(manifest))),
+    ):
+        if part.row_count:
+            console.print(Text(f"\n{title}", style="bold"))
+            console.print(part)
+
+
+def _facts(pairs: Iterator[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    from mmedge.cli.output import plain
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
+    for what, value in pairs:
+        table.add_row(f"  {plain(what)}", plain(value))
+    return table
+
+
+def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    from mmedge.cli.output import human_bytes
+
+    manifest = bundle.manifest
+    yield "bundle", f"{manifest.name} ({bundle.path})"
+    yield "family", manifest.family
+    yield "tasks", ", ".join(task.value for task in manifest.tasks) or _NONE
+    if manifest.embedding_dim is not None:
+        yield "embedding", f"{manifest.embedding_dim} dimensions"
+    head = manifest.contrastive_head
+    if head is not None:
+        bias = f" {head.logit_bias:+.4g}" if head.logit_bias else ""
+        yield "scores", f"{head.activation}({head.logit_scale:.4g} * cosine{bias})"
+    for name, labels in manifest.label_banks.items():
+        yield "labels", f"{name} ({len(labels)})"
+    yield "size", f"{human_bytes(_size_bytes(bundle))} in {len(manifest.files)} files"
+    yield "format", manifest.format_version
+
+
+def _roles(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for name, role in manifest.roles.items():
+        inputs = ", ".join(str(entry.spec()) for entry in role.inputs)
+        outputs = ", ".join(str(entry.spec()) for entry in role.outputs)
+        yield name, f"{inputs} -> {outputs}"
+
+
+def _all_variants(manifest: Manifest) -> Iterator[tuple[str, Variant]]:
+    for name, role in manifest.roles.items():
+        for variant in role.variants:
+            yield name, variant
+
+
+def _add_rows(
+    table: Table, manifest: Manifest, rows_of: Callable[[Variant], Iterable[Sequence[str]]]
+) -> Table:
+    """Add the rows of every variant, each role's under a line with the role's name."""
+    from rich.text import Text
+
+    from mmedge.cli.output import plain
+
+    for name, role in manifest.roles.items():
+        rows = [row for variant in role.variants for row in rows_of(variant)]
+        if rows:
+            table.add_row(Text(name, style="bold"))
+        for first, *others in rows:
+            table.add_row(f"  {plain(first)}", *map(plain, others))
+    return table
+
+
+def _variants(manifest: Manifest) -> Table:
+    from mmedge.cli.output import human_bytes, new_table
+
+    def rows(variant: Variant) -> Iterator[Sequence[str]]:
+        yield (
+            variant.name,
+            variant.precision.value,
+            human_bytes(variant.size_bytes),
+            ", ".join(variant.models),
+            str(variant.opset),
+            ", ".join(f"{key} {value}" for key, value in variant.recipe.items()) or _NONE,
+        )
+
+    table = new_table(
+        "variant", "precision", "size", "layouts", "opset", "recipe", numbers=("size", "opset")
+    )
+    return _add_rows(table, manifest, rows)
+
+
+def _parity(manifest: Manifest) -> Table:
+    from mmedge.cli.output import new_table
+
+    def rows(variant: Variant) -> Iterator[Sequence[str]]:
+        parity = variant.parity
+        if parity is not None:
+            yield (
+                variant.name,
+                f"{parity.max_abs_error:.1e}",
+                f"{parity.cosine_mean:.6f}",
+                f"{parity.cosine_min:.6f}",
+                str(parity.samples),
+            )
+
+    numbers = ("max error", "cosine mean", "cosine min", "n")
+    return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
+
+
+def _quality(manifest: Manifest) -> Table:
+    from mmedge.cli.output import new_table
+
+    def rows(variant: Variant) -> Iterator[Sequence[str]]:
+        quality = variant.quality
+        if quality is not None:
+            yield (
+                variant.name,
+                f"{quality.cosine_mean:.5f}",
+                f"{quality.cosine_p1:.5f}",
+                f"{quality.cosine_min:.5f}",
+                f"{quality.top_k_overlap:.3f} (k={quality.top_k})",
+                str(quality.samples),
+                quality.data,
+            )
+
+    numbers = ("cos mean", "p1", "min", "top-k overlap", "n")
+    return _add_rows(new_table("variant", *numbers, "data", numbers=numbers), manifest, rows)
+
+
+def _tasks(manifest: Manifest) -> Table:
+    from mmedge.cli.output import new_table
+
+    def rows(variant: Variant) -> Iterator[Sequence[str]]:
+        if variant.quality is not None:
+            for name, value in variant.quality.task.items():
+                yield variant.name, name, f"{value:.4g}", variant.quality.data
+
+    table = new_table("variant", "figure", "value", "data", numbers=("value",))
+    return _add_rows(table, manifest, rows)
+
+
+def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    spaces: dict[str, list[str]] = {}
+    for role, variant in _all_variants(manifest):
+        if variant.space is not None:
+            spaces.setdefault(variant.space, []).append(f"{role}/{variant.name}")
+    for space, variants in spaces.items():
+        yield space, ", ".join(variants)
+
+
+def _preprocessing(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    image, text = manifest.preprocessing.image, manifest.preprocessing.text
+    if image is not None:
+        steps = []
+        if image.resize is not None:
+            size = f"{image.resize.height} x {image.resize.width}"
+            if image.resize.mode == "shortest_edge":
+                size = f"shorter edge {image.resize.height}"
+            steps.append(f"resize to {size} ({image.resize.resample})")
+        if image.crop_height is not None:
+            steps.append(f"centre crop {image.crop_height} x {image.crop_width}")
+        steps.append(f"times {image.rescale:.6g}")
+        steps.append(f"minus {_triple(image.mean)}")
+        steps.append(f"divided by {_triple(image.std)}")
+        yield f"image -> {image.input_name}", ", ".join(steps)
+    if text is not None:
+        names = " + ".join(filter(None, (text.input_name, text.attention_mask_name)))
+        steps = ["canonicalized"] if text.canonicalize else []
+        steps.append(text.tokenizer_file)
+        steps.append(f"at most {text.max_length} tokens")
+        to = "the longest" if text.padding == "longest" else str(text.max_length)
+        steps.append(f"padded to {to} with id {text.pad_id}")
+        yield f"text -> {names}", ", ".join(steps)
+
+
+def _triple(values: tuple[float, float, float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _provenance(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    provenance = manifest.provenance
+    revision = f" @ {provenance.revision}" if provenance.revision else ""
+    yield "source", f"{provenance.source}{revision}"
+    yield "weights", f"sha256 {provenance.weights_sha256[:_SHORT_HASH]}"
+    calibration = provenance.calibration_sha256
+    if calibration is not None:
+        yield (
+            "calibration",
+            f"{provenance.calibration_samples} samples, sha256 {calibration[:_SHORT_HASH]}",
+        )
+    yield "tools", ", ".join(f"{name} {version}" for name, version in provenance.tools.items())
+    yield "created", provenance.created
+    yield "command", provenance.command

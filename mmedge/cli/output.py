@@ -1,0 +1,95 @@
+"""What every command prints through: tables that survive a pipe, JSON that is nothing but JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["human_bytes", "new_table", "plain", "print_error", "print_json", "stdout_console"]
+
+_PIPE_WIDTH = 10_000
+
+
+def stdout_console() -> Console:
+    """Return a console for results on stdout.
+
+    It takes no markup, since what it prints comes from files. In a terminal it keeps to the width;
+    in a pipe nothing is folded or coloured, so that a line stays a line for grep.
+    """
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(markup=False, emoji=False, highlight=False, width=_PIPE_WIDTH if piped else None)
+
+
+def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
+    """Return an empty table that is as wide as its content and folds what does not fit.
+
+    Args:
+        columns: Headings.
+        numbers: The headings whose columns are aligned to the right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    for column in columns:
+        number, first = column in numbers, column == columns[0]
+        table.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=number or first,
+            overflow="fold",
+        )
+    return table
+
+
+def print_error(message: str) -> None:
+    """Print an error's message to stderr, in red where that is a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text("Error: ", style="bold red") + Text(plain(message), style="red"))
+
+
+def print_json(document: object) -> None:
+    """Print a document to stdout as JSON and nothing else; numbers that are not finite are null."""
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def plain(text: str) -> str:
+    """Return `text` with control characters escaped: a file's content must not steer a terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def human_bytes(size_bytes: int) -> str:
+    """Return a size for people: "512 B", "1.5 kB", "350 MB" (powers of 1000)."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    size, unit = size_bytes / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if size >= 999.5:
+            size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"

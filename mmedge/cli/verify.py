@@ -1,0 +1,112 @@
+"""`mmedge verify`: are the files whole, and are the answers here the answers there?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mmedge.models.verification import RoleVerification
+
+__all__ = ["verify"]
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:N.", show_default="the best that is here"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Only this precision, or the variant of this name.", show_default="all"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Check every file's hash, then replay the golden vectors on this machine.
+
+    Exits with 1 if a file is changed, missing or unknown, or if an answer lies further from the
+    golden one than the bundle allows.
+    """
+    from mmedge.bundle import open_bundle, verify_files
+    from mmedge.cli.output import print_json
+    from mmedge.models.verification import verify_bundle
+
+    opened = open_bundle(bundle)
+    verify_files(opened)
+    results = verify_bundle(opened, device=device, precision=precision)
+    passed = all(result.passed for result in results)
+    if json:
+        print_json(
+            {
+                "path": str(bundle),
+                "files": len(opened.manifest.files),
+                "passed": passed,
+                "roles": [_document(result) for result in results],
+            }
+        )
+    else:
+        _print(len(opened.manifest.files), results)
+    if not passed:
+        _explain(bundle, results)
+        raise typer.Exit(1)
+
+
+def _document(result: RoleVerification) -> dict[str, object]:
+    placement = result.placement
+    return {
+        "role": result.role,
+        "variant": result.variant,
+        "passed": result.passed,
+        "samples": result.samples,
+        "cosine_min": result.cosine_min,
+        "max_abs_error": result.max_abs_error,
+        "tolerance": result.tolerance.model_dump(mode="json"),
+        "placement": {
+            **asdict(placement),
+            "providers": dict(placement.providers),
+            "exceptions": dict(placement.exceptions),
+        },
+    }
+
+
+def _print(files: int, results: list[RoleVerification]) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.output import new_table, plain, stdout_console
+
+    console = stdout_console()
+    console.print(f"{files} files, every size and sha256 as in the manifest.")
+    places = {f"{result.placement.engine} on {result.placement.device}" for result in results}
+    console.print(f"Golden vectors replayed with {', '.join(sorted(places))}:")
+    numbers = ("cosine min", "allowed", "max error", "allowed ", "n")
+    table = new_table("variant", *numbers, "result", numbers=numbers)
+    role = None
+    for result in results:
+        if result.role != role:
+            role = result.role
+            table.add_row(Text(plain(role), style="bold"))
+        table.add_row(
+            f"  {plain(result.variant)}",
+            f"{result.cosine_min:.7f}",
+            f"{result.tolerance.cosine_min:.7g}",
+            f"{result.max_abs_error:.1e}",
+            f"{result.tolerance.max_abs_error:.1e}",
+            str(result.samples),
+            Text("ok", "green") if result.passed else Text("OUT OF TOLERANCE", "bold red"),
+        )
+    console.print(table)
+
+
+def _explain(bundle: Path, results: list[RoleVerification]) -> None:
+    from mmedge.cli.output import print_error
+
+    failed = [f"{result.role}/{result.variant}" for result in results if not result.passed]
+    print_error(
+        f"{bundle}: out of tolerance here: {', '.join(failed)}. The files are whole, so this "
+        "machine computes differently: do not rely on these variants here; try another --device "
+        "or precision, or another version of the engine."
+    )
