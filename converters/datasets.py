@@ -1,0 +1,124 @@
+"""Pictures with captions and labels, as calibration and evaluation take them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import CalibrationError
+from mmedge.files import sha256_file
+
+__all__ = ["CAPTIONS_NAME", "Dataset", "Sample", "read_dataset"]
+
+CAPTIONS_NAME = "captions.jsonl"
+_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+_FIELDS = frozenset({"image", "caption", "label"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture, what it shows in words, and its class; None where that is not known."""
+
+    image: Path
+    caption: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples in a fixed order.
+
+    Attributes:
+        name: The folder's or file's name, no path of this machine.
+        samples: At least one.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions that there are, each once, in their order."""
+        return tuple(dict.fromkeys(s.caption for s in self.samples if s.caption is not None))
+
+    def sha256(self) -> str:
+        """Return one hash over every picture's content, caption and label, in their order."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            entry = [sha256_file(sample.image), sample.caption, sample.label]
+            digest.update(json.dumps(entry).encode())
+        return digest.hexdigest()
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read a folder of pictures, a folder with a `captions.jsonl`, or a .jsonl file.
+
+    A line of the file is an object with `image` (path relative to the file) and, optionally,
+    `caption` and `label`. Without one, every image file below the folder is taken, sorted by path.
+    Pictures are not opened here.
+
+    Raises:
+        CalibrationError: If there is nothing at `path`, no picture, or a line cannot be used.
+    """
+    if not path.exists():
+        raise CalibrationError(
+            f"No such folder or file: {path}. Pass a folder of pictures, or a .jsonl file."
+        )
+    if path.is_file():
+        if path.suffix != ".jsonl":
+            raise CalibrationError(f"{path}: expected a folder of pictures, or a .jsonl file.")
+        samples = tuple(_read_lines(path))
+    elif (path / CAPTIONS_NAME).is_file():
+        samples = tuple(_read_lines(path / CAPTIONS_NAME))
+    else:
+        samples = tuple(
+            Sample(file)
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in _SUFFIXES and file.is_file()
+        )
+    if not samples:
+        raise CalibrationError(
+            f"{path} holds no pictures ({', '.join(sorted(_SUFFIXES))}). Pass a folder that does."
+        )
+    return Dataset(path.resolve().name, samples)
+
+
+def _read_lines(path: Path) -> Iterator[Sample]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _sample(path, f"{path}, line {number}", line)
+
+
+def _sample(path: Path, place: str, line: str) -> Sample:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise CalibrationError(f"{place}: not valid JSON: {error}.") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+        raise CalibrationError(f"{place}: expected an object with a string 'image'.")
+    if unknown := sorted(entry.keys() - _FIELDS):
+        raise CalibrationError(
+            f"{place}: unknown field '{unknown[0]}'; expected {', '.join(sorted(_FIELDS))}."
+        )
+    return Sample(
+        path.parent / entry["image"],
+        _text(place, entry, "caption"),
+        _text(place, entry, "label"),
+    )
+
+
+def _text(place: str, entry: dict[str, Any], field: str) -> str | None:
+    value = entry.get(field)
+    if value is not None and not isinstance(value, str):
+        raise CalibrationError(f"{place}: '{field}' is {type(value).__name__}, expected a string.")
+    return value

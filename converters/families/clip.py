@@ -1,0 +1,141 @@
+"""CLIP: two transformer towers, causal text pooled at the end token (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.converters.families.base import ExportSpec, load_model
+from mmedge.converters.families.dual_encoder import image_spec, text_spec
+from mmedge.converters.processors import backend_json, load_tokenizer, read_image_preprocessing
+from mmedge.converters.source import Source
+from mmedge.errors import SourceError
+from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
+from mmedge.specs import Task
+
+__all__ = ["FAMILY"]
+
+# A config.json from before transformers corrected it: pool at the highest id instead.
+_LEGACY_EOS = 2
+
+
+class _ImageEncoder(nn.Module):
+    """pixel_values (B, 3, H, W) float32 -> embedding (B, D) float32, L2-normalised."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, CLIPModel; transformers is untyped
+        super().__init__()
+        self.tower = model.vision_model
+        self.projection = model.visual_projection
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        pooled = self.tower(pixel_values=pixel_values).pooler_output
+        return nn.functional.normalize(self.projection(pooled), dim=-1)
+
+
+class _TextEncoder(nn.Module):
+    """input_ids (B, T) int64 -> embedding (B, D) float32, L2-normalised.
+
+    No attention mask: the tower is causal and reads the first end token, so what stands behind it
+    cannot change the answer.
+    """
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, CLIPModel; transformers is untyped
+        super().__init__()
+        self.tower = model.text_model
+        self.projection = model.text_projection
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        pooled = self.tower(input_ids=input_ids).pooler_output
+        return nn.functional.normalize(self.projection(pooled), dim=-1)
+
+
+class Clip:
+    """The CLIP family of transformers (`model_type` "clip")."""
+
+    name = "clip"
+    tasks = (Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION)
+
+    def matches(self, source: Source) -> bool:
+        """Say whether the source is a CLIP."""
+        return source.model_type == "clip"
+
+    def load(self, source: Source) -> nn.Module:
+        """Load CLIPModel in fp32."""
+        return load_model(source)
+
+    def roles(self, model: nn.Module) -> Mapping[str, ExportSpec]:
+        """Return the image and the text encoder, projection and normalisation inside."""
+        clip = cast(Any, model)
+        dim = self.embedding_dim(model)
+        text = clip.config.text_config
+        return {
+            "image_encoder": image_spec(_ImageEncoder(clip), clip.config, dim),
+            "text_encoder": text_spec(
+                _TextEncoder(clip),
+                clip.config,
+                dim,
+                dynamic_sequence=True,
+                close=lambda ids: _close(ids, int(text.eos_token_id), int(text.vocab_size)),
+            ),
+        }
+
+    def embedding_dim(self, model: nn.Module) -> int:
+        """Return the projection's width."""
+        return int(cast(Any, model).config.projection_dim)
+
+    def head(self, model: nn.Module) -> ContrastiveHead:
+        """Return softmax over labels with the trained scale."""
+        scale = float(cast(Any, model).logit_scale.exp())
+        return ContrastiveHead(activation="softmax", logit_scale=scale)
+
+    def image_preprocessing(self, source: Source) -> ImagePreprocessing:
+        """Return what `preprocessor_config.json` says."""
+        return read_image_preprocessing(source)
+
+    def text_preprocessing(self, source: Source) -> TextPreprocessing:
+        """Return truncation to the context length and padding to the longest text of a call."""
+        tokenizer = load_tokenizer(source)
+        text = AutoConfig.for_model(**source.config).text_config
+        _check_end_token(source, tokenizer, int(text.eos_token_id))
+        return TextPreprocessing(
+            max_length=min(int(tokenizer.model_max_length), int(text.max_position_embeddings)),
+            padding="longest",
+            pad_id=int(tokenizer.pad_token_id),
+        )
+
+    def tokenizer_json(self, source: Source) -> str:
+        """Return the tokenizer that transformers runs."""
+        return backend_json(source, load_tokenizer(source))
+
+
+def _close(ids: torch.Tensor, eos: int, vocab_size: int) -> None:
+    """End every row with the token that the tower pools at, and let no other one stand in it."""
+    end = vocab_size - 1 if eos == _LEGACY_EOS else eos
+    ids[ids == end] = 0 if end else 1
+    ids[:, -1] = end
+
+
+def _check_end_token(source: Source, tokenizer: Any, eos: int) -> None:  # noqa: ANN401
+    """Check that the token which the tower pools at is the one that closes every text."""
+    closing = int(tokenizer("")["input_ids"][-1])
+    if eos == _LEGACY_EOS:
+        # Pooled at the highest id: right only if no other token has a higher one.
+        if closing != len(tokenizer) - 1 or int(tokenizer.pad_token_id) > closing:
+            raise SourceError(
+                f"{source.name}: config.json has the old eos_token_id {_LEGACY_EOS}, which pools "
+                f"at the highest token id, but the closing token has id {closing} of "
+                f"{len(tokenizer)}. Set text_config.eos_token_id to {closing}."
+            )
+    elif closing != eos:
+        raise SourceError(
+            f"{source.name}: the model pools at token id {eos}, but its tokenizer closes a text "
+            f"with id {closing}. Correct text_config.eos_token_id or the tokenizer."
+        )
+
+
+FAMILY = Clip()

@@ -1,0 +1,112 @@
+"""SigLIP: sigmoid scores, text of fixed length pooled at the last token (Zhai et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.converters.families.base import ExportSpec, load_model
+from mmedge.converters.families.dual_encoder import image_spec, text_spec
+from mmedge.converters.processors import backend_json, load_tokenizer, read_image_preprocessing
+from mmedge.converters.sentencepieces import is_sentencepiece, unigram_json
+from mmedge.converters.source import Source
+from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
+from mmedge.specs import Task
+
+__all__ = ["FAMILY"]
+
+
+class _ImageEncoder(nn.Module):
+    """pixel_values (B, 3, H, W) float32 -> embedding (B, D) float32, L2-normalised."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, SiglipModel; transformers is untyped
+        super().__init__()
+        self.tower = model.vision_model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        # Pooled by the tower's own attention head.
+        return nn.functional.normalize(self.tower(pixel_values).pooler_output, dim=-1)
+
+
+class _TextEncoder(nn.Module):
+    """input_ids (B, T) int64, T the context length -> embedding (B, D) float32, L2-normalised.
+
+    No attention mask: the model was trained to see its padding.
+    """
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, SiglipModel; transformers is untyped
+        super().__init__()
+        self.tower = model.text_model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.tower(input_ids).pooler_output, dim=-1)
+
+
+class Siglip:
+    """The SigLIP family of transformers (`model_type` "siglip", fixed resolution)."""
+
+    name = "siglip"
+    tasks = (Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION)
+
+    def matches(self, source: Source) -> bool:
+        """Say whether the source is a SigLIP."""
+        return source.model_type == "siglip"
+
+    def load(self, source: Source) -> nn.Module:
+        """Load SiglipModel in fp32."""
+        return load_model(source)
+
+    def roles(self, model: nn.Module) -> Mapping[str, ExportSpec]:
+        """Return the image and the text encoder, normalisation inside."""
+        siglip = cast(Any, model)
+        dim = self.embedding_dim(model)
+        return {
+            "image_encoder": image_spec(_ImageEncoder(siglip), siglip.config, dim),
+            "text_encoder": text_spec(
+                _TextEncoder(siglip), siglip.config, dim, dynamic_sequence=False
+            ),
+        }
+
+    def embedding_dim(self, model: nn.Module) -> int:
+        """Return the width of the vision tower, which the text head projects to."""
+        return int(cast(Any, model).config.vision_config.hidden_size)
+
+    def head(self, model: nn.Module) -> ContrastiveHead:
+        """Return a sigmoid for each pair with the trained scale and bias."""
+        siglip = cast(Any, model)
+        return ContrastiveHead(
+            activation="sigmoid",
+            logit_scale=float(siglip.logit_scale.exp()),
+            logit_bias=float(siglip.logit_bias),
+        )
+
+    def image_preprocessing(self, source: Source) -> ImagePreprocessing:
+        """Return what `preprocessor_config.json` says."""
+        return read_image_preprocessing(source)
+
+    def text_preprocessing(self, source: Source) -> TextPreprocessing:
+        """Return padding to the context length, which the model was trained with."""
+        tokenizer = load_tokenizer(source)
+        text = AutoConfig.for_model(**source.config).text_config
+        return TextPreprocessing(
+            max_length=int(text.max_position_embeddings),
+            padding="max_length",
+            pad_id=int(tokenizer.pad_token_id),
+            # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
+            canonicalize=is_sentencepiece(tokenizer),
+        )
+
+    def tokenizer_json(self, source: Source) -> str:
+        """Return the tokenizer that transformers runs, or its sentencepiece model converted."""
+        tokenizer = load_tokenizer(source)
+        if is_sentencepiece(tokenizer):
+            return unigram_json(source, tokenizer)
+        return backend_json(source, tokenizer)
+
+
+FAMILY = Siglip()

@@ -1,0 +1,149 @@
+"""From built variants to the manifest's roles: quality, spaces, files, order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedge.bundle.manifest import FileEntry, Quality, Role, TensorEntry, Variant
+from mmedge.converters.evaluation import EvaluationSet
+from mmedge.converters.quality import evaluate_variant, task_figures
+from mmedge.converters.variants import TOLERANCES, BuiltVariant
+from mmedge.specs import Array, Float32Array, Modality, Precision, TensorSpec
+
+__all__ = ["BuiltRole", "describe_role", "external_files", "judge"]
+
+# A variant whose embeddings agree this well at the first percentile may be mixed with fp32.
+_SAME_SPACE_COSINE_P1 = 0.99
+_FIDELITY = (Precision.FP32, Precision.FP16, Precision.INT8)
+
+
+@dataclass(frozen=True)
+class BuiltRole:
+    """A role with every variant that was made of it, fp32 first.
+
+    Attributes:
+        modality: What it takes in.
+        inputs: Its input specs.
+        outputs: Its output specs.
+        golden: One batch for the golden vectors.
+        variants: fp32, then the others.
+    """
+
+    modality: Modality
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    golden: Array
+    variants: tuple[BuiltVariant, ...]
+
+    @property
+    def reference(self) -> Float32Array:
+        """The fp32 embeddings of the evaluation samples: (N, D)."""
+        return self.variants[0].embeddings
+
+
+def judge(
+    role: BuiltRole, variant: BuiltVariant, roles: Mapping[str, BuiltRole], samples: EvaluationSet
+) -> Quality | None:
+    """Compare a variant with fp32; the other role's embeddings are fp32's.
+
+    Returns:
+        None for fp32 where there is no task to measure.
+    """
+    by_modality = {other.modality: other.reference for other in roles.values()}
+    by_modality[role.modality] = variant.embeddings
+    count = len(samples.texts)
+    texts = by_modality[Modality.TEXT]
+    task = task_figures(by_modality[Modality.IMAGE], texts[:count], texts[count:], samples.known)
+    if variant.recipe.precision is Precision.FP32 and not task:
+        return None
+    if role.modality is Modality.TEXT:
+        return evaluate_variant(
+            role.reference[:count],
+            variant.embeddings[:count],
+            data=samples.about_texts,
+            task=task,
+        )
+    return evaluate_variant(
+        role.reference, variant.embeddings, data=samples.about_images, task=task
+    )
+
+
+def describe_role(
+    role: BuiltRole,
+    qualities: Mapping[str, Quality | None],
+    kept: Sequence[BuiltVariant],
+    space: str,
+    folder: Path,
+    files: Mapping[str, FileEntry],
+) -> Role:
+    """Describe a role for the manifest, highest fidelity first.
+
+    Args:
+        role: The role.
+        qualities: By variant name.
+        kept: The variants that go into the bundle.
+        space: Embedding-space fingerprint of fp32.
+        folder: The bundle.
+        files: Its files.
+    """
+
+    def fidelity(variant: BuiltVariant) -> tuple[int, float]:
+        quality = qualities[variant.recipe.variant]
+        cosine = 1.0 if quality is None else quality.cosine_mean
+        return _FIDELITY.index(variant.recipe.precision), -cosine
+
+    return Role(
+        modality=role.modality,
+        inputs=tuple(TensorEntry.of(spec) for spec in role.inputs),
+        outputs=tuple(TensorEntry.of(spec) for spec in role.outputs),
+        variants=tuple(
+            _describe(variant, qualities[variant.recipe.variant], space, folder, files)
+            for variant in sorted(kept, key=fidelity)
+        ),
+    )
+
+
+def _describe(
+    variant: BuiltVariant,
+    quality: Quality | None,
+    space: str,
+    folder: Path,
+    files: Mapping[str, FileEntry],
+) -> Variant:
+    recipe = variant.recipe
+    paths = sorted(
+        {path for model in variant.models.values() for path in (model, *external_files(model))}
+    )
+    names = tuple(path.relative_to(folder).as_posix() for path in paths)
+    alike = quality is None or quality.cosine_p1 >= _SAME_SPACE_COSINE_P1
+    return Variant(
+        name=recipe.variant,
+        precision=recipe.precision,
+        recipe=recipe.settings(),
+        models={
+            layout: model.relative_to(folder).as_posix() for layout, model in variant.models.items()
+        },
+        files=names,
+        size_bytes=sum(files[name].size_bytes for name in names),
+        opset=variant.opset,
+        space=space if alike else f"{space}+{recipe.variant}",
+        parity=variant.parity,
+        quality=quality,
+        tolerance=TOLERANCES[recipe.precision],
+    )
+
+
+def external_files(model: Path) -> tuple[Path, ...]:
+    """Return the files that hold a graph's weights, beside the graph itself."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    graph = onnx.load(model, load_external_data=False).graph
+    locations = {
+        ExternalDataInfo(tensor).location
+        for tensor in graph.initializer
+        if uses_external_data(tensor)
+    }
+    return tuple(model.parent / location for location in sorted(locations))

@@ -1,0 +1,312 @@
+"""convert(): from a PyTorch model to a bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from mmedge.bundle import Golden, create_bundle, describe_files, save_golden, write_manifest
+from mmedge.bundle.manifest import ContrastiveHead, Manifest, Quality
+from mmedge.converters.calibration import image_feeds, text_feeds
+from mmedge.converters.config import (
+    FP32,
+    ConversionReport,
+    ConvertConfig,
+    Progress,
+    ProgressEvent,
+    Recipe,
+    VariantReport,
+    recipes,
+)
+from mmedge.converters.datasets import Dataset
+from mmedge.converters.evaluation import EvaluationSet, evaluation_set
+from mmedge.converters.export import export_role, probe_role
+from mmedge.converters.families import family_of
+from mmedge.converters.families.base import ExportSpec, Family
+from mmedge.converters.frozen import Frozen, freeze
+from mmedge.converters.inputs import Data, load_data
+from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
+from mmedge.converters.provenance import describe_provenance
+from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.source import Source, open_source
+from mmedge.converters.variants import BuiltVariant, Calibration, RoleInputs, build_variant, lay_out
+from mmedge.errors import CalibrationError
+from mmedge.specs import Array, Modality
+
+__all__ = ["convert"]
+
+_GOLDEN_SAMPLES = 4
+_GOLDEN_NAME = "golden.npz"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the steps of one conversion share."""
+
+    config: ConvertConfig
+    folder: Path
+    source: Source
+    family: Family
+    data: Data
+    frozen: Frozen
+    samples: EvaluationSet
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the loaded model says of itself."""
+
+    head: ContrastiveHead
+    dim: int
+    space: str
+    weights_sha256: str
+
+
+def convert(config: ConvertConfig, progress: Progress | None = None) -> ConversionReport:
+    """Convert a model to a bundle: all of it, or nothing.
+
+    Args:
+        config: What to convert, and to what.
+        progress: Called as the work goes on, from the calling thread.
+
+    Raises:
+        ConversionError: If the source, the data or the model cannot be converted (SourceError,
+            CalibrationError, ExportError, QuantizationError, ParityError).
+        BackendError: If ONNX Runtime cannot run what was made.
+        BundleError: If the bundle cannot stand at `config.out`.
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    started = time.monotonic()
+    tell = progress or _say_nothing
+    with create_bundle(config.out, overwrite=config.overwrite) as folder, quiet_libraries():
+        job = _open(config, folder, tell)
+        facts, roles, notes = _build(job)
+        lines = _finish(job, facts, roles)
+    return ConversionReport(
+        path=config.out,
+        family=job.family.name,
+        variants=lines,
+        notes=(*job.source.notes, *job.data.notes, *notes),
+        calibration_samples=_calibration_samples(job),
+        duration_s=time.monotonic() - started,
+        skipped=job.data.skipped,
+    )
+
+
+def _say_nothing(_: ProgressEvent) -> None:
+    return
+
+
+def _open(config: ConvertConfig, folder: Path, progress: Progress) -> _Job:
+    """Read everything that can be refused before the work begins."""
+    progress(ProgressEvent("Open the source", 0, 1))
+    source = open_source(config.source, config.revision)
+    family = family_of(source)
+    data = load_data(config, progress)
+    progress(ProgressEvent("Check the preprocessing", 0, 1))
+    frozen = freeze(source, family, folder)
+    samples = evaluation_set(
+        data.evaluation,
+        template=config.template,
+        tokenizer_file=frozen.tokenizer_file,
+        seed=config.seed,
+    )
+    return _Job(config, folder, source, family, data, frozen, samples, progress)
+
+
+def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
+    """Export every role and make its variants."""
+    job.progress(ProgressEvent("Load the weights", 0, 1))
+    weights_sha256 = job.source.weights_sha256()
+    model = job.family.load(job.source)
+    dim = job.family.embedding_dim(model)
+    facts = _Facts(
+        head=job.family.head(model),
+        dim=dim,
+        space=job.frozen.space(job.family.name, dim, weights_sha256),
+        weights_sha256=weights_sha256,
+    )
+    specs = dict(job.family.roles(model))
+    del model
+    roles: dict[str, BuiltRole] = {}
+    notes: list[str] = []
+    for name in list(specs):
+        # Popped, so that each tower's weights are freed when it has been built.
+        roles[name] = _build_role(job, name, specs.pop(name), notes)
+    return facts, roles, notes
+
+
+def _build_role(job: _Job, name: str, spec: ExportSpec, notes: list[str]) -> BuiltRole:
+    folder = job.folder / name
+    portable = folder / "fp32.onnx"
+    job.progress(ProgressEvent(f"Export {name}", 0, 1))
+    export_role(name, spec, portable)
+    fp32 = lay_out(portable)
+    probes = probe_role(spec)
+    golden = job.frozen.golden(spec.modality, _GOLDEN_SAMPLES, job.config.seed + 1)
+    wanted = [recipe for recipe in recipes(job.config) if recipe.method is not None]
+    variants = []
+    for recipe in (FP32, *wanted):
+        calibration = _calibration(job, name, spec.modality, recipe, notes)
+        if recipe.needs_calibration and calibration is None:
+            continue
+        stage = f"Measure {name} {recipe.variant}"
+        inputs = RoleInputs(
+            probes=probes,
+            golden=golden,
+            feeds=lambda: job.samples.feeds(spec.modality, job.frozen.images, job.frozen.texts),
+            advance=_counter(job.progress, stage, job.samples.size(spec.modality)),
+        )
+        job.progress(ProgressEvent(f"Make {name} {recipe.variant}", 0, 1))
+        variants.append(
+            build_variant(f"{name}/{recipe.variant}", recipe, folder, fp32, inputs, calibration)
+        )
+    return BuiltRole(spec.modality, spec.inputs, spec.outputs, golden, tuple(variants))
+
+
+def _calibration(
+    job: _Job, role: str, modality: Modality, recipe: Recipe, notes: list[str]
+) -> Calibration | None:
+    """Return the stream of calibration feeds that a recipe needs, None if it needs or has none."""
+    data = job.data.calibration
+    if not recipe.needs_calibration or data is None:
+        return None
+    if modality is Modality.TEXT and not data.captions:
+        why = f"{data.name} has no captions to calibrate {role} with"
+        if recipe.variant in job.config.precisions:
+            raise CalibrationError(
+                f"{why}. Add a captions.jsonl, or ask for int8 instead of {recipe.variant}, which "
+                "leaves this variant of the role out."
+            )
+        notes.append(f"{why}: {role}/{recipe.variant} was left out.")
+        return None
+
+    def feeds() -> Iterable[Mapping[str, Array]]:
+        total = len(data.captions if modality is Modality.TEXT else data.samples)
+        advance = _counter(job.progress, f"Calibrate {role}", total)
+        for feed in _feeds(job, modality, data):
+            yield feed
+            for _ in next(iter(feed.values())):
+                advance()
+
+    return feeds
+
+
+def _feeds(job: _Job, modality: Modality, data: Dataset) -> Iterable[Mapping[str, Array]]:
+    if modality is Modality.TEXT:
+        return text_feeds(data.captions, job.frozen.texts)
+    return image_feeds(data.samples, job.frozen.images)
+
+
+def _counter(progress: Progress, stage: str, total: int) -> Callable[[], None]:
+    """Return a function that reports one more step of a stage each time it is called."""
+    steps = count(1)
+    return lambda: progress(ProgressEvent(stage, next(steps), total))
+
+
+def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[VariantReport, ...]:
+    """Judge every variant, write golden vectors and manifest; return the summary."""
+    job.progress(ProgressEvent("Write the manifest", 0, 1))
+    wanted = {recipe.variant for recipe in recipes(job.config)}
+    kept = {
+        name: [variant for variant in role.variants if variant.recipe.variant in wanted]
+        for name, role in roles.items()
+    }
+    _remove_unused(job.folder, roles, kept)
+    save_golden(
+        job.folder / _GOLDEN_NAME,
+        Golden(
+            inputs={name: {role.inputs[0].name: role.golden} for name, role in roles.items()},
+            outputs={
+                name: {
+                    variant.recipe.variant: {roles[name].outputs[0].name: variant.golden}
+                    for variant in variants
+                }
+                for name, variants in kept.items()
+            },
+        ),
+    )
+    qualities: dict[str, dict[str, Quality | None]] = {
+        name: {
+            variant.recipe.variant: judge(roles[name], variant, roles, job.samples)
+            for variant in variants
+        }
+        for name, variants in kept.items()
+    }
+    files = describe_files(job.folder)
+    manifest = Manifest(
+        name=job.config.out.stem,
+        family=job.family.name,
+        tasks=job.family.tasks,
+        embedding_dim=facts.dim,
+        roles={
+            name: describe_role(role, qualities[name], kept[name], facts.space, job.folder, files)
+            for name, role in roles.items()
+        },
+        preprocessing=job.frozen.preprocessing,
+        contrastive_head=facts.head,
+        golden=_GOLDEN_NAME,
+        files=files,
+        provenance=describe_provenance(
+            job.source,
+            job.config,
+            facts.weights_sha256,
+            calibration_sha256=_calibration_sha256(job),
+            calibration_samples=_calibration_samples(job),
+        ),
+    )
+    write_manifest(job.folder, manifest)
+    durations = {
+        (name, variant.recipe.variant): variant.duration_s
+        for name, variants in kept.items()
+        for variant in variants
+    }
+    return tuple(
+        VariantReport(
+            role=name,
+            variant=variant.name,
+            size_bytes=variant.size_bytes,
+            parity=variant.parity,
+            quality=variant.quality,
+            duration_s=durations[name, variant.name],
+        )
+        for name, role in manifest.roles.items()
+        for variant in role.variants
+    )
+
+
+def _remove_unused(
+    folder: Path, roles: Mapping[str, BuiltRole], kept: Mapping[str, list[BuiltVariant]]
+) -> None:
+    """Remove the fp32 graphs where fp32 was not asked for."""
+    used = {
+        path
+        for variants in kept.values()
+        for variant in variants
+        for model in variant.models.values()
+        for path in (model, *external_files(model))
+    }
+    for name in roles:
+        for path in (folder / name).iterdir():
+            if path not in used:
+                path.unlink()
+
+
+def _calibration_sha256(job: _Job) -> str | None:
+    return (
+        job.data.calibration.sha256()
+        if _calibration_samples(job) and job.data.calibration
+        else None
+    )
+
+
+def _calibration_samples(job: _Job) -> int:
+    """Return how many pictures ranges were chosen from; 0 where no variant needed any."""
+    if job.data.calibration is None:
+        return 0
+    needed = any(recipe.needs_calibration for recipe in recipes(job.config))
+    return len(job.data.calibration.samples) if needed else 0

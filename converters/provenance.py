@@ -1,0 +1,101 @@
+"""Where a bundle came from: tools, command and time, with no path of this machine in it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib import metadata
+
+from mmedge.bundle.manifest import Provenance
+from mmedge.converters.config import ConvertConfig
+from mmedge.converters.source import Source
+from mmedge.errors import ConversionError
+
+__all__ = ["describe_provenance"]
+
+_TOOLS = (
+    "mmedge",
+    "torch",
+    "transformers",
+    "optimum",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
+
+
+def describe_provenance(
+    source: Source,
+    config: ConvertConfig,
+    weights_sha256: str,
+    *,
+    calibration_sha256: str | None,
+    calibration_samples: int,
+) -> Provenance:
+    """Describe a conversion.
+
+    `created` is now, or SOURCE_DATE_EPOCH where that is set, as reproducible builds have it.
+
+    Raises:
+        ConversionError: If SOURCE_DATE_EPOCH is not a number of seconds.
+    """
+    return Provenance(
+        source=source.name,
+        revision=source.revision,
+        weights_sha256=weights_sha256,
+        calibration_sha256=calibration_sha256,
+        calibration_samples=calibration_samples,
+        tools=_versions(),
+        command=_command(source, config),
+        created=_created(os.environ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for tool in _TOOLS:
+        with suppress(metadata.PackageNotFoundError):  # onnxruntime-gpu goes by another name
+            versions[tool] = metadata.version(tool)
+    return versions
+
+
+def _command(source: Source, config: ConvertConfig) -> str:
+    """Return the command that makes this bundle again; files by their names alone."""
+    words = ["mmedge", "convert", source.name]
+    if source.revision is not None:
+        words += ["--revision", source.revision]
+    words += ["-o", config.out.name, "--precision", ",".join(config.precisions)]
+    for option, path in (("--calibration", config.calibration), ("--evaluate", config.evaluate)):
+        if path is not None:
+            words += [option, path.resolve().name]
+    words += ["--target", config.target]
+    if config.template != ConvertConfig.template:
+        words += ["--template", config.template]
+    if config.skip_bad:
+        words.append("--skip-bad")
+    if config.seed:
+        words += ["--seed", str(config.seed)]
+    return shlex.join(words)
+
+
+def _created(environment: Mapping[str, str]) -> str:
+    given = environment.get("SOURCE_DATE_EPOCH")
+    if given is None:
+        moment = datetime.now(timezone.utc)
+    else:
+        try:
+            moment = datetime.fromtimestamp(int(given), timezone.utc)
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConversionError(
+                f"SOURCE_DATE_EPOCH: got '{given}', expected seconds since 1970. Unset it."
+            ) from error
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,209 @@
+"""Where a model comes from: a local folder or a hub id, read without running anything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import SourceError
+
+__all__ = ["Source", "open_source"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# What is fetched from a hub: weights as safetensors, configuration, tokenizer. Never code.
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TO_SAFETENSORS = (
+    "Load it where you trust it and save it again with model.save_pretrained(FOLDER), which "
+    "writes model.safetensors."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk, checked to hold readable safetensors and a `config.json`.
+
+    Attributes:
+        folder: Where its files lie.
+        name: How the source is called in the provenance; no path of this machine.
+        revision: Commit of the hub repository, None for a folder.
+        config: The content of `config.json`.
+        weight_files: Safetensors files, sorted by name.
+        notes: What was left out, for the user to read.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    config: Mapping[str, Any]
+    weight_files: tuple[Path, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name in `config.json`."""
+        return str(self.config["model_type"])
+
+    def weights_sha256(self) -> str:
+        """Return one sha256 over the weight files, in the order of their names."""
+        digest = hashlib.sha256()
+        for path in self.weight_files:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def open_source(spec: str, revision: str | None = None) -> Source:
+    """Open a local folder, or fetch a hub repository, and check that it can be converted.
+
+    Args:
+        spec: A folder, or a hub id such as "openai/clip-vit-base-patch32". An existing folder wins.
+        revision: Branch, tag or commit of the hub repository; None takes its default branch.
+
+    Raises:
+        SourceError: If the source does not exist or cannot be fetched, has no `config.json`, has
+            no safetensors weights (a pickle is never opened), or its weights are damaged.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise SourceError(
+                f"{spec} is a local folder and has no revision '{revision}'. Omit it."
+            )
+        return _read_folder(path, _local_name(spec), None)
+    if spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec):
+        raise SourceError(
+            f"No such folder: {spec}. Pass a folder in transformers' format, or a hub id such as "
+            "openai/clip-vit-base-patch32."
+        )
+    folder = _fetch(spec, revision)
+    return _read_folder(folder, spec, folder.name)
+
+
+def _local_name(spec: str) -> str:
+    path = Path(spec)
+    if path.is_absolute() or spec.startswith("~") or ".." in path.parts:
+        return path.expanduser().resolve().name
+    return path.resolve().name if path.as_posix() == "." else path.as_posix()
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    """Download what is wanted of a hub repository; the snapshot folder is named by its commit."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]
+            )
+        )
+    except GatedRepoError as error:
+        why = "the repository is gated. Accept its terms on the hub and log in with `hf auth login`"
+        raise SourceError(f"Cannot fetch {repository}: {why}.") from error
+    except RevisionNotFoundError as error:
+        why = f"it has no revision '{revision}'. Pass a branch, a tag or a commit that it has"
+        raise SourceError(f"Cannot fetch {repository}: {why}.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        why = "there is no such folder here and no such repository on the hub. Check the spelling"
+        raise SourceError(f"Cannot open {repository}: {why}.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
+        why = (
+            "there is no such folder here, and the hub cannot be reached. Check the spelling and "
+            "the network, or download the repository elsewhere and pass its folder"
+        )
+        raise SourceError(f"Cannot open {repository}: {why}.") from error
+
+
+def _read_folder(folder: Path, name: str, revision: str | None) -> Source:
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is not a folder. Pass the folder that holds config.json.")
+    config = _read_config(folder)
+    notes = []
+    if "auto_map" in config:
+        notes.append(
+            f"{name} brings its own code (auto_map in config.json); it is not run, transformers' "
+            f"own classes for '{config['model_type']}' are used."
+        )
+    weight_files = _weight_files(folder)
+    for path in weight_files:
+        _check_safetensors(path)
+    return Source(folder, name, revision, config, weight_files, tuple(notes))
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise SourceError(
+            f"{folder} has no config.json. Pass a folder written by model.save_pretrained."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SourceError(
+            f"{path} does not say which architecture it is: expected a string 'model_type'. "
+            "Pass a folder written by model.save_pretrained."
+        )
+    return config
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _shards(index)
+    found = tuple(sorted(folder.glob("*.safetensors")))
+    if found:
+        return found
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise SourceError(
+            f"{folder} holds its weights as a pickle ({', '.join(pickles)}), which can run any "
+            f"code when it is opened and is refused. {_TO_SAFETENSORS}"
+        )
+    raise SourceError(
+        f"{folder} holds no weights: expected model.safetensors. Download it completely."
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise SourceError(f"{index} is damaged: {error!r}. Fetch it again.") from error
+    for name in names:
+        if Path(name).name != name:
+            raise SourceError(f"{index} names a file outside its folder: {name}. It is refused.")
+        if not (index.parent / name).is_file():
+            raise SourceError(f"{index} names {name}, which is missing. Download it completely.")
+    return tuple(index.parent / name for name in names)
+
+
+def _check_safetensors(path: Path) -> None:
+    """Read a file's header, which tells whether the file is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise SourceError(
+            f"{path} is not a whole safetensors file: {error}. Download it again."
+        ) from error
+    if not names:
+        raise SourceError(f"{path} holds no tensors. Download it again.")

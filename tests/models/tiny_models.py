@@ -1,0 +1,130 @@
+"""Tiny models of random weights in transformers' own classes and on-disk format."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_CONTEXT, SIGLIP_CONTEXT = 20, 12
+CLIP_SIDE, SIGLIP_SIDE = 32, 24
+
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def clip_tokenizer() -> CLIPTokenizerFast:
+    """Return a byte tokenizer in CLIP's format: every text can be encoded, nothing is merged."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), START, END]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizerFast(vocab=vocab, merges=[], model_max_length=CLIP_CONTEXT)
+
+
+def write_clip(folder: Path, *, eos_token_id: int | None = None, seed: int = 0) -> Path:
+    """Write a CLIP with every file that a hub repository has.
+
+    Args:
+        folder: Where to write.
+        eos_token_id: What config.json says; None for the tokenizer's own.
+        seed: Of the weights.
+    """
+    tokenizer = clip_tokenizer()
+    end = int(tokenizer.eos_token_id)
+    config = CLIPConfig(
+        text_config={
+            **_TOWER,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": CLIP_CONTEXT,
+            "bos_token_id": int(tokenizer.bos_token_id),
+            "eos_token_id": end if eos_token_id is None else eos_token_id,
+            "pad_token_id": int(tokenizer.pad_token_id),
+            "projection_dim": 16,
+        },
+        vision_config={**_TOWER, "image_size": CLIP_SIDE, "patch_size": 8, "projection_dim": 16},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+        _spread(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def write_siglip(folder: Path, *, seed: int = 0) -> Path:
+    """Write a SigLIP, its tokenizer as a sentencepiece model and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(_sentencepiece_model())
+    config = SiglipConfig(
+        text_config={
+            **_TOWER,
+            "vocab_size": 64,
+            "max_position_embeddings": SIGLIP_CONTEXT,
+            "projection_size": 32,
+        },
+        vision_config={**_TOWER, "image_size": SIGLIP_SIDE, "patch_size": 8},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SiglipModel(config)
+        _spread(model)
+        model.logit_scale.data.fill_(2.3)
+        model.logit_bias.data.fill_(-10.0)
+    model.save_pretrained(folder)
+    side = {"height": SIGLIP_SIDE, "width": SIGLIP_SIDE}
+    SiglipImageProcessorPil(size=side).save_pretrained(folder)
+    return folder
+
+
+def _spread(model: torch.nn.Module) -> None:
+    """Make weights as large as trained ones, so that answers differ from input to input."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 0.3)
+
+
+def _sentencepiece_model() -> bytes:
+    """Train a unigram model as SigLIP's: end token 1, unknown 2, no padding or start token."""
+    from sentencepiece import SentencePieceTrainer
+
+    colours = ["red", "green", "blue", "yellow"]
+    shapes = ["circle", "square", "triangle", "star"]
+    corpus = [f"a {c} {s} left of a small {d} {t}" for c in colours for s in shapes
+              for d in colours for t in shapes]  # fmt: skip
+    buffer = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=buffer,
+        model_type="unigram",
+        vocab_size=64,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+        num_threads=1,
+    )
+    return buffer.getvalue()
