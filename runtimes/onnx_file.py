@@ -95,6 +95,11 @@ def read_onnx_file(path: Path) -> OnnxFile:
             return _Reader(data).model()
     except OSError as error:
         raise BackendError(f"{path}: cannot be read: {error.strerror}.") from error
+    except _UnsupportedTypeError as error:
+        raise BackendError(
+            f"{path}: {error}, which cannot be fed as a numpy array. Convert the model with "
+            "float32, float16 or integer tensors as inputs and outputs."
+        ) from error
     except (ValueError, IndexError, RecursionError) as error:
         reason = "a field runs past the end" if isinstance(error, IndexError) else str(error)
         raise BackendError(
@@ -133,6 +138,10 @@ def check_external_data(path: Path, model: OnnxFile) -> None:
                 f"{what} is cut short: got {got_bytes} bytes, expected at least {size_bytes}. "
                 "Copy it again."
             )
+
+
+class _UnsupportedTypeError(Exception):
+    """An input or output is no array that numpy could hold."""
 
 
 class _Reader:
@@ -284,14 +293,14 @@ class _Reader:
         code, shape = 0, (0, 0)
         for number, first, second in self._fields(*kind):
             if number != 1:
-                raise ValueError(f"'{name}' is not a tensor")
+                raise _UnsupportedTypeError(f"'{name}' is not a dense tensor")
             for inner, a, b in self._fields(first, second):
                 if inner == 1:
                     code = a
                 elif inner == 2:
                     shape = (a, b)
         if code not in _DTYPES:
-            raise ValueError(f"'{name}' has element type {code}, which numpy has not")
+            raise _UnsupportedTypeError(f"'{name}' has ONNX element type {code}")
         self._has_fp16 |= code == _FLOAT16
         axes = [self._axis(a, b) for number, a, b in self._fields(*shape) if number == 1]
         return TensorSpec(

@@ -122,6 +122,7 @@ def mapped(error: Exception, what: str) -> BackendError:
     text = " ".join(str(error).split()) or "no reason given"
     code = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+) : ", text)
     said = text[code.end() :] if code else text
+    said = re.sub(r"^Load model from .+? failed:", "", said)
     said = re.sub(r"/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z'\[])", "", said)  # where in its source
     said = said if len(said) <= 400 else f"{said[:400]}..."
     if isinstance(error, MemoryError):

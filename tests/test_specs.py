@@ -1,0 +1,85 @@
+"""The feed check: what passes, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedge.errors import DTypeError, InputError, ShapeError
+from mmedge.specs import Array, TensorSpec, check_feed
+
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
+IMAGE = TensorSpec("pixel_values", FLOAT, ("batch", 3, 4, 4))
+IDS = TensorSpec("input_ids", INT, ("batch", "sequence"))
+MASK = TensorSpec("attention_mask", INT, ("batch", "sequence"))
+
+
+def _ids(*shape: int) -> Array:
+    return np.zeros(shape, INT)
+
+
+def test_a_spec_prints_as_a_person_writes_it() -> None:
+    assert str(IMAGE) == "pixel_values float32(batch, 3, 4, 4)"
+    assert str(TensorSpec("scale", FLOAT, ())) == "scale float32()"
+
+
+def test_axes_that_no_axis_names_are_not_returned() -> None:
+    assert check_feed((IMAGE,), {"pixel_values": np.zeros((2, 3, 4, 4), FLOAT)}) == {"batch": 2}
+    assert check_feed((), {}) == {}
+    assert check_feed((TensorSpec("s", FLOAT, ()),), {"s": np.zeros((), FLOAT)}) == {}
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_every_size_of_a_dynamic_axis_passes_and_is_returned(batch: int, sequence: int) -> None:
+    feed = {"attention_mask": _ids(batch, sequence), "input_ids": _ids(batch, sequence)}
+
+    assert check_feed((IDS, MASK), feed) == {"batch": batch, "sequence": sequence}
+
+
+@given(st.tuples(*[st.integers(0, 3)] * 4))
+def test_two_inputs_must_agree(shape: tuple[int, int, int, int]) -> None:
+    one, other = shape[:2], shape[2:]
+    feed = {"input_ids": _ids(*one), "attention_mask": _ids(*other)}
+    if one == other and 0 not in one:
+        assert check_feed((IDS, MASK), feed) == {"batch": one[0], "sequence": one[1]}
+    else:
+        with pytest.raises(ShapeError, match=r"must not be empty|elsewhere"):
+            check_feed((IDS, MASK), feed)
+
+
+@pytest.mark.parametrize(
+    ("feed", "kind", "message"),
+    [
+        ({}, InputError, r"got \[\], expected \['input_ids'\]"),
+        ({"ids": _ids(1, 2)}, InputError, r"got \['ids'\], expected \['input_ids'\]"),
+        ({"input_ids": _ids(1, 2), "more": _ids(1)}, InputError, r"got \['input_ids', 'more'\]"),
+        ({"input_ids": [[1, 2]]}, InputError, r"'input_ids': got list.*numpy\.asarray"),
+        (
+            {"input_ids": np.zeros((1, 2), np.int32)},
+            DTypeError,
+            r"'input_ids': got dtype int32, expected int64.*astype\('int64'\)",
+        ),
+        ({"input_ids": _ids(2)}, ShapeError, r"got \(2,\), expected \('batch', 'sequence'\)"),
+        ({"input_ids": _ids(1, 2, 1)}, ShapeError, r"got \(1, 2, 1\).*number of axes"),
+        ({"input_ids": _ids(0, 2)}, ShapeError, r"'batch' must not be empty"),
+        ({"input_ids": _ids(1, 0)}, ShapeError, r"'sequence' must not be empty"),
+    ],
+)
+def test_a_wrong_feed_says_what_was_got_and_expected(
+    feed: dict[str, Array], kind: type[InputError], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        check_feed((IDS,), feed)
+    assert type(caught.value) is kind
+
+
+def test_a_wrong_image_size_points_to_the_preprocessing() -> None:
+    with pytest.raises(ShapeError, match=r"\(1, 3, 5, 4\), expected \('batch', 3, 4, 4\).*mmedge"):
+        check_feed((IMAGE,), {"pixel_values": np.zeros((1, 3, 5, 4), FLOAT)})
+
+
+def test_a_feed_of_the_other_byte_order_is_refused() -> None:
+    with pytest.raises(DTypeError):
+        check_feed((IDS,), {"input_ids": _ids(1, 2).astype(">i8")})
