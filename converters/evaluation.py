@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def evaluation_set(
 
 
 def embed(
-    graph: IsolatedGraph, feeds: Iterator[Array], advance: Callable[[], None] | None = None
+    graph: IsolatedGraph, feeds: Iterable[Array], advance: Callable[[], None] | None = None
 ) -> Float32Array:
     """Return the embeddings of feeds of one sample: (N, D) float32."""
     rows = []

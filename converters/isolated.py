@@ -117,7 +117,7 @@ def _read(pipe: IO[bytes]) -> Array:
         raise EOFError
     header = json.loads(line)
     array: Array = np.empty(tuple(header["shape"]), np.dtype(header["dtype"]))
-    unread = memoryview(array).cast("B")
+    unread = array.data.cast("B")
     while len(unread):
         count = cast(io.BufferedIOBase, pipe).readinto(unread)
         if not count:
@@ -133,7 +133,7 @@ def _serve(model: Path, threads: int) -> None:
     # What the engine prints must not fall among the arrays.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    feeds = sys.stdin.buffer
+    feeds = cast(io.BufferedReader, sys.stdin.buffer)
     options = SessionOptions(threads=threads or None)
     with open_session(model, options=options) as session:
         name, output = session.inputs[0].name, session.outputs[0].name

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.errors import SourceError
+from mmedge.files import storage_errors
 
 __all__ = ["Source", "open_source"]
 
@@ -95,23 +96,22 @@ def _local_name(spec: str) -> str:
 
 def _fetch(repository: str, revision: str | None) -> Path:
     """Download what is wanted of a hub repository; the snapshot folder is named by its commit."""
-    import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # of whichever client the hub library uses
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        return Path(
-            snapshot_download(
+        with storage_errors(Path(HF_HUB_CACHE)):
+            folder = snapshot_download(
                 repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]
             )
-        )
     except GatedRepoError as error:
         why = "the repository is gated. Accept its terms on the hub and log in with `hf auth login`"
         raise SourceError(f"Cannot fetch {repository}: {why}.") from error
@@ -121,12 +121,13 @@ def _fetch(repository: str, revision: str | None) -> Path:
     except (RepositoryNotFoundError, HFValidationError) as error:
         why = "there is no such folder here and no such repository on the hub. Check the spelling"
         raise SourceError(f"Cannot open {repository}: {why}.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError) as error:
+    except (LocalEntryNotFoundError, HTTPError) as error:
         why = (
             "there is no such folder here, and the hub cannot be reached. Check the spelling and "
             "the network, or download the repository elsewhere and pass its folder"
         )
         raise SourceError(f"Cannot open {repository}: {why}.") from error
+    return Path(folder)
 
 
 def _read_folder(folder: Path, name: str, revision: str | None) -> Source:

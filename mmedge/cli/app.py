@@ -14,6 +14,7 @@ __all__ = ["app", "run"]
 # One line a command: the module mmedge.cli.NAME holds its function NAME. The modules are imported
 # for their help texts, so whatever is heavy is imported inside their functions.
 _COMMANDS = (
+    "convert",
     "inspect",
     "verify",
 )

@@ -1,0 +1,183 @@
+"""`mmedge convert`: from a PyTorch model to a bundle. Runs on a workstation."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmedge.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from mmedge.converters.config import ConversionReport, ProgressEvent, VariantReport
+
+__all__ = ["convert"]
+
+# What the extra [convert] brings that the device's install has not.
+_NEEDED = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors")
+_MAX_LISTED = 10
+
+
+def convert(  # noqa: PLR0913, PLR0917, one parameter an option
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder in transformers' format, or a hub id.", show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The bundle, NAME.mmedge.", show_default=False)
+    ],
+    precision: Annotated[
+        str,
+        typer.Option(help="Of fp32, fp16, int8, int8-dynamic, int8-static; several with commas."),
+    ] = "fp32,int8",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures (captions.jsonl for texts) that static ranges are chosen from."
+        ),
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Held-out pictures with captions or labels: a folder or a .jsonl file."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="What the graphs are laid out for.")] = "cpu",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="How a label becomes a text for zero-shot accuracy.")
+    ] = "a photo of a {label}",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the bundle that stands there.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Convert a model to a bundle: export, quantize, check against PyTorch, describe."""
+    _require_extra()
+    from mmedge.cli.output import print_json
+    from mmedge.converters.config import ConvertConfig
+    from mmedge.converters.pipeline import convert as run
+
+    config = ConvertConfig(
+        source=source,
+        out=out,
+        precisions=tuple(name.strip() for name in precision.split(",") if name.strip()),
+        revision=revision,
+        calibration=calibration,
+        evaluate=evaluate,
+        target=target,
+        template=template,
+        overwrite=overwrite,
+        skip_bad=skip_bad,
+        seed=seed,
+    )
+    if quiet or json:
+        report = run(config)
+    else:
+        with _progress() as show:
+            report = run(config, show)
+    if json:
+        print_json(report.to_json())
+    elif not quiet:
+        _print(report)
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailableError(
+            f"mmedge convert needs {', '.join(missing)}, which the device's install leaves out. "
+            'Install them with: pip install "mmedge[convert]"'
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[ProgressEvent], None]]:
+    """Show a line for each stage on stderr, with bar and time left where steps are counted."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        shown: dict[str, TaskID] = {}
+
+        def finish() -> None:
+            for task in bar.tasks:
+                bar.update(task.id, completed=task.total)
+
+        def show(event: ProgressEvent) -> None:
+            if event.stage not in shown:
+                finish()
+                shown[event.stage] = bar.add_task(event.stage, total=event.total)
+            bar.update(shown[event.stage], completed=event.done, total=event.total)
+
+        yield show
+        finish()
+
+
+def _print(report: ConversionReport) -> None:
+    from mmedge.cli.output import new_table, plain, stdout_console
+
+    console = stdout_console()
+    names = sorted({name for line in report.variants for name in _task(line)})
+    numbers = ("size", "parity", "max error", "cosine", "p1", "min", "top-k", *names, "time s")
+    table = new_table("role", "variant", *numbers, numbers=numbers)
+    for line in report.variants:
+        table.add_row(line.role, line.variant, *_cells(line, names))
+    console.print(table)
+    for line in report.variants:
+        if line.quality is not None:
+            console.print(f"{line.role} quality on {plain(line.quality.data)}.")
+            break
+    for note in report.notes:
+        console.print(f"Note: {plain(note)}")
+    for message in report.skipped[:_MAX_LISTED]:
+        console.print(f"Skipped: {plain(message)}")
+    if len(report.skipped) > _MAX_LISTED:
+        console.print(f"... and {len(report.skipped) - _MAX_LISTED} more.")
+    console.print(f"{plain(str(report.path))} written in {report.duration_s:.0f} s.")
+
+
+def _task(line: VariantReport) -> dict[str, float]:
+    return {} if line.quality is None else line.quality.task
+
+
+def _cells(line: VariantReport, tasks: list[str]) -> list[str]:
+    from mmedge.cli.output import human_bytes
+
+    parity, quality = line.parity, line.quality
+    cells = [human_bytes(line.size_bytes)]
+    cells += [f"{parity.cosine_min:.6f}", f"{parity.max_abs_error:.1e}"] if parity else ["-", "-"]
+    if quality is None:
+        cells += ["-"] * 4
+    else:
+        figures = (quality.cosine_mean, quality.cosine_p1, quality.cosine_min)
+        cells += [f"{figure:.4f}" for figure in figures] + [f"{quality.top_k_overlap:.3f}"]
+    cells += [f"{_task(line)[name]:.3f}" if name in _task(line) else "-" for name in tasks]
+    return [*cells, f"{line.duration_s:.1f}"]
