@@ -151,9 +151,9 @@ class FakeSession:
         self._check_open()
         sizes = check_feed(self._inputs, feed)
         for name, array in feed.items():
-            if not array.flags.c_contiguous:
+            if not (array.flags.c_contiguous and array.flags.aligned):
                 raise InputError(
-                    f"Input '{name}': cannot be bound, its memory is not C-contiguous. "
+                    f"Input '{name}': cannot be bound, its memory is not C-contiguous and aligned. "
                     "Pass numpy.ascontiguousarray(array) and write to that."
                 )
         outputs = {name: np.empty_like(like) for name, like in self._compute(feed, sizes).items()}

@@ -1,8 +1,12 @@
 """The ONNX Runtime backend: CPU, and CUDA where the installed build has it.
 
-Works with onnxruntime 1.20 and newer, and with onnxruntime-gpu. From about 1.24 on the engine tells
-which provider holds each node; with an older one `Placement.providers` is empty and placement is
-checked by the session's providers alone.
+Works with onnxruntime 1.20 and newer, and with onnxruntime-gpu. From 1.24 on the engine tells which
+provider holds each node; with an older one `Placement.providers` is empty and placement is checked
+by the session's providers alone.
+
+On CUDA, shape arithmetic may stay on the CPU, where the engine puts it on purpose, and is listed in
+`Placement.exceptions`; any other node there is a PlacementError. (The engine's own
+`session.disable_cpu_ep_fallback` would refuse the shape arithmetic too.)
 """
 
 from __future__ import annotations

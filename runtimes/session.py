@@ -109,7 +109,11 @@ class Binding(Protocol):
 
 @runtime_checkable
 class Session(Protocol):
-    """One graph, ready to run. `run` may be called from several threads at once."""
+    """One graph, ready to run.
+
+    `run` may be called from several threads at once, also while another closes the session: a call
+    that has begun ends with its answer, a later one with BackendError.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -146,7 +150,8 @@ class Session(Protocol):
         """Preallocate for the shapes of `feed`, whose C-contiguous arrays become the inputs.
 
         Raises:
-            InputError: As for run, and if an array is not C-contiguous.
+            InputError: As for run, and if an array is not C-contiguous and aligned.
+            BackendError: If the engine fails, or the session is closed.
         """
         ...
 
@@ -180,7 +185,9 @@ class Backend(Protocol):
         Raises:
             BackendUnavailableError: If the engine or the device is missing, with what to install.
             PlacementError: If the graph would not run where it was asked to.
-            BackendError: If the engine refuses the graph.
+            BackendError: If the file is missing or damaged, its external data is missing, cut
+                short or outside the model's folder, or the engine refuses the graph.
+            StorageError: If `options.profile_to` cannot be made.
         """
         ...
 
@@ -219,6 +226,7 @@ def open_session(
         options: None for the defaults.
 
     Raises:
-        BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
+        BackendUnavailableError, PlacementError, BackendError, StorageError: See
+            Backend.open_session.
     """
     return backend(backend_name).open_session(Path(model), options or SessionOptions())

@@ -182,9 +182,12 @@ def test_bindings_and_runs_do_not_disturb_each_other(session: Session) -> None:
             _assert_answers(dict(binding.outputs), feed)
 
 
-def test_a_strided_array_cannot_be_bound(session: Session) -> None:
+@pytest.mark.parametrize("lay_out", [_strided, _unaligned, np.asfortranarray])
+def test_memory_that_would_need_a_copy_cannot_be_bound(
+    session: Session, lay_out: Callable[[Array], Array]
+) -> None:
     feed = feed_of(3)
-    feed["x"] = _strided(feed["x"])
+    feed["x"] = lay_out(feed["x"])
 
     with pytest.raises(InputError, match=r"'x'.*ascontiguousarray"):
         session.bind(feed)
