@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 from mmedge.errors import IntegrityError
 
@@ -48,7 +48,16 @@ def _fault(path: str) -> str | None:
     return next((fault for fault, holds in faults.items() if holds), None)
 
 
-BundlePath = Annotated[str, AfterValidator(check_relative_path)]
+# What check_relative_path asks for, as far as a JSON Schema can say it.
+_SCHEMA = WithJsonSchema(
+    {
+        "type": "string",
+        "maxLength": _MAX_PATH_BYTES,
+        "pattern": r"^(?![A-Za-z]:)(?!\.{1,2}(/|$))[^/\\]+(/(?!\.{1,2}(/|$))[^/\\]+)*$",
+    }
+)
+
+BundlePath = Annotated[str, AfterValidator(check_relative_path), _SCHEMA]
 
 
 def confined_path(root: Path, relative: str) -> Path:

@@ -12,7 +12,8 @@ __all__ = ["manifest_schema"]
 
 def manifest_schema() -> str:
     """Return the JSON Schema of `manifest.json` as indented JSON with a trailing newline."""
-    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | Manifest.model_json_schema(), indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,510 @@
+"""DualEncoder on a tiny bundle whose answers are known, and on fakes that remember their calls."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmedge
+from mmedge.bundle import Bundle
+from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.errors import (
+    BackendError,
+    BundleError,
+    DTypeError,
+    ImageError,
+    InputError,
+    ShapeError,
+    TextError,
+)
+from mmedge.models import DualEncoder
+from mmedge.runtimes.fake import FakeSession
+from mmedge.specs import Array, TensorSpec
+
+SIZE, DIM = bundles.IMAGE_SIZE, bundles.DIM
+
+
+@pytest.fixture
+def model(tiny_bundle: Bundle) -> Iterator[DualEncoder]:
+    with mmedge.load(tiny_bundle.path) as loaded:
+        yield loaded
+
+
+def fake_sessions(function: Any = None) -> dict[str, FakeSession]:
+    embedding = TensorSpec("embedding", np.dtype("float32"), ("batch", DIM))
+    pixels = TensorSpec("pixel_values", np.dtype("float32"), ("batch", 3, SIZE, SIZE))
+    ids = TensorSpec("input_ids", np.dtype("int64"), ("batch", "sequence"))
+    return {
+        "image_encoder": FakeSession((pixels,), (embedding,), function),
+        "text_encoder": FakeSession((ids,), (embedding,)),
+    }
+
+
+def encoder(bundle: Bundle, sessions: dict[str, FakeSession]) -> DualEncoder:
+    return DualEncoder(bundle, sessions, {role: bundle.variant(role) for role in sessions})
+
+
+def with_manifest(bundle: Bundle, **changes: object) -> Bundle:
+    return replace(bundle, manifest=bundle.manifest.model_copy(update=changes))
+
+
+def frame(seed: int = 0, height: int = 12, width: int = 10) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def expected_embedding(model: DualEncoder, picture: Array) -> Array:
+    return bundles.encode_image(model.image_processor([picture]))
+
+
+def widths(session: FakeSession) -> list[tuple[int, ...]]:
+    return [next(iter(call.values())).shape for call in session.calls]
+
+
+# One picture
+
+
+def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Path) -> None:
+    picture = frame()
+    image = Image.fromarray(picture)
+    path = tmp_path / "picture.png"
+    image.save(path)
+    expected = expected_embedding(model, picture)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    sources = [path, str(path), buffer.getvalue(), image, picture, model.image_processor([picture])]
+    for source in sources:
+        got = model.encode_image(source)
+        assert got.shape == (1, DIM)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+
+
+def test_greyscale_and_transparent_arrays_are_pictures(model: DualEncoder) -> None:
+    grey = frame()[..., 0]
+    as_rgb = np.repeat(grey[..., None], 3, axis=2)
+    opaque = np.concatenate([as_rgb, np.full((*grey.shape, 1), 255, np.uint8)], axis=2)
+    np.testing.assert_array_equal(model.encode_image(grey), model.encode_image(as_rgb))
+    np.testing.assert_array_equal(model.encode_image(opaque), model.encode_image(as_rgb))
+
+
+# Many pictures
+
+
+def test_many_pictures_in_any_container_keep_their_order(model: DualEncoder) -> None:
+    pictures = [frame(seed) for seed in range(7)]
+    expected = np.concatenate([model.encode_image(picture) for picture in pictures])
+    containers = [
+        pictures,
+        tuple(pictures),
+        iter(pictures),
+        (picture for picture in pictures),
+        np.stack(pictures),
+        [Image.fromarray(picture) for picture in pictures],
+        model.image_processor(pictures),
+    ]
+    for container in containers:
+        np.testing.assert_allclose(model.encode_image(container, batch_size=3), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_pictures_are_split_into_batches(ready: bool, tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    model = encoder(tiny_bundle, sessions)
+    pictures: Any = [frame(seed) for seed in range(20)]
+    if ready:
+        pictures = model.image_processor(pictures)
+    assert model.encode_image(pictures).shape == (20, DIM)
+    assert [shape[0] for shape in widths(sessions["image_encoder"])] == [8, 8, 4]
+    model.encode_image(pictures, batch_size=20)
+    assert widths(sessions["image_encoder"])[-1][0] == 20
+    with pytest.raises(InputError, match="batch_size: got 0"):
+        model.encode_image(pictures, batch_size=0)
+
+
+def test_pictures_are_read_no_further_than_the_batch_at_hand(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    session = sessions["image_encoder"]
+    ahead = []
+
+    def pictures() -> Iterator[Array]:
+        for seed in range(40):
+            encoded = sum(len(call["pixel_values"]) for call in session.calls)
+            ahead.append(seed - encoded)
+            yield frame(seed)
+
+    assert encoder(tiny_bundle, sessions).encode_image(pictures(), batch_size=4).shape == (40, DIM)
+    assert max(ahead) == 3
+
+
+def test_batches_overwrite_one_buffer_and_not_the_answers(model: DualEncoder) -> None:
+    black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)
+    red = white * np.array([1, 0, 0], np.uint8)
+    got = model.encode_image([black, white, red], batch_size=1)
+    expected = np.concatenate([expected_embedding(model, p) for p in (black, white, red)])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_model_without_a_common_size_takes_pictures_one_by_one(tiny_bundle: Bundle) -> None:
+    manifest = tiny_bundle.manifest
+    image = manifest.preprocessing.image
+    assert image is not None
+    free = image.model_copy(update={"resize": None, "crop_height": None, "crop_width": None})
+    preprocessing = manifest.preprocessing.model_copy(update={"image": free})
+    sessions = fake_sessions()
+    pixels = TensorSpec("pixel_values", np.dtype("float32"), ("batch", 3, "height", "width"))
+    sessions["image_encoder"] = FakeSession((pixels,), sessions["image_encoder"].outputs)
+    model = encoder(with_manifest(tiny_bundle, preprocessing=preprocessing), sessions)
+    assert model.encode_image([frame(0, 5, 6), frame(1, 7, 8)]).shape == (2, DIM)
+    assert widths(sessions["image_encoder"]) == [(1, 3, 5, 6), (1, 3, 7, 8)]
+
+
+def test_graph_of_a_fixed_batch_is_fed_batches_of_that_size(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    pixels = TensorSpec("pixel_values", np.dtype("float32"), (1, 3, SIZE, SIZE))
+    embedding = TensorSpec("embedding", np.dtype("float32"), (1, DIM))
+    sessions["image_encoder"] = FakeSession((pixels,), (embedding,))
+    model = encoder(tiny_bundle, sessions)
+    assert model.encode_image([frame(0), frame(1)]).shape == (2, DIM)
+
+
+def test_graph_in_half_precision_is_fed_and_answers_float32(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    pixels = TensorSpec("pixel_values", np.dtype("float16"), ("batch", 3, SIZE, SIZE))
+    embedding = TensorSpec("embedding", np.dtype("float16"), ("batch", DIM))
+    sessions["image_encoder"] = FakeSession((pixels,), (embedding,))
+    assert encoder(tiny_bundle, sessions).encode_image(frame()).dtype == np.float32
+
+
+# Bad pictures
+
+
+def test_bad_picture_among_many_is_named(model: DualEncoder) -> None:
+    with pytest.raises(ImageError, match=r"^images\[2\]: Image 'gone\.png': no such file"):
+        model.encode_image([frame(), frame(), "gone.png"], batch_size=2)
+    with pytest.raises(DTypeError, match=r"^images\[1\]: .*expected uint8"):
+        model.encode_image([frame(), frame().astype(np.float32)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_ready_tensor_must_be_finite(value: float, model: DualEncoder) -> None:
+    tensor = np.zeros((3, 3, SIZE, SIZE), np.float32)
+    tensor[1, 0, 0, 0] = value
+    with pytest.raises(ImageError, match=r"Images \[1\]: NaN or infinite"):
+        model.encode_image(tensor)
+
+
+def test_ready_tensor_of_another_dtype_or_shape(model: DualEncoder) -> None:
+    with pytest.raises(DTypeError, match="got dtype float64, expected float32"):
+        model.encode_image(np.zeros((1, 3, SIZE, SIZE)))
+    with pytest.raises(ShapeError, match="pixel_values"):
+        model.encode_image(np.zeros((1, 3, SIZE, SIZE + 1), np.float32))
+    with pytest.raises(ShapeError, match="pixel_values"):
+        model.encode_image(np.zeros((0, 3, SIZE, SIZE), np.float32))
+    with pytest.raises(DTypeError, match="four axes"):
+        model.encode_image(np.zeros((3, SIZE, SIZE), np.float32))
+
+
+@pytest.mark.parametrize("nothing", [[], (), iter(()), np.zeros((0, 8, 8, 3), np.uint8)])
+def test_no_picture_is_an_error(nothing: Any, model: DualEncoder) -> None:
+    with pytest.raises(InputError, match="Images: got none"):
+        model.encode_image(nothing)
+
+
+def test_what_is_no_picture_is_an_error(model: DualEncoder) -> None:
+    with pytest.raises(InputError, match="Images: got int"):
+        model.encode_image(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"images\[0\]: Image of type NoneType: not a picture"):
+        model.encode_image([None])  # type: ignore[list-item]
+
+
+def write_files(folder: Path, count: int, bad: set[int]) -> list[Path]:
+    paths = [folder / f"{index:03}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        if index in bad:
+            path.write_bytes(b"not an image")
+        else:
+            Image.fromarray(frame(index)).save(path)
+    return paths
+
+
+def test_bad_files_are_skipped_and_reported_if_asked(model: DualEncoder, tmp_path: Path) -> None:
+    paths = write_files(tmp_path, 21, bad={0, 10, 20})
+    with pytest.raises(ImageError, match=r"images\[0\]: Image '.*000\.png': not an image"):
+        model.encode_image_files(paths)
+    encoded = model.encode_image_files(iter(paths), skip_bad=True, batch_size=4)
+    good = [path for index, path in enumerate(paths) if index not in {0, 10, 20}]
+    assert encoded.paths == tuple(map(str, good))
+    np.testing.assert_allclose(encoded.embeddings, model.encode_image(good), atol=1e-6)
+    assert [(image.position, image.path) for image in encoded.bad] == [
+        (index, str(paths[index])) for index in (0, 10, 20)
+    ]
+    assert all("not an image" in image.reason for image in encoded.bad)
+
+
+def test_files_that_are_all_bad_or_none_give_no_embeddings(
+    model: DualEncoder, tmp_path: Path
+) -> None:
+    encoded = model.encode_image_files(write_files(tmp_path, 3, {0, 1, 2}), skip_bad=True)
+    assert encoded.embeddings.shape == (0, DIM)
+    assert encoded.paths == ()
+    assert len(encoded.bad) == 3
+    assert model.encode_image_files([]).embeddings.shape == (0, DIM)
+
+
+def test_files_must_be_paths(model: DualEncoder) -> None:
+    with pytest.raises(InputError, match=r"Pass \[path\]"):
+        model.encode_image_files("a.png")
+    with pytest.raises(InputError, match="got ndarray at position 0"):
+        model.encode_image_files([frame()], skip_bad=True)  # type: ignore[list-item]
+
+
+# Texts
+
+
+def test_texts_keep_their_order_and_their_answers(model: DualEncoder) -> None:
+    texts = ["red", "a photo of", "blue circle", "green", "a", "square red"] * 3
+    expected = np.concatenate([model.encode_text(text) for text in texts])
+    assert expected.shape == (18, DIM)
+    for batch_size in (1, 2, 5, None):
+        got = model.encode_text(texts, batch_size=batch_size)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    ids = model.text_processor(["blue circle"])["input_ids"]
+    np.testing.assert_allclose(expected[2:3], bundles.encode_text(ids), atol=1e-6)
+
+
+def long_text_bundle(bundle: Bundle, padding: str) -> Bundle:
+    text = bundle.manifest.preprocessing.text
+    assert text is not None
+    longer = text.model_copy(update={"max_length": 40, "padding": padding})
+    preprocessing = bundle.manifest.preprocessing.model_copy(update={"text": longer})
+    return with_manifest(bundle, preprocessing=preprocessing)
+
+
+def test_short_texts_are_not_padded_to_long_ones(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    model = encoder(long_text_bundle(tiny_bundle, "longest"), sessions)
+    long = " ".join(["red"] * 30)
+    model.encode_text(["red", long, "blue", long, "green", long], batch_size=2)
+    assert widths(sessions["text_encoder"]) == [(2, 3), (1, 3), (2, 32), (1, 32)]
+    # A text that runs among others is fed as it is fed alone.
+    calls = [call["input_ids"] for call in sessions["text_encoder"].calls]
+    np.testing.assert_array_equal(calls[0], model.text_processor(["red", "blue"])["input_ids"])
+
+
+def test_texts_of_a_padded_model_run_in_their_order(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    model = encoder(long_text_bundle(tiny_bundle, "max_length"), sessions)
+    model.encode_text(["red", " ".join(["red"] * 30), "blue"], batch_size=2)
+    assert widths(sessions["text_encoder"]) == [(2, 40), (1, 40)]
+
+
+def test_bad_text_is_named(model: DualEncoder) -> None:
+    with pytest.raises(TextError, match="Text 1: empty"):
+        model.encode_text(["red", " "])
+    with pytest.raises(TextError, match="got none"):
+        model.encode_text([])
+    with pytest.raises(TextError, match="expected a sequence"):
+        model.encode_text(3)  # type: ignore[arg-type]
+
+
+# Similarity and classification
+
+
+def test_similarity_takes_inputs_or_their_embeddings(model: DualEncoder) -> None:
+    pictures, texts = [frame(0), frame(1)], ["red", "green", "blue"]
+    images, words = model.encode_image(pictures), model.encode_text(texts)
+    expected = images @ words.T
+    assert expected.shape == (2, 3)
+    assert np.abs(expected).max() <= 1 + 1e-6
+    np.testing.assert_allclose(model.similarity(pictures, texts), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(pictures, words), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(frame(0), "red"), expected[:1, :1], atol=1e-6)
+
+
+def test_embeddings_of_another_shape_or_dtype(model: DualEncoder) -> None:
+    good = model.encode_text("red")
+    with pytest.raises(ShapeError, match=rf"expected \(batch, {DIM}\)"):
+        model.similarity(good[:, :-1], good)
+    with pytest.raises(ShapeError, match=rf"expected \(batch, {DIM}\)"):
+        model.similarity(good, good[0])
+    with pytest.raises(DTypeError, match="expected float32"):
+        model.similarity(good, good.astype(np.float64))
+
+
+def test_classification_is_a_scaled_softmax(model: DualEncoder) -> None:
+    labels = ["red", "green circle", "blue square"]
+    result = model.classify([frame(0), frame(1)], labels, template="a {}")
+    logits = 20.0 * model.similarity([frame(0), frame(1)], [f"a {label}" for label in labels])
+    powers = np.exp(logits.astype(np.float64))
+    assert result.labels == tuple(labels)
+    assert result.probabilities.dtype == np.float32
+    np.testing.assert_allclose(
+        result.probabilities, powers / powers.sum(axis=1, keepdims=True), rtol=1e-4
+    )
+    best, second = result.top(2)[0]
+    assert best.label == labels[int(result.probabilities[0].argmax())]
+    assert best.probability == pytest.approx(float(result.probabilities[0].max()))
+    assert best.probability >= second.probability
+    assert [len(row) for row in result.top(99)] == [3, 3]
+    with pytest.raises(InputError, match="k: got 0"):
+        result.top(0)
+
+
+def test_classification_by_sigmoid_has_scale_and_bias(tiny_bundle: Bundle) -> None:
+    head = ContrastiveHead(activation="sigmoid", logit_scale=100.0, logit_bias=-10.0)
+    with mmedge.load(tiny_bundle.path) as loaded:
+        model = DualEncoder(
+            with_manifest(tiny_bundle, contrastive_head=head), loaded.sessions, loaded.variants
+        )
+        labels = ["red", "green", "blue"]
+        result = model.classify(frame(0), labels, template="{}")
+        logits = 100.0 * model.similarity(frame(0), labels).astype(np.float64) - 10
+    np.testing.assert_allclose(result.probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
+def test_classify_takes_embeddings_and_label_banks(model: DualEncoder) -> None:
+    banked = model.classify(frame(0), "colours", template="{}")
+    assert banked.labels == ("red", "green", "blue")
+    listed = model.classify(model.encode_image(frame(0)), list(banked.labels), template="{}")
+    np.testing.assert_allclose(banked.probabilities, listed.probabilities, atol=1e-6)
+    with pytest.raises(InputError, match=r"'animals' is not a label bank.*\['colours'\]"):
+        model.classify(frame(0), "animals")
+
+
+def test_label_embeddings_are_kept_for_the_last_sets(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    model = encoder(tiny_bundle, sessions)
+    calls = sessions["text_encoder"].calls
+    first = model.classify(frame(), ["red", "green"], template="{}")
+    again = model.classify(frame(), ["red", "green"], template="{}")
+    assert len(calls) == 1
+    np.testing.assert_array_equal(first.probabilities, again.probabilities)
+    model.classify(frame(), ["green", "red"], template="{}")
+    model.classify(frame(), ["red", "green"], template="a {}")
+    assert len(calls) == 3  # another order or template is another set
+    for index in range(8):
+        model.classify(frame(), [f"red {index}"], template="{}")
+    model.classify(frame(), ["red", "green"], template="{}")
+    assert len(calls) == 12  # the first set had to make room
+
+
+@pytest.mark.parametrize(
+    ("labels", "template", "message"),
+    [
+        (["red"], "a photo", "has no place for the label"),
+        ([], "{}", "Labels: got none"),
+        (["red", "red"], "{}", r"more than once: \['red'\]"),
+        (["red", " "], "{}", "Label 1: got ' '"),
+        (["red", 3], "{}", "Label 1: got 3"),
+    ],
+)
+def test_bad_labels_are_explained(
+    labels: Any, template: str, message: str, model: DualEncoder
+) -> None:
+    with pytest.raises(InputError, match=message):
+        model.classify(frame(), labels, template=template)
+
+
+def test_model_without_a_head_does_not_classify(tiny_bundle: Bundle) -> None:
+    model = encoder(with_manifest(tiny_bundle, contrastive_head=None), fake_sessions())
+    with pytest.raises(BundleError, match="no contrastive head"):
+        model.classify(frame(), ["red"])
+
+
+# The model itself
+
+
+def test_role_that_was_not_loaded_is_explained(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    images_only = encoder(tiny_bundle, {"image_encoder": sessions["image_encoder"]})
+    with pytest.raises(InputError, match="text_encoder was not loaded"):
+        images_only.encode_text("red")
+    texts_only = encoder(tiny_bundle, {"text_encoder": sessions["text_encoder"]})
+    with pytest.raises(InputError, match="image_encoder was not loaded"):
+        texts_only.encode_image(frame())
+    roles = {"text_encoder": tiny_bundle.manifest.roles["text_encoder"]}
+    bundle = with_manifest(tiny_bundle, roles=roles)
+    with pytest.raises(InputError, match=r"holds no image_encoder, only \['text_encoder'\]"):
+        encoder(bundle, {"text_encoder": sessions["text_encoder"]}).encode_image_files(["a.png"])
+
+
+@pytest.mark.parametrize("role", ["image", "text"])
+def test_role_without_preprocessing_is_refused(role: str, tiny_bundle: Bundle) -> None:
+    preprocessing = tiny_bundle.manifest.preprocessing.model_copy(update={role: None})
+    with pytest.raises(BundleError, match=f"has a {role}_encoder but no preprocessing"):
+        encoder(with_manifest(tiny_bundle, preprocessing=preprocessing), fake_sessions())
+
+
+def test_attributes(model: DualEncoder, tiny_bundle: Bundle) -> None:
+    assert model.bundle == tiny_bundle
+    assert model.manifest.name == "tiny"
+    assert model.embedding_dim == DIM
+    assert model.spaces == {"image_encoder": "tiny-0001", "text_encoder": "tiny-0001"}
+    assert model.space == "tiny-0001"
+    assert model.variants["image_encoder"].name == "fp32"
+    assert repr(model) == (
+        "<DualEncoder tiny: image_encoder=fp32 on cpu, text_encoder=fp32 on cpu>"
+    )
+
+
+def test_space_is_none_where_the_roles_differ(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    variants = {role: tiny_bundle.variant(role) for role in sessions}
+    variants["text_encoder"] = variants["text_encoder"].model_copy(update={"space": "other"})
+    assert DualEncoder(tiny_bundle, sessions, variants).space is None
+
+
+def test_closed_model_does_not_answer(tiny_bundle: Bundle) -> None:
+    with mmedge.load(tiny_bundle.path) as model:
+        model.encode_image(frame())
+    model.close()
+    with pytest.raises(BackendError, match="closed"):
+        model.encode_image(frame())
+    with pytest.raises(BackendError, match="closed"):
+        model.encode_text("red")
+
+
+def test_error_of_the_engine_passes_through(tiny_bundle: Bundle) -> None:
+    sessions = fake_sessions()
+    specs = sessions["image_encoder"]
+    sessions["image_encoder"] = FakeSession(
+        specs.inputs, specs.outputs, failures=[None, BackendError("out of memory")]
+    )
+    with pytest.raises(BackendError, match="out of memory"):
+        encoder(tiny_bundle, sessions).encode_image([frame()] * 3, batch_size=1)
+
+
+def test_threads_share_a_model(model: DualEncoder) -> None:
+    pictures = [frame(seed) for seed in range(12)]
+    texts = ["red", "a photo of", "blue circle", "green square", "a", "of"] * 2
+    images, words = model.encode_image(pictures), model.encode_text(texts)
+
+    def work(index: int) -> tuple[Array, Array, Array]:
+        start = index % 6
+        labels = [texts[start], "photo"]
+        return (
+            model.encode_image(pictures[start : start + 5], batch_size=2),
+            model.encode_text(texts[start : start + 5], batch_size=2),
+            model.classify(pictures[start], labels, template="{}").probabilities,
+        )
+
+    alone = [work(index) for index in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(work, range(60)))
+    for index, (got_images, got_words, scores) in enumerate(together):
+        start = index % 6
+        np.testing.assert_allclose(got_images, images[start : start + 5], atol=1e-6)
+        np.testing.assert_allclose(got_words, words[start : start + 5], atol=1e-6)
+        np.testing.assert_allclose(scores, alone[start][2], atol=1e-6)
