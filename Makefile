@@ -9,6 +9,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 SETUP := pyproject.toml setup.py constraints.txt
+# Folders of scripts, which import each other by bare names; mypy takes them so too.
+SCRIPTS := benchmarks examples examples/shapes
+SCRIPT_NAMES := $(basename $(notdir $(wildcard $(addsuffix /*.py,$(SCRIPTS)))))
 BENCHMARKS := $(filter-out record,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 # Passed on: make test ARGS="tests/bundle -x", make bench ARGS="import_time"
@@ -61,8 +64,9 @@ format: $(DEV)
 typecheck: $(DEV)
 	@mkdir -p .typecheck && tree=$$(mktemp -d .typecheck/tree.XXXXXX) && trap 'rm -rf "$$tree"' EXIT && \
 	mkdir "$$tree/mmedge" && ln -s $(addprefix ../../../,$(wildcard mmedge/*) converters runtimes) "$$tree/mmedge/" && \
-	ln -s ../../examples ../../benchmarks "$$tree/" && cd "$$tree" && \
-	$(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p mmedge
+	cd "$$tree" && MYPYPATH=$(subst $(eval) ,:,$(addprefix ../../,$(SCRIPTS))) \
+	$(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+		--package mmedge $(addprefix --module ,$(SCRIPT_NAMES))
 
 # Each benchmark writes benchmarks/results/NAME.json; one that fails does not keep the others back.
 bench: $(BENCH)
