@@ -71,7 +71,7 @@ def _selects_one_token(node: ir.Node) -> bool:
 def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
     """Return which inputs may hold one token instead of all of them, or None for no such node."""
     result: tuple[int, ...] | None = None
-    if is_op(node, "MultiHeadAttention", "com.microsoft"):
+    if is_op(node, "Attention"):
         result = (0,)
     elif rank(node.outputs[0]) != 3:
         result = None
@@ -112,7 +112,7 @@ def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
         if inputs is not None:
             narrowed[node] = inputs
             uses.update((node, index) for index in inputs)
-    if not any(is_op(node, "MultiHeadAttention", "com.microsoft") for node in narrowed):
+    if not any(is_op(node, "Attention") for node in narrowed):
         return False
     token = _Token(graph, select)
     for node in [node for node in order[:at] if node in narrowed]:
@@ -151,12 +151,12 @@ class _Token:
             wide = operands[at]
             assert wide is not None  # noqa: S101  # only inputs that are there are listed
             operands[at] = self.cut(wide)
-        if is_op(node, "MultiHeadAttention", "com.microsoft") and len(operands) > 5 and operands[5]:
-            operands[5] = self._cut_bias(operands[5])
+        if is_op(node, "Attention") and len(operands) > 3 and operands[3]:
+            operands[3] = self._cut_bias(operands[3])
         twin = ir.node(
             node.op_type,
             operands,
-            {name: attribute for name, attribute in node.attributes.items()},
+            dict(node.attributes.items()),
             domain=node.domain,
             name=f"{node.name}_token",
         )

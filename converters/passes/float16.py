@@ -1,0 +1,58 @@
+"""Float16: weights and arithmetic in half precision, with ONNX Runtime's converter.
+
+The converter is ONNX Runtime's own (`onnxruntime.transformers.float16`): it knows which operators
+have no fp16 kernel and puts the casts around them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnxruntime.transformers import float16
+
+from mmedge.converters.passes.matching import is_op
+
+__all__ = ["to_float16"]
+
+# Below this size the converter may infer shapes, which goes through a protobuf of 2 GB at most.
+_INFERABLE_BYTES = 1 << 30
+
+
+def to_float16(model: Path) -> ir.Model:
+    """Return a portable fp32 graph in fp16, its inputs and outputs left in float32.
+
+    The final L2 normalization stays in fp32: it squares and sums what may be large.
+
+    Args:
+        model: Portable ONNX file.
+    """
+    graph = ir.load(model)
+    kept = _normalization(graph)
+    proto = onnx.load(model)
+    size_bytes = sum(value.const_value.nbytes for value in _weights(graph))
+    converted = float16.convert_float_to_float16(
+        proto,
+        keep_io_types=True,
+        disable_shape_infer=size_bytes > _INFERABLE_BYTES,
+        node_block_list=kept,
+    )
+    return ir.from_proto(converted)
+
+
+def _weights(graph: ir.Model) -> list[ir.Value]:
+    return [value for value in graph.graph.initializers.values() if value.const_value is not None]
+
+
+def _normalization(model: ir.Model) -> list[str]:
+    """Return the names of ReduceL2 and of everything after it."""
+    kept: list[str] = []
+    reached: set[ir.Node] = set()
+    for node in model.graph:
+        if is_op(node, "ReduceL2") or any(
+            value is not None and value.producer() in reached for value in node.inputs
+        ):
+            reached.add(node)
+            kept.append(node.name or "")
+    return kept

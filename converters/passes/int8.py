@@ -1,0 +1,370 @@
+"""Int8 linear layers: one description, written in the form that a runtime executes.
+
+Weights are symmetric int8 with one scale for each output channel, activations uint8 with one scale
+and zero point for the whole tensor. Forms:
+
+- dynamic: DynamicQuantizeLinear, MatMulIntegerToFloat; the scale of an activation is computed in
+  each call.
+- operators: QuantizeLinear with a calibrated scale, MatMulIntegerToFloat. The numbers of the QDQ
+  form, with scales and bias inside the product, which ONNX Runtime does not make of QDQ by itself.
+- qdq: QuantizeLinear and DequantizeLinear around a float product, what engines are built from.
+
+Sources: ONNX operators DynamicQuantizeLinear-11, QuantizeLinear-21; ONNX Runtime,
+`ContribOperators.md`, com.microsoft.MatMulIntegerToFloat; Jacob et al. 2018, "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mmedge.converters.passes.matching import constant, is_op, only_consumer, rank, sizes
+from mmedge.errors import QuantizationError
+from mmedge.specs import Array, Float32Array
+
+__all__ = ["Int8Linears", "Range", "quantizable_inputs", "quantize_weight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Smallest and largest value of a tensor over the calibration data, or what is kept of them."""
+
+    low: float
+    high: float
+
+    def affine(self) -> tuple[float, int]:
+        """Return the scale and the zero point of uint8; zero is exactly representable."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        scale = float(np.float32((high - low) / 255.0)) or 1.0
+        return scale, int(np.clip(round(-low / scale), 0, 255))
+
+
+def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Array]:
+    """Quantize symmetrically, one scale for each index of `axis`.
+
+    Args:
+        weight: Two axes.
+        axis: The axis that keeps a scale for each index.
+
+    Returns:
+        int8 of the same shape in [-127, 127], and the scales along `axis`.
+    """
+    largest = np.abs(weight).max(axis=1 - axis)
+    scales = (np.where(largest > 0, largest, 1.0) / 127.0).astype(np.float32)
+    spread = np.expand_dims(scales, 1 - axis)
+    return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
+
+
+@dataclass(frozen=True)
+class _Linear:
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    transposed: bool  # the weight is stored (out, in)
+    bias: ir.Value | None
+    output: ir.Value
+
+
+def _with_bias(linear: _Linear) -> _Linear:
+    """Take in the addition of a bias that follows a product, where nothing else reads it."""
+    add = only_consumer(linear.output, "Add")
+    if add is None:
+        return linear
+    bias = add.inputs[1] if add.inputs[0] is linear.output else add.inputs[0]
+    if bias is None or not bias.is_initializer() or rank(bias) != 1:
+        return linear
+    return replace(linear, bias=bias, output=add.outputs[0])
+
+
+def _linears(graph: ir.Graph) -> list[_Linear]:
+    """Every product with a constant matrix that is worth int8, in the graph's order.
+
+    The last linear layer, which makes the embedding, stays in float: it is a thousandth of the
+    work, and its error would go straight into the answer.
+    """
+    found: list[_Linear] = []
+    for node in graph:
+        if not (is_op(node, "MatMul") or is_op(node, "Gemm")):
+            continue
+        x, weight = node.inputs[0], node.inputs[1]
+        if x is None or weight is None or rank(weight) != 2 or not weight.is_initializer():
+            continue
+        if is_op(node, "MatMul"):
+            found.append(_with_bias(_Linear(node, x, weight, False, None, node.outputs[0])))
+            continue
+        plain = all(
+            (attribute := node.attributes.get(name)) is None or attribute.as_float() == 1.0
+            for name in ("alpha", "beta")
+        )
+        trans_a, trans_b = node.attributes.get("transA"), node.attributes.get("transB")
+        if plain and (trans_a is None or trans_a.as_int() == 0):
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            transposed = trans_b is not None and trans_b.as_int() == 1
+            found.append(_Linear(node, x, weight, transposed, bias, node.outputs[0]))
+    return found[:-1] if found and _makes_output(found[-1].node) else found
+
+
+def _makes_output(node: ir.Node) -> bool:
+    """Tell whether only a bias or a normalization stands between a node and an output."""
+    light = {"Add", "Div", "Mul", "ReduceL2", "Clip", "Max", "Expand", "Squeeze", "Identity"}
+    reached, pending = False, [node.outputs[0]]
+    while pending:
+        value = pending.pop()
+        if value.is_graph_output():
+            reached = True
+        for reader in value.consumers():
+            if reader.op_type not in light:
+                return False
+            pending.extend(reader.outputs)
+    return reached
+
+
+def quantizable_inputs(model: ir.Model) -> list[str]:
+    """Return the names of the activations whose ranges static int8 needs, in order, each once."""
+    return list(dict.fromkeys(linear.x.name or "" for linear in _linears(model.graph)))
+
+
+class Int8Linears(ir.passes.InPlacePass):
+    """Write linear layers, and large embedding tables, in int8.
+
+    Requires: float32 weights as initializers.
+    Ensures: inputs and outputs unchanged in name, dtype and shape; everything else in float32.
+    """
+
+    def __init__(
+        self,
+        form: Literal["dynamic", "operators", "qdq"],
+        ranges: Mapping[str, Range] | None = None,
+        *,
+        symmetric_activations: bool = False,
+    ) -> None:
+        """Choose the form.
+
+        Args:
+            form: See the module.
+            ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
+            symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
+        """
+        super().__init__()
+        self._form = form
+        self._ranges = ranges or {}
+        self._symmetric = symmetric_activations
+        self._quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._dequantized: dict[ir.Value, ir.Value] = {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Quantize every linear layer and embedding table of the main graph.
+
+        Raises:
+            QuantizationError: If there is nothing to quantize, a range is missing, or a weight or
+                range is not finite; the tensor is named.
+        """
+        graph = model.graph
+        if self._form != "qdq":
+            graph.opset_imports.setdefault("com.microsoft", 1)
+        linears = _linears(graph)
+        if not linears:
+            raise QuantizationError(
+                "Nothing to quantize: the graph has no product with a constant matrix. "
+                "Leave this role in float."
+            )
+        for linear in linears:
+            self._rewrite(graph, linear)
+        for node in list(graph):
+            if is_op(node, "Gather"):
+                _quantize_table(graph, node)
+        RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _rewrite(self, graph: ir.Graph, linear: _Linear) -> None:
+        weight = constant(linear.weight)
+        if weight is None or not np.isfinite(weight).all():
+            raise QuantizationError(
+                f"Weight '{linear.weight.name}' holds NaN or infinite values. "
+                "Check the source model; int8 cannot represent them."
+            )
+        matrix = weight.T if linear.transposed else weight
+        codes, scales = quantize_weight(np.asarray(matrix, np.float32), axis=1)
+        build = _Builder(graph, linear.node)
+        stem = linear.node.name or linear.node.outputs[0].name or "linear"
+        w = build.initializer(f"{linear.weight.name}_int8", codes)
+        if self._form == "qdq":
+            result = self._qdq(build, linear, stem, w, scales)
+        else:
+            result = self._integer(build, linear, stem, w, scales)
+        wide = linear.output
+        result.type, result.shape = wide.type, wide.shape
+        ir.convenience.replace_all_uses_with(wide, result)
+        if wide.is_graph_output():
+            graph.outputs[graph.outputs.index(wide)] = result
+            result.name, wide.name = wide.name, f"{wide.name}_float"
+
+    def _integer(
+        self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
+    ) -> ir.Value:
+        codes, scale, zero_point = self._activation(build, linear.x)
+        return build.node(
+            "MatMulIntegerToFloat",
+            [
+                codes,
+                w,
+                scale,
+                build.initializer(f"{linear.weight.name}_scale", scales),
+                zero_point,
+                None,  # symmetric; naming a zero point of zeros costs a per cent of the product
+                linear.bias,
+            ],
+            f"{stem}_int8",
+            domain="com.microsoft",
+        )
+
+    def _qdq(
+        self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
+    ) -> ir.Value:
+        codes, scale, zero_point = self._activation(build, linear.x)
+        if linear.x not in self._dequantized:
+            self._dequantized[linear.x] = build.node(
+                "DequantizeLinear", [codes, scale, zero_point], f"{linear.x.name}_dequantize"
+            )
+        w_scale = build.initializer(f"{linear.weight.name}_scale", scales)
+        w_float = build.node("DequantizeLinear", [w, w_scale], f"{stem}_weight", {"axis": 1})
+        product = build.node("MatMul", [self._dequantized[linear.x], w_float], f"{stem}_product")
+        if linear.bias is None:
+            return product
+        return build.node("Add", [product, linear.bias], f"{stem}_bias")
+
+    def _activation(self, build: _Builder, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return codes, scale and zero point of an activation, made once for all its readers."""
+        if x in self._quantized:
+            return self._quantized[x]
+        # What only moves data moves a quarter of it when it comes after the quantization.
+        moves: list[ir.Node] = []
+        root = x
+        while self._form != "qdq" and (move := _moves_data(root)) is not None:
+            source = move.inputs[0]
+            if source is None:
+                break
+            moves.append(move)
+            root = source
+        if self._form == "dynamic":
+            node = ir.node(
+                "DynamicQuantizeLinear", [root], num_outputs=3, name=f"{x.name}_quantize"
+            )
+            for output, part in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
+                output.name = f"{x.name}_{part}"
+            build.insert(node)
+            codes, scale, zero_point = node.outputs
+        else:
+            scale_number, zero_number = self._parameters(x)
+            dtype = np.int8 if self._symmetric else np.uint8
+            scale = build.initializer(f"{x.name}_scale", np.array(scale_number, np.float32))
+            zero_point = build.initializer(f"{x.name}_zero_point", np.array(zero_number, dtype))
+            codes = build.node("QuantizeLinear", [root, scale, zero_point], f"{x.name}_quantize")
+        for move in reversed(moves):
+            twin = ir.node(
+                move.op_type,
+                [codes, *move.inputs[1:]],
+                dict(move.attributes.items()),
+                name=f"{move.name}_moved",
+            )
+            twin.outputs[0].name = f"{move.outputs[0].name}_moved"
+            build.insert(twin)
+            codes = twin.outputs[0]
+        self._quantized[x] = (codes, scale, zero_point)
+        return self._quantized[x]
+
+    def _parameters(self, x: ir.Value) -> tuple[float, int]:
+        found = self._ranges.get(x.name or "")
+        if found is None:
+            raise QuantizationError(
+                f"No calibrated range for '{x.name}'. Collect ranges for all quantizable inputs."
+            )
+        if not (np.isfinite(found.low) and np.isfinite(found.high)):
+            raise QuantizationError(
+                f"Activation '{x.name}' is NaN or infinite on the calibration data: range "
+                f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
+            )
+        if self._symmetric:
+            return (max(abs(found.low), abs(found.high)) or 1.0) / 127.0, 0
+        return found.affine()
+
+
+def _moves_data(value: ir.Value) -> ir.Node | None:
+    """Return the Reshape or Transpose that makes `value`, if nothing else reads what it takes."""
+    node = value.producer()
+    if not (is_op(node, "Reshape") or is_op(node, "Transpose")) or node is None:
+        return None
+    return node if only_consumer(value) is not None else None
+
+
+def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
+    """Store an embedding table in int8 with one scale for each row."""
+    table, ids = gather.inputs[0], gather.inputs[1]
+    axis = gather.attributes.get("axis")
+    shape = sizes(table)
+    if (
+        table is None
+        or not table.is_initializer()
+        or shape is None
+        or len(shape) != 2
+        or (axis is not None and axis.as_int() != 0)
+        or (shape[0] or 0) * (shape[1] or 0) < (1 << 16)
+        or table.dtype != ir.DataType.FLOAT
+    ):
+        return
+    weight = constant(table)
+    if weight is None or not np.isfinite(weight).all():
+        return
+    codes, scales = quantize_weight(np.asarray(weight, np.float32), axis=0)
+    build = _Builder(graph, gather)
+    name = gather.name or "gather"
+    rows = build.node(
+        "Gather", [build.initializer(f"{table.name}_int8", codes), ids], f"{name}_int8"
+    )
+    scale = build.initializer(f"{table.name}_scale", scales[:, None])
+    row_scales = build.node("Gather", [scale, ids], f"{name}_scale")
+    as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})
+    result = build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
+    result.type, result.shape = gather.outputs[0].type, gather.outputs[0].shape
+    ir.convenience.replace_all_uses_with(gather.outputs[0], result)
+
+
+class _Builder:
+    """Adds nodes above one node of a graph, and initializers to the graph."""
+
+    def __init__(self, graph: ir.Graph, below: ir.Node) -> None:
+        self._graph = graph
+        self._below = below
+
+    def insert(self, node: ir.Node) -> None:
+        self._graph.insert_before(self._below, node)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, int] | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes or {}, name=name, domain=domain)
+        node.outputs[0].name = f"{name}_out"
+        self.insert(node)
+        return node.outputs[0]
+
+    def initializer(self, name: str, array: Array) -> ir.Value:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=tensor.shape,
+            const_value=tensor,
+        )
+        self._graph.register_initializer(value)
+        return value
