@@ -128,7 +128,8 @@ def _compare(answers: Mapping[str, Array], expected: Mapping[str, Array]) -> tup
         with np.errstate(all="ignore"):  # what is not finite is to become NaN, not a warning
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             equal = (a == b).all(axis=1)  # two zero vectors agree, though they have no cosine
-            cosines.append(np.where(equal, 1.0, (a * b).sum(axis=1) / norms))
+            cosine = np.clip((a * b).sum(axis=1) / norms, -1, 1)
+            cosines.append(np.where(equal, 1.0, cosine))
             errors.append(np.abs(a - b))
     return (
         float(np.min(np.concatenate(cosines))),
