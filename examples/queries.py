@@ -39,7 +39,8 @@ def queries_about(gallery: Sequence[tuple[Scene, str]]) -> list[Query]:
         ValueError: If the gallery is too small to ask every kind of question.
     """
     scenes = [scene for scene, _ in gallery]
-    pairs = [scene for scene in scenes if len(scene.things) == 2]
+    pairs = [scene for scene in scenes if len({thing.label for thing in scene.things}) == 2]
+    pairs = [scene for scene in pairs if len(scene.things) == 2]
     trios = [scene for scene in scenes if len({thing.kind for thing in scene.things}) == 3]
     groups = [scene for scene in scenes if len({thing.kind for thing in scene.things}) == 1]
     groups = [scene for scene in groups if len(scene.things) > 1]
