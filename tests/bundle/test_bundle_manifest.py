@@ -1,0 +1,245 @@
+"""What a manifest must hold to be believed, and what is said when it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import edit_manifest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmedge.bundle import Bundle, open_bundle
+from mmedge.bundle.manifest import FORMAT_VERSION, TensorEntry
+from mmedge.bundle.paths import check_relative_path
+from mmedge.bundle.reading import MAX_MANIFEST_BYTES, parse_manifest
+from mmedge.bundle.schema import manifest_schema
+from mmedge.errors import ManifestError
+from mmedge.specs import TensorSpec
+
+IMAGE = ("roles", "image_encoder")
+VARIANT = (*IMAGE, "variants", 0)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ManifestError) as caught:
+        open_bundle(path)
+    message = str(caught.value)
+    assert str(path / "manifest.json") in message
+    assert len(message.splitlines()) <= 6
+    return message
+
+
+def test_a_manifest_survives_writing_and_reading(tiny_bundle: Bundle) -> None:
+    data = (tiny_bundle.path / "manifest.json").read_bytes()
+    assert parse_manifest(data, Path("x")) == tiny_bundle.manifest
+    assert data.endswith(b"}\n")
+    assert list(json.loads(data))[:3] == ["format_version", "name", "family"]
+
+
+# Where in the manifest, what is put there, and what the message must say about it.
+FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
+    "unknown field at the top": (("turbo",), True, "turbo: unknown field"),
+    "unknown field below": (
+        (*VARIANT, "tolerance", "slack"),
+        1,
+        "roles.image_encoder.variants.0.tolerance.slack: unknown field",
+    ),
+    "number as text": ((*VARIANT, "opset"), "20", "roles.image_encoder.variants.0.opset: "),
+    "truth as number": ((*VARIANT, "opset"), True, "roles.image_encoder.variants.0.opset: "),
+    "unknown precision": ((*VARIANT, "precision"), "int3", "variants.0.precision: "),
+    "no roles": (("roles",), {}, "roles: "),
+    "role name": (("roles", "Image/Encoder"), {}, "roles.Image/Encoder"),
+    "no variants": ((*IMAGE, "variants"), [], "roles.image_encoder.variants: "),
+    "unknown dtype": ((*IMAGE, "inputs", 0, "dtype"), "float31", "unknown dtype 'float31'"),
+    "object dtype": ((*IMAGE, "inputs", 0, "dtype"), "object", "unknown dtype 'object'"),
+    "zero axis": ((*IMAGE, "inputs", 0, "shape"), ["batch", 0], "inputs.0.shape.1"),
+    "unnamed axis": ((*IMAGE, "inputs", 0, "shape"), ["", 3], "inputs.0.shape.0"),
+    "size": (
+        (*VARIANT, "size_bytes"),
+        1,
+        "variant image_encoder/fp32: size_bytes is 1, its files sum to ",
+    ),
+    "file not listed": (
+        (*VARIANT, "files"),
+        ["image_encoder/fp32.onnx", "gone.data"],
+        "file of variant image_encoder/fp32 'gone.data' is not listed in files",
+    ),
+    "model not among the files": (
+        (*VARIANT, "models"),
+        {"portable": "text_encoder/fp32.onnx"},
+        "model 'text_encoder/fp32.onnx' of layout 'portable' is not in the variant's files",
+    ),
+    "unknown layout": ((*VARIANT, "models"), {"tensorrt": "x"}, "variants.0.models.tensorrt"),
+    "variant twice": ((*IMAGE, "variants", 1, "name"), "fp32", "variant 'fp32' appears more"),
+    "golden not listed": (("golden",), "g.npz", "golden 'g.npz' is not listed in files"),
+    "tokenizer not listed": (
+        ("preprocessing", "text", "tokenizer_file"),
+        "../tokenizer.json",
+        "tokenizer '../tokenizer.json' is not listed in files",
+    ),
+    "input that no role takes": (
+        ("preprocessing", "image", "input_name"),
+        "pixels",
+        "makes the input 'pixels'; the roles of that modality take ['pixel_values']",
+    ),
+    "classification without a head": (("contrastive_head",), None, "needs a contrastive_head"),
+    "manifest lists itself": (
+        ("files", "manifest.json"),
+        {"size_bytes": 1, "sha256": "0" * 64},
+        "cannot hold its own hash",
+    ),
+    "sha256": (("files", "golden.npz", "sha256"), "0" * 63, "files.golden.npz.sha256"),
+    "negative size": (("files", "golden.npz", "size_bytes"), -1, "files.golden.npz.size_bytes"),
+    "tolerance beyond a cosine": ((*VARIANT, "tolerance", "cosine_min"), 1.5, "cosine_min"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_contradiction_is_refused_by_its_place(tiny_bundle: Bundle, fault: str) -> None:
+    steps, value, expected = FAULTS[fault]
+    edit_manifest(tiny_bundle.path, *steps, value=value)
+    assert expected in refusal(tiny_bundle.path)
+
+
+def test_only_the_first_faults_are_named(tiny_bundle: Bundle) -> None:
+    for index in range(20):
+        edit_manifest(tiny_bundle.path, f"field{index}", value=0)
+    message = refusal(tiny_bundle.path)
+    assert message.count("unknown field") == 3
+    assert message.endswith("and 17 more")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/etc/passwd",
+        "../outside",
+        "a/../../outside",
+        "a/..",
+        "./a",
+        "a//b",
+        "a/",
+        "a\\b",
+        "C:/a",
+        "c:a",
+        "a\nb",
+        "a\x00b",
+        "a\x1b[31m",
+        "a" * 256,
+        "a/" * 600 + "a",
+    ],
+)
+def test_a_path_that_could_leave_the_bundle_is_refused(tiny_bundle: Bundle, path: str) -> None:
+    with pytest.raises(ValueError, match="expected a relative POSIX path"):
+        check_relative_path(path)
+    edit_manifest(tiny_bundle.path, "golden", value=path)
+    assert "golden: path" in refusal(tiny_bundle.path)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_an_accepted_path_stays_below_its_root(path: str) -> None:
+    pattern = json.loads(manifest_schema())["properties"]["golden"]["pattern"]
+    try:
+        check_relative_path(path)
+    except ValueError:
+        return
+    assert re.fullmatch(pattern, path)
+    root = Path("/bundle")
+    assert (root / path).as_posix() == f"/bundle/{path}"
+    assert ".." not in Path(path).parts
+
+
+@pytest.mark.parametrize("version", ["2.0", "3.17", "10.0"])
+def test_a_newer_major_is_refused_by_its_version_before_anything_else(
+    tiny_bundle: Bundle, version: str
+) -> None:
+    manifest = tiny_bundle.path / "manifest.json"
+    manifest.write_text(json.dumps({"format_version": version, "all": "different"}))
+    message = refusal(tiny_bundle.path)
+    assert f"format version {version}" in message
+    assert FORMAT_VERSION in message
+    assert "Upgrade mmedge" in message
+    assert "unknown field" not in message
+
+
+def test_a_newer_minor_is_read_while_it_uses_nothing_new(tiny_bundle: Bundle) -> None:
+    edit_manifest(tiny_bundle.path, "format_version", value="1.7")
+    assert open_bundle(tiny_bundle.path).manifest.format_version == "1.7"
+
+
+def test_a_newer_minor_with_something_new_asks_for_an_upgrade(tiny_bundle: Bundle) -> None:
+    edit_manifest(tiny_bundle.path, "format_version", value="1.7")
+    edit_manifest(tiny_bundle.path, "turbo", value=True)
+    message = refusal(tiny_bundle.path)
+    assert "format version 1.7" in message
+    assert "Upgrade mmedge" in message
+    assert "turbo: unknown field" in message
+
+
+def test_an_older_major_asks_for_a_new_conversion(tiny_bundle: Bundle) -> None:
+    edit_manifest(tiny_bundle.path, "format_version", value="0.9")
+    assert "Convert the model again" in refusal(tiny_bundle.path)
+
+
+@pytest.mark.parametrize("version", [None, 1, 1.0, "1", "one", "1.0.0", "-1.0", [], "1.0\n"])
+def test_a_version_that_is_none_is_refused(tiny_bundle: Bundle, version: Any) -> None:
+    edit_manifest(tiny_bundle.path, "format_version", value=version)
+    assert "got format_version" in refusal(tiny_bundle.path)
+
+
+BROKEN = {
+    "empty": (b"", "not JSON"),
+    "truncated": (b'{"format_version": "1.0", "na', "not JSON"),
+    "not UTF-8": (b'{"format_version": "1.0", "name": "\xff"}', "not UTF-8 (byte 35)"),
+    "UTF-16": ('{"format_version": "1.0"}'.encode("utf-16"), "not UTF-8"),
+    "byte order mark": (b"\xef\xbb\xbf{}", "not JSON"),
+    "list": (b"[]", "no JSON object"),
+    "number": (b"1", "no JSON object"),
+    "repeated key": (b'{"format_version": "1.0", "format_version": "2.0"}', "appears twice"),
+    "repeated key below": (b'{"files": {"a": 1, "a": 2}}', "the key 'a' appears twice"),
+    "NaN": (b'{"format_version": "1.0", "x": NaN}', "NaN is not a JSON number"),
+    "infinity": (b'{"format_version": "1.0", "x": -Infinity}', "-Infinity is not a JSON number"),
+    "overflow": (b'{"format_version": "1.0", "x": 1e999}', "1e999 is beyond the range"),
+    "depth": (b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
+    "digits": (b'{"x": ' + b"1" * 10_000 + b"}", "not a valid manifest"),
+    "lone surrogate": (b'{"format_version": "1.0", "name": "\\ud800"}', "not a valid manifest"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_no_manifest_is_refused(tiny_bundle: Bundle, kind: str) -> None:
+    data, expected = BROKEN[kind]
+    (tiny_bundle.path / "manifest.json").write_bytes(data)
+    assert expected in refusal(tiny_bundle.path)
+
+
+def test_a_huge_manifest_is_not_read(tiny_bundle: Bundle) -> None:
+    with (tiny_bundle.path / "manifest.json").open("ab") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    assert "larger than 64 MiB" in refusal(tiny_bundle.path)
+
+
+@given(
+    st.builds(
+        TensorSpec,
+        st.text(min_size=1, max_size=5),
+        st.sampled_from([np.dtype(kind) for kind in "?bBhHiIlLefd"]),
+        st.lists(st.integers(1, 99) | st.sampled_from(["batch", "8"]), max_size=4).map(tuple),
+    )
+)
+def test_a_tensor_spec_survives_the_manifest(spec: TensorSpec) -> None:
+    entry = TensorEntry.of(spec)
+    assert TensorEntry.model_validate_json(entry.model_dump_json(), strict=True).spec() == spec
+
+
+def test_the_published_schema_is_the_models() -> None:
+    published = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+    assert published.read_text(encoding="utf-8") == manifest_schema(), (
+        "run: python -m mmedge.bundle.schema > docs/manifest.schema.json"
+    )
