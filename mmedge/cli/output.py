@@ -57,7 +57,7 @@ def print_error(message: str) -> None:
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text("Error: ", style="bold red") + Text(plain(message), style="red"))
+    console.print(Text.assemble(("Error: ", "bold red"), (plain(message), "red")))
 
 
 def print_json(document: object) -> None:
