@@ -111,7 +111,10 @@ def test_the_trace_is_complete_once_the_session_is_closed(tmp_path: Path) -> Non
 
     with open_session(model, options=SessionOptions(profile_to=folder)) as session:
         session.run(feed_of(2))
+        assert isinstance(session, OrtSession)
+        still_running = session._native  # as a call that has begun holds it
 
+    assert still_running is not None
     (trace,) = folder.glob("onnxruntime*.json")
     nodes = {event["name"] for event in json.loads(trace.read_text()) if event["cat"] == "Node"}
     assert any("divide" in node for node in nodes)
@@ -407,6 +410,30 @@ def test_importing_the_backend_loads_no_engine() -> None:
 
 
 # Specs and binding
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros(4, np.float32)[::2], np.zeros(9, np.uint8)[1:].view("f4")]
+)
+def test_the_engine_gets_contiguous_aligned_memory_only(bad: Array) -> None:
+    got: list[Array] = []
+
+    class Recording(_FailingNative):
+        def run(self, *arguments: Any) -> None:
+            got.append(arguments[1]["x"])
+            super().run()
+
+    session = OrtSession(
+        Recording(ValueError("enough")), MODEL, Placement("onnxruntime", "cpu", "")
+    )
+    good = np.zeros(2, np.float32)
+    for x in (bad, good):
+        with pytest.raises(BackendError, match="enough"):
+            session.run({"x": x})
+
+    assert got[0].flags.c_contiguous
+    assert got[0].flags.aligned
+    assert got[1] is good  # and what is fit is handed over as it is
 
 
 def test_unnamed_axes_get_a_name_of_their_own(tmp_path: Path) -> None:
