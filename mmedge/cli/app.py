@@ -16,6 +16,7 @@ __all__ = ["app", "run"]
 _COMMANDS = (
     "convert",
     "inspect",
+    "profile",
     "verify",
 )
 

@@ -1,0 +1,154 @@
+"""Cold start and memory, each in a fresh process, so that no role stands in another's memory."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.bundle.opening import Bundle
+from mmedge.errors import ProfileError
+from mmedge.profiling.inputs import TEXT, input_kind
+from mmedge.profiling.memory import MemoryReading, parse_memory
+from mmedge.profiling.result import ColdStart, Memory, Spread
+
+__all__ = ["ColdTask", "measure_cold"]
+
+_STEADY_RUNS = 20
+_TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class ColdTask:
+    """What the fresh process is to load and answer.
+
+    Attributes:
+        bundle: The bundle.
+        role: Role name.
+        variant: Variant name.
+        backend: One of BACKENDS.
+        device: As in SessionOptions.
+        threads: As in SessionOptions.
+        frame: A JPEG file, for roles that take pictures.
+    """
+
+    bundle: Bundle
+    role: str
+    variant: str
+    backend: str
+    device: str
+    threads: int
+    frame: Path
+
+    def to_json(self) -> str:
+        """Return what the process is told."""
+        return json.dumps(
+            {
+                "bundle": str(self.bundle.path.absolute()),
+                "role": self.role,
+                "variant": self.variant,
+                "backend": self.backend,
+                "device": self.device,
+                "threads": self.threads,
+                "kind": input_kind(self.bundle, self.role),
+                "frame": str(self.frame),
+                "text": TEXT,
+                "steady_runs": _STEADY_RUNS,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What one process reported; times in nanoseconds since before it was started."""
+
+    imported_ns: int
+    loaded_ns: int
+    answered_ns: int
+    import_ns: int
+    before: MemoryReading
+    after: MemoryReading
+
+
+def measure_cold(task: ColdTask, runs: int) -> tuple[ColdStart, Memory]:
+    """Start `runs` processes one after the other and take the medians.
+
+    The bundle's files are in the page cache from the second process on, as they are on a device
+    that restarts a service; what a reboot adds is the disk's business.
+
+    Args:
+        task: What to run.
+        runs: Processes, at least 1.
+
+    Raises:
+        ProfileError: If a process fails; its last words are in the message.
+    """
+    starts = [_start(task) for _ in range(runs)]
+    cold = ColdStart(
+        runs=runs,
+        first_embedding_ms=_spread([s.answered_ns for s in starts]),
+        load_ms=_spread([s.loaded_ns - s.imported_ns for s in starts]),
+        import_ms=_spread([s.import_ns for s in starts]),
+        first_run_ms=_spread([s.answered_ns - s.loaded_ns for s in starts]),
+    )
+    anonymous = [s.after.anonymous_bytes for s in starts if s.after.anonymous_bytes is not None]
+    memory = Memory(
+        before_load_bytes=_median([s.before.resident_bytes for s in starts]),
+        peak_bytes=_median([s.after.peak_bytes for s in starts]),
+        steady_bytes=_median([s.after.resident_bytes for s in starts]),
+        anonymous_bytes=_median(anonymous) if anonymous else None,
+        source=starts[0].after.source,
+    )
+    return cold, memory
+
+
+def _start(task: ColdTask) -> _Start:
+    code = Path(__file__).with_name("cold_child.py").read_text(encoding="utf-8")
+    before_ns = time.perf_counter_ns()  # the same clock in every process of the machine
+    try:
+        child = subprocess.run(  # noqa: S603 - this interpreter, our own code, no shell
+            [sys.executable, "-c", code, task.to_json()],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProfileError(
+            f"Cold start of {task.role}/{task.variant}: no answer within {_TIMEOUT_SECONDS} s. "
+            "Leave it out with --cold-starts 0."
+        ) from error
+    if child.returncode != 0:
+        words = child.stderr.strip().splitlines()
+        raise ProfileError(
+            f"Cold start of {task.role}/{task.variant}: the process ended with exit code "
+            f"{child.returncode}: {words[-1] if words else 'it said nothing'}. "
+            "Leave it out with --cold-starts 0."
+        )
+    told: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return _Start(
+        imported_ns=told["imported_ns"] - before_ns,
+        loaded_ns=told["loaded_ns"] - before_ns,
+        answered_ns=told["answered_ns"] - before_ns,
+        import_ns=told["imported_ns"] - told["started_ns"],
+        before=parse_memory(told["memory_before"]),
+        after=parse_memory(told["memory_after"]),
+    )
+
+
+def _spread(nanoseconds: Sequence[int]) -> Spread:
+    return Spread(
+        median=statistics.median(nanoseconds) / 1e6,
+        low=min(nanoseconds) / 1e6,
+        high=max(nanoseconds) / 1e6,
+    )
+
+
+def _median(values: Sequence[int]) -> int:
+    return round(statistics.median(values))

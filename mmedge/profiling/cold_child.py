@@ -1,0 +1,91 @@
+"""One fresh process: load one role and answer once, as a user's program would, then keep on.
+
+Started by mmedge.profiling.cold with this file's text, so that nothing of the profiler itself is
+imported here: what is measured is what a user's own process costs. It prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__: list[str] = []
+
+
+def _memory() -> str:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return status.read_text()
+    return f"ru_maxrss: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}"
+
+
+def _load(task: dict[str, Any]) -> Callable[[], object]:
+    """Load the role and return what answers once."""
+    from mmedge.models.load import load
+    from mmedge.runtimes.session import SessionOptions
+
+    model = load(
+        task["bundle"],
+        precision=task["variant"],
+        backend=task["backend"],
+        roles=[task["role"]],
+        options=SessionOptions(device=task["device"], threads=task["threads"]),
+    )
+    if task["kind"] == "image":
+        return lambda: model.encode_image(task["frame"])
+    return lambda: model.encode_text(task["text"])
+
+
+def _open(task: dict[str, Any]) -> Callable[[], object]:
+    """Open a role that no model class knows, and return what answers its golden inputs."""
+    from mmedge.bundle.opening import open_bundle
+    from mmedge.models.opening import open_variant
+    from mmedge.runtimes.session import SessionOptions
+
+    bundle = open_bundle(task["bundle"])
+    session = open_variant(
+        bundle,
+        bundle.variant(task["role"], task["variant"]),
+        backend_name=task["backend"],
+        options=SessionOptions(device=task["device"], threads=task["threads"]),
+    )
+    golden = bundle.golden().inputs[task["role"]]
+    feed = {
+        spec.name: golden[spec.name][:1].astype(spec.dtype, copy=False) for spec in session.inputs
+    }
+    return lambda: session.run(feed)
+
+
+def _main() -> None:
+    task = json.loads(sys.argv[1])
+    started_ns = time.perf_counter_ns()
+    # What a user's first line costs, before the bundle is touched.
+    import mmedge.models.load
+    import mmedge.models.opening  # noqa: F401
+
+    imported_ns = time.perf_counter_ns()
+    memory_before = _memory()
+    answer = _open(task) if task["kind"] == "golden" else _load(task)
+    loaded_ns = time.perf_counter_ns()
+    answer()
+    answered_ns = time.perf_counter_ns()
+    for _ in range(task["steady_runs"]):
+        answer()
+    figures = {
+        "started_ns": started_ns,
+        "imported_ns": imported_ns,
+        "loaded_ns": loaded_ns,
+        "answered_ns": answered_ns,
+        "memory_before": memory_before,
+        "memory_after": _memory(),
+    }
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

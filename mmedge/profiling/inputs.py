@@ -1,0 +1,198 @@
+"""What is fed while measuring: the bundle's golden inputs, tiled, and texts of any length."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from mmedge.bundle.golden import Golden
+from mmedge.bundle.opening import Bundle
+from mmedge.errors import ProfileError
+from mmedge.preprocess.text import TextProcessor
+from mmedge.specs import Array, Modality
+
+__all__ = ["FRAME_SIZE", "TEXT", "Inputs", "frame_jpeg", "input_kind"]
+
+FRAME_SIZE = (1280, 720)
+TEXT = "a photo of a red circle to the left of a small blue square"
+
+
+def frame_jpeg() -> bytes:
+    """Return a 1280x720 JPEG whose detail falls off towards high frequencies, as a photo's does.
+
+    The same bytes on every call with the same Pillow; about the size of a camera's frame, since a
+    flat or a random picture would decode much faster or slower than a real one.
+    """
+    rng = np.random.default_rng(0)
+    width, height = FRAME_SIZE
+    total = np.zeros((height, width, 3), np.float32)
+    for octave, weight in ((5, 1.0), (20, 0.5), (80, 0.25), (320, 0.12), (1280, 0.03)):
+        rows = max(octave * height // width, 2)
+        noise = rng.integers(0, 256, (rows, octave, 3), np.uint8)
+        scaled = Image.fromarray(noise).resize(FRAME_SIZE, Image.Resampling.BICUBIC)
+        total += (np.asarray(scaled, np.float32) - 127.5) * weight
+    buffer = io.BytesIO()
+    pixels = np.clip(total + 127.5, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def input_kind(bundle: Bundle, role: str) -> Literal["image", "text", "golden"]:
+    """Tell what a role's inputs are made from.
+
+    Returns:
+        "image" or "text" where the bundle's preprocessing makes all of them from a picture or a
+        text, "golden" where only the golden vectors know.
+    """
+    entry, preprocessing = bundle.role(role), bundle.manifest.preprocessing
+    names = {spec.name for spec in entry.inputs}
+    image, text = preprocessing.image, preprocessing.text
+    if entry.modality is Modality.IMAGE and image and names == {image.input_name}:
+        return "image"
+    if (
+        entry.modality is Modality.TEXT
+        and text
+        and names == {text.input_name, text.attention_mask_name} - {None}
+    ):
+        return "text"
+    return "golden"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Feeds for the roles of one bundle.
+
+    Attributes:
+        bundle: The bundle.
+        golden: Its golden vectors.
+    """
+
+    bundle: Bundle
+    golden: Golden
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Inputs:
+        """Read the golden vectors of a bundle.
+
+        Raises:
+            IntegrityError: If they are missing or damaged.
+        """
+        return cls(bundle, bundle.golden())
+
+    def text_processor(self) -> TextProcessor:
+        """Return the bundle's text preprocessing.
+
+        Raises:
+            ProfileError: If it has none.
+            BundleError: If the tokenizer cannot be read.
+        """
+        text = self.bundle.manifest.preprocessing.text
+        if text is None:
+            raise ProfileError(f"{self.bundle.path} has no text preprocessing.")
+        return TextProcessor(text, self.bundle.file(text.tokenizer_file))
+
+    def sequences(
+        self, role: str, wanted: Sequence[int | Literal["golden", "max"]]
+    ) -> tuple[int | None, ...]:
+        """Return the sequence lengths to measure a role at.
+
+        Args:
+            role: Role name.
+            wanted: As in ProfileConfig.
+
+        Returns:
+            Distinct lengths in the order asked for; (None,) for a role that takes no text.
+
+        Raises:
+            ProfileError: If a length is longer than the model takes, or differs from the one that
+                the graph is fixed to.
+        """
+        if input_kind(self.bundle, role) != "text":
+            return (None,)
+        text = self.bundle.manifest.preprocessing.text
+        assert text is not None  # noqa: S101 - input_kind has seen it
+        fixed = self._fixed_length(role)
+        lengths: list[int] = []
+        for length in wanted:
+            if fixed is not None and length in (fixed, "golden", "max"):
+                resolved = fixed
+            elif fixed is not None:
+                raise ProfileError(
+                    f"--sequence {length}: {role} takes {fixed} tokens and no other number. "
+                    "Leave the option out."
+                )
+            elif length == "max":
+                resolved = text.max_length
+            elif length == "golden":
+                resolved = self._golden_length(role)
+            elif isinstance(length, int) and length <= text.max_length:
+                resolved = length
+            else:
+                raise ProfileError(
+                    f"--sequence {length}: {role} takes at most {text.max_length} tokens."
+                )
+            if resolved not in lengths:
+                lengths.append(resolved)
+        return tuple(lengths)
+
+    def feed(self, role: str, batch: int, sequence: int | None) -> Mapping[str, Array]:
+        """Return C-contiguous inputs of a role.
+
+        Args:
+            role: Role name.
+            batch: Samples; the golden inputs are repeated as often as it takes.
+            sequence: Tokens, from `sequences`.
+        """
+        if sequence is not None and not (
+            self._fixed_length(role) is not None and self._golden_width(role) == sequence
+        ):
+            return self._text_feed(batch, sequence)
+        return {
+            name: np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
+            for name, array in self.golden.inputs[role].items()
+        }
+
+    def _text_feed(self, batch: int, sequence: int) -> dict[str, Array]:
+        """Lay out texts of exactly `sequence` tokens, the closing special token in its place."""
+        processor = self.text_processor()
+        config = processor.config
+        row = processor.tokenize([" ".join([TEXT] * config.max_length)])[0]
+        row = [*row[: sequence - 1], row[-1]]
+        row += [config.pad_id] * (sequence - len(row))
+        feed: dict[str, Array] = {config.input_name: np.tile(np.array(row, np.int64), (batch, 1))}
+        if config.attention_mask_name is not None:
+            feed[config.attention_mask_name] = np.ones((batch, sequence), np.int64)
+        return feed
+
+    def _fixed_length(self, role: str) -> int | None:
+        """Return the only length that is ever run, None where it follows the text."""
+        text = self.bundle.manifest.preprocessing.text
+        assert text is not None  # noqa: S101 - called for text roles only
+        axis = next(e for e in self.bundle.role(role).inputs if e.name == text.input_name).shape[1]
+        if isinstance(axis, int):
+            return axis
+        return text.max_length if text.padding == "max_length" else None
+
+    def _golden_width(self, role: str) -> int:
+        text = self.bundle.manifest.preprocessing.text
+        assert text is not None  # noqa: S101 - called for text roles only
+        return int(self.golden.inputs[role][text.input_name].shape[1])
+
+    def _golden_length(self, role: str) -> int:
+        """Return the median number of tokens of the golden texts, padding not counted."""
+        processor = self.text_processor()
+        config = processor.config
+        closing = processor.tokenize(["a"])[0][-1]
+        lengths: list[int] = []
+        for row in self.golden.inputs[role][config.input_name]:
+            tokens = np.flatnonzero(row != config.pad_id)
+            length = int(tokens[-1]) + 1 if len(tokens) else 0
+            # Where the closing token also pads (CLIP's does), the first of them is a real one.
+            lengths.append(min(length + (closing == config.pad_id), len(row)))
+        return max(round(statistics.median_high(lengths)), 1)
