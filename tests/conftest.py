@@ -9,6 +9,8 @@ from bundles import write_tiny_bundle
 
 from mmedge.bundle import Bundle
 
+pytest_plugins = ("converted",)
+
 
 @pytest.fixture
 def tiny_bundle(tmp_path: Path) -> Bundle:

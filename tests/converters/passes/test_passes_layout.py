@@ -1,0 +1,155 @@
+"""The passes that bring a tower into ONNX Runtime's layout change no answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from towers import PICTURE, WIDTH, image_tower, pictures, text_tower, texts
+
+from mmedge.converters.passes import to_onnxruntime_layout
+from mmedge.converters.passes.attention import FuseAttention
+from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
+from mmedge.converters.passes.pooled_token import SelectTokenEarly
+from mmedge.errors import ConversionError
+from mmedge.runtimes.session import open_session
+from mmedge.specs import Array
+
+
+def run(model: Path, feed: dict[str, Array]) -> Array:
+    with open_session(model) as session:
+        return session.run(feed)["embeds"]
+
+
+def operators(model: Path | ir.Model) -> Counter[str]:
+    graph = ir.load(model) if isinstance(model, Path) else model
+    return Counter(node.op_type for node in graph.graph)
+
+
+def apply(step: ir.passes.PassBase, source: Path, out: Path) -> bool:
+    result = step(ir.load(source))
+    ir.save(result.model, out)
+    return result.modified
+
+
+def test_layout_gives_the_same_embeddings_for_pictures_of_any_batch(tmp_path: Path) -> None:
+    portable, layout = image_tower(tmp_path / "image.onnx"), tmp_path / "image.ort.onnx"
+    to_onnxruntime_layout(portable, layout)
+    for batch in (1, 2, 5):
+        feed = pictures(batch)
+        np.testing.assert_allclose(run(layout, feed), run(portable, feed), atol=2e-6)
+
+
+def test_layout_gives_the_same_embeddings_for_texts_of_any_length(tmp_path: Path) -> None:
+    portable, layout = text_tower(tmp_path / "text.onnx"), tmp_path / "text.ort.onnx"
+    to_onnxruntime_layout(portable, layout)
+    for batch, length in ((1, 2), (3, 7), (4, 19)):
+        feed = texts(batch, length)
+        np.testing.assert_allclose(run(layout, feed), run(portable, feed), atol=2e-6)
+
+
+def test_layout_shares_the_weights_of_the_portable_file(tmp_path: Path) -> None:
+    portable, layout = image_tower(tmp_path / "image.onnx"), tmp_path / "image.ort.onnx"
+    to_onnxruntime_layout(portable, layout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "image.onnx",
+        "image.onnx.data",
+        "image.ort.onnx",
+    ]
+    # The patch kernel alone is stored anew, transposed.
+    assert layout.stat().st_size < WIDTH * 3 * 8 * 8 * 4 + 30_000
+
+
+def test_layout_in_another_folder_is_refused(tmp_path: Path) -> None:
+    portable = image_tower(tmp_path / "image.onnx")
+    with pytest.raises(ConversionError, match="must lie in the folder of"):
+        to_onnxruntime_layout(portable, tmp_path / "elsewhere" / "image.onnx")
+
+
+@pytest.mark.parametrize("make", [image_tower, text_tower])
+def test_attention_becomes_one_node_a_block(make: object, tmp_path: Path) -> None:
+    assert callable(make)
+    source = make(tmp_path / "tower.onnx", blocks=3)
+    assert apply(FuseAttention(), source, tmp_path / "fused.onnx")
+    counted = operators(tmp_path / "fused.onnx")
+    assert counted["Attention"] == 3
+    assert counted["Softmax"] == 0
+    assert counted["IsNaN"] == 0
+    assert ir.load(tmp_path / "fused.onnx").opset_imports[""] == 23
+    onnx.checker.check_model(tmp_path / "fused.onnx")
+
+
+def test_a_row_whose_keys_are_all_masked_stays_finite(tmp_path: Path) -> None:
+    """torch guards with IsNaN, Where; the fused node must not bring the NaN back."""
+    source = text_tower(tmp_path / "text.onnx")
+    model = onnx.load(source)
+    for node in model.graph.node:  # now token 0 sees nothing at all
+        if node.op_type == "LessOrEqual":
+            node.op_type = "Less"
+    onnx.save(model, source)
+    apply(FuseAttention(), source, tmp_path / "fused.onnx")
+    feed = texts(2, 6)
+    assert np.isfinite(run(tmp_path / "fused.onnx", feed)).all()
+
+
+def test_attention_over_another_axis_is_left_alone(tmp_path: Path) -> None:
+    source = image_tower(tmp_path / "image.onnx", blocks=1)
+    model = ir.load(source)
+    for node in model.graph:
+        if node.op_type == "Softmax":
+            node.attributes["axis"] = ir.AttrInt64("axis", 2)
+    assert not FuseAttention()(model).modified
+    assert operators(model)["Softmax"] == 1
+
+
+def test_a_graph_with_an_operator_that_changed_meaning_keeps_its_opset(tmp_path: Path) -> None:
+    model = ir.load(image_tower(tmp_path / "image.onnx"))
+    model.graph.append(ir.node("GroupNormalization", [None, None, None]))
+    assert not FuseAttention()(model).modified
+    assert model.opset_imports[""] == 20
+
+
+def test_patch_convolution_becomes_a_product(tmp_path: Path) -> None:
+    source = image_tower(tmp_path / "image.onnx", blocks=1)
+    assert apply(PatchEmbeddingAsMatMul(), source, tmp_path / "product.onnx")
+    assert operators(tmp_path / "product.onnx")["Conv"] == 0
+    feed = pictures(3)
+    np.testing.assert_allclose(run(tmp_path / "product.onnx", feed), run(source, feed), atol=2e-6)
+
+
+def test_padded_patches_stay_a_convolution(tmp_path: Path) -> None:
+    source = image_tower(tmp_path / "image.onnx", blocks=1, pads=4)
+    assert PICTURE % 8 == 0
+    assert not apply(PatchEmbeddingAsMatMul(), source, tmp_path / "same.onnx")
+
+
+@pytest.mark.parametrize(("make", "selection"), [(image_tower, "Gather"), (text_tower, "GatherND")])
+def test_the_last_block_works_on_one_token(make: object, selection: str, tmp_path: Path) -> None:
+    assert callable(make)
+    source = make(tmp_path / "tower.onnx", blocks=2)
+    apply(FuseAttention(), source, tmp_path / "fused.onnx")
+    assert apply(SelectTokenEarly(), tmp_path / "fused.onnx", tmp_path / "early.onnx")
+    model = ir.load(tmp_path / "early.onnx")
+    nodes = list(model.graph)
+    attention = [node for node in nodes if node.op_type == "Attention"]
+    one_token = [
+        node
+        for node in nodes
+        if node.op_type == "MatMul"
+        and node.outputs[0].shape is not None
+        and node.outputs[0].shape[1] == 1
+    ]
+    # The last block's query, output projection and both layers of its MLP; never key or value.
+    assert len(one_token) == 4
+    assert attention[0].outputs[0].shape is not None
+    assert attention[0].outputs[0].shape[1] != 1
+    assert any(node.op_type == selection for node in nodes)
+
+
+def test_without_attention_the_selection_stays(tmp_path: Path) -> None:
+    source = image_tower(tmp_path / "image.onnx", blocks=1)
+    assert not apply(SelectTokenEarly(), source, tmp_path / "same.onnx")
