@@ -27,7 +27,7 @@ def unigram_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
         SourceError: If the model is of another kind.
     """
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(Path(tokenizer.vocab_file).read_bytes())
@@ -41,6 +41,12 @@ def unigram_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
     steps: list[Any] = []
     if proto.normalizer_spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        # The character map drops characters, control codes among them, and leaves their spaces.
+        steps += [
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(left=False, right=True),
+        ]
     unigram.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _UNDERLINE)])
     unigram.pre_tokenizer = pre_tokenizers.Metaspace(
         replacement=_UNDERLINE, prepend_scheme="always", split=False
