@@ -42,12 +42,14 @@ def main() -> None:
     """Run every step, and say at the end what to look at."""
     parser = argparse.ArgumentParser(description="Convert, verify, profile and search.")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
-    output: Path = parser.parse_args().output
+    parser.add_argument("--model", type=Path, default=SHAPES / "clip", help="a CLIP's folder")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
     started = time.monotonic()
-    if not (SHAPES / "clip" / "model.safetensors").is_file():
-        sys.exit(f"{SHAPES / 'clip'} has no trained weights. Train them with train_clip.py there.")
+    if not (arguments.model / "model.safetensors").is_file():
+        sys.exit(f"{arguments.model} has no weights. Train them: examples/shapes/train_clip.py")
     output.mkdir(parents=True, exist_ok=True)
-    source = os.path.relpath(SHAPES / "clip")
+    source = os.path.relpath(arguments.model)
     gallery, calibration = output / "gallery", output / "calibration"
     bundle = output / "shapes-clip.mmedge"
 
