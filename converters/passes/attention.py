@@ -198,7 +198,9 @@ def _replace(graph: ir.Graph, found: _Attention, finite_masks: dict[ir.Value, ir
     assert last is not None  # noqa: S101  # the matcher took it from its Reshape
     bias = found.bias
     if bias is not None:
-        bias = finite_masks.setdefault(bias, _finite(graph, bias))
+        if bias not in finite_masks:
+            finite_masks[bias] = _finite(graph, bias)
+        bias = finite_masks[bias]
     fused = ir.node(
         "Attention",
         [found.query, found.key, found.value, *([] if bias is None else [bias])],

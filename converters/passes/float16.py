@@ -10,9 +10,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.transformers import float16
 
-from mmedge.converters.passes.matching import is_op
+from mmedge.converters.passes.matching import is_op, producer
 
 __all__ = ["to_float16"]
 
@@ -38,7 +39,9 @@ def to_float16(model: Path) -> ir.Model:
         disable_shape_infer=size_bytes > _INFERABLE_BYTES,
         node_block_list=kept,
     )
-    return ir.from_proto(converted)
+    half = ir.from_proto(converted)
+    _drop_round_trips(half)
+    return half
 
 
 def _weights(graph: ir.Model) -> list[ir.Value]:
@@ -56,3 +59,28 @@ def _normalization(model: ir.Model) -> list[str]:
             reached.add(node)
             kept.append(node.name or "")
     return kept
+
+
+def _drop_round_trips(model: ir.Model) -> None:
+    """Remove float32 -> float16 -> float32 between two parts kept in fp32: it only loses bits."""
+    graph = model.graph
+    for widen in list(graph):
+        narrow = producer(widen.inputs[0], "Cast") if is_op(widen, "Cast") else None
+        if narrow is None or _target(widen) != ir.DataType.FLOAT:
+            continue
+        source = narrow.inputs[0]
+        if _target(narrow) != ir.DataType.FLOAT16 or source is None:
+            continue
+        maker, out = source.producer(), widen.outputs[0]
+        if maker is None or source.is_graph_output():
+            continue
+        if out.is_graph_output():
+            graph.outputs[graph.outputs.index(out)] = source
+            source.name, out.name = out.name, f"{out.name}_narrow"
+            source.type, source.shape = out.type, out.shape
+        ir.convenience.replace_all_uses_with(out, source)
+    RemoveUnusedNodesPass()(model)
+
+
+def _target(cast: ir.Node) -> int:
+    return cast.attributes["to"].as_int()

@@ -72,7 +72,7 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
     """Return which inputs may hold one token instead of all of them, or None for no such node."""
     result: tuple[int, ...] | None = None
     if is_op(node, "Attention"):
-        result = (0,)
+        result = (0,) if _has_cuttable_mask(node) else None
     elif rank(node.outputs[0]) != 3:
         result = None
     elif is_op(node, "LayerNormalization"):
@@ -90,6 +90,17 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
         computed = all(not _is_constant(node.inputs[at]) for at in wide)
         result = wide if wide and computed and all(axes in (0, 1, 3) for axes in ranks) else None
     return result
+
+
+def _has_cuttable_mask(attention: ir.Node) -> bool:
+    """Tell whether the mask is absent, or (B or 1, 1, S, L) with a batch axis that is named."""
+    mask = attention.inputs[3] if len(attention.inputs) > 3 else None
+    if mask is None:
+        return True
+    if mask.shape is None or len(mask.shape) != 4 or mask.shape[1] != 1:
+        return False
+    batch = mask.shape[0]
+    return isinstance(batch, int) or batch.value is not None
 
 
 def _is_constant(value: ir.Value | None) -> bool:
@@ -182,10 +193,15 @@ class _Token:
         """Return (B or 1, 1, 1, L) of a mask (B or 1, 1, S, L)."""
         if is_op(self._select, "Gather"):
             return self.add("Gather", [bias, self._index], None, axis=2)
+        if bias.shape is not None and bias.shape[0] == 1:  # one mask for all texts
+            plane = self.add("Squeeze", [bias, self._initializer("lead", np.array([0, 1]))], None)
+            second = self._initializer("second", np.array([1], np.int64))
+            position = self.add("Gather", [self._select.inputs[1], second], None, axis=1)
+            rows = self.add("GatherND", [plane, position], None)
+            return self.add("Unsqueeze", [rows, self._initializer("ones", np.array([1, 2]))], None)
         rows = self.add("Squeeze", [bias, self.axis], None)
-        return self.add(
-            "Unsqueeze", [self.add("GatherND", [rows, self._index], None), self.axis], None
-        )
+        row = self.add("GatherND", [rows, self._index], None)
+        return self.add("Unsqueeze", [row, self.axis], None)
 
     def add(
         self,

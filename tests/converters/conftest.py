@@ -1,0 +1,1 @@
+"""Puts towers.py beside this file within reach of the tests below it."""
