@@ -48,6 +48,11 @@ class IsolatedGraph:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
 
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
     def run(self, array: Array) -> Array:
         """Run the graph on one array.
 
