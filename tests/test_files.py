@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from mmedge.errors import StorageError
-from mmedge.files import atomic, atomic_directory, renaming, sha256_file, write_atomic
+from mmedge.files import (
+    atomic,
+    atomic_directory,
+    renaming,
+    sha256_file,
+    storage_errors,
+    write_atomic,
+)
 
 OLD = {"a.bin": b"old a", "sub/b.bin": b"old b"}
 NEW = {"a.bin": b"new a", "sub/c.bin": b"new c" * 1000}
@@ -370,6 +377,16 @@ def test_an_error_of_the_block_that_is_not_the_places_passes_unchanged(place: Pa
     with pytest.raises(FileNotFoundError), atomic_directory(place):
         (place.parent / "no such photo").read_bytes()
     assert content_of(place) == OLD
+
+
+def test_an_error_about_another_place_is_not_blamed_on_this_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), storage_errors(tmp_path / "out" / "model.onnx"):
+        (tmp_path / "source" / "model.safetensors").read_bytes()
+    place = tmp_path / "out" / "model.onnx"
+    with pytest.raises(StorageError, match="should hold it is gone"), storage_errors(place):
+        place.write_bytes(b"")
+    with pytest.raises(StorageError, match="disk is full"), storage_errors(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "full", "/elsewhere/temporary")
 
 
 def test_write_atomic_replaces_a_file_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,18 +33,21 @@ _NO_ENTRY = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError that speaks of the disk into a StorageError that names `path`.
+    """Turn an OSError that speaks of the place of `path` into a StorageError that names it.
+
+    An OSError about another place passes as it is, unless a disk is full.
 
     Raises:
         StorageError: If the disk is full, the quota is spent, or the place cannot be written.
     """
+    place = Path(os.path.realpath(path))
     try:
         yield
     except OSError as error:
-        reason = {**_NO_ROOM, **_NO_ENTRY}.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise StorageError(f"Cannot write {path}: {reason}.") from error
+        named = _named(error)
+        about = named is None or named.is_relative_to(place.parent) or place.is_relative_to(named)
+        _raise_storage_error(error, path, about=about)
+        raise
 
 
 @contextmanager
@@ -55,12 +59,24 @@ def block_errors(path: Path, beside: Path) -> Iterator[None]:
     Raises:
         StorageError: If the disk is full, or an entry of `beside` cannot be written.
     """
+    place = Path(os.path.realpath(beside))
     try:
         yield
     except OSError as error:
-        code = error.errno or 0
-        ours = error.filename is not None and str(error.filename).startswith(str(beside))
-        reason = _NO_ROOM.get(code) or (_NO_ENTRY.get(code) if ours else None)
-        if reason is None:
-            raise
+        named = _named(error)
+        _raise_storage_error(error, path, about=named is not None and named.is_relative_to(place))
+        raise
+
+
+def _named(error: OSError) -> Path | None:
+    """Return the path that an OSError names, None if it names none."""
+    if isinstance(error.filename, str | bytes):
+        return Path(os.path.realpath(os.fsdecode(error.filename)))
+    return None
+
+
+def _raise_storage_error(error: OSError, path: Path, *, about: bool) -> None:
+    code = error.errno or 0
+    reason = _NO_ROOM.get(code) or (_NO_ENTRY.get(code) if about else None)
+    if reason is not None:
         raise StorageError(f"Cannot write {path}: {reason}.") from error
