@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -144,6 +145,20 @@ def test_pictures_are_read_no_further_than_the_batch_at_hand(tiny_bundle: Bundle
 
     assert encoder(tiny_bundle, sessions).encode_image(pictures(), batch_size=4).shape == (40, DIM)
     assert max(ahead) == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(model: DualEncoder) -> None:
+    def peak_bytes(count: int) -> int:
+        tracemalloc.start()
+        try:
+            embeddings = model.encode_image(frame(seed, 120, 120) for seed in range(count))
+            assert embeddings.shape == (count, DIM)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(16)  # whatever is made once
+    assert peak_bytes(320) < peak_bytes(16) + 320 * 1000  # a frame is 43,200 bytes
 
 
 def test_batches_overwrite_one_buffer_and_not_the_answers(model: DualEncoder) -> None:
