@@ -125,11 +125,11 @@ def _set_outputs(model: ir.Model, tensors: Sequence[str], *, reduce: bool) -> No
     values.update({value.name: value for node in graph for value in node.outputs})
     outputs: list[ir.Value] = []
     for index, name in enumerate(tensors):
-        wanted = [(_whole(index), "Identity", {})]
+        wanted = [(_whole(index), "Identity")]
         if reduce:
-            wanted = [(_low(index), "ReduceMin", {"keepdims": 0})]
-            wanted += [(_high(index), "ReduceMax", {"keepdims": 0})]
-        for output, op_type, attributes in wanted:
+            wanted = [(_low(index), "ReduceMin"), (_high(index), "ReduceMax")]
+        for output, op_type in wanted:
+            attributes = {"keepdims": 0} if reduce else {}
             node = ir.node(op_type, [values[name]], attributes, name=output)
             value = node.outputs[0]
             value.name = output

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import (
     constant,
     is_op,
@@ -209,12 +210,8 @@ def _replace(graph: ir.Graph, found: _Attention, finite_masks: dict[ir.Value, ir
     )
     result = fused.outputs[0]
     result.name = f"{found.output.name}_attention"
-    result.type = found.output.type
-    result.shape = found.output.shape
     graph.insert_before(last, fused)
-    ir.convenience.replace_all_uses_with(found.output, result)
-    if found.output.is_graph_output():
-        graph.outputs[graph.outputs.index(found.output)] = result
+    replace_value(found.output, result)
 
 
 def _finite(graph: ir.Graph, bias: ir.Value) -> ir.Value:
@@ -226,16 +223,8 @@ def _finite(graph: ir.Graph, bias: ir.Value) -> ir.Value:
     for at in (1, 2):
         fill = constant(where.inputs[at]) if scalar(where.inputs[at]) is not None else None
         if fill is not None and np.isneginf(fill).all():
-            name = f"{bias.name}_masked"
-            tensor = ir.tensor(np.full(fill.shape, _MASKED, dtype=fill.dtype), name=name)
-            replacement = ir.Value(
-                name=name,
-                type=ir.TensorType(ir.DataType.from_numpy(fill.dtype)),
-                shape=ir.Shape(fill.shape),
-                const_value=tensor,
-            )
-            graph.register_initializer(replacement)
-            replacements[at] = replacement
+            masked = np.full(fill.shape, _MASKED, dtype=fill.dtype)
+            replacements[at] = add_initializer(graph, f"{bias.name}_masked", masked)
     if not replacements:
         return bias
     finite = ir.node(

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.transformers import float16
 
+from mmedge.converters.passes.building import replace_value
 from mmedge.converters.passes.matching import is_op, producer
 
 __all__ = ["to_float16"]
@@ -32,20 +33,17 @@ def to_float16(model: Path) -> ir.Model:
     graph = ir.load(model)
     kept = _normalization(graph)
     proto = onnx.load(model)
-    size_bytes = sum(value.const_value.nbytes for value in _weights(graph))
+    tensors = [value.const_value for value in graph.graph.initializers.values()]
+    size_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     converted = float16.convert_float_to_float16(
         proto,
         keep_io_types=True,
         disable_shape_infer=size_bytes > _INFERABLE_BYTES,
         node_block_list=kept,
     )
-    half = ir.from_proto(converted)
+    half: ir.Model = ir.from_proto(converted)
     _drop_round_trips(half)
     return half
-
-
-def _weights(graph: ir.Model) -> list[ir.Value]:
-    return [value for value in graph.graph.initializers.values() if value.const_value is not None]
 
 
 def _normalization(model: ir.Model) -> list[str]:
@@ -71,14 +69,8 @@ def _drop_round_trips(model: ir.Model) -> None:
         source = narrow.inputs[0]
         if _target(narrow) != ir.DataType.FLOAT16 or source is None:
             continue
-        maker, out = source.producer(), widen.outputs[0]
-        if maker is None or source.is_graph_output():
-            continue
-        if out.is_graph_output():
-            graph.outputs[graph.outputs.index(out)] = source
-            source.name, out.name = out.name, f"{out.name}_narrow"
-            source.type, source.shape = out.type, out.shape
-        ir.convenience.replace_all_uses_with(out, source)
+        if source.producer() is not None and not source.is_graph_output():
+            replace_value(widen.outputs[0], source)
     RemoveUnusedNodesPass()(model)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import constant, is_op, only_consumer, rank, sizes
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
@@ -198,12 +199,7 @@ class Int8Linears(ir.passes.InPlacePass):
             result = self._qdq(build, linear, stem, w, scales)
         else:
             result = self._integer(build, linear, stem, w, scales)
-        wide = linear.output
-        result.type, result.shape = wide.type, wide.shape
-        ir.convenience.replace_all_uses_with(wide, result)
-        if wide.is_graph_output():
-            graph.outputs[graph.outputs.index(wide)] = result
-            result.name, wide.name = wide.name, f"{wide.name}_float"
+        replace_value(linear.output, result)
 
     def _integer(
         self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
@@ -331,8 +327,7 @@ def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
     row_scales = build.node("Gather", [scale, ids], f"{name}_scale")
     as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})
     result = build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
-    result.type, result.shape = gather.outputs[0].type, gather.outputs[0].shape
-    ir.convenience.replace_all_uses_with(gather.outputs[0], result)
+    replace_value(gather.outputs[0], result)
 
 
 class _Builder:
@@ -359,12 +354,4 @@ class _Builder:
         return node.outputs[0]
 
     def initializer(self, name: str, array: Array) -> ir.Value:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=tensor.shape,
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
+        return add_initializer(self._graph, name, array)

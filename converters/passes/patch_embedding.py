@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import (
     constant,
     is_op,
@@ -17,6 +18,7 @@ from mmedge.converters.passes.matching import (
     perm_of,
     sizes,
 )
+from mmedge.specs import Array
 
 __all__ = ["PatchEmbeddingAsMatMul"]
 
@@ -80,16 +82,8 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     rows, columns = height // kernel_h, width // kernel_w
     stem = conv.name or "patch_embedding"
 
-    def initializer(name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
-        tensor = ir.tensor(array, name=f"{stem}_{name}")
-        value = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=tensor.shape,
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        return value
+    def initializer(name: str, array: Array) -> ir.Value:
+        return add_initializer(graph, f"{stem}_{name}", array)
 
     def step(op_type: str, inputs: list[ir.Value | None], name: str, **perm: list[int]) -> ir.Value:
         node = ir.node(op_type, inputs, perm, name=f"{stem}_{name}")
@@ -107,7 +101,5 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     tokens = step("MatMul", [flat, initializer("weight", matrix)], "project")
     if len(conv.inputs) > 2 and conv.inputs[2] is not None:
         tokens = step("Add", [tokens, conv.inputs[2]], "bias")
-    tokens.type = transpose.outputs[0].type
-    tokens.shape = transpose.outputs[0].shape
-    ir.convenience.replace_all_uses_with(transpose.outputs[0], tokens)
+    replace_value(transpose.outputs[0], tokens)
     return True

@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import constant, is_op, rank, scalar, sizes
+from mmedge.specs import Array
 
 __all__ = ["SelectTokenEarly"]
 
@@ -131,10 +133,7 @@ def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
     source = select.inputs[0]
     assert source is not None  # noqa: S101  # checked by _selects_one_token
     squeezed = token.add("Squeeze", [token.cut(source), token.axis], sizes=None)
-    squeezed.type, squeezed.shape = select.outputs[0].type, select.outputs[0].shape
-    ir.convenience.replace_all_uses_with(select.outputs[0], squeezed)
-    if select.outputs[0].is_graph_output():
-        graph.outputs[graph.outputs.index(select.outputs[0])] = squeezed
+    replace_value(select.outputs[0], squeezed)
     return True
 
 
@@ -219,13 +218,5 @@ class _Token:
         self._graph.insert_before(self._select, node)
         return node.outputs[0]
 
-    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
-        tensor = ir.tensor(array, name=f"{self._stem}_token_{name}")
-        value = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=tensor.shape,
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
+    def _initializer(self, name: str, array: Array) -> ir.Value:
+        return add_initializer(self._graph, f"{self._stem}_token_{name}", array)
