@@ -31,6 +31,9 @@ __all__ = [
 
 _MB = 1e6
 
+# In the order of the colours; "other" gets the grey.
+_STAGES = ("inference", "decode", "resize", "normalize", "tokenize", "other")
+
 
 def cell_label(cell: Cell) -> str:
     """Return a cell's name within its role, as gates spell it."""
@@ -41,7 +44,7 @@ def _variants(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(cell.variant for cell in cells))
 
 
-def latency_plot(role: str, cells: Sequence[Cell]) -> str:
+def latency_plot(what: str, cells: Sequence[Cell]) -> str:
     """Draw a line a cell: shortest run to the highest percentile that its sample supports."""
     variants = _variants(cells)
     ranges = []
@@ -63,10 +66,10 @@ def latency_plot(role: str, cells: Sequence[Cell]) -> str:
                 series=variants.index(cell.variant),
             )
         )
-    return range_plot(f"Latency of {role}", ranges, unit="ms a run")
+    return range_plot(f"Latency: {what}", ranges, unit="ms a run")
 
 
-def distribution_plot(role: str, cells: Sequence[Cell]) -> str:
+def distribution_plot(what: str, cells: Sequence[Cell]) -> str:
     """Draw the share of runs that end within a time, without the slowest 2.5 %."""
     series = []
     for cell in cells:
@@ -74,11 +77,11 @@ def distribution_plot(role: str, cells: Sequence[Cell]) -> str:
         share = [100.0 * i / (len(cell.latency.curve_ms) - 1) for i in range(len(curve))]
         series.append(Series(cell_label(cell), list(zip(curve, share, strict=True))))
     return line_plot(
-        f"Distribution of {role}", series, x_name="ms a run", y_name="% of runs that took at most"
+        f"Distribution: {what}", series, x_name="ms a run", y_name="% of runs that took at most"
     )
 
 
-def throughput_plot(role: str, cells: Sequence[Cell]) -> str:
+def throughput_plot(what: str, cells: Sequence[Cell]) -> str:
     """Draw samples a second over the batch size, which is spaced evenly whatever its steps."""
     batches = sorted({cell.batch for cell in cells})
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -87,7 +90,7 @@ def throughput_plot(role: str, cells: Sequence[Cell]) -> str:
         place = float(batches.index(cell.batch))
         lines.setdefault(name, []).append((place, cell.throughput_per_s))
     return line_plot(
-        f"Throughput of {role}",
+        f"Throughput: {what}",
         [Series(name, points, dots=True) for name, points in lines.items()],
         x_name="batch",
         y_name="samples a second",
@@ -109,7 +112,7 @@ def stage_plot(profile: Profile, role: str) -> str:
                     mark=whole,
                 )
             )
-    return stacked_bars(f"Stages of {role}, end to end", bars, unit="ms (median)")
+    return stacked_bars(f"Stages: {role}, end to end", bars, unit="ms (median)", order=_STAGES)
 
 
 def cold_plot(variants: Sequence[VariantFigures]) -> str:
@@ -177,7 +180,7 @@ def fidelity_plot(profile: Profile, role: str) -> str | None:
     if not points:
         return None
     return scatter_plot(
-        f"Size, latency and quality of {role}",
+        f"Size, latency, quality: {role}",
         points,
         x_name="ms a run (p50)",
         y_name="mean cosine with fp32 (disc area: size on disk)",

@@ -19,6 +19,7 @@ __all__ = ["render_html"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MOST_CURVES = 6
+_STAGES = ("decode", "resize", "normalize", "tokenize", "inference", "other")
 _ABSENT = '<span class="soft" title="not measured">\u2013</span>'
 
 
@@ -60,9 +61,14 @@ def _header(profile: Profile) -> str:
         f'<header><p class="eyebrow">mmedge profile</p><h1>{escape(bundle.name)}</h1>'
         f'<p class="soft">{escape(bundle.family)} · {escape(machine.cpu_model)}, '
         f"{len(machine.processors_allowed)} of {machine.processors_online} processors · "
-        f"{escape(engine)} on {escape(profile.config.device)} · {escape(profile.created)}</p>"
+        f"{escape(engine)} on {escape(profile.config.device)} · "
+        f"{escape(_moment(profile.created))}</p>"
         "</header>"
     )
+
+
+def _moment(created: str) -> str:
+    return created.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _cards(profile: Profile, roles: Sequence[str]) -> str:
@@ -136,19 +142,42 @@ def _warnings(profile: Profile) -> str:
 
 def _role(profile: Profile, role: str) -> str:
     cells = [cell for cell in profile.cells if cell.role == role]
-    figures = [_figure(plots.latency_plot(role, cells), "Shortest run to the highest percentile.")]
     first = cells[0]
-    shown = [c for c in cells if (c.batch, c.threads) == (first.batch, first.threads)]
-    caption = (
-        f"Batch {first.batch}, {first.threads} thr; the slowest 2.5 % of the runs lie outside."
+    lengths = list(dict.fromkeys(cell.sequence for cell in cells))
+    figures = []
+    for length in lengths:
+        shown = [cell for cell in cells if (cell.batch, cell.sequence) == (first.batch, length)]
+        figures.append(
+            _figure(
+                plots.latency_plot(_shape(role, first.batch, length), shown),
+                "From the shortest run to the highest percentile that the sample supports.",
+            )
+        )
+    shown = [c for c in cells if (c.batch, c.sequence) == (first.batch, first.sequence)]
+    figures.append(
+        _figure(
+            plots.distribution_plot(
+                _shape(role, first.batch, first.sequence), shown[:_MOST_CURVES]
+            ),
+            "The slowest 2.5 % of the runs lie outside.",
+        )
     )
-    figures.append(_figure(plots.distribution_plot(role, shown[:_MOST_CURVES]), caption))
     if len({cell.batch for cell in cells}) > 1:
-        figures.append(_figure(plots.throughput_plot(role, cells), "Batch over mean latency."))
+        for length in lengths:
+            shown = [cell for cell in cells if cell.sequence == length]
+            plot = plots.throughput_plot(_shape(role, None, length), shown)
+            figures.append(_figure(plot, "Batch size over mean latency."))
     scatter = plots.fidelity_plot(profile, role)
     if scatter:
-        figures.append(_figure(scatter, "Up and to the left is better. The first shape asked for."))
+        caption = f"{_shape('', first.batch, first.sequence)}: higher and further left is better."
+        figures.append(_figure(scatter, caption.lstrip(", ").capitalize()))
     return f"<h2>{escape(role)}</h2>{_cell_table(cells)}{_figures(figures)}"
+
+
+def _shape(role: str, batch: int | None, sequence: int | None) -> str:
+    """Name a role and what its cells have in common."""
+    parts = [role, *([] if batch is None else [f"batch {batch}"])]
+    return ", ".join(parts + ([] if sequence is None else [f"{sequence} tokens"]))
 
 
 def _cell_table(cells: Sequence[Cell]) -> str:
@@ -212,7 +241,8 @@ def _stages(profile: Profile, roles: Sequence[str]) -> str:
         inputs = {item.input for item in profile.stages if item.role == role}
         caption = f"{', '.join(sorted(inputs))}; the mark is the end-to-end call."
         figures.append(_figure(plots.stage_plot(profile, role), caption))
-    names = list(dict.fromkeys(name for item in profile.stages for name in item.stages_ms))
+    known = {name for item in profile.stages for name in item.stages_ms}
+    names = [name for name in _STAGES if name in known]
     rows = [
         [
             escape(f"{item.role} {item.variant}") + (" ~" if item.noise else ""),
@@ -319,8 +349,9 @@ def _table(
         for row in rows
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f'<p class="note">{escape(caption)}</p>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        f'<table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

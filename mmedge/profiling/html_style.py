@@ -19,7 +19,7 @@ h1{font-size:1.75rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em;overfl
 h2{font-size:1.2rem;margin:40px 0 4px;letter-spacing:-.005em}
 h3{font-size:1rem;margin:0 0 10px}
 p{margin:0 0 12px;max-width:76ch}
-.soft,caption,.note{color:var(--soft)}
+.soft,.note{color:var(--soft)}
 .note{font-size:.9rem}
 .eyebrow{color:var(--accent);font-weight:600;font-size:.85rem;letter-spacing:.04em;margin:0 0 4px}
 .grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));
@@ -37,7 +37,8 @@ dl.facts dd{text-align:left}
 figure{margin:0}
 figcaption{font-size:.9rem;color:var(--soft);margin-top:6px}
 svg{display:block;width:100%;max-width:560px;height:auto;font-family:inherit}
-svg text{fill:var(--ink);font-size:13px}
+svg text{fill:var(--ink);font-size:13px;paint-order:stroke;stroke:var(--card);stroke-width:3px;
+stroke-linejoin:round}
 svg .small,svg .axis{fill:var(--soft);font-size:11.5px}
 svg .label{font-weight:600}
 svg .value{fill:var(--soft);font-variant-numeric:tabular-nums;font-size:12.5px}
@@ -52,10 +53,9 @@ svg .disc{fill-opacity:.75}
 svg .fill{fill:var(--s)}
 svg .span,svg .curve{stroke:var(--s)}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;
-margin:14px 0}
+margin:0 0 14px}.note{margin:10px 0 6px}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:12px 14px 4px;font-size:.9rem}
 th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
 thead th{color:var(--soft);font-weight:600;border-top:0;font-size:.85rem}
 th[scope=row],th.left,td.left{text-align:left;font-weight:500}
@@ -70,7 +70,9 @@ padding:12px 16px;margin:14px 0}
 .warn li{overflow-wrap:anywhere}
 footer{margin-top:40px;color:var(--soft);font-size:.88rem}
 @media (max-width:560px){main{padding:18px 12px 40px}h1{font-size:1.4rem}
-.card{padding:14px}th,td{padding:7px 10px}}
+.card{padding:14px}th,td{padding:7px 10px}
+th[scope=row],td.left{white-space:normal;overflow-wrap:anywhere;min-width:6.5em}
+svg text{font-size:14.5px}svg .small,svg .axis{font-size:13.5px}svg .value{font-size:13.5px}}
 @media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--rule:#bbb;
 --grid:#ddd;--accent:#0b4a94;--good:#0b5c3a;--bad:#9b1c15;--warn:#6b4600;--warnbg:#fff;
 --c0:#2f6fde;--c1:#d9760a;--c2:#14936c;--c3:#c63d82;--c4:#7a4fd0;--c5:#66758a}

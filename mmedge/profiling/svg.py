@@ -124,12 +124,14 @@ def _colour(index: int) -> str:
     return f"s{index % _COLOURS}"
 
 
-def _legend(labels: Sequence[str], y: float, *, dashed: bool = False) -> tuple[list[str], float]:
-    """Return the legend's parts and the height it takes, wrapped to the width."""
+def _legend(
+    labels: Mapping[str, int], y: float, *, dashed: bool = False
+) -> tuple[list[str], float]:
+    """Return the legend's parts, by label its series, and the height that it takes."""
     parts: list[str] = []
     x, row = 4.0, 0
-    for index, label in enumerate(labels):
-        needed = 30 + 6.6 * len(label)
+    for label, index in labels.items():
+        needed = 32 + 7.2 * len(label)
         if x > 4 and x + needed > WIDTH:
             x, row = 4.0, row + 1
         top = y + row * 18
@@ -164,16 +166,25 @@ def _linear_ticks(limit: float, left: float, right: float) -> list[tuple[float, 
     ]
 
 
-def stacked_bars(title: str, bars: Sequence[Bar], *, unit: str, description: str = "") -> str:
+def stacked_bars(
+    title: str,
+    bars: Sequence[Bar],
+    *,
+    unit: str,
+    order: Sequence[str] = (),
+    description: str = "",
+) -> str:
     """Draw horizontal bars from zero, their segments side by side.
 
     Args:
         title: What it shows.
         bars: At least one; segments of the same name have the same colour.
         unit: Of the axis.
+        order: Names in the order of the colours, for plots that are to agree on them.
         description: Said to who cannot see it, after the title.
     """
-    names = list(dict.fromkeys(name for bar in bars for name in bar.segments))
+    names = dict.fromkeys(name for bar in bars for name in bar.segments)
+    colours = {name: i for i, name in enumerate(dict.fromkeys((*order, *names))) if name in names}
     limit = max(max(sum(bar.segments.values()), bar.mark or 0.0) for bar in bars) * 1.02 or 1.0
     left, right = 4.0, float(WIDTH - _RIGHT)
     scale = (right - left) / limit
@@ -191,13 +202,13 @@ def stacked_bars(title: str, bars: Sequence[Bar], *, unit: str, description: str
             tip = escape(f"{bar.label}: {name} {number(value)} {unit}")
             body.append(
                 f'<rect x="{x:.1f}" y="{top + 18:.1f}" width="{width:.1f}" height="18" '
-                f'class="fill {_colour(names.index(name))}"><title>{tip}</title></rect>'
+                f'class="fill {_colour(colours[name])}"><title>{tip}</title></rect>'
             )
             x += width
         if bar.mark is not None:
             x = left + bar.mark * scale
             body.append(_line(x, top + 15, x, top + 39, "mark"))
-    legend, used = _legend(names, bottom + 50)
+    legend, used = _legend({name: colours[name] for name in names}, bottom + 50)
     return _svg(bottom + 50 + used - 8, title, description, [*body, *legend])
 
 
@@ -233,7 +244,7 @@ def range_plot(title: str, ranges: Sequence[Range], *, unit: str, description: s
         x = left + item.middle * scale
         tip = escape(f"{item.label}: median {number(item.middle)} {unit}")
         body.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" class="fill ring {colour}">'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" class="fill ring {colour}">'
             f"<title>{tip}</title></circle>"
         )
     return _svg(bottom + 38, title, description, body)
@@ -292,7 +303,9 @@ def line_plot(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="fill {_colour(index)}">'
                     f"<title>{tip}</title></circle>"
                 )
-    legend, used = _legend([item.label for item in series], bottom + 54, dashed=True)
+    legend, used = _legend(
+        {item.label: index for index, item in enumerate(series)}, bottom + 54, dashed=True
+    )
     return _svg(bottom + 54 + used - 8, title, description, [*body, *legend])
 
 

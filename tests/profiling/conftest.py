@@ -75,7 +75,7 @@ def make_variant(role: str, variant: str) -> VariantFigures:
     return VariantFigures(
         role=role,
         variant=variant,
-        precision=variant.split("-")[0],
+        precision=variant.partition("-")[0],
         size_bytes=size,
         cosine_mean=COSINE[variant],
         cosine_p1=2 * COSINE[variant] - 1,
