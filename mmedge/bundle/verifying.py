@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmedge.bundle.external_data import external_locations
+from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.bundle.paths import MANIFEST_NAME
+from mmedge.bundle.paths import MANIFEST_NAME, check_relative_path
 from mmedge.errors import IntegrityError
 from mmedge.files import sha256_file
 
@@ -17,9 +19,11 @@ __all__ = ["verify_files"]
 def verify_files(bundle: Bundle) -> None:
     """Check that a bundle holds exactly the files of its manifest, each with its size and hash.
 
+    A model may keep its weights in other files; these must be among its variant's.
+
     Raises:
-        IntegrityError: If a file is missing, changed, lies outside the bundle, or is not listed;
-            the first such file is named.
+        IntegrityError: If a file is missing, changed, lies outside the bundle, or is not listed,
+            or if a model reads a file that is not its variant's; the first such file is named.
     """
     listed = bundle.manifest.files
     for relative in _walk(bundle.path):
@@ -45,6 +49,30 @@ def verify_files(bundle: Bundle) -> None:
                 f"{bundle.path}: file '{relative}' has sha256 {sha256}, expected {entry.sha256}. "
                 "Its content is changed: copy the bundle again."
             )
+    for role in bundle.manifest.roles.values():
+        for variant in role.variants:
+            for model in variant.models.values():
+                _check_external_data(bundle, variant, model)
+
+
+def _check_external_data(bundle: Bundle, variant: Variant, model: str) -> None:
+    path = bundle.file(model)
+    held = {bundle.file(relative) for relative in variant.files}
+    for location in sorted(external_locations(path)):
+        if not _is_among(path.parent, location, held):
+            raise IntegrityError(
+                f"{bundle.path}: model '{model}' keeps weights in {location!r}, which is not among "
+                f"the files of variant '{variant.name}'. Do not load it: copy the bundle again, "
+                "or convert again."
+            )
+
+
+def _is_among(folder: Path, location: str, held: set[Path]) -> bool:
+    try:
+        check_relative_path(location)
+    except ValueError:
+        return False
+    return Path(os.path.realpath(folder / location)) in held
 
 
 def _walk(folder: Path) -> Iterator[str]:
