@@ -57,13 +57,15 @@ def _print(bundle: Bundle) -> None:
         ("Variants, highest fidelity first", _variants(manifest)),
         ("Parity with the PyTorch original", _parity(manifest)),
         ("Quality against fp32, on held-out data", _quality(manifest)),
+        ("", _facts(_measured_on(manifest))),
         ("Task figures", _tasks(manifest)),
         ("Embedding spaces: vectors of one space may be compared", _facts(_spaces(manifest))),
         ("Preprocessing", _facts(_preprocessing(manifest))),
         ("Provenance", _facts(_provenance(manifest))),
     ):
         if part.row_count:
-            console.print(Text(f"\n{title}", style="bold"))
+            if title:
+                console.print(Text(f"\n{title}", style="bold"))
             console.print(part)
 
 
@@ -179,23 +181,40 @@ def _quality(manifest: Manifest) -> Table:
                 f"{quality.cosine_min:.5f}",
                 f"{quality.top_k_overlap:.3f} (k={quality.top_k})",
                 str(quality.samples),
-                quality.data,
             )
 
     numbers = ("cos mean", "p1", "min", "top-k overlap", "n")
-    return _add_rows(new_table("variant", *numbers, "data", numbers=numbers), manifest, rows)
+    return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
+
+
+def _measured_on(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for name, role in manifest.roles.items():
+        data = {variant.quality.data for variant in role.variants if variant.quality is not None}
+        if data:
+            yield f"{name} measured on", ", ".join(sorted(data))
 
 
 def _tasks(manifest: Manifest) -> Table:
-    from mmedge.cli.output import new_table
+    """Return the task figures, one row a figure and one column a variant."""
+    from rich.text import Text
 
-    def rows(variant: Variant) -> Iterator[Sequence[str]]:
-        if variant.quality is not None:
-            for name, value in variant.quality.task.items():
-                yield variant.name, name, f"{value:.4g}", variant.quality.data
+    from mmedge.cli.output import new_table, plain
 
-    table = new_table("variant", "figure", "value", "data", numbers=("value",))
-    return _add_rows(table, manifest, rows)
+    names = list(dict.fromkeys(variant.name for _, variant in _all_variants(manifest)))
+    table = new_table("figure", *names, numbers=tuple(names))
+    for role_name, role in manifest.roles.items():
+        figures = {
+            variant.name: variant.quality.task
+            for variant in role.variants
+            if variant.quality is not None and variant.quality.task
+        }
+        if figures:
+            table.add_row(Text(role_name, style="bold"))
+        for figure in dict.fromkeys(figure for task in figures.values() for figure in task):
+            values = (figures.get(name, {}).get(figure) for name in names)
+            cells = (_NONE if value is None else f"{value:.3f}" for value in values)
+            table.add_row(f"  {plain(figure)}", *cells)
+    return table
 
 
 def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:
