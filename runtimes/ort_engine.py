@@ -205,6 +205,9 @@ def session_settings(engine: ModuleType, options: SessionOptions, level: str) ->
         "session.intra_op.allow_spinning": options.spin,
         "session.disable_prepacking": not options.prepack,
         "session.record_ep_graph_assignment_info": True,
+        # Processors without VNNI add pairs of int8 products in 16 bits and saturate; this has them
+        # take a kernel that does not. Others ignore it.
+        "session.x64quantprecision": True,
     }
     for key, value in entries.items():
         settings.add_session_config_entry(key, "1" if value else "0")

@@ -261,7 +261,11 @@ class Int8Linears(ir.passes.InPlacePass):
             dtype = np.int8 if self._symmetric else np.uint8
             scale = build.initializer(f"{x.name}_scale", np.array(scale_number, np.float32))
             zero_point = build.initializer(f"{x.name}_zero_point", np.array(zero_number, dtype))
-            codes = build.node("QuantizeLinear", [root, scale, zero_point], f"{x.name}_quantize")
+            # ONNX Runtime had its own QuantizeLinear long before it had that of opset 23.
+            domain = "" if self._form == "qdq" else "com.microsoft"
+            codes = build.node(
+                "QuantizeLinear", [root, scale, zero_point], f"{x.name}_quantize", domain=domain
+            )
         for move in reversed(moves):
             twin = ir.node(
                 move.op_type,
