@@ -231,6 +231,29 @@ def test_concurrent_writers_each_publish_a_whole_folder(
     assert list(tmp_path.iterdir()) == [place]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_a_reader_always_finds_a_whole_folder(place: Path) -> None:
+    done = threading.Event()
+    seen: list[object] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.append((place / "a.bin").read_bytes())
+            except OSError as error:  # noqa: PERF203, each read counts
+                seen.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(30):
+        with atomic_directory(place) as folder:
+            fill(folder, NEW)
+    done.set()
+    reader.join()
+    assert set(seen) <= {OLD["a.bin"], NEW["a.bin"]}
+    assert len(seen) > 30
+
+
 def test_a_writer_at_work_is_not_taken_for_a_leftover(place: Path) -> None:
     with atomic_directory(place) as first:
         fill(first, NEW)
