@@ -62,7 +62,8 @@ def _mmedge(
 ) -> None:
     """Convert multimodal PyTorch models, run them on edge devices, and measure both.
 
-    A bundle (NAME.mmedge) is what passes from workstation to device.
+    A bundle (NAME.mmedge) is what passes from workstation to device. MMEDGE_TRACEBACK=1 shows
+    where an error came from.
     """
 
 
