@@ -229,7 +229,13 @@ class Int8Linears(ir.passes.InPlacePass):
                 "DequantizeLinear", [codes, scale, zero_point], f"{linear.x.name}_dequantize"
             )
         w_scale = build.initializer(f"{linear.weight.name}_scale", scales)
-        w_float = build.node("DequantizeLinear", [w, w_scale], f"{stem}_weight", {"axis": 1})
+        # Named although it is all zeros: ONNX Runtime's kernels for older processors count on it.
+        w_zero = build.initializer(
+            f"{linear.weight.name}_zero_point", np.zeros(scales.size, np.int8)
+        )
+        w_float = build.node(
+            "DequantizeLinear", [w, w_scale, w_zero], f"{stem}_weight", {"axis": 1}
+        )
         product = build.node("MatMul", [self._dequantized[linear.x], w_float], f"{stem}_product")
         if linear.bias is None:
             return product

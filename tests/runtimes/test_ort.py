@@ -509,3 +509,24 @@ def test_on_a_gpu_every_run_sends_the_inputs_again(device: str, expected: int) -
     assert len(sent) == expected
     if device == "cuda":
         assert [array[0] for array in sent] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "fpu avx2 avx512f avx512_vnni", False),
+        ("AMD64", "fpu avx2 avx_vnni", False),
+        ("x86_64", "fpu avx2 avx512f", True),
+        ("aarch64", "", False),
+    ],
+)
+def test_int8_is_asked_to_be_exact_where_the_fast_kernel_saturates(
+    machine: str, flags: str, saturates: bool, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : none\n")
+    assert ort_engine._int8_saturates(machine, cpuinfo) is saturates
+
+
+def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
+    assert ort_engine._int8_saturates("x86_64", tmp_path / "missing") is True
