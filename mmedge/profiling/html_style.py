@@ -53,7 +53,7 @@ svg .disc{fill-opacity:.75}
 svg .fill{fill:var(--s)}
 svg .span,svg .curve{stroke:var(--s)}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;
-margin:0 0 14px}.note{margin:10px 0 6px}
+margin:0 0 14px}.note{margin:10px 0 6px;max-width:none}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-top:1px solid var(--rule)}
@@ -71,7 +71,8 @@ padding:12px 16px;margin:14px 0}
 footer{margin-top:40px;color:var(--soft);font-size:.88rem}
 @media (max-width:560px){main{padding:18px 12px 40px}h1{font-size:1.4rem}
 .card{padding:14px}th,td{padding:7px 10px}
-th[scope=row],td.left{white-space:normal;overflow-wrap:anywhere;min-width:6.5em}
+th[scope=row],td.left{white-space:normal;overflow-wrap:anywhere;min-width:5em}
+td.left{min-width:9em}
 svg text{font-size:14.5px}svg .small,svg .axis{font-size:13.5px}svg .value{font-size:13.5px}}
 @media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--rule:#bbb;
 --grid:#ddd;--accent:#0b4a94;--good:#0b5c3a;--bad:#9b1c15;--warn:#6b4600;--warnbg:#fff;

@@ -108,6 +108,13 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
     )
 
 
+def _row_labels(top: float, label: str, note: str, right: float) -> tuple[str, str]:
+    """Return a row's label and its note, the label cut where the note begins."""
+    room = int((right - 8 - 7.6 * len(note)) / 8.2)
+    shown = label if len(label) <= room else label[: max(room - 1, 1)] + "\u2026"
+    return _text(4.0, top + 12, shown, "label"), _text(right, top + 12, note, "value", "end")
+
+
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
@@ -192,10 +199,7 @@ def stacked_bars(
     body = _x_axis(_linear_ticks(limit, left, right), 4, bottom, unit)
     for row, bar in enumerate(bars):
         top = 8.0 + _ROW * row
-        body += (
-            _text(left, top + 12, bar.label, "label"),
-            _text(right, top + 12, bar.note, "value", "end"),
-        )
+        body += _row_labels(top, bar.label, bar.note, right)
         x = left
         for name, value in bar.segments.items():
             width = max(value, 0.0) * scale
@@ -230,8 +234,7 @@ def range_plot(title: str, ranges: Sequence[Range], *, unit: str, description: s
         top, colour = 8.0 + _ROW * row, _colour(item.series)
         y = top + 28
         body += (
-            _text(left, top + 12, item.label, "label"),
-            _text(right, top + 12, item.note, "value", "end"),
+            *_row_labels(top, item.label, item.note, right),
             _line(left + item.low * scale, y, left + item.high * scale, y, f"span {colour}"),
         )
         for name, value in item.ticks.items():
