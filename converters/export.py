@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,19 @@ from mmedge.bundle.manifest import Parity
 from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.isolated import IsolatedGraph
 from mmedge.converters.quality import cosines
-from mmedge.errors import ExportError, ParityError
+from mmedge.errors import ExportError, ParityError, StorageError
 from mmedge.files import storage_errors
 from mmedge.specs import Array
 
-__all__ = ["OPSET", "Probe", "export_role", "measure_parity", "probe_role", "require_parity"]
+__all__ = [
+    "OPSET",
+    "Probe",
+    "export_role",
+    "graph_storage_errors",
+    "measure_parity",
+    "probe_role",
+    "require_parity",
+]
 
 # Opset 23 brings Attention, which TensorRT-RTX refuses in fp32 and the int8 tools cannot read.
 OPSET = 20
@@ -26,6 +36,7 @@ OPSET = 20
 _INLINE_BYTES = 1024
 _COSINE_MIN = 0.9999
 _MAX_ABS_ERROR = 1e-3
+_SHORT_WRITE = re.compile(r"writing element|requested and \d+ written")
 
 
 @dataclass(frozen=True)
@@ -71,11 +82,32 @@ def export_role(role: str, spec: ExportSpec, out: Path) -> None:
     NameFixPass()(model)
     _strip(model)
     _check_interface(role, spec, model)
-    with storage_errors(out):
+    with graph_storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         onnx_ir.save(
             model, out, external_data=f"{out.name}.data", size_threshold_bytes=_INLINE_BYTES
         )
+
+
+@contextmanager
+def graph_storage_errors(out: Path) -> Iterator[None]:
+    """Turn what goes wrong on the disk while a graph is written into a StorageError.
+
+    onnx_ir writes weights with numpy, whose error for a short write has lost its errno.
+
+    Raises:
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    with storage_errors(out):
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None and _SHORT_WRITE.search(str(error)):
+                raise StorageError(
+                    f"Cannot write {out}: the weights were cut off ({error}), most likely because "
+                    "the disk is full. Free some space, or write elsewhere."
+                ) from error
+            raise
 
 
 def measure_parity(label: str, graph: IsolatedGraph, probes: Sequence[Probe]) -> Parity:

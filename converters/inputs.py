@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmedge.converters.calibration import FEW_SAMPLES, CheckedDataset, check_dataset
-from mmedge.converters.config import ConvertConfig, Progress, ProgressEvent
+from mmedge.converters.config import (
+    ConvertConfig,
+    Progress,
+    ProgressEvent,
+    Recipe,
+    recipes,
+)
 from mmedge.converters.datasets import Dataset, read_dataset
 from mmedge.errors import CalibrationError
+from mmedge.specs import Modality
 
-__all__ = ["Data", "load_data"]
+__all__ = ["Data", "load_data", "plan_role"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,30 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
         tuple(notes),
         tuple(skipped),
     )
+
+
+def plan_role(
+    config: ConvertConfig, data: Data, role: str, modality: Modality
+) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+    """Return the recipes for a role, and notes on those that are left out.
+
+    Raises:
+        CalibrationError: If a variant that was asked for by name lacks data to calibrate with.
+    """
+    wanted = recipes(config)
+    without_texts = data.calibration is not None and not data.calibration.captions
+    if modality is not Modality.TEXT or not without_texts or data.calibration is None:
+        return wanted, ()
+    left_out = [recipe for recipe in wanted if recipe.needs_calibration]
+    why = f"{data.calibration.name} has no captions to calibrate {role} with"
+    for recipe in left_out:
+        if recipe.variant in config.precisions:
+            raise CalibrationError(
+                f"{why}. Add a captions.jsonl, or ask for {recipe.precision.value} instead of "
+                f"{recipe.variant}, which leaves this variant of the role out."
+            )
+    notes = tuple(f"{why}: {role}/{recipe.variant} was left out." for recipe in left_out)
+    return tuple(recipe for recipe in wanted if recipe not in left_out), notes
 
 
 def _check_disjoint(calibration: CheckedDataset, evaluation: CheckedDataset) -> None:

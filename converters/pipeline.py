@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -27,13 +27,12 @@ from mmedge.converters.export import export_role, probe_role
 from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ExportSpec, Family
 from mmedge.converters.frozen import Frozen, freeze
-from mmedge.converters.inputs import Data, load_data
+from mmedge.converters.inputs import Data, load_data, plan_role
 from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
 from mmedge.converters.provenance import describe_provenance
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.source import Source, open_source
 from mmedge.converters.variants import BuiltVariant, Calibration, RoleInputs, build_variant, lay_out
-from mmedge.errors import CalibrationError
 from mmedge.specs import Array, Modality
 
 __all__ = ["convert"]
@@ -132,15 +131,17 @@ def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
     )
     specs = dict(job.family.roles(model))
     del model
+    plans = {
+        name: plan_role(job.config, job.data, name, spec.modality) for name, spec in specs.items()
+    }
     roles: dict[str, BuiltRole] = {}
-    notes: list[str] = []
-    for name in list(specs):
+    for name, (plan, _) in plans.items():
         # Popped, so that each tower's weights are freed when it has been built.
-        roles[name] = _build_role(job, name, specs.pop(name), notes)
-    return facts, roles, notes
+        roles[name] = _build_role(job, name, specs.pop(name), plan)
+    return facts, roles, [note for _, notes in plans.values() for note in notes]
 
 
-def _build_role(job: _Job, name: str, spec: ExportSpec, notes: list[str]) -> BuiltRole:
+def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) -> BuiltRole:
     folder = job.folder / name
     portable = folder / "fp32.onnx"
     job.progress(ProgressEvent(f"Export {name}", 0, 1))
@@ -148,12 +149,9 @@ def _build_role(job: _Job, name: str, spec: ExportSpec, notes: list[str]) -> Bui
     fp32 = lay_out(portable)
     probes = probe_role(spec)
     golden = job.frozen.golden(spec.modality, _GOLDEN_SAMPLES, job.config.seed + 1)
-    wanted = [recipe for recipe in recipes(job.config) if recipe.method is not None]
     variants = []
-    for recipe in (FP32, *wanted):
-        calibration = _calibration(job, name, spec.modality, recipe, notes)
-        if recipe.needs_calibration and calibration is None:
-            continue
+    for recipe in (FP32, *(recipe for recipe in plan if recipe != FP32)):
+        calibration = _calibration(job, name, spec.modality) if recipe.needs_calibration else None
         stage = f"Measure {name} {recipe.variant}"
         inputs = RoleInputs(
             probes=probes,
@@ -168,21 +166,10 @@ def _build_role(job: _Job, name: str, spec: ExportSpec, notes: list[str]) -> Bui
     return BuiltRole(spec.modality, spec.inputs, spec.outputs, golden, tuple(variants))
 
 
-def _calibration(
-    job: _Job, role: str, modality: Modality, recipe: Recipe, notes: list[str]
-) -> Calibration | None:
-    """Return the stream of calibration feeds that a recipe needs, None if it needs or has none."""
+def _calibration(job: _Job, role: str, modality: Modality) -> Calibration | None:
+    """Return what starts the stream of a role's calibration feeds, None where there is no data."""
     data = job.data.calibration
-    if not recipe.needs_calibration or data is None:
-        return None
-    if modality is Modality.TEXT and not data.captions:
-        why = f"{data.name} has no captions to calibrate {role} with"
-        if recipe.variant in job.config.precisions:
-            raise CalibrationError(
-                f"{why}. Add a captions.jsonl, or ask for int8 instead of {recipe.variant}, which "
-                "leaves this variant of the role out."
-            )
-        notes.append(f"{why}: {role}/{recipe.variant} was left out.")
+    if data is None:
         return None
 
     def feeds() -> Iterable[Mapping[str, Array]]:

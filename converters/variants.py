@@ -10,11 +10,16 @@ from pathlib import Path
 from mmedge.bundle.manifest import Layout, Parity, Tolerance
 from mmedge.converters.config import Recipe
 from mmedge.converters.evaluation import embed
-from mmedge.converters.export import OPSET, Probe, measure_parity, require_parity
+from mmedge.converters.export import (
+    OPSET,
+    Probe,
+    graph_storage_errors,
+    measure_parity,
+    require_parity,
+)
 from mmedge.converters.isolated import IsolatedGraph
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.quantize import quantize
-from mmedge.files import storage_errors
 from mmedge.specs import Array, Float32Array, Precision
 
 __all__ = ["TOLERANCES", "BuiltVariant", "Calibration", "RoleInputs", "build_variant", "lay_out"]
@@ -77,7 +82,7 @@ def lay_out(portable: Path) -> dict[Layout, Path]:
         Both files by layout; the portable one alone where no pass changed anything.
     """
     out = portable.with_name(f"{portable.stem}.onnxruntime.onnx")
-    with storage_errors(out):
+    with graph_storage_errors(out):
         to_onnxruntime_layout(portable, out)
     return {"portable": portable, "onnxruntime": out}
 
@@ -109,7 +114,7 @@ def build_variant(
     if recipe.method is not None:
         layout: Layout = "portable" if recipe.portable else "onnxruntime"
         out = folder / f"{recipe.variant}.onnx"
-        with storage_errors(out):
+        with graph_storage_errors(out):
             quantize(fp32[layout], out, recipe.method, calibration=calibration)
         models = {layout: out}
     parities = []

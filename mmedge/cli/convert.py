@@ -13,6 +13,8 @@ import typer
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmedge.converters.config import ConversionReport, ProgressEvent, VariantReport
 
 __all__ = ["convert"]
@@ -145,16 +147,16 @@ def _print(report: ConversionReport) -> None:
     from mmedge.cli.output import new_table, plain, stdout_console
 
     console = stdout_console()
-    names = sorted({name for line in report.variants for name in _task(line)})
-    numbers = ("size", "parity", "max error", "cosine", "p1", "min", "top-k", *names, "time s")
+    numbers = ("size", "parity", "max error", "cosine", "p1", "min", "top-k", "time s")
     table = new_table("role", "variant", *numbers, numbers=numbers)
     for line in report.variants:
-        table.add_row(line.role, line.variant, *_cells(line, names))
+        table.add_row(line.role, line.variant, *_cells(line))
     console.print(table)
-    for line in report.variants:
-        if line.quality is not None:
-            console.print(f"{line.role} quality on {plain(line.quality.data)}.")
-            break
+    console.print("parity: smallest cosine with PyTorch; cosine to top-k: agreement with fp32")
+    for about in dict.fromkeys(f"{v.role}: {v.quality.data}" for v in report.variants if v.quality):
+        console.print(f"  on {plain(about)}")
+    if tasks := _tasks(report):
+        console.print(tasks)
     for note in report.notes:
         console.print(f"Note: {plain(note)}")
     for message in report.skipped[:_MAX_LISTED]:
@@ -164,11 +166,28 @@ def _print(report: ConversionReport) -> None:
     console.print(f"{plain(str(report.path))} written in {report.duration_s:.0f} s.")
 
 
-def _task(line: VariantReport) -> dict[str, float]:
-    return {} if line.quality is None else line.quality.task
+def _tasks(report: ConversionReport) -> Table | None:
+    """Return the task figures, one column a figure, or None where nothing was labelled."""
+    from mmedge.cli.output import new_table
+
+    figures = [(line, line.quality.task) for line in report.variants if line.quality]
+    names = list(dict.fromkeys(name for _, task in figures for name in task))
+    if not names:
+        return None
+    columns = [_short(name) for name in names]
+    table = new_table("role", "variant", *columns, numbers=tuple(columns))
+    for line, task in figures:
+        cells = [f"{task[name]:.3f}" if name in task else "-" for name in names]
+        table.add_row(line.role, line.variant, *cells)
+    return table
 
 
-def _cells(line: VariantReport, tasks: list[str]) -> list[str]:
+def _short(name: str) -> str:
+    shortened = name.replace("_to_", "→").replace("_recall", "").replace("_accuracy", "")
+    return shortened.replace("_", "-")
+
+
+def _cells(line: VariantReport) -> list[str]:
     from mmedge.cli.output import human_bytes
 
     parity, quality = line.parity, line.quality
@@ -177,7 +196,6 @@ def _cells(line: VariantReport, tasks: list[str]) -> list[str]:
     if quality is None:
         cells += ["-"] * 4
     else:
-        figures = (quality.cosine_mean, quality.cosine_p1, quality.cosine_min)
-        cells += [f"{figure:.4f}" for figure in figures] + [f"{quality.top_k_overlap:.3f}"]
-    cells += [f"{_task(line)[name]:.3f}" if name in _task(line) else "-" for name in tasks]
+        means = (quality.cosine_mean, quality.cosine_p1, quality.cosine_min)
+        cells += [f"{figure:.4f}" for figure in means] + [f"{quality.top_k_overlap:.3f}"]
     return [*cells, f"{line.duration_s:.1f}"]

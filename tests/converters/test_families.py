@@ -180,7 +180,7 @@ def test_what_stands_behind_the_end_token_cannot_matter(
 def test_an_end_token_that_never_comes_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     folder = copy(clip_folder, tmp_path, text_config={"eos_token_id": 5})
     source = open_source(str(folder))
-    with pytest.raises(SourceError, match="pools at token id 5.*closes a text with id 513"):
+    with pytest.raises(SourceError, match=r"pools at token id 5.*closes a text with id 513"):
         family_of(source).text_preprocessing(source)
 
 
@@ -194,7 +194,7 @@ def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: P
         load(open_source(str(folder)))
     kept[name] = np.zeros((3, 3), np.float32)
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(SourceError, match="cannot be loaded|another shape"):
+    with pytest.raises(SourceError, match=r"cannot be loaded|another shape"):
         load(open_source(str(folder)))
 
 

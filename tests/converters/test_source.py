@@ -120,7 +120,7 @@ def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
 
 def test_an_unknown_architecture_is_named_with_what_is_supported(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "perceptron"}')
-    with pytest.raises(SourceError, match="'perceptron'.*Supported: clip, siglip"):
+    with pytest.raises(SourceError, match=r"'perceptron'.*Supported: clip, siglip"):
         family_of(open_source(str(folder)))
 
 
@@ -167,5 +167,5 @@ def test_an_unreachable_hub_is_a_source_error(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceError, match="someone/some-clip.*hub cannot be reached"):
+    with pytest.raises(SourceError, match=r"someone/some-clip.*hub cannot be reached"):
         open_source("someone/some-clip")

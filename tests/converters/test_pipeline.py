@@ -1,0 +1,376 @@
+"""From source to bundle, with tiny models of random weights."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from converted import write_pictures
+
+import mmedge.converters.variants
+from mmedge.bundle import Bundle, load_golden, open_bundle, verify_files
+from mmedge.converters.config import ConversionReport, ConvertConfig, ProgressEvent, recipes
+from mmedge.converters.datasets import read_dataset
+from mmedge.converters.inputs import Data, plan_role
+from mmedge.converters.pipeline import convert
+from mmedge.converters.provenance import describe_provenance
+from mmedge.converters.source import Source
+from mmedge.errors import (
+    BundleError,
+    CalibrationError,
+    ConversionError,
+    ParityError,
+    SourceError,
+    StorageError,
+)
+from mmedge.runtimes.session import open_session
+from mmedge.specs import Modality, Precision
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def full(
+    tmp_path_factory: pytest.TempPathFactory,
+    clip_folder: Path,
+    photo_folder: Path,
+    evaluation_folder: Path,
+) -> tuple[ConversionReport, Bundle, list[ProgressEvent]]:
+    """A CLIP in every precision, calibrated and evaluated."""
+    events: list[ProgressEvent] = []
+    config = ConvertConfig(
+        source=str(clip_folder),
+        out=tmp_path_factory.mktemp("bundles") / "clip.mmedge",
+        precisions=PRECISIONS,
+        calibration=photo_folder,
+        evaluate=evaluation_folder,
+    )
+    report = convert(config, events.append)
+    return report, open_bundle(config.out), events
+
+
+@pytest.fixture(scope="module")
+def siglip(
+    tmp_path_factory: pytest.TempPathFactory, siglip_folder: Path, photo_folder: Path
+) -> Bundle:
+    """A SigLIP in int8 alone, with nothing to evaluate on."""
+    out = tmp_path_factory.mktemp("bundles") / "siglip.mmedge"
+    convert(ConvertConfig(str(siglip_folder), out, ("int8",), calibration=photo_folder))
+    return open_bundle(out)
+
+
+def test_a_bundle_holds_every_variant_best_first(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    _, bundle, _ = full
+    verify_files(bundle)
+    manifest = bundle.manifest
+    assert (manifest.family, manifest.embedding_dim) == ("clip", 16)
+    assert manifest.contrastive_head is not None
+    assert manifest.contrastive_head.logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
+    for role in manifest.roles.values():
+        names = [variant.name for variant in role.variants]
+        assert names[:2] == ["fp32", "fp16"]
+        assert set(names[2:]) == {"int8-dynamic", "int8-static"}
+        cosines = [v.quality.cosine_mean for v in role.variants if v.quality is not None]
+        assert cosines == sorted(cosines, reverse=True)
+        fp32 = role.variants[0]
+        assert set(fp32.models) == {"portable", "onnxruntime"}
+        assert fp32.opset == 20
+        for variant in role.variants:
+            if variant.precision is Precision.INT8:
+                assert variant.size_bytes < fp32.size_bytes
+                assert set(variant.models) == {"onnxruntime"}
+
+
+def test_both_layouts_of_fp32_share_their_weights(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    fp32 = full[1].manifest.roles["text_encoder"].variants[0]
+    assert sorted(fp32.files) == [
+        "text_encoder/fp32.onnx",
+        "text_encoder/fp32.onnx.data",
+        "text_encoder/fp32.onnxruntime.onnx",
+    ]
+
+
+def test_figures_are_of_the_held_out_data(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    for name, role in full[1].manifest.roles.items():
+        for variant in role.variants:
+            assert variant.parity is not None
+            assert variant.quality is not None
+            assert variant.quality.data.startswith("held-out: 24 ")
+            assert variant.quality.samples == 24
+            assert {
+                "text_to_image_recall@1",
+                "image_to_text_recall@5",
+                "zero_shot_accuracy",
+            } < set(variant.quality.task)
+            if variant.precision is Precision.FP32:
+                assert variant.parity.cosine_min > 0.99999, name
+                assert variant.quality.cosine_min == pytest.approx(1)
+
+
+def test_variants_that_are_interchangeable_share_a_space(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    manifest = full[1].manifest
+    base = manifest.roles["image_encoder"].variants[0].space
+    assert base is not None
+    assert re.fullmatch(r"clip-16-[0-9a-f]{32}", base)
+    for role in manifest.roles.values():
+        for variant in role.variants:
+            assert variant.quality is not None
+            alike = variant.quality.cosine_p1 >= 0.99
+            assert variant.space == (base if alike else f"{base}+{variant.name}")
+
+
+def test_golden_vectors_are_what_each_graph_answers(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    bundle = full[1]
+    golden = load_golden(bundle.path / bundle.manifest.golden)
+    for name, role in bundle.manifest.roles.items():
+        for variant in role.variants:
+            expected = golden.outputs[name][variant.name]["embedding"]
+            for model in variant.models.values():
+                with open_session(bundle.path / model) as session:
+                    got = session.run(golden.inputs[name])["embedding"]
+                assert np.abs(got - expected).max() <= variant.tolerance.max_abs_error
+            np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=2e-3)
+
+
+def test_progress_counts_stages_and_calibration_pictures(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    events = full[2]
+    assert all(0 <= event.done <= event.total for event in events)
+    calibrated = [event for event in events if event.stage == "Calibrate image_encoder"]
+    assert (calibrated[0].done, calibrated[-1].done, calibrated[0].total) == (1, 40, 40)
+    stages = list(dict.fromkeys(event.stage for event in events))
+    assert stages[0] == "Open the source"
+    assert stages[-1] == "Write the manifest"
+
+
+def test_provenance_names_tools_and_no_path_of_this_machine(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]], clip_folder: Path
+) -> None:
+    report, bundle, _ = full
+    provenance = bundle.manifest.provenance
+    assert provenance.source == "tiny-clip"
+    assert provenance.command == (
+        "mmedge convert tiny-clip -o clip.mmedge --precision fp32,fp16,int8 "
+        "--calibration photos --evaluate held-out --target cpu"
+    )
+    assert {"torch", "transformers", "onnxruntime", "mmedge"} < set(provenance.tools)
+    assert provenance.calibration_samples == report.calibration_samples == 40
+    for path in bundle.path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(bundle.path.parent).encode() not in content, path
+            assert str(clip_folder.parent).encode() not in content, path
+
+
+def test_int8_alone_leaves_no_fp32_behind(siglip: Bundle) -> None:
+    verify_files(siglip)
+    files = {name for name in siglip.manifest.files if "encoder" in name}
+    assert not any("fp32" in name for name in files)
+    for role in siglip.manifest.roles.values():
+        assert {variant.name for variant in role.variants} == {"int8-dynamic", "int8-static"}
+        for variant in role.variants:
+            assert variant.quality is not None
+            assert variant.quality.data.startswith("synthetic: 64 ")
+            assert variant.quality.task == {}
+    head = siglip.manifest.contrastive_head
+    assert head is not None
+    assert (head.activation, head.logit_bias) == ("sigmoid", pytest.approx(-10))
+
+
+@pytest.fixture
+def fp32_config(clip_folder: Path, tmp_path: Path) -> ConvertConfig:
+    return ConvertConfig(source=str(clip_folder), out=tmp_path / "out" / "clip.mmedge")
+
+
+def start_cli(config: ConvertConfig, *options: str) -> subprocess.Popen[bytes]:
+    command = ["convert", config.source, "-o", str(config.out), *options]
+    return subprocess.Popen(
+        [sys.executable, "-c", "from mmedge.cli import main; main()", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+    )
+
+
+def test_another_process_writes_the_same_bytes(
+    siglip: Bundle, siglip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    config = ConvertConfig(str(siglip_folder), tmp_path / "siglip.mmedge")
+    data = ("--calibration", str(photo_folder))
+    process = start_cli(config, "--precision", "fp32,int8", *data, "--json")
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr.decode()
+    lines = json.loads(stdout)["variants"]
+    assert {line["variant"] for line in lines} == {"fp32", "int8-dynamic", "int8-static"}
+    second = open_bundle(config.out).manifest
+    files = {name: entry for name, entry in siglip.manifest.files.items() if name != "golden.npz"}
+    assert files.items() <= second.files.items()
+    for name, role in siglip.manifest.roles.items():
+        assert role.variants == second.roles[name].variants[1:]
+    assert second.provenance.created == "2023-11-14T22:13:20Z"
+
+
+def test_an_end_in_the_middle_leaves_nothing(clip_folder: Path, tmp_path: Path) -> None:
+    # Both at once: most of their time goes into starting up.
+    ends = {signal.SIGKILL: tmp_path / "killed", signal.SIGINT: tmp_path / "interrupted"}
+    processes = {
+        how: start_cli(
+            ConvertConfig(str(clip_folder), folder / "clip.mmedge"), "-q", "--precision", "fp32"
+        )
+        for how, folder in ends.items()
+    }
+    deadline = time.monotonic() + 200
+    for how, process in processes.items():
+        while not list(ends[how].glob(".clip.mmedge.*/image_encoder/*.data")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(how)
+    _, stderr = processes[signal.SIGINT].communicate(timeout=60)
+    assert processes[signal.SIGINT].returncode == 130, stderr.decode()
+    assert b"Interrupted" in stderr
+    assert list(ends[signal.SIGINT].iterdir()) == []
+    processes[signal.SIGKILL].communicate(timeout=60)
+    assert [path.suffix for path in ends[signal.SIGKILL].iterdir()] == [".partial"]
+    # The next conversion to the same place clears what the killed one could not.
+    with pytest.raises(SourceError):
+        convert(ConvertConfig(str(tmp_path / "nothing"), ends[signal.SIGKILL] / "clip.mmedge"))
+    assert list(ends[signal.SIGKILL].iterdir()) == []
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing(fp32_config: ConvertConfig) -> None:
+    with largest_file(60_000), pytest.raises(StorageError, match=r"fp32\.onnx"):
+        convert(fp32_config)
+    assert list(fp32_config.out.parent.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_older_bundle(
+    siglip: Bundle, siglip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "siglip.mmedge"
+    shutil.copytree(siglip.path, out)
+    before = (out / "manifest.json").read_bytes()
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mmedge.converters.pipeline.export_role", write)
+    with pytest.raises(StorageError, match="disk is full"):
+        convert(ConvertConfig(str(siglip_folder), out, overwrite=True))
+    assert (out / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["siglip.mmedge"]
+
+
+def test_an_existing_bundle_is_not_replaced_unasked(siglip: Bundle, siglip_folder: Path) -> None:
+    with pytest.raises(BundleError, match="--overwrite"):
+        convert(ConvertConfig(str(siglip_folder), siglip.path))
+    verify_files(siglip)
+
+
+def test_a_graph_that_disagrees_is_never_written(
+    siglip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    def spoil(portable: Path, out: Path) -> None:
+        model = onnx.load(portable)
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.ndim == 2:
+                tensor.CopyFrom(numpy_helper.from_array(array[::-1].copy(), tensor.name))
+        onnx.save(model, out)
+
+    monkeypatch.setattr(mmedge.converters.variants, "to_onnxruntime_layout", spoil)
+    with pytest.raises(ParityError, match=r"image_encoder/fp32 \(onnxruntime\): .*cosine"):
+        convert(ConvertConfig(str(siglip_folder), tmp_path / "x.mmedge"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_cannot_be_calibrated_without_captions(tmp_path: Path) -> None:
+    pictures = read_dataset(write_pictures(tmp_path / "pictures", 3, 5))
+    data = Data(calibration=pictures, evaluation=None, notes=(), skipped=())
+    out = tmp_path / "x.mmedge"
+    config = ConvertConfig("m", out, ("fp32", "int8"), calibration=tmp_path)
+    recipes, notes = plan_role(config, data, "text_encoder", Modality.TEXT)
+    assert [recipe.variant for recipe in recipes] == ["fp32", "int8-dynamic"]
+    (note,) = notes
+    assert note.endswith("text_encoder/int8-static was left out.")
+    recipes, notes = plan_role(config, data, "image_encoder", Modality.IMAGE)
+    assert [recipe.variant for recipe in recipes] == ["fp32", "int8-dynamic", "int8-static"]
+    assert notes == ()
+    named = replace(config, precisions=("int8-static",))
+    with pytest.raises(CalibrationError, match="no captions to calibrate text_encoder with"):
+        plan_role(named, data, "text_encoder", Modality.TEXT)
+
+
+def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
+    out = tmp_path / "x.mmedge"
+    with pytest.raises(ConversionError, match=r"'int3'.*fp32, fp16, int8, int8-dynamic"):
+        ConvertConfig("m", out, ("fp32", "int3"))
+    with pytest.raises(ConversionError, match="Unknown precision"):
+        ConvertConfig("m", out, ())
+    with pytest.raises(ConversionError, match="--calibration"):
+        ConvertConfig("m", out, ("int8-static",))
+    with pytest.raises(ConversionError, match="'tensorrt' are not built yet"):
+        ConvertConfig("m", out, target="tensorrt")
+    with pytest.raises(ConversionError, match="expected one of cpu, cuda, tensorrt"):
+        ConvertConfig("m", out, target="abacus")
+    with pytest.raises(ConversionError, match="no place for the label"):
+        ConvertConfig("m", out, template="a photo")
+
+
+def test_int8_is_dynamic_and_with_calibration_static_too(tmp_path: Path) -> None:
+    def names(*precisions: str, calibration: Path | None = None) -> list[str]:
+        config = ConvertConfig("m", tmp_path / "x.mmedge", precisions, calibration=calibration)
+        return [recipe.variant for recipe in recipes(config)]
+
+    assert names("int8", "fp32") == ["fp32", "int8-dynamic"]
+    assert names("int8", calibration=tmp_path) == ["int8-dynamic", "int8-static"]
+    assert names("int8-static", "fp16", calibration=tmp_path) == ["fp16", "int8-static"]
+
+
+def test_a_source_date_that_is_no_number_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    source = Source(tmp_path, "m", None, {}, ())
+    config = ConvertConfig("m", tmp_path / "x.mmedge")
+    with pytest.raises(ConversionError, match="'yesterday'"):
+        describe_provenance(source, config, "0", calibration_sha256=None, calibration_samples=0)
