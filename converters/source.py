@@ -98,10 +98,12 @@ def _fetch(repository: str, revision: str | None) -> Path:
     """Download what is wanted of a hub repository; the snapshot folder is named by its commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import (
+
+    # HTTPError is that of whichever client this version of the hub library uses.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of whichever client the hub library uses
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,

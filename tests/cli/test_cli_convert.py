@@ -1,0 +1,170 @@
+"""`mmedge convert` as a user meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import redirect_stdout
+from importlib.machinery import ModuleSpec
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from mmedge.bundle import open_bundle
+from mmedge.cli import main
+from mmedge.converters import pipeline
+from mmedge.converters.config import (
+    ConversionReport,
+    ConvertConfig,
+    Progress,
+    ProgressEvent,
+    VariantReport,
+)
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as done:
+        main([str(argument) for argument in arguments])
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+@pytest.fixture(scope="module")
+def converted(
+    tmp_path_factory: pytest.TempPathFactory, siglip_folder: Path, evaluation_folder: Path
+) -> tuple[Path, str]:
+    """A converted bundle, and what the command printed."""
+    out = tmp_path_factory.mktemp("cli") / "siglip.mmedge"
+    options = ("--precision", "int8", "--evaluate", evaluation_folder, "--json")
+    with redirect_stdout(StringIO()) as stdout:
+        assert run("convert", siglip_folder, "-o", out, *options) == 0
+    return out, stdout.getvalue()
+
+
+@pytest.fixture
+def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[ConvertConfig]:
+    """Make the command report the converted bundle without converting; the calls it made."""
+    manifest = open_bundle(converted[0]).manifest
+    calls: list[ConvertConfig] = []
+
+    def convert(config: ConvertConfig, progress: Progress | None = None) -> ConversionReport:
+        calls.append(config)
+        if progress is not None:
+            progress(ProgressEvent("Export image_encoder", 0, 1))
+            progress(ProgressEvent("Calibrate image_encoder", 7, 40))
+        return ConversionReport(
+            path=config.out,
+            family="clip",
+            variants=tuple(
+                VariantReport(name, v.name, v.size_bytes, v.parity, v.quality, 1.5)
+                for name, role in manifest.roles.items()
+                for v in role.variants
+            ),
+            notes=("a note [with] brackets",),
+            calibration_samples=0,
+            duration_s=12.0,
+            skipped=tuple(f"picture {index}" for index in range(12)),
+        )
+
+    monkeypatch.setattr(pipeline, "convert", convert)
+    return calls
+
+
+def test_quiet_says_nothing(told: list[ConvertConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", "a/b", "-o", "x.mmedge", "-q", "--skip-bad", "--seed", "3") == 0
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    (config,) = told
+    assert config == ConvertConfig("a/b", Path("x.mmedge"), ("fp32", "int8"), skip_bad=True, seed=3)
+
+
+def test_the_summary_has_a_line_a_variant(
+    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", "a/b", "-o", "x.mmedge", "--precision", "int8, fp16") == 0
+    assert told[0].precisions == ("int8", "fp16")
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    for role in ("image_encoder", "text_encoder"):
+        rows = [line for line in lines if line.split()[:2] == [role, "int8-dynamic"]]
+        assert len(rows) == 2, captured.out
+        assert "kB" in rows[0]
+    assert any("text→image@1" in line and "zero-shot" in line for line in lines)
+    assert any("on image_encoder: held-out: 24 pictures" in line for line in lines)
+    assert "Note: a note [with] brackets" in lines
+    assert "Skipped: picture 9" in lines
+    assert "... and 2 more." in lines
+    assert lines[-1] == "x.mmedge written in 12 s."
+    assert "Calibrate image_encoder" in captured.err
+
+
+def test_json_is_json_and_nothing_else(converted: tuple[Path, str]) -> None:
+    out, printed = converted
+    report = json.loads(printed)
+    assert report["bundle"] == str(out)
+    assert [line["role"] for line in report["variants"]] == ["image_encoder", "text_encoder"]
+    for line in report["variants"]:
+        assert line["variant"] == "int8-dynamic"
+        assert 0.9 < line["quality"]["cosine_mean"] < 1
+        assert "text_to_image_recall@1" in line["quality"]["task"]
+        assert line["parity"]["samples"] > 1
+
+
+def test_a_bundle_that_stands_there_is_left_alone(
+    converted: tuple[Path, str], siglip_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", siglip_folder, "-o", converted[0], "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--overwrite" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("nowhere/at/all",), "No such folder: nowhere/at/all"),
+        (("SOURCE", "--precision", "int3"), "Unknown precision: got 'int3'"),
+        (("SOURCE", "--precision", "int8-static"), "needs calibration data"),
+        (("SOURCE", "--target", "tensorrt"), "not built yet"),
+        (("SOURCE", "--calibration", "nowhere"), "No such folder or file: nowhere"),
+        (("SOURCE", "--evaluate", "nowhere"), "No such folder or file: nowhere"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_writes_nothing(
+    options: tuple[str, ...],
+    reason: str,
+    clip_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(clip_folder) if word == "SOURCE" else word for word in options]
+    assert run("convert", *words, "-o", tmp_path / "out" / "x.mmedge", "-q") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_name_without_the_suffix_is_refused(
+    clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", clip_folder, "-o", tmp_path / "clip", "-q") == 1
+    assert "must end in '.mmedge'" in capsys.readouterr().err
+
+
+def test_without_the_extra_the_way_out_is_one_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+
+    def without_torch(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name in {"torch", "optimum"} else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
+    assert run("convert", "anything", "-o", tmp_path / "x.mmedge") == 1
+    error = capsys.readouterr().err
+    assert "torch, optimum" in error
+    assert 'pip install "mmedge[convert]"' in error
+    assert error.count("\n") == 1
