@@ -10,9 +10,11 @@ DEV := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
 SETUP := pyproject.toml setup.py constraints.txt
 # Folders of scripts, which import each other by bare names; mypy takes them so too.
+SPACE := $(subst ,, )
 SCRIPTS := benchmarks examples examples/shapes
 SCRIPT_NAMES := $(basename $(notdir $(wildcard $(addsuffix /*.py,$(SCRIPTS)))))
-BENCHMARKS := $(filter-out record,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# Those that can be started; the others are what they share.
+BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
 # Passed on: make test ARGS="tests/bundle -x", make bench ARGS="import_time"
 ARGS ?=
@@ -64,7 +66,7 @@ format: $(DEV)
 typecheck: $(DEV)
 	@mkdir -p .typecheck && tree=$$(mktemp -d .typecheck/tree.XXXXXX) && trap 'rm -rf "$$tree"' EXIT && \
 	mkdir "$$tree/mmedge" && ln -s $(addprefix ../../../,$(wildcard mmedge/*) converters runtimes) "$$tree/mmedge/" && \
-	cd "$$tree" && MYPYPATH=$(subst $(eval) ,:,$(addprefix ../../,$(SCRIPTS))) \
+	cd "$$tree" && MYPYPATH=$(subst $(SPACE),:,$(addprefix ../../,$(SCRIPTS))) \
 	$(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 		--package mmedge $(addprefix --module ,$(SCRIPT_NAMES))
 
