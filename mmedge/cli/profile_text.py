@@ -118,9 +118,9 @@ def _baseline_table(role: str, cells: Sequence[Cell]) -> RenderableType:
 
 def _variant_table(profile: Profile) -> RenderableType:
     table = _table(
-        "\nSize (MB), cold start and load (ms), memory (MB), cosine with fp32",
+        "\nSize (MB), cold start, its CPU time and load (ms), memory (MB), cosine with fp32",
         ["role", "variant"],
-        ["size", "cold", "load", "peak", "steady", "cosine"],
+        ["size", "cold", "CPU", "load", "peak", "steady", "cosine"],
     )
     for item in profile.variants:
         cold, memory = item.cold_start, item.memory
@@ -129,6 +129,7 @@ def _variant_table(profile: Profile) -> RenderableType:
             _name(item.variant),
             number(item.size_bytes / 1e6),
             number(cold.first_embedding_ms.median) if cold else _ABSENT,
+            number(cold.cpu_ms.median) if cold else _ABSENT,
             number(cold.load_ms.median) if cold else _ABSENT,
             number(memory.peak_bytes / 1e6) if memory else _ABSENT,
             number(memory.steady_bytes / 1e6) if memory else _ABSENT,

@@ -66,12 +66,13 @@ class ColdTask:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What one process reported; times in nanoseconds since before it was started."""
+    """What one process reported; the first three times are counted from before it was started."""
 
     imported_ns: int
     loaded_ns: int
     answered_ns: int
     import_ns: int
+    cpu_ns: int
     before: MemoryReading
     after: MemoryReading
 
@@ -96,6 +97,7 @@ def measure_cold(task: ColdTask, runs: int) -> tuple[ColdStart, Memory]:
         load_ms=_spread([s.loaded_ns - s.imported_ns for s in starts]),
         import_ms=_spread([s.import_ns for s in starts]),
         first_run_ms=_spread([s.answered_ns - s.loaded_ns for s in starts]),
+        cpu_ms=_spread([s.cpu_ns for s in starts]),
     )
     anonymous = [s.after.anonymous_bytes for s in starts if s.after.anonymous_bytes is not None]
     memory = Memory(
@@ -137,6 +139,7 @@ def _start(task: ColdTask) -> _Start:
         loaded_ns=told["loaded_ns"] - before_ns,
         answered_ns=told["answered_ns"] - before_ns,
         import_ns=told["imported_ns"] - told["started_ns"],
+        cpu_ns=told["cpu_ns"],
         before=parse_memory(told["memory_before"]),
         after=parse_memory(told["memory_after"]),
     )

@@ -270,7 +270,15 @@ def _variants(profile: Profile) -> str:
     if any(item.memory for item in profile.variants):
         figures.append(_figure(plots.memory_plot(profile.variants), "Each role and variant alone."))
     rows = [_variant_row(item) for item in profile.variants]
-    heads = ["role", "variant", "on disk, MB", "cold start, ms", "load, ms", "peak, MB"]
+    heads = [
+        "role",
+        "variant",
+        "on disk, MB",
+        "cold start, ms",
+        "its CPU, ms",
+        "load, ms",
+        "peak, MB",
+    ]
     heads += ["steady, MB", "cosine mean", "cosine p1"]
     table = _table("Whatever the batch. Medians over fresh processes.", heads, rows, left=(0, 1))
     return f"<h2>Cold start, memory and size</h2>{_figures(figures)}{table}"
@@ -286,6 +294,7 @@ def _variant_row(item: VariantFigures) -> list[str]:
         f"{number(first.median)}<small>{_interval(first.low, first.high)}</small>"
         if first
         else _ABSENT,
+        number(cold.cpu_ms.median) if cold else _ABSENT,
         number(cold.load_ms.median) if cold else _ABSENT,
         number(memory.peak_bytes / 1e6) if memory else _ABSENT,
         number(memory.steady_bytes / 1e6) if memory else _ABSENT,

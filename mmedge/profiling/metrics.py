@@ -25,7 +25,13 @@ _LATENCY_METRICS = (
     "cpu_ms",
 )
 _CELL_METRICS = (*_LATENCY_METRICS, "throughput_per_s")
-_COLD_METRICS = ("cold_start_ms", "load_ms", "peak_memory_mb", "steady_memory_mb")
+_COLD_METRICS = (
+    "cold_start_ms",
+    "cold_start_cpu_ms",
+    "load_ms",
+    "peak_memory_mb",
+    "steady_memory_mb",
+)
 _QUALITY_METRICS = ("cosine_mean", "cosine_p1")
 
 
@@ -186,6 +192,7 @@ def _variant_figures(variant: VariantFigures) -> Iterator[tuple[str, float | Non
         yield "cosine_p1", variant.cosine_p1, ""
     if variant.cold_start:
         yield "cold_start_ms", variant.cold_start.first_embedding_ms.median, ""
+        yield "cold_start_cpu_ms", variant.cold_start.cpu_ms.median, ""
         yield "load_ms", variant.cold_start.load_ms.median, ""
     if variant.memory:
         yield "peak_memory_mb", variant.memory.peak_bytes / 1e6, ""

@@ -85,6 +85,7 @@ def make_variant(role: str, variant: str) -> VariantFigures:
             load_ms=Spread(median=load, low=load - 9, high=load + 14),
             import_ms=Spread(median=180.0, low=170.0, high=195.0),
             first_run_ms=Spread(median=120.0, low=110.0, high=140.0),
+            cpu_ms=Spread(median=load + 290, low=load + 280, high=load + 300),
         ),
         memory=Memory(
             before_load_bytes=49_000_000,

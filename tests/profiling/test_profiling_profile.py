@@ -20,6 +20,7 @@ from mmedge.errors import (
 from mmedge.profiling import Budget, Profile, ProfileConfig, profile
 from mmedge.profiling import cells as cells_module
 from mmedge.profiling.metrics import CellKey
+from mmedge.profiling.schema import profile_schema
 from mmedge.runtimes.session import Session, SessionOptions
 
 QUICK = Budget(seconds=0.0, warmup_seconds=0.0, min_runs=12)
@@ -39,7 +40,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Profile:
         bundle,
         ProfileConfig(
             batches=(1, 3),
-            threads=(1, 2),
+            threads=(1,),
             budget=QUICK,
             cold_starts=1,
             baseline=":fp32",
@@ -53,9 +54,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 def test_there_is_a_cell_for_every_combination(full: Profile) -> None:
     keys = [str(CellKey.of(cell)) for cell in full.cells]
-    assert len(set(keys)) == len(keys) == 2 * 4 + 2 * 8
-    assert "image_encoder.int8-dynamic.b3.t2" in keys
-    assert "text_encoder.fp32.b1.t2.s6" in keys
+    assert len(set(keys)) == len(keys) == 2 * 2 + 2 * 4
+    assert "image_encoder.int8-dynamic.b3.t1" in keys
+    assert "text_encoder.fp32.b1.t1.s6" in keys
     assert keys[0] == "image_encoder.fp32.b1.t1"
 
 
@@ -135,13 +136,17 @@ def test_the_machine_is_described(full: Profile) -> None:
     assert {"python", "numpy", "onnxruntime"} <= machine.versions.keys()
 
 
-def test_a_profile_is_json_that_reads_back_and_has_a_schema(full: Profile) -> None:
+def test_a_profile_is_json_that_reads_back(full: Profile) -> None:
     text = full.model_dump_json()
     assert Profile.model_validate_json(text) == full
     assert '"profile_version":"1.0"' in text
-    schema = Profile.model_json_schema()
-    assert schema["additionalProperties"] is False
-    assert {"cells", "variants", "machine"} <= schema["properties"].keys()
+
+
+def test_the_published_schema_is_the_models_own() -> None:
+    published = Path(__file__).parents[2] / "docs" / "profile.schema.json"
+    assert published.read_text(encoding="utf-8") == profile_schema(), (
+        "run: python -m mmedge.profiling.schema > docs/profile.schema.json"
+    )
 
 
 class Spy:
