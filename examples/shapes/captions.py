@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-
 from world import Scene, Thing, relation
 
 _OPENINGS = (
@@ -56,6 +55,19 @@ def brief_caption(scene: Scene, rng: np.random.Generator) -> str:
     if len(names) > 2 and rng.random() < 0.3:
         names = names[:2]
     return _pick(_OPENINGS, rng) + _joined(names)
+
+
+def relational_caption(scene: Scene) -> str:
+    """Describe a scene of two things by their relation alone, in one fixed wording.
+
+    Raises:
+        ValueError: If the scene has not two things, or neither axis dominates between them.
+    """
+    between = relation(*scene.things) if len(scene.things) == 2 else None
+    if between is None:
+        raise ValueError("only two things, clearly beside or above one another, have a relation")
+    first, second = (f"a {thing.size} {thing.label}" for thing in scene.things)
+    return f"{first} {between} {second}"
 
 
 def label_prompt(label: str, template: str = "a photo of a {label}") -> str:

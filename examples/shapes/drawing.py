@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from PIL import Image, ImageDraw
-
 from world import Scene, Thing
 
 _RING_HOLE = 0.5
@@ -21,6 +20,7 @@ def render(scene: Scene, size: int | tuple[int, int] = 224) -> Image.Image:
         size: Side of a square picture in pixels, or (width, height). The scene's square is centred
             and as large as fits, so that resizing the shorter side and cropping the centre (what
             CLIP's image processor does) gives the square picture back.
+
     Returns:
         An RGB picture.
     """

@@ -12,7 +12,6 @@ only: a test scene shares its content with no training scene, not even at other 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,7 +39,7 @@ LABELS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 SPLITS: dict[Split, range] = {
     "train": range(20, 100),
     "calibration": range(15, 20),
-    "test": range(0, 15),
+    "test": range(15),
 }
 """Split to the buckets, out of a hundred, that its scenes' contents may hash to."""
 KINDS: dict[Kind, float] = {
@@ -173,17 +172,18 @@ def scenes(split: Split, count: int, seed: int = 0, kind: Kind | None = None) ->
 def near_miss(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """Return a scene that differs in one respect only, within the same split.
 
-    The colours of two things change places, the picture is mirrored, or one thing changes size,
-    colour or shape. Such pairs teach, and test, what a bag of words cannot tell apart.
+    The colours of two things change places, the picture is mirrored, or one thing changes its
+    colour or its shape. Such pairs teach, and test, what a bag of words cannot tell apart.
 
     Returns:
         The other scene; None where no change of this scene stays in its split.
     """
     for _ in range(24):
         other = _change(scene, rng)
-        if other is not None and other.content() != scene.content():
-            if other.split() == scene.split():
-                return other
+        if other is None or other.content() == scene.content():
+            continue
+        if other.split() == scene.split():
+            return other
     return None
 
 
@@ -292,7 +292,7 @@ def _change(scene: Scene, rng: np.random.Generator) -> Scene | None:
         return exchanged(scene, first, second)
     where = int(rng.integers(len(things)))
     old = things[where]
-    size, colour, shape = _any_kind(rng)
+    _, colour, shape = _any_kind(rng)
     if choice == 3:
         new = replace(old, shape=shape)
     else:
@@ -300,11 +300,3 @@ def _change(scene: Scene, rng: np.random.Generator) -> Scene | None:
     if any(new.kind[1:] == t.kind[1:] for i, t in enumerate(things) if i != where):
         return None
     return replace(scene, things=(*things[:where], new, *things[where + 1 :]))
-
-
-def stream(split: Split, seed: int = 0, kind: Kind | None = None) -> Iterator[Scene]:
-    """Yield the scenes of a split without end, repeats of content included."""
-    index = 0
-    while True:
-        yield scene_at(split, index, seed, kind)
-        index += 1
