@@ -67,7 +67,7 @@ def main() -> None:
     run("mmedge", "verify", bundle)
 
     heading("Profile both variants")
-    run("mmedge", "profile", bundle, "--precision", "fp32,int8", "--batch", "1,8",
+    run("mmedge", "profile", bundle, "--precision", "fp32,int8", "--batch", "1,8", "--seconds", 1,
         "--html", output / "profile.html", "--json", output / "profile.json")  # fmt: skip
 
     heading("Search the gallery by text, without torch")

@@ -56,4 +56,3 @@ def test_pins_are_public_exact_and_single() -> None:
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert sorted(set(names)) == sorted(names)
     assert "mmedge" not in names
-
