@@ -15,7 +15,7 @@ from mmedge.errors import SourceError
 from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
 from mmedge.specs import Modality, Task, TensorSpec
 
-__all__ = ["ExportSpec", "Family", "load_model"]
+__all__ = ["DUAL_ENCODER_TASK", "ExportSpec", "Family", "load_model"]
 
 # optimum's name for what dual encoders are loaded for.
 DUAL_ENCODER_TASK = "zero-shot-image-classification"
