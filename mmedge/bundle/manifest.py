@@ -155,7 +155,7 @@ class Variant(BaseModel):
         space: Embedding-space fingerprint; variants that share it may be mixed. None where the
             role does not embed.
         parity: Against the PyTorch original.
-        quality: Against the fp32 variant; None for fp32 itself.
+        quality: Against the fp32 variant; None for fp32 itself where no task was measured.
         tolerance: For the golden vectors.
     """
 
