@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from converted import write_pictures
+from models.tiny_models import write_clip
 
 import mmedge.converters.variants
 from mmedge.bundle import Bundle, load_golden, open_bundle, verify_files
@@ -37,6 +38,7 @@ from mmedge.errors import (
     SourceError,
     StorageError,
 )
+from mmedge.preprocess import TextProcessor
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Modality, Precision
 
@@ -154,6 +156,22 @@ def test_golden_vectors_are_what_each_graph_answers(
                     got = session.run(golden.inputs[name])["embedding"]
                 assert np.abs(got - expected).max() <= variant.tolerance.max_abs_error
             np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=2e-3)
+
+
+def test_padding_behind_the_end_token_changes_no_answer(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    bundle = full[1]
+    text = bundle.manifest.preprocessing.text
+    assert text is not None
+    processor = TextProcessor(text, bundle.path / text.tokenizer_file)
+    texts = ["a red circle", "x"]
+    for model in bundle.manifest.roles["text_encoder"].variants[0].models.values():
+        with open_session(bundle.path / model) as session:
+            padded = session.run(processor(texts))["embedding"]
+            for row, alone in enumerate(texts):
+                got = session.run(processor([alone]))["embedding"]
+                np.testing.assert_allclose(got[0], padded[row], atol=1e-6)
 
 
 def test_progress_counts_stages_and_calibration_pictures(
@@ -374,3 +392,27 @@ def test_a_source_date_that_is_no_number_is_refused(
     config = ConvertConfig("m", tmp_path / "x.mmedge")
     with pytest.raises(ConversionError, match="'yesterday'"):
         describe_provenance(source, config, "0", calibration_sha256=None, calibration_samples=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_weights_beyond_two_gigabytes(tmp_path: Path) -> None:
+    # A protobuf ends at 2 GiB; 17 million rows of 32 floats are a little more.
+    rows = 2**31 // (32 * 4) + 1000
+    folder = write_clip(tmp_path / "large", vocab_size=rows)
+    config = ConvertConfig(str(folder), tmp_path / "large.mmedge", ("fp32",))
+    process = start_cli(config, "--precision", "fp32", "--json")
+    _, stderr = process.communicate(timeout=1000)
+    assert process.returncode == 0, stderr.decode()
+    bundle = open_bundle(config.out)
+    verify_files(bundle)
+    fp32 = bundle.manifest.roles["text_encoder"].variants[0]
+    assert fp32.size_bytes > 2**31
+    assert fp32.parity is not None
+    assert fp32.parity.cosine_min > 0.9999
+    # Kept once, whatever the number of layouts.
+    assert fp32.size_bytes < 1.01 * 2**31
+    assert (bundle.path / fp32.models["portable"]).stat().st_size < 1e6
+    peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # Measured 1.3 times the weights; twice would be a copy of them.
+    assert peak_kb * 1024 < 2 * 2**31

@@ -38,20 +38,23 @@ def clip_tokenizer() -> CLIPTokenizerFast:
     return CLIPTokenizerFast(vocab=vocab, merges=[], model_max_length=CLIP_CONTEXT)
 
 
-def write_clip(folder: Path, *, eos_token_id: int | None = None, seed: int = 0) -> Path:
+def write_clip(
+    folder: Path, *, eos_token_id: int | None = None, seed: int = 0, vocab_size: int | None = None
+) -> Path:
     """Write a CLIP with every file that a hub repository has.
 
     Args:
         folder: Where to write.
         eos_token_id: What config.json says; None for the tokenizer's own.
         seed: Of the weights.
+        vocab_size: Rows of the token embedding; None for the tokenizer's own.
     """
     tokenizer = clip_tokenizer()
     end = int(tokenizer.eos_token_id)
     config = CLIPConfig(
         text_config={
             **_TOWER,
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocab_size or len(tokenizer),
             "max_position_embeddings": CLIP_CONTEXT,
             "bos_token_id": int(tokenizer.bos_token_id),
             "eos_token_id": end if eos_token_id is None else eos_token_id,
