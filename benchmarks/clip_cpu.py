@@ -1,0 +1,266 @@
+"""Full-size ViT-B/32 CLIP on this CPU: mmedge beside the named peers, in one interleaved run.
+
+Peers: torch eager and torch.compile with transformers; ONNX Runtime on the plain fp32 export; ONNX
+Runtime's own quantize_dynamic and quantize_static; OpenVINO fp32 and NNCF int8. Every contestant
+gets the same tensors, one after the other in random order, round after round; a ratio is the median
+over the rounds of (mmedge / peer) within the round, with a bootstrap interval of 95 %. Cosines are
+against torch eager on held-out pictures (or ids) that no calibration saw; the weights are random,
+so they compare the methods' arithmetic and say nothing of a trained model's accuracy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from full_size import bundle, pictures, source
+from record import argument_parser, record
+from transformers import CLIPModel
+
+from mmedge.bundle import open_bundle
+from mmedge.preprocess import ImageProcessor
+from mmedge.runtimes.session import SessionOptions, open_session
+from mmedge.specs import Array
+
+_TEXT_LENGTHS = (12, 77)
+_END = 49407
+Call = Callable[[Array], Array]
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {"threads": arguments.threads, "rounds": arguments.rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        contestants = _contestants("image_encoder", Path(folder), arguments.threads)
+        frames = _tensors(33, seed=2)
+        for batch in (1, 8):
+            feed = np.concatenate(frames[:batch])
+            rounds = arguments.rounds if batch == 1 else max(10, arguments.rounds // 6)
+            results[f"image_batch_{batch}"] = _race(contestants, feed, frames[1:], rounds)
+        contestants = _contestants("text_encoder", Path(folder), arguments.threads)
+        for length in _TEXT_LENGTHS:
+            ids = [_ids(length, seed=1000 + seed) for seed in range(33)]
+            results[f"text_{length}_tokens"] = _race(contestants, ids[0], ids[1:], arguments.rounds)
+    record(arguments.output, results)
+
+
+def _tensors(count: int, seed: int) -> list[Array]:
+    config = open_bundle(bundle()).manifest.preprocessing.image
+    if config is None:
+        raise ValueError("the bundle takes no pictures")
+    processor = ImageProcessor(config)
+    return [processor([picture]) for picture in pictures(count, seed)]
+
+
+def _ids(length: int, seed: int) -> Array:
+    ids = np.random.default_rng(seed).integers(1, _END - 1, (1, length))
+    ids[:, -1] = _END
+    return ids
+
+
+def _calibration(role: str) -> list[Array]:
+    if role == "image_encoder":
+        return _tensors(64, seed=1)
+    lengths = np.random.default_rng(9).integers(6, 40, 64)
+    return [_ids(int(length), seed=2000 + seed) for seed, length in enumerate(lengths)]
+
+
+def _contestants(role: str, folder: Path, threads: int) -> dict[str, Call]:
+    """Return every way to run a role, by name; torch eager first."""
+    opened = open_bundle(bundle())
+    calls = _torch(role)
+    for variant in opened.role(role).variants:
+        layout = "onnxruntime" if "onnxruntime" in variant.models else "portable"
+        calls[f"mmedge {variant.name}"] = _mmedge(opened.file(variant.models[layout]), threads)
+    portable = opened.file(opened.variant(role, "fp32").models["portable"])
+    calls |= _onnxruntime(role, portable, folder, threads)
+    calls |= _openvino(role, portable, threads)
+    return calls
+
+
+def _mmedge(model: Path, threads: int) -> Call:
+    session = open_session(model, options=SessionOptions(threads=threads))
+    name, output = session.inputs[0].name, session.outputs[0].name
+    return lambda x: session.run({name: x})[output]
+
+
+def _torch(role: str) -> dict[str, Call]:
+    model = CLIPModel.from_pretrained(source()).eval()
+
+    def image(x: torch.Tensor) -> torch.Tensor:
+        pooled = model.vision_model(pixel_values=x).pooler_output
+        return torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
+
+    def text(x: torch.Tensor) -> torch.Tensor:
+        pooled = model.text_model(input_ids=x).pooler_output
+        return torch.nn.functional.normalize(model.text_projection(pooled), dim=-1)
+
+    eager = image if role == "image_encoder" else text
+    # One graph a shape, as a user with fixed shapes would have it.
+    compiled = torch.compile(eager, dynamic=False)
+
+    def call(function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+        def run(x: Array) -> Array:
+            with torch.inference_mode():
+                return function(torch.from_numpy(x)).numpy()
+
+        return run
+
+    return {"torch eager": call(eager), "torch.compile": call(compiled)}
+
+
+def _onnxruntime(role: str, portable: Path, folder: Path, threads: int) -> dict[str, Call]:
+    from onnxruntime import InferenceSession
+    from onnxruntime import SessionOptions as EngineOptions
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+
+    options = EngineOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        """Calibration feeds, one at a time."""
+
+        def __init__(self, feeds: Iterable[Array], name: str) -> None:
+            self._feeds = ({name: feed} for feed in feeds)
+
+        def get_next(self) -> dict[str, Array] | None:
+            """Return the next feed."""
+            return next(self._feeds, None)
+
+    def call(model: Path) -> Call:
+        session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+
+    plain = call(portable)
+    name = InferenceSession(portable, options).get_inputs()[0].name
+    dynamic, static = folder / f"{role}-dynamic.onnx", folder / f"{role}-static.onnx"
+    # Per channel and signed weights: the best that its own options give on this CPU.
+    quantize_dynamic(portable, dynamic, per_channel=True, weight_type=QuantType.QInt8)
+    quantize_static(
+        portable,
+        static,
+        Reader(_calibration(role), name),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    return {
+        "onnxruntime fp32": plain,
+        "onnxruntime quantize_dynamic": call(dynamic),
+        "onnxruntime quantize_static u8": call(static),
+    }
+
+
+def _openvino(role: str, portable: Path, threads: int) -> dict[str, Call]:
+    import nncf
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(portable)
+    quantized = nncf.quantize(
+        core.read_model(portable),
+        nncf.Dataset(_calibration(role), lambda x: {0: x}),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=64,
+    )
+
+    def call(network: Any) -> Call:  # noqa: ANN401
+        compiled = core.compile_model(
+            network,
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",  # else it takes bf16 where the CPU has it
+            },
+        )
+        request = compiled.create_infer_request()
+
+        def run(x: Array) -> Array:
+            request.infer({0: x}, share_inputs=True)
+            return request.get_output_tensor(0).data.copy()
+
+        return run
+
+    return {"openvino fp32": call(model), "openvino nncf int8": call(quantized)}
+
+
+def _race(
+    contestants: dict[str, Call], feed: Array, held_out: list[Array], rounds: int
+) -> dict[str, Any]:
+    """Let all run in turns and compare them within each round."""
+    reference = np.concatenate([contestants["torch eager"](x) for x in held_out])
+    cosines = {}
+    for name, call in contestants.items():
+        answers = np.concatenate([call(x) for x in held_out])
+        cosines[name] = (answers * reference).sum(axis=1)
+        call(feed)
+        call(feed)
+    wall = {name: np.empty(rounds) for name in contestants}
+    cpu = {name: np.empty(rounds) for name in contestants}
+    order = list(contestants)
+    rng = np.random.default_rng(0)
+    for index in range(rounds):
+        for name in rng.permutation(order):  # nobody always runs after the same neighbour
+            call = contestants[name]
+            started, started_cpu = time.perf_counter(), time.process_time()
+            call(feed)
+            wall[name][index] = time.perf_counter() - started
+            cpu[name][index] = time.process_time() - started_cpu
+    figures: dict[str, Any] = {}
+    print(
+        f"\n{'':32}{'wall p50':>10}{'cpu p50':>10}{'cos mean':>11}{'cos min':>11}   ms, n={rounds}"
+    )
+    for name in contestants:
+        figures[name] = {
+            "wall_p50_ms": round(float(np.median(wall[name])) * 1e3, 3),
+            "wall_min_ms": round(float(wall[name].min()) * 1e3, 3),
+            "cpu_p50_ms": round(float(np.median(cpu[name])) * 1e3, 3),
+            "cosine_mean": round(float(cosines[name].mean()), 6),
+            "cosine_min": round(float(cosines[name].min()), 6),
+        }
+        line = figures[name]
+        print(
+            f"{name:32}{line['wall_p50_ms']:10.2f}{line['cpu_p50_ms']:10.2f}"
+            f"{line['cosine_mean']:11.6f}{line['cosine_min']:11.6f}"
+        )
+    ratios: dict[str, Any] = {}
+    for ours in (name for name in contestants if name.startswith("mmedge")):
+        for peer in (name for name in contestants if not name.startswith("mmedge")):
+            ratios[f"{ours} / {peer}"] = {
+                kind: _ratio(times[ours] / times[peer])
+                for kind, times in (("wall", wall), ("cpu", cpu))
+            }
+    return {"contestants": figures, "ratios": ratios}
+
+
+def _ratio(pairs: Array) -> dict[str, float]:
+    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return {
+        "median": round(float(np.median(pairs)), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What encode_image costs over the bare session call, on a ready tensor at batch 1.
+
+The bare call is ONNX Runtime's own `InferenceSession.run` on a session that was made from the same
+file with the same settings. Full-size ViT-B/32 CLIP, fp32 and int8, one thread, calls in turns; the
+overhead is the median over the rounds of the difference within a round, beside the same difference
+of a graph so small that nothing but the overhead is left of the call.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from full_size import bundle
+from onnx import TensorProto, helper, save
+from onnxruntime import InferenceSession
+from onnxruntime import SessionOptions as EngineOptions
+from record import argument_parser, record
+
+import mmedge
+from mmedge.runtimes.session import SessionOptions, open_session
+from mmedge.specs import Array
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=150)
+    arguments = parser.parse_args()
+    options = SessionOptions(threads=1)
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    results: dict[str, Any] = {"rounds": arguments.rounds}
+    for precision in ("fp32", "int8"):
+        with mmedge.load(
+            bundle(), precision=precision, roles=["image_encoder"], options=options
+        ) as model:
+            variant = model.variants["image_encoder"]
+            bare = _bare(model.bundle.file(variant.models["onnxruntime"]))
+            calls = {
+                "bare": lambda bare=bare: bare.run(None, {"pixel_values": pixels})[0],
+                "encode_image": lambda model=model: model.encode_image(pixels),
+            }
+            results[precision] = _compare(calls, arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = _tiny_graph(Path(folder) / "tiny.onnx")
+        small = np.ones((1, 4), np.float32)
+        bare = _bare(tiny)
+        with open_session(tiny, options=options) as session:
+            calls = {
+                "bare": lambda: bare.run(None, {"x": small})[0],
+                "session.run": lambda: session.run({"x": small})["y"],
+            }
+            results["session_run_alone"] = _compare(calls, arguments.rounds * 20)
+    for name, figures in results.items():
+        if isinstance(figures, dict):
+            print(
+                f"{name:20} bare {figures['bare_p50_ms']:9.4f} ms, over it "
+                f"{figures['overhead_p50_ms']:.4f} ms = {figures['overhead_share']:.3%}"
+            )
+    record(arguments.output, results)
+
+
+def _bare(model: Path) -> InferenceSession:
+    options = EngineOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _tiny_graph(path: Path) -> Path:
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "tiny", tensors[:1], tensors[1:]
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def _compare(calls: dict[str, Any], rounds: int) -> dict[str, float]:
+    times = {name: np.empty(rounds) for name in calls}
+    answers: dict[str, Array] = {name: call() for name, call in calls.items() for _ in range(3)}
+    bare, other = calls
+    np.testing.assert_allclose(answers[bare], answers[other], atol=1e-5)
+    for index in range(rounds):
+        for name in (bare, other) if index % 2 else (other, bare):
+            started = time.perf_counter()
+            calls[name]()
+            times[name][index] = time.perf_counter() - started
+    bare_ms = float(np.median(times[bare])) * 1e3
+    overhead_ms = float(np.median(times[other] - times[bare])) * 1e3
+    return {
+        "bare_p50_ms": round(bare_ms, 4),
+        "overhead_p50_ms": round(overhead_ms, 4),
+        "overhead_share": round(overhead_ms / bare_ms, 5),
+    }
+
+
+if __name__ == "__main__":
+    main()

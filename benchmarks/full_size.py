@@ -1,0 +1,99 @@
+"""Full-size CLIP with random weights: made once, converted once, kept in a cache folder.
+
+For time, memory and size; never for accuracy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizerFast,
+)
+
+from mmedge.converters.config import ConvertConfig
+from mmedge.converters.pipeline import convert
+from mmedge.specs import Array
+
+__all__ = ["CACHE", "bundle", "pictures", "source"]
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmedge-benchmarks"
+
+
+def source() -> Path:
+    """Return a transformers folder of ViT-B/32 CLIP, 151 million random parameters."""
+    folder = CACHE / "clip-vit-b32"
+    if (folder / "config.json").is_file():
+        return folder
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig()).eval()
+    with torch.no_grad():  # fresh norms and biases are ones and zeros, which trained ones are not
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif name.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    CLIPImageProcessorPil().save_pretrained(partial)
+    _tokenizer(model.config.text_config).save_pretrained(partial)
+    partial.rename(folder)
+    return folder
+
+
+def _tokenizer(config: CLIPTextConfig) -> CLIPTokenizerFast:
+    """Byte-level tokenizer with CLIP's special tokens at CLIP's ids: length is all that matters."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    vocabulary.update({f"{letter}</w>": len(letters) + i for i, letter in enumerate(letters)})
+    for index in range(len(vocabulary), config.bos_token_id):
+        vocabulary[f"<unused{index}>"] = index
+    vocabulary["<|startoftext|>"] = config.bos_token_id
+    vocabulary["<|endoftext|>"] = config.eos_token_id
+    return CLIPTokenizerFast(
+        vocab=vocabulary, merges=[], model_max_length=config.max_position_embeddings
+    )
+
+
+def pictures(count: int, seed: int, size: tuple[int, int] = (480, 640)) -> Iterator[Array]:
+    """Yield (H, W, 3) uint8 pictures with structure at every scale, as photographs have."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        picture = np.zeros((*size, 3), np.float32)
+        for octave in range(7):
+            grid = rng.standard_normal((2 + 2**octave, 2 + 2**octave, 3)) / (1 + octave)
+            for channel in range(3):
+                layer = Image.fromarray(grid[:, :, channel].astype(np.float32))
+                picture[:, :, channel] += np.asarray(
+                    layer.resize(size[::-1], Image.Resampling.BICUBIC)
+                )
+        low, high = picture.min(), picture.max()
+        yield ((picture - low) / (high - low) * 255).astype(np.uint8)
+
+
+def bundle() -> Path:
+    """Return the bundle of `source()` with fp32 and int8, calibrated on 64 pictures."""
+    out = CACHE / "clip-vit-b32.mmedge"
+    calibration = CACHE / "calibration"
+    if not calibration.is_dir():
+        calibration.mkdir(parents=True)
+        for index, picture in enumerate(pictures(64, seed=1)):
+            Image.fromarray(picture).save(calibration / f"{index:03}.png")
+    if not (out / "manifest.json").is_file():
+        convert(
+            ConvertConfig(
+                source=str(source()), out=out, precisions=("fp32", "int8"), calibration=calibration
+            )
+        )
+    return out
