@@ -80,8 +80,7 @@ def _contestants(role: str, folder: Path, threads: int) -> dict[str, Call]:
     opened = open_bundle(bundle())
     calls = _torch(role)
     for variant in opened.role(role).variants:
-        layout = "onnxruntime" if "onnxruntime" in variant.models else "portable"
-        calls[f"mmedge {variant.name}"] = _mmedge(opened.file(variant.models[layout]), threads)
+        calls[f"mmedge {variant.name}"] = _mmedge(opened.model_path(variant), threads)
     portable = opened.file(opened.variant(role, "fp32").models["portable"])
     calls |= _onnxruntime(role, portable, folder, threads)
     calls |= _openvino(role, portable, threads)
@@ -196,7 +195,7 @@ def _openvino(role: str, portable: Path, threads: int) -> dict[str, Call]:
 
         def run(x: Array) -> Array:
             request.infer({0: x}, share_inputs=True)
-            return request.get_output_tensor(0).data.copy()
+            return np.array(request.get_output_tensor(0).data)
 
         return run
 

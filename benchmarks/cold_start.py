@@ -2,8 +2,8 @@
 
 Full-size ViT-B/32 CLIP, one PNG picture, each start a fresh process, contestants in turns round by
 round. Wall and CPU time are the operating system's own account of the finished process (wait4),
-peak resident memory is what the process reads of itself at its end (VmHWM; wait4's figure would take
-in this process, from which it was forked). All read warm files. Every contestant loads both towers,
+peak resident memory is what the process reads of itself at its end (VmHWM; wait4's would take in
+this process, from which it was forked). All read warm files. Every contestant loads both towers,
 but the one that says so.
 """
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mmedge.bundle.manifest import Parity, Quality
+from mmedge.bundle.manifest import Layout, Parity, Quality
 from mmedge.converters.quantize import DynamicInt8, Float16, QuantizationConfig, StaticInt8
 from mmedge.errors import ConversionError
 from mmedge.specs import Precision
@@ -33,35 +33,44 @@ class Recipe:
     Attributes:
         variant: The variant's name.
         precision: What a caller asks for.
-        method: How to quantize; None for fp32 itself.
-        portable: Made from the portable graph and holding standard operators only; otherwise from
-            the layout for ONNX Runtime.
+        methods: How to quantize the fp32 graph of each layout, the one that ONNX Runtime runs here
+            first; empty for fp32 itself.
     """
 
     variant: str
     precision: Precision
-    method: QuantizationConfig | None
-    portable: bool
+    methods: Mapping[Layout, QuantizationConfig]
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the method needs calibration data."""
-        return isinstance(self.method, StaticInt8)
+        return any(isinstance(method, StaticInt8) for method in self.methods.values())
 
     def settings(self) -> dict[str, Any]:
         """Return method and settings as JSON, for the manifest."""
-        if self.method is None:
+        if not self.methods:
             return {"method": "export"}
-        return {"method": type(self.method).__name__, **asdict(self.method)}
+        settings: dict[str, Any] = {}
+        for layout, method in self.methods.items():
+            for name, value in {"method": type(method).__name__, **asdict(method)}.items():
+                # What the layouts do not share is told for each: the form of static int8.
+                shared = settings.setdefault(name, value)
+                if shared != value:
+                    settings[name] = f"{shared}, {value} ({layout})"
+        return settings
 
 
-FP32 = Recipe("fp32", Precision.FP32, None, portable=True)
+FP32 = Recipe("fp32", Precision.FP32, {})
 """What every other variant is made from and compared with."""
 _RECIPES = (
     FP32,
-    Recipe("fp16", Precision.FP16, Float16(), portable=True),
-    Recipe("int8-dynamic", Precision.INT8, DynamicInt8(), portable=False),
-    Recipe("int8-static", Precision.INT8, StaticInt8(), portable=False),
+    Recipe("fp16", Precision.FP16, {"portable": Float16()}),
+    Recipe("int8-dynamic", Precision.INT8, {"onnxruntime": DynamicInt8()}),
+    Recipe(
+        "int8-static",
+        Precision.INT8,
+        {"onnxruntime": StaticInt8(), "portable": StaticInt8(form="qdq")},
+    ),
 )
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-static")
 """What `--precision` takes; "int8" is int8-dynamic, and with calibration data int8-static too."""

@@ -55,7 +55,12 @@ QuantizationConfig: TypeAlias = Float16 | DynamicInt8 | StaticInt8
 
 
 def quantize(
-    model: Path, out: Path, config: QuantizationConfig, *, calibration: Feeds | None = None
+    model: Path,
+    out: Path,
+    config: QuantizationConfig,
+    *,
+    calibration: Feeds | None = None,
+    share: Path | None = None,
 ) -> None:
     """Write the quantized graph of `model` to `out`, its weights to `out` + ".data" beside it.
 
@@ -66,6 +71,8 @@ def quantize(
         config: The method and its settings.
         calibration: Starts a stream of feeds for the graph; called once for each reading of the
             data. Needed by StaticInt8. Statistics are kept, never activations.
+        share: Another ONNX file in the folder of `out`, such as the same variant in another layout.
+            Weights that both hold are read from its external data instead of being stored again.
 
     Raises:
         QuantizationError: If the method cannot take the graph, or weights or activations are not
@@ -73,8 +80,25 @@ def quantize(
         CalibrationError: If the method needs calibration data and got none.
     """
     quantized = _quantized(config, model, calibration)
+    if share is not None:
+        _share_weights(quantized, share)
     with storage_errors(out):
-        ir.save(quantized, out, external_data=f"{out.name}.data")
+        ir.save(quantized, out, external_data=None if share else f"{out.name}.data")
+
+
+def _share_weights(model: ir.Model, other: Path) -> None:
+    """Let weights that `other` keeps in external data be read from there."""
+    held = ir.load(other).graph.initializers
+    for name, value in model.graph.initializers.items():
+        theirs = held[name].const_value if name in held else None
+        ours = value.const_value
+        if (
+            isinstance(theirs, ir.ExternalTensor)
+            and ours is not None
+            and (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            and ours.tobytes() == theirs.tobytes()
+        ):
+            value.const_value = theirs
 
 
 @singledispatch

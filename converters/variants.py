@@ -110,21 +110,15 @@ def build_variant(
         BackendError: If ONNX Runtime cannot run it.
     """
     started = time.monotonic()
-    models: Mapping[Layout, Path] = fp32
-    if recipe.method is not None:
-        layout: Layout = "portable" if recipe.portable else "onnxruntime"
-        out = folder / f"{recipe.variant}.onnx"
-        with graph_storage_errors(out):
-            quantize(fp32[layout], out, recipe.method, calibration=calibration)
-        models = {layout: out}
+    models = _quantize(recipe, folder, fp32, calibration) if recipe.methods else fp32
+    runs_here: Layout = "onnxruntime" if "onnxruntime" in models else "portable"
     parities = []
     for layout, model in models.items():
         with IsolatedGraph(model, label) as graph:
             parities.append(measure_parity(label, graph, inputs.probes))
-            if recipe.method is None:
+            if not recipe.methods:
                 require_parity(f"{label} ({layout})", parities[-1])
-            # The last layout is the one that runs here, so it gives the golden answers.
-            if layout == list(models)[-1]:
+            if layout == runs_here:
                 golden = graph.run(inputs.golden)
                 embeddings = embed(graph, inputs.feeds(), inputs.advance)
     return BuiltVariant(
@@ -136,6 +130,23 @@ def build_variant(
         embeddings=embeddings,
         duration_s=time.monotonic() - started,
     )
+
+
+def _quantize(
+    recipe: Recipe,
+    folder: Path,
+    fp32: Mapping[Layout, Path],
+    calibration: Calibration | None,
+) -> dict[Layout, Path]:
+    """Write every layout of a variant; what a later one shares with the first is stored once."""
+    models: dict[Layout, Path] = {}
+    for layout, method in recipe.methods.items():
+        first = next(iter(models.values()), None)
+        stem = recipe.variant if first is None else f"{recipe.variant}.{layout}"
+        models[layout] = folder / f"{stem}.onnx"
+        with graph_storage_errors(models[layout]):
+            quantize(fp32[layout], models[layout], method, calibration=calibration, share=first)
+    return models
 
 
 def _worst(parities: Sequence[Parity]) -> Parity:

@@ -7,7 +7,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from mmedge.converters.passes.attention import FuseAttention
-from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.errors import ConversionError
 from mmedge.files import storage_errors
@@ -16,7 +15,6 @@ __all__ = ["ONNXRUNTIME_PASSES", "to_onnxruntime_layout"]
 
 # In order: the selection of a token moves through fused attention.
 ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (
-    PatchEmbeddingAsMatMul,
     FuseAttention,
     SelectTokenEarly,
 )

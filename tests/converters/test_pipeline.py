@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from converted import write_pictures
 from models.tiny_models import write_clip
@@ -96,7 +97,10 @@ def test_a_bundle_holds_every_variant_best_first(
         for variant in role.variants:
             if variant.precision is Precision.INT8:
                 assert variant.size_bytes < fp32.size_bytes
-                assert set(variant.models) == {"onnxruntime"}
+        models = {variant.name: set(variant.models) for variant in role.variants}
+        assert models["fp16"] == {"portable"}
+        assert models["int8-dynamic"] == {"onnxruntime"}
+        assert models["int8-static"] == {"portable", "onnxruntime"}
 
 
 def test_both_layouts_of_fp32_share_their_weights(
@@ -108,6 +112,28 @@ def test_both_layouts_of_fp32_share_their_weights(
         "text_encoder/fp32.onnx.data",
         "text_encoder/fp32.onnxruntime.onnx",
     ]
+
+
+def test_static_int8_is_operators_here_and_qdq_for_others_with_the_weights_once(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
+) -> None:
+    bundle = full[1]
+    static = bundle.variant("image_encoder", "int8-static")
+    assert sorted(static.files) == [
+        "image_encoder/int8-static.onnx",
+        "image_encoder/int8-static.onnx.data",
+        "image_encoder/int8-static.portable.onnx",
+    ]
+    operators = {
+        layout: {node.op_type for node in onnx.load(bundle.file(path)).graph.node}
+        for layout, path in static.models.items()
+    }
+    assert "MatMulIntegerToFloat" in operators["onnxruntime"]
+    assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} < operators["portable"]
+    assert {
+        node.domain for node in onnx.load(bundle.file(static.models["portable"])).graph.node
+    } == {""}
+    assert static.recipe["form"] == "operators, qdq (portable)"
 
 
 def test_figures_are_of_the_held_out_data(

@@ -151,3 +151,15 @@ def test_an_activation_that_is_not_finite_is_named(layout: Path) -> None:
     names = quantizable_inputs(ir.load(layout))
     with pytest.raises(QuantizationError, match=f"Activation '{names[0]}' is NaN or infinite"):
         collect_ranges(layout, names, broken)
+
+
+def test_weights_that_another_layout_holds_are_not_stored_again(
+    portable: Path, layout: Path
+) -> None:
+    first, second = portable.with_name("first.onnx"), portable.with_name("second.onnx")
+    quantize(layout, first, StaticInt8(), calibration=feeds)
+    quantize(layout, second, StaticInt8(form="qdq"), calibration=feeds, share=first)
+    assert not second.with_name("second.onnx.data").exists()
+    assert second.stat().st_size < Path(f"{first}.data").stat().st_size
+    feed = pictures(3)
+    np.testing.assert_allclose(run(first, feed), run(second, feed), atol=1e-5)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.specs import Array
 
 WIDTH, HEADS, MLP, EMBED = 32, 4, 64, 16
@@ -110,8 +112,18 @@ class Graph:
         return path
 
 
-def image_tower(path: Path, *, blocks: int = 2, pads: int = 0, seed: int = 0) -> Path:
-    """Write a vision transformer: patch convolution, class token, pooled first token."""
+def image_tower(path: Path, *, blocks: int = 2, seed: int = 0) -> Path:
+    """Write a vision transformer: patches as a product, class token, pooled first token."""
+    convolution = convolution_tower(path, blocks=blocks, seed=seed)
+    model = ir.load(convolution)
+    ir.external_data.load_to_model(model)
+    PatchEmbeddingAsMatMul()(model)
+    ir.save(model, path, external_data=f"{path.name}.data")
+    return path
+
+
+def convolution_tower(path: Path, *, blocks: int = 2, pads: int = 0, seed: int = 0) -> Path:
+    """Write a vision transformer as torch exports it, its patches a convolution."""
     graph = Graph(seed)
     kernel = graph.weight(WIDTH, 3, PATCH, PATCH, scale=0.05)
     patches = graph.node(
