@@ -58,7 +58,8 @@ class NaiveInt8:
     def __init__(
         self, folder: Path, work: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
     ) -> None:
-        """Export and quantize with these calibration pictures and texts."""
+        """Export and quantize into ``work`` with these calibration pictures and texts."""
+        work.mkdir(parents=True, exist_ok=True)
         model = CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
         self._tokenizer = CLIPTokenizerFast.from_pretrained(folder)
         self._processor = CLIPImageProcessorPil.from_pretrained(folder)
