@@ -90,7 +90,7 @@ class ConvertConfig:
         evaluate: Pictures with captions or labels to measure quality on; never the calibration
             data. None measures on synthetic samples.
         target: What the layouts are made for.
-        template: How a label becomes a text for zero-shot accuracy.
+        template: How a label becomes a text for zero-shot accuracy, "{}" standing for the label.
         overwrite: Replace the bundle that stands at `out`.
         skip_bad: Leave unreadable pictures out instead of stopping.
         seed: Of everything that is drawn.
@@ -103,7 +103,7 @@ class ConvertConfig:
     calibration: Path | None = None
     evaluate: Path | None = None
     target: str = "cpu"
-    template: str = "a photo of a {label}"
+    template: str = "a photo of a {}"
     overwrite: bool = False
     skip_bad: bool = False
     seed: int = 0
@@ -129,9 +129,10 @@ class ConvertConfig:
                 "int8-static needs calibration data. Pass --calibration FOLDER with pictures like "
                 "those that the device will see (and captions.jsonl for the text encoder)."
             )
-        if "{label}" not in self.template:
+        if "{}" not in self.template:
             raise ConversionError(
-                f"Template {self.template!r} has no place for the label. Write '{{label}}' in it."
+                f"Template '{self.template}' has no place for the label. Put {{}} there, as in "
+                f"'{ConvertConfig.template}'."
             )
 
 

@@ -76,7 +76,7 @@ def evaluation_set(
 
     Args:
         data: Held-out data, or None.
-        template: How a label becomes a text.
+        template: How a label becomes a text, "{}" standing for the label.
         tokenizer_file: Vocabulary that synthetic texts are drawn from.
         seed: Of what is drawn.
 
@@ -103,7 +103,7 @@ def evaluation_set(
     about = f"{data.name}: {len(data.samples)} pictures"
     if complete:
         texts, about_texts = list(captions), f"{data.name}: {len(captions)} captions"
-    class_texts = [template.format(label=label) for label in classes]
+    class_texts = [template.replace("{}", label) for label in classes]
     return EvaluationSet(
         [sample.image for sample in data.samples], texts, known, class_texts, about, about_texts
     )

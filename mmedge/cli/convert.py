@@ -51,8 +51,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
     template: Annotated[
-        str, typer.Option(help="How a label becomes a text for zero-shot accuracy.")
-    ] = "a photo of a {label}",
+        str, typer.Option(help="Text of a label for zero-shot accuracy, {} standing for it.")
+    ] = "a photo of a {}",
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the bundle that stands there.")

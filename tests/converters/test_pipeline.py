@@ -396,8 +396,9 @@ def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
         ConvertConfig("m", out, target="tensorrt")
     with pytest.raises(ConversionError, match="expected one of cpu, cuda, tensorrt"):
         ConvertConfig("m", out, target="abacus")
-    with pytest.raises(ConversionError, match="no place for the label"):
-        ConvertConfig("m", out, template="a photo")
+    for template in ("a photo", "a photo of a {label}"):
+        with pytest.raises(ConversionError, match=r"no place for the label. Put \{\} there"):
+            ConvertConfig("m", out, template=template)
 
 
 def test_int8_is_dynamic_and_with_calibration_static_too(tmp_path: Path) -> None:
