@@ -76,14 +76,14 @@ def export_role(role: str, spec: ExportSpec, out: Path) -> None:
     import onnx_ir
     from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
-    from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
+    from mmedge.converters.passes import PORTABLE_PASSES
 
     model = _trace(role, spec).model
     RemoveUnusedNodesPass()(model)
     # torch names values after operators and outputs as told, and does not see that they collide.
     NameFixPass()(model)
-    # Standard operators still, and the same weights in every layout and precision made from it.
-    PatchEmbeddingAsMatMul()(model)
+    for step in PORTABLE_PASSES:
+        step()(model)
     _strip(model)
     _check_interface(role, spec, model)
     with graph_storage_errors(out):

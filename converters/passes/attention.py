@@ -93,7 +93,10 @@ def _match(softmax: ir.Node) -> _Attention | None:
     if query is None or key is None or value is None:
         return None
     heads = {query[1], key[1], value[1]}
-    if len(heads) != 1:
+    total_scale = scale * query_scale * key_scale
+    merged_again = (_axis(output, 0), _axis(output, 2)) == (_axis(query[0], 0), _axis(value[0], 2))
+    # Attention-23 takes a positive scale only.
+    if len(heads) != 1 or not 0 < total_scale < np.inf or not merged_again:
         return None
     return _Attention(
         query=query[0],
@@ -101,7 +104,7 @@ def _match(softmax: ir.Node) -> _Attention | None:
         value=value[0],
         bias=bias,
         heads=heads.pop(),
-        scale=scale * query_scale * key_scale,
+        scale=total_scale,
         output=output,
     )
 
@@ -113,6 +116,8 @@ def _merged_output(probabilities: ir.Value) -> tuple[ir.Value, ir.Value] | None:
         where = next((node for node in consumers if is_op(node, "Where")), None)
         guard = None if where is None else producer(where.inputs[0], "IsNaN")
         if where is None or guard is None or guard.inputs[0] is not probabilities:
+            return None
+        if scalar(where.inputs[1]) != 0.0 or where.inputs[2] is not probabilities:
             return None
         probabilities = where.outputs[0]
     context = only_consumer(probabilities, "MatMul")
@@ -137,7 +142,8 @@ def _split_scores(scores: ir.Value | None) -> tuple[ir.Node, ir.Value | None, fl
             found = _scaled_product(add.inputs[product_at])
             if found is not None:
                 bias = add.inputs[bias_at]
-                if rank(bias) != 4:
+                # The kernel lets a mask stand for all samples and heads, not for all queries or keys.
+                if rank(bias) != 4 or 1 in (sizes(bias) or ())[2:]:
                     return None
                 return found[0], bias, found[1]
         return None
@@ -191,7 +197,17 @@ def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     heads, head_size, hidden = split[2], split[3], merged[2]
     if heads is None or head_size is None or hidden is None or heads * head_size != hidden:
         return None
+    if _axis(reshape.outputs[0], 0) != _axis(reshape.inputs[0], 0):
+        return None
     return reshape.inputs[0], heads
+
+
+def _axis(value: ir.Value, at: int) -> int | str | None:
+    """Return a size, an axis' name, or None where the graph does not tell."""
+    if value.shape is None:
+        return None
+    size = value.shape[at]
+    return size if isinstance(size, int) else size.value
 
 
 def _replace(graph: ir.Graph, found: _Attention, finite_masks: dict[ir.Value, ir.Value]) -> None:

@@ -12,7 +12,8 @@ __all__ = ["add_initializer", "replace_value"]
 
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register a constant and return its value."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    # Not ascontiguousarray, which makes one axis of none.
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name,
         type=ir.TensorType(tensor.dtype),

@@ -1,4 +1,8 @@
-"""Layouts: the same model in the operators that one runtime runs fastest."""
+"""Layouts: the same model in the operators that one runtime runs fastest.
+
+A pass is registered here, in the layout that it makes, and tests/converters/passes/
+test_passes_contract.py runs over it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,18 @@ from pathlib import Path
 import onnx_ir as ir
 
 from mmedge.converters.passes.attention import FuseAttention
+from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.errors import ConversionError
 from mmedge.files import storage_errors
 
-__all__ = ["ONNXRUNTIME_PASSES", "to_onnxruntime_layout"]
+__all__ = ["ONNXRUNTIME_PASSES", "PORTABLE_PASSES", "to_onnxruntime_layout"]
 
-# In order: the selection of a token moves through fused attention.
+# In order, on what torch exported: standard operators still, so that every layout and precision
+# holds the same weights.
+PORTABLE_PASSES: tuple[type[ir.passes.PassBase], ...] = (PatchEmbeddingAsMatMul,)
+
+# In order, on the portable layout: the selection of a token moves through fused attention.
 ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (
     FuseAttention,
     SelectTokenEarly,

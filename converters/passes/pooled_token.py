@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.passes.building import add_initializer, replace_value
-from mmedge.converters.passes.matching import constant, is_op, rank, scalar, sizes
+from mmedge.converters.passes.matching import constant, is_op, producer, rank, scalar, sizes
 from mmedge.specs import Array
 
 __all__ = ["SelectTokenEarly"]
@@ -59,22 +59,52 @@ def _selects_one_token(node: ir.Node) -> bool:
         return False
     if is_op(node, "Gather"):
         axis = node.attributes.get("axis")
-        return axis is not None and axis.as_int() == 1 and scalar(node.inputs[1]) is not None
-    pairs = sizes(node.inputs[1]) if is_op(node, "GatherND") else None
+        return (
+            axis is not None
+            and axis.as_int() == 1
+            and rank(node.inputs[1]) == 0  # an index of one axis keeps the token's axis
+            and scalar(node.inputs[1]) is not None
+        )
     dims = node.attributes.get("batch_dims")
     return (
-        pairs is not None
-        and len(pairs) == 2
-        and pairs[1] == 2
+        is_op(node, "GatherND")
         and (dims is None or dims.as_int() == 0)
+        and _one_token_each(node.inputs[0], node.inputs[1])
     )
+
+
+def _one_token_each(wide: ir.Value | None, pairs: ir.Value | None) -> bool:
+    """Tell whether the pairs are (0, token), (1, token), ... for every sample once."""
+    concat = producer(pairs, "Concat")
+    if wide is None or pairs is None or concat is None or len(concat.inputs) != 2:
+        return False
+    axis = concat.attributes.get("axis")
+    column = producer(concat.inputs[0], "Unsqueeze")
+    steps = None if column is None else producer(column.inputs[0], "Range")
+    if sizes(pairs) is None or steps is None or axis is None or axis.as_int() not in (-1, 1):
+        return False
+    return (
+        len(pairs.shape or ()) == 2
+        and all(rank(value) == 2 and (sizes(value) or ())[1] == 1 for value in concat.inputs)
+        and _same_axis(pairs, wide, 0)
+        and (scalar(steps.inputs[0]), scalar(steps.inputs[2])) == (0.0, 1.0)
+    )
+
+
+def _same_axis(left: ir.Value, right: ir.Value | None, at: int) -> bool:
+    """Tell whether two values are known to be of one size, or of one unnamed size at most."""
+    if left.shape is None or right is None or right.shape is None:
+        return False
+    one, other = left.shape[at], right.shape[at]
+    return isinstance(one, int) == isinstance(other, int) and one == other
 
 
 def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
     """Return which inputs may hold one token instead of all of them, or None for no such node."""
     result: tuple[int, ...] | None = None
     if is_op(node, "Attention"):
-        result = (0,) if _has_cuttable_mask(node) else None
+        plain = rank(node.outputs[0]) == rank(node.inputs[0]) == 3 and not _is_causal(node)
+        result = (0,) if plain and _has_cuttable_mask(node) else None
     elif rank(node.outputs[0]) != 3:
         result = None
     elif is_op(node, "LayerNormalization"):
@@ -88,10 +118,21 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
         ranks = [rank(value) for value in node.inputs]
         wide = tuple(at for at, axes in enumerate(ranks) if axes == 3)
         # A constant of three axes would be cut as well (position embeddings): left alone, as are
-        # operands whose rank is not known.
-        computed = all(not _is_constant(node.inputs[at]) for at in wide)
-        result = wide if wide and computed and all(axes in (0, 1, 3) for axes in ranks) else None
+        # operands whose rank is not known, and those that are broadcast over samples or tokens.
+        whole = all(
+            not _is_constant(node.inputs[at])
+            and _same_axis(node.outputs[0], node.inputs[at], 0)
+            and _same_axis(node.outputs[0], node.inputs[at], 1)
+            for at in wide
+        )
+        result = wide if wide and whole and all(axes in (0, 1, 3) for axes in ranks) else None
     return result
+
+
+def _is_causal(attention: ir.Node) -> bool:
+    """Tell whether a query's place decides what it sees: by the attribute, or beside a cache."""
+    causal = attention.attributes.get("is_causal")
+    return (causal is not None and causal.as_int() != 0) or any(attention.inputs[4:])
 
 
 def _has_cuttable_mask(attention: ir.Node) -> bool:
@@ -99,7 +140,7 @@ def _has_cuttable_mask(attention: ir.Node) -> bool:
     mask = attention.inputs[3] if len(attention.inputs) > 3 else None
     if mask is None:
         return True
-    if mask.shape is None or len(mask.shape) != 4 or mask.shape[1] != 1:
+    if mask.shape is None or len(mask.shape) != 4 or mask.shape[1] != 1 or mask.shape[2] == 1:
         return False
     batch = mask.shape[0]
     return isinstance(batch, int) or batch.value is not None
