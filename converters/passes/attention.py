@@ -142,7 +142,7 @@ def _split_scores(scores: ir.Value | None) -> tuple[ir.Node, ir.Value | None, fl
             found = _scaled_product(add.inputs[product_at])
             if found is not None:
                 bias = add.inputs[bias_at]
-                # The kernel lets a mask stand for all samples and heads, not for all queries or keys.
+                # The kernel broadcasts a mask over samples and heads, not over queries or keys.
                 if rank(bias) != 4 or 1 in (sizes(bias) or ())[2:]:
                     return None
                 return found[0], bias, found[1]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,9 @@ from mmedge.specs import Array, Float32Array
 __all__ = ["Int8Linears", "Range", "quantizable_inputs", "quantize_weight"]
 
 
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Smallest and largest value of a tensor over the calibration data, or what is kept of them."""
@@ -42,8 +46,14 @@ class Range:
     def affine(self) -> tuple[float, int]:
         """Return the scale and the zero point of uint8; zero is exactly representable."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
-        scale = float(np.float32((high - low) / 255.0)) or 1.0
+        scale = _storable((high - low) / 255.0)
         return scale, int(np.clip(round(-low / scale), 0, 255))
+
+
+def _storable(scale: float) -> float:
+    """Return a scale as float32 holds it; 1 for one so small that a processor takes it for 0."""
+    rounded = float(np.float32(scale))
+    return rounded if rounded >= _SMALLEST_SCALE else 1.0
 
 
 def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Array]:
@@ -57,7 +67,8 @@ def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Arra
         int8 of the same shape in [-127, 127], and the scales along `axis`.
     """
     largest = np.abs(weight).max(axis=1 - axis)
-    scales = (np.where(largest > 0, largest, 1.0) / 127.0).astype(np.float32)
+    # What is too small for a scale is nothing beside any activation, and becomes 0.
+    scales = (np.where(largest >= 127 * _SMALLEST_SCALE, largest, 1.0) / 127.0).astype(np.float32)
     spread = np.expand_dims(scales, 1 - axis)
     return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
 
@@ -78,9 +89,15 @@ def _with_bias(linear: _Linear) -> _Linear:
     if add is None:
         return linear
     bias = add.inputs[1] if add.inputs[0] is linear.output else add.inputs[0]
-    if bias is None or not bias.is_initializer() or rank(bias) != 1:
+    if bias is None or not bias.is_initializer() or not _is_one_a_column(bias, linear):
         return linear
     return replace(linear, bias=bias, output=add.outputs[0])
+
+
+def _is_one_a_column(bias: ir.Value, linear: _Linear) -> bool:
+    """Tell whether a bias has the shape that MatMulIntegerToFloat takes: a number a column."""
+    columns = (sizes(linear.weight) or ())[0 if linear.transposed else 1]
+    return columns is not None and sizes(bias) == (columns,)
 
 
 def _linears(graph: ir.Graph) -> list[_Linear]:
@@ -95,6 +112,8 @@ def _linears(graph: ir.Graph) -> list[_Linear]:
             continue
         x, weight = node.inputs[0], node.inputs[1]
         if x is None or weight is None or rank(weight) != 2 or not weight.is_initializer():
+            continue
+        if x.is_initializer() or weight.dtype != ir.DataType.FLOAT:
             continue
         if is_op(node, "MatMul"):
             found.append(_with_bias(_Linear(node, x, weight, False, None, node.outputs[0])))
@@ -205,7 +224,9 @@ class Int8Linears(ir.passes.InPlacePass):
         self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
         codes, scale, zero_point = self._activation(build, linear.x)
-        return build.node(
+        bias = linear.bias
+        inside = bias is not None and _is_one_a_column(bias, linear)
+        product = build.node(
             "MatMulIntegerToFloat",
             [
                 codes,
@@ -214,11 +235,12 @@ class Int8Linears(ir.passes.InPlacePass):
                 build.initializer(f"{linear.weight.name}_scale", scales),
                 zero_point,
                 None,  # symmetric; naming a zero point of zeros costs a per cent of the product
-                linear.bias,
+                bias if inside else None,
             ],
             f"{stem}_int8",
             domain="com.microsoft",
         )
+        return product if bias is None or inside else build.node("Add", [product, bias], stem)
 
     def _qdq(
         self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
@@ -297,7 +319,7 @@ class Int8Linears(ir.passes.InPlacePass):
                 f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
             )
         if self._symmetric:
-            return (max(abs(found.low), abs(found.high)) or 1.0) / 127.0, 0
+            return _storable(max(abs(found.low), abs(found.high)) / 127.0), 0
         return found.affine()
 
 
@@ -329,7 +351,7 @@ def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
         return
     codes, scales = quantize_weight(np.asarray(weight, np.float32), axis=0)
     build = _Builder(graph, gather)
-    name = gather.name or "gather"
+    name = gather.name or gather.outputs[0].name or "gather"
     rows = build.node(
         "Gather", [build.initializer(f"{table.name}_int8", codes), ids], f"{name}_int8"
     )
@@ -364,4 +386,11 @@ class _Builder:
         return node.outputs[0]
 
     def initializer(self, name: str, array: Array) -> ir.Value:
-        return add_initializer(self._graph, name, array)
+        """Register a constant; where a tied weight made an equal one of that name, return that."""
+        free, taken = name, count(1)
+        while (known := self._graph.initializers.get(free)) is not None:
+            held = constant(known)
+            if held is not None and held.dtype == array.dtype and np.array_equal(held, array):
+                return known
+            free = f"{name}_{next(taken)}"
+        return add_initializer(self._graph, free, array)

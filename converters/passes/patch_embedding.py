@@ -80,7 +80,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     if kernel is None:
         return False
     rows, columns = height // kernel_h, width // kernel_w
-    stem = conv.name or "patch_embedding"
+    stem = conv.name or conv.outputs[0].name or "patch_embedding"
 
     def initializer(name: str, array: Array) -> ir.Value:
         return add_initializer(graph, f"{stem}_{name}", array)

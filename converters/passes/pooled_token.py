@@ -81,22 +81,16 @@ def _one_token_each(wide: ir.Value | None, pairs: ir.Value | None) -> bool:
     axis = concat.attributes.get("axis")
     column = producer(concat.inputs[0], "Unsqueeze")
     steps = None if column is None else producer(column.inputs[0], "Range")
-    if sizes(pairs) is None or steps is None or axis is None or axis.as_int() not in (-1, 1):
+    chosen, samples = sizes(pairs), sizes(wide)
+    if chosen is None or samples is None or steps is None or axis is None:
         return False
     return (
-        len(pairs.shape or ()) == 2
+        len(chosen) == 2
+        and chosen[0] == samples[0]  # None where it is dynamic, whatever its name
+        and axis.as_int() in (-1, 1)
         and all(rank(value) == 2 and (sizes(value) or ())[1] == 1 for value in concat.inputs)
-        and _same_axis(pairs, wide, 0)
         and (scalar(steps.inputs[0]), scalar(steps.inputs[2])) == (0.0, 1.0)
     )
-
-
-def _same_axis(left: ir.Value, right: ir.Value | None, at: int) -> bool:
-    """Tell whether two values are known to be of one size, or of one unnamed size at most."""
-    if left.shape is None or right is None or right.shape is None:
-        return False
-    one, other = left.shape[at], right.shape[at]
-    return isinstance(one, int) == isinstance(other, int) and one == other
 
 
 def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
@@ -121,8 +115,7 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
         # operands whose rank is not known, and those that are broadcast over samples or tokens.
         whole = all(
             not _is_constant(node.inputs[at])
-            and _same_axis(node.outputs[0], node.inputs[at], 0)
-            and _same_axis(node.outputs[0], node.inputs[at], 1)
+            and (sizes(node.inputs[at]) or ())[:2] == (sizes(node.outputs[0]) or ())[:2]
             for at in wide
         )
         result = wide if wide and whole and all(axes in (0, 1, 3) for axes in ranks) else None
