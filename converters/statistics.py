@@ -60,7 +60,9 @@ def _extremes(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, Ra
             results = session.run(feed)
             for index, name in enumerate(tensors):
                 smallest, largest = results[_low(index)].item(), results[_high(index)].item()
-                if not (np.isfinite(smallest) and np.isfinite(largest)):
+                finite = np.isfinite([smallest, largest]).all()
+                # The engine's extremes pass over NaN; a sum does not.
+                if not finite or np.isnan(results[_sum(index)].item()):
                     raise QuantizationError(
                         f"Activation '{name}' is NaN or infinite on the calibration data. "
                         "Check the calibration data, or leave this role in float."
@@ -78,9 +80,20 @@ def _percentiles(model: Path, extremes: Mapping[str, Range], feeds: Feeds) -> di
         for feed in feeds():
             results = session.run(feed)
             for index, (name, extreme) in enumerate(extremes.items()):
-                span = (extreme.low, max(extreme.high, np.nextafter(extreme.low, np.inf)))
-                counts[name] += np.histogram(results[_whole(index)], _BINS, span)[0]
-    return {name: _central(counts[name], extreme) for name, extreme in extremes.items()}
+                if not _is_narrow(extreme):
+                    span = (extreme.low, extreme.high)
+                    counts[name] += np.histogram(results[_whole(index)], _BINS, span)[0]
+    return {
+        name: extreme if _is_narrow(extreme) else _central(counts[name], extreme)
+        for name, extreme in extremes.items()
+    }
+
+
+def _is_narrow(extreme: Range) -> bool:
+    """Tell whether a range is no wider than a few float32 steps for each bin: nothing to cut."""
+    largest = max(abs(extreme.low), abs(extreme.high))
+    step = max(float(np.spacing(np.float32(largest))), float(np.finfo(np.float32).tiny))
+    return extreme.high - extreme.low < 4 * _BINS * step
 
 
 def _central(counts: Array, extreme: Range) -> Range:
@@ -98,6 +111,10 @@ def _low(index: int) -> str:
 
 def _high(index: int) -> str:
     return f"mmedge_high_{index}"
+
+
+def _sum(index: int) -> str:
+    return f"mmedge_sum_{index}"
 
 
 def _whole(index: int) -> str:
@@ -127,7 +144,11 @@ def _set_outputs(model: ir.Model, tensors: Sequence[str], *, reduce: bool) -> No
     for index, name in enumerate(tensors):
         wanted = [(_whole(index), "Identity")]
         if reduce:
-            wanted = [(_low(index), "ReduceMin"), (_high(index), "ReduceMax")]
+            wanted = [
+                (_low(index), "ReduceMin"),
+                (_high(index), "ReduceMax"),
+                (_sum(index), "ReduceSum"),
+            ]
         for output, op_type in wanted:
             attributes = {"keepdims": 0} if reduce else {}
             node = ir.node(op_type, [values[name]], attributes, name=output)

@@ -153,6 +153,29 @@ def test_an_activation_that_is_not_finite_is_named(layout: Path) -> None:
         collect_ranges(layout, names, broken)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_value_that_is_not_finite_is_found_wherever_it_stands(
+    value: float, layout: Path
+) -> None:
+    """ONNX Runtime's ReduceMin and ReduceMax pass over a NaN unless it comes first."""
+    names = quantizable_inputs(ir.load(layout))
+    for place in (1, 777, -1):
+        feed = pictures(2)
+        feed["pixel_values"].reshape(-1)[place] = value
+        with pytest.raises(QuantizationError, match="is NaN or infinite"):
+            collect_ranges(layout, names[:1], lambda feed=feed: [feed])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e-42])
+def test_an_activation_that_never_changes_has_no_tails(value: float, layout: Path) -> None:
+    feed = {"pixel_values": np.full_like(pictures(2)["pixel_values"], value)}
+    feed["pixel_values"][0, 0, 0, 0] = np.nextafter(np.float32(value), np.float32(9))
+    names = quantizable_inputs(ir.load(layout))[:1]
+    got = collect_ranges(layout, names, lambda: [feed], method="percentile")[names[0]]
+    assert got.low == np.float32(value)
+    assert got.high >= got.low
+
+
 def test_weights_that_another_layout_holds_are_not_stored_again(
     portable: Path, layout: Path
 ) -> None:
