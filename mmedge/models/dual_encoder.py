@@ -71,6 +71,10 @@ class DualEncoder:
     processors hold no state between calls, and the kept label embeddings are behind a lock. A call
     that is running while another thread closes the encoder ends well or with a BackendError.
 
+    A dynamic int8 variant ("int8-dynamic") scales activations over a whole batch, so there an
+    embedding depends slightly on what it is batched with; batch_size=1 gives what its quality was
+    measured on. No other variant does, static int8 included, beyond rounding.
+
     Args:
         bundle: Where preprocessing, tokenizer and head come from.
         sessions: By role name, "image_encoder" and "text_encoder" or one of them. They are closed
