@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from mmedge.bundle.manifest import Layout, Parity, Quality
 from mmedge.converters.quantize import DynamicInt8, Float16, QuantizationConfig, StaticInt8
 from mmedge.errors import ConversionError
-from mmedge.specs import Precision
+from mmedge.specs import Precision, did_you_mean
 
 __all__ = [
     "FP32",
@@ -114,6 +114,7 @@ class ConvertConfig:
             raise ConversionError(
                 f"Unknown precision: got '{', '.join(unknown)}', expected one or more of "
                 f"{', '.join(PRECISIONS)}."
+                + "".join(did_you_mean(name, PRECISIONS) for name in unknown)
             )
         if self.target not in TARGETS:
             raise ConversionError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 
 from mmedge.errors import DTypeError, InputError, ShapeError
 
-__all__ = ["Array", "Float32Array", "Modality", "Precision", "Task", "TensorSpec", "check_feed"]
+__all__ = [
+    "Array",
+    "Float32Array",
+    "Modality",
+    "Precision",
+    "Task",
+    "TensorSpec",
+    "check_feed",
+    "did_you_mean",
+]
 
 Array: TypeAlias = NDArray[Any]
 Float32Array: TypeAlias = NDArray[np.float32]
@@ -114,6 +124,12 @@ def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dic
                     spec, array, f"Axis '{expected_size}' is {sizes[expected_size]} elsewhere."
                 )
     return sizes
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """Return " Did you mean X?" for a misspelt name, or "" where none is near."""
+    near = difflib.get_close_matches(got, dict.fromkeys(known), n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _shape_error(spec: TensorSpec, array: Array, way_out: str) -> ShapeError:

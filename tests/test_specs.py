@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedge.errors import DTypeError, InputError, ShapeError
-from mmedge.specs import Array, TensorSpec, check_feed
+from mmedge.specs import Array, TensorSpec, check_feed, did_you_mean
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 IMAGE = TensorSpec("pixel_values", FLOAT, ("batch", 3, 4, 4))
@@ -83,3 +83,8 @@ def test_a_wrong_image_size_points_to_the_preprocessing() -> None:
 def test_a_feed_of_the_other_byte_order_is_refused() -> None:
     with pytest.raises(DTypeError):
         check_feed((IDS,), {"input_ids": _ids(1, 2).astype(">i8")})
+
+
+def test_a_misspelt_name_is_put_right() -> None:
+    assert did_you_mean("itn8", ["fp32", "int8"]) == " Did you mean int8?"
+    assert did_you_mean("zebra", ["fp32", "int8"]) == ""

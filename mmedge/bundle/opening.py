@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from mmedge.bundle.manifest import Layout, Manifest, Role, TensorEntry, Variant
 from mmedge.bundle.paths import MANIFEST_NAME, confined_path
 from mmedge.bundle.reading import read_manifest
 from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
-from mmedge.specs import Array
+from mmedge.specs import Array, did_you_mean
 
 __all__ = ["Bundle", "open_bundle"]
 
@@ -75,7 +76,19 @@ class Bundle:
                 return variant
         raise InputError(
             f"{self.path}: role '{role}' has no variant '{wanted}', expected one of "
-            f"{[variant.name for variant in variants]}. Convert again with --precision to add one."
+            f"{[variant.name for variant in variants]}."
+            f"{did_you_mean(wanted, [variant.name for variant in variants])} "
+            "Convert again with --precision to add one."
+        )
+
+    def no_variant(self, wanted: str, roles: Sequence[str]) -> str:
+        """Return the message for a variant that none of the roles has, with what they have."""
+        held = {role: [variant.name for variant in self.role(role).variants] for role in roles}
+        listed = "; ".join(f"{role}: {', '.join(names)}" for role, names in held.items())
+        names = dict.fromkeys(name for names in held.values() for name in names)
+        return (
+            f"{self.path} has no variant '{wanted}', expected one of {listed}."
+            f"{did_you_mean(wanted, names)} Convert again with --precision to add one."
         )
 
     def model_path(
@@ -136,6 +149,8 @@ def open_bundle(path: Path | str) -> Bundle:
         ManifestError: If the manifest is missing, malformed, too new or self-contradictory.
         IntegrityError: If a file is missing, has another size, or lies outside the bundle.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise BundleError(f"Cannot open bundle: got {type(path).__name__}, expected a path.")
     folder = Path(path)
     try:
         found = folder.is_dir()

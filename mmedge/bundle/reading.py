@@ -62,7 +62,9 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
                 f"{path} has format version {newer_minor}, newer than {FORMAT_VERSION}, and uses "
                 f"what this mmedge does not know. Upgrade mmedge.\n{faults}"
             ) from error
-        raise ManifestError(f"{path} is not a valid manifest:\n{faults}") from error
+        raise ManifestError(
+            f"{path} is not a valid manifest. Copy the bundle again, or convert again.\n{faults}"
+        ) from error
 
 
 def _parse_json(data: bytes, path: Path) -> tuple[str, object]:

@@ -79,9 +79,7 @@ def verify_bundle(
         if precision in (None, variant.name, variant.precision.value)
     ]
     if not chosen:
-        roles = bundle.manifest.roles.items()
-        held = {role: [variant.name for variant in entry.variants] for role, entry in roles}
-        raise InputError(f"{bundle.path}: no variant '{precision}', expected one of {held}.")
+        raise InputError(bundle.no_variant(str(precision), tuple(bundle.manifest.roles)))
     golden = bundle.golden()
     return [
         _replay(bundle, golden, role, variant, backend_name, settled) for role, variant in chosen

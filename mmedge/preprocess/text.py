@@ -148,10 +148,13 @@ def _load(tokenizer_file: Path) -> Tokenizer:
 
 
 def _checked_sequence(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, (str, bytes)):
+    if isinstance(texts, str):
         raise TextError("Texts: got a single text, expected a sequence. Pass [text].")
+    kind = type(texts).__name__
+    if kind in {"bytes", "bytearray"}:  # to a type checker a sequence of str is never one
+        raise TextError(f"Texts: got {kind}, expected str. Decode it: data.decode('utf-8').")
     if not isinstance(texts, Sequence):
-        raise TextError(f"Texts: got {type(texts).__name__}, expected a sequence of str.")
+        raise TextError(f"Texts: got {kind}, expected a sequence of str.")
     if not texts:
         raise TextError("Texts: got none, expected at least one.")
     return texts

@@ -48,10 +48,7 @@ def choose_variants(bundle: Bundle, config: ProfileConfig) -> dict[str, list[Var
                 met |= names
     unmet = [wanted for wanted in config.precisions or () if wanted not in met]
     if unmet:
-        there = {role: [v.name for v in bundle.role(role).variants] for role in roles}
-        raise ProfileError(
-            f"{bundle.path} has no variant '{unmet[0]}' in {list(roles)}, expected one of {there}."
-        )
+        raise ProfileError(bundle.no_variant(unmet[0], roles))
     return chosen
 
 

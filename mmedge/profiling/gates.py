@@ -12,7 +12,6 @@ does not exist, or that the sample does not support, is an error and never a pas
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -24,6 +23,7 @@ from mmedge.errors import ProfileError
 from mmedge.profiling.metrics import Metric
 from mmedge.profiling.result import GateResult
 from mmedge.profiling.statistics import required_samples
+from mmedge.specs import did_you_mean
 
 __all__ = ["Gate", "check_names", "evaluate", "parse_gate", "runs_needed"]
 
@@ -80,13 +80,14 @@ def check_names(gates: Sequence[Gate], names: Collection[str]) -> None:
 
 
 def _unknown(gate: Gate, names: Collection[str]) -> ProfileError:
-    near = difflib.get_close_matches(gate.name, names, n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    short = sorted(n for n in names if n.count(".") - n.count(".end_to_end.") == 1)
+    role = gate.name.split(".")[0]
+    short = sorted({n for n in names if n.count(".") - n.count(".end_to_end.") == 1})
+    there = [name for name in short if name.split(".")[0] == role] or short
     return ProfileError(
-        f"Gate '{gate.expression}': there is no figure '{gate.name}'.{hint} "
-        f"There are (also with a variant, batch, threads and sequence, as in "
-        f"{max(names, key=len, default='role.variant.metric')}): {', '.join(short)}."
+        f"Gate '{gate.expression}': there is no figure '{gate.name}'."
+        f"{did_you_mean(gate.name, names)} There are (also with a variant, batch, threads and "
+        f"sequence, as in {max(names, key=len, default='role.variant.metric')}): "
+        f"{', '.join(there)}."
     )
 
 

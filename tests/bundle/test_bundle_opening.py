@@ -200,3 +200,16 @@ def test_golden_vectors_of_another_bundle_are_refused(tiny_bundle: Bundle) -> No
     save_golden(tiny_bundle.file("golden.npz"), Golden(golden.inputs, outputs))
     with pytest.raises(IntegrityError, match=r"golden outputs of text_encoder/fp32: got \[\]"):
         tiny_bundle.golden()
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a.mmedge"]])
+def test_what_is_no_path_is_refused(path: object) -> None:
+    with pytest.raises(BundleError, match=f"got {type(path).__name__}, expected a path"):
+        open_bundle(path)  # type: ignore[arg-type]
+
+
+def test_a_variant_that_no_role_has_is_told_with_what_there_is(tiny_bundle: Bundle) -> None:
+    told = tiny_bundle.no_variant("fp23", ["image_encoder", "text_encoder"])
+    assert "image_encoder: fp32" in told
+    assert "text_encoder: fp32" in told
+    assert "Did you mean fp32?" in told

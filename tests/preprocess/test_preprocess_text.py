@@ -159,7 +159,7 @@ def test_canonicalization_is_applied_before_tokenization(tmp_path: Path) -> None
     [
         ([], "Texts: got none"),
         ("red", r"Pass \[text\]"),
-        (b"red", r"Pass \[text\]"),
+        (b"red", r"got bytes, expected str. Decode it"),
         (iter(["red"]), "expected a sequence of str"),
         (["red", ""], "Text 1: empty"),
         ([" \n\t\u00a0", "red"], "Text 0: empty"),

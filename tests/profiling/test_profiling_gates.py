@@ -123,7 +123,7 @@ def test_a_figure_that_is_not_there_is_an_error_that_lists_what_is(
     with pytest.raises(ProfileError, match=r"no figure 'image_encoder\.p96_ms'") as caught:
         results(sample_profile, "image_encoder.p96_ms > 20")
     assert "Did you mean" in str(caught.value)
-    assert "text_encoder.peak_memory_mb" in str(caught.value)
+    assert "image_encoder.peak_memory_mb" in str(caught.value)
     assert "image_encoder.end_to_end.decode_ms" in str(caught.value)
 
 
