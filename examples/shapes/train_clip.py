@@ -1,6 +1,6 @@
 """Train a small CLIP on the world of shapes, in transformers' own classes and on-disk format.
 
-    python examples/shapes/train_clip.py --out examples/shapes/clip --minutes 33
+    python examples/shapes/train_clip.py --out examples/shapes/clip --steps 3000
 
 The objective is CLIP's: symmetric cross-entropy over the similarities of a batch, temperature
 learned. A third of every batch comes in near-miss pairs (``world.near_miss``), so that each batch
@@ -12,6 +12,10 @@ head does the naming, goes on beside the contrastive loss for a while, and is di
 
 The learning rate follows the clock where ``--minutes`` is given: a busy machine makes fewer steps
 and still ends at rate zero. ``--steps`` counts steps instead, whatever the machine is busy with.
+
+Noise between seeds, from the two full runs there were (about 3000 steps, seeds 0 and 1, the same
+500 test scenes): recall@1 0.982 and 0.984, recall@5 and zero-shot accuracy 1.0 in both. Other draws
+of 500 test scenes move recall@1 further, to 0.970. 800 steps were too few: zero-shot 0.58.
 """
 
 from __future__ import annotations
@@ -48,8 +52,8 @@ from transformers import CLIPModel, CLIPTokenizerFast
 from vocabulary import MAX_TOKENS, build_tokenizer
 from world import LABELS, scenes
 
-_NAMING_STAGE = 0.12
-"""Share of the run that the first stage takes."""
+_NAMING_TIME, _NAMING_STEPS = 0.12, 0.4
+"""Share of the run that the first stage takes, of its minutes or of its (cheaper) steps."""
 _NAMED_UNTIL, _ALL_PATCHES_FROM = 0.6, 0.7
 """Shares of the second stage: how long naming goes on, and from when all patches are seen."""
 _MAX_LOGIT_SCALE = math.log(100.0)
@@ -255,6 +259,7 @@ def _work(
     state_file = cache / f"state-{options.seed}.pt"
     step, spent_s = _restore(trainer, state_file) if options.resume else (0, 0.0)
     validation = Validation(tokenizer) if rank == 0 else None
+    first = _NAMING_STEPS if options.steps else _NAMING_TIME
     limit_s = options.minutes * 60.0
     began = time.monotonic() - spent_s
     saved_s = spent_s
@@ -267,10 +272,10 @@ def _work(
         if progress >= 1.0:
             break
         contrastive = None
-        if progress < _NAMING_STAGE:
-            naming = trainer.name_patches(batch, rng, progress / _NAMING_STAGE)
+        if progress < first:
+            naming = trainer.name_patches(batch, rng, progress / first)
         else:
-            done = (progress - _NAMING_STAGE) / (1 - _NAMING_STAGE)
+            done = (progress - first) / (1 - first)
             contrastive, naming = trainer.step(batch, rng, done)
         step += 1
         if validation is None:
