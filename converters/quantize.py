@@ -43,12 +43,12 @@ class StaticInt8:
             numbers: see passes/int8.py.
         activations: "uint8" for CPUs, "int8" (symmetric) for TensorRT. Signed activations are ten
             times slower in ONNX Runtime on x86, so they come in the QDQ form alone.
-        method: How a range is chosen: see statistics.py.
+        ranges: How a range is chosen: see statistics.py.
     """
 
     form: Literal["operators", "qdq"] = "operators"
     activations: Literal["uint8", "int8"] = "uint8"
-    method: Literal["minmax", "percentile"] = "minmax"
+    ranges: Literal["minmax", "percentile"] = "minmax"
 
 
 QuantizationConfig: TypeAlias = Float16 | DynamicInt8 | StaticInt8
@@ -134,6 +134,6 @@ def _(config: StaticInt8, model: Path, calibration: Feeds | None) -> ir.Model:
         )
     graph = ir.load(model)
     names = quantizable_inputs(graph)
-    ranges = collect_ranges(model, names, calibration, method=config.method) if names else {}
+    ranges = collect_ranges(model, names, calibration, method=config.ranges) if names else {}
     Int8Linears(config.form, ranges, symmetric_activations=config.activations == "int8")(graph)
     return graph

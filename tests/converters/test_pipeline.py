@@ -133,7 +133,12 @@ def test_static_int8_is_operators_here_and_qdq_for_others_with_the_weights_once(
     assert {
         node.domain for node in onnx.load(bundle.file(static.models["portable"])).graph.node
     } == {""}
-    assert static.recipe["form"] == "operators, qdq (portable)"
+    assert static.recipe == {
+        "method": "StaticInt8",
+        "form": "operators, qdq (portable)",
+        "activations": "uint8",
+        "ranges": "minmax",
+    }
 
 
 def test_figures_are_of_the_held_out_data(

@@ -52,7 +52,7 @@ def layout(portable: Path) -> Path:
     [
         (DynamicInt8(), 0.995, ir.DataType.INT8),
         (StaticInt8(), 0.995, ir.DataType.INT8),
-        (StaticInt8(method="percentile"), 0.99, ir.DataType.INT8),
+        (StaticInt8(ranges="percentile"), 0.99, ir.DataType.INT8),
         (StaticInt8(form="qdq"), 0.995, ir.DataType.INT8),
         (StaticInt8(form="qdq", activations="int8"), 0.99, ir.DataType.INT8),
         (Float16(), 0.99999, ir.DataType.FLOAT16),
