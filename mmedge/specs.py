@@ -20,6 +20,7 @@ __all__ = [
     "Precision",
     "Task",
     "TensorSpec",
+    "check_bindable",
     "check_feed",
     "did_you_mean",
 ]
@@ -123,6 +124,25 @@ def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dic
                 raise _shape_error(
                     spec, array, f"Axis '{expected_size}' is {sizes[expected_size]} elsewhere."
                 )
+    return sizes
+
+
+def check_bindable(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dict[str, int]:
+    """Check arrays that are to become a graph's input buffers: check_feed, and their memory.
+
+    Returns:
+        The size of every dynamic axis, by its name.
+
+    Raises:
+        InputError: As check_feed, and if an array is not C-contiguous and aligned.
+    """
+    sizes = check_feed(inputs, feed)
+    for name, array in feed.items():
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            raise InputError(
+                f"Input '{name}': cannot be bound, its memory is not C-contiguous and aligned. "
+                "Pass numpy.ascontiguousarray(array) and write to that."
+            )
     return sizes
 
 

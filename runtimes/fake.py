@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from mmedge.errors import BackendError, BackendUnavailableError, InputError, MmedgeError
+from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 from mmedge.runtimes.session import Placement, SessionOptions
-from mmedge.specs import Array, TensorSpec, check_feed
+from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -149,13 +149,7 @@ class FakeSession:
     def bind(self, feed: Mapping[str, Array]) -> FakeBinding:
         """Preallocate for the shapes of `feed`; see Session.bind."""
         self._check_open()
-        sizes = check_feed(self._inputs, feed)
-        for name, array in feed.items():
-            if not (array.flags.c_contiguous and array.flags.aligned):
-                raise InputError(
-                    f"Input '{name}': cannot be bound, its memory is not C-contiguous and aligned. "
-                    "Pass numpy.ascontiguousarray(array) and write to that."
-                )
+        sizes = check_bindable(self._inputs, feed)
         outputs = {name: np.empty_like(like) for name, like in self._compute(feed, sizes).items()}
         return FakeBinding(self, dict(feed), outputs)
 

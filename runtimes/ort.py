@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmedge.errors import BackendError, InputError
+from mmedge.errors import BackendError
 from mmedge.runtimes.onnx_file import axis_name, check_external_data, read_onnx_file
 from mmedge.runtimes.ort_engine import (
     available_devices,
@@ -32,7 +32,7 @@ from mmedge.runtimes.ort_engine import (
     session_settings,
 )
 from mmedge.runtimes.session import Placement, SessionOptions
-from mmedge.specs import Array, TensorSpec, check_feed
+from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -142,13 +142,7 @@ class OrtSession:
         An output axis that the inputs do not name is found by running the graph once.
         """
         native = self._opened()
-        sizes = check_feed(self._inputs, feed)
-        for name, array in feed.items():
-            if not (array.flags.c_contiguous and array.flags.aligned):
-                raise InputError(
-                    f"Input '{name}': cannot be bound, its memory is not C-contiguous and aligned. "
-                    "Pass numpy.ascontiguousarray(array) and write to that."
-                )
+        sizes = check_bindable(self._inputs, feed)
         outputs: dict[str, Array] = {}
         if all(isinstance(n, int) or n in sizes for spec in self._outputs for n in spec.shape):
             for spec in self._outputs:
