@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ def export_role(role: str, spec: ExportSpec, out: Path) -> None:
     RemoveUnusedNodesPass()(model)
     # torch names values after operators and outputs as told, and does not see that they collide.
     NameFixPass()(model)
+    _name_weights(model)
     for step in PORTABLE_PASSES:
         step()(model)
     _strip(model)
@@ -204,6 +206,25 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _name_weights(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
+    """Name the weights that the exporter transposed as the module does: "layers.0.fc1.weight".
+
+    The quantization methods name linear layers by their weights, in every layout alike.
+    """
+    initializers = model.graph.initializers
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if node.op_type != "MatMul" or len(scopes) < 2:
+            continue
+        weight = node.inputs[1]
+        name = f"{scopes[-2]}.weight"
+        alone = weight.is_initializer() and len(weight.consumers()) == 1
+        if alone and weight.name.startswith("val_") and name not in initializers:
+            initializers.pop(weight.name)
+            weight.name = name
+            initializers.add(weight)
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model

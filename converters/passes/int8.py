@@ -16,8 +16,8 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
@@ -26,7 +26,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.passes.building import add_initializer, replace_value
-from mmedge.converters.passes.matching import constant, is_op, only_consumer, rank, sizes
+from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
+from mmedge.converters.passes.matching import constant, is_op, only_consumer, sizes
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
 
@@ -73,81 +74,27 @@ def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Arra
     return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
 
 
-@dataclass(frozen=True)
-class _Linear:
-    node: ir.Node
-    x: ir.Value
-    weight: ir.Value
-    transposed: bool  # the weight is stored (out, in)
-    bias: ir.Value | None
-    output: ir.Value
+def _quantizable(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
+    """Return the linear layers that are worth int8.
 
-
-def _with_bias(linear: _Linear) -> _Linear:
-    """Take in the addition of a bias that follows a product, where nothing else reads it."""
-    add = only_consumer(linear.output, "Add")
-    if add is None:
-        return linear
-    bias = add.inputs[1] if add.inputs[0] is linear.output else add.inputs[0]
-    if bias is None or not bias.is_initializer() or not _is_one_a_column(bias, linear):
-        return linear
-    return replace(linear, bias=bias, output=add.outputs[0])
-
-
-def _is_one_a_column(bias: ir.Value, linear: _Linear) -> bool:
-    """Tell whether a bias has the shape that MatMulIntegerToFloat takes: a number a column."""
-    columns = (sizes(linear.weight) or ())[0 if linear.transposed else 1]
-    return columns is not None and sizes(bias) == (columns,)
-
-
-def _linears(graph: ir.Graph) -> list[_Linear]:
-    """Every product with a constant matrix that is worth int8, in the graph's order.
-
-    The last linear layer, which makes the embedding, stays in float: it is a thousandth of the
-    work, and its error would go straight into the answer.
+    The one that makes the embedding stays in float: it is a thousandth of the work, and its error
+    would go straight into the answer. So do those named in `keep`.
     """
-    found: list[_Linear] = []
-    for node in graph:
-        if not (is_op(node, "MatMul") or is_op(node, "Gemm")):
-            continue
-        x, weight = node.inputs[0], node.inputs[1]
-        if x is None or weight is None or rank(weight) != 2 or not weight.is_initializer():
-            continue
-        if x.is_initializer() or weight.dtype != ir.DataType.FLOAT:
-            continue
-        if is_op(node, "MatMul"):
-            found.append(_with_bias(_Linear(node, x, weight, False, None, node.outputs[0])))
-            continue
-        plain = all(
-            (attribute := node.attributes.get(name)) is None or attribute.as_float() == 1.0
-            for name in ("alpha", "beta")
-        )
-        trans_a, trans_b = node.attributes.get("transA"), node.attributes.get("transB")
-        if plain and (trans_a is None or trans_a.as_int() == 0):
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            transposed = trans_b is not None and trans_b.as_int() == 1
-            found.append(_Linear(node, x, weight, transposed, bias, node.outputs[0]))
-    return found[:-1] if found and _makes_output(found[-1].node) else found
+    return [
+        linear
+        for linear in find_linears(graph)
+        if linear.name not in keep and not makes_embedding(linear)
+    ]
 
 
-def _makes_output(node: ir.Node) -> bool:
-    """Tell whether only a bias or a normalization stands between a node and an output."""
-    light = {"Add", "Div", "Mul", "ReduceL2", "Clip", "Max", "Expand", "Squeeze", "Identity"}
-    reached, pending = False, [node.outputs[0]]
-    while pending:
-        value = pending.pop()
-        if value.is_graph_output():
-            reached = True
-        for reader in value.consumers():
-            if reader.op_type not in light:
-                return False
-            pending.extend(reader.outputs)
-    return reached
+def quantizable_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
+    """Return the names of the activations whose ranges static int8 needs, in order, each once.
 
-
-def quantizable_inputs(model: ir.Model) -> list[str]:
-    """Return the names of the activations whose ranges static int8 needs, in order, each once."""
-    return list(dict.fromkeys(linear.x.name or "" for linear in _linears(model.graph)))
+    Args:
+        model: The graph.
+        keep: Names of linear layers that stay in float.
+    """
+    return list(dict.fromkeys(linear.x.name or "" for linear in _quantizable(model.graph, keep)))
 
 
 class Int8Linears(ir.passes.InPlacePass):
@@ -163,6 +110,7 @@ class Int8Linears(ir.passes.InPlacePass):
         ranges: Mapping[str, Range] | None = None,
         *,
         symmetric_activations: bool = False,
+        keep: Collection[str] = (),
     ) -> None:
         """Choose the form.
 
@@ -170,11 +118,13 @@ class Int8Linears(ir.passes.InPlacePass):
             form: See the module.
             ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
+            keep: Names of linear layers that stay in float (see Linear.name).
         """
         super().__init__()
         self._form = form
         self._ranges = ranges or {}
         self._symmetric = symmetric_activations
+        self._keep = frozenset(keep)
         self._quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._dequantized: dict[ir.Value, ir.Value] = {}
 
@@ -188,11 +138,11 @@ class Int8Linears(ir.passes.InPlacePass):
         graph = model.graph
         if self._form != "qdq":
             graph.opset_imports.setdefault("com.microsoft", 1)
-        linears = _linears(graph)
+        linears = _quantizable(graph, self._keep)
         if not linears:
             raise QuantizationError(
-                "Nothing to quantize: the graph has no product with a constant matrix. "
-                "Leave this role in float."
+                "Nothing to quantize: the graph has no product with a constant matrix, or all of "
+                "them are to stay in float. Leave this role in float."
             )
         for linear in linears:
             self._rewrite(graph, linear)
@@ -202,15 +152,8 @@ class Int8Linears(ir.passes.InPlacePass):
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
-    def _rewrite(self, graph: ir.Graph, linear: _Linear) -> None:
-        weight = constant(linear.weight)
-        if weight is None or not np.isfinite(weight).all():
-            raise QuantizationError(
-                f"Weight '{linear.weight.name}' holds NaN or infinite values. "
-                "Check the source model; int8 cannot represent them."
-            )
-        matrix = weight.T if linear.transposed else weight
-        codes, scales = quantize_weight(np.asarray(matrix, np.float32), axis=1)
+    def _rewrite(self, graph: ir.Graph, linear: Linear) -> None:
+        codes, scales = quantize_weight(linear.matrix(), axis=1)
         build = _Builder(graph, linear.node)
         stem = linear.node.name or linear.node.outputs[0].name or "linear"
         w = build.initializer(f"{linear.weight.name}_int8", codes)
@@ -221,11 +164,12 @@ class Int8Linears(ir.passes.InPlacePass):
         replace_value(linear.output, result)
 
     def _integer(
-        self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
+        self, build: _Builder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
         codes, scale, zero_point = self._activation(build, linear.x)
         bias = linear.bias
-        inside = bias is not None and _is_one_a_column(bias, linear)
+        # What MatMulIntegerToFloat takes: a number a column.
+        inside = bias is not None and sizes(bias) == (linear.shape[1],)
         product = build.node(
             "MatMulIntegerToFloat",
             [
@@ -243,7 +187,7 @@ class Int8Linears(ir.passes.InPlacePass):
         return product if bias is None or inside else build.node("Add", [product, bias], stem)
 
     def _qdq(
-        self, build: _Builder, linear: _Linear, stem: str, w: ir.Value, scales: Float32Array
+        self, build: _Builder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
         codes, scale, zero_point = self._activation(build, linear.x)
         if linear.x not in self._dequantized:
