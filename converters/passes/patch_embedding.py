@@ -98,7 +98,10 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     tiled = step("Reshape", [picture, grid], "tile")
     ordered = step("Transpose", [tiled], "order", perm=[0, 2, 4, 1, 3, 5])
     flat = step("Reshape", [ordered, patches], "flatten")
-    tokens = step("MatMul", [flat, initializer("weight", matrix)], "project")
+    # Named after the convolution's weight, for methods that name layers by their weights.
+    layer = (weight.name or stem).removesuffix(".weight")
+    product = add_initializer(graph, f"{layer}.matrix.weight", matrix)
+    tokens = step("MatMul", [flat, product], "project")
     if len(conv.inputs) > 2 and conv.inputs[2] is not None:
         tokens = step("Add", [tokens, conv.inputs[2]], "bias")
     replace_value(transpose.outputs[0], tokens)

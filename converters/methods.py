@@ -1,0 +1,160 @@
+"""Quantization methods as typed configs: a config names a method and holds its settings.
+
+`keep` names linear layers that stay in float (see passes/linears.py: Linear.name), in every method
+that quantizes layers one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from mmedge.errors import QuantizationError
+
+__all__ = [
+    "BFloat16",
+    "DynamicInt8",
+    "Equalization",
+    "Float8",
+    "Float16",
+    "QuantizationConfig",
+    "RangeMethod",
+    "StaticInt8",
+    "WeightOnly",
+]
+
+RangeMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+"""How the range of an activation is chosen from what calibration saw: see statistics.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float16:
+    """Weights and arithmetic in fp16; what overflows or underflows it stays in fp32.
+
+    Inputs and outputs stay float32. With calibration data the fragile parts are found by
+    measuring; without, by what the weights alone tell.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class BFloat16:
+    """Weights and arithmetic in bfloat16, inputs and outputs in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Float8:
+    """Linear layers in fp8 (E4M3FN), as Q/DQ that engines are built from.
+
+    Attributes:
+        ranges: How the range of an activation is chosen.
+        keep: Names of linear layers that stay in float.
+    """
+
+    ranges: RangeMethod = "minmax"
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Equalization:
+    """Scale channels before quantizing, so that one scale a tensor fits them all.
+
+    Attributes:
+        strength: How much of an activation's spread moves into the weights, 0 to 1 (the alpha of
+            SmoothQuant, Xiao et al. 2023); None searches it for each layer.
+
+    Raises:
+        QuantizationError: If the strength is out of range.
+    """
+
+    strength: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.strength is not None and not 0.0 <= self.strength <= 1.0:
+            raise QuantizationError(
+                f"Equalization strength: got {self.strength}, expected 0 to 1, or None to search."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicInt8:
+    """Int8 matrix products whose activation scales are computed in each call.
+
+    Attributes:
+        equalization: Scale channels first; needs calibration data. None leaves them.
+        keep: Names of linear layers that stay in float.
+    """
+
+    equalization: Equalization | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StaticInt8:
+    """Int8 matrix products whose activation scales come from calibration.
+
+    Attributes:
+        form: "operators" for ONNX Runtime on CPU, "qdq" for what engines are built from. The same
+            numbers: see passes/int8.py.
+        activations: "uint8" for CPUs, "int8" (symmetric) for TensorRT. Signed activations are ten
+            times slower in ONNX Runtime on x86, so they come in the QDQ form alone.
+        ranges: How the range of an activation is chosen.
+        bias_correction: Take the mean error of each layer out of its bias.
+        equalization: Scale channels first; None leaves them.
+        keep: Names of linear layers that stay in float.
+
+    Raises:
+        QuantizationError: If form and activations do not go together.
+    """
+
+    form: Literal["operators", "qdq"] = "operators"
+    activations: Literal["uint8", "int8"] = "uint8"
+    ranges: RangeMethod = "minmax"
+    bias_correction: bool = False
+    equalization: Equalization | None = None
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.form == "operators" and self.activations == "int8":
+            raise QuantizationError(
+                "Signed activations exist in the QDQ form only. Pass StaticInt8(form='qdq', "
+                "activations='int8'), or unsigned ones for ONNX Runtime on CPU."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOnly:
+    """Weights in few bits, arithmetic in float: smaller, and faster where memory is the limit.
+
+    Attributes:
+        bits: Of a weight.
+        group_size: Weights of one output channel that share a scale; a power of two from 16 on.
+        symmetric: No zero points.
+        rounding: "rtn" to the nearest, "gptq" with the error passed on to what is rounded later
+            (needs calibration data), "hqq" with zero points fitted without data.
+        form: "operators" (MatMulNBits) for ONNX Runtime, "blocked" (DequantizeLinear with a block
+            size, opset 21) for engines.
+        keep: Names of linear layers that stay in float.
+
+    Raises:
+        QuantizationError: If the group size or the combination is not one that a runtime takes.
+    """
+
+    bits: Literal[4, 8] = 4
+    group_size: int = 32
+    symmetric: bool = True
+    rounding: Literal["rtn", "gptq", "hqq"] = "rtn"
+    form: Literal["operators", "blocked"] = "operators"
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.group_size < 16 or self.group_size & (self.group_size - 1):
+            raise QuantizationError(
+                f"group_size: got {self.group_size}, expected a power of two from 16 on."
+            )
+        if self.rounding == "hqq" and self.symmetric:
+            raise QuantizationError(
+                "HQQ fits zero points, which symmetric weights do not have. Pass symmetric=False."
+            )
+
+
+QuantizationConfig: TypeAlias = Float16 | BFloat16 | Float8 | DynamicInt8 | StaticInt8 | WeightOnly
