@@ -1,28 +1,58 @@
-"""Ranges of activations over calibration data, in memory that does not grow with the data."""
+"""Statistics of activations over calibration data, in memory that does not grow with the data.
+
+The engine computes them where the activations are; what comes out is combined here in float64. A
+statistic therefore depends neither on how the data is cut into batches nor on its order, but for
+the rounding of the engine's own sums.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.histograms import BINS, Histogram, RangeMethod, choose_range, span_of
 from mmedge.converters.passes.int8 import Range
+from mmedge.converters.probing import ProbeBuilder, open_probe
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.files import storage_errors
-from mmedge.runtimes.session import Session, open_session
-from mmedge.specs import Array
+from mmedge.specs import Array, Float32Array
 
-__all__ = ["Feeds", "collect_ranges"]
+__all__ = [
+    "ChannelStatistics",
+    "Feeds",
+    "RangeMethod",
+    "collect_channels",
+    "collect_moments",
+    "collect_ranges",
+]
 
 Feeds: TypeAlias = Callable[[], Iterable[Mapping[str, Array]]]
 
-_BINS = 2048
-_PERCENTILE = 99.99
+_MOMENTS_BUDGET_BYTES = 1 << 29
+# Of one element of a moment matrix: the engine's answer, its copy in float64, the sum so far.
+_MOMENT_BYTES = 4 + 8 + 8
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """What is known of each channel of a tensor, the last axis, over all its other axes.
+
+    Attributes:
+        low: (C,) smallest value of each channel.
+        high: (C,) largest value of each channel.
+        mean: (C,) mean of each channel.
+        rows: How many values of a channel were seen.
+    """
+
+    low: Float32Array
+    high: Float32Array
+    mean: Float32Array
+    rows: int
 
 
 def collect_ranges(
@@ -30,133 +60,247 @@ def collect_ranges(
     tensors: Sequence[str],
     feeds: Feeds,
     *,
-    method: Literal["minmax", "percentile"] = "minmax",
+    method: RangeMethod = "minmax",
+    symmetric: bool = False,
 ) -> dict[str, Range]:
     """Run a model over calibration data and return the range of each named tensor.
 
-    `minmax` reads the data once and keeps two numbers a tensor, which the graph itself computes.
-    `percentile` reads it a second time, counts into 2048 bins between the extremes, and cuts off
-    what lies outside the central 99.99 %.
+    `minmax` reads the data once and keeps two numbers a tensor. The others read it a second time,
+    count into a histogram between the extremes, and cut tails off as histograms.py tells.
 
     Args:
         model: ONNX file in float32.
         tensors: Names of values in its main graph.
         feeds: Starts a stream of feeds; called once for each reading.
-        method: See above.
+        method: How a range is chosen.
+        symmetric: For int8 with zero point 0 instead of uint8: what is cut off, and the error that
+            decides it, are those of [-t, t]. A range still never leaves the extremes.
 
     Raises:
         CalibrationError: If the stream is empty.
-        QuantizationError: If an activation is NaN or infinite; the tensor is named.
+        QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
+            such tensor.
     """
-    ranges = _extremes(model, tensors, feeds)
-    return ranges if method == "minmax" else _percentiles(model, ranges, feeds)
+    extremes = _extremes(model, tensors, feeds)
+    if method == "minmax":
+        return extremes
+    # Where all values are the same but for rounding, there are no tails to cut off.
+    wide = {name: extreme for name, extreme in extremes.items() if not _is_narrow(extreme)}
+    histograms = _count(model, wide, feeds, symmetric=symmetric) if wide else {}
+    return {
+        name: choose_range(histograms[name], extreme, method, symmetric=symmetric)
+        if name in histograms
+        else extreme
+        for name, extreme in extremes.items()
+    }
+
+
+def collect_channels(
+    model: Path, tensors: Sequence[str], feeds: Feeds
+) -> dict[str, ChannelStatistics]:
+    """Run a model over calibration data and return low, high and mean of each channel.
+
+    The data is read once.
+
+    Args:
+        model: ONNX file in float32.
+        tensors: Names of values in its main graph; the last axis of each is its channels.
+        feeds: Starts a stream of feeds.
+
+    Raises:
+        CalibrationError: If the stream is empty.
+        QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
+            such tensor.
+    """
+    lows: dict[str, Array] = {}
+    highs: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
+    rows = dict.fromkeys(tensors, 0)
+    with open_probe(model, tensors, _channel_measure) as probe:
+        for feed in feeds():
+            for name, found in probe.run(feed).items():
+                _require_finite(name, *(found[what] for what in ("low", "high", "mean")))
+                count = int(found["shape"][0])
+                total = found["mean"].astype(np.float64) * count
+                if rows[name]:
+                    lows[name] = np.minimum(lows[name], found["low"])
+                    highs[name] = np.maximum(highs[name], found["high"])
+                    sums[name] += total
+                else:
+                    lows[name], highs[name], sums[name] = found["low"], found["high"], total
+                rows[name] += count
+    if not all(rows.values()):
+        raise _no_data()
+    return {
+        name: ChannelStatistics(
+            lows[name], highs[name], (sums[name] / rows[name]).astype(np.float32), rows[name]
+        )
+        for name in rows
+    }
+
+
+def collect_moments(
+    model: Path,
+    tensors: Sequence[str],
+    feeds: Feeds,
+    *,
+    budget_bytes: int = _MOMENTS_BUDGET_BYTES,
+) -> dict[str, Float32Array]:
+    """Run a model over calibration data and return the second moment of each tensor's channels.
+
+    A tensor X of shape (..., C) counts as a matrix of rows; its moment is X^T X / rows, not
+    centred. Products are the engine's in float32, one for each batch; they are added in float64.
+
+    Args:
+        model: ONNX file in float32.
+        tensors: Names of values in its main graph.
+        feeds: Starts a stream of feeds; called once for each group of tensors, whose sums fit the
+            budget, and once more for its first feed.
+        budget_bytes: What the sums of one group may take beside the results. A tensor that alone
+            takes more is a group of its own.
+
+    Returns:
+        (C, C) for each name. All of them together may be large: ask for some tensors at a time.
+
+    Raises:
+        CalibrationError: If the stream is empty.
+        QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
+            such tensor.
+    """
+    moments: dict[str, Float32Array] = {}
+    for group in _groups(_channel_counts(model, tensors, feeds), budget_bytes):
+        moments.update(_group_moments(model, group, feeds))
+    return {name: moments[name] for name in dict.fromkeys(tensors)}
 
 
 def _extremes(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, Range]:
-    low = np.full(len(tensors), np.inf)
-    high = np.full(len(tensors), -np.inf)
-    with _probe(model, tensors, reduce=True) as session:
+    lows = dict.fromkeys(tensors, np.inf)
+    highs = dict.fromkeys(tensors, -np.inf)
+    with open_probe(model, tensors, _extreme_measure) as probe:
         for feed in feeds():
-            results = session.run(feed)
-            for index, name in enumerate(tensors):
-                smallest, largest = results[_low(index)].item(), results[_high(index)].item()
-                finite = np.isfinite([smallest, largest]).all()
-                # The engine's extremes pass over NaN; a sum does not.
-                if not finite or np.isnan(results[_sum(index)].item()):
-                    raise QuantizationError(
-                        f"Activation '{name}' is NaN or infinite on the calibration data. "
-                        "Check the calibration data, or leave this role in float."
-                    )
-                low[index] = min(low[index], smallest)
-                high[index] = max(high[index], largest)
-    if np.isinf(low).any():
-        raise CalibrationError("No calibration data: got 0 samples. Pass a folder with some.")
-    return {name: Range(low[i].item(), high[i].item()) for i, name in enumerate(tensors)}
+            for name, found in probe.run(feed).items():
+                _require_finite(name, *found.values())
+                lows[name] = min(lows[name], found["low"].item())
+                highs[name] = max(highs[name], found["high"].item())
+    if np.isinf(list(lows.values())).any():
+        raise _no_data()
+    return {name: Range(lows[name], highs[name]) for name in lows}
 
 
-def _percentiles(model: Path, extremes: Mapping[str, Range], feeds: Feeds) -> dict[str, Range]:
-    counts = {name: np.zeros(_BINS, np.int64) for name in extremes}
-    with _probe(model, list(extremes), reduce=False) as session:
+def _count(
+    model: Path, extremes: Mapping[str, Range], feeds: Feeds, *, symmetric: bool
+) -> dict[str, Histogram]:
+    spans = {name: span_of(extreme, symmetric=symmetric) for name, extreme in extremes.items()}
+    counts = {name: np.zeros(BINS, np.int64) for name in extremes}
+
+    def measure(build: ProbeBuilder, name: str, value: ir.Value) -> dict[str, ir.Value]:
+        return {"counts": _histogram(build, value, *spans[name])}
+
+    with open_probe(model, list(extremes), measure) as probe:
         for feed in feeds():
-            results = session.run(feed)
-            for index, (name, extreme) in enumerate(extremes.items()):
-                if not _is_narrow(extreme):
-                    span = (extreme.low, extreme.high)
-                    counts[name] += np.histogram(results[_whole(index)], _BINS, span)[0]
+            for name, found in probe.run(feed).items():
+                counts[name] += found["counts"]
+    return {name: Histogram(counts[name], *spans[name]) for name in extremes}
+
+
+def _channel_counts(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, int]:
+    """Return the number of channels of each tensor, as the first feed shows it."""
+    with open_probe(model, tensors, _shape_measure) as probe:
+        for feed in islice(feeds(), 1):
+            return {name: int(found["shape"][1]) for name, found in probe.run(feed).items()}
+    raise _no_data()
+
+
+def _groups(channels: Mapping[str, int], budget_bytes: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    left = 0
+    for name, count in channels.items():
+        needed = count * count * _MOMENT_BYTES
+        if not groups or needed > left:
+            groups.append([])
+            left = budget_bytes
+        groups[-1].append(name)
+        left -= needed
+    return groups
+
+
+def _group_moments(model: Path, group: Sequence[str], feeds: Feeds) -> dict[str, Float32Array]:
+    sums: dict[str, Array] = {}
+    rows = dict.fromkeys(group, 0)
+    with open_probe(model, group, _moment_measure) as probe:
+        for feed in feeds():
+            for name, found in probe.run(feed).items():
+                # A value that is not finite makes its channel's own square so.
+                _require_finite(name, found["product"].diagonal())
+                rows[name] += int(found["shape"][0])
+                if name in sums:
+                    sums[name] += found["product"]
+                else:
+                    sums[name] = found["product"].astype(np.float64)
+    if not all(rows.values()):
+        raise _no_data()
+    return {name: (sums.pop(name) / rows[name]).astype(np.float32) for name in group}
+
+
+def _extreme_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
+    measures = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum"}
+    # The engine's extremes pass over NaN; a sum does not.
     return {
-        name: extreme if _is_narrow(extreme) else _central(counts[name], extreme)
-        for name, extreme in extremes.items()
+        what: build.node(op_type, [value], {"keepdims": 0}) for what, op_type in measures.items()
     }
+
+
+def _channel_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
+    rows, axes = build.rows(value), build.constant(np.array([0]))
+    measures = {"low": "ReduceMin", "high": "ReduceMax", "mean": "ReduceMean"}
+    found = {
+        what: build.node(op_type, [rows, axes], {"keepdims": 0})
+        for what, op_type in measures.items()
+    }
+    return {**found, "shape": build.node("Shape", [rows], dtype=ir.DataType.INT64)}
+
+
+def _shape_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
+    return {"shape": build.node("Shape", [build.rows(value)], dtype=ir.DataType.INT64)}
+
+
+def _moment_measure(build: ProbeBuilder, name: str, value: ir.Value) -> dict[str, ir.Value]:
+    rows = build.rows(value)
+    product = build.node("MatMul", [build.node("Transpose", [rows]), rows])
+    return {"product": product, **_shape_measure(build, name, value)}
+
+
+def _histogram(build: ProbeBuilder, value: ir.Value, low: float, high: float) -> ir.Value:
+    """Count a value into equal bins between two numbers, in the engine."""
+    int32 = ir.DataType.INT32
+    start = build.constant(np.array(low, np.float32))
+    bins_a_unit = build.constant(np.array(BINS / (high - low), np.float32))
+    first, last = (build.constant(np.array(end, np.float32)) for end in (0, BINS - 1))
+    flat = build.node("Reshape", [value, build.constant(np.array([-1]))])
+    places = build.node("Mul", [build.node("Sub", [flat, start]), bins_a_unit])
+    inside = build.node("Clip", [places, first, last])
+    bins = build.node("Cast", [inside], {"to": int32.value}, dtype=int32)
+    size = build.node("Shape", [bins], dtype=ir.DataType.INT64)
+    ones = build.node("Expand", [build.constant(np.array(1, np.int32)), size], dtype=int32)
+    none = build.constant(np.zeros(BINS, np.int32))
+    add: dict[str, int | str] = {"axis": 0, "reduction": "add"}
+    return build.node("ScatterElements", [none, bins, ones], add, dtype=int32)
 
 
 def _is_narrow(extreme: Range) -> bool:
     """Tell whether a range is no wider than a few float32 steps for each bin: nothing to cut."""
     largest = max(abs(extreme.low), abs(extreme.high))
     step = max(float(np.spacing(np.float32(largest))), float(np.finfo(np.float32).tiny))
-    return extreme.high - extreme.low < 4 * _BINS * step
+    return extreme.high - extreme.low < 4 * BINS * step
 
 
-def _central(counts: Array, extreme: Range) -> Range:
-    tail = counts.sum() * (1.0 - _PERCENTILE / 100.0) / 2.0
-    reached = counts.cumsum()
-    first = int(np.searchsorted(reached, tail, side="right"))
-    last = int(np.searchsorted(reached, reached[-1] - tail, side="left"))
-    edges = np.linspace(extreme.low, extreme.high, _BINS + 1)
-    return Range(float(edges[first]), float(edges[last + 1]))
+def _require_finite(name: str, *arrays: Array) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise QuantizationError(
+            f"Activation '{name}' is NaN or infinite on the calibration data. "
+            "Check the calibration data, or leave this role in float."
+        )
 
 
-def _low(index: int) -> str:
-    return f"mmedge_low_{index}"
-
-
-def _high(index: int) -> str:
-    return f"mmedge_high_{index}"
-
-
-def _sum(index: int) -> str:
-    return f"mmedge_sum_{index}"
-
-
-def _whole(index: int) -> str:
-    return f"mmedge_whole_{index}"
-
-
-@contextmanager
-def _probe(model: Path, tensors: Sequence[str], *, reduce: bool) -> Iterator[Session]:
-    """Open a session of `model` whose outputs are the named tensors, or their extremes."""
-    graph = ir.load(model)
-    _set_outputs(graph, tensors, reduce=reduce)
-    # Beside the model, whose external data the probe reads.
-    with (
-        storage_errors(model.parent),
-        tempfile.NamedTemporaryFile(dir=model.parent, prefix=".probe-", suffix=".onnx") as file,
-    ):
-        ir.save(graph, file.name)
-        with open_session(Path(file.name)) as session:
-            yield session
-
-
-def _set_outputs(model: ir.Model, tensors: Sequence[str], *, reduce: bool) -> None:
-    graph = model.graph
-    values = {value.name: value for value in graph.inputs}
-    values.update({value.name: value for node in graph for value in node.outputs})
-    outputs: list[ir.Value] = []
-    for index, name in enumerate(tensors):
-        wanted = [(_whole(index), "Identity")]
-        if reduce:
-            wanted = [
-                (_low(index), "ReduceMin"),
-                (_high(index), "ReduceMax"),
-                (_sum(index), "ReduceSum"),
-            ]
-        for output, op_type in wanted:
-            attributes = {"keepdims": 0} if reduce else {}
-            node = ir.node(op_type, [values[name]], attributes, name=output)
-            value = node.outputs[0]
-            value.name = output
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-            value.shape = ir.Shape([]) if reduce else values[name].shape
-            graph.append(node)
-            outputs.append(value)
-    graph.outputs.clear()
-    graph.outputs.extend(outputs)
+def _no_data() -> CalibrationError:
+    return CalibrationError("No calibration data: got 0 samples. Pass a folder with some.")
