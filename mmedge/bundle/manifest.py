@@ -157,6 +157,8 @@ class Variant(BaseModel):
         parity: Against the PyTorch original.
         quality: Against the fp32 variant; None for fp32 itself where no task was measured.
         tolerance: For the golden vectors.
+        nodes: Its node table (see nodes.py), which explains the variant and is not needed to run
+            it: it is not among `files`.
     """
 
     model_config = _FROZEN
@@ -171,6 +173,7 @@ class Variant(BaseModel):
     parity: Parity | None = None
     quality: Quality | None = None
     tolerance: Tolerance
+    nodes: BundlePath | None = None
 
     @model_validator(mode="after")
     def _check_files(self) -> Variant:
@@ -287,6 +290,8 @@ class Manifest(BaseModel):
             for variant in role.variants:
                 for path in variant.files:
                     yield f"file of variant {role_name}/{variant.name}", path
+                if variant.nodes is not None:
+                    yield f"node table of variant {role_name}/{variant.name}", variant.nodes
 
     @model_validator(mode="after")
     def _check_preprocessing(self) -> Manifest:

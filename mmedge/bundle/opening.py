@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmedge.bundle.golden import Golden, load_golden
 from mmedge.bundle.manifest import Layout, Manifest, Role, TensorEntry, Variant
+from mmedge.bundle.nodes import NodeTable, load_nodes
 from mmedge.bundle.paths import MANIFEST_NAME, confined_path
 from mmedge.bundle.reading import read_manifest
 from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
@@ -111,6 +112,29 @@ class Bundle:
             f"{self.path}: variant '{variant.name}' has no model in {list(layouts)}, only in "
             f"{list(variant.models)}. Ask for one of those, or convert again."
         )
+
+    def nodes(self, variant: Variant) -> NodeTable | None:
+        """Read what became of each node of a variant; None where the bundle does not tell.
+
+        Args:
+            variant: From `variant`.
+
+        Raises:
+            ManifestError: If the table is malformed, too large or too new.
+            IntegrityError: If the file is missing, lies outside the bundle, or tells of another
+                variant.
+        """
+        if variant.nodes is None:
+            return None
+        table = load_nodes(self.file(variant.nodes))
+        role = self.manifest.roles.get(table.role)
+        if table.variant != variant.name or role is None or variant not in role.variants:
+            raise IntegrityError(
+                f"{self.path}: node table '{variant.nodes}' tells of "
+                f"{table.role!r}/{table.variant!r}, not of variant '{variant.name}' that names it. "
+                "Copy the bundle again, or convert again."
+            )
+        return table
 
     def golden(self) -> Golden:
         """Read the golden vectors and check them against the roles and variants.
