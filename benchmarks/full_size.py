@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -25,18 +26,26 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.pipeline import convert
 from mmedge.specs import Array
 
-__all__ = ["CACHE", "bundle", "pictures", "source"]
+__all__ = ["CACHE", "SIZES", "Size", "bundle", "pictures", "source"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmedge-benchmarks"
 
+Size = Literal["b32", "b16", "l14"]
+SIZES: tuple[Size, ...] = get_args(Size)
 
-def source() -> Path:
-    """Return a transformers folder of ViT-B/32 CLIP, 151 million random parameters."""
-    folder = CACHE / "clip-vit-b32"
+
+def source(size: Size = "b32") -> Path:
+    """Return a transformers folder of CLIP with random parameters.
+
+    Args:
+        size: ViT-B/32 (151 million parameters, 50 tokens a picture), ViT-B/16 (150 million, 197) or
+            ViT-L/14 (428 million, 257).
+    """
+    folder = CACHE / f"clip-vit-{size}"
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig()).eval()
+    model = CLIPModel(_config(size)).eval()
     with torch.no_grad():  # fresh norms and biases are ones and zeros, which trained ones are not
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -50,6 +59,21 @@ def source() -> Path:
     _tokenizer(model.config.text_config).save_pretrained(partial)
     partial.rename(folder)
     return folder
+
+
+def _config(size: Size) -> CLIPConfig:
+    """Return the architecture that the published checkpoint of that name has."""
+    if size == "l14":
+        text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+        vision = {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+        }
+        return CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)
+    return CLIPConfig(vision_config={"patch_size": 32 if size == "b32" else 16})
 
 
 def _tokenizer(config: CLIPTextConfig) -> CLIPTokenizerFast:
@@ -82,9 +106,16 @@ def pictures(count: int, seed: int, size: tuple[int, int] = (480, 640)) -> Itera
         yield ((picture - low) / (high - low) * 255).astype(np.uint8)
 
 
-def bundle() -> Path:
-    """Return the bundle of `source()` with fp32 and int8, calibrated on 64 pictures."""
-    out = CACHE / "clip-vit-b32.mmedge"
+def bundle(size: Size = "b32", precisions: tuple[str, ...] = ("fp32", "int8")) -> Path:
+    """Return the bundle of `source(size)`, calibrated on 64 pictures and made on the first call.
+
+    Args:
+        size: See `source`.
+        precisions: The ladder to make, as `ConvertConfig` takes it; other than the default, the
+            bundle has a name of its own.
+    """
+    ladder = "" if precisions == ("fp32", "int8") else "-" + "-".join(precisions)
+    out = CACHE / f"clip-vit-{size}{ladder}.mmedge"
     calibration = CACHE / "calibration"
     if not calibration.is_dir():
         calibration.mkdir(parents=True)
@@ -93,7 +124,10 @@ def bundle() -> Path:
     if not (out / "manifest.json").is_file():
         convert(
             ConvertConfig(
-                source=str(source()), out=out, precisions=("fp32", "int8"), calibration=calibration
+                source=str(source(size)),
+                out=out,
+                precisions=precisions,
+                calibration=calibration,
             )
         )
     return out
