@@ -31,7 +31,14 @@ from mmedge.converters.passes.matching import constant, is_op, only_consumer, si
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
 
-__all__ = ["Int8Linears", "Range", "quantizable_inputs", "quantize_weight"]
+__all__ = [
+    "Int8Linears",
+    "Range",
+    "quantizable_inputs",
+    "quantizable_linears",
+    "quantizable_tables",
+    "quantize_weight",
+]
 
 
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -74,7 +81,7 @@ def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Arra
     return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
 
 
-def _quantizable(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
+def quantizable_linears(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
     """Return the linear layers that are worth int8.
 
     The one that makes the embedding stays in float: it is a thousandth of the work, and its error
@@ -87,6 +94,22 @@ def _quantizable(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
     ]
 
 
+def quantizable_tables(graph: ir.Graph, keep: Collection[str] = ()) -> dict[str, list[ir.Node]]:
+    """Return the lookups in each embedding table that is worth int8, by the table's name.
+
+    A table's name is that of its weight without ".weight". Those in `keep` are left out.
+    """
+    found: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        table = node.inputs[0] if is_op(node, "Gather") else None
+        if table is None or not _is_large_table(table, node):
+            continue
+        name = (table.name or "").removesuffix(".weight")
+        if name not in keep:
+            found.setdefault(name, []).append(node)
+    return found
+
+
 def quantizable_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
     """Return the names of the activations whose ranges static int8 needs, in order, each once.
 
@@ -94,7 +117,9 @@ def quantizable_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]
         model: The graph.
         keep: Names of linear layers that stay in float.
     """
-    return list(dict.fromkeys(linear.x.name or "" for linear in _quantizable(model.graph, keep)))
+    return list(
+        dict.fromkeys(linear.x.name or "" for linear in quantizable_linears(model.graph, keep))
+    )
 
 
 class Int8Linears(ir.passes.InPlacePass):
@@ -118,7 +143,7 @@ class Int8Linears(ir.passes.InPlacePass):
             form: See the module.
             ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
-            keep: Names of linear layers that stay in float (see Linear.name).
+            keep: Names of linear layers and embedding tables that stay in float (see Linear.name).
         """
         super().__init__()
         self._form = form
@@ -138,17 +163,18 @@ class Int8Linears(ir.passes.InPlacePass):
         graph = model.graph
         if self._form != "qdq":
             graph.opset_imports.setdefault("com.microsoft", 1)
-        linears = _quantizable(graph, self._keep)
-        if not linears:
+        linears = quantizable_linears(graph, self._keep)
+        tables = quantizable_tables(graph, self._keep)
+        if not linears and not tables:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all of "
                 "them are to stay in float. Leave this role in float."
             )
         for linear in linears:
             self._rewrite(graph, linear)
-        for node in list(graph):
-            if is_op(node, "Gather"):
-                _quantize_table(graph, node)
+        for lookups in tables.values():
+            for lookup in lookups:
+                _quantize_table(graph, lookup)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -275,23 +301,23 @@ def _moves_data(value: ir.Value) -> ir.Node | None:
     return node if only_consumer(value) is not None else None
 
 
+def _is_large_table(table: ir.Value, gather: ir.Node) -> bool:
+    axis, shape = gather.attributes.get("axis"), sizes(table)
+    return (
+        table.is_initializer()
+        and shape is not None
+        and len(shape) == 2
+        and (axis is None or axis.as_int() == 0)
+        and (shape[0] or 0) * (shape[1] or 0) >= (1 << 16)
+        and table.dtype == ir.DataType.FLOAT
+    )
+
+
 def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
     """Store an embedding table in int8 with one scale for each row."""
     table, ids = gather.inputs[0], gather.inputs[1]
-    axis = gather.attributes.get("axis")
-    shape = sizes(table)
-    if (
-        table is None
-        or not table.is_initializer()
-        or shape is None
-        or len(shape) != 2
-        or (axis is not None and axis.as_int() != 0)
-        or (shape[0] or 0) * (shape[1] or 0) < (1 << 16)
-        or table.dtype != ir.DataType.FLOAT
-    ):
-        return
     weight = constant(table)
-    if weight is None or not np.isfinite(weight).all():
+    if table is None or weight is None or not np.isfinite(weight).all():
         return
     codes, scales = quantize_weight(np.asarray(weight, np.float32), axis=0)
     build = _Builder(graph, gather)
