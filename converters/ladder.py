@@ -8,14 +8,12 @@ from pathlib import Path
 
 from mmedge.bundle.manifest import FileEntry, Quality, Role, TensorEntry, Variant
 from mmedge.converters.evaluation import EvaluationSet
-from mmedge.converters.quality import evaluate_variant, task_figures
+from mmedge.converters.quality import Embeddings, evaluate_variant, interchangeable
 from mmedge.converters.variants import TOLERANCES, BuiltVariant
 from mmedge.specs import Array, Float32Array, Modality, Precision, TensorSpec
 
 __all__ = ["BuiltRole", "describe_role", "external_files", "judge"]
 
-# A variant whose embeddings agree this well at the first percentile may be mixed with fp32.
-_SAME_SPACE_COSINE_P1 = 0.99
 _FIDELITY = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
@@ -51,23 +49,27 @@ def judge(
     Returns:
         None for fp32 where there is no task to measure.
     """
-    by_modality = {other.modality: other.reference for other in roles.values()}
-    by_modality[role.modality] = variant.embeddings
     count = len(samples.texts)
-    texts = by_modality[Modality.TEXT]
-    task = task_figures(by_modality[Modality.IMAGE], texts[:count], texts[count:], samples.known)
-    if variant.recipe.precision is Precision.FP32 and not task:
-        return None
-    if role.modality is Modality.TEXT:
-        return evaluate_variant(
-            role.reference[:count],
-            variant.embeddings[:count],
-            data=samples.about_texts,
-            task=task,
-        )
-    return evaluate_variant(
-        role.reference, variant.embeddings, data=samples.about_images, task=task
+    fp32 = {other.modality: other.reference for other in roles.values()}
+    reference = _embeddings(fp32, count)
+    candidate = _embeddings({**fp32, role.modality: variant.embeddings}, count)
+    text = role.modality is Modality.TEXT
+    quality = evaluate_variant(
+        reference,
+        candidate,
+        role.modality,
+        samples.known,
+        data=samples.about_texts if text else samples.about_images,
     )
+    if variant.recipe.precision is Precision.FP32 and not quality.drops:
+        return None
+    return quality
+
+
+def _embeddings(by_modality: Mapping[Modality, Float32Array], texts: int) -> Embeddings:
+    """Split what the text encoder gave into texts and the texts of classes."""
+    of_texts = by_modality[Modality.TEXT]
+    return Embeddings(by_modality[Modality.IMAGE], of_texts[:texts], of_texts[texts:])
 
 
 def describe_role(
@@ -91,7 +93,7 @@ def describe_role(
 
     def fidelity(variant: BuiltVariant) -> tuple[int, float]:
         quality = qualities[variant.recipe.variant]
-        cosine = 1.0 if quality is None else quality.cosine_mean
+        cosine = 1.0 if quality is None else quality.figures["cosine_mean"].value
         return _FIDELITY.index(variant.recipe.precision), -cosine
 
     return Role(
@@ -117,7 +119,7 @@ def _describe(
         {path for model in variant.models.values() for path in (model, *external_files(model))}
     )
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
-    alike = quality is None or quality.cosine_p1 >= _SAME_SPACE_COSINE_P1
+    alike = quality is None or interchangeable(quality)
     return Variant(
         name=recipe.variant,
         precision=recipe.precision,

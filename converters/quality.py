@@ -1,32 +1,111 @@
-"""Fidelity figures, in numpy: how far a variant's embeddings are from those of fp32.
+"""How much of fp32 is left in a variant: agreement of embeddings, and what tasks lose by it.
 
-Embeddings are (N, D) float32, L2-normalised, throughout.
+    quality = evaluate_variant(fp32, replace(fp32, images=int8), Modality.IMAGE, known, data="...")
+    quality.figures["interchangeability"]  # value, low and high
+    drop("recall@1", quality)  # what is lost to fp32, with the interval of the paired difference
+
+Every figure is larger for a better variant and carries a 95 % interval from a bootstrap over the
+samples (`bootstrap.py`); what is compared for each sample, and how ties and broken embeddings
+count, is in `neighbours.py`. A variant is judged with the other encoder in fp32, so that a loss is
+its own; `task_quality` judges two variants together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-from mmedge.bundle.manifest import Quality
-from mmedge.errors import ShapeError
-from mmedge.specs import Array, Float32Array
+from mmedge.bundle.manifest import Figure, Quality
+from mmedge.converters.bootstrap import mean_figure, mean_figures, percentile_figure
+from mmedge.converters.neighbours import (
+    Ranks,
+    Search,
+    neighbour_agreement,
+    rank_correlation,
+    ranks_of_relevant,
+)
+from mmedge.errors import CalibrationError, ConversionError, ShapeError
+from mmedge.specs import Array, Float32Array, Modality, did_you_mean
 
 __all__ = [
+    "METRICS",
     "TOP_K",
+    "Embeddings",
     "EvaluationLabels",
+    "Figure",
+    "Metric",
+    "TaskQuality",
     "cosines",
+    "drop",
     "evaluate_variant",
+    "interchangeable",
+    "mixed_indexes",
     "recall_at_k",
-    "task_figures",
+    "task_quality",
     "top_k_overlap",
     "zero_shot_accuracy",
 ]
 
 TOP_K = 10
 _RECALL_AT = (1, 5, 10)
+# Of ten nearest neighbours nine are found whichever of both made the vectors, and of a hundred
+# searches across modalities at most one fails that did not fail before.
+_INTERCHANGEABLE_FROM = 0.9
+_MIXED_RECALL_DROP = 0.01
+# Samples among which ranks are correlated: sorting all of 20,000 x 20,000 would take minutes, and
+# the mean over so many samples is known well enough.
+_MAX_RANKED = 2000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a budget can be set on; larger is better for all of them.
+
+    Attributes:
+        figure: Its name in `Quality.figures`.
+        about: What it is, for people.
+        agreement: Whether it is agreement with fp32, of which fp32 itself has 1.
+    """
+
+    figure: str
+    about: str
+    agreement: bool
+
+
+def _metrics() -> Iterator[tuple[str, Metric]]:
+    for k in _RECALL_AT:
+        about = (
+            f"share of captions that find their picture, and of pictures that find their caption, "
+            f"among the nearest {k}: the mean of the two directions"
+        )
+        yield f"recall@{k}", Metric(f"recall@{k}", about, agreement=False)
+    about = "share of pictures whose label is the nearest of all labels"
+    yield "zero-shot", Metric("zero_shot_accuracy", about, agreement=False)
+    for name, figure, about in (
+        ("cosine-mean", "cosine_mean", "mean cosine with fp32's embedding of the same sample"),
+        ("cosine-p1", "cosine_p1", "first percentile of the cosine with fp32"),
+        ("cosine-min", "cosine_min", "smallest cosine with fp32"),
+        ("top-k", "top_k_overlap", "share of fp32's nearest neighbours found within the variant"),
+        (
+            "rank-correlation",
+            "rank_correlation",
+            "Spearman's correlation of a sample's similarities to all others with fp32's",
+        ),
+        (
+            "interchangeability",
+            "interchangeability",
+            "share of fp32's nearest neighbours found by fp32 in the variant's vectors, and across",
+        ),
+    ):
+        yield name, Metric(figure, about, agreement=True)
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(dict(_metrics()))
+"""By the name that `mmedge convert --metric` takes. recall@K is the mean of both directions rather
+than the worse one: the worse of two noisy figures looks worse than either is."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +121,201 @@ class EvaluationLabels:
     captions: tuple[str, ...] | None = None
     labels: tuple[str | None, ...] | None = None
     classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a pair of encoders makes of an evaluation set.
+
+    Attributes:
+        images: (N, D).
+        texts: (M, D); of the captions where there are any, M = N then.
+        class_texts: (C, D), one for each class; may be empty.
+    """
+
+    images: Float32Array
+    texts: Float32Array
+    class_texts: Float32Array
+
+    def of(self, modality: Modality) -> Float32Array:
+        """Return the samples of one modality."""
+        return self.texts if modality is Modality.TEXT else self.images
+
+
+@dataclass(frozen=True)
+class TaskQuality:
+    """Task figures of a pair of encoders, and what they lose to fp32.
+
+    Attributes:
+        figures: By name; empty where nothing is known about the samples.
+        drops: fp32's figure less this one, under the same names.
+    """
+
+    figures: dict[str, Figure]
+    drops: dict[str, Figure]
+
+
+def drop(metric: str, quality: Quality) -> Figure:
+    """Return what a variant loses of a metric to fp32, with its 95 % interval.
+
+    Of agreement with fp32 that is what is missing to 1; of a task figure it is fp32's figure less
+    the variant's, and below 0 where the variant happens to be better.
+
+    Args:
+        metric: A name of METRICS.
+        quality: Of the variant.
+
+    Raises:
+        ConversionError: If the metric is unknown.
+        CalibrationError: If the evaluation data could not tell it.
+    """
+    if metric not in METRICS:
+        raise ConversionError(
+            f"Unknown metric: got '{metric}', expected one of {', '.join(METRICS)}."
+            + did_you_mean(metric, METRICS)
+        )
+    asked = METRICS[metric]
+    known = quality.figures if asked.agreement else quality.drops
+    if asked.figure not in known:
+        told = [
+            name
+            for name, other in METRICS.items()
+            if other.figure in (quality.figures if other.agreement else quality.drops)
+        ]
+        raise CalibrationError(
+            f"Metric '{metric}' cannot be told from {quality.data or 'the evaluation data'}; what "
+            f"can: {', '.join(told)}. Recall needs a caption for each picture and more pictures "
+            "than are looked at, zero-shot accuracy two labels or more: give such data with "
+            "--evaluate."
+        )
+    figure = known[asked.figure]
+    if not asked.agreement:
+        return figure
+    return Figure(value=1 - figure.value, low=1 - figure.high, high=1 - figure.low)
+
+
+def interchangeable(quality: Quality) -> bool:
+    """Return whether a variant's vectors may stand in one index with those of fp32.
+
+    So it is where the 95 % intervals of interchangeability and mixed_index lie above 0.9, and an
+    index filled by both loses no more than 0.01 of recall@1 where captions can tell. Of the loss
+    the value counts and not its interval: that of a few hundred captions is wider than the limit.
+
+    Cosines cannot decide this: what a small difference does to a search depends on how densely
+    the vectors lie, and a difference that all share can put one variant's vectors before the
+    other's.
+
+    Args:
+        quality: Of the variant.
+    """
+    lost = quality.drops.get("mixed_recall@1")
+    if lost is not None and lost.value > _MIXED_RECALL_DROP:
+        return False
+    agreement = (quality.figures.get(name) for name in ("interchangeability", "mixed_index"))
+    return all(figure is not None and figure.low >= _INTERCHANGEABLE_FROM for figure in agreement)
+
+
+def evaluate_variant(
+    reference: Embeddings,
+    candidate: Embeddings,
+    modality: Modality,
+    known: EvaluationLabels,
+    *,
+    data: str,
+    seed: int = 0,
+) -> Quality:
+    """Compare a variant of one encoder with fp32 on held-out samples.
+
+    Args:
+        reference: Of fp32, two samples of the modality or more.
+        candidate: The same with the variant's embeddings in the place of one modality's.
+        modality: Whose encoder the variant is.
+        known: What is known about the samples.
+        data: What the samples are.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ShapeError: If the embeddings are not of the same samples, or of fewer than two.
+    """
+    fp32, variant = reference.of(modality), candidate.of(modality)
+    values = cosines(fp32, variant)
+    if len(values) < 2:
+        raise ShapeError(
+            f"Evaluation on {data}: got {len(values)} samples, expected 2 or more, so that one has "
+            "a neighbour. Evaluate on more."
+        )
+    k = min(TOP_K, len(values) - 1)
+    truth = Search(fp32, fp32, own=True)
+    crossed = (Search(fp32, variant, own=True), Search(variant, fp32, own=True))
+    mixed = [
+        Search(queries, vectors, own=True)
+        for queries, vectors in zip(
+            (fp32, variant), mixed_indexes(fp32, variant, seed), strict=True
+        )
+    ]
+    agreement = mean_figures(
+        {
+            "cosine_mean": values,
+            "top_k_overlap": neighbour_agreement(truth, Search(variant, variant, own=True), k),
+            "interchangeability": _mean_agreement(truth, crossed, k),
+            "mixed_index": _mean_agreement(truth, mixed, k),
+        },
+        seed,
+    )
+    task = task_quality(reference, candidate, known, seed=seed)
+    mixed_task = _mixed_recall(reference, candidate, modality, known, seed)
+    return Quality(
+        figures={
+            "cosine_mean": agreement["cosine_mean"],
+            "cosine_p1": percentile_figure(values, 1, seed),
+            "cosine_min": percentile_figure(values, 0, seed),
+            "top_k_overlap": agreement["top_k_overlap"],
+            "rank_correlation": mean_figure(_rank_correlations(fp32, variant, seed), seed),
+            "interchangeability": agreement["interchangeability"],
+            "mixed_index": agreement["mixed_index"],
+            **task.figures,
+            **mixed_task.figures,
+        },
+        drops={**task.drops, **mixed_task.drops},
+        top_k=k,
+        samples=len(values),
+        data=data,
+    )
+
+
+def task_quality(
+    reference: Embeddings, candidate: Embeddings, known: EvaluationLabels, *, seed: int = 0
+) -> TaskQuality:
+    """Return the task figures of two encoders together, and what they lose to fp32.
+
+    Equal captions count as relevant to each other's pictures. A recall is only told where there are
+    more samples than are looked at.
+
+    Args:
+        reference: Of fp32.
+        candidate: Of the variants, one or both encoders being quantized.
+        known: Captions and labels.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ShapeError: If there is not one embedding for each thing that is known.
+    """
+    return _compare(_task_values(reference, known), _task_values(candidate, known), seed)
+
+
+def mixed_indexes(
+    reference: Float32Array, candidate: Float32Array, seed: int = 0
+) -> tuple[Float32Array, Float32Array]:
+    """Return what an index holds that was filled by both: half and half, and the other way round.
+
+    Args:
+        reference: (N, D).
+        candidate: (N, D), of the same samples.
+        seed: Of which half is whose.
+    """
+    half = np.zeros((len(reference), 1), bool)
+    half[np.random.default_rng(seed).permutation(len(reference))[: len(reference) // 2]] = True
+    return np.where(half, reference, candidate), np.where(half, candidate, reference)
 
 
 def cosines(reference: Float32Array, candidate: Float32Array) -> Array:
@@ -73,33 +347,31 @@ def top_k_overlap(reference: Float32Array, candidate: Float32Array, k: int) -> f
     Raises:
         ShapeError: If k is out of range or the shapes differ.
     """
-    count = len(reference)
-    if reference.shape != candidate.shape or not 1 <= k < count:
-        raise ShapeError(
-            f"top_k_overlap: got {candidate.shape} against {reference.shape} and k = {k}; expected "
-            "equal shapes and 1 <= k < N."
-        )
-    shared = sum(
-        len(set(left) & set(right))
-        for left, right in zip(
-            _neighbours(reference, k).tolist(), _neighbours(candidate, k).tolist(), strict=True
-        )
-    )
-    return shared / (count * k)
+    truth, found = (Search(rows, rows, own=True) for rows in (reference, candidate))
+    return float(neighbour_agreement(truth, found, k).mean())
 
 
-def recall_at_k(queries: Float32Array, gallery: Float32Array, relevant: Array, k: int) -> float:
-    """Return the share of queries that find a relevant entry among their k nearest.
+def recall_at_k(
+    queries: Float32Array,
+    vectors: Float32Array,
+    query_groups: Array,
+    vector_groups: Array,
+    k: int,
+) -> float:
+    """Return the share of queries that find a vector of their group among their k nearest.
 
     Args:
         queries: (Q, D).
-        gallery: (N, D).
-        relevant: (Q, N) bool.
+        vectors: (N, D).
+        query_groups: (Q,) integers.
+        vector_groups: (N,) integers.
         k: At least 1; more than N counts as N.
+
+    Raises:
+        ShapeError: If the shapes do not go together.
     """
-    similarity = queries @ gallery.T
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return float(np.take_along_axis(relevant, nearest, axis=1).any(axis=1).mean())
+    ranks = ranks_of_relevant(Search(queries, vectors), query_groups, vector_groups)
+    return float(ranks.hits(k).mean())
 
 
 def zero_shot_accuracy(
@@ -112,70 +384,93 @@ def zero_shot_accuracy(
         class_texts: (C, D), one for each class.
         targets: N indices into the classes.
     """
-    predicted = (images @ class_texts.T).argmax(axis=1)
-    return float((predicted == np.asarray(targets)).mean())
+    return recall_at_k(images, class_texts, np.asarray(targets), np.arange(len(class_texts)), 1)
 
 
-def task_figures(
-    images: Float32Array,
-    texts: Float32Array,
-    class_texts: Float32Array,
-    known: EvaluationLabels,
-) -> dict[str, float]:
-    """Return what can be said about the tasks, by name.
+def _mean_agreement(truth: Search, searches: Sequence[Search], k: int) -> Array:
+    """Return the mean agreement of several searches for each sample: (N,)."""
+    values: Array = np.mean([neighbour_agreement(truth, found, k) for found in searches], axis=0)
+    return values
 
-    Equal captions count as relevant to each other's pictures.
 
-    Args:
-        images: (N, D).
-        texts: (N, D) of the captions; not read where there are none.
-        class_texts: (C, D) of the classes; not read where there are no labels.
-        known: Captions and labels.
-    """
-    figures: dict[str, float] = {}
+def _rank_correlations(fp32: Float32Array, variant: Float32Array, seed: int) -> Array:
+    if len(fp32) > _MAX_RANKED:
+        chosen = np.random.default_rng(seed).permutation(len(fp32))[:_MAX_RANKED]
+        fp32, variant = fp32[chosen], variant[chosen]
+    return rank_correlation(Search(fp32, fp32, own=True), Search(variant, variant, own=True))
+
+
+def _task_values(embeddings: Embeddings, known: EvaluationLabels) -> list[dict[str, Array]]:
+    """Return what the tasks give for each sample: one dict for each set of samples."""
+    values: list[dict[str, Array]] = []
     if known.captions is not None:
-        captions = np.asarray(known.captions)
-        relevant = captions[:, None] == captions[None, :]
-        for k in _RECALL_AT:
-            if k < len(captions):
-                figures[f"text_to_image_recall@{k}"] = recall_at_k(texts, images, relevant, k)
-        for k in _RECALL_AT:
-            if k < len(captions):
-                figures[f"image_to_text_recall@{k}"] = recall_at_k(images, texts, relevant, k)
+        groups = _groups(known.captions)
+        images, texts = embeddings.images, embeddings.texts
+        to_image = ranks_of_relevant(Search(texts, images), groups, groups)
+        to_text = ranks_of_relevant(Search(images, texts), groups, groups)
+        values.append(
+            {
+                name: hits
+                for k in _recalls(len(groups))
+                for name, hits in (
+                    (f"text_to_image_recall@{k}", to_image.hits(k)),
+                    (f"image_to_text_recall@{k}", to_text.hits(k)),
+                    # A sample is a picture with its caption: drawn together.
+                    (f"recall@{k}", (to_image.hits(k) + to_text.hits(k)) / 2),
+                )
+            }
+        )
     if known.labels is not None and len(known.classes) > 1:
         rows = [row for row, label in enumerate(known.labels) if label is not None]
-        targets = [known.classes.index(str(known.labels[row])) for row in rows]
-        figures["zero_shot_accuracy"] = zero_shot_accuracy(images[rows], class_texts, targets)
-    return figures
+        targets = np.array([known.classes.index(str(known.labels[row])) for row in rows])
+        search = Search(embeddings.images[rows], embeddings.class_texts)
+        ranks = ranks_of_relevant(search, targets, np.arange(len(known.classes)))
+        values.append({"zero_shot_accuracy": ranks.hits(1)})
+    return values
 
 
-def evaluate_variant(
-    reference: Float32Array, candidate: Float32Array, *, data: str, task: dict[str, float]
-) -> Quality:
-    """Compare a variant's embeddings of held-out samples with those of fp32.
+def _mixed_recall(
+    reference: Embeddings,
+    candidate: Embeddings,
+    modality: Modality,
+    known: EvaluationLabels,
+    seed: int,
+) -> TaskQuality:
+    """Return what fp32 queries of the other modality find in an index filled by both variants."""
+    if known.captions is None:
+        return TaskQuality({}, {})
+    groups = _groups(known.captions)
+    queries = reference.of(Modality.IMAGE if modality is Modality.TEXT else Modality.TEXT)
+    fp32, variant = reference.of(modality), candidate.of(modality)
 
-    Args:
-        reference: (N, D) of fp32, N >= 2.
-        candidate: (N, D) of the variant.
-        data: What the samples are.
-        task: Task figures of the variant.
-    """
-    values = cosines(reference, candidate)
-    k = min(TOP_K, len(values) - 1)
-    return Quality(
-        cosine_mean=float(values.mean()),
-        cosine_p1=float(np.percentile(values, 1)),
-        cosine_min=float(values.min()),
-        top_k=k,
-        top_k_overlap=top_k_overlap(reference, candidate, k),
-        task=task,
-        samples=len(values),
-        data=data,
+    def ranks(vectors: Float32Array) -> Ranks:
+        return ranks_of_relevant(Search(queries, vectors), groups, groups)
+
+    alone = ranks(fp32)
+    mixed = [ranks(vectors) for vectors in mixed_indexes(fp32, variant, seed)]
+    names = {f"mixed_recall@{k}": k for k in _recalls(len(groups))}
+    return _compare(
+        [{name: alone.hits(k) for name, k in names.items()}],
+        [{name: np.mean([r.hits(k) for r in mixed], axis=0) for name, k in names.items()}],
+        seed,
     )
 
 
-def _neighbours(embeddings: Float32Array, k: int) -> Array:
-    """Return the k nearest other rows of each row: (N, k) int64."""
-    similarity = embeddings @ embeddings.T
-    np.fill_diagonal(similarity, -np.inf)
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+def _recalls(samples: int) -> list[int]:
+    return [k for k in _RECALL_AT if k < samples]
+
+
+def _groups(captions: Sequence[str]) -> Array:
+    groups: Array = np.unique(np.asarray(captions), return_inverse=True)[1]
+    return groups
+
+
+def _compare(
+    reference: Sequence[dict[str, Array]], candidate: Sequence[dict[str, Array]], seed: int
+) -> TaskQuality:
+    figures: dict[str, Figure] = {}
+    drops: dict[str, Figure] = {}
+    for before, after in zip(reference, candidate, strict=True):
+        figures |= mean_figures(after, seed)
+        drops |= mean_figures({name: before[name] - after[name] for name in after}, seed)
+    return TaskQuality(figures, drops)

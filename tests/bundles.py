@@ -29,6 +29,7 @@ from mmedge.bundle import (
 )
 from mmedge.bundle.manifest import (
     ContrastiveHead,
+    Figure,
     FileEntry,
     Manifest,
     Parity,
@@ -224,16 +225,19 @@ def tiny_manifest(files: dict[str, FileEntry]) -> Manifest:
 def _variant(role: str, name: str, files: dict[str, FileEntry]) -> Variant:
     precision, step = VARIANTS[name]
     model = f"{role}/{name}.onnx"
-    quality = Quality(
-        cosine_mean=0.9999,
-        cosine_p1=0.9998,
-        cosine_min=0.9997,
-        top_k=10,
-        top_k_overlap=0.98,
-        task={"text_to_image_recall@1": 0.75},
-        samples=100,
-        data="drawn at random",
-    )
+    figures = {
+        "cosine_mean": Figure(value=0.9999, low=0.9998, high=1),
+        "cosine_p1": Figure(value=0.9998, low=0.9997, high=0.9999),
+        "cosine_min": Figure(value=0.9997, low=0.9997, high=0.9998),
+        "top_k_overlap": Figure(value=0.98, low=0.97, high=0.99),
+        "text_to_image_recall@1": Figure(value=0.75, low=0.7, high=0.8),
+        "recall@1": Figure(value=0.76, low=0.71, high=0.81),
+    }
+    drops = {
+        "text_to_image_recall@1": Figure(value=0.01, low=-0.005, high=0.02),
+        "recall@1": Figure(value=0.02, low=0.005, high=0.03),
+    }
+    quality = Quality(figures=figures, drops=drops, top_k=10, samples=100, data="drawn at random")
     return Variant(
         name=name,
         precision=precision,

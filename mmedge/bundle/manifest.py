@@ -28,6 +28,7 @@ from mmedge.specs import Modality, Precision, Task, TensorSpec
 __all__ = [
     "FORMAT_VERSION",
     "ContrastiveHead",
+    "Figure",
     "FileEntry",
     "Layout",
     "Manifest",
@@ -102,29 +103,56 @@ class Parity(BaseModel):
     samples: int = Field(ge=1)
 
 
+class Figure(BaseModel):
+    """A measured figure with its 95 % interval, from a bootstrap over the samples."""
+
+    model_config = _FROZEN
+    value: float
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Figure:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"value {self.value} lies outside {self.low} to {self.high}")
+        return self
+
+
+FigureName = Annotated[str, StringConstraints(pattern="^[a-z0-9_@]+$")]
+
+
 class Quality(BaseModel):
     """Fidelity to the fp32 variant on held-out data, never on calibration data.
 
     Attributes:
-        cosine_mean: Mean cosine of a sample's embedding with its fp32 embedding.
-        cosine_p1: First percentile of the same.
-        cosine_min: Minimum of the same.
-        top_k: The k of top_k_overlap.
-        top_k_overlap: Mean share of the k nearest neighbours that both variants agree on.
-        task: Task figures by name ("text_to_image_recall@1", ...), where a labelled set was given.
-        samples: Number of samples behind the cosine figures.
+        figures: By name, more being better. Agreement with fp32, where fp32 itself has 1:
+            cosine_mean, cosine_p1, cosine_min, top_k_overlap, rank_correlation,
+            interchangeability, mixed_index. Tasks, where the data has captions or labels: recall@K,
+            text_to_image_recall@K, image_to_text_recall@K, mixed_recall@K, zero_shot_accuracy.
+        drops: What is lost of each task figure: fp32's less the variant's, on the same samples.
+        top_k: The K of top_k_overlap, interchangeability and mixed_index.
+        samples: Number of samples behind the figures of agreement.
         data: What they were measured on.
     """
 
     model_config = _FROZEN
-    cosine_mean: float
-    cosine_p1: float
-    cosine_min: float
+    figures: dict[FigureName, Figure] = Field(min_length=1)
+    drops: dict[FigureName, Figure] = Field(default_factory=dict)
     top_k: int = Field(ge=1)
-    top_k_overlap: float
-    task: dict[str, float] = Field(default_factory=dict)
     samples: int = Field(ge=1)
     data: str
+
+    @model_validator(mode="after")
+    def _check_drops(self) -> Quality:
+        for name in self.drops:
+            if name not in self.figures:
+                raise ValueError(f"drop of {name!r}, which is not among the figures")
+        return self
+
+    def value(self, name: str) -> float | None:
+        """Return a figure without its interval, None where it was not measured."""
+        figure = self.figures.get(name)
+        return None if figure is None else figure.value
 
 
 class Tolerance(BaseModel):

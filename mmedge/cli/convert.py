@@ -13,8 +13,6 @@ import typer
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mmedge.converters.config import ConversionReport, ProgressEvent, VariantReport
 
 __all__ = ["convert"]
@@ -145,18 +143,21 @@ def _progress() -> Iterator[Callable[[ProgressEvent], None]]:
 
 def _print(report: ConversionReport) -> None:
     from mmedge.cli.output import new_table, plain, stdout_console
+    from mmedge.cli.quality_tables import quality_tables
 
     console = stdout_console()
-    numbers = ("size", "parity", "max error", "cosine", "p1", "min", "top-k", "time s")
+    numbers = ("size", "parity", "max error", "time s")
     table = new_table("role", "variant", *numbers, numbers=numbers)
     for line in report.variants:
         table.add_row(line.role, line.variant, *_cells(line))
     console.print(table)
-    console.print("parity: smallest cosine with PyTorch; cosine to top-k: agreement with fp32")
-    for about in dict.fromkeys(f"{v.role}: {v.quality.data}" for v in report.variants if v.quality):
-        console.print(f"  on {plain(about)}")
-    if tasks := _tasks(report):
-        console.print(tasks)
+    console.print("parity: smallest cosine with PyTorch, over random inputs")
+    for role in dict.fromkeys(line.role for line in report.variants):
+        qualities = {v.variant: v.quality for v in report.variants if v.role == role and v.quality}
+        for figures in quality_tables(role, qualities, every=False):
+            console.print(figures)
+        for about in dict.fromkeys(quality.data for quality in qualities.values()):
+            console.print(f"on {plain(about)}")
     for note in report.notes:
         console.print(f"Note: {plain(note)}")
     for message in report.skipped[:_MAX_LISTED]:
@@ -166,36 +167,10 @@ def _print(report: ConversionReport) -> None:
     console.print(f"{plain(str(report.path))} written in {report.duration_s:.0f} s.")
 
 
-def _tasks(report: ConversionReport) -> Table | None:
-    """Return the task figures, one column a figure, or None where nothing was labelled."""
-    from mmedge.cli.output import new_table
-
-    figures = [(line, line.quality.task) for line in report.variants if line.quality]
-    names = list(dict.fromkeys(name for _, task in figures for name in task))
-    if not names:
-        return None
-    columns = [_short(name) for name in names]
-    table = new_table("role", "variant", *columns, numbers=tuple(columns))
-    for line, task in figures:
-        cells = [f"{task[name]:.3f}" if name in task else "-" for name in names]
-        table.add_row(line.role, line.variant, *cells)
-    return table
-
-
-def _short(name: str) -> str:
-    shortened = name.replace("_to_", "→").replace("_recall", "").replace("_accuracy", "")
-    return shortened.replace("_", "-")
-
-
 def _cells(line: VariantReport) -> list[str]:
     from mmedge.cli.output import human_bytes
 
-    parity, quality = line.parity, line.quality
+    parity = line.parity
     cells = [human_bytes(line.size_bytes)]
     cells += [f"{parity.cosine_min:.6f}", f"{parity.max_abs_error:.1e}"] if parity else ["-", "-"]
-    if quality is None:
-        cells += ["-"] * 4
-    else:
-        means = (quality.cosine_mean, quality.cosine_p1, quality.cosine_min)
-        cells += [f"{figure:.4f}" for figure in means] + [f"{quality.top_k_overlap:.3f}"]
     return [*cells, f"{line.duration_s:.1f}"]

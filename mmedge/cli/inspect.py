@@ -56,9 +56,7 @@ def _print(bundle: Bundle) -> None:
         ("Roles", _facts(_roles(manifest))),
         ("Variants, highest fidelity first", _variants(manifest)),
         ("Parity with the PyTorch original", _parity(manifest)),
-        ("Quality against fp32, on held-out data", _quality(manifest)),
-        ("", _facts(_measured_on(manifest))),
-        ("Task figures", _tasks(manifest)),
+        *_titled("Quality on held-out data, with 95 % intervals", _quality(manifest)),
         ("Embedding spaces: vectors of one space may be compared", _facts(_spaces(manifest))),
         ("Preprocessing", _facts(_preprocessing(manifest))),
         ("Provenance", _facts(_provenance(manifest))),
@@ -67,6 +65,13 @@ def _print(bundle: Bundle) -> None:
             if title:
                 console.print(Text(f"\n{title}", style="bold"))
             console.print(part)
+
+
+def _titled(title: str, parts: Iterable[Table]) -> Iterator[tuple[str, Table]]:
+    """Yield several parts under one title."""
+    for part in parts:
+        yield title, part
+        title = ""
 
 
 def _facts(pairs: Iterator[tuple[str, str]]) -> Table:
@@ -168,53 +173,15 @@ def _parity(manifest: Manifest) -> Table:
     return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
 
 
-def _quality(manifest: Manifest) -> Table:
-    from mmedge.cli.output import new_table
+def _quality(manifest: Manifest) -> Iterator[Table]:
+    from mmedge.cli.quality_tables import quality_tables
 
-    def rows(variant: Variant) -> Iterator[Sequence[str]]:
-        quality = variant.quality
-        if quality is not None:
-            yield (
-                variant.name,
-                f"{quality.cosine_mean:.5f}",
-                f"{quality.cosine_p1:.5f}",
-                f"{quality.cosine_min:.5f}",
-                f"{quality.top_k_overlap:.3f} (k={quality.top_k})",
-                str(quality.samples),
-            )
-
-    numbers = ("cos mean", "p1", "min", "top-k overlap", "n")
-    return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
-
-
-def _measured_on(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, role in manifest.roles.items():
-        data = {variant.quality.data for variant in role.variants if variant.quality is not None}
-        if data:
-            yield f"{name} measured on", ", ".join(sorted(data))
-
-
-def _tasks(manifest: Manifest) -> Table:
-    """Return the task figures, one row a figure and one column a variant."""
-    from rich.text import Text
-
-    from mmedge.cli.output import new_table, plain
-
-    names = list(dict.fromkeys(variant.name for _, variant in _all_variants(manifest)))
-    table = new_table("figure", *names, numbers=tuple(names))
-    for role_name, role in manifest.roles.items():
-        figures = {
-            variant.name: variant.quality.task
-            for variant in role.variants
-            if variant.quality is not None and variant.quality.task
-        }
-        if figures:
-            table.add_row(Text(role_name, style="bold"))
-        for figure in dict.fromkeys(figure for task in figures.values() for figure in task):
-            values = (figures.get(name, {}).get(figure) for name in names)
-            cells = (_NONE if value is None else f"{value:.3f}" for value in values)
-            table.add_row(f"  {plain(figure)}", *cells)
-    return table
+        qualities = {v.name: v.quality for v in role.variants if v.quality is not None}
+        yield from quality_tables(name, qualities)
+        about = dict.fromkeys(f"{q.data} (n = {q.samples})" for q in qualities.values())
+        if about:
+            yield _facts(iter([("measured on", ", ".join(about))]))
 
 
 def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -248,5 +248,5 @@ class _Run:
 def _cosines(variant: Variant) -> tuple[float | None, float | None]:
     """Return mean and first percentile of the cosine with fp32, which is 1 for fp32 itself."""
     if variant.quality is not None:
-        return variant.quality.cosine_mean, variant.quality.cosine_p1
+        return variant.quality.value("cosine_mean"), variant.quality.value("cosine_p1")
     return (1.0, 1.0) if variant.precision.value == "fp32" else (None, None)

@@ -87,11 +87,15 @@ def test_the_summary_has_a_line_a_variant(
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     for role in ("image_encoder", "text_encoder"):
-        rows = [line for line in lines if line.split()[:2] == [role, "int8-dynamic"]]
-        assert len(rows) == 2, captured.out
-        assert "kB" in rows[0]
-    assert any("text→image@1" in line and "zero-shot" in line for line in lines)
-    assert any("on image_encoder: held-out: 24 pictures" in line for line in lines)
+        size, figures = [line for line in lines if line.split()[:2] == [role, "int8-dynamic"]]
+        assert "kB" in size
+        below = lines[lines.index(figures) :]
+        labels = [line.split()[0] for line in below if line.strip()]
+        assert labels.index("cosine-p1") < labels.index("recall@1") < labels.index("zero-shot")
+    assert "on held-out: 24 pictures" in lines
+    assert "on held-out: 24 captions" in lines
+    tables = lines[: lines.index("on held-out: 24 captions")]
+    assert max(len(line.rstrip()) for line in tables) <= 80
     assert "Note: a note [with] brackets" in lines
     assert "Skipped: picture 9" in lines
     assert "... and 2 more." in lines
@@ -106,8 +110,11 @@ def test_json_is_json_and_nothing_else(converted: tuple[Path, str]) -> None:
     assert [line["role"] for line in report["variants"]] == ["image_encoder", "text_encoder"]
     for line in report["variants"]:
         assert line["variant"] == "int8-dynamic"
-        assert 0.9 < line["quality"]["cosine_mean"] < 1
-        assert "text_to_image_recall@1" in line["quality"]["task"]
+        figures, drops = line["quality"]["figures"], line["quality"]["drops"]
+        mean = figures["cosine_mean"]
+        assert 0.9 < mean["low"] <= mean["value"] <= mean["high"] < 1
+        assert {"text_to_image_recall@1", "recall@1", "zero_shot_accuracy"} < set(drops)
+        assert set(drops) < set(figures)
         assert line["parity"]["samples"] > 1
 
 

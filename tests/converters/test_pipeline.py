@@ -30,6 +30,7 @@ from mmedge.converters.datasets import read_dataset
 from mmedge.converters.inputs import Data, plan_role
 from mmedge.converters.pipeline import convert
 from mmedge.converters.provenance import describe_provenance
+from mmedge.converters.quality import interchangeable
 from mmedge.converters.source import Source
 from mmedge.errors import (
     BundleError,
@@ -89,7 +90,7 @@ def test_a_bundle_holds_every_variant_best_first(
         names = [variant.name for variant in role.variants]
         assert names[:2] == ["fp32", "fp16"]
         assert set(names[2:]) == {"int8-dynamic", "int8-static"}
-        cosines = [v.quality.cosine_mean for v in role.variants if v.quality is not None]
+        cosines = [v.quality.value("cosine_mean") for v in role.variants if v.quality is not None]
         assert cosines == sorted(cosines, reverse=True)
         fp32 = role.variants[0]
         assert set(fp32.models) == {"portable", "onnxruntime"}
@@ -150,14 +151,19 @@ def test_figures_are_of_the_held_out_data(
             assert variant.quality is not None
             assert variant.quality.data.startswith("held-out: 24 ")
             assert variant.quality.samples == 24
-            assert {
-                "text_to_image_recall@1",
-                "image_to_text_recall@5",
-                "zero_shot_accuracy",
-            } < set(variant.quality.task)
+            assert (
+                {
+                    "text_to_image_recall@1",
+                    "image_to_text_recall@5",
+                    "zero_shot_accuracy",
+                }
+                < set(variant.quality.drops)
+                < set(variant.quality.figures)
+            )
             if variant.precision is Precision.FP32:
                 assert variant.parity.cosine_min > 0.99999, name
-                assert variant.quality.cosine_min == pytest.approx(1)
+                assert variant.quality.value("cosine_min") == pytest.approx(1)
+                assert {drop.value for drop in variant.quality.drops.values()} == {0}
 
 
 def test_variants_that_are_interchangeable_share_a_space(
@@ -170,7 +176,8 @@ def test_variants_that_are_interchangeable_share_a_space(
     for role in manifest.roles.values():
         for variant in role.variants:
             assert variant.quality is not None
-            alike = variant.quality.cosine_p1 >= 0.99
+            alike = interchangeable(variant.quality)
+            assert alike or variant.precision is Precision.INT8
             assert variant.space == (base if alike else f"{base}+{variant.name}")
 
 
@@ -245,7 +252,7 @@ def test_int8_alone_leaves_no_fp32_behind(siglip: Bundle) -> None:
         for variant in role.variants:
             assert variant.quality is not None
             assert variant.quality.data.startswith("synthetic: 64 ")
-            assert variant.quality.task == {}
+            assert variant.quality.drops == {}
     head = siglip.manifest.contrastive_head
     assert head is not None
     assert (head.activation, head.logit_bias) == ("sigmoid", pytest.approx(-10))
