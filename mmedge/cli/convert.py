@@ -124,21 +124,26 @@ def _progress() -> Iterator[Callable[[ProgressEvent], None]]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    with bar:
-        shown: dict[str, TaskID] = {}
+    shown: dict[str, TaskID] = {}
 
-        def finish() -> None:
-            for task in bar.tasks:
-                bar.update(task.id, completed=task.total)
+    def finish() -> None:
+        for task in bar.tasks:
+            bar.update(task.id, completed=task.total)
 
-        def show(event: ProgressEvent) -> None:
-            if event.stage not in shown:
-                finish()
-                shown[event.stage] = bar.add_task(event.stage, total=event.total)
-            bar.update(shown[event.stage], completed=event.done, total=event.total)
+    def show(event: ProgressEvent) -> None:
+        if event.stage not in shown:
+            finish()
+            shown[event.stage] = bar.add_task(event.stage, total=event.total)
+        bar.update(shown[event.stage], completed=event.done, total=event.total)
+        # Started with the first stage: a bar of none leaves an empty line before an error.
+        bar.start()
 
+    try:
         yield show
         finish()
+    finally:
+        if shown:
+            bar.stop()
 
 
 def _print(report: ConversionReport) -> None:

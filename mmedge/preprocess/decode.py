@@ -123,6 +123,8 @@ def describe_source(source: object) -> str:
 
 def _checked_path(source: str | os.PathLike[str]) -> Path:
     name = describe_source(source)
+    if not os.fspath(source):
+        raise ImageError(f"{name}: the path is empty. Pass the path of an image file.")
     if str(source).startswith(("http://", "https://")):
         raise ImageError(f"{name}: addresses are not fetched. Download it and pass the path.")
     path = Path(source)

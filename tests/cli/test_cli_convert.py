@@ -157,8 +157,11 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
 def test_a_name_without_the_suffix_is_refused(
     clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("convert", clip_folder, "-o", tmp_path / "clip", "-q") == 1
-    assert "must end in '.mmedge'" in capsys.readouterr().err
+    for options in ((), ("-q",)):
+        assert run("convert", clip_folder, "-o", tmp_path / "clip", *options) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("Error: ")
+        assert "must end in '.mmedge'" in error
 
 
 def test_without_the_extra_the_way_out_is_one_command(

@@ -224,6 +224,8 @@ def test_missing_file_directory_and_odd_paths(tmp_path: Path) -> None:
         decode_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="is a directory"):
         decode_image(tmp_path)
+    with pytest.raises(ImageError, match="Image '': the path is empty"):
+        decode_image("")
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match="the file is empty"):
         decode_image(tmp_path / "empty.jpg")
