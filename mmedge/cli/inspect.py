@@ -21,14 +21,27 @@ _NONE = "-"
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Show what became of each node, and why.")
+    ] = False,
+    role: Annotated[
+        str | None, typer.Option(help="Of --nodes: one role only.", show_default=False)
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of --nodes: one variant only.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Show what is in a bundle: roles, variants, fidelity, preprocessing, provenance."""
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json
 
+    if (role is not None or variant is not None) and not nodes:
+        raise typer.BadParameter("--role and --variant choose among node tables: add --nodes.")
     opened = open_bundle(bundle)
-    if json:
+    if nodes:
+        _print_nodes(opened, role, variant, as_json=json)
+    elif json:
         print_json(
             {
                 "path": str(bundle),
@@ -38,6 +51,25 @@ def inspect(
         )
     else:
         _print(opened)
+
+
+def _print_nodes(bundle: Bundle, role: str | None, variant: str | None, *, as_json: bool) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.node_tables import node_lines, node_tables
+    from mmedge.cli.output import plain, print_json, stdout_console
+
+    tables = node_tables(bundle, role, variant)
+    if as_json:
+        document = [table.model_dump(mode="json") for table in tables]
+        print_json({"path": str(bundle.path), "nodes": document})
+        return
+    console = stdout_console()
+    for index, table in enumerate(tables):
+        title = plain(f"{table.role}/{table.variant}")
+        console.print(Text(f"\n{title}" if index else title, style="bold"))
+        for line in node_lines(table, console.width):
+            console.print(Text(line))
 
 
 def _size_bytes(bundle: Bundle) -> int:
