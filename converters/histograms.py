@@ -16,16 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
+from mmedge.converters.methods import RangeMethod
 from mmedge.converters.passes.int8 import Range
 from mmedge.specs import Array
 
-__all__ = ["BINS", "Histogram", "RangeMethod", "choose_range", "span_of", "squared_error"]
-
-RangeMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+__all__ = ["BINS", "Histogram", "choose_range", "span_of", "squared_error"]
 
 BINS = 8192
 """Enough that a cut to a hundredth of the extremes still finds some dozens of bins to choose by."""
@@ -91,7 +89,7 @@ def choose_range(
             return squared_error(histogram, kept, symmetric=symmetric)
         return _divergence(merged, kept, symmetric=symmetric)
 
-    merged = _merge(histogram, _ENTROPY_BINS)
+    merged = _without_zeros(_merge(histogram, _ENTROPY_BINS))
     return _search(cost, extreme, symmetric=symmetric)
 
 
@@ -129,7 +127,8 @@ def _divergence(histogram: Histogram, kept: Range, *, symmetric: bool) -> float:
     low, high = (-reach, reach) if symmetric else (kept.low, kept.high)
     begin, end = np.searchsorted(middles, (low, high))
     inside = counts[begin:end].astype(np.float64)
-    if inside.sum() == 0:
+    # Cut almost everything off, and the little that stays is described without any divergence.
+    if inside.sum() * 2 < counts.sum():
         return np.inf
     # What is cut off comes out as the outermost levels, but was never there.
     original = inside.copy()
@@ -154,6 +153,21 @@ def _merge(histogram: Histogram, bins: int) -> Histogram:
     if histogram.counts.size <= bins:
         return histogram
     counts = histogram.counts.reshape(bins, -1).sum(axis=1)
+    return Histogram(counts, histogram.low, histogram.high)
+
+
+def _without_zeros(histogram: Histogram) -> Histogram:
+    """Bring the bin that holds zero down to its neighbours.
+
+    Zero has a code of its own in every range, so the zeros of a ReLU tell of none. Left in, they
+    alone would decide: their spike spread over one level is all divergence.
+    """
+    if not histogram.low <= 0 < histogram.high:
+        return histogram
+    counts = histogram.counts.copy()
+    place = int(np.searchsorted(histogram.edges(), 0.0, side="right")) - 1
+    neighbours = [counts[i] for i in (place - 1, place + 1) if 0 <= i < counts.size]
+    counts[place] = min(counts[place], max(neighbours))
     return Histogram(counts, histogram.low, histogram.high)
 
 

@@ -16,7 +16,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.histograms import BINS, Histogram, RangeMethod, choose_range, span_of
+from mmedge.converters.histograms import BINS, Histogram, choose_range, span_of
+from mmedge.converters.methods import RangeMethod
 from mmedge.converters.passes.int8 import Range
 from mmedge.converters.probing import ProbeBuilder, open_probe
 from mmedge.errors import CalibrationError, QuantizationError
@@ -25,7 +26,6 @@ from mmedge.specs import Array, Float32Array
 __all__ = [
     "ChannelStatistics",
     "Feeds",
-    "RangeMethod",
     "collect_channels",
     "collect_moments",
     "collect_ranges",
@@ -109,8 +109,8 @@ def collect_channels(
 
     Raises:
         CalibrationError: If the stream is empty.
-        QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
-            such tensor.
+        QuantizationError: If an activation is NaN or infinite, its last axis changes in size (the
+            tensor is named), or there is no such tensor.
     """
     lows: dict[str, Array] = {}
     highs: dict[str, Array] = {}
@@ -120,6 +120,7 @@ def collect_channels(
         for feed in feeds():
             for name, found in probe.run(feed).items():
                 _require_finite(name, *(found[what] for what in ("low", "high", "mean")))
+                _require_same_channels(name, lows.get(name), found["low"])
                 count = int(found["shape"][0])
                 total = found["mean"].astype(np.float64) * count
                 if rows[name]:
@@ -164,8 +165,8 @@ def collect_moments(
 
     Raises:
         CalibrationError: If the stream is empty.
-        QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
-            such tensor.
+        QuantizationError: If an activation is NaN or infinite, its last axis changes in size (the
+            tensor is named), or there is no such tensor.
     """
     moments: dict[str, Float32Array] = {}
     for group in _groups(_channel_counts(model, tensors, feeds), budget_bytes):
@@ -232,6 +233,7 @@ def _group_moments(model: Path, group: Sequence[str], feeds: Feeds) -> dict[str,
             for name, found in probe.run(feed).items():
                 # A value that is not finite makes its channel's own square so.
                 _require_finite(name, found["product"].diagonal())
+                _require_same_channels(name, sums.get(name), found["product"])
                 rows[name] += int(found["shape"][0])
                 if name in sums:
                     sums[name] += found["product"]
@@ -299,6 +301,14 @@ def _require_finite(name: str, *arrays: Array) -> None:
         raise QuantizationError(
             f"Activation '{name}' is NaN or infinite on the calibration data. "
             "Check the calibration data, or leave this role in float."
+        )
+
+
+def _require_same_channels(name: str, before: Array | None, now: Array) -> None:
+    if before is not None and before.shape != now.shape:
+        raise QuantizationError(
+            f"Activation '{name}' has no channels: the size of its last axis is {before.shape[-1]} "
+            f"in one batch and {now.shape[-1]} in another. Leave it out, or feed one size."
         )
 
 
