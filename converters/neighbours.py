@@ -8,7 +8,7 @@ members gives on average, so that no figure depends on the order of the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,43 +58,70 @@ class Search:
         return len(self.vectors) - int(self.own)
 
 
-def neighbour_agreement(truth: Search, found: Search, k: int, *, block: int = _BLOCK) -> Array:
-    """Return the share of the k nearest of one search that are among the k nearest of another.
+def neighbour_agreement(
+    truth: Search, found: Sequence[Search], k: int, *, block: int = _BLOCK
+) -> Array:
+    """Return the share of the k nearest of one search that are among the k nearest of others.
 
     A neighbour counts as right if the first search finds it at least as near as its k-th, so that
     equal vectors may stand in for each other.
 
     Args:
         truth: What should be found.
-        found: The same queries and vectors, embedded in another way.
+        found: F searches with the same queries and vectors, embedded in other ways.
         k: 1 <= k <= the number of vectors that may be found.
-        block: Similarities held at once.
+        block: Similarities of a search held at once.
 
     Returns:
-        (Q,) float64 in [0, 1].
+        (F, Q) float64 in [0, 1].
 
     Raises:
         ShapeError: If k is out of range, or the searches are not of the same samples.
     """
-    _check_alike(truth, found)
+    for search in found:
+        _check_alike(truth, search)
     if not 1 <= k <= truth.others:
         raise ShapeError(
             f"Neighbours: got k = {k}, expected 1 to {truth.others}, the vectors to be found."
         )
+    blocks = zip(
+        _similarities(truth, block),
+        *(_similarities(search, block) for search in found),
+        strict=True,
+    )
     shares = []
-    for (right, usable), (got, answered) in zip(
-        _similarities(truth, block), _similarities(found, block), strict=True
-    ):
-        correct = right >= _kth(right, k)[:, None] - _TIE
-        kth = _kth(got, k)[:, None]
-        surely = got > kth + _TIE
-        tied = (got >= kth - _TIE) & ~surely
-        certain = np.count_nonzero(surely, axis=1)
-        # The k-th itself is one of those tied, so that none is a division by zero.
-        luck = np.count_nonzero(tied & correct, axis=1) / np.count_nonzero(tied, axis=1)
-        share = (np.count_nonzero(surely & correct, axis=1) + (k - certain) * luck) / k
-        shares.append(np.where(usable & answered, share, 0.0))
-    return np.concatenate(shares)
+    for (right, usable), *answers in blocks:
+        limit = _kth(right, k) - _TIE
+        shares.append(
+            [
+                np.where(usable & answered, _share_right(right, limit, got, k), 0.0)
+                for got, answered in answers
+            ]
+        )
+    return np.concatenate(shares, axis=1)
+
+
+def _share_right(right: Array, limit: Array, got: Array, k: int) -> Array:
+    """Return the share of what was got among the k nearest that is right: (Q,).
+
+    Args:
+        right: (Q, N) similarities of the search that tells.
+        limit: (Q,) from where on they are right.
+        got: (Q, N) similarities of the search that is judged.
+        k: As above.
+    """
+    kth = _kth(got, k)
+    rows, columns = np.nonzero(got >= kth[:, None] - _TIE)
+    surely = got[rows, columns] > kth[rows] + _TIE
+    correct = right[rows, columns] >= limit[rows]
+
+    def per_query(which: Array) -> Array:
+        return np.bincount(rows[which], minlength=len(got))
+
+    # The k-th itself is one of those tied, so that none is a division by zero.
+    luck = per_query(~surely & correct) / per_query(~surely)
+    share: Array = (per_query(surely & correct) + (k - per_query(surely)) * luck) / k
+    return share
 
 
 def rank_correlation(truth: Search, found: Search, *, block: int = _BLOCK) -> Array:

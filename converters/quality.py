@@ -245,20 +245,19 @@ def evaluate_variant(
             "a neighbour. Evaluate on more."
         )
     k = min(TOP_K, len(values) - 1)
-    truth = Search(fp32, fp32, own=True)
-    crossed = (Search(fp32, variant, own=True), Search(variant, fp32, own=True))
-    mixed = [
-        Search(queries, vectors, own=True)
-        for queries, vectors in zip(
-            (fp32, variant), mixed_indexes(fp32, variant, seed), strict=True
-        )
-    ]
+    one, other = mixed_indexes(fp32, variant, seed)
+    searches = ((variant, variant), (fp32, variant), (variant, fp32), (fp32, one), (variant, other))
+    alone, *crossed = neighbour_agreement(
+        Search(fp32, fp32, own=True),
+        [Search(queries, vectors, own=True) for queries, vectors in searches],
+        k,
+    )
     agreement = mean_figures(
         {
             "cosine_mean": values,
-            "top_k_overlap": neighbour_agreement(truth, Search(variant, variant, own=True), k),
-            "interchangeability": _mean_agreement(truth, crossed, k),
-            "mixed_index": _mean_agreement(truth, mixed, k),
+            "top_k_overlap": alone,
+            "interchangeability": (crossed[0] + crossed[1]) / 2,
+            "mixed_index": (crossed[2] + crossed[3]) / 2,
         },
         seed,
     )
@@ -348,7 +347,7 @@ def top_k_overlap(reference: Float32Array, candidate: Float32Array, k: int) -> f
         ShapeError: If k is out of range or the shapes differ.
     """
     truth, found = (Search(rows, rows, own=True) for rows in (reference, candidate))
-    return float(neighbour_agreement(truth, found, k).mean())
+    return float(neighbour_agreement(truth, [found], k).mean())
 
 
 def recall_at_k(
@@ -385,12 +384,6 @@ def zero_shot_accuracy(
         targets: N indices into the classes.
     """
     return recall_at_k(images, class_texts, np.asarray(targets), np.arange(len(class_texts)), 1)
-
-
-def _mean_agreement(truth: Search, searches: Sequence[Search], k: int) -> Array:
-    """Return the mean agreement of several searches for each sample: (N,)."""
-    values: Array = np.mean([neighbour_agreement(truth, found, k) for found in searches], axis=0)
-    return values
 
 
 def _rank_correlations(fp32: Float32Array, variant: Float32Array, seed: int) -> Array:

@@ -32,8 +32,9 @@ def test_agreement_by_hand() -> None:
     truth = Search(queries, at_degrees(1, 2, 3, 40))
     found = Search(queries, at_degrees(1, 50, 3, 40))
     # Truth 0, 1, 2, 3; found 0, 2, 3, 1.
-    assert [neighbour_agreement(truth, found, k).tolist() for k in (1, 2, 4)] == [[1], [0.5], [1]]
-    assert neighbour_agreement(truth, found, 3) == pytest.approx([2 / 3])
+    for k, share in {1: 1, 2: 1 / 2, 3: 2 / 3, 4: 1}.items():
+        same, got = neighbour_agreement(truth, [truth, found], k)
+        assert (same, got) == (pytest.approx([1]), pytest.approx([share]))
 
 
 def test_a_tie_counts_as_a_random_order_of_it() -> None:
@@ -41,9 +42,9 @@ def test_a_tie_counts_as_a_random_order_of_it() -> None:
     truth = Search(queries, at_degrees(1, 20, 30, 40))
     tied = Search(queries, at_degrees(5, 9, 9, 9))
     # 0 for sure, and one of the three others, of which one is right.
-    assert neighbour_agreement(truth, tied, 2) == pytest.approx([(1 + 1 / 3) / 2])
+    assert neighbour_agreement(truth, [tied], 2)[0] == pytest.approx([(1 + 1 / 3) / 2])
     # The other way round: all three ties are as near as the second, so any will do.
-    assert neighbour_agreement(tied, truth, 2).tolist() == [1]
+    assert neighbour_agreement(tied, [truth], 2).tolist() == [[1]]
 
 
 def test_rank_correlation_by_hand() -> None:
@@ -95,7 +96,7 @@ def test_what_is_broken_is_not_found_and_finds_nothing() -> None:
     broken = vectors.copy()
     broken[0], broken[3] = np.nan, 0
     truth = Search(vectors, vectors, own=True)
-    agreement = neighbour_agreement(truth, Search(broken, broken, own=True), 1)
+    (agreement,) = neighbour_agreement(truth, [Search(broken, broken, own=True)], 1)
     # Sample 1 is as near to 0 as to 2, and finds 2; sample 2 finds 1, as near as 3.
     assert agreement.tolist() == [0, 1, 1, 0]
     assert rank_correlation(truth, Search(broken, broken, own=True))[[0, 3]].tolist() == [0, 0]
@@ -110,7 +111,7 @@ def test_huge_embeddings_are_as_good_as_others() -> None:
     vectors = random(6, 0)
     search = Search(vectors, vectors, own=True)
     huge = Search(vectors * np.float32(1e30), vectors * np.float32(1e-30), own=True)
-    assert neighbour_agreement(search, huge, 2).tolist() == [1] * 6
+    assert neighbour_agreement(search, [huge], 2).tolist() == [[1] * 6]
 
 
 @settings(max_examples=15, deadline=None)
@@ -121,7 +122,7 @@ def test_blocks_change_nothing(seed: int, block: int, own: bool) -> None:
     truth, found = Search(vectors, vectors, own=own), Search(vectors, other, own=own)
     groups = np.arange(14) // 3
     np.testing.assert_array_equal(
-        neighbour_agreement(truth, found, 4, block=block), neighbour_agreement(truth, found, 4)
+        neighbour_agreement(truth, [found], 4, block=block), neighbour_agreement(truth, [found], 4)
     )
     np.testing.assert_allclose(
         rank_correlation(truth, found, block=block), rank_correlation(truth, found), atol=1e-12
@@ -141,7 +142,7 @@ def test_agreement_is_the_share_of_common_neighbours(seed: int, k: int) -> None:
         return [set(row) for row in np.argsort(-queries @ unit.T, axis=1)[:, :k].tolist()]
 
     expected = [len(a & b) / k for a, b in zip(nearest(vectors), nearest(other), strict=True)]
-    got = neighbour_agreement(Search(queries, vectors), Search(queries, other), k)
+    (got,) = neighbour_agreement(Search(queries, vectors), [Search(queries, other)], k)
     np.testing.assert_allclose(got, expected)
 
 
@@ -153,9 +154,9 @@ def test_searches_that_do_not_go_together_are_refused() -> None:
         Search(vectors[:3], vectors, own=True)
     search = Search(vectors, vectors)
     with pytest.raises(ShapeError, match="same samples"):
-        neighbour_agreement(search, Search(vectors, vectors, own=True), 1)
+        neighbour_agreement(search, [Search(vectors, vectors, own=True)], 1)
     for k in (0, 5):
         with pytest.raises(ShapeError, match=f"got k = {k}, expected 1 to 4"):
-            neighbour_agreement(search, search, k)
+            neighbour_agreement(search, [search], k)
     with pytest.raises(ShapeError, match="Groups"):
         ranks_of_relevant(search, np.arange(4), np.arange(3))
