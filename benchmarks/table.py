@@ -73,7 +73,19 @@ def section() -> str:
         f"`encode_image` on a ready tensor, batch 1, over the bare session call: {shares} of the "
         f"call, noise included; the session wrapper alone costs {wrapper_us:.1f} µs."
     )
-    return "\n".join([*lines, "", overhead])
+    return "\n".join([*lines, "", overhead, "", _calibration()])
+
+
+def _calibration() -> str:
+    results = _load("calibration_memory")["results"]
+    few, many = sorted((name for name in results if name.isdigit()), key=int)
+    encoder = {"small": "the shapes CLIP", "full": "full-size ViT-B/32"}[results["size"]]
+    return (
+        f"Calibrating the image encoder of {encoder} to static int8 ({results['ranges']} ranges, "
+        f"{results['picture_size']} pictures) peaks at {results[few]['peak_rss_mib']:.0f} MiB with "
+        f"{int(few):,} pictures and at {results[many]['peak_rss_mib']:.0f} MiB with {int(many):,}: "
+        "what grows is the list of files and the hashes that tell whether pictures repeat."
+    )
 
 
 def _ratios(results: dict[str, Any]) -> list[list[str]]:
