@@ -63,6 +63,13 @@ class NodeEntry(BaseModel):
     embedding_error: float | None = Field(default=None, ge=0, le=2)
     reason: Annotated[str, StringConstraints(max_length=1024)] = ""
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The name in two parts, the block and what it is there: ("layers.0", "mlp.fc1")."""
+        parts = self.name.split(".")
+        last = max((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), default=-1)
+        return ".".join(parts[: last + 1]), ".".join(parts[last + 1 :])
+
     @model_validator(mode="after")
     def _check_range(self) -> NodeEntry:
         if (self.low is None) != (self.high is None):

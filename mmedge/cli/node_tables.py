@@ -81,7 +81,7 @@ def node_lines(table: NodeTable, width: int) -> Iterator[str]:
         if flat:
             yield f"{line(_safe(node.name), figures)}  {_safe(node.reason)}".rstrip()
             continue
-        stem, name = _split(node.name)
+        stem, name = node.place
         if stem != block:
             yield from _folded(stem, width, "")
             block = stem
@@ -108,13 +108,6 @@ def _figures(node: NodeEntry) -> Iterator[str]:
 
 def _safe(text: str) -> str:
     return plain(text).replace("\n", "\\n")
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Split a name after its last number: "layers.0.mlp.fc1" into "layers.0" and "mlp.fc1"."""
-    parts = name.split(".")
-    last = max((index for index, part in enumerate(parts[:-1]) if part.isdecimal()), default=-1)
-    return ".".join(parts[: last + 1]), ".".join(parts[last + 1 :])
 
 
 def _folded(text: str, width: int, indent: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from mmedge.bundle import NodeTable
     from mmedge.profiling import Profile, ProfileConfig, Progress
 
 __all__ = ["profile"]
@@ -103,10 +104,11 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     for path in (json_file, html):
         if path is not None:
             _check_writable(path)
+    tables = _node_tables(bundle, config) if html is not None else ()
     with _progress(shown=not quiet) as on_progress:
         made = measure(bundle, config, on_progress=on_progress)
     _print(made, as_json=printed, quiet=quiet)
-    _write(made, json_file, html)
+    _write(made, json_file, html, tables)
     _apply_gates(made)
 
 
@@ -199,14 +201,27 @@ def _print(made: Profile, *, as_json: bool, quiet: bool) -> None:
         print_profile(made, stdout_console())
 
 
-def _write(made: Profile, json_file: Path | None, html: Path | None) -> None:
+def _node_tables(bundle: Path, config: ProfileConfig) -> tuple[NodeTable, ...]:
+    """Read, before anything is measured, what the bundle tells of its variants' nodes."""
+    from mmedge.bundle import open_bundle
+    from mmedge.profiling.cells import choose_variants
+
+    opened = open_bundle(bundle)
+    chosen = choose_variants(opened, config)
+    found = [opened.nodes(variant) for ladder in chosen.values() for variant in ladder]
+    return tuple(table for table in found if table is not None)
+
+
+def _write(
+    made: Profile, json_file: Path | None, html: Path | None, tables: Sequence[NodeTable]
+) -> None:
     from mmedge.files import write_atomic
     from mmedge.profiling.html_report import render_html
 
     if json_file is not None:
         write_atomic(json_file, (made.model_dump_json(indent=2) + "\n").encode())
     if html is not None:
-        write_atomic(html, render_html(made).encode())
+        write_atomic(html, render_html(made, tables).encode())
 
 
 def _apply_gates(made: Profile) -> None:

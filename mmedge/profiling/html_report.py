@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from mmedge.bundle.nodes import NodeTable
 from mmedge.profiling import html_plots as plots
+from mmedge.profiling.html_nodes import render_nodes
 from mmedge.profiling.html_style import STYLE
 from mmedge.profiling.result import Cell, Latency, Profile, VariantFigures
 from mmedge.profiling.statistics import PERCENTILES, SAMPLES_BEYOND, required_samples
@@ -23,11 +25,12 @@ _STAGES = ("decode", "resize", "normalize", "tokenize", "inference", "other")
 _ABSENT = '<span class="soft" title="not measured">\u2013</span>'
 
 
-def render_html(profile: Profile) -> str:
+def render_html(profile: Profile, nodes: Sequence[NodeTable] = ()) -> str:
     """Return the page.
 
     Args:
         profile: What was measured.
+        nodes: Node tables of the variants, where the bundle has some (Bundle.nodes).
 
     Returns:
         A complete HTML document, UTF-8 when encoded.
@@ -41,6 +44,7 @@ def render_html(profile: Profile) -> str:
         *(_role(profile, role) for role in roles),
         _stages(profile, roles),
         _variants(profile),
+        *map(render_nodes, nodes),
         _about(profile),
     ]
     title = escape(f"{profile.bundle.name}: profile")

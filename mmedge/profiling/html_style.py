@@ -68,6 +68,17 @@ padding:12px 16px;margin:14px 0}
 .warn h3{color:var(--warn);margin-bottom:4px}
 .warn ul{margin:0;padding-left:20px}
 .warn li{overflow-wrap:anywhere}
+.nodes summary{cursor:pointer;color:var(--soft);font-size:.9rem;margin:0 0 8px}
+.nodes .block th{position:static;text-align:left;color:var(--soft);font-weight:600;
+font-size:.85rem;background:var(--bg);padding:5px 12px}
+.nodes .block span{position:sticky;left:12px}
+.nodes tbody td,.nodes tbody th{vertical-align:top}.nodes tbody th{min-width:8em}
+.nodes td small{white-space:normal;min-width:9em}
+.chip::before{content:"";display:inline-block;width:.7em;height:.7em;margin-right:.45em;
+border-radius:2px;background:var(--s)}
+.bar{display:inline-block;width:7.5em;height:.8em;margin-right:.4em;background:var(--grid);
+border-radius:2px;vertical-align:-.05em;overflow:hidden}
+.bar i{display:block;height:100%;background:var(--s)}
 footer{margin-top:40px;color:var(--soft);font-size:.88rem}
 @media (max-width:560px){main{padding:18px 12px 40px}h1{font-size:1.4rem}
 .card{padding:14px}th,td{padding:7px 10px}
