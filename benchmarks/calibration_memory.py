@@ -6,8 +6,8 @@ of 8, and writes the quantized graph. Peak resident memory is what the process r
 its end (VmHWM).
 
 --size small: the image encoder of the trained shapes CLIP, 64x64 PNG pictures; 10,000 of them take
-about two minutes. --size full: full-size ViT-B/32 with random weights, 320x240 PNG pictures; some
-hours for 10,000 on one core. Pictures are made once and kept in the benchmarks' cache folder.
+about two minutes. --size full: full-size ViT-B/32 with random weights, 320x240 PNG pictures; about
+an hour for 10,000 on one core. Pictures are made once and kept in the benchmarks' cache folder.
 """
 
 from __future__ import annotations

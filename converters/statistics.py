@@ -17,6 +17,13 @@ import numpy as np
 import onnx_ir as ir
 
 from mmedge.converters.histograms import BINS, Histogram, choose_range, span_of
+from mmedge.converters.measures import (
+    measure_channels,
+    measure_extremes,
+    measure_histogram,
+    measure_moment,
+    measure_shape,
+)
 from mmedge.converters.methods import RangeMethod
 from mmedge.converters.passes.int8 import Range
 from mmedge.converters.probing import ProbeBuilder, open_probe
@@ -116,7 +123,7 @@ def collect_channels(
     highs: dict[str, Array] = {}
     sums: dict[str, Array] = {}
     rows = dict.fromkeys(tensors, 0)
-    with open_probe(model, tensors, _channel_measure) as probe:
+    with open_probe(model, tensors, measure_channels) as probe:
         for feed in feeds():
             for name, found in probe.run(feed).items():
                 _require_finite(name, *(found[what] for what in ("low", "high", "mean")))
@@ -177,7 +184,7 @@ def collect_moments(
 def _extremes(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, Range]:
     lows = dict.fromkeys(tensors, np.inf)
     highs = dict.fromkeys(tensors, -np.inf)
-    with open_probe(model, tensors, _extreme_measure) as probe:
+    with open_probe(model, tensors, measure_extremes) as probe:
         for feed in feeds():
             for name, found in probe.run(feed).items():
                 _require_finite(name, *found.values())
@@ -195,7 +202,7 @@ def _count(
     counts = {name: np.zeros(BINS, np.int64) for name in extremes}
 
     def measure(build: ProbeBuilder, name: str, value: ir.Value) -> dict[str, ir.Value]:
-        return {"counts": _histogram(build, value, *spans[name])}
+        return {"counts": measure_histogram(build, value, *spans[name])}
 
     with open_probe(model, list(extremes), measure) as probe:
         for feed in feeds():
@@ -206,7 +213,7 @@ def _count(
 
 def _channel_counts(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, int]:
     """Return the number of channels of each tensor, as the first feed shows it."""
-    with open_probe(model, tensors, _shape_measure) as probe:
+    with open_probe(model, tensors, measure_shape) as probe:
         for feed in islice(feeds(), 1):
             return {name: int(found["shape"][1]) for name, found in probe.run(feed).items()}
     raise _no_data()
@@ -228,7 +235,7 @@ def _groups(channels: Mapping[str, int], budget_bytes: int) -> list[list[str]]:
 def _group_moments(model: Path, group: Sequence[str], feeds: Feeds) -> dict[str, Float32Array]:
     sums: dict[str, Array] = {}
     rows = dict.fromkeys(group, 0)
-    with open_probe(model, group, _moment_measure) as probe:
+    with open_probe(model, group, measure_moment) as probe:
         for feed in feeds():
             for name, found in probe.run(feed).items():
                 # A value that is not finite makes its channel's own square so.
@@ -242,51 +249,6 @@ def _group_moments(model: Path, group: Sequence[str], feeds: Feeds) -> dict[str,
     if not all(rows.values()):
         raise _no_data()
     return {name: (sums.pop(name) / rows[name]).astype(np.float32) for name in group}
-
-
-def _extreme_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
-    measures = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum"}
-    # The engine's extremes pass over NaN; a sum does not.
-    return {
-        what: build.node(op_type, [value], {"keepdims": 0}) for what, op_type in measures.items()
-    }
-
-
-def _channel_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
-    rows, axes = build.rows(value), build.constant(np.array([0]))
-    measures = {"low": "ReduceMin", "high": "ReduceMax", "mean": "ReduceMean"}
-    found = {
-        what: build.node(op_type, [rows, axes], {"keepdims": 0})
-        for what, op_type in measures.items()
-    }
-    return {**found, "shape": build.node("Shape", [rows], dtype=ir.DataType.INT64)}
-
-
-def _shape_measure(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
-    return {"shape": build.node("Shape", [build.rows(value)], dtype=ir.DataType.INT64)}
-
-
-def _moment_measure(build: ProbeBuilder, name: str, value: ir.Value) -> dict[str, ir.Value]:
-    rows = build.rows(value)
-    product = build.node("MatMul", [build.node("Transpose", [rows]), rows])
-    return {"product": product, **_shape_measure(build, name, value)}
-
-
-def _histogram(build: ProbeBuilder, value: ir.Value, low: float, high: float) -> ir.Value:
-    """Count a value into equal bins between two numbers, in the engine."""
-    int32 = ir.DataType.INT32
-    start = build.constant(np.array(low, np.float32))
-    bins_a_unit = build.constant(np.array(BINS / (high - low), np.float32))
-    first, last = (build.constant(np.array(end, np.float32)) for end in (0, BINS - 1))
-    flat = build.node("Reshape", [value, build.constant(np.array([-1]))])
-    places = build.node("Mul", [build.node("Sub", [flat, start]), bins_a_unit])
-    inside = build.node("Clip", [places, first, last])
-    bins = build.node("Cast", [inside], {"to": int32.value}, dtype=int32)
-    size = build.node("Shape", [bins], dtype=ir.DataType.INT64)
-    ones = build.node("Expand", [build.constant(np.array(1, np.int32)), size], dtype=int32)
-    none = build.constant(np.zeros(BINS, np.int32))
-    add: dict[str, int | str] = {"axis": 0, "reduction": "add"}
-    return build.node("ScatterElements", [none, bins, ones], add, dtype=int32)
 
 
 def _is_narrow(extreme: Range) -> bool:
