@@ -61,7 +61,7 @@ def _metrics() -> Iterator[tuple[str, Metric]]:
         (
             "interchangeability",
             "interchangeability",
-            "share of fp32's nearest neighbours found when queries of one search vectors of the other",
+            "share of fp32's nearest neighbours found by queries of one in vectors of the other",
         ),
     ):
         yield name, Metric(figure, about, agreement=True)
