@@ -1,78 +1,231 @@
-"""Float16: weights and arithmetic in half precision, with ONNX Runtime's converter.
+"""Float16: weights and arithmetic in half precision, except where the numbers do not fit.
 
-The converter is ONNX Runtime's own (`onnxruntime.transformers.float16`): it knows which operators
-have no fp16 kernel and puts the casts around them.
+float16 holds magnitudes from 6.1e-5 (below, ever fewer digits) to 65504. What stays in float32 is
+found from numbers, not from a list of operators:
+
+- weights: a constant that is too large, or loses more than a thousandth of its norm by rounding;
+- values, over calibration data (peaks.py): one that comes near 65504, or is nowhere above 6.1e-5,
+  stays in float32 with the node that makes it and all that read it; so do a product, a sum, a mean
+  or a norm whose sum does so on the way, and a Softmax, with what makes its input, whose input is
+  so large that float16 has steps of a quarter there;
+- the normalization of the embedding, because the output is float32: the cast only comes earlier.
+
+LayerNormalization computes in float32 by definition (`stash_type` 1), as Softmax in every engine.
+
+Source: IEEE 754-2019, binary16; ONNX operators, LayerNormalization-17; Micikevicius et al. 2018,
+"Mixed Precision Training", section 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnxruntime.transformers import float16
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from mmedge.converters.passes.building import replace_value
-from mmedge.converters.passes.matching import is_op, producer
+from mmedge.converters.passes.matching import constant, is_op, producer
+from mmedge.converters.passes.narrowing import NarrowFloats, narrowed
+from mmedge.errors import QuantizationError
 
-__all__ = ["to_float16"]
+__all__ = ["Float16Result", "Island", "Peak", "output_normalization", "to_float16"]
 
-# Below this size the converter may infer shapes, which goes through a protobuf of 2 GB at most.
-_INFERABLE_BYTES = 1 << 30
+_LARGEST = 65504.0
+# Data that was not seen may go further than data that was.
+_LIMIT = _LARGEST / 4
+_SMALLEST_NORMAL = 2.0**-14
+# Rounding alone takes 3e-4 of a weight's norm.
+_WEIGHT_ERROR = 1e-3
+# From here on float16 has steps of 1/4, which move a weight of attention by up to 13 %.
+_SOFTMAX_LIMIT = 256.0
+# What may stand between the normalization of an embedding and the output.
+_LIGHT = frozenset({"Clip", "Max", "Add", "Expand", "Div", "Mul", "Squeeze", "Identity"})
+# What may stand between a mask and the Softmax that it is for.
+_MASKING = frozenset({"Where", "Add", "Expand", "Unsqueeze", "Reshape", "Slice", "Transpose"})
+_SQUARING = ("ReduceL2", "ReduceSumSquare", "Pow")
 
 
-def to_float16(model: Path) -> ir.Model:
-    """Return a portable fp32 graph in fp16, its inputs and outputs left in float32.
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """What a value reached over the calibration data; infinite ones, such as masks, left out.
 
-    The final L2 normalization stays in fp32: it squares and sums what may be large.
+    Attributes:
+        largest: Largest magnitude.
+        highest: Largest value; below `largest` where that is negative.
+        inside: What a sum on the way to the value can have reached in any order of adding: the sum
+            of the magnitudes, or of the squares. For Softmax the largest magnitude among the maxima
+            of its rows. 0 for other operators.
+    """
+
+    largest: float
+    highest: float
+    inside: float
+
+
+@dataclass(frozen=True, slots=True)
+class Island:
+    """A node that stays in float32 in a float16 graph.
+
+    Attributes:
+        name: Of the node.
+        op_type: Of the node.
+        reason: Why.
+    """
+
+    name: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Float16Result:
+    """A graph in float16.
+
+    Attributes:
+        model: The graph; inputs and outputs are float32.
+        islands: What stayed in float32, in the graph's order.
+    """
+
+    model: ir.Model
+    islands: tuple[Island, ...]
+
+
+def to_float16(model: Path | ir.Model, peaks: Mapping[str, Peak] | None = None) -> Float16Result:
+    """Return a portable float32 graph in float16, inputs and outputs left in float32.
 
     Args:
-        model: Portable ONNX file.
+        model: Portable ONNX file; or a graph, such as one in fp8, which is changed.
+        peaks: Of every float32 value, by name (`peaks.collect_peaks`). Without them only the
+            weights are looked at, and what squares its input stays in float32.
+
+    Raises:
+        QuantizationError: If a weight is NaN, or the dtype of a value is not known; it is named.
     """
-    graph = ir.load(model)
-    kept = _normalization(graph)
-    proto = onnx.load(model)
-    tensors = [value.const_value for value in graph.graph.initializers.values()]
-    size_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    converted = float16.convert_float_to_float16(
-        proto,
-        keep_io_types=True,
-        disable_shape_infer=size_bytes > _INFERABLE_BYTES,
-        node_block_list=kept,
+    graph = model if isinstance(model, ir.Model) else ir.load(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+    islands = _Islands()
+    islands.keep(output_normalization(graph.graph), "makes the float32 output")
+    for value in graph.graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT and (reason := _weight_reason(value)):
+            islands.keep(value.consumers(), reason)
+    if peaks is None:
+        _keep_squares(graph.graph, islands)
+    else:
+        _keep_peaks(graph.graph, peaks, islands)
+    found = tuple(
+        Island(node.name or "", node.op_type, islands.reasons[node])
+        for node in graph.graph
+        if node in islands.reasons
     )
-    half: ir.Model = ir.from_proto(converted)
-    _drop_round_trips(half)
-    return half
+    NarrowFloats(ir.DataType.FLOAT16, islands.reasons)(graph)
+    return Float16Result(graph, found)
 
 
-def _normalization(model: ir.Model) -> list[str]:
-    """Return the names of ReduceL2 and of everything after it."""
-    kept: list[str] = []
-    reached: set[ir.Node] = set()
-    for node in model.graph:
-        if is_op(node, "ReduceL2") or any(
-            value is not None and value.producer() in reached for value in node.inputs
-        ):
-            reached.add(node)
-            kept.append(node.name or "")
-    return kept
+class _Islands:
+    """Nodes that stay in float32, each with the first reason that was found."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[ir.Node, str] = {}
+
+    def keep(self, nodes: Iterable[ir.Node | None], reason: str) -> None:
+        for node in nodes:
+            if node is not None:
+                self.reasons.setdefault(node, reason)
 
 
-def _drop_round_trips(model: ir.Model) -> None:
-    """Remove float32 -> float16 -> float32 between two parts kept in fp32: it only loses bits."""
-    graph = model.graph
-    for widen in list(graph):
-        narrow = producer(widen.inputs[0], "Cast") if is_op(widen, "Cast") else None
-        if narrow is None or _target(widen) != ir.DataType.FLOAT:
+def output_normalization(graph: ir.Graph) -> list[ir.Node]:
+    """Return each ReduceL2, and what follows it, that only light nodes part from an output."""
+    found: list[ir.Node] = []
+    for node in graph:
+        if is_op(node, "ReduceL2"):
+            after = _reached(node, lambda reader: reader.op_type in _LIGHT)
+            found.extend([] if after is None else [node, *after])
+    return found
+
+
+def _keep_squares(graph: ir.Graph, islands: _Islands) -> None:
+    for node in graph:
+        if any(is_op(node, op_type) for op_type in _SQUARING):
+            islands.keep([node], "squares its input, and no calibration data shows that this fits")
+
+
+def _keep_peaks(graph: ir.Graph, peaks: Mapping[str, Peak], islands: _Islands) -> None:
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        peak = peaks.get(value.name or "")
+        if peak is None:
             continue
-        source = narrow.inputs[0]
-        if _target(narrow) != ir.DataType.FLOAT16 or source is None:
+        node = value.producer()
+        # A mask means "less than all others", which the smallest float16 still does.
+        largest = peak.highest if _only_masks(value) else peak.largest
+        if largest > _LIMIT:
+            reason = f"'{value.name}' reaches {largest:.2g} on the calibration data"
+            islands.keep([node, *value.consumers()], reason)
+        elif 0 < peak.largest < _SMALLEST_NORMAL:
+            reason = f"'{value.name}' stays below {peak.largest:.2g} on the calibration data"
+            islands.keep([node, *value.consumers()], reason)
+        elif is_op(node, "Softmax") and node is not None:
+            if peak.inside >= _SOFTMAX_LIMIT:
+                reason = f"Softmax of {peak.inside:.2g}, where float16 has coarse steps"
+                islands.keep([node, *_scores(node)], reason)
+        elif peak.inside > _LIMIT:
+            islands.keep([node], f"sums up to {peak.inside:.2g} on the calibration data")
+
+
+def _scores(softmax: ir.Node) -> Iterable[ir.Node | None]:
+    """Return what makes the input of a Softmax, back to the product."""
+    value = softmax.inputs[0]
+    add = producer(value, "Add")
+    yield None if value is None else value.producer()
+    if add is not None:
+        yield from (producer(addend, "MatMul") for addend in add.inputs)
+
+
+def _weight_reason(value: ir.Value) -> str:
+    """Tell why a constant does not fit, or return ""."""
+    array = constant(value)
+    if array is None or not array.size:
+        return ""
+    if np.isnan(array).any():
+        raise QuantizationError(
+            f"Weight '{value.name}' holds NaN. Check the source model; leave this role in float."
+        )
+    finite = array[np.isfinite(array)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    if largest > _LARGEST:
+        if finite.max() <= _LARGEST and _only_masks(value):
+            return ""
+        return f"'{value.name}' holds {largest:.2g}, beyond float16"
+    half = narrowed(finite, ir.DataType.FLOAT16).astype(np.float32)
+    norm = float(np.linalg.norm(finite.astype(np.float64)))
+    lost = float(np.linalg.norm(finite.astype(np.float64) - half)) / norm if norm else 0.0
+    return f"'{value.name}' loses {lost:.1%} of its norm in float16" if lost > _WEIGHT_ERROR else ""
+
+
+def _only_masks(value: ir.Value) -> bool:
+    """Tell whether a value is only added to, or chosen for, what a Softmax reads."""
+    readers = list(value.consumers())
+    while readers:
+        node = readers.pop()
+        if is_op(node, "Softmax"):
             continue
-        if source.producer() is not None and not source.is_graph_output():
-            replace_value(widen.outputs[0], source)
-    RemoveUnusedNodesPass()(model)
+        if node.op_type not in _MASKING or any(v.is_graph_output() for v in node.outputs):
+            return False
+        readers.extend(reader for v in node.outputs for reader in v.consumers())
+    return bool(value.consumers()) and not value.is_graph_output()
 
 
-def _target(cast: ir.Node) -> int:
-    return cast.attributes["to"].as_int()
+def _reached(start: ir.Node, passes: Callable[[ir.Node], bool]) -> list[ir.Node] | None:
+    """Return all nodes after one, or None where one of them does not pass."""
+    found: list[ir.Node] = []
+    pending = [start]
+    while pending:
+        for value in pending.pop().outputs:
+            for reader in value.consumers():
+                if not passes(reader):
+                    return None
+                if reader not in found:
+                    found.append(reader)
+                    pending.append(reader)
+    return found

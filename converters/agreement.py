@@ -1,0 +1,112 @@
+"""Whether a graph in fewer bits still answers as in float32, and if not, where it leaves it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mmedge.converters.quality import cosines
+from mmedge.converters.statistics import Feeds
+from mmedge.errors import CalibrationError, QuantizationError
+from mmedge.runtimes.session import open_session
+from mmedge.specs import Array
+
+__all__ = ["require_agreement"]
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def require_agreement(
+    reference: Path, model: Path, feeds: Feeds, *, cosine_min: float = 0.999
+) -> float:
+    """Check that a graph answers as its float32 reference.
+
+    Args:
+        reference: ONNX file in float32.
+        model: ONNX file of the same inputs and outputs, made from it by a pass that keeps the names
+            of values, such as NarrowFloats; one that ONNX Runtime can run.
+        feeds: Starts the stream of feeds; a few are enough.
+        cosine_min: Smallest cosine between two answers to one sample.
+
+    Returns:
+        The smallest cosine seen.
+
+    Raises:
+        QuantizationError: If an answer is not finite, or further away; the first node whose value
+            is not finite, or whose cosine is below, is named.
+        CalibrationError: If the stream is empty.
+    """
+    smallest: float | None = None
+    with open_session(reference) as expects, open_session(model) as answers:
+        for feed in feeds():
+            expected, got = expects.run(feed), answers.run(feed)
+            cosine = min(_cosine(expected[name], got[name]) for name in expected)
+            if not cosine >= cosine_min:
+                place = _first_off(reference, model, feed, cosine_min)
+                raise QuantizationError(
+                    f"{model.name} does not answer as float32: smallest cosine {cosine:.4f}, "
+                    f"expected at least {cosine_min}. {place} Calibrate with data that is like "
+                    "what it will see, or leave this precision out."
+                )
+            smallest = cosine if smallest is None else min(smallest, cosine)
+    if smallest is None:
+        raise CalibrationError("No data to compare on: got 0 samples. Pass a folder with some.")
+    return smallest
+
+
+def _cosine(expected: Array, got: Array) -> float:
+    """Return the smallest cosine over the last axis; -1 if something is not finite."""
+    if not np.isfinite(got).all():
+        return -1.0
+    width = expected.shape[-1] if expected.ndim else 1
+    rows = [array.reshape(-1, width).astype(np.float32) for array in (expected, got)]
+    return float(cosines(*rows).min())
+
+
+def _first_off(reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float) -> str:
+    """Name the first node whose value is off; all values of one feed are held at once."""
+    ours = _values(model, feed)
+    theirs = _values(reference, feed)
+    producers = {v.name: node for node in ir.load(model).graph for v in node.outputs}
+    for name, got in ours.items():
+        expected = theirs.get(name)
+        if expected is None or expected.shape != got.shape or not got.size:
+            continue
+        kept = np.isfinite(expected)
+        broken = not np.isfinite(got[kept]).all()
+        if broken or _whole_cosine(expected[kept], got[kept]) < cosine_min:
+            what = "is not finite" if broken else "is off"
+            node = producers[name]
+            return f"The first value that {what} is '{name}', made by {node.op_type} '{node.name}'."
+    return "No single value inside is off by that much."
+
+
+def _whole_cosine(expected: Array, got: Array) -> float:
+    left, right = (array.reshape(1, -1).astype(np.float32) for array in (expected, got))
+    return float(cosines(left, right).item())
+
+
+def _values(path: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a graph with every float value among its outputs, as float32, by the values' names."""
+    model = ir.load(path)
+    graph = model.graph
+    names: dict[str, str] = {}
+    outputs: list[ir.Value] = []
+    for value in [v for node in graph for v in node.outputs if v.dtype in _FLOATS]:
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
+        cast.outputs[0].name = f"mmedge_seen_{len(names)}"
+        cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.append(cast)
+        outputs.append(cast.outputs[0])
+        names[f"mmedge_seen_{len(names)}"] = value.name or ""
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        ir.save(model, Path(folder) / "values.onnx", external_data="values.data")
+        with open_session(Path(folder) / "values.onnx") as session:
+            results = session.run(feed)
+    return {name: results[output] for output, name in names.items()}
