@@ -16,6 +16,7 @@ from towers import convolution_tower, pictures, text_tower, texts
 from mmedge.converters import passes
 from mmedge.converters.passes import ONNXRUNTIME_PASSES, PORTABLE_PASSES
 from mmedge.converters.passes.int8 import Int8Linears
+from mmedge.converters.passes.weight_only import WeightOnlyLinears
 from mmedge.runtimes.session import open_session
 from mmedge.specs import TensorSpec
 
@@ -23,8 +24,8 @@ from mmedge.specs import TensorSpec
 PASSES = (*PORTABLE_PASSES, *ONNXRUNTIME_PASSES)
 TOWERS = {"image": convolution_tower, "text": text_tower}
 FEEDS = {"image": [pictures(1), pictures(3)], "text": [texts(1, 2), texts(3, 9)]}
-# Changes answers by intent; test_passes_int8.py says by how much.
-QUANTIZATION = {Int8Linears}
+# Change answers by intent; tests of their own say by how much.
+QUANTIZATION = {Int8Linears, WeightOnlyLinears}
 
 
 def defined() -> Iterator[type[ir.passes.PassBase]]:

@@ -1,0 +1,174 @@
+"""Nodes for weights in few bits: what WeightOnlyLinears writes, and how codes are packed.
+
+Sources: ONNX Runtime, `ContribOperators.md`, com.microsoft.MatMulNBits and GatherBlockQuantized;
+ONNX operator DequantizeLinear-21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from mmedge.converters.passes.building import add_initializer
+from mmedge.converters.passes.linears import Linear
+from mmedge.converters.passes.matching import sizes
+from mmedge.converters.weight_only import GroupCodes
+from mmedge.specs import Array
+
+__all__ = ["StoredWeight", "WeightBuilder", "write_blocked", "write_lookup", "write_nbits"]
+
+# Of MatMulNBits: int8 activations, group by group (see weight_only.py).
+_ACCURACY_LEVEL = 4
+
+
+class StoredWeight:
+    """A quantized weight and the constants that were made of it, each once."""
+
+    def __init__(self, codes: GroupCodes, name: str | None) -> None:
+        self.codes = codes
+        self.name = name or "weight"
+        self.made: dict[str, ir.Value] = {}
+
+
+class WeightBuilder:
+    """Adds nodes above one node of a graph, and initializers to the graph."""
+
+    def __init__(self, graph: ir.Graph, below: ir.Node) -> None:
+        self._graph = graph
+        self._below = below
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, int] | None = None,
+        domain: str = "",
+    ) -> ir.Value:
+        """Add a node and return its only output."""
+        made = ir.node(op_type, inputs, attributes or {}, name=name, domain=domain)
+        made.outputs[0].name = f"{name}_out"
+        self._graph.insert_before(self._below, made)
+        return made.outputs[0]
+
+    def constant(self, stored: StoredWeight, part: str, array: Array) -> ir.Value:
+        """Return a constant of a weight, registered at the first call."""
+        if part not in stored.made:
+            stored.made[part] = add_initializer(self._graph, f"{stored.name}_{part}", array)
+        return stored.made[part]
+
+    def scales(self, stored: StoredWeight, name: str) -> ir.Value:
+        """Return scales (out, groups) in float32, stored as small as they can be."""
+        value = self.constant(stored, "scale", stored.codes.scales)
+        if value.dtype == ir.DataType.FLOAT:
+            return value
+        return self.node("Cast", [value], f"{name}_scale", {"to": int(ir.DataType.FLOAT)})
+
+    def zero_points(self, stored: StoredWeight) -> ir.Value | None:
+        """Return zero points (out, bytes), packed; None for those that need not be stored."""
+        codes = stored.codes
+        if codes.symmetric:
+            return None
+        return self.constant(stored, "zero_point", _packed(codes.zero_points, codes.bits))
+
+
+def write_nbits(build: WeightBuilder, linear: Linear, stored: StoredWeight, stem: str) -> ir.Value:
+    """Add a linear layer as MatMulNBits and return its output, bias included."""
+    codes = stored.codes
+    weight = build.constant(stored, f"int{codes.bits}", _packed(codes.codes, codes.bits))
+    # What MatMulNBits takes: a number a column.
+    bias = linear.bias
+    inside = bias is not None and sizes(bias) == (linear.shape[1],)
+    inputs = [
+        linear.node.inputs[0],  # not linear.x: the layer before may have been replaced
+        weight,
+        build.scales(stored, stem),
+        build.zero_points(stored),
+        None,
+        bias if inside else None,
+    ]
+    attributes = {
+        "K": linear.shape[0],
+        "N": linear.shape[1],
+        "bits": codes.bits,
+        "block_size": codes.group_size,
+        "accuracy_level": _ACCURACY_LEVEL,
+    }
+    name = f"{stem}_int{codes.bits}"
+    product = build.node("MatMulNBits", _trimmed(inputs), name, attributes, "com.microsoft")
+    return product if bias is None or inside else build.node("Add", [product, bias], f"{stem}_bias")
+
+
+def write_lookup(
+    build: WeightBuilder, gather: ir.Node, stored: StoredWeight, stem: str
+) -> ir.Value:
+    """Add a lookup in a quantized table and return its output."""
+    codes = stored.codes
+    packed = _packed(codes.codes, codes.bits)
+    rows = packed.reshape(packed.shape[0], -1)
+    if f"int{codes.bits}" in stored.made:  # a head's weight: stored once, seen in two shapes
+        shape = build.constant(stored, "table_shape", np.array(rows.shape, np.int64))
+        table = build.node("Reshape", [stored.made[f"int{codes.bits}"], shape], f"{stem}_table")
+    else:
+        table = build.constant(stored, f"int{codes.bits}_rows", rows)
+    inputs = [table, gather.inputs[1], build.scales(stored, stem), build.zero_points(stored)]
+    attributes = {
+        "bits": codes.bits,
+        "block_size": codes.group_size,
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
+    name = f"{stem}_int{codes.bits}"
+    return build.node("GatherBlockQuantized", _trimmed(inputs), name, attributes, "com.microsoft")
+
+
+def write_blocked(
+    build: WeightBuilder, linear: Linear, stored: StoredWeight, stem: str
+) -> ir.Value:
+    """Add a linear layer whose weight is dequantized by blocks and return its output."""
+    codes = stored.codes
+    middle = np.uint8(2 ** (codes.bits - 1)) if codes.symmetric else np.uint8(0)
+    signed = {4: ml_dtypes.int4, 8: np.int8}[codes.bits]
+    unsigned = {4: ml_dtypes.uint4, 8: np.uint8}[codes.bits]
+    dtype = signed if codes.symmetric else unsigned
+    flat = codes.codes.reshape(codes.codes.shape[0], -1)[:, : codes.inputs].T
+    inputs: list[ir.Value | None] = [
+        build.constant(stored, f"int{codes.bits}", _shifted(flat, middle).astype(dtype)),
+        build.constant(stored, "scale", codes.scales.T.astype(np.float32)),
+    ]
+    if not codes.symmetric:
+        inputs.append(build.constant(stored, "zero_point", codes.zero_points.T.astype(dtype)))
+    attributes = {"axis": 0, "block_size": codes.group_size}
+    weight = build.node("DequantizeLinear", inputs, f"{stem}_weight", attributes)
+    product = build.node("MatMul", [linear.node.inputs[0], weight], f"{stem}_product")
+    if linear.bias is None:
+        return product
+    return build.node("Add", [product, linear.bias], f"{stem}_bias")
+
+
+def _packed(codes: Array, bits: int) -> Array:
+    """Pack codes along the last axis into bytes, the first in the lowest bits."""
+    per_byte = 8 // bits
+    missing = -codes.shape[-1] % per_byte
+    padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+    lanes = padded.reshape(*padded.shape[:-1], -1, per_byte)
+    packed = lanes[..., 0].copy()
+    for lane in range(1, per_byte):
+        packed |= lanes[..., lane] << np.uint8(bits * lane)
+    return packed
+
+
+def _shifted(codes: Array, middle: np.uint8) -> Array:
+    """Return codes minus the middle one, int16 where that is signed."""
+    return codes.astype(np.int16) - middle if middle else codes
+
+
+def _trimmed(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Drop optional inputs at the end."""
+    kept = list(inputs)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return kept
