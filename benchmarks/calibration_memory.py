@@ -26,7 +26,8 @@ from record import argument_parser, record
 from mmedge.bundle import open_bundle
 from mmedge.converters.calibration import check_dataset, image_feeds
 from mmedge.converters.datasets import read_dataset
-from mmedge.converters.quantize import StaticInt8, quantize
+from mmedge.converters.methods import StaticInt8
+from mmedge.converters.quantize import quantize
 from mmedge.preprocess import ImageProcessor
 from mmedge.specs import Array
 
