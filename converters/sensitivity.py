@@ -223,8 +223,12 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
         return partial(_write_int8, model, lambda keep: Int8Linears("dynamic", keep=keep))
     if isinstance(method, StaticInt8) and not method.bias_correction:
         inputs = quantizable_inputs(ir.load(model), method.keep)
-        ranges = collect_ranges(model, inputs, calibration, method=method.ranges) if inputs else {}
         symmetric = method.activations == "int8"
+        ranges = (
+            collect_ranges(model, inputs, calibration, method=method.ranges, symmetric=symmetric)
+            if inputs
+            else {}
+        )
         form = method.form
         return partial(
             _write_int8,

@@ -21,10 +21,12 @@ from tokenizers.processors import TemplateProcessing
 from mmedge.bundle import (
     Bundle,
     Golden,
+    NodeTable,
     create_bundle,
     describe_files,
     open_bundle,
     save_golden,
+    save_nodes,
     write_manifest,
 )
 from mmedge.bundle.manifest import (
@@ -267,6 +269,22 @@ def write_tiny_bundle(path: Path) -> Bundle:
         save_golden(folder / "golden.npz", golden_vectors())
         write_manifest(folder, tiny_manifest(describe_files(folder)))
     return open_bundle(path)
+
+
+def add_nodes(bundle: Bundle, table: NodeTable | bytes) -> Bundle:
+    """Give image_encoder/int8-dynamic a node table, or the bytes of what should be one."""
+    relative = "image_encoder/int8-dynamic.nodes.json"
+    path = bundle.path / relative
+    if isinstance(table, NodeTable):
+        save_nodes(path, table)
+    else:
+        path.write_bytes(table)
+    files = bundle.manifest.model_dump(mode="json")["files"]
+    files |= {relative: describe_files(bundle.path)[relative].model_dump(mode="json")}
+    edit_manifest(bundle.path, "files", value=files)
+    steps = ("roles", "image_encoder", "variants", 1, "nodes")
+    edit_manifest(bundle.path, *steps, value=relative)
+    return open_bundle(bundle.path)
 
 
 def edit_manifest(path: Path, *steps: str | int, value: object) -> None:
