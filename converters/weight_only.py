@@ -330,6 +330,7 @@ def _grid(
     middle, top = 2 ** (bits - 1), 2**bits - 1
     low = np.minimum(part.min(axis=1), 0.0)
     high = np.maximum(part.max(axis=1), 0.0)
+    unit = np.maximum(high - low, _SINGLE_SMALLEST)[:, None]  # or squares leave float32
     best_error = np.full(len(part), np.inf, np.float32)
     best_scale = np.ones(len(part), np.float32)
     best_zero = np.full(len(part), middle, np.float32)
@@ -346,9 +347,8 @@ def _grid(
             zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0.0, top)
         if len(_SHRINKING[bits]) == 1:
             return scale, zero
-        error = np.square(part - _values(_nearest(part, scale, zero, bits), scale, zero)).sum(
-            axis=1
-        )
+        error = (part - _values(_nearest(part, scale, zero, bits), scale, zero)) / unit
+        error = np.square(error).sum(axis=1)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
@@ -369,9 +369,7 @@ def _fitted(
     best_scale, best_zero = scale, zero
     best_error = np.full(len(part), np.inf, np.float32)
     beta = _HQQ_BETA / _HQQ_NORM
-    # The schedule is meant for weights of order one.
-    spread = np.abs(part).max(axis=1, keepdims=True)
-    unit = np.where(spread > 0.0, spread, 1.0).astype(np.float32)
+    unit = scale[:, None]  # errors are of the order of a step, whatever the weights are
     for _ in range(_HQQ_STEPS):
         codes = _nearest(part, scale, zero, bits)
         error = part - _values(codes, scale, zero)
