@@ -280,10 +280,10 @@ def _decide(
     errors = {a: error(scales) for a, scales in candidates.items()}
     best = min(errors, key=errors.__getitem__)
     scales, after = candidates[best], errors[best]
-    if np.all(scales == 1):
-        return _left(group, "its channels are even", before)
     if strength is None and after >= before:
         return _left(group, "no strength makes its error smaller", before)
+    if np.all(scales == 1):
+        return _left(group, "its channels are even", before)
     if inserted and after > _WORTH_A_MUL * before:
         return _left(group, f"{group.obstacle}; a Mul would not gain enough", before)
     names = tuple(linear.name for linear in group.linears)
