@@ -40,7 +40,7 @@ _MMEDGE = """
 import sys
 import mmedge
 options = mmedge.SessionOptions(threads=int(sys.argv[4]){settings})
-model = mmedge.load(sys.argv[2], {arguments}, options=options)
+model = mmedge.load(sys.argv[2], {arguments}, backend="onnxruntime", options=options)
 vector = model.encode_image(sys.argv[3])
 assert vector.shape == (1, 512)
 """

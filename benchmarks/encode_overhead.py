@@ -36,7 +36,11 @@ def main() -> None:
     results: dict[str, Any] = {"rounds": arguments.rounds}
     for precision in ("fp32", "int8"):
         with mmedge.load(
-            bundle(), precision=precision, roles=["image_encoder"], options=options
+            bundle(),
+            precision=precision,
+            backend="onnxruntime",
+            roles=["image_encoder"],
+            options=options,
         ) as model:
             bare = _native(model.sessions["image_encoder"])
             calls = {

@@ -33,7 +33,7 @@ import sys
 from mmedge import SessionOptions, load
 bundle, role, variant, frame, text, calls = sys.argv[1:]
 options = SessionOptions(device="cpu", threads=1)
-model = load(bundle, precision=variant, roles=[role], options=options)
+model = load(bundle, precision=variant, roles=[role], options=options, backend="onnxruntime")
 jpeg = open(frame, "rb").read()
 for _ in range(int(calls)):
     model.encode_image(jpeg) if role == "image_encoder" else model.encode_text(text)

@@ -34,9 +34,26 @@ from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["FakeBinding", "FakeFunction", "FakeSession", "available_devices", "open_session"]
+__all__ = [
+    "FakeBinding",
+    "FakeFunction",
+    "FakeSession",
+    "available_devices",
+    "engine_version",
+    "layouts",
+    "open_session",
+]
 
 FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def engine_version() -> None:
+    """Return None: there is no engine, and nobody wants the fake who does not ask for it."""
+
+
+def layouts(device: str) -> tuple[str, ...]:  # noqa: ARG001
+    """Return every layout: no operator is computed."""
+    return ("portable", "onnxruntime")
 
 
 def available_devices() -> tuple[str, ...]:

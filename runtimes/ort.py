@@ -25,6 +25,8 @@ from mmedge.runtimes.onnx_file import axis_name, check_external_data, read_onnx_
 from mmedge.runtimes.ort_engine import (
     available_devices,
     engine_exceptions,
+    engine_version,
+    layouts,
     load_engine,
     mapped,
     providers_for,
@@ -37,7 +39,14 @@ from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["OrtBinding", "OrtSession", "available_devices", "open_session"]
+__all__ = [
+    "OrtBinding",
+    "OrtSession",
+    "available_devices",
+    "engine_version",
+    "layouts",
+    "open_session",
+]
 
 _DTYPES = {
     "tensor(float)": "float32",

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import io
-import os
 import platform
 import re
 import warnings
 from collections import Counter
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mmedge.errors import BackendError, BackendUnavailableError, PlacementError
 from mmedge.files import storage_errors
+from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import Placement, SessionOptions
 
 __all__ = [
     "available_devices",
     "engine_exceptions",
+    "engine_version",
+    "layouts",
     "load_engine",
     "mapped",
     "providers_for",
@@ -56,6 +60,28 @@ def available_devices() -> tuple[str, ...]:
         return ()
     count = _cuda_device_count() if _CUDA in engine.get_available_providers() else 0
     return (*("cuda" if n == 0 else f"cuda:{n}" for n in range(count)), "cpu")
+
+
+def engine_version() -> str | None:
+    """Return the version of the installed ONNX Runtime, without loading it; None if none is."""
+    try:
+        if find_spec("onnxruntime") is None:
+            return None
+    except ValueError:  # hidden from imports
+        return None
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return "of an unknown build"
+
+
+def layouts(device: str) -> tuple[str, ...]:
+    """Return both layouts, the better one for the device first.
+
+    The onnxruntime layout is made of operators that are fast, or exist, on the CPU alone; on
+    another device it is the last resort, and placement is checked there.
+    """
+    return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
 
 
 @cache
@@ -190,7 +216,7 @@ def session_settings(engine: ModuleType, options: SessionOptions, level: str) ->
     settings = engine.SessionOptions()
     settings.log_severity_level = 4  # fatal: errors come as exceptions, nothing on stderr
     settings.execution_mode = engine.ExecutionMode.ORT_SEQUENTIAL
-    settings.intra_op_num_threads = options.threads or _processors()
+    settings.intra_op_num_threads = options.threads or len(allowed_processors())
     settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.arena
     settings.enable_mem_pattern = options.arena  # a pattern is a plan of the arena
@@ -231,12 +257,6 @@ def _int8_saturates(machine: str, cpuinfo: Path) -> bool:
     except OSError:
         return True
     return re.search(r"^flags\b.*\bavx(512)?_vnni\b", flags, re.MULTILINE) is None
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_placement(engine: ModuleType, native: Any, device: str, model: Path) -> Placement:  # noqa: ANN401

@@ -172,6 +172,21 @@ class Session(Protocol):
 class Backend(Protocol):
     """What a backend's module offers."""
 
+    def engine_version(self) -> str | None:
+        """Return the version of the installed engine, without loading it.
+
+        None if it is not installed, or if there is no engine, as behind the fake: such a backend
+        is never chosen, only asked for by name.
+        """
+        ...
+
+    def layouts(self, device: str) -> tuple[str, ...]:
+        """Return the layouts of a bundle's variants that it runs on a device, preferred first.
+
+        Empty for a kind of device that this backend never has. Nothing is loaded to tell.
+        """
+        ...
+
     def available_devices(self) -> tuple[str, ...]:
         """Return the devices that this backend can use here, best first; empty if not installed.
 
@@ -195,6 +210,7 @@ class Backend(Protocol):
 # One line a backend; its module is imported when it is asked for.
 BACKENDS: dict[str, str] = {
     "onnxruntime": "mmedge.runtimes.ort",
+    "openvino": "mmedge.runtimes.openvino",
     "fake": "mmedge.runtimes.fake",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,28 @@ pytest_plugins = ("converted",)
 # The same examples every time, and no verdict by the clock of a busy machine.
 settings.register_profile("mmedge", derandomize=True, deadline=None)
 settings.load_profile("mmedge")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, nor a process that it starts, reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMEDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_to_choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a backend named, ONNX Runtime it is, unless a test asks for `several_backends`."""
+    if "several_backends" not in request.fixturenames:
+        monkeypatch.setattr("mmedge.runtimes.openvino.engine_version", lambda: None)
+
+
+@pytest.fixture
+def several_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Both engines stand to be chosen from, and nothing is remembered; return the cache folder."""
+    monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,9 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
         ),
     ] = "golden,max",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    backend: Annotated[str, typer.Option(help="What runs the graphs.")] = "onnxruntime",
+    backend: Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, openvino.")] = (
+        "onnxruntime"
+    ),
     seconds: Annotated[float, typer.Option(help="Measure each cell at least so long.")] = 3.0,
     min_runs: Annotated[int, typer.Option(help="And at least so many runs.")] = 20,
     max_runs: Annotated[int, typer.Option(help="But no more than these.")] = 20_000,

@@ -24,6 +24,9 @@ def verify(
         str | None,
         typer.Option(help="Only this precision, or the variant of this name.", show_default="all"),
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs the graphs: onnxruntime, openvino.")
+    ] = "onnxruntime",
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Check every file's hash, then replay the golden vectors on this machine.
@@ -37,7 +40,7 @@ def verify(
 
     opened = open_bundle(bundle)
     verify_files(opened)
-    results = verify_bundle(opened, device=device, precision=precision)
+    results = verify_bundle(opened, device=device, precision=precision, backend=backend)
     passed = all(result.passed for result in results)
     if json:
         print_json(

@@ -26,6 +26,7 @@ from mmedge.models.classification import (
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
+from mmedge.runtimes.choices import Choice
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array, Float32Array
 
@@ -80,15 +81,21 @@ class DualEncoder:
         sessions: By role name, "image_encoder" and "text_encoder" or one of them. They are closed
             with the encoder.
         variants: The variant that each of the sessions runs.
+        choices: Why each of the sessions runs in its backend; None where nobody chose.
 
     Raises:
         BundleError: If the bundle lacks the preprocessing of a role that is to run.
     """
 
     def __init__(
-        self, bundle: Bundle, sessions: Mapping[str, Session], variants: Mapping[str, Variant]
+        self,
+        bundle: Bundle,
+        sessions: Mapping[str, Session],
+        variants: Mapping[str, Variant],
+        choices: Mapping[str, Choice] | None = None,
     ) -> None:
         self._bundle = bundle
+        self._choices = dict(choices or {})
         self._sessions = dict(sessions)
         self._variants = dict(variants)
         self._image_processor: ImageProcessor | None = None
@@ -125,6 +132,11 @@ class DualEncoder:
     def variants(self) -> Mapping[str, Variant]:
         """The variant that runs, by role name."""
         return self._variants
+
+    @property
+    def choices(self) -> Mapping[str, Choice]:
+        """Which backend runs, why, and what was measured, by role name."""
+        return self._choices
 
     @property
     def spaces(self) -> Mapping[str, str | None]:
@@ -337,7 +349,8 @@ class DualEncoder:
 
     def __repr__(self) -> str:
         roles = ", ".join(
-            f"{role}={self._variants[role].name} on {session.placement.device}"
+            f"{role}={self._variants[role].name} in {session.placement.backend} on "
+            f"{session.placement.device}"
             for role, session in self._sessions.items()
         )
         return f"<DualEncoder {self.manifest.name}: {roles}>"

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BundleError, InputError
+from mmedge.models.choice import leading_backend, open_fastest
 from mmedge.models.dual_encoder import IMAGE_ENCODER, TEXT_ENCODER, DualEncoder
-from mmedge.models.opening import DEFAULT_BACKEND, open_variant, session_options
+from mmedge.models.opening import open_variant, session_options
+from mmedge.runtimes.choices import Choice
 from mmedge.runtimes.session import Session, SessionOptions
 
 __all__ = ["load"]
@@ -26,14 +28,20 @@ def load(
 ) -> DualEncoder:
     """Load a bundle.
 
+    Where several installed backends can run a role, the first load on a machine measures which is
+    the fastest, a second or two for each role and in memory for all of them at once, and remembers
+    it in the cache folder ($MMEDGE_CACHE_DIR, else ~/.cache/mmedge); later loads open that one
+    alone. Naming the backend measures nothing. `DualEncoder.choices` says what runs and why.
+
     Args:
         path: The bundle's folder.
         device: "cpu", "cuda" or "cuda:N". None takes the device of `options`, and without these
-            the best that the backend has here.
+            the best that the backend has here; with no backend named, the first installed one.
         precision: A precision ("int8": the first variant that has it, which is the one of highest
             fidelity), the exact name of a variant ("int8-dynamic"), or one of these for each role,
             by role name. None, or a role that is not named, takes the variant of highest fidelity.
-        backend: One of mmedge.runtimes.session.BACKENDS; None is ONNX Runtime.
+        backend: One of mmedge.runtimes.session.BACKENDS, for all roles; None takes the fastest for
+            each.
         roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
             loads all. What is not loaded costs neither time nor memory.
         options: Threads and memory settings.
@@ -50,15 +58,19 @@ def load(
     wanted = _wanted_roles(bundle, roles)
     by_role = _precision_by_role(bundle, wanted, precision)
     variants = {role: bundle.variant(role, by_role.get(role)) for role in wanted}
-    backend_name = backend or DEFAULT_BACKEND
-    settled = session_options(backend_name, device, options)
+    settled = session_options(backend or leading_backend(), device, options)
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
+        choices: dict[str, Choice] = {}
         for role, variant in variants.items():
-            session = open_variant(bundle, variant, backend_name=backend_name, options=settled)
+            if backend is None:
+                session, choices[role] = open_fastest(bundle, role, variant, settled)
+            else:
+                session = open_variant(bundle, variant, backend_name=backend, options=settled)
+                choices[role] = Choice(backend, "asked for")
             sessions[role] = session
             stack.callback(session.close)
-        model = DualEncoder(bundle, sessions, variants)
+        model = DualEncoder(bundle, sessions, variants, choices)
         stack.pop_all()
     return model
 

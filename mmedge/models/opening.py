@@ -1,15 +1,15 @@
-"""From a variant to a session: which device, which layout, which backend."""
+"""From a variant to a session: which device, which layout, in a backend that is given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from mmedge.bundle.manifest import Layout, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.runtimes.session import Session, SessionOptions, backend, open_session
 
-__all__ = ["DEFAULT_BACKEND", "open_variant", "session_options"]
+__all__ = ["DEFAULT_BACKEND", "open_variant", "session_options", "takes"]
 
 DEFAULT_BACKEND = "onnxruntime"
 
@@ -46,14 +46,20 @@ def open_variant(
         InputError: If the variant has no graph in a layout that the backend takes.
         BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
     """
-    model = bundle.model_path(variant, layouts=_layouts(backend_name, options.device))
+    # A backend that never has such a device says so itself, whatever graph it is shown.
+    layouts = _layouts(backend_name, options.device) or tuple(variant.models)
+    model = bundle.model_path(variant, layouts=layouts)
     return open_session(model, backend_name=backend_name, options=options)
 
 
-def _layouts(backend_name: str, device: str) -> Sequence[Layout]:
-    if backend_name not in ("onnxruntime", "fake"):
-        return ("portable",)
-    # The onnxruntime layout is made of operators that are fast, or exist, on the CPU alone; on
-    # another device it is the last resort, and placement is checked there.
-    on_cpu = backend_name == "onnxruntime" and device == "cpu"
-    return ("onnxruntime", "portable") if on_cpu else ("portable", "onnxruntime")
+def takes(variant: Variant, backend_name: str, device: str) -> bool:
+    """Tell whether a variant has a graph in a layout that a backend runs on a device.
+
+    Raises:
+        BackendUnavailableError: If there is no backend of that name.
+    """
+    return any(layout in variant.models for layout in _layouts(backend_name, device))
+
+
+def _layouts(backend_name: str, device: str) -> tuple[Layout, ...]:
+    return cast("tuple[Layout, ...]", backend(backend_name).layouts(device))

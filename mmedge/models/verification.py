@@ -11,11 +11,11 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Tolerance, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
-from mmedge.models.opening import DEFAULT_BACKEND, open_variant, session_options
-from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.models.opening import DEFAULT_BACKEND, open_variant, session_options, takes
+from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.specs import Array
 
-__all__ = ["RoleVerification", "verify_bundle"]
+__all__ = ["RoleVerification", "replay", "verify_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,10 @@ def verify_bundle(
     Args:
         bundle: An opened bundle.
         device: As for mmedge.load.
-        precision: A precision or the exact name of a variant; None replays all of them.
-        backend: As for mmedge.load.
+        precision: A precision or the exact name of a variant; None replays all that the backend
+            has a layout for.
+        backend: One of mmedge.runtimes.session.BACKENDS; None is ONNX Runtime, which computed the
+            golden answers.
         options: Threads and memory settings.
 
     Returns:
@@ -67,7 +69,7 @@ def verify_bundle(
 
     Raises:
         IntegrityError: If the golden vectors are missing or damaged.
-        InputError: If no role has a variant of that precision.
+        InputError: If no role has a variant of that precision, or none that the backend takes.
         BackendError: If a graph cannot be opened or run.
     """
     backend_name = backend or DEFAULT_BACKEND
@@ -80,31 +82,35 @@ def verify_bundle(
     ]
     if not chosen:
         raise InputError(bundle.no_variant(str(precision), tuple(bundle.manifest.roles)))
+    taken = [each for each in chosen if takes(each[1], backend_name, settled.device)]
     golden = bundle.golden()
-    return [
-        _replay(bundle, golden, role, variant, backend_name, settled) for role, variant in chosen
-    ]
+    results = []
+    for role, variant in taken or chosen:  # where none is taken, the first says why
+        with open_variant(bundle, variant, backend_name=backend_name, options=settled) as session:
+            results.append(replay(session, golden, role, variant))
+    return results
 
 
-def _replay(
-    bundle: Bundle,
-    golden: Golden,
-    role: str,
-    variant: Variant,
-    backend_name: str,
-    options: SessionOptions,
-) -> RoleVerification:
+def replay(session: Session, golden: Golden, role: str, variant: Variant) -> RoleVerification:
+    """Run the golden inputs of a role and compare the answers with the golden ones.
+
+    Args:
+        session: The variant, opened.
+        golden: The bundle's golden vectors.
+        role: Role name.
+        variant: What the session runs.
+
+    Raises:
+        BackendError: If the engine fails.
+    """
     feed = golden.inputs[role]
-    expected = golden.outputs[role][variant.name]
-    with open_variant(bundle, variant, backend_name=backend_name, options=options) as session:
-        answers = session.run(feed)
-        placement = session.placement
-    cosine_min, max_abs_error = _compare(answers, expected)
+    answers = session.run(feed)
+    cosine_min, max_abs_error = _compare(answers, golden.outputs[role][variant.name])
     tolerance = variant.tolerance
     return RoleVerification(
         role=role,
         variant=variant.name,
-        placement=placement,
+        placement=session.placement,
         samples=len(next(iter(feed.values()))),
         cosine_min=cosine_min,
         max_abs_error=max_abs_error,

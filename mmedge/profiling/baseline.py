@@ -127,7 +127,7 @@ def _counterpart(other: Bundle, role: str, variant: Variant, wanted: str | None)
 def _onnx_file(
     path: Path, bundle: Bundle, chosen: Mapping[str, Sequence[Variant]], backend_name: str
 ) -> Baselines:
-    options = SessionOptions(threads=1, prepack=False)
+    options = SessionOptions(threads=1)
     with open_session(path, backend_name=backend_name, options=options) as session:
         takes = {(spec.name, spec.dtype.name, len(spec.shape)) for spec in session.inputs}
     found = {

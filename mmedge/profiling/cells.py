@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError, ProfileError
-from mmedge.models.opening import open_variant
+from mmedge.models.opening import open_variant, takes
 from mmedge.profiling.baseline import Opponent
 from mmedge.profiling.config import Budget, ProfileConfig
 from mmedge.profiling.inputs import Inputs
-from mmedge.profiling.machine import allowed_processors, noise
+from mmedge.profiling.machine import noise
 from mmedge.profiling.metrics import CellKey
 from mmedge.profiling.result import BaselineFigures, Cell, PlacementFacts
 from mmedge.profiling.statistics import median_ratio, required_samples, summarize
 from mmedge.profiling.timing import Call, measure
+from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.specs import Array
 
@@ -31,11 +32,13 @@ def choose_variants(bundle: Bundle, config: ProfileConfig) -> dict[str, list[Var
     """Return the variants to measure, by role, in the bundle's order.
 
     A precision takes every variant that has it, a name that variant alone. A role that has none
-    of what was asked for is left out, as long as another has it.
+    of what was asked for is left out, as long as another has it, and so is a variant without a
+    layout for the backend.
 
     Raises:
         InputError: If the bundle has no role of a name that was asked for.
-        ProfileError: If no role has a precision that was asked for.
+        ProfileError: If no role has a precision that was asked for, or the backend takes none of
+            what has it.
     """
     roles = config.roles or tuple(bundle.manifest.roles)
     chosen: dict[str, list[Variant]] = {}
@@ -49,7 +52,17 @@ def choose_variants(bundle: Bundle, config: ProfileConfig) -> dict[str, list[Var
     unmet = [wanted for wanted in config.precisions or () if wanted not in met]
     if unmet:
         raise ProfileError(bundle.no_variant(unmet[0], roles))
-    return chosen
+    taken = {
+        role: [variant for variant in variants if takes(variant, config.backend, config.device)]
+        for role, variants in chosen.items()
+    }
+    if not any(taken.values()):
+        raise ProfileError(
+            f"{bundle.path}: backend '{config.backend}' takes none of "
+            f"{sorted({variant.name for variants in chosen.values() for variant in variants})} on "
+            f"'{config.device}'. Name another precision, backend or device."
+        )
+    return {role: variants for role, variants in taken.items() if variants}
 
 
 def plan_cells(

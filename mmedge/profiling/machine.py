@@ -9,18 +9,12 @@ from pathlib import Path
 
 from mmedge.profiling.result import Latency, Machine
 from mmedge.profiling.timing import harness_overhead_ns
+from mmedge.runtimes.processor import allowed_processors, processor_name
 
-__all__ = ["allowed_processors", "cpu_share", "load_average", "noise", "read_machine"]
+__all__ = ["cpu_share", "load_average", "noise", "read_machine"]
 
 _IQR_LIMIT = 0.25
-_PACKAGES = ("mmedge", "numpy", "onnxruntime", "pillow", "tokenizers")
-
-
-def allowed_processors() -> tuple[int, ...]:
-    """Return the processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+_PACKAGES = ("mmedge", "numpy", "onnxruntime", "openvino", "pillow", "tokenizers")
 
 
 def load_average() -> tuple[float, float, float] | None:
@@ -39,7 +33,7 @@ def read_machine(load_before: tuple[float, float, float] | None) -> Machine:
     frequency = _read(cpufreq / "scaling_cur_freq")
     pages = os.sysconf_names.keys() & {"SC_PHYS_PAGES", "SC_PAGE_SIZE"}
     return Machine(
-        cpu_model=_cpu_model(_read(Path("/proc/cpuinfo")) or ""),
+        cpu_model=processor_name(),
         processors_online=os.cpu_count() or 1,
         processors_allowed=allowed,
         governor=_read(cpufreq / "scaling_governor"),
@@ -53,18 +47,6 @@ def read_machine(load_before: tuple[float, float, float] | None) -> Machine:
         versions={"python": platform.python_version(), **_versions()},
         harness_overhead_ns=harness_overhead_ns(),
     )
-
-
-def _cpu_model(cpuinfo: str) -> str:
-    """Return the processor's name: x86 calls it 'model name', Arm boards 'Model' or 'Hardware'."""
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    for name in ("model name", "Model", "Hardware"):
-        if fields.get(name):
-            return fields[name]
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def _read(path: Path) -> str | None:

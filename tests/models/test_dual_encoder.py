@@ -470,7 +470,8 @@ def test_attributes(model: DualEncoder, tiny_bundle: Bundle) -> None:
     assert model.space == "tiny-0001"
     assert model.variants["image_encoder"].name == "fp32"
     assert repr(model) == (
-        "<DualEncoder tiny: image_encoder=fp32 on cpu, text_encoder=fp32 on cpu>"
+        "<DualEncoder tiny: image_encoder=fp32 in onnxruntime on cpu, "
+        "text_encoder=fp32 in onnxruntime on cpu>"
     )
 
 

@@ -94,7 +94,7 @@ def test_first_session_is_closed_if_the_second_cannot_be_opened(
         opened.append(FakeSession((), ()))
         return opened[0]
 
-    monkeypatch.setattr("mmedge.models.load.open_variant", open_once)
+    monkeypatch.setattr("mmedge.models.choice.open_variant", open_once)
     with pytest.raises(BackendError, match="refused"):
         mmedge.load(tiny_bundle.path)
     with pytest.raises(BackendError, match="closed"):
@@ -121,8 +121,9 @@ def test_device_settles_from_argument_then_options_then_backend(
         ("onnxruntime", "cpu", ("portable",), "portable"),
         ("onnxruntime", "cuda", ("portable", "onnxruntime"), "portable"),
         ("onnxruntime", "cuda", ("onnxruntime",), "onnxruntime"),
-        ("another", "cpu", ("portable", "onnxruntime"), "portable"),
-        ("another", "cpu", ("onnxruntime",), None),
+        ("openvino", "cpu", ("portable", "onnxruntime"), "portable"),
+        ("openvino", "cpu", ("onnxruntime",), None),
+        ("fake", "cpu", ("onnxruntime",), "onnxruntime"),
     ],
 )
 def test_layout_suits_backend_and_device(

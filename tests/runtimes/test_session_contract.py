@@ -28,11 +28,18 @@ def _ort_cuda(folder: Path) -> Session:
     return _ort(folder, device="cuda")
 
 
+def _openvino(folder: Path, external: str | None = None) -> Session:
+    model = save_embedder(folder / "model.onnx", external=external)
+    return open_session(model, backend_name="openvino", options=SessionOptions(threads=1))
+
+
 # Each makes the embedder of tiny_graphs in an empty folder.
 IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {
     "ort": _ort,
     "ort-external-data": lambda folder: _ort(folder, external="model.onnx.data"),
     "ort-small-memory": lambda folder: _ort(folder, arena=False, prepack=False, spin=False),
+    "openvino": _openvino,
+    "openvino-external-data": lambda folder: _openvino(folder, external="model.onnx.data"),
     "fake": lambda _: FakeSession(INPUTS, OUTPUTS, embed),
 }
 GPU_IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {

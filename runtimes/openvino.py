@@ -1,0 +1,437 @@
+"""The OpenVINO backend, on the CPU. Needs `pip install mmedge[openvino]`: OpenVINO 2025.0 or newer.
+
+What each of SessionOptions comes to here:
+
+- `device`: "cpu". OpenVINO's GPU and NPU plug-ins compute float32 graphs in half precision and have
+  not been seen by this project, so they are refused.
+- `threads`: INFERENCE_NUM_THREADS, hyper-threads counted; the engine takes no more than there are
+  processors. Threads are not pinned, so that several sessions and processes share the processors.
+- `spin`: either way the workers sleep soon after the work ends.
+- `arena`, `prepack`, `graph_optimization`, `profile_to`: the engine has no such switches, so
+  anything but the default is refused.
+
+Products are computed in the precision that the graph states: float32 stays float32 where the
+processor has bfloat16, and nothing is quantized that the graph does not quantize. float16 graphs
+are computed in float32. The engine computes 64-bit integers in 32 bits, so inputs beyond these are
+refused. Runs that come at once wait for one another inside the engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
+from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
+from mmedge.runtimes.processor import allowed_processors
+from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "OpenVinoBinding",
+    "OpenVinoSession",
+    "available_devices",
+    "engine_version",
+    "layouts",
+    "open_session",
+]
+
+_DEFAULTS = SessionOptions()
+_ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
+_import_lock = threading.Lock()
+
+
+def engine_version() -> str | None:
+    """Return the version of the installed OpenVINO, without loading it; None if there is none."""
+    try:
+        return version("openvino") if find_spec("openvino") else None
+    except (PackageNotFoundError, ValueError):  # a build without metadata; hidden from imports
+        return None
+
+
+def layouts(device: str) -> tuple[str, ...]:
+    """Return ("portable",) for the CPU: the other layouts hold operators of ONNX Runtime."""
+    return ("portable",) if device == "cpu" else ()
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return ("cpu",), or nothing if openvino is not installed. Neither raises nor prints."""
+    try:
+        engine = _load_engine()
+    except BackendUnavailableError:
+        return ()
+    return ("cpu",) if "CPU" in engine.Core().available_devices else ()
+
+
+def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
+    """Compile an ONNX file with OpenVINO.
+
+    Args:
+        model: The ONNX file; its external data must lie beside or below it.
+        options: How to run it; see this module for what each comes to.
+
+    Raises:
+        BackendUnavailableError: If openvino or the device is missing, or an option is not to be
+            had here.
+        PlacementError: If the engine would run the graph elsewhere.
+        BackendError: If the file is missing, damaged, or refused by the engine.
+    """
+    engine = _load_engine()
+    if options.device != "cpu":
+        raise BackendUnavailableError(
+            f"The openvino backend has no device '{options.device}': expected 'cpu'."
+        )
+    for name in _ONLY_DEFAULT:
+        if (got := getattr(options, name)) != (default := getattr(_DEFAULTS, name)):
+            raise BackendUnavailableError(
+                f"The openvino backend has no option {name}: got {got!r}, expected {default!r}. "
+                "Leave it out, or name the backend 'onnxruntime'."
+            )
+    glance = read_onnx_file(model)
+    check_external_data(model, glance)
+    try:
+        core = _core()
+        compiled = core.compile_model(core.read_model(str(model)), "CPU", _settings(options))
+        devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
+    except _engine_exceptions() as error:
+        raise _mapped(error, f"{model}: OpenVINO {engine_version()} refuses it") from error
+    if devices != ["CPU"]:
+        raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
+    placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
+    return OpenVinoSession(engine, compiled, model, glance, placement)
+
+
+class OpenVinoSession:
+    """A Session on OpenVINO. Made by `open_session`."""
+
+    def __init__(
+        self,
+        engine: ModuleType,
+        compiled: Any,  # noqa: ANN401, an openvino.CompiledModel
+        model: Path,
+        glance: OnnxFile,
+        placement: Placement,
+    ) -> None:
+        self._engine = engine
+        self._compiled: Any = compiled
+        self._model = model
+        self._inputs, self._outputs = glance.inputs, glance.outputs
+        self._placement = placement
+        self._ports = _ports(compiled, model, glance)
+        self._idle: list[Any] = []  # infer requests; each serves one call at a time
+        self._lock = threading.Lock()
+        self._bindings: weakref.WeakSet[OpenVinoBinding] = weakref.WeakSet()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs, in the graph's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs, in the graph's order."""
+        return self._outputs
+
+    @property
+    def placement(self) -> Placement:
+        """What really runs where; `providers` is empty, all nodes are on the one device."""
+        return self._placement
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph; see Session.run.
+
+        Until the next run, the session may keep the arrays of this feed alive.
+        """
+        compiled = self._opened()
+        check_feed(self._inputs, feed)
+        _check_narrow(feed)
+        ready = {name: np.require(array, requirements=["C", "A"]) for name, array in feed.items()}
+        try:
+            try:
+                request = self._idle.pop()
+            except IndexError:
+                request = compiled.create_infer_request()
+            for name, array in ready.items():
+                request.set_input_tensor(self._ports[name], _tensor(self._engine, array))
+            answers = request.infer(share_outputs=False)
+            outputs = {
+                spec.name: answers[index].reshape(request.get_output_tensor(index).get_shape())
+                for index, spec in enumerate(self._outputs)
+            }
+        except _engine_exceptions() as error:
+            raise _mapped(error, f"{self._model}: the run failed") from error
+        with self._lock:
+            if self._compiled is not None:
+                self._idle.append(request)
+        return outputs
+
+    def bind(self, feed: Mapping[str, Array]) -> OpenVinoBinding:
+        """Preallocate for the shapes of `feed`; see Session.bind.
+
+        An output axis that the inputs do not name is found by running the graph once.
+        """
+        compiled = self._opened()
+        sizes = check_bindable(self._inputs, feed)
+        outputs: dict[str, Array] = {}
+        if all(isinstance(n, int) or n in sizes for spec in self._outputs for n in spec.shape):
+            for spec in self._outputs:
+                shape = tuple(n if isinstance(n, int) else sizes[n] for n in spec.shape)
+                outputs[spec.name] = np.empty(shape, spec.dtype)
+        else:
+            outputs = {name: np.empty_like(array) for name, array in self.run(feed).items()}
+        try:
+            request = compiled.create_infer_request()
+            for name, array in feed.items():
+                request.set_input_tensor(self._ports[name], _tensor(self._engine, array))
+            for index, array in enumerate(outputs.values()):
+                request.set_output_tensor(index, _tensor(self._engine, array))
+        except _engine_exceptions() as error:
+            raise _mapped(error, f"{self._model}: the buffers cannot be bound") from error
+        binding = OpenVinoBinding(request, self._model, dict(feed), outputs)
+        with self._lock:
+            if self._compiled is not None:
+                self._bindings.add(binding)
+                return binding
+        binding._release()
+        return binding
+
+    def close(self) -> None:
+        """Free the engine's memory, once the runs that have begun are done."""
+        with self._lock:
+            self._compiled = None
+            self._idle.clear()
+            bindings = list(self._bindings)
+        for binding in bindings:
+            binding._release()
+
+    def _opened(self) -> Any:  # noqa: ANN401
+        # A local reference keeps the engine alive until this call is done, whoever closes it.
+        compiled = self._compiled
+        if compiled is None:
+            raise _closed(self._model)
+        return compiled
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._compiled is None else self._placement.device
+        return f"<OpenVinoSession {self._model.name} ({state})>"
+
+
+class OpenVinoBinding:
+    """A Binding on OpenVINO. Made by `OpenVinoSession.bind`; dead once the session is closed.
+
+    The engine reads and writes the arrays themselves.
+    """
+
+    def __init__(
+        self,
+        request: Any,  # noqa: ANN401, an openvino.InferRequest whose tensors are set
+        model: Path,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+    ) -> None:
+        self._request = request
+        self._model = model
+        self._inputs = inputs
+        self._outputs = outputs
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Input buffers by name, to be written in place."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Output buffers by name, overwritten by every run."""
+        return self._outputs
+
+    def run(self) -> Mapping[str, Array]:
+        """Run the graph on the bound buffers and return `outputs`.
+
+        Raises:
+            InputError: If an input buffer holds an integer beyond 32 bits.
+            BackendError: If the engine fails, or the session is closed.
+        """
+        request = self._request
+        if request is None:
+            raise _closed(self._model)
+        _check_narrow(self._inputs)
+        try:
+            request.infer(share_outputs=True)
+        except _engine_exceptions() as error:
+            raise _mapped(error, f"{self._model}: the run failed") from error
+        return self._outputs
+
+    def _release(self) -> None:
+        self._request = None
+
+
+def _load_engine() -> ModuleType:
+    """Import openvino, whose telemetry stays off.
+
+    Importing openvino sends an event over the network unless its telemetry package is missing, so
+    it is hidden meanwhile. Who imports openvino before us has chosen otherwise.
+
+    Raises:
+        BackendUnavailableError: If it is not installed or cannot start.
+    """
+    loaded = sys.modules.get("openvino")
+    if loaded is not None and hasattr(loaded, "Core"):
+        return loaded
+    hidden = "openvino_telemetry"
+    with _import_lock:
+        hide = hidden not in sys.modules
+        if hide:
+            sys.modules[hidden] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"openvino cannot be imported ({error}). Install mmedge[openvino]."
+            ) from error
+        finally:
+            if hide:
+                del sys.modules[hidden]
+
+
+@cache
+def _core() -> Any:  # noqa: ANN401
+    """Return the engine's one Core, which holds the plug-ins."""
+    return _load_engine().Core()
+
+
+@cache
+def _engine_exceptions() -> tuple[type[Exception], ...]:
+    """Return every class that the engine raises: its own, and what pybind11 makes of C++ errors."""
+    places = [importlib.import_module(f"openvino.{name}") for name in ("exceptions", "frontend")]
+    own = {
+        found
+        for place in places
+        for found in vars(place).values()
+        if isinstance(found, type) and issubclass(found, Exception)
+    }
+    return (*own, RuntimeError, ValueError, TypeError, MemoryError)
+
+
+def _settings(options: SessionOptions) -> dict[str, object]:
+    """Return the properties of a compiled model."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options.threads or len(allowed_processors()),
+        "ENABLE_HYPER_THREADING": True,  # else it takes one thread a core, whatever is asked
+        "ENABLE_CPU_PINNING": False,
+        # What would make the engine compute in less than the graph states.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "KV_CACHE_PRECISION": "f32",
+    }
+
+
+def _short_version(engine: ModuleType) -> str:
+    """Return "2026.4.1" of "2026.4.1-22982-e213a147257-releases/2026/4"."""
+    return str(engine.__version__).partition("-")[0]
+
+
+def _ports(compiled: Any, model: Path, glance: OnnxFile) -> dict[str, int]:  # noqa: ANN401
+    """Return the engine's index of every input, by name.
+
+    Raises:
+        BackendError: If inputs or outputs are not those of the file, in name, number or dtype.
+    """
+    ports = {
+        spec.name: index
+        for spec in glance.inputs
+        for index, port in enumerate(compiled.inputs)
+        if spec.name in port.get_names() and port.get_element_type().to_dtype() == spec.dtype
+    }
+    outputs = [port.get_element_type().to_dtype() for port in compiled.outputs]
+    if len(ports) != len(glance.inputs) or outputs != [spec.dtype for spec in glance.outputs]:
+        got = f"{list(map(str, compiled.inputs))} to {list(map(str, compiled.outputs))}"
+        expected = f"{list(map(str, glance.inputs))} to {list(map(str, glance.outputs))}"
+        raise BackendError(
+            f"{model}: OpenVINO changed its inputs or outputs: got {got}, expected {expected}. "
+            "Use the backend 'onnxruntime'."
+        )
+    return ports
+
+
+def _tensor(engine: ModuleType, array: Array) -> Any:  # noqa: ANN401
+    """Return a tensor that shares an array's memory; the caller keeps the array alive."""
+    if not array.flags.writeable:
+        # The engine refuses such an array, though it only reads from it.
+        memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+        array = np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
+    return engine.Tensor(array, shared_memory=True)
+
+
+def _check_narrow(feed: Mapping[str, Array]) -> None:
+    """Refuse integers that the engine would cut to their lower 32 bits without a word."""
+    limits = np.iinfo(np.int32)
+    for name, array in feed.items():
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+            low, high = array.min(initial=0), array.max(initial=0)
+            if low < limits.min or high > limits.max:
+                raise InputError(
+                    f"Input '{name}': got values from {low} to {high}, expected 32-bit integers, "
+                    "which is what OpenVINO computes in. Use the backend 'onnxruntime'."
+                )
+
+
+# What the engine says -> what it means and what to do; the first that is found holds.
+_REASONS = (
+    (
+        r"bad_alloc|out of memory|cannot allocate|failed to allocate|MemoryError",
+        "out of memory. Use a smaller batch or a smaller variant, or free memory",
+    ),
+    (
+        r"No conversion rule|OpConversionFailure|(not|n't) supported? operation",
+        "it has an operator that OpenVINO lacks. Use the backend 'onnxruntime'",
+    ),
+    (
+        r"Unable to read the model|model format",
+        "the file is cut short, damaged or not ONNX. Copy it again, or `mmedge verify` the bundle",
+    ),
+)
+
+
+def _mapped(error: Exception, what: str) -> BackendError:
+    """Return what an engine's exception means, with the way out where it is known."""
+    # It says where in its own source it stood, in lines of their own.
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = "; ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line))
+    said = said if len(said) <= 400 else f"{said[:400]}..."
+    text = f"{type(error).__name__} {error}"
+    for pattern, meaning in _REASONS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return BackendError(f"{what}: {meaning}. ({type(error).__name__}: {said})")
+    return BackendError(f"{what}: {type(error).__name__}: {said}")
+
+
+def _closed(model: Path) -> BackendError:
+    return BackendError(f"{model}: the session is closed. Open another with open_session.")
