@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mmedge.bundle.manifest import Figure, Quality
+from mmedge.bundle.figures import Figure
+from mmedge.bundle.manifest import Quality
 from mmedge.errors import CalibrationError, ConversionError
 from mmedge.specs import did_you_mean
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmedge.bundle.manifest import Figure, Quality
+from mmedge.bundle.figures import Figure
+from mmedge.bundle.manifest import Quality
 from mmedge.converters.bootstrap import mean_figure, mean_figures, percentile_figure
 from mmedge.converters.metrics import METRICS, RECALL_AT, Metric, drop, interchangeable
 from mmedge.converters.neighbours import (

@@ -21,14 +21,15 @@ from pydantic import (
     model_validator,
 )
 
+from mmedge.bundle.figures import Figure, FigureName
 from mmedge.bundle.paths import MANIFEST_NAME, BundlePath
+from mmedge.bundle.search import SearchRecord
 from mmedge.preprocess.config import Preprocessing
 from mmedge.specs import Modality, Precision, Task, TensorSpec
 
 __all__ = [
     "FORMAT_VERSION",
     "ContrastiveHead",
-    "Figure",
     "FileEntry",
     "Layout",
     "Manifest",
@@ -101,24 +102,6 @@ class Parity(BaseModel):
     cosine_mean: float
     cosine_min: float
     samples: int = Field(ge=1)
-
-
-class Figure(BaseModel):
-    """A measured figure with its 95 % interval, from a bootstrap over the samples."""
-
-    model_config = _FROZEN
-    value: float
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Figure:
-        if not self.low <= self.value <= self.high:
-            raise ValueError(f"value {self.value} lies outside {self.low} to {self.high}")
-        return self
-
-
-FigureName = Annotated[str, StringConstraints(pattern="^[a-z0-9_@]+$")]
 
 
 class Quality(BaseModel):
@@ -215,16 +198,31 @@ class Variant(BaseModel):
 
 
 class Role(BaseModel):
-    """One graph of the model and the ladder of its variants, highest fidelity first."""
+    """One graph of the model and the ladder of its variants, highest fidelity first.
+
+    Attributes:
+        modality: What it takes in.
+        inputs: Its input specs.
+        outputs: Its output specs.
+        variants: Highest fidelity first.
+        default: Name of the variant that is loaded where none is asked for: what a search chose.
+            None is the first.
+        search: What a search tried.
+    """
 
     model_config = _FROZEN
     modality: Modality
     inputs: tuple[TensorEntry, ...] = Field(min_length=1)
     outputs: tuple[TensorEntry, ...] = Field(min_length=1)
     variants: tuple[Variant, ...] = Field(min_length=1)
+    default: str | None = None
+    search: SearchRecord | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Role:
+        names = {variant.name for variant in self.variants}
+        if self.default is not None and self.default not in names:
+            raise ValueError(f"default {self.default!r} is not among the variants {sorted(names)}")
         _check_unique("variant", (variant.name for variant in self.variants))
         _check_unique("input", (entry.name for entry in self.inputs))
         _check_unique("output", (entry.name for entry in self.outputs))

@@ -57,16 +57,18 @@ class Bundle:
 
         Args:
             role: Role name.
-            precision: None for the first of the ladder, a precision ("int8") for the first
+            precision: None for the role's default, which is the first of the ladder unless a
+                search has chosen another; a precision ("int8") for the first
                 variant that has it, or the exact name of a variant ("int8-static"). An exact name
                 is looked for first.
 
         Raises:
             InputError: If there is no such role or variant; those there are are listed.
         """
-        variants = self.role(role).variants
+        held = self.role(role)
+        variants = held.variants
         if precision is None:
-            return variants[0]
+            precision = held.default or variants[0].name
         # str() of a Precision is "Precision.INT8", its value is what a ladder is compared with.
         wanted = str(getattr(precision, "value", precision))
         for variant in variants:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmedge.bundle.manifest import Figure, Quality
+    from mmedge.bundle.figures import Figure
+    from mmedge.bundle.manifest import Quality
 
 __all__ = ["figure_cell", "quality_tables"]
 
