@@ -86,7 +86,7 @@ def remember_choice(files_sha256: Sequence[str], options: SessionOptions, choice
         "format": _FORMAT,
         "backend": choice.backend,
         "reason": choice.reason,
-        "latencies_ms": dict(choice.latencies_ms),
+        "latencies_ms": {name: float(ms) for name, ms in choice.latencies_ms.items()},
         "for": key,
     }
     path = _path(key)
@@ -125,8 +125,10 @@ def _choice(document: object) -> Choice | None:
         return None
     name, reason = document.get("backend"), document.get("reason")
     latencies = document.get("latencies_ms")
-    if name not in BACKENDS or not isinstance(reason, str) or not isinstance(latencies, dict):
+    if not isinstance(name, str) or name not in BACKENDS or not isinstance(reason, str):
         return None
-    if not all(isinstance(ms, (int, float)) and math.isfinite(ms) for ms in latencies.values()):
+    if not isinstance(latencies, dict):
+        return None
+    if not all(isinstance(ms, float) and math.isfinite(ms) for ms in latencies.values()):
         return None
     return Choice(name, reason, latencies)
