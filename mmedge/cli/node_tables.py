@@ -63,10 +63,11 @@ def node_lines(table: NodeTable, width: int) -> Iterator[str]:
     rows = [[*_figures(node)] for node in table.nodes]
     widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
     figures_width = sum(widths) + 2 * len(widths)
-    longest = max((len(_safe(node.name)) for node in table.nodes), default=0)
+    longest = max((len(_safe(node.name)) for node in table.nodes), default=4)
     reasons = max((len(_safe(node.reason)) for node in table.nodes), default=0)
     flat = longest + figures_width + 2 + reasons <= width
-    name_width = longest if flat else max(8, min(width - figures_width, longest))
+    inside = max((2 + len(_safe(node.place[1])) for node in table.nodes), default=4)
+    name_width = longest if flat else max(8, min(width - figures_width, inside))
 
     def line(name: str, figures: Sequence[str]) -> str:
         cells = (
