@@ -24,7 +24,7 @@ from mmedge.files.renaming import lock, remove
 from mmedge.runtimes.session import Session, open_session
 from mmedge.specs import Array
 
-__all__ = ["Measure", "Probe", "ProbeBuilder", "open_probe"]
+__all__ = ["Measure", "Probe", "ProbeBuilder", "open_probe", "written_beside"]
 
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{8}\.onnx")
 
@@ -100,7 +100,7 @@ def open_probe(model: Path, tensors: Sequence[str], measure: Measure) -> Iterato
     """
     graph = ir.load(model)
     outputs = _replace_outputs(graph, tensors, measure)
-    with _written(graph, model.parent) as path:
+    with written_beside(graph, model.parent) as path:
         session = open_session(path)
     with session:
         yield Probe(session, outputs)
@@ -132,7 +132,7 @@ def _replace_outputs(
 
 
 @contextmanager
-def _written(model: ir.Model, folder: Path) -> Iterator[Path]:
+def written_beside(model: ir.Model, folder: Path) -> Iterator[Path]:
     """Write a graph into a folder for as long as the block runs."""
     with storage_errors(folder):
         _remove_leftovers(folder)
