@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.passes.narrowing import ComputeInFloat32
+from mmedge.converters.probing import written_beside
 from mmedge.converters.quality import cosines
 from mmedge.converters.statistics import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
@@ -17,7 +18,9 @@ from mmedge.specs import Array
 
 __all__ = ["require_agreement"]
 
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+# Beyond this, what a value holds is a mask.
+_MASK = 1e30
 
 
 def require_agreement(
@@ -28,7 +31,8 @@ def require_agreement(
     Args:
         reference: ONNX file in float32.
         model: ONNX file of the same inputs and outputs, made from it by a pass that keeps the names
-            of values, such as NarrowFloats; one that ONNX Runtime can run.
+            of values, such as NarrowFloats. Half types are emulated, each value rounded: ONNX
+            Runtime on CPU may leave roundings out, or have no kernel.
         feeds: Starts the stream of feeds; a few are enough.
         cosine_min: Smallest cosine between two answers to one sample.
 
@@ -41,7 +45,11 @@ def require_agreement(
         CalibrationError: If the stream is empty.
     """
     smallest: float | None = None
-    with open_session(reference) as expects, open_session(model) as answers:
+    with (
+        written_beside(_emulated(model), model.parent) as emulated,
+        open_session(reference) as expects,
+        open_session(emulated) as answers,
+    ):
         for feed in feeds():
             expected, got = expects.run(feed), answers.run(feed)
             cosine = min(_cosine(expected[name], got[name]) for name in expected)
@@ -58,6 +66,13 @@ def require_agreement(
     return smallest
 
 
+def _emulated(path: Path) -> ir.Model:
+    model = ir.load(path)
+    for dtype in _HALF:
+        ComputeInFloat32(dtype)(model)
+    return model
+
+
 def _cosine(expected: Array, got: Array) -> float:
     """Return the smallest cosine over the last axis; -1 if something is not finite."""
     if not np.isfinite(got).all():
@@ -69,44 +84,44 @@ def _cosine(expected: Array, got: Array) -> float:
 
 def _first_off(reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float) -> str:
     """Name the first node whose value is off; all values of one feed are held at once."""
-    ours = _values(model, feed)
-    theirs = _values(reference, feed)
+    ours = _values(_emulated(model), model.parent, feed)
+    theirs = _values(ir.load(reference), reference.parent, feed)
     producers = {v.name: node for node in ir.load(model).graph for v in node.outputs}
     for name, got in ours.items():
-        expected = theirs.get(name)
-        if expected is None or expected.shape != got.shape or not got.size:
+        expected, node = theirs.get(name), producers.get(name)
+        if expected is None or node is None or expected.shape != got.shape or not got.size:
             continue
-        kept = np.isfinite(expected)
+        kept = np.isfinite(expected) & (np.abs(expected) < _MASK)
         broken = not np.isfinite(got[kept]).all()
         if broken or _whole_cosine(expected[kept], got[kept]) < cosine_min:
             what = "is not finite" if broken else "is off"
-            node = producers[name]
             return f"The first value that {what} is '{name}', made by {node.op_type} '{node.name}'."
     return "No single value inside is off by that much."
 
 
 def _whole_cosine(expected: Array, got: Array) -> float:
     left, right = (array.reshape(1, -1).astype(np.float32) for array in (expected, got))
+    if not left.any():
+        return 1.0 if not right.any() else -1.0
     return float(cosines(left, right).item())
 
 
-def _values(path: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
+def _values(model: ir.Model, folder: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
     """Run a graph with every float value among its outputs, as float32, by the values' names."""
-    model = ir.load(path)
     graph = model.graph
     names: dict[str, str] = {}
     outputs: list[ir.Value] = []
-    for value in [v for node in graph for v in node.outputs if v.dtype in _FLOATS]:
-        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-        cast.outputs[0].name = f"mmedge_seen_{len(names)}"
+    floats = (ir.DataType.FLOAT, *_HALF)
+    for value in [v for node in graph for v in node.outputs if v.dtype in floats]:
+        seen = f"mmedge_seen_{len(names)}"
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=seen)
+        cast.outputs[0].name = seen
         cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         graph.append(cast)
         outputs.append(cast.outputs[0])
-        names[f"mmedge_seen_{len(names)}"] = value.name or ""
+        names[seen] = value.name or ""
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    with tempfile.TemporaryDirectory() as folder:
-        ir.save(model, Path(folder) / "values.onnx", external_data="values.data")
-        with open_session(Path(folder) / "values.onnx") as session:
-            results = session.run(feed)
+    with written_beside(model, folder) as path, open_session(path) as session:
+        results = session.run(feed)
     return {name: results[output] for output, name in names.items()}

@@ -179,13 +179,13 @@ class ComputeInFloat32(ir.passes.InPlacePass):
                 if value is None or value.dtype != self._dtype:
                     continue
                 if value not in wide:
-                    wide[value] = _cast_after(graph, value, _WIDE)
+                    wide[value] = _cast_after(graph, value, _WIDE, "computed")
                 node.replace_input_with(index, wide[value])
                 modified = True
             for value in node.outputs:
                 if value.dtype != self._dtype:
                     continue
-                narrow = _cast_after(graph, value, self._dtype)
+                narrow = _cast_after(graph, value, self._dtype, "rounded")
                 value.replace_all_uses_with(narrow, replace_graph_outputs=True)
                 cast = narrow.producer()
                 if cast is not None:
@@ -196,10 +196,10 @@ class ComputeInFloat32(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _cast_after(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _cast_after(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, suffix: str = "") -> ir.Value:
     """Cast a value right where it is made, or at the top of the graph."""
     kind = {_WIDE: "float32", ir.DataType.FLOAT16: "float16"}.get(dtype, "bfloat16")
-    name = f"{value.name}_{kind}"
+    name = f"{value.name}_{suffix or kind}"
     cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}_cast")
     cast.outputs[0].name = name
     cast.outputs[0].type = ir.TensorType(dtype)
