@@ -1,0 +1,168 @@
+"""What benchmarks/weight_only.py measures on: float32 graphs, calibration and held-out data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import full_size
+import numpy as np
+import onnx_ir as ir
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mmedge.bundle import open_bundle
+from mmedge.converters.config import ConvertConfig
+from mmedge.converters.datasets import read_dataset
+from mmedge.converters.export import export_role
+from mmedge.converters.families import family_of
+from mmedge.converters.pipeline import convert
+from mmedge.converters.source import open_source
+from mmedge.preprocess import ImageProcessor, TextProcessor
+from mmedge.specs import Array
+
+__all__ = ["Feed", "Subject", "decoder", "encoder", "trained"]
+
+Feed = dict[str, Array]
+_ROOT = Path(__file__).parents[1]
+_CACHE = full_size.CACHE / "weight-only"
+_TOKENS = 64
+_HELD_OUT_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One graph.
+
+    Attributes:
+        name: For the table.
+        model: In float32.
+        calibration: Feeds for second moments.
+        held_out: Feeds that fidelity is measured on.
+        timed: Feeds that time is measured on, by name.
+    """
+
+    name: str
+    model: Path
+    calibration: Sequence[Feed]
+    held_out: Sequence[Feed]
+    timed: dict[str, Feed]
+
+
+def decoder() -> Subject:
+    """Return GPT-2's forward pass without cache, 124 million random parameters, head tied."""
+    model = _CACHE / "gpt2" / "fp32.onnx"
+    if not model.is_file():
+        _export_decoder(model)
+    rng = np.random.default_rng(1)
+
+    def ids(batch: int, length: int) -> Feed:
+        return {"input_ids": rng.integers(0, 50257, (batch, length))}
+
+    return Subject(
+        "decoder, 124 M",
+        model,
+        [ids(4, _TOKENS) for _ in range(16)],
+        [ids(1, _TOKENS) for _ in range(_HELD_OUT_SAMPLES)],
+        {"1 token": ids(1, 1), f"{_TOKENS} tokens": ids(1, _TOKENS)},
+    )
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, model: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.model.transformer(input_ids=input_ids, use_cache=False).last_hidden_state
+        logits: torch.Tensor = self.model.lm_head(hidden[:, -1])
+        return logits
+
+
+def _export_decoder(out: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                _spread(parameter)
+            elif "ln" in name and name.endswith("weight"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    program = torch.onnx.export(
+        _Logits(model),
+        (torch.randint(0, 50257, (2, 9)),),
+        dynamo=True,
+        opset_version=20,
+        input_names=["input_ids"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=1024)},),
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("torch exported nothing")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(program.model, out, external_data=f"{out.name}.data", size_threshold_bytes=1024)
+
+
+def _spread(weight: torch.Tensor) -> None:
+    """Give a weight the heavier tails, and columns of unequal size, that training gives."""
+    tails = torch.distributions.StudentT(torch.tensor(5.0)).sample(weight.shape)
+    columns = torch.exp(0.3 * torch.randn(weight.shape[1]))
+    weight.copy_(tails * columns * 0.0155)
+
+
+def encoder() -> Subject:
+    """Return the image encoder of ViT-L/14, 304 million random parameters."""
+    model = _CACHE / "vit-l14" / "fp32.onnx"
+    source = open_source(str(full_size.source("l14")))
+    family = family_of(source)
+    if not model.is_file():
+        export_role("image_encoder", family.roles(family.load(source))["image_encoder"], model)
+    process = ImageProcessor(family.image_preprocessing(source))
+
+    def feeds(count: int, seed: int) -> list[Feed]:
+        return [{"pixel_values": process([each])} for each in full_size.pictures(count, seed)]
+
+    held_out = feeds(4, seed=3)
+    return Subject("ViT-L/14, 304 M", model, feeds(8, seed=2), held_out, {"1 picture": held_out[0]})
+
+
+def trained() -> tuple[Subject, Subject]:
+    """Return both encoders of the shapes CLIP; their held-out samples belong together, in order."""
+    out = full_size.CACHE / "clip-shapes.mmedge"
+    if not (out / "manifest.json").is_file():
+        source = _ROOT / "examples" / "shapes" / "clip"
+        convert(ConvertConfig(source=str(source), out=out, precisions=("fp32",)))
+    bundle = open_bundle(out)
+    preprocessing = bundle.manifest.preprocessing
+    if preprocessing.image is None or preprocessing.text is None:
+        raise RuntimeError(f"{out} has no preprocessing for both modalities")
+    images = ImageProcessor(preprocessing.image)
+    texts = TextProcessor(preprocessing.text, bundle.file(preprocessing.text.tokenizer_file))
+    feeds: dict[str, list[list[Feed]]] = {"image": [], "text": []}
+    for split, count in (("calibration", 128), ("test", 500)):
+        samples = read_dataset(_shapes(split, count)).samples
+        feeds["image"].append([{"pixel_values": images([sample.image])} for sample in samples])
+        feeds["text"].append([dict(texts([sample.caption or ""])) for sample in samples])
+    made = []
+    for modality, (calibration, held_out) in feeds.items():
+        model = bundle.model_path(
+            bundle.variant(f"{modality}_encoder", "fp32"), layouts=("portable",)
+        )
+        made.append(Subject(f"shapes {modality}", model, calibration, held_out, {}))
+    return made[0], made[1]
+
+
+def _shapes(split: str, count: int) -> Path:
+    folder = _CACHE / f"shapes-{split}-{count}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        script = _ROOT / "examples" / "shapes" / "generate.py"
+        words = ["--split", split, "--count", str(count), "--out", str(folder)]
+        subprocess.run([sys.executable, str(script), *words], check=True)
+    return folder
