@@ -113,3 +113,15 @@ def test_a_changed_byte_fails_before_anything_is_run(
     code, out, err = verify(capsys, str(tiny_bundle.path), "--json")
     assert (code, out) == (1, "")
     assert "'image_encoder/fp32.onnx' has sha256" in err
+
+
+def test_another_backend_can_be_named(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = verify(capsys, str(tiny_bundle.path), "--backend", "openvino")
+    assert (code, err) == (0, "")
+    assert "replayed with openvino" in out
+    assert out.count(" ok ") == 4
+    code, out, err = verify(capsys, str(tiny_bundle.path), "--backend", "abacus")
+    assert code == 1
+    assert "Unknown backend: got 'abacus', expected one of" in err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import image_encoder_onnx, write_tiny_bundle
+from bundles import edit_manifest, image_encoder_onnx, write_tiny_bundle
 
 from mmedge.bundle import Bundle
 from mmedge.errors import (
@@ -295,3 +295,25 @@ def test_a_baseline_that_fits_nothing_is_told(tiny_bundle: Bundle, tmp_path: Pat
         profile(tiny_bundle, bare(baseline=":fp32", precisions=("fp32",)))
     with pytest.raises(InputError, match="no variant 'bf16'"):
         profile(tiny_bundle, bare(baseline=":bf16"))
+
+
+def test_variants_that_the_backend_has_no_layout_for_are_left_out(tiny_bundle: Bundle) -> None:
+    model = tiny_bundle.variant("image_encoder", "int8").models["portable"]
+    steps = ("roles", "image_encoder", "variants", 1, "models")
+    edit_manifest(tiny_bundle.path, *steps, value={"onnxruntime": model})
+    roles = ("image_encoder",)
+    made = profile(tiny_bundle.path, bare(backend="openvino", roles=roles))
+    assert [(cell.variant, cell.placement.backend) for cell in made.cells] == [("fp32", "openvino")]
+    with pytest.raises(ProfileError, match=r"'openvino' takes none of \['int8-dynamic'\] on 'cpu'"):
+        profile(tiny_bundle.path, bare(backend="openvino", roles=roles, precisions=("int8",)))
+
+
+def test_an_onnx_file_is_compared_in_the_backend_of_the_profile(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    baseline = tmp_path / "theirs.onnx"
+    baseline.write_bytes(image_encoder_onnx(None))
+    made = profile(
+        tiny_bundle, bare(backend="openvino", precisions=("fp32",), baseline=str(baseline))
+    )
+    assert baselines(made)["image_encoder", "fp32"] == "theirs.onnx"
