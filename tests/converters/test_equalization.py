@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from towers import image_tower, pictures, text_tower, texts
 
+from mmedge.converters import equalization
 from mmedge.converters.equalization import Scales, choose_scales, equalize
 from mmedge.converters.methods import Equalization
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -262,6 +263,18 @@ def test_layers_kept_in_float_do_not_count_but_move_with_their_group(tmp_path: P
     np.testing.assert_array_equal(
         run(tmp_path / "kept.onnx", UNSEEN["image"]), run(portable, UNSEEN["image"])
     )
+
+
+def test_moments_held_a_few_at_a_time_give_the_same_scales(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    portable = with_outliers("text", tmp_path)
+    at_once = scaled(choose_scales(portable, stream("text"), Equalization()))
+    monkeypatch.setattr(equalization, "_MOMENTS_BYTES", 1)
+    one_by_one = scaled(choose_scales(portable, stream("text"), Equalization()))
+    assert at_once.keys() == one_by_one.keys()
+    for name, scales in at_once.items():
+        np.testing.assert_array_equal(one_by_one[name], scales)
 
 
 def test_what_is_left_alone_has_a_reason(tmp_path: Path) -> None:
