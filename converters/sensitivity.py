@@ -45,12 +45,16 @@ from mmedge.runtimes.session import open_session
 from mmedge.specs import Array, Float32Array
 
 __all__ = [
+    "SENSITIVITY_SAMPLES",
     "choose_kept",
     "measure_errors",
     "measure_sensitivity",
     "quantizable_nodes",
     "weight_bytes",
 ]
+
+SENSITIVITY_SAMPLES = 8
+"""Calibration samples that each node is measured on, unless told otherwise."""
 
 LayerwiseConfig: TypeAlias = DynamicInt8 | StaticInt8 | WeightOnly | Float8
 
@@ -68,12 +72,16 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
     Raises:
         QuantizationError: If the method does not go layer by layer.
     """
-    keep = _layerwise(config).keep
+    method = _layerwise(config)
+    if isinstance(method, WeightOnly):
+        # What can be grouped is known to the pass alone; how it rounds makes no difference.
+        with _scratch(model.parent) as path:
+            entries = quantize(model, path, replace(method, rounding="rtn"), share=model)
+        return tuple(dict.fromkeys(entry.name for entry in entries if not entry.reason))
     graph = ir.load(model).graph
-    if isinstance(config, WeightOnly | Float8):
-        return tuple(dict.fromkeys(x.name for x in find_linears(graph) if x.name not in keep))
-    linears = [linear.name for linear in quantizable_linears(graph, keep)]
-    return tuple(dict.fromkeys([*quantizable_tables(graph, keep), *linears]))
+    linears = [linear.name for linear in quantizable_linears(graph, method.keep)]
+    tables = () if isinstance(method, Float8) else quantizable_tables(graph, method.keep)
+    return tuple(dict.fromkeys([*tables, *linears]))
 
 
 def weight_bytes(model: Path) -> dict[str, int]:
@@ -101,7 +109,7 @@ def measure_sensitivity(
     feeds: Feeds,
     *,
     calibration: Feeds | None = None,
-    samples: int = 8,
+    samples: int = SENSITIVITY_SAMPLES,
     advance: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Return 1 - mean cosine of the embedding with only one node quantized, for each node.
@@ -120,7 +128,7 @@ def measure_errors(
     feeds: Feeds,
     *,
     calibration: Feeds | None = None,
-    samples: int = 8,
+    samples: int = SENSITIVITY_SAMPLES,
     alone: bool = True,
     nodes: Collection[str] | None = None,
     advance: Callable[[], None] | None = None,
@@ -160,7 +168,8 @@ def measure_errors(
     reference = run(model)
     errors: dict[str, Float32Array] = {}
     for name in names if nodes is None else [name for name in names if name in nodes]:
-        keep = tuple(other for other in names if other != name) if alone else (name,)
+        others = tuple(other for other in names if other != name)
+        keep = (*_layerwise(config).keep, *(others if alone else (name,)))
         with _scratch(model.parent) as path:
             write(path, keep)
             errors[name] = _errors(name, reference, run(path))
@@ -237,7 +246,7 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
         )
 
     def write(path: Path, keep: tuple[str, ...]) -> None:
-        settings = replace(method, keep=(*method.keep, *keep))
+        settings = replace(method, keep=keep)
         if isinstance(settings, DynamicInt8 | StaticInt8):
             settings = replace(settings, equalization=None)
         quantize(model, path, settings, calibration=calibration, share=model)
