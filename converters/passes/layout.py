@@ -20,13 +20,13 @@ __all__ = ["ONNXRUNTIME_PASSES", "PORTABLE_PASSES", "to_onnxruntime_layout"]
 
 # In order, on what torch exported: standard operators still, so that every layout and precision
 # holds the same weights.
-PORTABLE_PASSES: tuple[type[ir.passes.PassBase], ...] = (PatchEmbeddingAsMatMul,)
-
-# In order, on the portable layout: the selection of a token moves through fused attention.
-ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (
-    FuseAttention,
+PORTABLE_PASSES: tuple[type[ir.passes.PassBase], ...] = (
+    PatchEmbeddingAsMatMul,
     SelectTokenEarly,
 )
+
+# In order, on the portable layout.
+ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (FuseAttention,)
 
 
 def to_onnxruntime_layout(model: Path, out: Path) -> None:

@@ -100,7 +100,9 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     flat = step("Reshape", [ordered, patches], "flatten")
     # Named after the convolution's weight, for methods that name layers by their weights.
     layer = (weight.name or stem).removesuffix(".weight")
-    product = add_initializer(graph, f"{layer}.matrix.weight", matrix)
+    name = f"{layer}.matrix.weight"
+    # A second convolution of the same weight reads the same matrix.
+    product = graph.initializers.get(name) or add_initializer(graph, name, matrix)
     tokens = step("MatMul", [flat, product], "project")
     if len(conv.inputs) > 2 and conv.inputs[2] is not None:
         tokens = step("Add", [tokens, conv.inputs[2]], "bias")

@@ -7,10 +7,14 @@ query: the same answer without the other tokens' query, output projection and ML
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.passes.attention_pattern import DecomposedAttention, match_attention
 from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import constant, is_op, producer, rank, scalar, sizes
 from mmedge.specs import Array
@@ -37,9 +41,11 @@ _WINDOW = 400  # nodes looked at above the selection: more than any one block ha
 class SelectTokenEarly(ir.passes.InPlacePass):
     """Move the selection of one token above the last attention's query.
 
-    Requires: fused attention (FuseAttention), and a Gather of one index on axis 1, or a GatherND of
-        (batch, token) pairs, as torch writes `x[:, 0]` and `x[arange, position]`.
-    Ensures: the same numbers up to rounding. Without an attention to gain from, nothing changes.
+    Requires: attention as torch.onnx.export writes it, or fused (FuseAttention), and a Gather of
+        one index on axis 1, or a GatherND of (batch, token) pairs, as torch writes `x[:, 0]` and
+        `x[arange, position]`.
+    Ensures: the same numbers up to rounding, attention written as it was. Without an attention to
+        gain from, nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -98,7 +104,8 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
     result: tuple[int, ...] | None = None
     if is_op(node, "Attention"):
         plain = rank(node.outputs[0]) == rank(node.inputs[0]) == 3 and not _is_causal(node)
-        result = (0,) if plain and _has_cuttable_mask(node) else None
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        result = (0,) if plain and _is_cuttable(mask) else None
     elif rank(node.outputs[0]) != 3:
         result = None
     elif is_op(node, "LayerNormalization"):
@@ -128,9 +135,8 @@ def _is_causal(attention: ir.Node) -> bool:
     return (causal is not None and causal.as_int() != 0) or any(attention.inputs[4:])
 
 
-def _has_cuttable_mask(attention: ir.Node) -> bool:
-    """Tell whether the mask is absent, or (B or 1, 1, S, L) with a batch axis that is named."""
-    mask = attention.inputs[3] if len(attention.inputs) > 3 else None
+def _is_cuttable(mask: ir.Value | None) -> bool:
+    """Tell whether a mask is absent, or (B or 1, 1, S, L) with a batch axis that is named."""
     if mask is None:
         return True
     if mask.shape is None or len(mask.shape) != 4 or mask.shape[1] != 1 or mask.shape[2] == 1:
@@ -143,9 +149,51 @@ def _is_constant(value: ir.Value | None) -> bool:
     return value is not None and (value.is_initializer() or constant(value) is not None)
 
 
+@dataclass(frozen=True)
+class _QueryPath:
+    """Decomposed attention, and its nodes from the query to the output, in the graph's order."""
+
+    found: DecomposedAttention
+    path: tuple[ir.Node, ...]
+
+
+def _attentions(nodes: Sequence[ir.Node]) -> dict[ir.Node, _QueryPath]:
+    """Return the decomposed attentions among some nodes, by the node that makes their output."""
+    result: dict[ir.Node, _QueryPath] = {}
+    for node in nodes:
+        found = match_attention(node) if is_op(node, "Softmax") else None
+        last = None if found is None else found.output.producer()
+        if found is None or last is None or not _is_cuttable(found.bias):
+            continue
+        above = _above(last, {found.query, found.key, found.value, found.bias})
+        wide = {found.query}
+        path = []
+        for step in nodes:
+            if step in above and any(value in wide for value in step.inputs):
+                path.append(step)
+                wide.update(step.outputs)
+        # A query that is its own key as well would be cut in both places.
+        if found.query not in (found.key, found.value) and path and path[-1] is last:
+            result[last] = _QueryPath(found, tuple(path))
+    return result
+
+
+def _above(last: ir.Node, stops: set[ir.Value | None]) -> set[ir.Node]:
+    """Return the nodes from some values down to `last`."""
+    seen, pending = {last}, [last]
+    while pending:
+        for value in pending.pop().inputs:
+            node = None if value is None or value in stops else value.producer()
+            if node is not None and node not in seen and not is_op(node, "Shape"):
+                seen.add(node)
+                pending.append(node)
+    return seen
+
+
 def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
     order = list(graph)
     at = order.index(select)
+    attentions = _attentions(order[max(0, at - _WINDOW) : at])
     narrowed: dict[ir.Node, tuple[int, ...]] = {}
     uses: set[tuple[ir.Node, int]] = {(select, 0)}
     # Upwards: a node is narrowed when each of its readers wants the one token only.
@@ -155,15 +203,26 @@ def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
         readers = [(use.node, use.idx) for use in node.outputs[0].uses()]
         if not readers or any(reader not in uses for reader in readers):
             continue
+        if node in attentions:
+            narrowed[node] = ()
+            uses.update(
+                (first, 0)
+                for first in attentions[node].path
+                if first.inputs[0] is attentions[node].found.query
+            )
+            continue
         inputs = _narrowable_inputs(node)
         if inputs is not None:
             narrowed[node] = inputs
             uses.update((node, index) for index in inputs)
-    if not any(is_op(node, "Attention") for node in narrowed):
+    if not any(is_op(node, "Attention") or node in attentions for node in narrowed):
         return False
     token = _Token(graph, select)
     for node in [node for node in order[:at] if node in narrowed]:
-        token.narrow(node, narrowed[node])
+        if node in attentions:
+            token.narrow_attention(attentions[node])
+        else:
+            token.narrow(node, narrowed[node])
     source = select.inputs[0]
     assert source is not None  # noqa: S101  # checked by _selects_one_token
     squeezed = token.add("Squeeze", [token.cut(source), token.axis], sizes=None)
@@ -211,6 +270,37 @@ class _Token:
         self._graph.insert_before(self._select, twin)
         self._twins[wide_out] = out
 
+    def narrow_attention(self, attention: _QueryPath) -> None:
+        """Make the twins of the nodes between an attention's query and its output."""
+        found = attention.found
+        twins = {found.query: self.cut(found.query)}
+        if found.bias is not None:
+            twins[found.bias] = self._cut_bias(found.bias)
+        # The heads are split first, and merged by the last two nodes.
+        token_first = {attention.path[0], *attention.path[-2:]}
+        for node in attention.path:
+            operands = [
+                value if value is None else twins.get(value, value) for value in node.inputs
+            ]
+            wide = node.outputs[0]
+            shape = None if wide.shape is None else list(wide.shape)
+            if shape is not None:
+                # (B, H, S, x) inside; (B, S, H, d) and (B, S, H * d) where heads are moved.
+                shape[1 if node in token_first else 2] = 1
+            if is_op(node, "Reshape"):
+                split = (sizes(wide) or ())[2:]
+                target = np.array([0, 1, *split], np.int64)
+                operands[1] = self._initializer(f"{node.name}_shape", target)
+            twin = ir.node(
+                node.op_type, operands, dict(node.attributes.items()), name=f"{node.name}_token"
+            )
+            out = twin.outputs[0]
+            out.name, out.type = f"{wide.name}_token", wide.type
+            out.shape = None if shape is None else ir.Shape(shape)
+            self._graph.insert_before(self._select, twin)
+            twins[wide] = out
+        self._twins[found.output] = twins[found.output]
+
     def cut(self, value: ir.Value) -> ir.Value:
         """Return (B, 1, D) of a (B, S, D) value: its twin, or a selection from it."""
         if value not in self._twins:
@@ -224,6 +314,16 @@ class _Token:
 
     def _cut_bias(self, bias: ir.Value) -> ir.Value:
         """Return (B or 1, 1, 1, L) of a mask (B or 1, 1, S, L)."""
+        row = self._cut_row(bias)
+        row.type = bias.type
+        pooled = self._select.outputs[0]
+        if bias.shape is not None and pooled.shape is not None:
+            # One mask for all texts has a row for each text once their places are chosen.
+            samples = (bias if is_op(self._select, "Gather") else pooled).shape
+            row.shape = None if samples is None else ir.Shape([samples[0], 1, 1, bias.shape[3]])
+        return row
+
+    def _cut_row(self, bias: ir.Value) -> ir.Value:
         if is_op(self._select, "Gather"):
             return self.add("Gather", [bias, self._index], None, axis=2)
         if bias.shape is not None and bias.shape[0] == 1:  # one mask for all texts

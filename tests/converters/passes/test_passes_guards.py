@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +120,13 @@ def test_a_guard_that_gives_something_else_than_zero_is_left_alone(tmp_path: Pat
     assert not FuseAttention()(model).modified
 
 
+@pytest.fixture(params=[fused, ir.load], ids=["fused", "decomposed"])
+def laid_out(request: pytest.FixtureRequest) -> Callable[[Path], ir.Model]:
+    """Attention in one node, and as torch writes it: a selection moves through both."""
+    found: Callable[[Path], ir.Model] = request.param
+    return found
+
+
 def pooled(folder: Path, index: Array, shape: list[str | int]) -> Path:
     graph = Graph(0)
     x = graph.block("x", None)
@@ -128,51 +135,61 @@ def pooled(folder: Path, index: Array, shape: list[str | int]) -> Path:
 
 
 @pytest.mark.parametrize("index", [0, 2, -1])
-def test_a_token_is_counted_from_either_end(index: int, tmp_path: Path) -> None:
+def test_a_token_is_counted_from_either_end(
+    index: int, laid_out: Callable[[Path], ir.Model], tmp_path: Path
+) -> None:
     source = pooled(tmp_path, np.array(index), ["batch", WIDTH])
-    model = fused(source)
+    model = laid_out(source)
     assert SelectTokenEarly()(model).modified
     made = run(model, tokens(), tmp_path)
     np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)
 
 
-def test_an_index_of_one_axis_keeps_the_axis_of_the_token(tmp_path: Path) -> None:
+def test_an_index_of_one_axis_keeps_the_axis_of_the_token(
+    laid_out: Callable[[Path], ir.Model], tmp_path: Path
+) -> None:
     source = pooled(tmp_path, np.array([2]), ["batch", 1, WIDTH])
-    model = fused(source)
+    model = laid_out(source)
     SelectTokenEarly()(model)
     made = run(model, tokens(), tmp_path)
     np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)
     assert made.shape == (3, 1, WIDTH)
 
 
-def test_what_is_broadcast_over_the_tokens_is_not_cut(tmp_path: Path) -> None:
+def test_what_is_broadcast_over_the_tokens_is_not_cut(
+    laid_out: Callable[[Path], ir.Model], tmp_path: Path
+) -> None:
     graph = Graph(0)
     mean = graph.node("ReduceMean", "x", graph.constant([1], "int64"), keepdims=1)
     x = graph.node("Add", graph.block("x", None), mean)
     x = graph.node("Gather", x, graph.constant(3, "int64"), axis=1)
     source = save(graph, x, tmp_path / "given.onnx", ["batch", WIDTH])
-    model = fused(source)
+    model = laid_out(source)
     SelectTokenEarly()(model)
     made = run(model, tokens(), tmp_path)
     np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)
 
 
-def test_pairs_that_do_not_take_each_sample_once_stay(tmp_path: Path) -> None:
+def test_pairs_that_do_not_take_each_sample_once_stay(
+    laid_out: Callable[[Path], ir.Model], tmp_path: Path
+) -> None:
     graph = Graph(0)
     x = graph.block("x", None)
     pairs = graph.constant([[1, 0], [0, 2], [2, 2]], "int64")
     source = save(graph, graph.node("GatherND", x, pairs), tmp_path / "given.onnx", [3, WIDTH])
-    model = fused(source)
+    model = laid_out(source)
     assert not SelectTokenEarly()(model).modified
 
 
-def test_two_selections_of_one_value_stay_right(tmp_path: Path) -> None:
+def test_two_selections_of_one_value_stay_right(
+    laid_out: Callable[[Path], ir.Model], tmp_path: Path
+) -> None:
     graph = Graph(0)
     x = graph.block("x", None)
     first = graph.node("Gather", x, graph.constant(0, "int64"), axis=1)
     last = graph.node("Gather", x, graph.constant(-1, "int64"), axis=1)
     source = save(graph, graph.node("Sub", first, last), tmp_path / "given.onnx", ["batch", WIDTH])
-    model = fused(source)
+    model = laid_out(source)
     SelectTokenEarly()(model)
     made = run(model, tokens(), tmp_path)
     np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)

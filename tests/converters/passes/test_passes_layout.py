@@ -9,7 +9,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from towers import PICTURE, convolution_tower, image_tower, pictures, text_tower, texts
+from towers import (
+    PICTURE,
+    WIDTH,
+    Graph,
+    convolution_tower,
+    image_tower,
+    pictures,
+    text_tower,
+    texts,
+)
 
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.attention import FuseAttention
@@ -127,14 +136,20 @@ def test_padded_patches_stay_a_convolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "selection"), [(image_tower, "Gather"), (text_tower, "GatherND")])
-def test_the_last_block_works_on_one_token(make: object, selection: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused_first", [False, True])
+def test_the_last_block_works_on_one_token(
+    make: object, selection: str, fused_first: bool, tmp_path: Path
+) -> None:
     assert callable(make)
     source = make(tmp_path / "tower.onnx", blocks=2)
-    apply(FuseAttention(), source, tmp_path / "fused.onnx")
-    assert apply(SelectTokenEarly(), tmp_path / "fused.onnx", tmp_path / "early.onnx")
-    model = ir.load(tmp_path / "early.onnx")
+    passes = [FuseAttention(), SelectTokenEarly()]
+    for step in passes if fused_first else reversed(passes):
+        assert apply(step, source, tmp_path / f"{type(step).__name__}.onnx")
+        source = tmp_path / f"{type(step).__name__}.onnx"
+    model = ir.load(source)
     nodes = list(model.graph)
     attention = [node for node in nodes if node.op_type == "Attention"]
+    assert len(attention) == 2
     one_token = [
         node
         for node in nodes
@@ -150,5 +165,9 @@ def test_the_last_block_works_on_one_token(make: object, selection: str, tmp_pat
 
 
 def test_without_attention_the_selection_stays(tmp_path: Path) -> None:
-    source = image_tower(tmp_path / "image.onnx", blocks=1)
+    graph = Graph(0)
+    x = graph.linear(graph.norm("x"), WIDTH, WIDTH)
+    graph.embed(graph.node("Gather", x, graph.constant(0, "int64"), axis=1))
+    x_info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 5, WIDTH])
+    source = graph.save(tmp_path / "given.onnx", [x_info])
     assert not apply(SelectTokenEarly(), source, tmp_path / "same.onnx")
