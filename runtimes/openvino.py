@@ -1,4 +1,4 @@
-"""The OpenVINO backend, on the CPU. Needs `pip install mmedge[openvino]`: OpenVINO 2025.0 or newer.
+"""The OpenVINO backend, on the CPU. Needs `pip install mmedge[openvino]`: OpenVINO 2025.4 or newer.
 
 What each of SessionOptions comes to here:
 
@@ -54,6 +54,8 @@ __all__ = [
 
 _DEFAULTS = SessionOptions()
 _ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
+# Before, a graph that hands an input on as an output overwrote the caller's bound input.
+_OLDEST = (2025, 4)
 _import_lock = threading.Lock()
 
 
@@ -93,6 +95,7 @@ def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
         BackendError: If the file is missing, damaged, or refused by the engine.
     """
     engine = _load_engine()
+    _check_version(_short_version(engine))
     if options.device != "cpu":
         raise BackendUnavailableError(
             f"The openvino backend has no device '{options.device}': expected 'cpu'."
@@ -110,7 +113,7 @@ def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
         compiled = core.compile_model(core.read_model(str(model)), "CPU", _settings(options))
         devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
     except _engine_exceptions() as error:
-        raise _mapped(error, f"{model}: OpenVINO {engine_version()} refuses it") from error
+        raise _mapped(error, f"{model}: OpenVINO {_short_version(engine)} refuses it") from error
     if devices != ["CPU"]:
         raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
     placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
@@ -358,6 +361,20 @@ def _short_version(engine: ModuleType) -> str:
     return str(engine.__version__).partition("-")[0]
 
 
+def _check_version(found: str) -> None:
+    """Refuse an OpenVINO that is too old.
+
+    Raises:
+        BackendUnavailableError: If it is.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
+    if numbers < _OLDEST:
+        raise BackendUnavailableError(
+            f"openvino {found} is too old: expected {'.'.join(map(str, _OLDEST))} or newer. "
+            "Upgrade it: pip install --upgrade openvino."
+        )
+
+
 def _ports(compiled: Any, model: Path, glance: OnnxFile) -> dict[str, int]:  # noqa: ANN401
     """Return the engine's index of every input, by name.
 
@@ -410,7 +427,7 @@ _REASONS = (
         "out of memory. Use a smaller batch or a smaller variant, or free memory",
     ),
     (
-        r"No conversion rule|OpConversionFailure|(not|n't) supported? operation",
+        r"No conversion rule|OpConversionFailure|not support the following ONNX operations",
         "it has an operator that OpenVINO lacks. Use the backend 'onnxruntime'",
     ),
     (

@@ -217,6 +217,15 @@ def test_without_openvino_nothing_is_available(
         opened(save_embedder(tmp_path / "m.onnx"))
 
 
+@pytest.mark.parametrize("found", ["2024.6.0", "2025.3.0", "2025.0.0-17942-1f68be9f594"])
+def test_a_version_that_overwrites_inputs_is_refused(
+    found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "__version__", found)
+    with pytest.raises(BackendUnavailableError, match=r"is too old: expected 2025\.4 or newer"):
+        opened(save_embedder(tmp_path / "m.onnx"))
+
+
 # Specs and memory
 
 
