@@ -7,7 +7,7 @@ sign, so the order of these errors is the order in which nodes are worth keeping
 The other way, all quantized but one, ranks worse: on both shapes models 16 layers kept by it leave
 3 to 70 times the error on held-out data, since one layer's share drowns in what the others do.
 Eight samples rank as 64 do (rank correlation 0.97 and above). The three projections that read one
-value differ by up to 7 times and are measured one by one.
+value differ by up to 15 times and are measured one by one.
 
 The data is calibration data: the search picks by these figures, so they may know nothing of the
 data that it is judged on.
