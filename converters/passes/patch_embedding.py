@@ -77,7 +77,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
         and sizes(transpose.outputs[0]) is not None
     )
     kernel = constant(weight) if plain else None
-    if kernel is None:
+    if weight is None or kernel is None:
         return False
     rows, columns = height // kernel_h, width // kernel_w
     stem = conv.name or conv.outputs[0].name or "patch_embedding"
@@ -99,7 +99,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     ordered = step("Transpose", [tiled], "order", perm=[0, 2, 4, 1, 3, 5])
     flat = step("Reshape", [ordered, patches], "flatten")
     # Named after the convolution's weight, for methods that name layers by their weights.
-    layer = (weight.name or stem).removesuffix(".weight")
+    layer = ((weight and weight.name) or stem).removesuffix(".weight")
     name = f"{layer}.matrix.weight"
     # A second convolution of the same weight reads the same matrix.
     product = graph.initializers.get(name) or add_initializer(graph, name, matrix)
