@@ -287,13 +287,13 @@ class _Token:
             if shape is not None:
                 # (B, H, S, x) inside; (B, S, H, d) and (B, S, H * d) where heads are moved.
                 shape[1 if node in token_first else 2] = 1
+            attributes = dict(node.attributes.items())
             if is_op(node, "Reshape"):
+                attributes.pop("allowzero", None)  # 0 copies the batch axis
                 split = (sizes(wide) or ())[2:]
                 target = np.array([0, 1, *split], np.int64)
                 operands[1] = self._initializer(f"{node.name}_shape", target)
-            twin = ir.node(
-                node.op_type, operands, dict(node.attributes.items()), name=f"{node.name}_token"
-            )
+            twin = ir.node(node.op_type, operands, attributes, name=f"{node.name}_token")
             out = twin.outputs[0]
             out.name, out.type = f"{wide.name}_token", wide.type
             out.shape = None if shape is None else ir.Shape(shape)

@@ -14,7 +14,9 @@ from onnx import TensorProto, helper
 from towers import HEADS, VOCABULARY, WIDTH, Graph, convolution_tower, text_tower
 
 from mmedge.converters.passes.attention import FuseAttention
+from mmedge.converters.passes.building import add_initializer
 from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs, quantize_weight
+from mmedge.converters.passes.matching import constant
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.runtimes.session import open_session
@@ -140,6 +142,25 @@ def test_a_token_is_counted_from_either_end(
 ) -> None:
     source = pooled(tmp_path, np.array(index), ["batch", WIDTH])
     model = laid_out(source)
+    assert SelectTokenEarly()(model).modified
+    made = run(model, tokens(), tmp_path)
+    np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)
+
+
+def test_a_zero_in_a_reshape_that_would_mean_a_size_of_zero(tmp_path: Path) -> None:
+    """torch computes the batch size, and sets allowzero, under which 0 copies nothing."""
+    source = pooled(tmp_path, np.array(2), ["batch", WIDTH])
+    model = ir.load(source)
+    batch = ir.node("Shape", [model.graph.inputs[0]], {"start": 0, "end": 1}, name="batch")
+    model.graph.insert_before(model.graph[0], batch)
+    for node in [node for node in model.graph if node.op_type == "Reshape"]:
+        tail = constant(node.inputs[1])
+        if tail is not None and tail[0] == 0:
+            rest = add_initializer(model.graph, f"{node.name}_rest", tail[1:])
+            whole = ir.node("Concat", [batch.outputs[0], rest], {"axis": 0}, name=f"{node.name}_to")
+            model.graph.insert_before(node, whole)
+            node.replace_input_with(1, whole.outputs[0])
+            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 1)
     assert SelectTokenEarly()(model).modified
     made = run(model, tokens(), tmp_path)
     np.testing.assert_allclose(made, run(source, tokens(), tmp_path), atol=2e-6)
