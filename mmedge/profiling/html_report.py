@@ -12,17 +12,15 @@ from html import escape
 from mmedge.bundle.nodes import NodeTable
 from mmedge.profiling import html_plots as plots
 from mmedge.profiling.html_nodes import render_nodes
-from mmedge.profiling.html_style import STYLE
+from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, page
 from mmedge.profiling.result import Cell, Latency, Profile, VariantFigures
 from mmedge.profiling.statistics import PERCENTILES, SAMPLES_BEYOND, required_samples
 from mmedge.profiling.svg import number
 
 __all__ = ["render_html"]
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MOST_CURVES = 6
 _STAGES = ("decode", "resize", "normalize", "tokenize", "inference", "other")
-_ABSENT = '<span class="soft" title="not measured">\u2013</span>'
 
 
 def render_html(profile: Profile, nodes: Sequence[NodeTable] = ()) -> str:
@@ -47,15 +45,7 @@ def render_html(profile: Profile, nodes: Sequence[NodeTable] = ()) -> str:
         *map(render_nodes, nodes),
         _about(profile),
     ]
-    title = escape(f"{profile.bundle.name}: profile")
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page(f"{profile.bundle.name}: profile", sections)
 
 
 def _header(profile: Profile) -> str:
@@ -134,7 +124,7 @@ def _gates(profile: Profile) -> str:
     ]
     failed = sum(gate.failed for gate in profile.gates)
     said = f"{failed} of {len(rows)} failed." if failed else "All held."
-    return "<h2>Gates</h2>" + _table(said, ["", "figure", "got", "limit"], rows, left=(0, 1, 3))
+    return "<h2>Gates</h2>" + html_table(said, ["", "figure", "got", "limit"], rows, left=(0, 1, 3))
 
 
 def _warnings(profile: Profile) -> str:
@@ -152,14 +142,14 @@ def _role(profile: Profile, role: str) -> str:
     for length in lengths:
         shown = [cell for cell in cells if (cell.batch, cell.sequence) == (first.batch, length)]
         figures.append(
-            _figure(
+            figure(
                 plots.latency_plot(_shape(role, first.batch, length), shown),
                 "From the shortest run to the highest percentile that the sample supports.",
             )
         )
     shown = [c for c in cells if (c.batch, c.sequence) == (first.batch, first.sequence)]
     figures.append(
-        _figure(
+        figure(
             plots.distribution_plot(
                 _shape(role, first.batch, first.sequence), shown[:_MOST_CURVES]
             ),
@@ -170,12 +160,12 @@ def _role(profile: Profile, role: str) -> str:
         for length in lengths:
             shown = [cell for cell in cells if cell.sequence == length]
             plot = plots.throughput_plot(_shape(role, None, length), shown)
-            figures.append(_figure(plot, "Batch size over mean latency."))
+            figures.append(figure(plot, "Batch size over mean latency."))
     scatter = plots.fidelity_plot(profile, role)
     if scatter:
         caption = f"{_shape('', first.batch, first.sequence)}: higher and further left is better."
-        figures.append(_figure(scatter, caption.lstrip(", ").capitalize()))
-    return f"<h2>{escape(role)}</h2>{_cell_table(cells)}{_figures(figures)}"
+        figures.append(figure(scatter, caption.lstrip(", ").capitalize()))
+    return f"<h2>{escape(role)}</h2>{_cell_table(cells)}{figure_grid(figures)}"
 
 
 def _shape(role: str, batch: int | None, sequence: int | None) -> str:
@@ -199,14 +189,14 @@ def _cell_table(cells: Sequence[Cell]) -> str:
             str(cell.threads),
         ]
         if tokens:
-            row.append(_ABSENT if cell.sequence is None else str(cell.sequence))
+            row.append(ABSENT if cell.sequence is None else str(cell.sequence))
         row.append(f"{cell.latency.n:,}")
         row += [_percentile(cell.latency, name) for name in names]
         row.append(number(cell.throughput_per_s))
         if compared:
             row.append(_ratio(cell))
         rows.append(row)
-    return _table(
+    return html_table(
         "Latency of a run. Small: the 95 % interval of the percentile."
         + (" Time relative to the baseline, interleaved: below 1 is faster." if compared else ""),
         heads,
@@ -228,7 +218,7 @@ def _percentile(latency: Latency, name: str) -> str:
 
 def _ratio(cell: Cell) -> str:
     if cell.baseline is None:
-        return _ABSENT
+        return ABSENT
     ratio = cell.baseline.ratio
     return (
         f"{ratio.median:.3f}<small>{_interval(ratio.low, ratio.high)}<br>"
@@ -244,35 +234,35 @@ def _stages(profile: Profile, roles: Sequence[str]) -> str:
     for role in staged:
         inputs = {item.input for item in profile.stages if item.role == role}
         caption = f"{', '.join(sorted(inputs))}; the mark is the end-to-end call."
-        figures.append(_figure(plots.stage_plot(profile, role), caption))
+        figures.append(figure(plots.stage_plot(profile, role), caption))
     known = {name for item in profile.stages for name in item.stages_ms}
     names = [name for name in _STAGES if name in known]
     rows = [
         [
             escape(f"{item.role} {item.variant}") + (" ~" if item.noise else ""),
-            *(number(item.stages_ms[n]) if n in item.stages_ms else _ABSENT for n in names),
+            *(number(item.stages_ms[n]) if n in item.stages_ms else ABSENT for n in names),
             number(item.sum_ms),
             number(item.sum_ms + item.stages_ms["other"]),
         ]
         for item in profile.stages
     ]
-    table = _table(
+    table = html_table(
         "Median ms at batch 1. Each stage is measured alone; the sum of the measured ones stands "
         "beside the end-to-end call, and other is the difference.",
         ["call", *names, "sum", "end to end"],
         rows,
     )
-    return f"<h2>End to end: where the time goes</h2>{_figures(figures)}{table}"
+    return f"<h2>End to end: where the time goes</h2>{figure_grid(figures)}{table}"
 
 
 def _variants(profile: Profile) -> str:
     figures = []
     if any(item.cold_start for item in profile.variants):
         figures.append(
-            _figure(plots.cold_plot(profile.variants), "Fresh processes, files in the page cache.")
+            figure(plots.cold_plot(profile.variants), "Fresh processes, files in the page cache.")
         )
     if any(item.memory for item in profile.variants):
-        figures.append(_figure(plots.memory_plot(profile.variants), "Each role and variant alone."))
+        figures.append(figure(plots.memory_plot(profile.variants), "Each role and variant alone."))
     rows = [_variant_row(item) for item in profile.variants]
     heads = [
         "role",
@@ -284,8 +274,10 @@ def _variants(profile: Profile) -> str:
         "peak, MB",
     ]
     heads += ["steady, MB", "cosine mean", "cosine p1"]
-    table = _table("Whatever the batch. Medians over fresh processes.", heads, rows, left=(0, 1))
-    return f"<h2>Cold start, memory and size</h2>{_figures(figures)}{table}"
+    table = html_table(
+        "Whatever the batch. Medians over fresh processes.", heads, rows, left=(0, 1)
+    )
+    return f"<h2>Cold start, memory and size</h2>{figure_grid(figures)}{table}"
 
 
 def _variant_row(item: VariantFigures) -> list[str]:
@@ -297,13 +289,13 @@ def _variant_row(item: VariantFigures) -> list[str]:
         number(item.size_bytes / 1e6),
         f"{number(first.median)}<small>{_interval(first.low, first.high)}</small>"
         if first
-        else _ABSENT,
-        number(cold.cpu_ms.median) if cold else _ABSENT,
-        number(cold.load_ms.median) if cold else _ABSENT,
-        number(memory.peak_bytes / 1e6) if memory else _ABSENT,
-        number(memory.steady_bytes / 1e6) if memory else _ABSENT,
-        _ABSENT if item.cosine_mean is None else f"{item.cosine_mean:.5f}",
-        _ABSENT if item.cosine_p1 is None else f"{item.cosine_p1:.5f}",
+        else ABSENT,
+        number(cold.cpu_ms.median) if cold else ABSENT,
+        number(cold.load_ms.median) if cold else ABSENT,
+        number(memory.peak_bytes / 1e6) if memory else ABSENT,
+        number(memory.steady_bytes / 1e6) if memory else ABSENT,
+        ABSENT if item.cosine_mean is None else f"{item.cosine_mean:.5f}",
+        ABSENT if item.cosine_p1 is None else f"{item.cosine_p1:.5f}",
     ]
 
 
@@ -334,40 +326,3 @@ def _about(profile: Profile) -> str:
         f'<h2>Machine and method</h2><div class="card"><dl class="facts">{rows}</dl></div>'
         f"<footer>Profile format {escape(profile.profile_version)}.</footer>"
     )
-
-
-def _figures(figures: Sequence[str]) -> str:
-    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
-
-
-def _figure(svg: str, caption: str) -> str:
-    title = svg.partition("<title>")[2].partition("</title>")[0]  # already escaped
-    return (
-        f'<figure class="card"><h3>{title}</h3>{svg}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _table(
-    caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
-) -> str:
-    """Return a table; `rows` hold HTML, `heads` and `caption` plain text."""
-    head = "".join(
-        f'<th scope="col"{_left(i, left)}>{escape(name)}</th>' for i, name in enumerate(heads)
-    )
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>'
-        + "".join(f"<td{_left(i, left)}>{cell}</td>" for i, cell in enumerate(row[1:], 1))
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<p class="note">{escape(caption)}</p>'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
-        f'<table aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _left(index: int, left: Sequence[int]) -> str:
-    return ' class="left"' if index in left else ""
