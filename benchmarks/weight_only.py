@@ -41,6 +41,7 @@ from mmedge.specs import Float32Array
 
 _ROUNDS = {"decoder": 30, "encoder": 7}
 _GROUP_SIZES = (32, 64, 128)
+_ROUNDINGS: tuple[Rounding, ...] = ("rtn", "hqq", "gptq")
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def _grid() -> Iterator[Contestant]:
     """Every method with every group size, with and without zero points, and the peers."""
     for group_size in _GROUP_SIZES:
         for symmetric in (True, False):
-            for rounding in ("rtn", "hqq", "gptq"):
-                yield Contestant("mmedge", rounding, group_size, symmetric)  # type: ignore[arg-type]
+            for rounding in _ROUNDINGS:
+                yield Contestant("mmedge", rounding, group_size, symmetric)
             yield Contestant("ort", "rtn", group_size, symmetric)
         yield Contestant("ort", "hqq", group_size, symmetric=False)
 
@@ -119,16 +120,14 @@ def _decoder(everything: bool) -> list[Contestant]:
         Contestant("mmedge", "rtn", 32, timed=True),
         Contestant("mmedge", "rtn", 128, timed=True),
         Contestant("mmedge", "rtn", 128, symmetric=False),
-        Contestant("mmedge", "hqq", 128, symmetric=False),
-        Contestant("mmedge", "gptq", 128),
-        Contestant("mmedge", "gptq", 128, symmetric=False),
         Contestant("mmedge", "rtn", 256),
-        Contestant("mmedge", "rtn", 128, quarter=True, timed=True),
-        Contestant("mmedge", "gptq", 128, quarter=True),
         Contestant("mmedge", "rtn", 128, bits=8, timed=True),
         Contestant("ort", "rtn", 32, timed=True),
         Contestant("ort", "rtn", 128, timed=True),
         Contestant("ort", "rtn", 128, symmetric=False),
+        Contestant("mmedge", "rtn", 128, quarter=True),
+        Contestant("mmedge", "gptq", 128),
+        Contestant("mmedge", "gptq", 128, quarter=True, timed=True),
     ]
     return list(dict.fromkeys([*chosen, *_grid()])) if everything else chosen
 

@@ -96,7 +96,7 @@ class GroupCodes:
         out, groups, group_size = self.codes.shape
         per_byte = 8 // self.bits
         zero_points = 0 if self.symmetric else out * -(-groups // per_byte)
-        return out * groups * group_size // per_byte + self.scales.nbytes + zero_points
+        return int(out * groups * group_size // per_byte + self.scales.nbytes + zero_points)
 
 
 def relative_error(matrix: Float32Array, codes: GroupCodes) -> float:
