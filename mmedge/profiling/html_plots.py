@@ -12,11 +12,11 @@ from mmedge.profiling.svg import (
     Range,
     Series,
     line_plot,
-    number,
     range_plot,
     scatter_plot,
     stacked_bars,
 )
+from mmedge.profiling.svg_parts import number
 
 __all__ = [
     "cell_label",

@@ -15,7 +15,7 @@ from mmedge.profiling.html_nodes import render_nodes
 from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, page
 from mmedge.profiling.result import Cell, Latency, Profile, VariantFigures
 from mmedge.profiling.statistics import PERCENTILES, SAMPLES_BEYOND, required_samples
-from mmedge.profiling.svg import number
+from mmedge.profiling.svg_parts import number
 
 __all__ = ["render_html"]
 

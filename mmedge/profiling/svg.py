@@ -13,22 +13,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mmedge.profiling.svg_parts import (
+    LEFT,
+    RIGHT,
+    WIDTH,
+    line_part,
+    nice_ticks,
+    number,
+    svg_plot,
+    text_part,
+    tick_label,
+    x_axis,
+)
+
 __all__ = [
     "Bar",
     "Point",
     "Range",
     "Series",
     "line_plot",
-    "nice_ticks",
-    "number",
     "range_plot",
     "scatter_plot",
     "stacked_bars",
 ]
 
-WIDTH = 420
 _COLOURS = 6
-_LEFT, _RIGHT = 46, 14
 _ROW = 46  # one bar with its label above
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 
@@ -76,54 +85,12 @@ class Point:
     note: str = ""
 
 
-def number(value: float) -> str:
-    """Return a figure to three significant digits, thousands grouped, never in exponents."""
-    if not math.isfinite(value):
-        return "n/a"
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 6)}f}"
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
-    """Return about `count` round numbers that lie within low..high."""
-    if not high > low:
-        return (low,)
-    rough = (high - low) / max(count - 1, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return tuple(round(i * step, 12) for i in range(first, last + 1))
-
-
-def _tick_label(value: float) -> str:
-    return f"{value:,.6g}" if abs(value) < 1e6 else number(value)
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
-
-
 def _row_labels(top: float, label: str, note: str, right: float) -> tuple[str, str]:
     """Return a row's label and its note, the label cut where the note begins."""
     room = int((right - 8 - 7.6 * len(note)) / 8.2)
     shown = label if len(label) <= room else label[: max(room - 1, 1)] + "\u2026"
-    return _text(4.0, top + 12, shown, "label"), _text(right, top + 12, note, "value", "end")
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def _svg(height: float, title: str, description: str, body: Sequence[str]) -> str:
-    label = escape(f"{title}. {description}", quote=True)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{label}">'
-        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
+    return text_part(4.0, top + 12, shown, "label"), text_part(
+        right, top + 12, note, "value", "end"
     )
 
 
@@ -153,23 +120,14 @@ def _legend(
                 f'<rect x="{x:.1f}" y="{top - 10:.1f}" width="12" height="12" rx="2" '
                 f'class="fill {_colour(index)}"/>'
             )
-        parts.append(_text(x + (24 if dashed else 18), top, label, "small"))
+        parts.append(text_part(x + (24 if dashed else 18), top, label, "small"))
         x += needed
     return parts, (row + 1) * 18.0
 
 
-def _x_axis(ticks: Sequence[tuple[float, str]], top: float, bottom: float, name: str) -> list[str]:
-    parts: list[str] = []
-    for x, label in ticks:
-        parts.append(_line(x, top, x, bottom, "grid"))
-        parts.append(_text(x, bottom + 15, label, "small", "middle"))
-    parts.append(_text(WIDTH - _RIGHT, bottom + 31, name, "axis", "end"))
-    return parts
-
-
 def _linear_ticks(limit: float, left: float, right: float) -> list[tuple[float, str]]:
     return [
-        (left + (right - left) * tick / limit, _tick_label(tick)) for tick in nice_ticks(0, limit)
+        (left + (right - left) * tick / limit, tick_label(tick)) for tick in nice_ticks(0, limit)
     ]
 
 
@@ -193,10 +151,10 @@ def stacked_bars(
     names = dict.fromkeys(name for bar in bars for name in bar.segments)
     colours = {name: i for i, name in enumerate(dict.fromkeys((*order, *names))) if name in names}
     limit = max(max(sum(bar.segments.values()), bar.mark or 0.0) for bar in bars) * 1.02 or 1.0
-    left, right = 4.0, float(WIDTH - _RIGHT)
+    left, right = 4.0, float(WIDTH - RIGHT)
     scale = (right - left) / limit
     bottom = 8.0 + _ROW * len(bars)
-    body = _x_axis(_linear_ticks(limit, left, right), 4, bottom, unit)
+    body = x_axis(_linear_ticks(limit, left, right), 4, bottom, unit)
     for row, bar in enumerate(bars):
         top = 8.0 + _ROW * row
         body += _row_labels(top, bar.label, bar.note, right)
@@ -211,9 +169,9 @@ def stacked_bars(
             x += width
         if bar.mark is not None:
             x = left + bar.mark * scale
-            body.append(_line(x, top + 15, x, top + 39, "mark"))
+            body.append(line_part(x, top + 15, x, top + 39, "mark"))
     legend, used = _legend({name: colours[name] for name in names}, bottom + 50)
-    return _svg(bottom + 50 + used - 8, title, description, [*body, *legend])
+    return svg_plot(bottom + 50 + used - 8, title, description, [*body, *legend])
 
 
 def range_plot(title: str, ranges: Sequence[Range], *, unit: str, description: str = "") -> str:
@@ -226,16 +184,16 @@ def range_plot(title: str, ranges: Sequence[Range], *, unit: str, description: s
         description: Said to who cannot see it, after the title.
     """
     limit = max(item.high for item in ranges) * 1.04 or 1.0
-    left, right = 4.0, float(WIDTH - _RIGHT)
+    left, right = 4.0, float(WIDTH - RIGHT)
     scale = (right - left) / limit
     bottom = 8.0 + _ROW * len(ranges)
-    body = _x_axis(_linear_ticks(limit, left, right), 4, bottom, unit)
+    body = x_axis(_linear_ticks(limit, left, right), 4, bottom, unit)
     for row, item in enumerate(ranges):
         top, colour = 8.0 + _ROW * row, _colour(item.series)
         y = top + 28
         body += (
             *_row_labels(top, item.label, item.note, right),
-            _line(left + item.low * scale, y, left + item.high * scale, y, f"span {colour}"),
+            line_part(left + item.low * scale, y, left + item.high * scale, y, f"span {colour}"),
         )
         for name, value in item.ticks.items():
             x = left + value * scale
@@ -250,7 +208,7 @@ def range_plot(title: str, ranges: Sequence[Range], *, unit: str, description: s
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" class="fill ring {colour}">'
             f"<title>{tip}</title></circle>"
         )
-    return _svg(bottom + 38, title, description, body)
+    return svg_plot(bottom + 38, title, description, body)
 
 
 def line_plot(
@@ -274,7 +232,7 @@ def line_plot(
     """
     xs = [x for item in series for x, _ in item.points]
     top, bottom = 26.0, 226.0
-    left, right = float(_LEFT), float(WIDTH - _RIGHT)
+    left, right = float(LEFT), float(WIDTH - RIGHT)
     x_low, x_high = (min(x_ticks), max(x_ticks)) if x_ticks else _bounds(xs)
     y_high = max(y for item in series for _, y in item.points) * 1.05 or 1.0
 
@@ -282,15 +240,15 @@ def line_plot(
         across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         return left + (right - left) * across, bottom - (bottom - top) * y / y_high
 
-    labels = x_ticks or {tick: _tick_label(tick) for tick in nice_ticks(x_low, x_high)}
-    body = _x_axis([(place(x, 0)[0], label) for x, label in labels.items()], top, bottom, x_name)
+    labels = x_ticks or {tick: tick_label(tick) for tick in nice_ticks(x_low, x_high)}
+    body = x_axis([(place(x, 0)[0], label) for x, label in labels.items()], top, bottom, x_name)
     for tick in nice_ticks(0, y_high):
         y = place(x_low, tick)[1]
         body += (
-            _line(left, y, right, y, "grid"),
-            _text(left - 6, y + 4, _tick_label(tick), "small", "end"),
+            line_part(left, y, right, y, "grid"),
+            text_part(left - 6, y + 4, tick_label(tick), "small", "end"),
         )
-    body.append(_text(4, 14, y_name, "axis"))
+    body.append(text_part(4, 14, y_name, "axis"))
     for index, item in enumerate(series):
         placed = [place(x, y) for x, y in item.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -301,7 +259,7 @@ def line_plot(
         )
         if item.dots:
             for (x, y), (raw_x, raw_y) in zip(placed, item.points, strict=True):
-                tip = escape(f"{item.label}: {_tick_label(raw_x)}, {number(raw_y)}")
+                tip = escape(f"{item.label}: {tick_label(raw_x)}, {number(raw_y)}")
                 body.append(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="fill {_colour(index)}">'
                     f"<title>{tip}</title></circle>"
@@ -309,7 +267,7 @@ def line_plot(
     legend, used = _legend(
         {item.label: index for index, item in enumerate(series)}, bottom + 54, dashed=True
     )
-    return _svg(bottom + 54 + used - 8, title, description, [*body, *legend])
+    return svg_plot(bottom + 54 + used - 8, title, description, [*body, *legend])
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -339,7 +297,7 @@ def scatter_plot(
         description: Said to who cannot see it, after the title.
     """
     top, bottom = 34.0, 236.0
-    left, right = float(_LEFT + 10), float(WIDTH - _RIGHT)
+    left, right = float(LEFT + 10), float(WIDTH - RIGHT)
     x_high = max(point.x for point in points) * 1.2 or 1.0
     y_values = [point.y for point in points]
     spread = (max(y_values) - min(y_values)) or abs(max(y_values)) * 0.01 or 1.0
@@ -352,15 +310,15 @@ def scatter_plot(
             bottom - (bottom - top) * (y - y_low) / (y_high - y_low),
         )
 
-    ticks = [(place(tick, y_low)[0], _tick_label(tick)) for tick in nice_ticks(0, x_high)]
-    body = _x_axis(ticks, top, bottom, x_name)
+    ticks = [(place(tick, y_low)[0], tick_label(tick)) for tick in nice_ticks(0, x_high)]
+    body = x_axis(ticks, top, bottom, x_name)
     for tick in nice_ticks(y_low, y_high):
         y = place(0, tick)[1]
         body += (
-            _line(left, y, right, y, "grid"),
-            _text(left - 6, y + 4, _tick_label(tick), "small", "end"),
+            line_part(left, y, right, y, "grid"),
+            text_part(left - 6, y + 4, tick_label(tick), "small", "end"),
         )
-    body.append(_text(4, 14, y_name, "axis"))
+    body.append(text_part(4, 14, y_name, "axis"))
     for index, point in enumerate(points):
         x, y = place(point.x, point.y)
         radius = 5 + 17 * math.sqrt(point.size / largest)
@@ -371,7 +329,7 @@ def scatter_plot(
             "</title></circle>"
         )
         body += (
-            _text(x + shift, y - 1, point.label, "label", anchor),
-            _text(x + shift, y + 14, point.note, "small", anchor),
+            text_part(x + shift, y - 1, point.label, "label", anchor),
+            text_part(x + shift, y + 14, point.note, "small", anchor),
         )
-    return _svg(bottom + 38, title, description, body)
+    return svg_plot(bottom + 38, title, description, body)

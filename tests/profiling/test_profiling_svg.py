@@ -8,18 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from mmedge.profiling.svg import (
-    WIDTH,
     Bar,
     Point,
     Range,
     Series,
     line_plot,
-    nice_ticks,
-    number,
     range_plot,
     scatter_plot,
     stacked_bars,
 )
+from mmedge.profiling.svg_parts import WIDTH, nice_ticks, number
 
 HOSTILE = '<script>alert("x")</script>&\'"'
 
