@@ -2,79 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
-from mmedge.bundle.manifest import Layout, Parity, Quality
-from mmedge.converters.quantize import DynamicInt8, Float16, QuantizationConfig, StaticInt8
+from mmedge.bundle.manifest import Parity, Quality
+from mmedge.bundle.search import Objective
+from mmedge.converters.metrics import METRICS
+from mmedge.converters.recipes import FP32, Recipe, parse_recipe
 from mmedge.errors import ConversionError
-from mmedge.specs import Precision, did_you_mean
+from mmedge.specs import did_you_mean
 
 __all__ = [
-    "FP32",
-    "PRECISIONS",
+    "AUTO",
+    "SHORT_NAMES",
     "TARGETS",
     "ConversionReport",
     "ConvertConfig",
     "Progress",
     "ProgressEvent",
-    "Recipe",
     "VariantReport",
     "recipes",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one variant is made from fp32.
-
-    Attributes:
-        variant: The variant's name.
-        precision: What a caller asks for.
-        methods: How to quantize the fp32 graph of each layout, the one that ONNX Runtime runs here
-            first; empty for fp32 itself.
-    """
-
-    variant: str
-    precision: Precision
-    methods: Mapping[Layout, QuantizationConfig]
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether the method needs calibration data."""
-        return any(isinstance(method, StaticInt8) for method in self.methods.values())
-
-    def settings(self) -> dict[str, Any]:
-        """Return method and settings as JSON, for the manifest."""
-        if not self.methods:
-            return {"method": "export"}
-        settings: dict[str, Any] = {}
-        for layout, method in self.methods.items():
-            for name, value in {"method": type(method).__name__, **asdict(method)}.items():
-                # What the layouts do not share is told for each: the form of static int8.
-                shared = settings.setdefault(name, value)
-                if shared != value:
-                    settings[name] = f"{shared}, {value} ({layout})"
-        return settings
-
-
-FP32 = Recipe("fp32", Precision.FP32, {})
-"""What every other variant is made from and compared with."""
-_RECIPES = (
-    FP32,
-    Recipe("fp16", Precision.FP16, {"portable": Float16()}),
-    Recipe("int8-dynamic", Precision.INT8, {"onnxruntime": DynamicInt8()}),
-    Recipe(
-        "int8-static",
-        Precision.INT8,
-        {"onnxruntime": StaticInt8(), "portable": StaticInt8(form="qdq")},
-    ),
-)
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-static")
-"""What `--precision` takes; "int8" is int8-dynamic, and with calibration data int8-static too."""
-TARGETS = ("cpu", "cuda", "tensorrt")
+_SETS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("cpu", "int8"): ("int8-dynamic", "int8-static"),
+    ("tensorrt", "int8"): ("int8-static-symmetric",),
+    ("tensorrt", "int4"): ("int4-blocked",),
+}
+"""What a short name stands for, by target; int8-static only where there is calibration data."""
+AUTO = "auto"
+"""The precision that is searched for."""
+SHORT_NAMES = frozenset({AUTO, *(name for _, name in _SETS)})
+"""Precisions that stand for others."""
+TARGETS = ("cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -84,16 +47,22 @@ class ConvertConfig:
     Attributes:
         source: A folder, or a hub id.
         out: The bundle to write; its name ends in ".mmedge".
-        precisions: Names in PRECISIONS.
+        precisions: Names of recipes (see recipes.py), "int8" for int8-dynamic and, with calibration
+            data, int8-static; or "auto" alone, to search.
         revision: Branch, tag or commit of a hub repository.
         calibration: Pictures (and captions) to choose ranges from.
         evaluate: Pictures with captions or labels to measure quality on; never the calibration
             data. None measures on synthetic samples.
-        target: What the layouts are made for.
+        target: What the graphs are made for: "cpu", or "tensorrt" for engines.
         template: How a label becomes a text for zero-shot accuracy, "{}" standing for the label.
         overwrite: Replace the bundle that stands at `out`.
         skip_bad: Leave unreadable pictures out instead of stopping.
         seed: Of everything that is drawn.
+        explain: Measure what quantizing each layer alone does to the embedding.
+        max_drop: For "auto": how much of the metric may be lost.
+        metric: For "auto": a name of quality.METRICS; None takes recall@1 where the evaluation data
+            has captions, zero-shot where it has labels, and else cosine-p1.
+        objective: For "auto": what is to be made small.
     """
 
     source: str
@@ -107,28 +76,30 @@ class ConvertConfig:
     overwrite: bool = False
     skip_bad: bool = False
     seed: int = 0
+    explain: bool = False
+    max_drop: float = 0.01
+    metric: str | None = None
+    objective: Objective = "latency"
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.precisions if name not in PRECISIONS]
-        if unknown or not self.precisions:
-            raise ConversionError(
-                f"Unknown precision: got '{', '.join(unknown)}', expected one or more of "
-                f"{', '.join(PRECISIONS)}."
-                + "".join(did_you_mean(name, PRECISIONS) for name in unknown)
-            )
         if self.target not in TARGETS:
             raise ConversionError(
                 f"Unknown target: got '{self.target}', expected one of {', '.join(TARGETS)}."
             )
-        if self.target != "cpu":
+        if not self.precisions:
+            raise ConversionError("No precision: name one or more, such as fp32,int8.")
+        if self.searches:
+            self._check_search()
+        for recipe in recipes(self):
+            if recipe.needs_calibration and self.calibration is None:
+                raise ConversionError(
+                    f"{recipe.variant} needs calibration data. Pass --calibration FOLDER with "
+                    "pictures like those that the device will see (and captions.jsonl for the text "
+                    "encoder)."
+                )
+        if self.explain and self.calibration is None:
             raise ConversionError(
-                f"Layouts for '{self.target}' are not built yet. Use --target cpu: its fp32 and "
-                "fp16 variants also hold a portable graph that runs on other devices."
-            )
-        if "int8-static" in self.precisions and self.calibration is None:
-            raise ConversionError(
-                "int8-static needs calibration data. Pass --calibration FOLDER with pictures like "
-                "those that the device will see (and captions.jsonl for the text encoder)."
+                "--explain measures each layer on calibration data. Pass --calibration FOLDER."
             )
         if "{}" not in self.template:
             raise ConversionError(
@@ -136,15 +107,60 @@ class ConvertConfig:
                 f"'{ConvertConfig.template}'."
             )
 
+    @property
+    def searches(self) -> bool:
+        """Whether the precision is to be searched for."""
+        return AUTO in self.precisions
+
+    def _check_search(self) -> None:
+        if self.precisions != (AUTO,):
+            raise ConversionError(
+                f"Precision auto stands alone: got '{','.join(self.precisions)}'. The search tries "
+                "the others by itself."
+            )
+        if self.target != "cpu":
+            raise ConversionError(
+                f"Precision auto measures on this machine, which runs no '{self.target}' graphs. "
+                "Name the precisions, or search for the CPU."
+            )
+        if self.metric is not None and self.metric not in METRICS:
+            raise ConversionError(
+                f"Unknown metric: got '{self.metric}', expected one of {', '.join(METRICS)}."
+                + did_you_mean(self.metric, METRICS)
+            )
+        if self.objective not in get_args(Objective):
+            raise ConversionError(
+                f"Unknown objective: got '{self.objective}', expected one of "
+                f"{', '.join(get_args(Objective))}."
+            )
+        if not 0.0 <= self.max_drop < 1.0:
+            raise ConversionError(
+                f"--max-drop: got {self.max_drop}, expected a share of the metric from 0 to 1, "
+                "such as 0.01."
+            )
+
 
 def recipes(config: ConvertConfig) -> tuple[Recipe, ...]:
-    """Return the recipes that a configuration asks for, highest fidelity first."""
-    wanted = set(config.precisions)
-    if "int8" in wanted:
-        wanted.add("int8-dynamic")
-        if config.calibration is not None:
-            wanted.add("int8-static")
-    return tuple(recipe for recipe in _RECIPES if recipe.variant in wanted)
+    """Return the recipes that a configuration names, fp32 first; none where it searches.
+
+    Raises:
+        ConversionError: If a name is unknown.
+    """
+    found: dict[str, Recipe] = {}
+    for precision in config.precisions:
+        if precision == AUTO:
+            continue
+        short = _SETS.get((config.target, precision))
+        for name in short or (precision,):
+            recipe = parse_recipe(name)
+            if short and config.target == "cpu" and not _has_data(recipe, config):
+                continue
+            found[recipe.variant] = recipe
+    return tuple(sorted(found.values(), key=lambda recipe: recipe != FP32))
+
+
+def _has_data(recipe: Recipe, config: ConvertConfig) -> bool:
+    return config.calibration is not None or not recipe.needs_calibration
 
 
 @dataclass(frozen=True, slots=True)

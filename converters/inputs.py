@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from mmedge.converters.calibration import FEW_SAMPLES, CheckedDataset, check_dataset
 from mmedge.converters.config import (
+    SHORT_NAMES,
     ConvertConfig,
     Progress,
     ProgressEvent,
-    Recipe,
     recipes,
 )
 from mmedge.converters.datasets import Dataset, read_dataset
+from mmedge.converters.recipes import Recipe, parse_recipe
 from mmedge.errors import CalibrationError
 from mmedge.specs import Modality
 
@@ -91,8 +92,9 @@ def plan_role(
         return wanted, ()
     left_out = [recipe for recipe in wanted if recipe.needs_calibration]
     why = f"{data.calibration.name} has no captions to calibrate {role} with"
+    named = {name for name in config.precisions if name not in SHORT_NAMES}
     for recipe in left_out:
-        if recipe.variant in config.precisions:
+        if recipe.variant in {parse_recipe(name).variant for name in named}:
             raise CalibrationError(
                 f"{why}. Add a captions.jsonl, or ask for {recipe.precision.value} instead of "
                 f"{recipe.variant}, which leaves this variant of the role out."

@@ -7,14 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.bundle.manifest import FileEntry, Quality, Role, TensorEntry, Variant
+from mmedge.bundle.search import SearchRecord
 from mmedge.converters.evaluation import EvaluationSet
-from mmedge.converters.quality import Embeddings, evaluate_variant, interchangeable
+from mmedge.converters.quality import (
+    Embeddings,
+    TaskQuality,
+    evaluate_variant,
+    interchangeable,
+    task_quality,
+)
 from mmedge.converters.variants import TOLERANCES, BuiltVariant
 from mmedge.specs import Array, Float32Array, Modality, Precision, TensorSpec
 
-__all__ = ["BuiltRole", "describe_role", "external_files", "judge"]
+__all__ = ["BuiltRole", "describe_role", "external_files", "judge", "judge_together"]
 
-_FIDELITY = (Precision.FP32, Precision.FP16, Precision.INT8)
+_FIDELITY = (
+    Precision.FP32,
+    Precision.FP16,
+    Precision.BF16,
+    Precision.INT8,
+    Precision.FP8,
+    Precision.INT4,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class BuiltRole:
         outputs: Its output specs.
         golden: One batch for the golden vectors.
         variants: fp32, then the others.
+        default: Name of the variant that a search chose, None where there was none.
+        search: What it tried.
     """
 
     modality: Modality
@@ -34,6 +50,8 @@ class BuiltRole:
     outputs: tuple[TensorSpec, ...]
     golden: Array
     variants: tuple[BuiltVariant, ...]
+    default: str | None = None
+    search: SearchRecord | None = None
 
     @property
     def reference(self) -> Float32Array:
@@ -72,6 +90,22 @@ def _embeddings(by_modality: Mapping[Modality, Float32Array], texts: int) -> Emb
     return Embeddings(by_modality[Modality.IMAGE], of_texts[:texts], of_texts[texts:])
 
 
+def judge_together(
+    chosen: Mapping[str, BuiltVariant], roles: Mapping[str, BuiltRole], samples: EvaluationSet
+) -> TaskQuality:
+    """Compare the tasks with every role in a variant of its own to those with all in fp32.
+
+    Args:
+        chosen: By role name.
+        roles: The same roles.
+        samples: What to measure on.
+    """
+    count = len(samples.texts)
+    fp32 = {role.modality: role.reference for role in roles.values()}
+    ours = {roles[name].modality: variant.embeddings for name, variant in chosen.items()}
+    return task_quality(_embeddings(fp32, count), _embeddings(ours, count), samples.known)
+
+
 def describe_role(
     role: BuiltRole,
     qualities: Mapping[str, Quality | None],
@@ -104,6 +138,8 @@ def describe_role(
             _describe(variant, qualities[variant.recipe.variant], space, folder, files)
             for variant in sorted(kept, key=fidelity)
         ),
+        default=role.default,
+        search=role.search,
     )
 
 
@@ -128,6 +164,7 @@ def _describe(
             layout: model.relative_to(folder).as_posix() for layout, model in variant.models.items()
         },
         files=names,
+        nodes=None if variant.nodes is None else variant.nodes.relative_to(folder).as_posix(),
         size_bytes=sum(files[name].size_bytes for name in names),
         opset=variant.opset,
         space=space if alike else f"{space}+{recipe.variant}",

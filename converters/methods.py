@@ -136,7 +136,7 @@ class WeightOnly:
         keep: Names of linear layers that stay in float.
 
     Raises:
-        QuantizationError: If the group size or the combination is not one that a runtime takes.
+        QuantizationError: If the group size is not one that a runtime takes.
     """
 
     bits: Literal[4, 8] = 4
@@ -150,10 +150,6 @@ class WeightOnly:
         if self.group_size < 16 or self.group_size & (self.group_size - 1):
             raise QuantizationError(
                 f"group_size: got {self.group_size}, expected a power of two from 16 on."
-            )
-        if self.rounding == "hqq" and self.symmetric:
-            raise QuantizationError(
-                "HQQ fits zero points, which symmetric weights do not have. Pass symmetric=False."
             )
 
 

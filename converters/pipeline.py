@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 from mmedge.bundle import Golden, create_bundle, describe_files, save_golden, write_manifest
+from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import ContrastiveHead, Manifest, Quality
 from mmedge.converters.calibration import image_feeds, text_feeds
 from mmedge.converters.config import (
-    FP32,
     ConversionReport,
     ConvertConfig,
     Progress,
     ProgressEvent,
-    Recipe,
     VariantReport,
     recipes,
 )
@@ -28,11 +28,25 @@ from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ExportSpec, Family
 from mmedge.converters.frozen import Frozen, freeze
 from mmedge.converters.inputs import Data, load_data, plan_role
+from mmedge.converters.joint_search import (
+    StartedSearch,
+    choose_together,
+    default_metric,
+    moved,
+    search_notes,
+)
 from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
-from mmedge.converters.provenance import describe_provenance
+from mmedge.converters.provenance import describe_provenance, tool_versions
 from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.recipes import FP32, Recipe
+from mmedge.converters.search import describe_search, nothing_found
 from mmedge.converters.source import Source, open_source
-from mmedge.converters.variants import BuiltVariant, Calibration, RoleInputs, build_variant, lay_out
+from mmedge.converters.statistics import Feeds
+from mmedge.converters.trials import TrialStore
+from mmedge.converters.variants import BuiltVariant, RoleInputs, VariantBuilder, lay_out
+from mmedge.converters.verdicts import Budget, Trial
+from mmedge.errors import ConversionError
+from mmedge.runtimes.processor import allowed_processors, processor_name
 from mmedge.specs import Array, Modality
 
 __all__ = ["convert"]
@@ -83,14 +97,15 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
     tell = progress or _say_nothing
     with create_bundle(config.out, overwrite=config.overwrite) as folder, quiet_libraries():
         job = _open(config, folder, tell)
-        facts, roles, notes = _build(job)
+        work = _search if config.searches else _build
+        facts, roles, notes = work(job)
         lines = _finish(job, facts, roles)
     return ConversionReport(
         path=config.out,
         family=job.family.name,
         variants=lines,
         notes=(*job.source.notes, *job.data.notes, *notes),
-        calibration_samples=_calibration_samples(job),
+        calibration_samples=_calibration_samples(job, roles),
         duration_s=time.monotonic() - started,
         skipped=job.data.skipped,
     )
@@ -117,8 +132,8 @@ def _open(config: ConvertConfig, folder: Path, progress: Progress) -> _Job:
     return _Job(config, folder, source, family, data, frozen, samples, progress)
 
 
-def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
-    """Export every role and make its variants."""
+def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:
+    """Load the model, and tell of it what the manifest needs."""
     job.progress(ProgressEvent("Load the weights", 0, 1))
     weights_sha256 = job.source.weights_sha256()
     model = job.family.load(job.source)
@@ -129,8 +144,12 @@ def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
         space=job.frozen.space(job.family.name, dim, weights_sha256),
         weights_sha256=weights_sha256,
     )
-    specs = dict(job.family.roles(model))
-    del model
+    return facts, dict(job.family.roles(model))
+
+
+def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
+    """Export every role and make the variants that were named."""
+    facts, specs = _load(job)
     plans = {
         name: plan_role(job.config, job.data, name, spec.modality) for name, spec in specs.items()
     }
@@ -141,35 +160,140 @@ def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
     return facts, roles, [note for _, notes in plans.values() for note in notes]
 
 
+def _search(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
+    """Export every role and search for its precision; finished candidates outlive a kill."""
+    facts, specs = _load(job)
+    budget = Budget(
+        job.config.metric or default_metric(job.samples.known),
+        job.config.max_drop,
+        job.config.objective,
+    )
+    folder = job.config.out.with_name(f".{job.config.out.name}.search")
+    with TrialStore(folder, _search_key(job, facts)) as store, ExitStack() as stack:
+        started = {
+            name: _start_search(job, name, spec, store, budget) for name, spec in specs.items()
+        }
+        for search in started.values():
+            stack.callback(search.builder.close)
+        fp32 = {name: search.role for name, search in started.items()}
+        tried = {
+            name: search.run(fp32, job.samples, job.progress) for name, search in started.items()
+        }
+        if message := nothing_found(tried, budget):
+            raise ConversionError(message)
+        chosen, joint = choose_together(tried, fp32, job.samples, budget)
+        roles = {
+            name: _take(job, started[name].role, trials, budget, chosen[name], joint)
+            for name, trials in tried.items()
+        }
+        store.remove()
+    return facts, roles, search_notes(budget, roles)
+
+
+def _search_key(job: _Job, facts: _Facts) -> dict[str, object]:
+    """Return what the candidates of a search depend on."""
+    data = {
+        what: None if dataset is None else dataset.sha256()
+        for what, dataset in (
+            ("calibration", job.data.calibration),
+            ("evaluation", job.data.evaluation),
+        )
+    }
+    return {
+        "space": facts.space,
+        "weights_sha256": facts.weights_sha256,
+        **data,
+        "template": job.config.template,
+        "seed": job.config.seed,
+        "explain": job.config.explain,
+        "tools": tool_versions(),
+        "processor": processor_name(),
+        "processors": list(allowed_processors()),
+    }
+
+
+def _start_search(
+    job: _Job, name: str, spec: ExportSpec, store: TrialStore, budget: Budget
+) -> StartedSearch:
+    folder = store.role_folder(name)
+    portable = folder / "fp32.onnx"
+    job.progress(ProgressEvent(f"Export {name}", 0, 1))
+    known = store.load(name, FP32, budget.metric)
+    if known is None:
+        export_role(name, spec, portable)
+        models = lay_out(portable)
+    else:
+        models = dict(known.built.models) if known.built is not None else lay_out(portable)
+    calibration = _calibration(job, name, spec.modality)
+    builder = VariantBuilder(
+        name, folder, models, _inputs(job, name, spec), calibration, explain=job.config.explain
+    )
+    built = known.built if known is not None and known.built is not None else builder.build(FP32)
+    role = BuiltRole(spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, (built,))
+    return StartedSearch(name, role, builder, store, budget, calibrated=calibration is not None)
+
+
+def _take(
+    job: _Job,
+    role: BuiltRole,
+    trials: Sequence[Trial],
+    budget: Budget,
+    chosen: Trial,
+    joint: Figure | None,
+) -> BuiltRole:
+    """Move the front of a search into the bundle."""
+    record = describe_search(trials, budget, chosen, joint=joint)
+    kept = {one.variant for one in record.candidates if one.verdict != "dropped"}
+    variants = tuple(
+        moved(trial.built, job.folder)
+        for trial in trials
+        if trial.built is not None and trial.name in kept
+    )
+    return replace(role, variants=variants, default=chosen.name, search=record)
+
+
 def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) -> BuiltRole:
     folder = job.folder / name
     portable = folder / "fp32.onnx"
     job.progress(ProgressEvent(f"Export {name}", 0, 1))
     export_role(name, spec, portable)
-    fp32 = lay_out(portable)
-    probes = probe_role(spec)
-    golden = job.frozen.golden(spec.modality, _GOLDEN_SAMPLES, job.config.seed + 1)
-    variants = []
-    for recipe in (FP32, *(recipe for recipe in plan if recipe != FP32)):
-        calibration = _calibration(job, name, spec.modality) if recipe.needs_calibration else None
-        stage = f"Measure {name} {recipe.variant}"
-        inputs = RoleInputs(
-            probes=probes,
-            golden=golden,
-            feeds=lambda: job.samples.feeds(spec.modality, job.frozen.images, job.frozen.texts),
-            advance=_counter(job.progress, stage, job.samples.size(spec.modality)),
-        )
-        job.progress(ProgressEvent(f"Make {name} {recipe.variant}", 0, 1))
-        variants.append(
-            build_variant(f"{name}/{recipe.variant}", recipe, folder, fp32, inputs, calibration)
-        )
-    return BuiltRole(spec.modality, spec.inputs, spec.outputs, golden, tuple(variants))
+    builder = VariantBuilder(
+        name,
+        folder,
+        lay_out(portable),
+        _inputs(job, name, spec),
+        _calibration(job, name, spec.modality),
+        explain=job.config.explain,
+    )
+    with closing(builder):
+        variants = []
+        for recipe in (FP32, *(recipe for recipe in plan if recipe != FP32)):
+            job.progress(ProgressEvent(f"Make {name} {recipe.variant}", 0, 1))
+            variants.append(builder.build(recipe))
+    return BuiltRole(
+        spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, tuple(variants)
+    )
 
 
-def _calibration(job: _Job, role: str, modality: Modality) -> Calibration | None:
+def _inputs(job: _Job, name: str, spec: ExportSpec) -> RoleInputs:
+    total = job.samples.size(spec.modality)
+
+    def started(variant: str) -> Callable[[], None]:
+        return _counter(job.progress, f"Measure {name} {variant}", total)
+
+    return RoleInputs(
+        name=spec.inputs[0].name,
+        probes=probe_role(spec),
+        golden=job.frozen.golden(spec.modality, _GOLDEN_SAMPLES, job.config.seed + 1),
+        feeds=lambda: job.samples.feeds(spec.modality, job.frozen.images, job.frozen.texts),
+        started=started,
+    )
+
+
+def _calibration(job: _Job, role: str, modality: Modality) -> Feeds | None:
     """Return what starts the stream of a role's calibration feeds, None where there is no data."""
     data = job.data.calibration
-    if data is None:
+    if data is None or (modality is Modality.TEXT and not data.captions):
         return None
 
     def feeds() -> Iterable[Mapping[str, Array]]:
@@ -198,9 +322,10 @@ def _counter(progress: Progress, stage: str, total: int) -> Callable[[], None]:
 def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[VariantReport, ...]:
     """Judge every variant, write golden vectors and manifest; return the summary."""
     job.progress(ProgressEvent("Write the manifest", 0, 1))
+    # What was searched for is all kept; of what was named, fp32 may have been made only to compare.
     wanted = {recipe.variant for recipe in recipes(job.config)}
     kept = {
-        name: [variant for variant in role.variants if variant.recipe.variant in wanted]
+        name: [v for v in role.variants if role.search or v.recipe.variant in wanted]
         for name, role in roles.items()
     }
     _remove_unused(job.folder, roles, kept)
@@ -242,8 +367,8 @@ def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[V
             job.source,
             job.config,
             facts.weights_sha256,
-            calibration_sha256=_calibration_sha256(job),
-            calibration_samples=_calibration_samples(job),
+            calibration_sha256=_calibration_sha256(job, roles),
+            calibration_samples=_calibration_samples(job, roles),
         ),
     )
     write_manifest(job.folder, manifest)
@@ -277,23 +402,22 @@ def _remove_unused(
         for model in variant.models.values()
         for path in (model, *external_files(model))
     }
+    used |= {variant.nodes for variants in kept.values() for variant in variants if variant.nodes}
     for name in roles:
         for path in (folder / name).iterdir():
             if path not in used:
                 path.unlink()
 
 
-def _calibration_sha256(job: _Job) -> str | None:
-    return (
-        job.data.calibration.sha256()
-        if _calibration_samples(job) and job.data.calibration
-        else None
-    )
+def _calibration_sha256(job: _Job, roles: Mapping[str, BuiltRole]) -> str | None:
+    used = _calibration_samples(job, roles)
+    return job.data.calibration.sha256() if used and job.data.calibration else None
 
 
-def _calibration_samples(job: _Job) -> int:
+def _calibration_samples(job: _Job, roles: Mapping[str, BuiltRole]) -> int:
     """Return how many pictures ranges were chosen from; 0 where no variant needed any."""
     if job.data.calibration is None:
         return 0
-    needed = any(recipe.needs_calibration for recipe in recipes(job.config))
+    recipes_used = [variant.recipe for role in roles.values() for variant in role.variants]
+    needed = job.config.explain or any(recipe.needs_calibration for recipe in recipes_used)
     return len(job.data.calibration.samples) if needed else 0

@@ -15,7 +15,7 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.source import Source
 from mmedge.errors import ConversionError
 
-__all__ = ["describe_provenance"]
+__all__ = ["describe_provenance", "tool_versions"]
 
 _TOOLS = (
     "mmedge",
@@ -29,6 +29,7 @@ _TOOLS = (
     "tokenizers",
     "safetensors",
     "numpy",
+    "openvino",
     "pillow",
 )
 
@@ -54,13 +55,14 @@ def describe_provenance(
         weights_sha256=weights_sha256,
         calibration_sha256=calibration_sha256,
         calibration_samples=calibration_samples,
-        tools=_versions(),
+        tools=tool_versions(),
         command=_command(source, config),
         created=_created(os.environ),
     )
 
 
-def _versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Return the versions of Python and of the tools that a conversion runs on."""
     versions = {"python": platform.python_version()}
     for tool in _TOOLS:
         with suppress(metadata.PackageNotFoundError):  # onnxruntime-gpu goes by another name
@@ -80,6 +82,11 @@ def _command(source: Source, config: ConvertConfig) -> str:
     words += ["--target", config.target]
     if config.template != ConvertConfig.template:
         words += ["--template", config.template]
+    if config.searches:
+        words += ["--max-drop", f"{config.max_drop:g}", "--objective", config.objective]
+        words += [] if config.metric is None else ["--metric", config.metric]
+    if config.explain:
+        words.append("--explain")
     if config.skip_bad:
         words.append("--skip-bad")
     if config.seed:

@@ -1,57 +1,48 @@
 """Quantization: a typed config picks its method.
 
-`quantize(model, out, DynamicInt8())` writes the quantized graph of `model` to `out`.
+`quantize(model, out, DynamicInt8())` writes the quantized graph of `model` to `out` and says what
+became of every layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from pathlib import Path
-from typing import Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
+from mmedge.bundle.nodes import NodeEntry
+from mmedge.converters.bias_correction import corrected_bias
+from mmedge.converters.calibrator import Calibrator
+from mmedge.converters.layers import describe_islands, describe_layers, plan_layers
+from mmedge.converters.methods import (
+    BFloat16,
+    DynamicInt8,
+    Float8,
+    Float16,
+    QuantizationConfig,
+    StaticInt8,
+    WeightOnly,
+)
+from mmedge.converters.passes.bfloat16 import to_bfloat16
+from mmedge.converters.passes.float8 import Float8Linears, quantize_weight_float8
 from mmedge.converters.passes.float16 import to_float16
-from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
-from mmedge.converters.statistics import Feeds, collect_ranges
+from mmedge.converters.passes.int8 import (
+    Int8Linears,
+    Range,
+    quantizable_inputs,
+    relative_error,
+)
+from mmedge.converters.passes.linears import Linear, find_linears
+from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
+from mmedge.converters.statistics import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.files import storage_errors
+from mmedge.specs import Array, Float32Array
 
-__all__ = ["DynamicInt8", "Float16", "QuantizationConfig", "StaticInt8", "quantize"]
-
-
-@dataclass(frozen=True, slots=True)
-class Float16:
-    """Weights and arithmetic in fp16; what overflows or underflows it stays in fp32.
-
-    Inputs and outputs stay float32.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class DynamicInt8:
-    """Int8 matrix products whose activation scales are computed in each call."""
-
-
-@dataclass(frozen=True, slots=True)
-class StaticInt8:
-    """Int8 matrix products whose activation scales come from calibration.
-
-    Attributes:
-        form: "operators" for ONNX Runtime on CPU, "qdq" for what engines are built from. The same
-            numbers: see passes/int8.py.
-        activations: "uint8" for CPUs, "int8" (symmetric) for TensorRT. Signed activations are ten
-            times slower in ONNX Runtime on x86, so they come in the QDQ form alone.
-        ranges: How a range is chosen: see statistics.py.
-    """
-
-    form: Literal["operators", "qdq"] = "operators"
-    activations: Literal["uint8", "int8"] = "uint8"
-    ranges: Literal["minmax", "percentile"] = "minmax"
-
-
-QuantizationConfig: TypeAlias = Float16 | DynamicInt8 | StaticInt8
+__all__ = ["quantize"]
 
 
 def quantize(
@@ -61,29 +52,49 @@ def quantize(
     *,
     calibration: Feeds | None = None,
     share: Path | None = None,
-) -> None:
+    ranges: Mapping[str, Range] | None = None,
+) -> tuple[NodeEntry, ...]:
     """Write the quantized graph of `model` to `out`, its weights to `out` + ".data" beside it.
 
     Args:
-        model: ONNX file of the fp32 variant: the ONNX Runtime layout for int8 on CPU, the portable
-            one otherwise.
+        model: ONNX file of the fp32 variant: the ONNX Runtime layout for what runs on CPU, the
+            portable one otherwise.
         out: ONNX file to write.
         config: The method and its settings.
         calibration: Starts a stream of feeds for the graph; called once for each reading of the
-            data. Needed by StaticInt8. Statistics are kept, never activations.
+            data. Statistics are kept, never activations. A Calibrator serves several calls with
+            one reading.
         share: Another ONNX file in the folder of `out`, such as the same variant in another layout.
             Weights that both hold are read from its external data instead of being stored again.
+        ranges: Of what linear layers read, by Linear.name, instead of collecting them: what
+            distillation has learned. StaticInt8 alone takes it.
+
+    Returns:
+        What became of every linear layer and embedding table, in the graph's order.
 
     Raises:
         QuantizationError: If the method cannot take the graph, or weights or activations are not
             finite (the tensor is named).
         CalibrationError: If the method needs calibration data and got none.
     """
-    quantized = _quantized(config, model, calibration)
-    if share is not None:
-        _share_weights(quantized, share)
-    with storage_errors(out):
-        ir.save(quantized, out, external_data=None if share else f"{out.name}.data")
+    calibrator: Calibrator | None = None
+    if calibration is not None:
+        calibrator = calibration if isinstance(calibration, Calibrator) else Calibrator(calibration)
+    if ranges is not None and not isinstance(config, StaticInt8):
+        raise QuantizationError(
+            f"Ranges are for StaticInt8; got {type(config).__name__}, which has no use for them."
+        )
+    try:
+        made = _Quantizer(model, calibrator, ranges)
+        quantized = _apply(config, made)
+        if share is not None:
+            _share_weights(quantized, share)
+        with storage_errors(out):
+            ir.save(quantized, out, external_data=None if share else f"{out.name}.data")
+    finally:
+        if calibrator is not None and calibrator is not calibration:
+            calibrator.close()
+    return tuple(made.entries)
 
 
 def _share_weights(model: ir.Model, other: Path) -> None:
@@ -101,39 +112,152 @@ def _share_weights(model: ir.Model, other: Path) -> None:
             value.const_value = theirs
 
 
+class _Quantizer:
+    """One call of quantize: the graph, what is known of its activations, and what came of it."""
+
+    def __init__(
+        self, model: Path, calibrator: Calibrator | None, ranges: Mapping[str, Range] | None
+    ) -> None:
+        self.model = model
+        self.calibrator = calibrator
+        self.given = ranges
+        self.entries: tuple[NodeEntry, ...] = ()
+
+    def needed(self, what: str) -> Calibrator:
+        """Return the calibration data that a method cannot do without."""
+        if self.calibrator is None:
+            raise CalibrationError(
+                f"{what} needs calibration data. Pass --calibration DIR, or use int8-dynamic."
+            )
+        return self.calibrator
+
+    def ranges(self, path: Path, graph: ir.Model, config: StaticInt8 | Float8) -> dict[str, Range]:
+        """Return the range of every activation that is to be quantized, by value name."""
+        if self.given is not None:
+            return {
+                linear.x.name or "": self.given[linear.name]
+                for linear in find_linears(graph.graph)
+                if linear.name in self.given
+            }
+        names = quantizable_inputs(graph, config.keep)
+        if not names:
+            return {}
+        symmetric = isinstance(config, Float8) or config.activations == "int8"
+        what = "Static int8" if isinstance(config, StaticInt8) else "fp8"
+        return self.needed(what).ranges(path, names, config.ranges, symmetric=symmetric)
+
+
 @singledispatch
-def _quantized(config: object, _model: Path, _calibration: Feeds | None) -> ir.Model:
+def _apply(config: object, _made: _Quantizer) -> ir.Model:
     raise QuantizationError(
-        f"Unknown quantization config: got {type(config).__name__}, expected one of "
-        "Float16, DynamicInt8, StaticInt8."
+        f"Unknown quantization config: got {type(config).__name__}, expected one of Float16, "
+        "BFloat16, Float8, DynamicInt8, StaticInt8, WeightOnly."
     )
 
 
-@_quantized.register
-def _(_config: Float16, model: Path, _calibration: Feeds | None) -> ir.Model:
-    return to_float16(model)
+@_apply.register
+def _(_config: Float16, made: _Quantizer) -> ir.Model:
+    peaks = None if made.calibrator is None else made.calibrator.peaks(made.model)
+    result = to_float16(made.model, peaks)
+    made.entries = describe_islands(ir.load(made.model).graph, result.islands, "float16")
+    return result.model
 
 
-@_quantized.register
-def _(_config: DynamicInt8, model: Path, _calibration: Feeds | None) -> ir.Model:
-    graph = ir.load(model)
-    Int8Linears("dynamic")(graph)
+@_apply.register
+def _(config: DynamicInt8, made: _Quantizer) -> ir.Model:
+    path = made.model
+    if config.equalization is not None:
+        calibrator = made.needed("Equalization")
+        path = calibrator.equalized(path, config.equalization, "uint8")
+    graph = ir.load(path)
+    plan = plan_layers(graph.graph, config.keep)
+    step = Int8Linears("dynamic", keep=config.keep)
+    step(graph)
+    made.entries = describe_layers(plan, "int8", step.weight_errors, {})
     return graph
 
 
-@_quantized.register
-def _(config: StaticInt8, model: Path, calibration: Feeds | None) -> ir.Model:
-    if config.form == "operators" and config.activations == "int8":
-        raise QuantizationError(
-            "Signed activations exist in the QDQ form only. Pass StaticInt8(form='qdq', "
-            "activations='int8'), or unsigned ones for ONNX Runtime on CPU."
+@_apply.register
+def _(config: StaticInt8, made: _Quantizer) -> ir.Model:
+    path = made.model
+    if config.equalization is not None:
+        calibrator = made.needed("Equalization")
+        path = calibrator.equalized(path, config.equalization, config.activations)
+    graph = ir.load(path)
+    ranges = made.ranges(path, graph, config)
+    plan = plan_layers(graph.graph, config.keep)
+    step = Int8Linears(
+        config.form,
+        ranges,
+        symmetric_activations=config.activations == "int8",
+        keep=config.keep,
+        biases=_corrected(made, path, graph, config) if config.bias_correction else None,
+    )
+    step(graph)
+    made.entries = describe_layers(plan, "int8", step.weight_errors, ranges)
+    return graph
+
+
+def _corrected(
+    made: _Quantizer, path: Path, graph: ir.Model, config: StaticInt8
+) -> Callable[[Linear, Array, Float32Array], Float32Array | None]:
+    """Return what gives a layer the bias that takes its mean error away."""
+    names = quantizable_inputs(graph, config.keep)
+    channels = made.needed("Bias correction").channels(path, names)
+    return lambda linear, codes, scales: corrected_bias(
+        linear, codes, scales, channels[linear.x.name or ""].mean
+    )
+
+
+@_apply.register
+def _(_config: BFloat16, made: _Quantizer) -> ir.Model:
+    made.entries = describe_islands(ir.load(made.model).graph, (), "bfloat16")
+    return to_bfloat16(made.model)
+
+
+@_apply.register
+def _(config: Float8, made: _Quantizer) -> ir.Model:
+    graph = ir.load(made.model)
+    ranges = made.ranges(made.model, graph, config)
+    plan = plan_layers(graph.graph, config.keep)
+    errors = {}
+    for linear in find_linears(graph.graph):
+        if linear.x.name in ranges and linear.name not in config.keep:
+            codes, scale = quantize_weight_float8(linear.matrix())
+            errors[linear.name] = relative_error(
+                linear.matrix(), codes.astype(np.float32) * np.float32(scale)
+            )
+    Float8Linears(ranges, keep=config.keep)(graph)
+    made.entries = describe_layers(plan, "float8e4m3fn", errors, ranges)
+    return graph
+
+
+@_apply.register
+def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
+    graph = ir.load(made.model)
+    moments = None
+    if config.rounding == "gptq":
+        names = moment_inputs(graph, config.keep)
+        moments = made.needed("GPTQ").moments(made.model, names)
+    step = WeightOnlyLinears(
+        config.form,
+        bits=config.bits,
+        group_size=config.group_size,
+        symmetric=config.symmetric,
+        rounding=config.rounding,
+        moments=moments,
+        keep=config.keep,
+    )
+    step(graph)
+    made.entries = tuple(
+        NodeEntry(
+            name=weight.name,
+            op_type=weight.op_type,
+            precision="float32" if weight.bits == 32 else f"int{weight.bits}",
+            shape=weight.shape,
+            weight_error=weight.weight_error,
+            reason=weight.reason,
         )
-    if calibration is None:
-        raise CalibrationError(
-            "Static int8 needs calibration data. Pass --calibration DIR, or use int8-dynamic."
-        )
-    graph = ir.load(model)
-    names = quantizable_inputs(graph)
-    ranges = collect_ranges(model, names, calibration, method=config.ranges) if names else {}
-    Int8Linears(config.form, ranges, symmetric_activations=config.activations == "int8")(graph)
+        for weight in step.weights
+    )
     return graph

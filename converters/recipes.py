@@ -182,7 +182,7 @@ def _static(settings: list[str]) -> _Made:
 
 def _fp8(settings: list[str]) -> _Made:
     ranges = cast(RangeMethod, _one_of(settings, _RANGES))
-    parts = [] if ranges == "minmax" else [ranges]
+    parts: list[str] = [] if ranges == "minmax" else [ranges]
     return parts, Precision.FP8, {"portable": Float8(ranges)}
 
 

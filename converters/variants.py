@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mmedge.bundle.manifest import Layout, Parity, Tolerance
-from mmedge.converters.config import Recipe
+from mmedge.bundle.nodes import NodeEntry, NodeTable, save_nodes, with_embedding_errors
+from mmedge.converters.agreement import require_agreement
+from mmedge.converters.calibrator import Calibrator
 from mmedge.converters.evaluation import embed
 from mmedge.converters.export import (
     OPSET,
@@ -18,20 +22,34 @@ from mmedge.converters.export import (
     require_parity,
 )
 from mmedge.converters.isolated import IsolatedGraph
+from mmedge.converters.methods import BFloat16, Float16, QuantizationConfig, StaticInt8
 from mmedge.converters.passes import to_onnxruntime_layout
+from mmedge.converters.passes.bfloat16 import emulate_bfloat16
+from mmedge.converters.probing import written_beside
 from mmedge.converters.quantize import quantize
+from mmedge.converters.recipes import Recipe
+from mmedge.converters.sensitivity import (
+    SENSITIVITY_SAMPLES,
+    choose_kept,
+    measure_sensitivity,
+    weight_bytes,
+)
+from mmedge.converters.statistics import Feeds
+from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.specs import Array, Float32Array, Precision
 
-__all__ = ["TOLERANCES", "BuiltVariant", "Calibration", "RoleInputs", "build_variant", "lay_out"]
-
-Calibration = Callable[[], Iterable[Mapping[str, Array]]]
+__all__ = ["TOLERANCES", "BuiltVariant", "RoleInputs", "VariantBuilder", "keeping", "lay_out"]
 
 # How far another processor's rounding was allowed to carry the same graph. Integer kernels differ
 # between instruction sets in how they saturate, so theirs is wide.
 TOLERANCES: dict[Precision, Tolerance] = {
     Precision.FP32: Tolerance(cosine_min=0.9999, max_abs_error=1e-3),
     Precision.FP16: Tolerance(cosine_min=0.999, max_abs_error=1e-2),
+    Precision.BF16: Tolerance(cosine_min=0.99, max_abs_error=5e-2),
     Precision.INT8: Tolerance(cosine_min=0.98, max_abs_error=0.1),
+    Precision.FP8: Tolerance(cosine_min=0.98, max_abs_error=0.1),
+    # Activations stay in float, or in groups of one row, so processors differ little.
+    Precision.INT4: Tolerance(cosine_min=0.98, max_abs_error=0.1),
 }
 
 
@@ -40,16 +58,19 @@ class RoleInputs:
     """What every variant of a role is run on.
 
     Attributes:
+        name: Of the graph's input.
         probes: Inputs of several sizes with the PyTorch module's answers.
         golden: One batch for the golden vectors.
         feeds: Starts the stream of evaluation inputs, one sample each.
-        advance: Called after each evaluation sample.
+        started: Called with a variant's name when its evaluation begins; what it returns is called
+            after each sample.
     """
 
+    name: str
     probes: Sequence[Probe]
     golden: Array
     feeds: Callable[[], Iterable[Array]]
-    advance: Callable[[], None]
+    started: Callable[[str], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,7 @@ class BuiltVariant:
     Attributes:
         recipe: How it was made.
         models: ONNX file by layout.
+        nodes: Node table, None for fp32.
         opset: Of the default domain.
         parity: Against the PyTorch module, over every layout.
         golden: Its answer to the golden batch.
@@ -68,6 +90,7 @@ class BuiltVariant:
 
     recipe: Recipe
     models: Mapping[Layout, Path]
+    nodes: Path | None
     opset: int
     parity: Parity
     golden: Array
@@ -87,66 +110,184 @@ def lay_out(portable: Path) -> dict[Layout, Path]:
     return {"portable": portable, "onnxruntime": out}
 
 
-def build_variant(
-    label: str,
-    recipe: Recipe,
-    folder: Path,
-    fp32: Mapping[Layout, Path],
-    inputs: RoleInputs,
-    calibration: Calibration | None,
-) -> BuiltVariant:
-    """Make one variant and run it on everything it is to be judged by.
+class VariantBuilder:
+    """Makes the variants of one role and runs each on everything it is to be judged by."""
 
-    Args:
-        label: What it is called in errors ("image_encoder/int8-dynamic").
-        recipe: How to make it.
-        folder: Where its files go.
-        fp32: The role's fp32 graph by layout.
-        inputs: What to run it on.
-        calibration: Feeds for the role, or None.
+    def __init__(
+        self,
+        role: str,
+        folder: Path,
+        fp32: Mapping[Layout, Path],
+        inputs: RoleInputs,
+        calibration: Feeds | None,
+        *,
+        explain: bool = False,
+    ) -> None:
+        """Take what the variants are made from.
+
+        Args:
+            role: Its name.
+            folder: Where files go; the fp32 graphs lie there.
+            fp32: The role's fp32 graph by layout.
+            inputs: What to run variants on.
+            calibration: Starts a stream of feeds for the role, or None.
+            explain: Measure what quantizing each layer alone does to the embedding.
+        """
+        self._role = role
+        self._folder = folder
+        self._fp32 = fp32
+        self.inputs = inputs
+        self._calibrator = None if calibration is None else Calibrator(calibration)
+        self._explain = explain
+        self._errors: dict[QuantizationConfig, dict[str, float]] = {}
+
+    def close(self) -> None:
+        """Remove what was written on the way."""
+        if self._calibrator is not None:
+            self._calibrator.close()
+
+    def build(self, recipe: Recipe) -> BuiltVariant:
+        """Make one variant and run it.
+
+        Raises:
+            ConversionError: If it cannot be made, fp32 disagrees with PyTorch, or fp16 with fp32.
+            BackendError: If ONNX Runtime cannot run it.
+        """
+        started = time.monotonic()
+        label = f"{self._role}/{recipe.variant}"
+        models: Mapping[Layout, Path] = self._fp32
+        nodes: Path | None = None
+        methods = dict(recipe.methods)
+        if methods:
+            if recipe.kept:
+                methods = self._with_kept(methods, recipe.kept)
+            models, entries = self._quantize(recipe.variant, methods)
+            nodes = self._describe(recipe.variant, methods, entries)
+        parities = []
+        for at, (layout, model) in enumerate(models.items()):
+            with _runnable(model, methods.get(layout)) as path, IsolatedGraph(path, label) as graph:
+                parities.append(measure_parity(label, graph, self.inputs.probes))
+                if not methods:
+                    require_parity(f"{label} ({layout})", parities[-1])
+                if at == _running(models):
+                    golden = graph.run(self.inputs.golden)
+                    advance = self.inputs.started(recipe.variant)
+                    embeddings = embed(graph, self.inputs.feeds(), advance)
+        return BuiltVariant(
+            recipe=replace(recipe, methods=methods),
+            models=models,
+            nodes=nodes,
+            opset=_opset(next(iter(models.values()))),
+            parity=_worst(parities),
+            golden=golden,
+            embeddings=embeddings,
+            duration_s=time.monotonic() - started,
+        )
+
+    def _quantize(
+        self, variant: str, methods: Mapping[Layout, QuantizationConfig]
+    ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
+        """Write every layout; what a later one shares with the first is stored once."""
+        models: dict[Layout, Path] = {}
+        told: tuple[NodeEntry, ...] = ()
+        for layout, method in methods.items():
+            first = next(iter(models.values()), None)
+            out = self._folder / f"{variant if first is None else f'{variant}.{layout}'}.onnx"
+            models[layout] = out
+            with graph_storage_errors(out):
+                entries = quantize(
+                    self._source(layout), out, method, calibration=self._calibrator, share=first
+                )
+            if isinstance(method, Float16):
+                require_agreement(self._source(layout), out, self._probe_feeds)
+            told = told or entries
+        return models, told
+
+    def _source(self, layout: Layout) -> Path:
+        """Return the fp32 graph of a layout; where no pass made one, the portable one serves."""
+        return self._fp32.get(layout, self._fp32["portable"])
+
+    def _probe_feeds(self) -> Iterable[Mapping[str, Array]]:
+        return ({self.inputs.name: probe.feed} for probe in self.inputs.probes)
+
+    def _with_kept(
+        self, methods: Mapping[Layout, QuantizationConfig], count: int
+    ) -> dict[Layout, QuantizationConfig]:
+        """Return the methods with the most sensitive layers left in float."""
+        layout, method = next(iter(methods.items()))
+        errors = self._sensitivity(layout, method)
+        lists = choose_kept(errors, weight_bytes(self._source(layout)), limit=count)
+        if not lists:
+            raise QuantizationError(
+                f"{self._role}: no layer is worth keeping in float; quantizing none of them moves "
+                "the embedding. Leave keepN out."
+            )
+        return {layout: keeping(method, lists[-1]) for layout, method in methods.items()}
+
+    def _sensitivity(self, layout: Layout, method: QuantizationConfig) -> dict[str, float]:
+        """Return what quantizing each layer alone does to the embedding, measured once."""
+        if method not in self._errors:
+            if self._calibrator is None:
+                raise CalibrationError(
+                    f"{self._role}: the sensitivity of layers is measured on calibration data. "
+                    "Pass --calibration DIR."
+                )
+            model = self._source(layout)
+            equalization = getattr(method, "equalization", None)
+            if equalization is not None:
+                signed = isinstance(method, StaticInt8) and method.activations == "int8"
+                activations: Literal["uint8", "int8"] = "int8" if signed else "uint8"
+                model = self._calibrator.equalized(model, equalization, activations)
+            self._errors[method] = measure_sensitivity(model, method, self._calibrator)
+        return self._errors[method]
+
+    def _describe(
+        self,
+        variant: str,
+        methods: Mapping[Layout, QuantizationConfig],
+        entries: tuple[NodeEntry, ...],
+    ) -> Path:
+        layout, method = next(iter(methods.items()))
+        samples = 0
+        layerwise = not isinstance(method, Float16 | BFloat16)
+        errors = {}
+        if layerwise and self._explain:
+            errors = self._sensitivity(layout, keeping(method, ()))
+        elif layerwise:
+            errors = self._errors.get(keeping(method, ()), {})
+        if errors:
+            entries, samples = with_embedding_errors(entries, errors), SENSITIVITY_SAMPLES
+        path = self._folder / f"{variant}.nodes.json"
+        save_nodes(
+            path, NodeTable(role=self._role, variant=variant, nodes=entries, samples=samples)
+        )
+        return path
+
+
+def keeping(method: QuantizationConfig, keep: tuple[str, ...]) -> QuantizationConfig:
+    """Return a method that leaves the named layers in float.
 
     Raises:
-        ConversionError: If it cannot be made, or fp32 disagrees with PyTorch.
-        BackendError: If ONNX Runtime cannot run it.
+        QuantizationError: If the method does not go layer by layer.
     """
-    started = time.monotonic()
-    models = _quantize(recipe, folder, fp32, calibration) if recipe.methods else fp32
-    runs_here: Layout = "onnxruntime" if "onnxruntime" in models else "portable"
-    parities = []
-    for layout, model in models.items():
-        with IsolatedGraph(model, label) as graph:
-            parities.append(measure_parity(label, graph, inputs.probes))
-            if not recipe.methods:
-                require_parity(f"{label} ({layout})", parities[-1])
-            if layout == runs_here:
-                golden = graph.run(inputs.golden)
-                embeddings = embed(graph, inputs.feeds(), inputs.advance)
-    return BuiltVariant(
-        recipe=recipe,
-        models=models,
-        opset=_opset(next(iter(models.values()))),
-        parity=_worst(parities),
-        golden=golden,
-        embeddings=embeddings,
-        duration_s=time.monotonic() - started,
-    )
+    if isinstance(method, Float16 | BFloat16):
+        raise QuantizationError(f"{type(method).__name__} does not go layer by layer.")
+    return replace(method, keep=keep)
 
 
-def _quantize(
-    recipe: Recipe,
-    folder: Path,
-    fp32: Mapping[Layout, Path],
-    calibration: Calibration | None,
-) -> dict[Layout, Path]:
-    """Write every layout of a variant; what a later one shares with the first is stored once."""
-    models: dict[Layout, Path] = {}
-    for layout, method in recipe.methods.items():
-        first = next(iter(models.values()), None)
-        stem = recipe.variant if first is None else f"{recipe.variant}.{layout}"
-        models[layout] = folder / f"{stem}.onnx"
-        with graph_storage_errors(models[layout]):
-            quantize(fp32[layout], models[layout], method, calibration=calibration, share=first)
-    return models
+def _running(models: Mapping[Layout, Path]) -> int:
+    """Return which of the layouts ONNX Runtime runs here."""
+    return list(models).index("onnxruntime") if "onnxruntime" in models else 0
+
+
+@contextmanager
+def _runnable(model: Path, method: QuantizationConfig | None) -> Iterator[Path]:
+    """Yield a graph that ONNX Runtime has kernels for: bfloat16 is emulated."""
+    if not isinstance(method, BFloat16):
+        yield model
+        return
+    with written_beside(emulate_bfloat16(model), model.parent) as emulated:
+        yield emulated
 
 
 def _worst(parities: Sequence[Parity]) -> Parity:

@@ -16,8 +16,8 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Literal
 
@@ -38,6 +38,7 @@ __all__ = [
     "quantizable_linears",
     "quantizable_tables",
     "quantize_weight",
+    "relative_error",
 ]
 
 
@@ -79,6 +80,13 @@ def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Arra
     scales = (np.where(largest >= 127 * _SMALLEST_SCALE, largest, 1.0) / 127.0).astype(np.float32)
     spread = np.expand_dims(scales, 1 - axis)
     return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
+
+
+def relative_error(matrix: Float32Array, approximation: Float32Array) -> float:
+    """Return ||W - Wq||_F / ||W||_F, 0 for a matrix of zeros that stayed so."""
+    size = float(np.linalg.norm(matrix))
+    error = float(np.linalg.norm(matrix - approximation))
+    return error / size if size else error
 
 
 def quantizable_linears(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
@@ -136,6 +144,7 @@ class Int8Linears(ir.passes.InPlacePass):
         *,
         symmetric_activations: bool = False,
         keep: Collection[str] = (),
+        biases: Callable[[Linear, Array, Float32Array], Float32Array | None] | None = None,
     ) -> None:
         """Choose the form.
 
@@ -144,12 +153,17 @@ class Int8Linears(ir.passes.InPlacePass):
             ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
             keep: Names of linear layers and embedding tables that stay in float (see Linear.name).
+            biases: Gives a layer's bias from the layer, its codes and its scales, such as
+                bias_correction does; None for what it has.
         """
         super().__init__()
         self._form = form
         self._ranges = ranges or {}
         self._symmetric = symmetric_activations
         self._keep = frozenset(keep)
+        self._biases = biases
+        self.weight_errors: dict[str, float] = {}
+        """||W - Wq||_F / ||W||_F of what was quantized, by name."""
         self._quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._dequantized: dict[ir.Value, ir.Value] = {}
 
@@ -172,15 +186,21 @@ class Int8Linears(ir.passes.InPlacePass):
             )
         for linear in linears:
             self._rewrite(graph, linear)
-        for lookups in tables.values():
+        for name, lookups in tables.items():
             for lookup in lookups:
-                _quantize_table(graph, lookup)
+                self.weight_errors[name] = _quantize_table(graph, lookup)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
     def _rewrite(self, graph: ir.Graph, linear: Linear) -> None:
-        codes, scales = quantize_weight(linear.matrix(), axis=1)
+        matrix = linear.matrix()
+        codes, scales = quantize_weight(matrix, axis=1)
+        self.weight_errors[linear.name] = relative_error(matrix, codes * scales)
         build = _Builder(graph, linear.node)
+        bias = None if self._biases is None else self._biases(linear, codes, scales)
+        if bias is not None:
+            corrected = build.initializer(f"{linear.name}.corrected_bias", bias)
+            linear = replace(linear, bias=corrected)
         stem = linear.node.name or linear.node.outputs[0].name or "linear"
         w = build.initializer(f"{linear.weight.name}_int8", codes)
         if self._form == "qdq":
@@ -313,13 +333,17 @@ def _is_large_table(table: ir.Value, gather: ir.Node) -> bool:
     )
 
 
-def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
-    """Store an embedding table in int8 with one scale for each row."""
+def _quantize_table(graph: ir.Graph, gather: ir.Node) -> float:
+    """Store an embedding table in int8 with one scale for each row; return the relative error."""
     table, ids = gather.inputs[0], gather.inputs[1]
     weight = constant(table)
     if table is None or weight is None or not np.isfinite(weight).all():
-        return
-    codes, scales = quantize_weight(np.asarray(weight, np.float32), axis=0)
+        raise QuantizationError(
+            f"Embedding table '{None if table is None else table.name}' holds NaN or infinite "
+            "values. Check the source model; int8 cannot represent them."
+        )
+    matrix = np.asarray(weight, np.float32)
+    codes, scales = quantize_weight(matrix, axis=0)
     build = _Builder(graph, gather)
     name = gather.name or gather.outputs[0].name or "gather"
     rows = build.node(
@@ -330,6 +354,7 @@ def _quantize_table(graph: ir.Graph, gather: ir.Node) -> None:
     as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})
     result = build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
     replace_value(gather.outputs[0], result)
+    return relative_error(matrix, codes * scales[:, None])
 
 
 class _Builder:

@@ -6,13 +6,14 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from mmedge.bundle.search import Objective
     from mmedge.converters.config import ConversionReport, ProgressEvent, VariantReport
 
 __all__ = ["convert"]
@@ -32,7 +33,10 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     ],
     precision: Annotated[
         str,
-        typer.Option(help="Of fp32, fp16, int8, int8-dynamic, int8-static; several with commas."),
+        typer.Option(
+            help="auto to search, or methods with settings, several with commas: fp32, fp16, bf16, "
+            "fp8, int8, int8-dynamic-equalized, int8-static-mse-equalized-keep4, int4-g64-gptq, ..."
+        ),
     ] = "fp32,int8",
     calibration: Annotated[
         Path | None,
@@ -44,7 +48,29 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         Path | None,
         typer.Option(help="Held-out pictures with captions or labels: a folder or a .jsonl file."),
     ] = None,
-    target: Annotated[str, typer.Option(help="What the graphs are laid out for.")] = "cpu",
+    max_drop: Annotated[
+        float, typer.Option(help="For auto: how much of the metric may be lost.", show_default=True)
+    ] = 0.01,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="For auto: recall@1, recall@5, recall@10, zero-shot, cosine-mean, cosine-p1, "
+            "cosine-min, top-k, rank-correlation or interchangeability."
+        ),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="For auto: what to make small: latency, size or energy.")
+    ] = "latency",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Measure what quantizing each layer does to the embedding."),
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write what was tried and what became of each layer.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="What the graphs are made for: cpu, or tensorrt for engines.")
+    ] = "cpu",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
@@ -79,6 +105,10 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         overwrite=overwrite,
         skip_bad=skip_bad,
         seed=seed,
+        explain=explain,
+        max_drop=max_drop,
+        metric=metric,
+        objective=cast("Objective", objective),
     )
     if quiet or json:
         report = run(config)

@@ -1,0 +1,169 @@
+"""A search over all roles of a model: each has its own, and what is chosen has to hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from mmedge.bundle.figures import Figure
+from mmedge.converters.config import Progress, ProgressEvent
+from mmedge.converters.evaluation import EvaluationSet
+from mmedge.converters.ladder import BuiltRole, judge, judge_together
+from mmedge.converters.metrics import METRICS
+from mmedge.converters.quality import EvaluationLabels
+from mmedge.converters.search import RoleSearch, files_of
+from mmedge.converters.speed import Runner, SpeedTest
+from mmedge.converters.trials import TrialStore
+from mmedge.converters.variants import TOLERANCES, BuiltVariant, VariantBuilder
+from mmedge.converters.verdicts import Budget, Trial, choose, front
+from mmedge.files import storage_errors
+
+__all__ = ["StartedSearch", "choose_together", "default_metric", "moved", "search_notes"]
+
+_FEW_SAMPLES = 100
+
+
+def default_metric(known: EvaluationLabels) -> str:
+    """Return what a search keeps to where nothing is asked for: the task that the data can tell."""
+    if known.captions is not None:
+        return "recall@1"
+    return "zero-shot" if known.classes else "cosine-p1"
+
+
+@dataclass(frozen=True)
+class StartedSearch:
+    """One role, exported and ready to be searched.
+
+    Attributes:
+        name: Of the role.
+        role: With fp32 alone.
+        builder: Makes its variants.
+        store: Finished candidates.
+        budget: What to keep to.
+        calibrated: Whether there is calibration data for the role.
+    """
+
+    name: str
+    role: BuiltRole
+    builder: VariantBuilder
+    store: TrialStore
+    budget: Budget
+    calibrated: bool
+
+    def run(
+        self, fp32: Mapping[str, BuiltRole], samples: EvaluationSet, progress: Progress
+    ) -> list[Trial]:
+        """Try the candidates of this role, the other roles being in fp32.
+
+        Args:
+            fp32: All roles, with fp32 alone.
+            samples: What fidelity is measured on.
+            progress: Told of each candidate.
+        """
+        reference = self.role.variants[0]
+        inputs = self.builder.inputs
+        speed = SpeedTest(
+            Runner(
+                reference.models,
+                reference.golden,
+                TOLERANCES[reference.recipe.precision].cosine_min,
+            ),
+            inputs.name,
+            next(iter(inputs.feeds())),
+            inputs.golden,
+        )
+        search = RoleSearch(
+            role=self.name,
+            budget=self.budget,
+            build=self.builder.build,
+            judge=lambda variant: judge(self.role, variant, fp32, samples),
+            speed=speed,
+            store=self.store,
+            calibrated=self.calibrated,
+            distills=False,
+            tell=lambda name: progress(ProgressEvent(f"Try {self.name} {name}", 0, 1)),
+        )
+        return search.run(reference)
+
+
+def choose_together(
+    tried: Mapping[str, Sequence[Trial]],
+    roles: Mapping[str, BuiltRole],
+    samples: EvaluationSet,
+    budget: Budget,
+) -> tuple[dict[str, Trial], Figure | None]:
+    """Choose a candidate for each role so that the model as a whole keeps to the budget.
+
+    Each role was judged beside fp32; together their losses may add up.
+
+    Returns:
+        The choice by role, and what is lost with all of it; None for a metric of one role alone.
+    """
+    fronts = {name: front(trials, budget) for name, trials in tried.items()}
+    alone = {name: choose(kept, budget.objective) for name, kept in fronts.items()}
+    metric = METRICS[budget.metric]
+    if metric.agreement or len(tried) < 2:
+        return alone, None
+    combinations = [
+        dict(zip(fronts, combination, strict=True)) for combination in product(*fronts.values())
+    ]
+    # What each role would take alone comes first; then the cheapest.
+    combinations.sort(
+        key=lambda picks: (
+            picks != alone,
+            sum(trial.cost(budget.objective) for trial in picks.values()),
+        )
+    )
+    for picks in combinations:
+        built = {name: trial.built for name, trial in picks.items() if trial.built is not None}
+        joint = judge_together(built, roles, samples).drops[metric.figure]
+        if joint.value <= budget.max_drop + 1e-12:
+            return picks, joint
+    return {name: trials[0] for name, trials in tried.items()}, None
+
+
+def moved(built: BuiltVariant, folder: Path) -> BuiltVariant:
+    """Move a variant's files to the folder of its role in a bundle.
+
+    Args:
+        built: Its files lie in a folder named after the role. Files that another variant has taken
+            along are there already.
+        folder: The bundle.
+    """
+    old = next(iter(built.models.values())).parent
+    new = folder / old.name
+    nodes = set() if built.nodes is None else {built.nodes}
+    with storage_errors(new):
+        new.mkdir(exist_ok=True)
+        for path in files_of(built) | nodes:
+            if path.is_file():
+                path.replace(new / path.name)
+    return replace(
+        built,
+        models={layout: new / model.name for layout, model in built.models.items()},
+        nodes=None if built.nodes is None else new / built.nodes.name,
+    )
+
+
+def search_notes(budget: Budget, roles: Mapping[str, BuiltRole]) -> list[str]:
+    """Return what a user should know of a search."""
+    notes = []
+    for name, role in roles.items():
+        record = role.search
+        if record is None:
+            continue
+        if role.default == "fp32":
+            notes.append(f"{name} stays in fp32: nothing within the budget gains on it.")
+        if record.samples < _FEW_SAMPLES:
+            notes.append(
+                f"{name}: fidelity was measured on {record.samples} samples; a budget of "
+                f"{budget.max_drop:g} wants {_FEW_SAMPLES} or more, better hundreds."
+            )
+        if record.data.startswith("synthetic"):
+            notes.append(
+                f"{name}: fidelity was measured on {record.data}. Pass --evaluate with data like "
+                "that of the device."
+            )
+    return notes

@@ -1,0 +1,229 @@
+"""The search for a precision: a ladder of candidates a role, each measured, the front kept.
+
+What is tried depends on what was found. First the plain methods; where these lose much, the same
+after equalization; where nothing keeps to the budget, the best so far with its most sensitive
+layers left in float, one, two, four, ... of them; and last, recovery by distillation. Fidelity is
+measured on held-out data, speed on this machine in turns with fp32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmedge.bundle.manifest import Quality
+from mmedge.bundle.search import Candidate, Objective, SearchRecord
+from mmedge.converters.ladder import external_files
+from mmedge.converters.recipes import FP32, Recipe, parse_recipe
+from mmedge.converters.speed import Runner, SpeedTest
+from mmedge.converters.trials import TrialStore, drop_of
+from mmedge.converters.variants import TOLERANCES, BuiltVariant
+from mmedge.converters.verdicts import Budget, Trial, choose, front, judge_trials, within
+from mmedge.errors import BackendError, CalibrationError, ConversionError
+from mmedge.runtimes.processor import allowed_processors, processor_name
+
+__all__ = ["RoleSearch", "describe_search", "files_of", "nothing_found"]
+
+_KEPT = (1, 2, 4, 8, 16)
+_PLAIN: dict[Objective, tuple[str, ...]] = {
+    "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
+    "energy": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
+    "size": (
+        "fp16",
+        "int8-dynamic",
+        "int8-static-mse",
+        "int8-weight-g128",
+        "int4-g128",
+        "int4-g64-hqq",
+        "int4-g128-gptq",
+    ),
+}
+_EQUALIZED = ("int8-dynamic-equalized", "int8-static-mse-equalized-corrected")
+
+
+@dataclass(frozen=True)
+class RoleSearch:
+    """The search for one role.
+
+    Attributes:
+        role: Its name.
+        budget: What to keep to.
+        build: Makes a variant and runs it on everything.
+        judge: Compares a variant with fp32; the other roles are in fp32.
+        speed: Times a candidate.
+        store: Finished candidates.
+        calibrated: Whether there is calibration data for the role.
+        distills: Whether recovery by distillation can be tried.
+        tell: Called with a candidate's name when work on it begins.
+    """
+
+    role: str
+    budget: Budget
+    build: Callable[[Recipe], BuiltVariant]
+    judge: Callable[[BuiltVariant], Quality | None]
+    speed: SpeedTest
+    store: TrialStore
+    calibrated: bool
+    distills: bool
+    tell: Callable[[str], None]
+
+    def run(self, fp32: BuiltVariant) -> list[Trial]:
+        """Try what is worth trying.
+
+        Args:
+            fp32: The role in fp32.
+
+        Returns:
+            Every candidate in the order in which it was tried, fp32 first.
+
+        Raises:
+            CalibrationError: If the data does not tell the metric.
+        """
+        trials = [self._try(FP32, fp32)]
+        for recipe in self._ladder(trials):
+            trials.append(self._try(recipe))  # noqa: PERF401, the ladder looks at what is there
+        return trials
+
+    def _ladder(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield what to try next; `trials` grows by each before the next is asked for."""
+        yield from self._known(_PLAIN[self.budget.objective])
+        if not self.calibrated:
+            return
+        if not self._done(trials, self.budget.max_drop / 2):
+            yield from self._known(_EQUALIZED)
+        if self._done(trials, self.budget.max_drop):
+            return
+        best = self._best(trials)
+        if best is not None:
+            for kept in _KEPT:
+                yield parse_recipe(f"{best.name}-keep{kept}")
+                if within(trials[-1], self.budget):
+                    break
+        if not self._done(trials, self.budget.max_drop) and self.distills:
+            yield parse_recipe("int8-static-mse-distilled")
+
+    def _known(self, names: Sequence[str]) -> Iterator[Recipe]:
+        for name in names:
+            recipe = parse_recipe(name)
+            if self.calibrated or not recipe.needs_calibration:
+                yield recipe
+
+    def _done(self, trials: Sequence[Trial], limit: float) -> bool:
+        """Tell whether something that serves the objective loses no more than a limit."""
+        least = self._worthwhile(trials)
+        return any(trial.drop is not None and trial.drop.value <= limit for trial in least)
+
+    def _worthwhile(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the candidates that cost clearly less than fp32."""
+        objective = self.budget.objective
+        limit = 0.9 * trials[0].cost(objective)
+        return [t for t in trials[1:] if t.drop is not None and t.cost(objective) <= limit]
+
+    def _best(self, trials: Sequence[Trial]) -> Trial | None:
+        """Return the worthwhile candidate of highest fidelity whose layers can be kept."""
+        layered = [t for t in self._worthwhile(trials) if t.name.startswith(("int8", "int4"))]
+        return min(layered, key=Trial.loss, default=None)
+
+    def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
+        self.tell(recipe.variant)
+        known = self.store.load(self.role, recipe, self.budget.metric)
+        if known is not None and self._complete(known):
+            if recipe == FP32:
+                self.speed.fp32()
+            return known
+        started = time.monotonic()
+        try:
+            built = built or self.build(recipe)
+        except (ConversionError, BackendError) as error:
+            if recipe == FP32 or isinstance(error, CalibrationError):
+                raise
+            failed = Trial(recipe, None, None, None, None, None, str(error)[:1000] or "failed")
+            trial = replace(failed, duration_s=time.monotonic() - started)
+        else:
+            quality = self.judge(built)
+            runner = Runner(
+                built.models, built.golden, TOLERANCES[built.recipe.precision].cosine_min
+            )
+            trial = Trial(
+                recipe=built.recipe,
+                built=built,
+                quality=quality,
+                drop=drop_of(self.budget.metric, quality),
+                size_bytes=sum(path.stat().st_size for path in files_of(built)),
+                speed=self.speed.fp32() if recipe == FP32 else self.speed.candidate(runner),
+                duration_s=time.monotonic() - started,
+            )
+        self.store.save(self.role, trial)
+        return trial
+
+    def _complete(self, trial: Trial) -> bool:
+        """Tell whether a stored candidate has all that this search asks for."""
+        needs_energy = self.budget.objective == "energy" and trial.speed is not None
+        return not needs_energy or (trial.speed is not None and trial.speed.energy_mj is not None)
+
+
+def files_of(built: BuiltVariant) -> set[Path]:
+    """Return the files that a variant needs."""
+    return {path for model in built.models.values() for path in (model, *external_files(model))}
+
+
+def describe_search(
+    trials: Sequence[Trial], budget: Budget, chosen: Trial, *, joint: object = None
+) -> SearchRecord:
+    """Return a role's search for the manifest.
+
+    Args:
+        trials: fp32 first.
+        budget: What was asked for.
+        chosen: What is loaded.
+        joint: What all roles together lose (a Figure), or None.
+    """
+    judgements = judge_trials(trials, budget, chosen)
+    measured = next((t.quality for t in trials if t.quality is not None), None)
+    return SearchRecord.model_validate(
+        {
+            "metric": budget.metric,
+            "max_drop": budget.max_drop,
+            "objective": budget.objective,
+            "processor": processor_name(),
+            "threads": len(allowed_processors()),
+            "data": "nothing" if measured is None else measured.data,
+            "samples": 1 if measured is None else measured.samples,
+            "joint_drop": joint,
+            "candidates": [
+                Candidate(
+                    variant=trial.name,
+                    drop=trial.drop,
+                    cosine_mean=None if trial.built is None else trial.cosine_mean,
+                    size_bytes=trial.size_bytes,
+                    speed=trial.speed,
+                    verdict=judgement.verdict,
+                    reason=judgement.reason[:1000],
+                    duration_s=round(trial.duration_s, 3),
+                )
+                for trial, judgement in zip(trials, judgements, strict=True)
+            ],
+        }
+    )
+
+
+def nothing_found(searches: dict[str, list[Trial]], budget: Budget) -> str | None:
+    """Return the message for a search that found nothing for any role, None where it found some."""
+    if any(choose(front(t, budget), budget.objective) is not t[0] for t in searches.values()):
+        return None
+    closest = []
+    for role, trials in searches.items():
+        tried = [trial for trial in trials[1:] if trial.drop is not None]
+        if not tried:
+            continue
+        best = min(tried, key=Trial.loss)
+        if best.drop is not None:
+            closest.append(f"{role}: {best.name} loses {best.drop.value:.4f}")
+    told = "; ".join(closest) or "no candidate could be made"
+    return (
+        f"Nothing loses at most {budget.max_drop:g} of {budget.metric} and gains on fp32. The "
+        f"closest: {told}. Raise --max-drop, give more calibration data, or choose another "
+        "--objective; what was tried is kept, and the next search goes on from there."
+    )
