@@ -153,6 +153,9 @@ def test_constant_groups_are_held(method: object, symmetric: bool, value: float)
 def test_scales_are_fp16_unless_weights_are_too_small_for_it() -> None:
     matrix = weights()
     assert round_to_nearest(matrix, 4, 32).scales.dtype == np.float16
+    small = round_to_nearest(matrix * np.float32(0.1), 4, 32)  # as fresh weights of deep models
+    assert small.scales.dtype == np.float16
+    assert relative_error(matrix * np.float32(0.1), small) < 0.15
     tiny = round_to_nearest(matrix * np.float32(1e-6), 4, 32)
     assert tiny.scales.dtype == np.float32
     assert relative_error(matrix * np.float32(1e-6), tiny) < 0.15
