@@ -30,15 +30,24 @@ def inspect(
     variant: Annotated[
         str | None, typer.Option(help="Of --nodes: one variant only.", show_default=False)
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write one page with what a search tried and what became of the nodes.",
+            show_default="no",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Show what is in a bundle: roles, variants, fidelity, preprocessing, provenance."""
+    """Show what is in a bundle: roles, variants, fidelity, search, preprocessing, provenance."""
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json
 
     if (role is not None or variant is not None) and not nodes:
         raise typer.BadParameter("--role and --variant choose among node tables: add --nodes.")
     opened = open_bundle(bundle)
+    if html is not None:
+        _write_html(opened, html)
     if nodes:
         _print_nodes(opened, role, variant, as_json=json)
     elif json:
@@ -72,6 +81,25 @@ def _print_nodes(bundle: Bundle, role: str | None, variant: str | None, *, as_js
             console.print(Text(line))
 
 
+def _write_html(bundle: Bundle, file: Path) -> None:
+    from mmedge.errors import InputError
+    from mmedge.files import write_atomic
+    from mmedge.profiling.html_search import render_search
+
+    manifest = bundle.manifest
+    nodes = {
+        f"{role}/{variant.name}": table
+        for role, variant in _all_variants(manifest)
+        if (table := bundle.nodes(variant)) is not None
+    }
+    if not nodes and all(role.search is None for role in manifest.roles.values()):
+        raise InputError(
+            f"{bundle.path} holds neither a search nor node tables, so there is nothing for --html "
+            "to show. Convert again with 'mmedge convert --precision auto' or '--explain'."
+        )
+    write_atomic(file, render_search(manifest, nodes).encode())
+
+
 def _size_bytes(bundle: Bundle) -> int:
     return sum(entry.size_bytes for entry in bundle.manifest.files.values())
 
@@ -80,10 +108,12 @@ def _print(bundle: Bundle) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import stdout_console
+    from mmedge.cli.search_tables import search_tables
 
     console = stdout_console()
     manifest = bundle.manifest
     console.print(_facts(_overview(bundle)))
+    searched = search_tables(manifest.roles)
     for title, part in (
         ("Roles", _facts(_roles(manifest))),
         ("Variants, highest fidelity first", _variants(manifest)),
@@ -97,6 +127,9 @@ def _print(bundle: Bundle) -> None:
             if title:
                 console.print(Text(f"\n{title}", style="bold"))
             console.print(part)
+    if searched:
+        console.print()
+        console.print(searched)
 
 
 def _titled(title: str, parts: Iterable[Table]) -> Iterator[tuple[str, Table]]:
@@ -142,7 +175,8 @@ def _roles(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, role in manifest.roles.items():
         inputs = ", ".join(str(entry.spec()) for entry in role.inputs)
         outputs = ", ".join(str(entry.spec()) for entry in role.outputs)
-        yield name, f"{inputs} -> {outputs}"
+        default = "" if role.default is None else f"; default {role.default}"
+        yield name, f"{inputs} -> {outputs}{default}"
 
 
 def _all_variants(manifest: Manifest) -> Iterator[tuple[str, Variant]]:

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from mmedge.bundle import NodeTable
+    from mmedge.bundle.manifest import Role
     from mmedge.profiling import Profile, ProfileConfig, Progress
 
 __all__ = ["profile"]
@@ -106,11 +107,11 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     for path in (json_file, html):
         if path is not None:
             _check_writable(path)
-    tables = _node_tables(bundle, config) if html is not None else ()
+    tables, roles = _told(bundle, config) if html is not None else ((), {})
     with _progress(shown=not quiet) as on_progress:
         made = measure(bundle, config, on_progress=on_progress)
     _print(made, as_json=printed, quiet=quiet)
-    _write(made, json_file, html, tables)
+    _write(made, json_file, html, tables, roles)
     _apply_gates(made)
 
 
@@ -203,19 +204,28 @@ def _print(made: Profile, *, as_json: bool, quiet: bool) -> None:
         print_profile(made, stdout_console())
 
 
-def _node_tables(bundle: Path, config: ProfileConfig) -> tuple[NodeTable, ...]:
-    """Read, before anything is measured, what the bundle tells of its variants' nodes."""
+def _told(bundle: Path, config: ProfileConfig) -> tuple[tuple[NodeTable, ...], Mapping[str, Role]]:
+    """Read, before anything is measured, what the bundle tells of its variants and how they came.
+
+    Returns:
+        Node tables of the variants and, by name, the roles that are measured.
+    """
     from mmedge.bundle import open_bundle
     from mmedge.profiling.cells import choose_variants
 
     opened = open_bundle(bundle)
     chosen = choose_variants(opened, config)
     found = [opened.nodes(variant) for ladder in chosen.values() for variant in ladder]
-    return tuple(table for table in found if table is not None)
+    roles = {name: opened.role(name) for name in chosen}
+    return tuple(table for table in found if table is not None), roles
 
 
 def _write(
-    made: Profile, json_file: Path | None, html: Path | None, tables: Sequence[NodeTable]
+    made: Profile,
+    json_file: Path | None,
+    html: Path | None,
+    tables: Sequence[NodeTable],
+    roles: Mapping[str, Role],
 ) -> None:
     from mmedge.files import write_atomic
     from mmedge.profiling.html_report import render_html
@@ -223,7 +233,7 @@ def _write(
     if json_file is not None:
         write_atomic(json_file, (made.model_dump_json(indent=2) + "\n").encode())
     if html is not None:
-        write_atomic(html, render_html(made, tables).encode())
+        write_atomic(html, render_html(made, tables, roles=roles).encode())
 
 
 def _apply_gates(made: Profile) -> None:

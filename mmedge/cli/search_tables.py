@@ -83,7 +83,7 @@ def search_lines(record: SearchRecord, width: int) -> Iterator[tuple[str, str]]:
     rows = [_cells(one, record) for one in record.candidates]
     heads = [head for head in rows[0] if any(row[head] != _NONE for row in rows)]
     sizes = {head: max(len(head), *(len(row[head]) for row in rows)) for head in heads}
-    names = max(len(_safe(one.variant)) for one in record.candidates)
+    names = max(len("variant"), *(len(_safe(one.variant)) for one in record.candidates))
     beside = 2 + names + 2 + sum(sizes.values()) + 2 * (len(heads) - 1)
     flat = beside + 2 + max(len(_safe(one.reason)) for one in record.candidates) <= width
     stacked = beside > width

@@ -6,13 +6,15 @@ the machine is escaped. What the plots show is in tables too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from mmedge.bundle.manifest import Role
 from mmedge.bundle.nodes import NodeTable
 from mmedge.profiling import html_plots as plots
 from mmedge.profiling.html_nodes import render_nodes
 from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, page
+from mmedge.profiling.html_search import search_sections
 from mmedge.profiling.result import Cell, Latency, Profile, VariantFigures
 from mmedge.profiling.statistics import PERCENTILES, SAMPLES_BEYOND, required_samples
 from mmedge.profiling.svg_parts import number
@@ -23,25 +25,29 @@ _MOST_CURVES = 6
 _STAGES = ("decode", "resize", "normalize", "tokenize", "inference", "other")
 
 
-def render_html(profile: Profile, nodes: Sequence[NodeTable] = ()) -> str:
+def render_html(
+    profile: Profile, nodes: Sequence[NodeTable] = (), *, roles: Mapping[str, Role] | None = None
+) -> str:
     """Return the page.
 
     Args:
         profile: What was measured.
         nodes: Node tables of the variants, where the bundle has some (Bundle.nodes).
+        roles: Of the bundle, by name, for what a search tried; None leaves that out.
 
     Returns:
         A complete HTML document, UTF-8 when encoded.
     """
-    roles = list(dict.fromkeys(cell.role for cell in profile.cells))
+    measured = list(dict.fromkeys(cell.role for cell in profile.cells))
     sections = [
         _header(profile),
-        _cards(profile, roles),
+        _cards(profile, measured),
         _gates(profile),
         _warnings(profile),
-        *(_role(profile, role) for role in roles),
-        _stages(profile, roles),
+        *(_role(profile, role) for role in measured),
+        _stages(profile, measured),
         _variants(profile),
+        search_sections(roles or {}),
         *map(render_nodes, nodes),
         _about(profile),
     ]

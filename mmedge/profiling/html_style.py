@@ -52,6 +52,14 @@ svg .disc{fill-opacity:.75}
 .s5{--s:var(--c5)}
 svg .fill{fill:var(--s)}
 svg .span,svg .curve{stroke:var(--s)}
+svg .over{fill:var(--bad);fill-opacity:.07}
+svg .budget{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:6 4}
+svg .zero{stroke:var(--soft);stroke-width:1}
+svg .front{fill:none;stroke:var(--c0);stroke-width:2;stroke-opacity:.65;stroke-linejoin:round}
+svg .whisker{stroke:var(--s);stroke-width:1.5;stroke-opacity:.7}
+svg .whisker.s5{stroke-opacity:.4}
+svg .hollow{fill:var(--card);stroke:var(--s);stroke-width:1.5}
+svg .leader{stroke:var(--soft);stroke-width:.8}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:12px;
 margin:0 0 14px}.note{margin:10px 0 6px;max-width:none}
 .scroll:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
@@ -74,6 +82,9 @@ font-size:.85rem;background:var(--bg);padding:5px 12px}
 .nodes .block span{position:sticky;left:12px}
 .nodes tbody td,.nodes tbody th{vertical-align:top}.nodes tbody th{min-width:8em}
 .nodes td small{white-space:normal;min-width:9em}
+.search tbody td,.search tbody th{vertical-align:top}
+.search tbody th,.search td.left{white-space:normal;min-width:12em}
+.search td.left:not(:nth-child(2)){min-width:0}
 .chip::before{content:"";display:inline-block;width:.7em;height:.7em;margin-right:.45em;
 border-radius:2px;background:var(--s)}
 .bar{display:inline-block;width:7.5em;height:.8em;margin-right:.4em;background:var(--grid);

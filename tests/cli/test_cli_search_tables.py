@@ -1,0 +1,183 @@
+"""What `inspect` says of a search: in a terminal, in a pipe, as a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from bundles import add_nodes, edit_manifest
+from rich.console import Console
+from searches import candidate, figure, large_search, nothing_gained, search, small_search
+
+from mmedge.bundle import Bundle, NodeEntry, NodeTable
+from mmedge.bundle.search import SearchRecord
+from mmedge.cli import main
+from mmedge.cli.search_tables import search_lines, search_tables
+
+TO = "\N{EN DASH}"
+WHY = "within the budget, 0.31 of fp32's time, 0.25 of its size"
+LONGEST = "int8-static-mse-equalized-corrected-keep8"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as done:
+        main(["inspect", *arguments])
+    captured = capsys.readouterr()
+    assert isinstance(done.value.code, int)
+    return done.value.code, captured.out, captured.err
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    return out
+
+
+def tell(bundle: Bundle, record: SearchRecord, role: str = "image_encoder") -> Bundle:
+    value = record.model_dump(mode="json")
+    edit_manifest(bundle.path, "roles", role, "search", value=value)
+    return bundle
+
+
+def squeezed(lines: Sequence[str]) -> list[str]:
+    return [re.sub(r"\s+", " ", line).strip() for line in lines]
+
+
+def lines_at(width: int, record: SearchRecord) -> list[str]:
+    return [line for line, _ in search_lines(record, width)]
+
+
+def test_in_a_pipe_a_candidate_is_one_line_with_its_reason(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(capsys, str(tell(tiny_bundle, small_search()).path))
+    lines = squeezed(text.splitlines())
+    for expected in (
+        "Search: image_encoder",
+        "asked for: as fast as possible, losing at most 0.01 of recall@1",
+        "fidelity on test: 300 pictures (n = 300)",
+        "speed on Example CPU @ 2.60GHz, 2 threads",
+        "variant verdict drop size ms of fp32 backend reason",
+        f"int8-dynamic chosen 0.002 -.004{TO}.009 89 MB 32.2 0.31 .30{TO}.32 openvino {WHY}",
+        "float8 dropped - - - - - no backend here runs it",
+        "int8-dynamic is chosen; 1 of 3 dropped, in 25 s.",
+        "With every role as chosen, recall@1 loses 0.004 (-0.003 to 0.011).",
+    ):
+        assert expected in lines, expected
+    assert "Search: text_encoder" not in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 132, 200])
+@pytest.mark.parametrize("record", [large_search(), small_search(), nothing_gained()])
+def test_every_width_holds_all_of_it(width: int, record: SearchRecord) -> None:
+    lines = lines_at(width, record)
+    assert max(map(len, lines)) <= width
+    told = "".join("".join(lines).split())
+    for one in record.candidates:
+        assert one.reason.replace(" ", "") in told
+        assert f"{one.variant}{one.verdict}" in told.replace(":", "")
+        if one.speed is not None:
+            assert f"{one.speed.ratio.value:.2f}" in told
+    assert "…" not in told
+
+
+def test_eighty_columns_keep_the_figures_of_a_candidate_on_a_line() -> None:
+    lines = lines_at(80, large_search())
+    at = lines.index(f"  {LONGEST}: chosen")
+    figures = f"-0.002 -.011{TO}.008 104 MB 33.4 0.32 .31{TO}.33 openvino"
+    assert squeezed(lines)[at + 1] == figures
+    assert lines[at + 2] == "      within the budget, 0.32 of fp32's time, 0.30 of its size"
+    # What was never made has no figures and no line for them.
+    at = lines.index("  bfloat16: dropped")
+    assert lines[at + 1] == "      no backend here runs it faster than fp32"
+
+
+def test_chosen_stands_out_and_dropped_steps_back() -> None:
+    styles = {line.split()[0]: style for line, style in search_lines(small_search(), 200)}
+    assert (styles["int8-dynamic"], styles["float8"], styles["fp32"]) == ("", "dim", "")
+    rows = [style for line, style in search_lines(small_search(), 200) if "openvino" in line]
+    assert rows == ["bold"]
+
+
+def test_energy_has_a_column_where_it_was_measured() -> None:
+    assert not any("mJ" in line for line in lines_at(200, small_search()))
+    first = candidate("fp32", "chosen", "fastest", ms=100, energy_mj=2345.6)
+    other = candidate("int8", ms=30)
+    lines = squeezed(lines_at(200, search(first, other, objective="energy")))
+    assert "asked for: as frugal as possible, losing at most 0.01 of recall@1" in lines
+    # Nor is there a column for what no candidate has.
+    assert "variant verdict ms of fp32 mJ backend reason" in lines
+    assert any("100 1.00" not in line and " 2346 " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "shown"),
+    [(0.0, "0.0001"), (0.01, "0.000"), (0.0005, "0.00012"), (1e-9, "0.000123")],
+)
+def test_a_loss_has_as_many_decimals_as_the_budget_asks_for(max_drop: float, shown: str) -> None:
+    first = candidate("fp32", "chosen", "it is", drop=figure(0.000123))
+    told = lines_at(200, search(first, max_drop=max_drop))
+    assert any(re.search(rf"chosen\s+{re.escape(shown)}", line) for line in told)
+
+
+def test_roles_that_were_not_searched_are_left_out(tiny_bundle: Bundle) -> None:
+    roles = tiny_bundle.manifest.roles
+    assert not search_tables(roles)
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(search_tables(roles))
+    assert not captured.get().strip()
+    role = roles["text_encoder"].model_copy(update={"search": nothing_gained()})
+    assert search_tables(roles | {"text_encoder": role})
+
+
+def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "\x1b]0;owned\x07[red]x[/red]\nforged line"
+    first = candidate("fp32", "chosen", evil, ms=10, backend=evil)
+    tell(tiny_bundle, search(first, processor=evil, data=evil, metric=evil))
+    for columns in (None, "60"):
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", columns)
+        text = printed(capsys, str(tiny_bundle.path))
+        assert "\x1b" not in text
+        assert "\x07" not in text
+        assert not any(line.startswith("forged") for line in text.splitlines())
+        safe = "\\x1b]0;owned\\x07[red]x[/red]\\nforgedline"
+        assert re.sub(r"\s+", "", text).count(safe) >= 4
+
+
+def test_the_default_of_a_role_is_told(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("roles", "image_encoder", "default")
+    edit_manifest(tiny_bundle.path, *steps, value="int8-dynamic")
+    assert printed(capsys, str(tiny_bundle.path)).count("; default int8-dynamic") == 1
+
+
+def test_a_page_of_it(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    node = NodeEntry(name="proj", op_type="Gemm", precision="int8", shape=(2, 2))
+    table = NodeTable(role="image_encoder", variant="int8-dynamic", nodes=(node,))
+    tell(add_nodes(tiny_bundle, table), small_search())
+    file = tmp_path / "search.html"
+    text = printed(capsys, str(tiny_bundle.path), "--html", str(file))
+    assert "Search: image_encoder" in text
+    page = file.read_text(encoding="utf-8")
+    assert "no backend here runs it" in page
+    assert "Nodes of image_encoder, int8-dynamic" in page
+
+
+def test_a_page_of_nothing_is_refused(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "search.html"
+    code, out, err = run(capsys, str(tiny_bundle.path), "--html", str(file))
+    assert (code, out) == (1, "")
+    assert "--precision auto" in re.sub(r"\s+", " ", err)
+    assert not file.exists()
