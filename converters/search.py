@@ -26,6 +26,8 @@ from mmedge.runtimes.processor import allowed_processors, processor_name
 
 __all__ = ["RoleSearch", "describe_search", "files_of", "nothing_found"]
 
+# Embeddings this near to fp32's leave neighbours as they are: see docs/search.md.
+_CLOSE_COSINE = 0.999
 _KEPT = (1, 2, 4, 8, 16)
 _PLAIN: dict[Objective, tuple[str, ...]] = {
     "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
@@ -91,7 +93,7 @@ class RoleSearch:
         yield from self._known(_PLAIN[self.budget.objective])
         if not self.calibrated:
             return
-        if not self._done(trials, self.budget.max_drop / 2):
+        if not self._close(trials):
             yield from self._known(_EQUALIZED)
         if self._done(trials, self.budget.max_drop):
             return
@@ -114,6 +116,16 @@ class RoleSearch:
         """Tell whether something that serves the objective loses no more than a limit."""
         least = self._worthwhile(trials)
         return any(trial.drop is not None and trial.drop.value <= limit for trial in least)
+
+    def _close(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether something that serves the objective is near enough to fp32.
+
+        A task figure may hold while the embeddings have moved, and an index would feel it.
+        """
+        return any(
+            trial.loss()[0] <= self.budget.max_drop / 2 and trial.cosine_mean >= _CLOSE_COSINE
+            for trial in self._worthwhile(trials)
+        )
 
     def _worthwhile(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the candidates that cost clearly less than fp32."""

@@ -157,10 +157,9 @@ def _judge(
         return Judgement("front", "the reference")
     if trial in kept:
         if trial.cost(budget.objective) < chosen.cost(budget.objective):
-            return Judgement(
-                "front",
-                f"{chosen.name} costs about as much, or the roles together would leave the budget",
-            )
+            if chosen is choose(kept, budget.objective):
+                return Judgement("front", f"{chosen.name} costs about as much and loses less")
+            return Judgement("front", "alone within the budget, not with the other roles' choice")
         return Judgement("front", f"within the budget, nearer to fp32 than {chosen.name}")
     return Judgement("dropped", _why_dropped(trial, fp32, kept, budget))
 
