@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
-from mmedge.bundle.manifest import Parity, Quality
+from mmedge.bundle.manifest import Parity, Quality, Role
 from mmedge.bundle.search import Objective
 from mmedge.converters.metrics import METRICS
 from mmedge.converters.recipes import FP32, Recipe, parse_recipe
@@ -204,6 +204,8 @@ class ConversionReport:
         notes: What a user should know: pictures skipped, variants left out.
         calibration_samples: Pictures that ranges were chosen from.
         duration_s: Wall time of the whole.
+        skipped: A message for each picture that was left out.
+        searched: The roles whose precision was searched for, as the manifest has them.
     """
 
     path: Path
@@ -213,6 +215,7 @@ class ConversionReport:
     calibration_samples: int
     duration_s: float
     skipped: tuple[str, ...] = field(default=())
+    searched: Mapping[str, Role] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -230,6 +233,11 @@ class ConversionReport:
                 }
                 for line in self.variants
             ],
+            "search": {
+                name: {"chosen": role.default, **role.search.model_dump(mode="json")}
+                for name, role in self.searched.items()
+                if role.search is not None
+            },
             "notes": list(self.notes),
             "skipped": list(self.skipped),
             "calibration_samples": self.calibration_samples,

@@ -99,7 +99,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         job = _open(config, folder, tell)
         work = _search if config.searches else _build
         facts, roles, notes = work(job)
-        lines = _finish(job, facts, roles)
+        manifest, lines = _finish(job, facts, roles)
     return ConversionReport(
         path=config.out,
         family=job.family.name,
@@ -108,6 +108,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         calibration_samples=_calibration_samples(job, roles),
         duration_s=time.monotonic() - started,
         skipped=job.data.skipped,
+        searched={name: role for name, role in manifest.roles.items() if role.search is not None},
     )
 
 
@@ -319,8 +320,10 @@ def _counter(progress: Progress, stage: str, total: int) -> Callable[[], None]:
     return lambda: progress(ProgressEvent(stage, next(steps), total))
 
 
-def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[VariantReport, ...]:
-    """Judge every variant, write golden vectors and manifest; return the summary."""
+def _finish(
+    job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]
+) -> tuple[Manifest, tuple[VariantReport, ...]]:
+    """Judge every variant, write golden vectors and manifest; return it and the summary."""
     job.progress(ProgressEvent("Write the manifest", 0, 1))
     # What was searched for is all kept; of what was named, fp32 may have been made only to compare.
     wanted = {recipe.variant for recipe in recipes(job.config)}
@@ -377,7 +380,7 @@ def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[V
         for name, variants in kept.items()
         for variant in variants
     }
-    return tuple(
+    lines = tuple(
         VariantReport(
             role=name,
             variant=variant.name,
@@ -389,6 +392,7 @@ def _finish(job: _Job, facts: _Facts, roles: Mapping[str, BuiltRole]) -> tuple[V
         for name, role in manifest.roles.items()
         for variant in role.variants
     )
+    return manifest, lines
 
 
 def _remove_unused(

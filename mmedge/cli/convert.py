@@ -110,15 +110,30 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         metric=metric,
         objective=cast("Objective", objective),
     )
+    if html is not None:
+        _check_writable(html)
     if quiet or json:
         report = run(config)
     else:
         with _progress() as show:
             report = run(config, show)
+    if html is not None:
+        from mmedge.bundle import open_bundle
+        from mmedge.cli.search_page import write_search_page
+
+        write_search_page(open_bundle(out), html)
     if json:
         print_json(report.to_json())
     elif not quiet:
         _print(report)
+
+
+def _check_writable(html: Path) -> None:
+    """Refuse a report that could not be written after minutes of work."""
+    from mmedge.errors import StorageError
+
+    if html.is_dir() or not html.absolute().parent.is_dir():
+        raise StorageError(f"Cannot write {html}: give a file in a folder that is there.")
 
 
 def _require_extra() -> None:
@@ -179,6 +194,7 @@ def _progress() -> Iterator[Callable[[ProgressEvent], None]]:
 def _print(report: ConversionReport) -> None:
     from mmedge.cli.output import new_table, plain, stdout_console
     from mmedge.cli.quality_tables import quality_tables
+    from mmedge.cli.search_tables import search_tables
 
     console = stdout_console()
     numbers = ("size", "parity", "max error", "time s")
@@ -187,6 +203,8 @@ def _print(report: ConversionReport) -> None:
         table.add_row(line.role, line.variant, *_cells(line))
     console.print(table)
     console.print("parity: smallest cosine with PyTorch, over random inputs")
+    if searched := search_tables(report.searched):
+        console.print(searched)
     for role in dict.fromkeys(line.role for line in report.variants):
         qualities = {v.variant: v.quality for v in report.variants if v.role == role and v.quality}
         for figures in quality_tables(role, qualities, every=False):

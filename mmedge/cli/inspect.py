@@ -47,7 +47,9 @@ def inspect(
         raise typer.BadParameter("--role and --variant choose among node tables: add --nodes.")
     opened = open_bundle(bundle)
     if html is not None:
-        _write_html(opened, html)
+        from mmedge.cli.search_page import write_search_page
+
+        write_search_page(opened, html)
     if nodes:
         _print_nodes(opened, role, variant, as_json=json)
     elif json:
@@ -79,25 +81,6 @@ def _print_nodes(bundle: Bundle, role: str | None, variant: str | None, *, as_js
         console.print(Text(f"\n{title}" if index else title, style="bold"))
         for line in node_lines(table, console.width):
             console.print(Text(line))
-
-
-def _write_html(bundle: Bundle, file: Path) -> None:
-    from mmedge.errors import InputError
-    from mmedge.files import write_atomic
-    from mmedge.profiling.html_search import render_search
-
-    manifest = bundle.manifest
-    nodes = {
-        f"{role}/{variant.name}": table
-        for role, variant in _all_variants(manifest)
-        if (table := bundle.nodes(variant)) is not None
-    }
-    if not nodes and all(role.search is None for role in manifest.roles.values()):
-        raise InputError(
-            f"{bundle.path} holds neither a search nor node tables, so there is nothing for --html "
-            "to show. Convert again with 'mmedge convert --precision auto' or '--explain'."
-        )
-    write_atomic(file, render_search(manifest, nodes).encode())
 
 
 def _size_bytes(bundle: Bundle) -> int:
