@@ -8,19 +8,29 @@ from itertools import product
 from pathlib import Path
 
 from mmedge.bundle.figures import Figure
+from mmedge.bundle.manifest import Manifest
 from mmedge.converters.config import Progress, ProgressEvent
 from mmedge.converters.evaluation import EvaluationSet
 from mmedge.converters.ladder import BuiltRole, judge, judge_together
 from mmedge.converters.metrics import METRICS
 from mmedge.converters.quality import EvaluationLabels
 from mmedge.converters.search import RoleSearch, files_of
-from mmedge.converters.speed import Runner, SpeedTest
+from mmedge.converters.speed import Runner, SpeedTest, installed_backends
 from mmedge.converters.trials import TrialStore
 from mmedge.converters.variants import TOLERANCES, BuiltVariant, VariantBuilder
 from mmedge.converters.verdicts import Budget, Trial, choose, front
 from mmedge.files import storage_errors
+from mmedge.runtimes.choices import Choice, remember_choice
+from mmedge.runtimes.session import SessionOptions
 
-__all__ = ["StartedSearch", "choose_together", "default_metric", "moved", "search_notes"]
+__all__ = [
+    "StartedSearch",
+    "choose_together",
+    "default_metric",
+    "moved",
+    "remember_backends",
+    "search_notes",
+]
 
 _FEW_SAMPLES = 100
 
@@ -145,6 +155,31 @@ def moved(built: BuiltVariant, folder: Path) -> BuiltVariant:
         models={layout: new / model.name for layout, model in built.models.items()},
         nodes=None if built.nodes is None else new / built.nodes.name,
     )
+
+
+def remember_backends(manifest: Manifest) -> None:
+    """Let `load` on this machine take the backend that the search measured to be fastest.
+
+    Args:
+        manifest: Of the finished bundle.
+    """
+    if len(installed_backends()) < 2:
+        return  # there is nothing to choose from, here or at load
+    for role in manifest.roles.values():
+        for candidate in () if role.search is None else role.search.candidates:
+            held = next((v for v in role.variants if v.name == candidate.variant), None)
+            if held is None or candidate.speed is None:
+                continue
+            speed = candidate.speed
+            remember_choice(
+                [manifest.files[path].sha256 for path in held.files],
+                SessionOptions(),
+                Choice(
+                    speed.backend,
+                    "measured to be the fastest when the bundle was made",
+                    {speed.backend: speed.latency_ms},
+                ),
+            )
 
 
 def search_notes(budget: Budget, roles: Mapping[str, BuiltRole]) -> list[str]:

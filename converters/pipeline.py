@@ -33,6 +33,7 @@ from mmedge.converters.joint_search import (
     choose_together,
     default_metric,
     moved,
+    remember_backends,
     search_notes,
 )
 from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
@@ -100,6 +101,8 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         work = _search if config.searches else _build
         facts, roles, notes = work(job)
         manifest, lines = _finish(job, facts, roles)
+    if config.searches:
+        remember_backends(manifest)
     return ConversionReport(
         path=config.out,
         family=job.family.name,

@@ -18,7 +18,7 @@ from mmedge.runtimes.race import RaceResult, race
 from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend, open_session
 from mmedge.specs import Array
 
-__all__ = ["Runner", "SpeedTest"]
+__all__ = ["Runner", "SpeedTest", "installed_backends"]
 
 _ROUNDS = 40
 _SECONDS = 6.0
@@ -82,7 +82,7 @@ class SpeedTest:
         with ExitStack() as stack:
             sessions: dict[str, Session] = {}
             for name, runner in runners.items():
-                for backend_name in _installed():
+                for backend_name in installed_backends():
                     if name == "fp32" and fp32_backend not in {None, backend_name}:
                         continue
                     session = self._open(runner, backend_name)
@@ -118,7 +118,8 @@ class SpeedTest:
         return session
 
 
-def _installed() -> tuple[str, ...]:
+def installed_backends() -> tuple[str, ...]:
+    """Return the backends whose engine is installed here."""
     return tuple(name for name in BACKENDS if backend(name).engine_version() is not None)
 
 
