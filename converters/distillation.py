@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from mmedge.converters.fake_quantization import FakeQuantized
 from mmedge.converters.families.base import ExportSpec
@@ -199,7 +200,7 @@ class _Trainee:
         weights = [one for one in student.weights.values() if one.is_floating_point()]
         steps = [one for quantizer in student.quantizers for one in quantizer.parameters()]
         for parameter in weights:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
         rate = config.learning_rate
         self._adam = torch.optim.Adam(
             [
@@ -215,7 +216,7 @@ class _Trainee:
         """Move every parameter once, for a batch whose row i is sample `numbers[i]`."""
         expected = torch.from_numpy(answers[list(numbers)])
         loss = self._loss(embeddings, expected)
-        _require_finite(float(loss), step)
+        _require_finite(float(loss.detach()), step)
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._adam.step()
@@ -340,13 +341,15 @@ def _embed(module: nn.Module, inputs: Sequence[str], rows: Sequence[Row]) -> tor
     for index, row in enumerate(rows):
         together.setdefault(tuple(row[name].shape for name in inputs), []).append(index)
     parts, order = [], []
-    for members in together.values():
-        feed = [
-            torch.from_numpy(np.concatenate([rows[index][name] for index in members]))
-            for name in inputs
-        ]
-        parts.append(module(*feed))
-        order.extend(members)
+    # The weights are rounded once for all of them.
+    with parametrize.cached():
+        for members in together.values():
+            feed = [
+                torch.from_numpy(np.concatenate([rows[index][name] for index in members]))
+                for name in inputs
+            ]
+            parts.append(module(*feed))
+            order.extend(members)
     back = torch.from_numpy(np.argsort(np.array(order)))
     return torch.cat(parts)[back]
 

@@ -123,7 +123,7 @@ class ActivationQuantizer(nn.Module):
 
     def range(self) -> Range:
         """Return the range whose scale and zero point are those learned."""
-        step, zero = float(self._step()), int(self._zero())
+        step, zero = float(self._step().detach()), int(self._zero().detach())
         if self._symmetric:
             return Range(-127 * step, 127 * step)
         return Range(-zero * step, (255 - zero) * step)
@@ -208,9 +208,9 @@ class FakeQuantized:
         self.quantizers = tuple(dict.fromkeys(self._quantizer_of.values()))
         self.untouched = tuple(name for name in self._ranges if name not in self._quantizer_of)
         for name, table in self.module.named_modules():
-            if isinstance(table, nn.Embedding) and name not in keep:
-                if table.weight.numel() >= _LARGE_TABLE:
-                    _round(table)
+            large = isinstance(table, nn.Embedding) and table.weight.numel() >= _LARGE_TABLE
+            if large and name not in keep:
+                _round(table)
 
     def ranges(self) -> dict[str, Range]:
         """Return the range of what each layer reads, by name: learned, or as it was given."""
@@ -245,15 +245,16 @@ def _groups(
     module: nn.Module, layers: Mapping[str, nn.Module], inputs: Sequence[torch.Tensor]
 ) -> list[tuple[str, ...]]:
     """Return the names of layers that read one tensor, for each tensor, in the order of calls."""
-    readers: dict[tuple[Any, ...], dict[str, None]] = {}
-    first_read: dict[str, tuple[Any, ...]] = {}
+    readers: dict[tuple[int, int], dict[str, None]] = {}
+    first_read: dict[str, tuple[int, int]] = {}
     # Held until all is seen, so that no memory is used again and taken for the same tensor.
     alive: list[torch.Tensor] = []
     handles = []
 
     def note(name: str, x: torch.Tensor) -> None:
         alive.append(x)
-        key = first_read.setdefault(name, (x.data_ptr(), x.shape, x.stride()))
+        # Views of all of a tensor hold the same numbers, whatever their shape.
+        key = first_read.setdefault(name, (x.data_ptr(), x.numel()))
         readers.setdefault(key, {})[name] = None
 
     for name, layer in layers.items():

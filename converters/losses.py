@@ -34,10 +34,10 @@ def joint_embedding_loss(f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 def contrastive_loss(z: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return how hard it is to tell each embedding's partner among all of the batch, on average.
 
-    l_i = -log(exp(sim(z_i, z'_i) / T) / sum_k exp(sim(z_i, z'_k) / T)), with sim the cosine: InfoNCE
-    (van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding", eq. 4),
-    with the temperature of Chen et al. 2020 ("SimCLR", eq. 1). The sum goes over the partners k of
-    the other side, the right one among them.
+    l_i = -log(exp(sim(z_i, z'_i) / T) / sum_k exp(sim(z_i, z'_k) / T)), with sim the cosine:
+    InfoNCE (van den Oord et al. 2018, "Representation Learning with Contrastive Predictive
+    Coding", eq. 4), with the temperature of Chen et al. 2020 ("SimCLR", eq. 1). The sum goes over
+    the partners k of the other side, the right one among them.
 
     Args:
         z: (B, D) float32.
