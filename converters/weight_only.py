@@ -37,8 +37,8 @@ __all__ = [
 
 Bits: TypeAlias = Literal[2, 4, 8]
 
-# Scales are stored in fp16 where it holds them. Below 2**-14 its steps grow coarse; down here one is
-# 6 % of a scale, and codes are chosen for the scale as stored.
+# Scales are stored in fp16 where it holds them. Below 2**-14 its steps grow coarse, at the limit to
+# 6 % of a scale; codes are chosen for the scale as stored.
 _HALF_SMALLEST = 2.0**-20
 _HALF_LARGEST = 60000.0
 _SINGLE_SMALLEST = float(np.finfo(np.float32).tiny)
