@@ -58,9 +58,9 @@ class Distillation:
         QuantizationError: If a number is out of range.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 32
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     loss: Literal["joint-embedding", "contrastive", "both"] = "joint-embedding"
     temperature: float = 0.07
     seed: int = 0
