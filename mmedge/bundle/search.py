@@ -74,6 +74,7 @@ class SearchRecord(BaseModel):
         samples: How many samples that was.
         joint_drop: What is lost of the metric when every role runs what was chosen for it; None
             where the metric is of one role alone.
+        energy_counter: What counted energy ("RAPL: package-0"), None where it was not measured.
         candidates: In the order in which they were tried, fp32 first.
     """
 
@@ -86,6 +87,7 @@ class SearchRecord(BaseModel):
     data: Text
     samples: int = Field(ge=1)
     joint_drop: Figure | None = None
+    energy_counter: Text | None = None
     candidates: tuple[Candidate, ...] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")

@@ -120,6 +120,8 @@ def _about(record: SearchRecord) -> Iterator[str]:
     )
     yield f"fidelity on {record.data} (n = {record.samples})"
     yield f"speed on {record.processor}, {record.threads} thread{'s' * (record.threads > 1)}"
+    if record.energy_counter is not None:
+        yield f"energy by {record.energy_counter}, what the idle machine takes included"
 
 
 def _outcome(record: SearchRecord) -> Iterator[str]:

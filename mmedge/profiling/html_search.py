@@ -102,6 +102,8 @@ def _asked(record: SearchRecord) -> str:
         "speed on": f"{record.processor}, {record.threads} thread{'s' * (record.threads > 1)}",
         "tried": f"{len(record.candidates)}, of which {dropped} dropped",
     }
+    if record.energy_counter is not None:
+        facts["energy by"] = f"{record.energy_counter}, what the idle machine takes included"
     seconds = sum(one.duration_s for one in record.candidates)
     if seconds:
         facts["took"] = f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"

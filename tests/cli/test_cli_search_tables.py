@@ -106,7 +106,9 @@ def test_energy_has_a_column_where_it_was_measured() -> None:
     assert not any("mJ" in line for line in lines_at(200, small_search()))
     first = candidate("fp32", "chosen", "fastest", ms=100, energy_mj=2345.6)
     other = candidate("int8", ms=30)
-    lines = squeezed(lines_at(200, search(first, other, objective="energy")))
+    record = search(first, other, objective="energy", energy_counter="RAPL: package-0")
+    lines = squeezed(lines_at(200, record))
+    assert "energy by RAPL: package-0, what the idle machine takes included" in lines
     assert "asked for: as frugal as possible, losing at most 0.01 of recall@1" in lines
     # Nor is there a column for what no candidate has.
     assert "variant verdict ms of fp32 mJ backend reason" in lines

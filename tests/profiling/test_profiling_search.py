@@ -210,8 +210,10 @@ def test_plots_tell_what_they_show_to_who_cannot_see_them(tiny_bundle: Bundle) -
 
 def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
     first = candidate("fp32", "chosen", "it is", drop=figure(0), ms=100, energy_mj=2345.0)
-    page = render_search(told(tiny_bundle, image_encoder=search(first, objective="energy")), {})
+    record = search(first, objective="energy", energy_counter="RAPL: package-0")
+    page = render_search(told(tiny_bundle, image_encoder=record), {})
     text = read(page).text
+    assert "RAPL: package-0, what the idle machine takes included" in text
     assert "Loss against energy: image_encoder" in text
     assert "as frugal as possible" in text
     assert "2,345 mJ" in text
