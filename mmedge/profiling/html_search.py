@@ -112,15 +112,18 @@ def _asked(record: SearchRecord) -> str:
 
 
 def _plots(role: str, record: SearchRecord) -> list[str]:
+    reference = record.candidates[0].speed
+    fp32_ms = "" if reference is None else f" ({number(reference.latency_ms)} ms)"
     costs: tuple[tuple[str, str, Callable[[Candidate], float | None]], ...] = (
-        ("latency", "ms a call", _latency_ms),
+        # Candidates were timed at different times, each in turns with fp32: ratios compare.
+        ("latency", f"time of a call, fp32{fp32_ms} being 1", _relative_latency),
         ("size", "MB on disk", _size_mb),
         ("energy", "mJ a call, idle machine included", _energy_mj),
     )
     drawn = []
     for what, unit, cost in costs:
         marks = [
-            _mark(index, one, drop, x)
+            _mark(index, one, drop, x, one.speed.ratio if what == "latency" and one.speed else None)
             for index, one in enumerate(record.candidates)
             if (drop := _drop(one)) is not None and (x := cost(one)) is not None and x > 0
         ]
@@ -144,8 +147,8 @@ def _plots(role: str, record: SearchRecord) -> list[str]:
     return drawn
 
 
-def _latency_ms(one: Candidate) -> float | None:
-    return None if one.speed is None else one.speed.latency_ms
+def _relative_latency(one: Candidate) -> float | None:
+    return None if one.speed is None else one.speed.ratio.value
 
 
 def _size_mb(one: Candidate) -> float | None:
@@ -163,7 +166,7 @@ def _drop(one: Candidate) -> Figure | None:
     return one.drop
 
 
-def _mark(index: int, one: Candidate, drop: Figure, cost: float) -> Mark:
+def _mark(index: int, one: Candidate, drop: Figure, cost: float, around: Figure | None) -> Mark:
     return Mark(
         label=str(index + 1),
         name=f"{one.variant}, {_VERDICTS[one.verdict]}: {one.reason}",
@@ -172,6 +175,8 @@ def _mark(index: int, one: Candidate, drop: Figure, cost: float) -> Mark:
         low=drop.low,
         high=drop.high,
         kind=one.verdict,
+        x_low=None if around is None else around.low,
+        x_high=None if around is None else around.high,
     )
 
 

@@ -48,6 +48,8 @@ class Mark:
         low: Lower end of the loss's interval.
         high: Upper end.
         kind: What became of it.
+        x_low: Lower end of the cost's interval, None where it has none.
+        x_high: Upper end.
     """
 
     label: str
@@ -57,6 +59,8 @@ class Mark:
     low: float
     high: float
     kind: Literal["chosen", "front", "dropped"]
+    x_low: float | None = None
+    x_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,9 @@ def _mark(mark: Mark, axes: _Axes) -> Iterator[str]:
             if axes.y_low <= end <= axes.y_high:
                 place = axes.up(end)
                 yield line_part(x - 3, place, x + 3, place, f"whisker {colour}")
+    if mark.x_low is not None and mark.x_high is not None and mark.x_high > mark.x_low:
+        ends = axes.across(mark.x_low), axes.across(mark.x_high)
+        yield line_part(ends[0], y, ends[1], y, f"whisker {colour}")
     if mark.kind == "chosen":
         outline = ((x, y - 8), (x + 8, y), (x, y + 8), (x - 8, y))
         yield _shape(outline, f"fill ring {colour}", tip)
@@ -209,7 +216,7 @@ def _labels(marks: Sequence[Mark], axes: _Axes, over: float) -> Iterator[str]:
     Marks that lie on each other share a label. Where every place beside a mark is taken, the label
     stands further off, with a line to its mark.
     """
-    places = [(axes.across(mark.x), _height(mark, axes)) for mark in marks]
+    places = [_place(mark, axes) for mark in marks]
     groups: list[list[int]] = []
     for index, (x, y) in enumerate(places):
         for group in groups:
@@ -237,8 +244,13 @@ def _labels(marks: Sequence[Mark], axes: _Axes, over: float) -> Iterator[str]:
         yield text_part(box.left, box.bottom - 3, text, "value" if soft else "label")
 
 
-def _height(mark: Mark, axes: _Axes) -> float:
-    return _TOP + 5 if mark.y > axes.y_high else axes.up(mark.y)
+def _place(mark: Mark, axes: _Axes) -> tuple[float, float]:
+    """Return where a mark stands: its middle, or that of its arrow."""
+    if mark.y > axes.y_high:
+        return axes.across(mark.x), _TOP + 5
+    if mark.x > axes.x_high:
+        return WIDTH - RIGHT - 5, axes.up(mark.y)
+    return axes.across(mark.x), axes.up(mark.y)
 
 
 def _free_place(x: float, y: float, width: float, taken: Sequence[_Box]) -> tuple[_Box, int]:

@@ -118,6 +118,15 @@ def test_intervals_are_whiskers_and_end_with_the_axes() -> None:
     assert heights[0] <= 240
 
 
+def test_the_interval_of_a_cost_is_a_whisker_too() -> None:
+    one = Mark("1", "it", 0.5, 0.0, 0.0, 0.0, "chosen", x_low=0.4, x_high=1.0)
+    root = plot(one, mark("2", 1.0, 0.0, "front"))
+    (whisker,) = of_class(root, "line", "s2")
+    (other,) = of_class(root, "circle", "ring")
+    assert whisker.get("y1") == whisker.get("y2") == other.get("cy")
+    assert whisker.get("x2") == other.get("cx")
+
+
 def test_a_loss_far_beyond_the_budget_is_an_arrow_and_presses_nothing_flat() -> None:
     near = (mark("1", 100, 0.0, "front"), mark("2", 30, 0.008, "chosen"))
     without = plot(*near, mark("3", 31, 0.039))
@@ -205,7 +214,10 @@ def test_plots_tell_what_they_show_to_who_cannot_see_them(tiny_bundle: Bundle) -
         "Loss against latency: image_encoder",
         "Loss against size: image_encoder",
     ]
-    assert "14 candidates, 4 kept; recall@1 lost to fp32 over ms a call" in said[0]
+    assert (
+        "14 candidates, 4 kept; recall@1 lost to fp32 over time of a call, fp32 (104 ms) being 1"
+        in said[0]
+    )
 
 
 def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
