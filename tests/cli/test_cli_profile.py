@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from bundles import edit_manifest
+from searches import small_search
 
 from mmedge.bundle import Bundle
 from mmedge.cli import main
@@ -59,6 +61,24 @@ def test_json_to_stdout_is_json_and_nothing_else(
         ("int8-dynamic", 2, 1, 5),
         ("int8-dynamic", 2, 1, 6),
     ]
+
+
+def test_the_page_holds_what_the_bundle_tells_of_the_measured_roles(
+    tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for role in ("image_encoder", "text_encoder"):
+        steps = ("roles", role, "search")
+        edit_manifest(tiny_bundle.path, *steps, value=small_search().model_dump(mode="json"))
+    page = tmp_path / "p.html"
+    done = run(
+        capsys, str(tiny_bundle.path), *BARE, "--quiet", "--role", "text_encoder",
+        "--html", str(page),
+    )  # fmt: skip
+    assert done == (0, "", "")
+    text = page.read_text()
+    assert "Search: text_encoder" in text
+    assert "no backend here runs it" in text
+    assert "Search: image_encoder" not in text
 
 
 def test_quiet_writes_the_files_and_says_nothing(
