@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,14 +13,15 @@ from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Manifest
 from mmedge.converters.config import Progress, ProgressEvent
 from mmedge.converters.evaluation import EvaluationSet
-from mmedge.converters.ladder import BuiltRole, judge, judge_together
+from mmedge.converters.ladder import BuiltRole, files_of, judge, judge_together
 from mmedge.converters.metrics import METRICS
 from mmedge.converters.quality import EvaluationLabels
-from mmedge.converters.search import RoleSearch, files_of
+from mmedge.converters.search import RoleSearch
 from mmedge.converters.speed import Runner, SpeedTest, installed_backends
 from mmedge.converters.trials import TrialStore
 from mmedge.converters.variants import TOLERANCES, BuiltVariant, VariantBuilder
 from mmedge.converters.verdicts import Budget, Trial, choose, front
+from mmedge.errors import CalibrationError
 from mmedge.files import storage_errors
 from mmedge.runtimes.choices import Choice, remember_choice
 from mmedge.runtimes.session import SessionOptions
@@ -27,8 +30,9 @@ __all__ = [
     "StartedSearch",
     "choose_together",
     "default_metric",
-    "moved",
+    "placed",
     "remember_backends",
+    "require_told",
     "search_notes",
 ]
 
@@ -39,7 +43,29 @@ def default_metric(known: EvaluationLabels) -> str:
     """Return what a search keeps to where nothing is asked for: the task that the data can tell."""
     if known.captions is not None:
         return "recall@1"
-    return "zero-shot" if known.classes else "cosine-p1"
+    return "zero-shot" if len(known.classes) > 1 else "cosine-p1"
+
+
+def require_told(metric: str, samples: EvaluationSet) -> None:
+    """Check that the evaluation data can tell a metric, before anything is made.
+
+    Raises:
+        CalibrationError: If it cannot.
+    """
+    captioned = len(samples.images) if samples.known.captions is not None else 0
+    told = [
+        name
+        for name, known in METRICS.items()
+        if known.agreement
+        or (name == "zero-shot" and len(samples.known.classes) > 1)
+        or (name.startswith("recall@") and captioned > int(name.removeprefix("recall@")))
+    ]
+    if metric not in told:
+        raise CalibrationError(
+            f"Metric '{metric}' cannot be told from {samples.about_images}; what can: "
+            f"{', '.join(told)}. Recall needs a caption for each picture and more pictures than "
+            "are looked at, zero-shot accuracy two labels or more: give such data with --evaluate."
+        )
 
 
 @dataclass(frozen=True)
@@ -134,12 +160,14 @@ def choose_together(
     return {name: trials[0] for name, trials in tried.items()}, None
 
 
-def moved(built: BuiltVariant, folder: Path) -> BuiltVariant:
-    """Move a variant's files to the folder of its role in a bundle.
+def placed(built: BuiltVariant, folder: Path) -> BuiltVariant:
+    """Put a variant's files into the folder of its role in a bundle.
+
+    They stay where they are too, as links where the file system has them, so that a search whose
+    bundle is killed at the last moment need not make them again.
 
     Args:
-        built: Its files lie in a folder named after the role. Files that another variant has taken
-            along are there already.
+        built: Its files lie in a folder named after the role.
         folder: The bundle.
     """
     old = next(iter(built.models.values())).parent
@@ -148,13 +176,20 @@ def moved(built: BuiltVariant, folder: Path) -> BuiltVariant:
     with storage_errors(new):
         new.mkdir(exist_ok=True)
         for path in files_of(built) | nodes:
-            if path.is_file():
-                path.replace(new / path.name)
+            if not (new / path.name).exists():
+                _link(path, new / path.name)
     return replace(
         built,
         models={layout: new / model.name for layout, model in built.models.items()},
         nodes=None if built.nodes is None else new / built.nodes.name,
     )
+
+
+def _link(path: Path, place: Path) -> None:
+    try:
+        os.link(path, place)
+    except OSError:
+        shutil.copyfile(path, place)
 
 
 def remember_backends(manifest: Manifest) -> None:

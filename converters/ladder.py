@@ -19,7 +19,7 @@ from mmedge.converters.quality import (
 from mmedge.converters.variants import TOLERANCES, BuiltVariant
 from mmedge.specs import Array, Float32Array, Modality, Precision, TensorSpec
 
-__all__ = ["BuiltRole", "describe_role", "external_files", "judge", "judge_together"]
+__all__ = ["BuiltRole", "describe_role", "external_files", "files_of", "judge", "judge_together"]
 
 _FIDELITY = (
     Precision.FP32,
@@ -186,3 +186,8 @@ def external_files(model: Path) -> tuple[Path, ...]:
         if uses_external_data(tensor)
     }
     return tuple(model.parent / location for location in sorted(locations))
+
+
+def files_of(built: BuiltVariant) -> set[Path]:
+    """Return the files that a variant needs to run."""
+    return {path for model in built.models.values() for path in (model, *external_files(model))}

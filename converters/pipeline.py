@@ -32,8 +32,9 @@ from mmedge.converters.joint_search import (
     StartedSearch,
     choose_together,
     default_metric,
-    moved,
+    placed,
     remember_backends,
+    require_told,
     search_notes,
 )
 from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
@@ -47,6 +48,7 @@ from mmedge.converters.trials import TrialStore
 from mmedge.converters.variants import BuiltVariant, RoleInputs, VariantBuilder, lay_out
 from mmedge.converters.verdicts import Budget, Trial
 from mmedge.errors import ConversionError
+from mmedge.runtimes.energy import why_not
 from mmedge.runtimes.processor import allowed_processors, processor_name
 from mmedge.specs import Array, Modality
 
@@ -58,10 +60,11 @@ _GOLDEN_NAME = "golden.npz"
 
 @dataclass(frozen=True)
 class _Job:
-    """What the steps of one conversion share."""
+    """What the steps of one conversion share; `kept` is closed when the bundle stands."""
 
     config: ConvertConfig
     folder: Path
+    kept: ExitStack
     source: Source
     family: Family
     data: Data
@@ -96,8 +99,12 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
     """
     started = time.monotonic()
     tell = progress or _say_nothing
-    with create_bundle(config.out, overwrite=config.overwrite) as folder, quiet_libraries():
-        job = _open(config, folder, tell)
+    with (
+        ExitStack() as kept,
+        create_bundle(config.out, overwrite=config.overwrite) as folder,
+        quiet_libraries(),
+    ):
+        job = _open(config, folder, kept, tell)
         work = _search if config.searches else _build
         facts, roles, notes = work(job)
         manifest, lines = _finish(job, facts, roles)
@@ -119,8 +126,10 @@ def _say_nothing(_: ProgressEvent) -> None:
     return
 
 
-def _open(config: ConvertConfig, folder: Path, progress: Progress) -> _Job:
+def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progress) -> _Job:
     """Read everything that can be refused before the work begins."""
+    if config.searches and config.objective == "energy" and (reason := why_not()):
+        raise ConversionError(f"Objective energy: {reason}")
     progress(ProgressEvent("Open the source", 0, 1))
     source = open_source(config.source, config.revision)
     family = family_of(source)
@@ -133,7 +142,9 @@ def _open(config: ConvertConfig, folder: Path, progress: Progress) -> _Job:
         tokenizer_file=frozen.tokenizer_file,
         seed=config.seed,
     )
-    return _Job(config, folder, source, family, data, frozen, samples, progress)
+    if config.searches:
+        require_told(_budget(config, samples).metric, samples)
+    return _Job(config, folder, kept, source, family, data, frozen, samples, progress)
 
 
 def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:
@@ -167,13 +178,10 @@ def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
 def _search(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
     """Export every role and search for its precision; finished candidates outlive a kill."""
     facts, specs = _load(job)
-    budget = Budget(
-        job.config.metric or default_metric(job.samples.known),
-        job.config.max_drop,
-        job.config.objective,
-    )
+    budget = _budget(job.config, job.samples)
     folder = job.config.out.with_name(f".{job.config.out.name}.search")
-    with TrialStore(folder, _search_key(job, facts)) as store, ExitStack() as stack:
+    store = job.kept.enter_context(TrialStore(folder, _search_key(job, facts)))
+    with ExitStack() as stack:
         started = {
             name: _start_search(job, name, spec, store, budget) for name, spec in specs.items()
         }
@@ -190,8 +198,12 @@ def _search(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
             name: _take(job, started[name].role, trials, budget, chosen[name], joint)
             for name, trials in tried.items()
         }
-        store.remove()
     return facts, roles, search_notes(budget, roles)
+
+
+def _budget(config: ConvertConfig, samples: EvaluationSet) -> Budget:
+    metric = config.metric or default_metric(samples.known)
+    return Budget(metric, config.max_drop, config.objective)
 
 
 def _search_key(job: _Job, facts: _Facts) -> dict[str, object]:
@@ -245,11 +257,11 @@ def _take(
     chosen: Trial,
     joint: Figure | None,
 ) -> BuiltRole:
-    """Move the front of a search into the bundle."""
+    """Put the front of a search into the bundle."""
     record = describe_search(trials, budget, chosen, joint=joint)
     kept = {one.variant for one in record.candidates if one.verdict != "dropped"}
     variants = tuple(
-        moved(trial.built, job.folder)
+        placed(trial.built, job.folder)
         for trial in trials
         if trial.built is not None and trial.name in kept
     )

@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mmedge.bundle.manifest import Quality
 from mmedge.bundle.search import Candidate, Objective, SearchRecord
-from mmedge.converters.ladder import external_files
+from mmedge.converters.ladder import files_of
 from mmedge.converters.recipes import FP32, Recipe, parse_recipe
 from mmedge.converters.speed import Runner, SpeedTest
 from mmedge.converters.trials import TrialStore, drop_of
@@ -24,7 +23,7 @@ from mmedge.converters.verdicts import Budget, Trial, choose, front, judge_trial
 from mmedge.errors import BackendError, CalibrationError, ConversionError
 from mmedge.runtimes.processor import allowed_processors, processor_name
 
-__all__ = ["RoleSearch", "describe_search", "files_of", "nothing_found"]
+__all__ = ["RoleSearch", "describe_search", "nothing_found"]
 
 # Embeddings this near to fp32's leave neighbours as they are: see docs/search.md.
 _CLOSE_COSINE = 0.999
@@ -174,11 +173,6 @@ class RoleSearch:
         """Tell whether a stored candidate has all that this search asks for."""
         needs_energy = self.budget.objective == "energy" and trial.speed is not None
         return not needs_energy or (trial.speed is not None and trial.speed.energy_mj is not None)
-
-
-def files_of(built: BuiltVariant) -> set[Path]:
-    """Return the files that a variant needs."""
-    return {path for model in built.models.values() for path in (model, *external_files(model))}
 
 
 def describe_search(

@@ -1,12 +1,13 @@
 """Finished candidates of a search on disk, so that a killed search goes on where it was.
 
 The folder lies beside the bundle and is removed with a search that ends well. A candidate's JSON is
-written after its files: what has one is complete.
+written after its files and holds their hashes: what is not as it was written is made again.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +23,13 @@ import numpy as np
 from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Layout, Parity, Quality
 from mmedge.bundle.search import Speed
+from mmedge.converters.ladder import files_of
 from mmedge.converters.quality import drop
 from mmedge.converters.recipes import Recipe
 from mmedge.converters.variants import BuiltVariant, keeping
 from mmedge.converters.verdicts import Trial
 from mmedge.errors import ConversionError
-from mmedge.files import storage_errors, write_atomic
+from mmedge.files import sha256_file, storage_errors, write_atomic
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,6 +38,7 @@ __all__ = ["TrialStore", "drop_of"]
 
 _KEY = "key.json"
 _SUFFIX = ".trial.json"
+_ARRAYS = ".trial.npz"
 
 
 class TrialStore:
@@ -54,35 +58,51 @@ class TrialStore:
         self.folder = folder
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder, os.O_RDONLY)
+            self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            self._take_lock()
+            with storage_errors(folder):
+                self._begin(json.dumps(key, sort_keys=True).encode())
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
+        except BlockingIOError as error:
             raise ConversionError(
-                f"{folder}: another process is searching for the same bundle. Wait for it, or "
-                "write to another place."
+                f"{self.folder}: another process is searching for the same bundle. Wait for it, or "
+                "write to another place with -o."
             ) from error
-        wanted = json.dumps(key, sort_keys=True)
-        known = folder / _KEY
-        with storage_errors(folder):
-            if not known.is_file() or known.read_text("utf-8") != wanted:
-                for path in folder.iterdir():
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path)
-                    else:
-                        path.unlink()
-                write_atomic(known, wanted.encode())
+        except OSError:
+            return  # a file system without locks
+
+    def _begin(self, key: bytes) -> None:
+        """Empty the folder unless it belongs to this search."""
+        known = self.folder / _KEY
+        if known.is_file() and known.read_bytes() == key:
+            return
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        write_atomic(known, key)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove everything if the search has ended well, and let the next one in."""
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
-
-    def remove(self) -> None:
-        """Remove everything: the search has ended well."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def role_folder(self, role: str) -> Path:
         """Return where a role's graphs go."""
@@ -105,7 +125,10 @@ class TrialStore:
         if built is not None:
             buffer = io.BytesIO()
             np.savez(buffer, golden=built.golden, embeddings=built.embeddings)
-            write_atomic(folder / f"{trial.name}.trial.npz", buffer.getvalue())
+            arrays = folder / f"{trial.name}{_ARRAYS}"
+            write_atomic(arrays, buffer.getvalue())
+            files = {arrays, *files_of(built)} | ({built.nodes} if built.nodes else set())
+            document["files"] = {path.name: sha256_file(path) for path in sorted(files)}
             document["built"] = {
                 "models": {layout: model.name for layout, model in built.models.items()},
                 "nodes": None if built.nodes is None else built.nodes.name,
@@ -117,10 +140,11 @@ class TrialStore:
                     for layout, method in built.recipe.methods.items()
                 },
             }
-        write_atomic(folder / f"{trial.name}{_SUFFIX}", json.dumps(document).encode())
+        signed = {"trial": document, "sha256": _sha256(document)}
+        write_atomic(folder / f"{trial.name}{_SUFFIX}", json.dumps(signed).encode())
 
     def load(self, role: str, recipe: Recipe, metric: str) -> Trial | None:
-        """Return a finished candidate, None if there is none.
+        """Return a finished candidate, None if there is none or a file of it is not as written.
 
         Args:
             role: Its role.
@@ -128,23 +152,19 @@ class TrialStore:
             metric: What its drop is of.
         """
         folder = self.folder / role
-        path = folder / f"{recipe.variant}{_SUFFIX}"
-        if not path.is_file():
+        document = _read(folder / f"{recipe.variant}{_SUFFIX}")
+        if document is None or not _as_written(folder, document.get("files", {})):
             return None
-        document = json.loads(path.read_text("utf-8"))
-        built = None
-        if document.get("built") is not None:
-            built = _built(folder, recipe, document["built"])
-            if not all(model.is_file() for model in built.models.values()):
-                return None
+        known = document.get("built")
+        built = None if known is None else _built(folder, recipe, known)
         quality = document["quality"]
         speed = document["speed"]
-        known = None if quality is None else Quality.model_validate(quality)
+        measured = None if quality is None else Quality.model_validate(quality)
         return Trial(
             recipe=recipe if built is None else built.recipe,
             built=built,
-            quality=known,
-            drop=None if built is None else drop_of(metric, known),
+            quality=measured,
+            drop=None if built is None else drop_of(metric, measured),
             size_bytes=document["size_bytes"],
             speed=None if speed is None else Speed.model_validate(speed),
             failure=document["failure"],
@@ -159,6 +179,30 @@ def drop_of(metric: str, quality: Quality | None) -> Figure:
     return drop(metric, quality)
 
 
+def _sha256(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a candidate's document, None if there is none or it is not as it was written."""
+    try:
+        signed = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    document = signed.get("trial") if isinstance(signed, dict) else None
+    if not isinstance(document, dict) or signed.get("sha256") != _sha256(document):
+        return None
+    return document
+
+
+def _as_written(folder: Path, files: Mapping[str, str]) -> bool:
+    """Tell whether every file of a candidate has the hash that it was written with."""
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == sha256
+        for name, sha256 in files.items()
+    )
+
+
 def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVariant:
     methods = {
         layout: keeping(method, tuple(document["keep"][layout]))
@@ -169,7 +213,7 @@ def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVa
     models: dict[Layout, Path] = {
         layout: folder / name for layout, name in document["models"].items()
     }
-    with np.load(folder / f"{recipe.variant}.trial.npz", allow_pickle=False) as arrays:
+    with np.load(folder / f"{recipe.variant}{_ARRAYS}", allow_pickle=False) as arrays:
         golden, embeddings = arrays["golden"], arrays["embeddings"]
     return BuiltVariant(
         recipe=replace(recipe, methods=methods),
