@@ -23,7 +23,6 @@ __all__ = ["render_search", "search_sections"]
 _MB = 1e6
 _CHEAP = {"latency": "fast", "size": "small", "energy": "frugal"}
 _SERIES = {"chosen": 2, "front": 0, "dropped": 5}
-_VERDICTS = {"chosen": "chosen", "front": "kept", "dropped": "dropped"}
 
 
 def render_search(manifest: Manifest, nodes: Mapping[str, NodeTable]) -> str:
@@ -169,7 +168,7 @@ def _drop(one: Candidate) -> Figure | None:
 def _mark(index: int, one: Candidate, drop: Figure, cost: float, around: Figure | None) -> Mark:
     return Mark(
         label=str(index + 1),
-        name=f"{one.variant}, {_VERDICTS[one.verdict]}: {one.reason}",
+        name=f"{one.variant}, {one.verdict}: {one.reason}",
         x=cost,
         y=drop.value,
         low=drop.low,
@@ -187,15 +186,15 @@ def _candidates(role: str, record: SearchRecord) -> str:
     heads.append("took, s")
     rows = [_row(index, one, record, energy=energy) for index, one in enumerate(record.candidates)]
     caption = (
-        f"Everything that was tried for {role}, in this order, with 95 % intervals. kept: in the "
-        "bundle; dropped: not in it."
+        f"Everything that was tried for {role}, in this order, with 95 % intervals. "
+        "chosen: what load takes; front: in the bundle too; dropped: not in it."
     )
     return html_table(caption, heads, rows, left=(0, 1, heads.index("backend")))
 
 
 def _row(index: int, one: Candidate, record: SearchRecord, *, energy: bool) -> list[str]:
     speed = one.speed
-    verdict = f'<span class="chip s{_SERIES[one.verdict]}">{_VERDICTS[one.verdict]}</span>'
+    verdict = f'<span class="chip s{_SERIES[one.verdict]}">{one.verdict}</span>'
     row = [
         f'<span class="soft">{index + 1}</span> {_breakable(one.variant)}',
         f"{verdict}<small>{escape(one.reason)}</small>",

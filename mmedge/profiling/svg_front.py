@@ -30,7 +30,7 @@ _TOP, _BOTTOM = 30.0, 266.0
 _AXIS_LEFT = LEFT + 12.0
 _SAME = 7.0  # marks nearer than this share a label
 _KINDS = {"chosen": "s2", "front": "s0", "dropped": "s5"}
-_LEGEND = {"chosen": "chosen", "front": "also kept", "dropped": "dropped"}
+_LEGEND = {"chosen": "chosen", "front": "front", "dropped": "dropped"}
 # Beyond so many budgets, or costs of what was kept, a mark is an arrow at the edge.
 _MOST_BUDGETS = 4.0
 _MOST_COSTS = 1.25
