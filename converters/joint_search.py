@@ -24,6 +24,7 @@ from mmedge.converters.verdicts import Budget, Trial, choose, front
 from mmedge.errors import CalibrationError
 from mmedge.files import storage_errors
 from mmedge.runtimes.choices import Choice, remember_choice
+from mmedge.runtimes.energy import energy_counter
 from mmedge.runtimes.session import SessionOptions
 
 __all__ = [
@@ -109,6 +110,7 @@ class StartedSearch:
             inputs.name,
             next(iter(inputs.feeds())),
             inputs.golden,
+            energy_counter() if self.budget.objective == "energy" else None,
         )
         search = RoleSearch(
             role=self.name,
@@ -118,7 +120,6 @@ class StartedSearch:
             speed=speed,
             store=self.store,
             calibrated=self.calibrated,
-            distills=False,
             tell=lambda name: progress(ProgressEvent(f"Try {self.name} {name}", 0, 1)),
         )
         return search.run(reference)

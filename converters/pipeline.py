@@ -242,7 +242,14 @@ def _start_search(
         models = dict(known.built.models) if known.built is not None else lay_out(portable)
     calibration = _calibration(job, name, spec.modality)
     builder = VariantBuilder(
-        name, folder, models, _inputs(job, name, spec), calibration, explain=job.config.explain
+        name,
+        folder,
+        models,
+        _inputs(job, name, spec),
+        calibration,
+        spec=spec,
+        explain=job.config.explain,
+        seed=job.config.seed,
     )
     built = known.built if known is not None and known.built is not None else builder.build(FP32)
     role = BuiltRole(spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, (built,))
@@ -279,7 +286,9 @@ def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) 
         lay_out(portable),
         _inputs(job, name, spec),
         _calibration(job, name, spec.modality),
+        spec=spec,
         explain=job.config.explain,
+        seed=job.config.seed,
     )
     with closing(builder):
         variants = []

@@ -21,6 +21,7 @@ from mmedge.converters.trials import TrialStore, drop_of
 from mmedge.converters.variants import TOLERANCES, BuiltVariant
 from mmedge.converters.verdicts import Budget, Trial, choose, front, judge_trials, within
 from mmedge.errors import BackendError, CalibrationError, ConversionError
+from mmedge.runtimes.energy import energy_counter
 from mmedge.runtimes.processor import allowed_processors, processor_name
 
 __all__ = ["RoleSearch", "describe_search", "nothing_found"]
@@ -56,7 +57,6 @@ class RoleSearch:
         speed: Times a candidate.
         store: Finished candidates.
         calibrated: Whether there is calibration data for the role.
-        distills: Whether recovery by distillation can be tried.
         tell: Called with a candidate's name when work on it begins.
     """
 
@@ -67,7 +67,6 @@ class RoleSearch:
     speed: SpeedTest
     store: TrialStore
     calibrated: bool
-    distills: bool
     tell: Callable[[str], None]
 
     def run(self, fp32: BuiltVariant) -> list[Trial]:
@@ -102,8 +101,8 @@ class RoleSearch:
                 yield parse_recipe(f"{best.name}-keep{kept}")
                 if within(trials[-1], self.budget):
                     break
-        if not self._done(trials, self.budget.max_drop) and self.distills:
-            yield parse_recipe("int8-static-mse-distilled")
+        if not self._done(trials, self.budget.max_drop):
+            yield parse_recipe("int8-static-percentile-distilled")
 
     def _known(self, names: Sequence[str]) -> Iterator[Recipe]:
         for name in names:
@@ -187,6 +186,7 @@ def describe_search(
         joint: What all roles together lose (a Figure), or None.
     """
     judgements = judge_trials(trials, budget, chosen)
+    counter = energy_counter() if budget.objective == "energy" else None
     measured = next((t.quality for t in trials if t.quality is not None), None)
     return SearchRecord.model_validate(
         {
@@ -198,6 +198,7 @@ def describe_search(
             "data": "nothing" if measured is None else measured.data,
             "samples": 1 if measured is None else measured.samples,
             "joint_drop": joint,
+            "energy_counter": counter.what if counter is not None else None,
             "candidates": [
                 Candidate(
                     variant=trial.name,

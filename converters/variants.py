@@ -9,22 +9,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import onnx_ir as ir
+
 from mmedge.bundle.manifest import Layout, Parity, Tolerance
 from mmedge.bundle.nodes import NodeEntry, NodeTable, save_nodes, with_embedding_errors
 from mmedge.converters.agreement import require_agreement
 from mmedge.converters.calibrator import Calibrator
+from mmedge.converters.distillation import Distillation, distill
 from mmedge.converters.evaluation import embed
 from mmedge.converters.export import (
     OPSET,
     Probe,
+    export_role,
     graph_storage_errors,
     measure_parity,
     require_parity,
 )
+from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.isolated import IsolatedGraph
 from mmedge.converters.methods import BFloat16, Float16, QuantizationConfig, StaticInt8
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
+from mmedge.converters.passes.int8 import Range, quantizable_inputs, quantizable_linears
 from mmedge.converters.probing import written_beside
 from mmedge.converters.quantize import quantize
 from mmedge.converters.recipes import Recipe
@@ -121,7 +127,9 @@ class VariantBuilder:
         inputs: RoleInputs,
         calibration: Feeds | None,
         *,
+        spec: ExportSpec | None = None,
         explain: bool = False,
+        seed: int = 0,
     ) -> None:
         """Take what the variants are made from.
 
@@ -131,14 +139,18 @@ class VariantBuilder:
             fp32: The role's fp32 graph by layout.
             inputs: What to run variants on.
             calibration: Starts a stream of feeds for the role, or None.
+            spec: What the role was exported from, which recovery by distillation trains.
             explain: Measure what quantizing each layer alone does to the embedding.
+            seed: Of distillation.
         """
         self._role = role
         self._folder = folder
         self._fp32 = fp32
         self.inputs = inputs
         self._calibrator = None if calibration is None else Calibrator(calibration)
+        self._spec = spec
         self._explain = explain
+        self._seed = seed
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 
     def close(self) -> None:
@@ -161,7 +173,10 @@ class VariantBuilder:
         if methods:
             if recipe.kept:
                 methods = self._with_kept(methods, recipe.kept)
-            models, entries = self._quantize(recipe.variant, methods)
+            if recipe.distilled:
+                models, entries = self._distil(recipe.variant, methods)
+            else:
+                models, entries = self._quantize(recipe.variant, methods, self._source)
             nodes = self._describe(recipe.variant, methods, entries)
         parities = []
         for at, (layout, model) in enumerate(models.items()):
@@ -184,8 +199,58 @@ class VariantBuilder:
             duration_s=time.monotonic() - started,
         )
 
-    def _quantize(
+    def _distil(
         self, variant: str, methods: Mapping[Layout, QuantizationConfig]
+    ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
+        """Train the quantized model against fp32, export it and write every layout of it."""
+        layout, method = next(iter(methods.items()))
+        if not isinstance(method, StaticInt8) or self._spec is None or self._calibrator is None:
+            raise QuantizationError(
+                f"{self._role}/{variant}: distillation trains static int8 from the PyTorch module, "
+                "on calibration data. Pass --calibration DIR, and int8-static-distilled."
+            )
+        source = self._source(layout)
+        graph = ir.load(source)
+        ranges = self._calibrator.ranges(
+            source,
+            quantizable_inputs(graph, method.keep),
+            method.ranges,
+            symmetric=method.activations == "int8",
+        )
+        by_layer = {
+            linear.name: ranges[linear.x.name or ""]
+            for linear in quantizable_linears(graph.graph, method.keep)
+        }
+        distilled = distill(
+            self._spec,
+            by_layer,
+            self._calibrator,
+            Distillation(seed=self._seed),
+            keep=method.keep,
+            activations=method.activations,
+        )
+        if distilled.reason:
+            raise QuantizationError(f"{self._role}/{variant}: {distilled.reason}.")
+        student = self._folder / f".{variant}.float.onnx"
+        try:
+            export_role(self._role, distilled.spec, student)
+            sources = lay_out(student)
+            return self._quantize(
+                variant,
+                methods,
+                lambda layout: sources.get(layout, sources["portable"]),
+                distilled.ranges,
+            )
+        finally:
+            for path in self._folder.glob(f".{variant}.float.*"):
+                path.unlink()
+
+    def _quantize(
+        self,
+        variant: str,
+        methods: Mapping[Layout, QuantizationConfig],
+        source: Callable[[Layout], Path],
+        ranges: Mapping[str, Range] | None = None,
     ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
         """Write every layout; what a later one shares with the first is stored once."""
         models: dict[Layout, Path] = {}
@@ -196,10 +261,15 @@ class VariantBuilder:
             models[layout] = out
             with graph_storage_errors(out):
                 entries = quantize(
-                    self._source(layout), out, method, calibration=self._calibrator, share=first
+                    source(layout),
+                    out,
+                    method,
+                    calibration=self._calibrator,
+                    share=first,
+                    ranges=ranges,
                 )
             if isinstance(method, Float16):
-                require_agreement(self._source(layout), out, self._probe_feeds)
+                require_agreement(source(layout), out, self._probe_feeds)
             told = told or entries
         return models, told
 
