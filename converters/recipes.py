@@ -128,17 +128,18 @@ def parse_recipe(name: str) -> Recipe:
     settings = [part for part in name[len(method) + 1 :].split("-") if part]
     taken = _SETTINGS.get(method, ())
     for setting in settings:
-        if re.sub(r"\d+$", "N", setting) not in taken:
+        kind = re.sub(r"[0-9]+$", "N", setting)
+        if kind not in taken or setting in {"gN", "keepN"}:
             raise ConversionError(
                 f"Precision '{name}': {method} takes no setting '{setting}', but "
                 f"{', '.join(taken) or 'none at all'}." + did_you_mean(setting, taken)
             )
-    kept = _number(settings, "keep") or 0
+    kept = _number(name, settings, "keep", 0)
     build = {"int8-static": _static, "int8-dynamic": _dynamic, "fp8": _fp8}.get(method)
     if build is not None:
         parts, precision, methods = build(settings)
     elif method in {"int4", "int8-weight"}:
-        parts, precision, methods = _weight_only(method, settings)
+        parts, precision, methods = _weight_only(name, method, settings)
     else:
         parts, precision, methods = _plain(method)
     if kept:
@@ -165,6 +166,11 @@ def _static(settings: list[str]) -> _Made:
     ranges = _one_of(settings, _RANGES)
     parts = [] if ranges == "minmax" else [ranges]
     parts += _told(settings, "symmetric", "equalized", "corrected", "distilled")
+    if {"equalized", "distilled"} <= set(settings):
+        raise ConversionError(
+            "Precision: equalized and distilled exclude each other, as the PyTorch module is "
+            "trained as it is. Name one."
+        )
     shared: dict[str, Any] = {
         "ranges": ranges,
         "bias_correction": "corrected" in settings,
@@ -186,8 +192,8 @@ def _fp8(settings: list[str]) -> _Made:
     return parts, Precision.FP8, {"portable": Float8(ranges)}
 
 
-def _weight_only(method: str, settings: list[str]) -> _Made:
-    group_size = _number(settings, "g") or _GROUP_SIZE
+def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
+    group_size = _number(name, settings, "g", _GROUP_SIZE)
     rounding = cast(Literal["rtn", "gptq", "hqq"], _one_of(settings, _ROUNDING))
     blocked = "blocked" in settings
     config = WeightOnly(
@@ -217,11 +223,12 @@ def _one_of(settings: list[str], names: tuple[str, ...]) -> Any:  # noqa: ANN401
     return found[0] if found else names[0]
 
 
-def _number(settings: list[str], letter: str) -> int | None:
-    for setting in settings:
-        if match := re.fullmatch(rf"{letter}(\d+)", setting):
-            return int(match[1])
-    return None
+def _number(name: str, settings: list[str], word: str, default: int) -> int:
+    matches = [re.fullmatch(rf"{word}([0-9]+)", setting) for setting in settings]
+    found = {int(match[1]) for match in matches if match is not None}
+    if len(found) > 1:
+        raise ConversionError(f"Precision '{name}': {word} stands there twice. Name one.")
+    return found.pop() if found else default
 
 
 def _equalization(settings: list[str]) -> Equalization | None:

@@ -14,6 +14,7 @@ from mmedge.bundle.manifest import Layout
 from mmedge.bundle.search import Speed
 from mmedge.converters.quality import cosines
 from mmedge.errors import BackendError
+from mmedge.runtimes.energy import EnergyCounter, energy_per_call_mj
 from mmedge.runtimes.race import RaceResult, race
 from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend, open_session
 from mmedge.specs import Array
@@ -22,6 +23,8 @@ __all__ = ["Runner", "SpeedTest", "installed_backends"]
 
 _ROUNDS = 40
 _SECONDS = 6.0
+_ENERGY_SECONDS = 2.0
+_FP32 = "fp32"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,14 @@ class Runner:
 class SpeedTest:
     """Times candidates of one role against its fp32 on one input."""
 
-    def __init__(self, fp32: Runner, name: str, feed: Array, golden: Array) -> None:
+    def __init__(
+        self,
+        fp32: Runner,
+        name: str,
+        feed: Array,
+        golden: Array,
+        counter: EnergyCounter | None = None,
+    ) -> None:
         """Take what all candidates are compared with.
 
         Args:
@@ -50,51 +60,70 @@ class SpeedTest:
             name: Of the graph's input.
             feed: One sample, as the graph takes it.
             golden: The golden batch, which a backend has to answer as ONNX Runtime does.
+            counter: Measures energy too, None where nobody asks for it.
         """
         self._fp32 = fp32
         self._name = name
         self._feed = {name: feed}
         self._golden = {name: golden}
+        self._counter = counter
         self._fastest_fp32: str | None = None
 
     def fp32(self) -> Speed:
-        """Time fp32 in every backend; the fastest is what candidates are compared with."""
-        results = self._race({"fp32": self._fp32})
-        key = min(results, key=lambda at: results[at].latency_p50_ms)
-        self._fastest_fp32 = key[1]
-        return _speed(key[1], results[key], results[key])
+        """Time fp32 in every backend; the fastest is what candidates are compared with.
+
+        Raises:
+            BackendError: If no backend answers as ONNX Runtime did.
+            ProfileError: If the energy counter cannot be read.
+        """
+        speed = self._time(self._fp32, None)
+        if speed is None:
+            raise BackendError("Speed of fp32: no backend here answers as ONNX Runtime did.")
+        self._fastest_fp32 = speed.backend
+        return speed
 
     def candidate(self, runner: Runner) -> Speed | None:
-        """Time a candidate in turns with the fastest fp32; None where no backend agrees."""
-        if self._fastest_fp32 is None:
-            self.fp32()
-        results = self._race({"fp32": self._fp32, "candidate": runner}, self._fastest_fp32)
-        reference = results["fp32", self._fastest_fp32 or ""]
-        ours = {key: result for key, result in results.items() if key[0] == "candidate"}
-        if not ours:
-            return None
-        key = min(ours, key=lambda at: ours[at].latency_p50_ms)
-        return _speed(key[1], ours[key], reference)
+        """Time a candidate in turns with the fastest fp32; None where no backend agrees.
 
-    def _race(
-        self, runners: Mapping[str, Runner], fp32_backend: str | None = None
-    ) -> dict[tuple[str, str], RaceResult]:
+        Raises:
+            BackendError: If fp32 cannot be run.
+            ProfileError: If the energy counter cannot be read.
+        """
+        return self._time(runner, self._fastest_fp32 or self.fp32().backend)
+
+    def _time(self, runner: Runner, reference: str | None) -> Speed | None:
+        """Time a graph in every backend.
+
+        Args:
+            runner: The graph.
+            reference: The backend of fp32 that takes turns with it; None for fp32 itself.
+        """
         with ExitStack() as stack:
-            sessions: dict[str, Session] = {}
-            for name, runner in runners.items():
-                for backend_name in installed_backends():
-                    if name == "fp32" and fp32_backend not in {None, backend_name}:
-                        continue
-                    session = self._open(runner, backend_name)
-                    if session is not None:
-                        stack.callback(session.close)
-                        sessions[f"{name} {backend_name}"] = session
-            calls = {key: self._call(session) for key, session in sessions.items()}
-            raced = race(calls, rounds=_ROUNDS, seconds=_SECONDS)
-        return {(key.split(" ")[0], key.split(" ")[1]): result for key, result in raced.items()}
 
-    def _call(self, session: Session) -> Callable[[], object]:
-        return lambda: session.run(self._feed)
+            def call(runner: Runner, backend_name: str) -> Callable[[], object] | None:
+                session = self._open(runner, backend_name)
+                if session is None:
+                    return None
+                stack.callback(session.close)
+                return lambda: session.run(self._feed)
+
+            calls = {name: call(runner, name) for name in installed_backends()}
+            ours = {name: found for name, found in calls.items() if found is not None}
+            fp32 = None if reference is None else call(self._fp32, reference)
+            if reference is not None and fp32 is None:
+                raise BackendError(f"Speed of fp32: {reference} no longer answers as it did.")
+            if not ours:
+                return None
+            turns = ours if fp32 is None else {_FP32: fp32, **ours}
+            raced = race(turns, rounds=_ROUNDS, seconds=_SECONDS)
+            fastest = min(ours, key=lambda name: raced[name].latency_p50_ms)
+            energy_mj = None
+            if self._counter is not None:
+                one = {fastest: ours[fastest]}
+                energies = energy_per_call_mj(one, self._counter, seconds=_ENERGY_SECONDS)
+                energy_mj = energies[fastest]
+        compared = fastest if fp32 is None else _FP32
+        return _speed(fastest, raced[fastest], raced[compared], energy_mj)
 
     def _open(self, runner: Runner, backend_name: str) -> Session | None:
         """Open a graph in a backend, None where it does not take it or answers otherwise."""
@@ -123,7 +152,9 @@ def installed_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if backend(name).engine_version() is not None)
 
 
-def _speed(backend_name: str, result: RaceResult, reference: RaceResult) -> Speed:
+def _speed(
+    backend_name: str, result: RaceResult, reference: RaceResult, energy_mj: float | None
+) -> Speed:
     ours, theirs = np.asarray(result.latencies_ms), np.asarray(reference.latencies_ms)
     ratios = np.maximum(ours, 1e-6) / np.maximum(theirs, 1e-6)
     drawn = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
@@ -133,4 +164,5 @@ def _speed(backend_name: str, result: RaceResult, reference: RaceResult) -> Spee
         backend=backend_name,
         latency_ms=max(result.latency_p50_ms, 1e-6),
         ratio=Figure(value=middle, low=min(float(low), middle), high=max(float(high), middle)),
+        energy_mj=energy_mj,
     )
