@@ -132,6 +132,7 @@ class ConvertConfig:
             raise ConversionError(
                 f"Unknown objective: got '{self.objective}', expected one of "
                 f"{', '.join(get_args(Objective))}."
+                + did_you_mean(self.objective, get_args(Objective))
             )
         if not 0.0 <= self.max_drop < 1.0:
             raise ConversionError(

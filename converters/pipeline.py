@@ -114,7 +114,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         path=config.out,
         family=job.family.name,
         variants=lines,
-        notes=(*job.source.notes, *job.data.notes, *notes),
+        notes=(*job.source.notes, *job.data.notes, *notes, *_uncalibrated(job, roles)),
         calibration_samples=_calibration_samples(job, roles),
         duration_s=time.monotonic() - started,
         skipped=job.data.skipped,
@@ -336,6 +336,19 @@ def _feeds(job: _Job, modality: Modality, data: Dataset) -> Iterable[Mapping[str
     if modality is Modality.TEXT:
         return text_feeds(data.captions, job.frozen.texts)
     return image_feeds(data.samples, job.frozen.images)
+
+
+def _uncalibrated(job: _Job, roles: Mapping[str, BuiltRole]) -> list[str]:
+    """Return notes on what was left out where a role has no calibration data."""
+    data = job.data.calibration
+    names = [n for n, role in roles.items() if _calibration(job, n, role.modality) is None]
+    left_out = ["their layers were not measured"] if job.config.explain else []
+    if job.config.searches:
+        left_out.append("methods that need calibration data, such as static int8, were not tried")
+    if not names or not left_out:
+        return []
+    why = "Pass --calibration FOLDER." if data is None else f"{data.name} has no captions."
+    return [f"{', '.join(names)}: {' and '.join(left_out)}. {why}"]
 
 
 def _counter(progress: Progress, stage: str, total: int) -> Callable[[], None]:

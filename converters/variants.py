@@ -140,7 +140,8 @@ class VariantBuilder:
             inputs: What to run variants on.
             calibration: Starts a stream of feeds for the role, or None.
             spec: What the role was exported from, which recovery by distillation trains.
-            explain: Measure what quantizing each layer alone does to the embedding.
+            explain: Measure what quantizing each layer alone does to the embedding, where there is
+                calibration data to measure it on.
             seed: Of distillation.
         """
         self._role = role
@@ -149,7 +150,7 @@ class VariantBuilder:
         self.inputs = inputs
         self._calibrator = None if calibration is None else Calibrator(calibration)
         self._spec = spec
-        self._explain = explain
+        self._explain = explain and calibration is not None
         self._seed = seed
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 

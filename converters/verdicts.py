@@ -150,8 +150,10 @@ def _judge(
     trial: Trial, fp32: Trial, kept: Sequence[Trial], chosen: Trial, budget: Budget
 ) -> Judgement:
     if trial is chosen:
-        if trial is fp32:
+        if trial is fp32 and chosen is choose(kept, budget.objective):
             return Judgement("chosen", "nothing within the budget gains on it")
+        if trial is fp32:
+            return Judgement("chosen", "what gains on it is not within the budget with other roles")
         return Judgement("chosen", f"within the budget, {_gain(trial, fp32, budget.objective)}")
     if trial is fp32:
         return Judgement("front", "the reference")
