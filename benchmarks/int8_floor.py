@@ -29,12 +29,12 @@ def operations(
         kind: Which tower it is.
         tokens: Of the text; a picture has as many as its patches, and one.
     """
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner = int(config.hidden_size), int(config.intermediate_size)
     patches = 0.0
     if kind == "image":
-        side = config.image_size // config.patch_size
+        side = int(config.image_size) // int(config.patch_size)
         tokens = side * side + 1
-        patches = 2.0 * side * side * 3 * config.patch_size**2 * width
+        patches = 2.0 * side * side * 3 * int(config.patch_size) ** 2 * width
 
     def block(rows: int) -> float:
         """A block of which `rows` tokens go through everything but keys and values."""
@@ -43,8 +43,8 @@ def operations(
         attention = 2 * rows * tokens * width
         return 2.0 * (linear + keys_values + attention)
 
-    head = 2.0 * width * config.projection_dim
-    return patches + (config.num_hidden_layers - 1) * block(tokens) + block(1) + head
+    head = 2.0 * width * int(config.projection_dim)
+    return patches + (int(config.num_hidden_layers) - 1) * block(tokens) + block(1) + head
 
 
 def int8_rate() -> dict[str, float]:

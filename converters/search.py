@@ -1,9 +1,10 @@
 """The search for a precision: a ladder of candidates a role, each measured, the front kept.
 
 What is tried depends on what was found. First the plain methods; where these lose much, the same
-after equalization; where nothing keeps to the budget, the best so far with its most sensitive
-layers left in float, one, two, four, ... of them; and last, recovery by distillation. Fidelity is
-measured on held-out data, speed on this machine in turns with fp32.
+after equalization; where the cheapest lose too much, the best of these with its most sensitive
+layers left in float, one, two, four, ... of them; and where nothing else keeps to the budget,
+recovery by distillation. Fidelity is measured on held-out data, speed on this machine in turns with
+fp32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ __all__ = ["RoleSearch", "describe_search", "nothing_found"]
 
 # Embeddings this near to fp32's leave neighbours as they are: see docs/search.md.
 _CLOSE_COSINE = 0.999
+# A candidate over the budget has to cost this much less than one within to be worth refining.
+_WORTH_REFINING = 0.9
 _KEPT = (1, 2, 4, 8, 16)
 _PLAIN: dict[Objective, tuple[str, ...]] = {
     "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
@@ -93,16 +96,22 @@ class RoleSearch:
             return
         if not self._close(trials):
             yield from self._known(_EQUALIZED)
-        if self._done(trials, self.budget.max_drop):
-            return
-        best = self._best(trials)
-        if best is not None:
-            for kept in _KEPT:
-                yield parse_recipe(f"{best.name}-keep{kept}")
-                if within(trials[-1], self.budget):
-                    break
+        yield from self._refined(trials)
         if not self._done(trials, self.budget.max_drop):
             yield parse_recipe("int8-static-percentile-distilled")
+
+    def _refined(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield what is cheap and loses too much, more and more of its layers left in float."""
+        objective = self.budget.objective
+        # What keeps to the budget already; at worst, fp32 does.
+        least = min(trial.cost(objective) for trial in trials if within(trial, self.budget))
+        best = self._best(trials, _WORTH_REFINING * least)
+        if best is None:
+            return
+        for kept in _KEPT:
+            yield parse_recipe(f"{best.name}-keep{kept}")
+            if within(trials[-1], self.budget) or trials[-1].cost(objective) > least:
+                return
 
     def _known(self, names: Sequence[str]) -> Iterator[Recipe]:
         for name in names:
@@ -131,10 +140,17 @@ class RoleSearch:
         limit = 0.9 * trials[0].cost(objective)
         return [t for t in trials[1:] if t.drop is not None and t.cost(objective) <= limit]
 
-    def _best(self, trials: Sequence[Trial]) -> Trial | None:
-        """Return the worthwhile candidate of highest fidelity whose layers can be kept."""
-        layered = [t for t in self._worthwhile(trials) if t.name.startswith(("int8", "int4"))]
-        return min(layered, key=Trial.loss, default=None)
+    def _best(self, trials: Sequence[Trial], limit: float) -> Trial | None:
+        """Return the candidate over the budget that loses least, below a cost, and has layers."""
+        over = [
+            trial
+            for trial in trials[1:]
+            if trial.drop is not None
+            and not within(trial, self.budget)
+            and trial.cost(self.budget.objective) <= limit
+            and trial.name.startswith(("int8", "int4"))
+        ]
+        return min(over, key=Trial.loss, default=None)
 
     def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
         self.tell(recipe.variant)
