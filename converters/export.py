@@ -59,7 +59,7 @@ def probe_role(spec: ExportSpec) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def export_role(role: str, spec: ExportSpec, out: Path) -> None:
+def export_role(role: str, spec: ExportSpec, out: Path, *, plain: bool = False) -> None:
     """Export one role in fp32.
 
     Weights go to `out.name + ".data"` beside `out`, whatever their size: no limit of 2 GB, and a
@@ -69,6 +69,8 @@ def export_role(role: str, spec: ExportSpec, out: Path) -> None:
         role: The role's name, for messages.
         spec: What to export.
         out: The ONNX file to write.
+        plain: Leave the graph as torch exports it, without the passes of the portable layout: for
+            comparisons with other tools.
 
     Raises:
         ExportError: If the module cannot be traced, or an axis is not dynamic as specified.
@@ -84,7 +86,7 @@ def export_role(role: str, spec: ExportSpec, out: Path) -> None:
     # torch names values after operators and outputs as told, and does not see that they collide.
     NameFixPass()(model)
     _name_weights(model)
-    for step in PORTABLE_PASSES:
+    for step in () if plain else PORTABLE_PASSES:
         step()(model)
     _strip(model)
     _check_interface(role, spec, model)
