@@ -34,28 +34,37 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     precision: Annotated[
         str,
         typer.Option(
-            help="auto to search, or methods with settings, several with commas: fp32, fp16, bf16, "
-            "fp8, int8, int8-dynamic-equalized, int8-static-mse-equalized-keep4, int4-g64-gptq, ..."
+            help="auto to search, or methods, several with commas: fp32, fp16, bf16, fp8, int8, "
+            "int8-dynamic, int8-static, int8-weight, int4. Most take settings: "
+            "int8-static-mse-equalized, int4-g64-gptq. See docs/quantization.md."
         ),
     ] = "fp32,int8",
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Pictures (captions.jsonl for texts) that static ranges are chosen from."
+            help="Pictures like the device's (captions.jsonl for texts), for ranges and all else "
+            "that is read off the data: a folder or a .jsonl file."
         ),
     ] = None,
     evaluate: Annotated[
         Path | None,
-        typer.Option(help="Held-out pictures with captions or labels: a folder or a .jsonl file."),
+        typer.Option(
+            help="Held-out pictures with captions or labels, none of them in --calibration: a "
+            "folder or a .jsonl file."
+        ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="For auto: how much of the metric may be lost.", show_default=True)
+        float,
+        typer.Option(
+            help="For auto: how much of the metric may be lost, 0 to 1.", show_default=True
+        ),
     ] = 0.01,
     metric: Annotated[
         str | None,
         typer.Option(
             help="For auto: recall@1, recall@5, recall@10, zero-shot, cosine-mean, cosine-p1, "
-            "cosine-min, top-k, rank-correlation or interchangeability."
+            "cosine-min, top-k, rank-correlation or interchangeability. Without it, what the data "
+            "tells: recall@1, else zero-shot, else cosine-p1."
         ),
     ] = None,
     objective: Annotated[
@@ -63,7 +72,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     ] = "latency",
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Measure what quantizing each layer does to the embedding."),
+        typer.Option("--explain", help="Measure what quantizing each layer alone does."),
     ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write what was tried and what became of each layer.")
