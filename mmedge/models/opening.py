@@ -8,6 +8,7 @@ from typing import cast
 from mmedge.bundle.manifest import Layout, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.runtimes.session import Session, SessionOptions, backend, open_session
+from mmedge.specs import Precision
 
 __all__ = ["DEFAULT_BACKEND", "open_variant", "session_options", "takes"]
 
@@ -55,9 +56,13 @@ def open_variant(
 def takes(variant: Variant, backend_name: str, device: str) -> bool:
     """Tell whether a variant has a graph in a layout that a backend runs on a device.
 
+    ONNX Runtime has no bfloat16 kernels on CPUs.
+
     Raises:
         BackendUnavailableError: If there is no backend of that name.
     """
+    if variant.precision is Precision.BF16 and device == "cpu" and backend_name == "onnxruntime":
+        return False
     return any(layout in variant.models for layout in _layouts(backend_name, device))
 
 
