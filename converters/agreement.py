@@ -16,7 +16,7 @@ from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
-__all__ = ["require_agreement"]
+__all__ = ["emulated_halves", "require_agreement"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Beyond this, what a value holds is a mask.
@@ -46,7 +46,7 @@ def require_agreement(
     """
     smallest: float | None = None
     with (
-        written_beside(_emulated(model), model.parent) as emulated,
+        written_beside(emulated_halves(model), model.parent) as emulated,
         open_session(reference) as expects,
         open_session(emulated) as answers,
     ):
@@ -66,7 +66,8 @@ def require_agreement(
     return smallest
 
 
-def _emulated(path: Path) -> ir.Model:
+def emulated_halves(path: Path) -> ir.Model:
+    """Return a graph whose values of half types are computed in float32 and then rounded."""
     model = ir.load(path)
     for dtype in _HALF:
         ComputeInFloat32(dtype)(model)
@@ -84,7 +85,7 @@ def _cosine(expected: Array, got: Array) -> float:
 
 def _first_off(reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float) -> str:
     """Name the first node whose value is off; all values of one feed are held at once."""
-    ours = _values(_emulated(model), model.parent, feed)
+    ours = _values(emulated_halves(model), model.parent, feed)
     theirs = _values(ir.load(reference), reference.parent, feed)
     producers = {v.name: node for node in ir.load(model).graph for v in node.outputs}
     for name, got in ours.items():

@@ -16,7 +16,6 @@ from mmedge.specs import did_you_mean
 
 __all__ = [
     "AUTO",
-    "SHORT_NAMES",
     "TARGETS",
     "ConversionReport",
     "ConvertConfig",
@@ -24,19 +23,19 @@ __all__ = [
     "ProgressEvent",
     "VariantReport",
     "recipes",
+    "short_names",
 ]
 
 
 _SETS: dict[tuple[str, str], tuple[str, ...]] = {
     ("cpu", "int8"): ("int8-dynamic", "int8-static"),
-    ("tensorrt", "int8"): ("int8-static-symmetric",),
-    ("tensorrt", "int4"): ("int4-blocked",),
+    ("tensorrt", "int8"): ("int8-static-symmetric-half",),
+    ("tensorrt", "fp8"): ("fp8-half",),
+    ("tensorrt", "int4"): ("int4-blocked-half",),
 }
 """What a short name stands for, by target; int8-static only where there is calibration data."""
 AUTO = "auto"
 """The precision that is searched for."""
-SHORT_NAMES = frozenset({AUTO, *(name for _, name in _SETS)})
-"""Precisions that stand for others."""
 TARGETS = ("cpu", "tensorrt")
 
 
@@ -139,6 +138,11 @@ class ConvertConfig:
                 f"--max-drop: got {self.max_drop}, expected a share of the metric from 0 to 1, "
                 "such as 0.01."
             )
+
+
+def short_names(target: str) -> frozenset[str]:
+    """Return the precisions that stand for others where graphs are made for a target."""
+    return frozenset({AUTO, *(name for known, name in _SETS if known == target)})
 
 
 def recipes(config: ConvertConfig) -> tuple[Recipe, ...]:

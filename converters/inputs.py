@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from mmedge.converters.calibration import FEW_SAMPLES, CheckedDataset, check_dataset
 from mmedge.converters.config import (
-    SHORT_NAMES,
     ConvertConfig,
     Progress,
     ProgressEvent,
     recipes,
+    short_names,
 )
 from mmedge.converters.datasets import Dataset, read_dataset
 from mmedge.converters.recipes import Recipe, parse_recipe
@@ -92,7 +92,7 @@ def plan_role(
         return wanted, ()
     left_out = [recipe for recipe in wanted if recipe.needs_calibration]
     why = f"{data.calibration.name} has no captions to calibrate {role} with"
-    named = {name for name in config.precisions if name not in SHORT_NAMES}
+    named = {name for name in config.precisions if name not in short_names(config.target)}
     for recipe in left_out:
         if recipe.variant in {parse_recipe(name).variant for name in named}:
             raise CalibrationError(

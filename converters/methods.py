@@ -19,12 +19,15 @@ __all__ = [
     "Float16",
     "QuantizationConfig",
     "RangeMethod",
+    "Rest",
     "StaticInt8",
     "WeightOnly",
 ]
 
 RangeMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 """How the range of an activation is chosen from what calibration saw: see statistics.py."""
+Rest: TypeAlias = Literal["float32", "float16"]
+"""In what a graph computes that is not quantized, what overflows float16 excepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,12 @@ class Float8:
 
     Attributes:
         ranges: How the range of an activation is chosen.
+        rest: What is not quantized. "float16" lets TensorRT fuse attention.
         keep: Names of linear layers that stay in float.
     """
 
     ranges: RangeMethod = "minmax"
+    rest: Rest = "float32"
     keep: tuple[str, ...] = ()
 
 
@@ -100,10 +105,12 @@ class StaticInt8:
         ranges: How the range of an activation is chosen.
         bias_correction: Take the mean error of each layer out of its bias.
         equalization: Scale channels first; None leaves them.
+        rest: What is not quantized. "float16" lets TensorRT fuse attention; with signed activations
+            alone.
         keep: Names of linear layers that stay in float.
 
     Raises:
-        QuantizationError: If form and activations do not go together.
+        QuantizationError: If form, activations and rest do not go together.
     """
 
     form: Literal["operators", "qdq"] = "operators"
@@ -111,6 +118,7 @@ class StaticInt8:
     ranges: RangeMethod = "minmax"
     bias_correction: bool = False
     equalization: Equalization | None = None
+    rest: Rest = "float32"
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,6 +126,12 @@ class StaticInt8:
             raise QuantizationError(
                 "Signed activations exist in the QDQ form only. Pass StaticInt8(form='qdq', "
                 "activations='int8'), or unsigned ones for ONNX Runtime on CPU."
+            )
+        if self.rest == "float16" and self.activations != "int8":
+            raise QuantizationError(
+                "A float16 rest is for engines: got unsigned activations, which are for CPUs, "
+                "where float16 is slow. Pass StaticInt8(form='qdq', activations='int8', "
+                "rest='float16') (int8-static-symmetric-half), or leave the rest in float32."
             )
 
 
@@ -133,10 +147,12 @@ class WeightOnly:
             (needs calibration data), "hqq" with zero points fitted without data.
         form: "operators" (MatMulNBits) for ONNX Runtime, "blocked" (DequantizeLinear with a block
             size, opset 21) for engines.
+        rest: Activations and what is not quantized; "float16" in the blocked form alone.
         keep: Names of linear layers that stay in float.
 
     Raises:
-        QuantizationError: If the group size is not one that a runtime takes.
+        QuantizationError: If the group size is not one that a runtime takes, or form and rest do
+            not go together.
     """
 
     bits: Literal[4, 8] = 4
@@ -144,12 +160,19 @@ class WeightOnly:
     symmetric: bool = True
     rounding: Literal["rtn", "gptq", "hqq"] = "rtn"
     form: Literal["operators", "blocked"] = "operators"
+    rest: Rest = "float32"
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.group_size < 16 or self.group_size & (self.group_size - 1):
             raise QuantizationError(
                 f"group_size: got {self.group_size}, expected a power of two from 16 on."
+            )
+        if self.rest == "float16" and self.form != "blocked":
+            raise QuantizationError(
+                "A float16 rest is for engines: got the form of ONNX Runtime on CPU, where float16 "
+                "is slow. Pass WeightOnly(form='blocked', rest='float16') (int4-blocked-half), or "
+                "leave the rest in float32."
             )
 
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.bias_correction import corrected_bias
 from mmedge.converters.calibrator import Calibrator
+from mmedge.converters.half_rest import describe_rest, narrow_rest
 from mmedge.converters.layers import describe_islands, describe_layers, plan_layers
 from mmedge.converters.methods import (
     BFloat16,
@@ -23,6 +24,7 @@ from mmedge.converters.methods import (
     Float8,
     Float16,
     QuantizationConfig,
+    Rest,
     StaticInt8,
     WeightOnly,
 )
@@ -146,6 +148,14 @@ class _Quantizer:
         what = "Static int8" if isinstance(config, StaticInt8) else "fp8"
         return self.needed(what).ranges(path, names, config.ranges, symmetric=symmetric)
 
+    def with_rest(self, graph: ir.Model, source: Path, rest: Rest) -> ir.Model:
+        """Return a quantized graph, made of `source`, with what is not quantized as asked."""
+        if rest == "float32":
+            return graph
+        narrow = narrow_rest(graph, source, self.calibrator)
+        self.entries = describe_rest(self.entries, narrow)
+        return narrow
+
 
 @singledispatch
 def _apply(config: object, _made: _Quantizer) -> ir.Model:
@@ -190,12 +200,13 @@ def _(config: StaticInt8, made: _Quantizer) -> ir.Model:
         config.form,
         ranges,
         symmetric_activations=config.activations == "int8",
+        half=config.rest == "float16",
         keep=config.keep,
         biases=_corrected(made, path, graph, config) if config.bias_correction else None,
     )
     step(graph)
     made.entries = describe_layers(plan, "int8", step.weight_errors, ranges)
-    return graph
+    return made.with_rest(graph, path, config.rest)
 
 
 def _corrected(
@@ -221,15 +232,16 @@ def _(config: Float8, made: _Quantizer) -> ir.Model:
     ranges = made.ranges(made.model, graph, config)
     plan = plan_layers(graph.graph, config.keep)
     errors = {}
+    half = config.rest == "float16"
     for linear in find_linears(graph.graph):
         if linear.x.name in ranges and linear.name not in config.keep:
-            codes, scale = quantize_weight_float8(linear.matrix())
+            codes, scale = quantize_weight_float8(linear.matrix(), half=half)
             errors[linear.name] = relative_error(
                 linear.matrix(), codes.astype(np.float32) * np.float32(scale)
             )
-    Float8Linears(ranges, keep=config.keep)(graph)
+    Float8Linears(ranges, keep=config.keep, half=half)(graph)
     made.entries = describe_layers(plan, "float8e4m3fn", errors, ranges)
-    return graph
+    return made.with_rest(graph, made.model, config.rest)
 
 
 @_apply.register
@@ -260,4 +272,4 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
         )
         for weight in step.weights
     )
-    return graph
+    return made.with_rest(graph, made.model, config.rest)

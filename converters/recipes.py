@@ -6,13 +6,14 @@ name leaves the defaults out:
 | method | settings |
 | --- | --- |
 | fp32, fp16, bf16 | |
-| fp8 | RANGES, keepN |
+| fp8 | RANGES, half, keepN |
 | int8-dynamic | equalized, keepN |
-| int8-static | RANGES, symmetric, equalized, corrected, distilled, keepN |
-| int4, int8-weight | gN, rtn, gptq, hqq, asymmetric, blocked, keepN |
+| int8-static | RANGES, symmetric, equalized, corrected, distilled, half, keepN |
+| int4, int8-weight | gN, rtn, gptq, hqq, asymmetric, blocked, half, keepN |
 
 RANGES is minmax, percentile, entropy or mse; gN weights share a scale; keepN leaves the N most
-sensitive linear layers in float.
+sensitive linear layers in float. For engines are fp8, symmetric and blocked graphs; half computes
+what is not quantized in float16 there, as TensorRT wants it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mmedge.converters.methods import (
     Float16,
     QuantizationConfig,
     RangeMethod,
+    Rest,
     StaticInt8,
     WeightOnly,
 )
@@ -45,11 +47,11 @@ METHODS = ("fp32", "fp16", "bf16", "fp8", "int8-dynamic", "int8-static", "int8-w
 _RANGES: tuple[RangeMethod, ...] = get_args(RangeMethod)
 _ROUNDING = ("rtn", "gptq", "hqq")
 _SETTINGS: dict[str, tuple[str, ...]] = {
-    "fp8": (*_RANGES, "keepN"),
+    "fp8": (*_RANGES, "half", "keepN"),
     "int8-dynamic": ("equalized", "keepN"),
-    "int8-static": (*_RANGES, "symmetric", "equalized", "corrected", "distilled", "keepN"),
-    "int8-weight": ("gN", *_ROUNDING, "asymmetric", "blocked", "keepN"),
-    "int4": ("gN", *_ROUNDING, "asymmetric", "blocked", "keepN"),
+    "int8-static": (*_RANGES, "symmetric", "equalized", "corrected", "distilled", "half", "keepN"),
+    "int8-weight": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "keepN"),
+    "int4": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "keepN"),
 }
 _GROUP_SIZE = 32
 
@@ -165,7 +167,7 @@ def _dynamic(settings: list[str]) -> _Made:
 def _static(settings: list[str]) -> _Made:
     ranges = _one_of(settings, _RANGES)
     parts = [] if ranges == "minmax" else [ranges]
-    parts += _told(settings, "symmetric", "equalized", "corrected", "distilled")
+    parts += _told(settings, "symmetric", "equalized", "corrected", "distilled", "half")
     if {"equalized", "distilled"} <= set(settings):
         raise ConversionError(
             "Precision: equalized and distilled exclude each other, as the PyTorch module is "
@@ -175,6 +177,7 @@ def _static(settings: list[str]) -> _Made:
         "ranges": ranges,
         "bias_correction": "corrected" in settings,
         "equalization": _equalization(settings),
+        "rest": _rest(settings),
     }
     if "symmetric" in settings:
         only = StaticInt8(form="qdq", activations="int8", **shared)
@@ -189,7 +192,8 @@ def _static(settings: list[str]) -> _Made:
 def _fp8(settings: list[str]) -> _Made:
     ranges = cast(RangeMethod, _one_of(settings, _RANGES))
     parts: list[str] = [] if ranges == "minmax" else [ranges]
-    return parts, Precision.FP8, {"portable": Float8(ranges)}
+    parts += _told(settings, "half")
+    return parts, Precision.FP8, {"portable": Float8(ranges, _rest(settings))}
 
 
 def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
@@ -202,13 +206,18 @@ def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
         symmetric="asymmetric" not in settings and rounding != "hqq",
         rounding=rounding,
         form="blocked" if blocked else "operators",
+        rest=_rest(settings),
     )
     parts = [] if group_size == _GROUP_SIZE else [f"g{group_size}"]
     parts += [] if rounding == "rtn" else [rounding]
     parts += [] if rounding == "hqq" else _told(settings, "asymmetric")
-    parts += _told(settings, "blocked")
+    parts += _told(settings, "blocked", "half")
     layout: Layout = "portable" if blocked else "onnxruntime"
     return parts, Precision.INT4 if method == "int4" else Precision.INT8, {layout: config}
+
+
+def _rest(settings: list[str]) -> Rest:
+    return "float16" if "half" in settings else "float32"
 
 
 def _told(settings: list[str], *names: str) -> list[str]:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.passes.building import add_initializer, replace_value
-from mmedge.converters.passes.int8 import Range
+from mmedge.converters.passes.int8 import Range, half_scales
 from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
@@ -33,15 +33,22 @@ _E4M3FN = np.dtype(ml_dtypes.float8_e4m3fn)
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
-def quantize_weight_float8(weight: Float32Array) -> tuple[Array, float]:
-    """Return a matrix in E4M3FN with one scale for all of it: weight = codes * scale, rounded."""
-    scale = _scale(float(np.abs(weight).max(initial=0.0)))
+def quantize_weight_float8(weight: Float32Array, *, half: bool = False) -> tuple[Array, float]:
+    """Return a matrix in E4M3FN with one scale for all of it: weight = codes * scale, rounded.
+
+    Args:
+        weight: A matrix.
+        half: A scale that float16 holds.
+    """
+    scale = _scale(float(np.abs(weight).max(initial=0.0)), half=half)
     # E4M3FN has no infinity: what rounding carries beyond 448 would become NaN.
     return np.clip(weight / np.float32(scale), -_LARGEST, _LARGEST).astype(_E4M3FN), scale
 
 
-def _scale(largest: float) -> float:
+def _scale(largest: float, *, half: bool) -> float:
     scale = float(np.float32(largest / _LARGEST))
+    if half:
+        scale = float(half_scales(np.array([scale], np.float32))[0])
     return scale if scale >= _SMALLEST_SCALE else 1.0
 
 
@@ -65,14 +72,18 @@ class Float8Linears(ir.passes.InPlacePass):
     Ensures: inputs and outputs unchanged in name, dtype and shape; everything else in float32.
     """
 
-    def __init__(self, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> None:
+    def __init__(
+        self, ranges: Mapping[str, Range], keep: Collection[str] = (), *, half: bool = False
+    ) -> None:
         """Take what calibration found.
 
         Args:
             ranges: By tensor name, for every name in `float8_inputs`.
             keep: Names of linear layers that stay in float.
+            half: Scales that float16 holds, for a graph that is narrowed afterwards.
         """
         super().__init__()
+        self._half = half
         self._ranges = ranges
         self._keep = frozenset(keep)
 
@@ -96,7 +107,7 @@ class Float8Linears(ir.passes.InPlacePass):
             if linear.x not in activations:
                 activations[linear.x] = self._activation(graph, linear)
             if linear.weight not in weights:
-                weights[linear.weight] = _weight(graph, linear)
+                weights[linear.weight] = _weight(graph, linear, half=self._half)
             inputs = [activations[linear.x], weights[linear.weight]]
             result = _insert(graph, linear.node, "MatMul", inputs, f"{linear.node.name}_product")
             if linear.bias is not None:
@@ -120,7 +131,7 @@ class Float8Linears(ir.passes.InPlacePass):
                 f"Activation '{name}' is NaN or infinite on the calibration data: range "
                 f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
             )
-        scale, zero = _parameters(graph, name, _scale(largest))
+        scale, zero = _parameters(graph, name, _scale(largest, half=self._half))
         codes = _insert(
             graph, linear.node, "QuantizeLinear", [linear.x, scale, zero], f"{name}_quantize"
         )
@@ -128,8 +139,8 @@ class Float8Linears(ir.passes.InPlacePass):
         return _dequantized(graph, linear.node, codes, (scale, zero), name)
 
 
-def _weight(graph: ir.Graph, linear: Linear) -> ir.Value:
-    codes, number = quantize_weight_float8(linear.matrix())
+def _weight(graph: ir.Graph, linear: Linear, *, half: bool) -> ir.Value:
+    codes, number = quantize_weight_float8(linear.matrix(), half=half)
     name = linear.weight.name or ""
     stored = add_initializer(graph, f"{name}_float8", codes)
     return _dequantized(graph, linear.node, stored, _parameters(graph, name, number), name)

@@ -7,7 +7,13 @@ and zero point for the whole tensor. Forms:
   each call.
 - operators: QuantizeLinear with a calibrated scale, MatMulIntegerToFloat. The numbers of the QDQ
   form, with scales and bias inside the product, which ONNX Runtime does not make of QDQ by itself.
-- qdq: QuantizeLinear and DequantizeLinear around a float product, what engines are built from.
+- qdq: QuantizeLinear and DequantizeLinear around a float product. With unsigned activations for
+  runtimes on CPU, with signed ones for engines.
+
+An embedding table is int8 with a scale for each row. Where a CPU runs the graph, codes and scales
+are looked up and multiplied. TensorRT takes int8 constants before DequantizeLinear only, so with
+signed activations the table is dequantized and then looked up in: the engine keeps the codes and
+dequantizes the rows it takes. ONNX Runtime would dequantize the whole table in each call.
 
 Sources: ONNX operators DynamicQuantizeLinear-11, QuantizeLinear-21; ONNX Runtime,
 `ContribOperators.md`, com.microsoft.MatMulIntegerToFloat; Jacob et al. 2018, "Quantization and
@@ -34,6 +40,7 @@ from mmedge.specs import Array, Float32Array
 __all__ = [
     "Int8Linears",
     "Range",
+    "half_scales",
     "quantizable_inputs",
     "quantizable_linears",
     "quantizable_tables",
@@ -43,6 +50,9 @@ __all__ = [
 
 
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# Below 2**-14 float16 has fewer digits, which is no loss to codes chosen for the scale as stored.
+_SMALLEST_HALF = np.float32(2.0**-20)
+_LARGEST_HALF = 60000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +75,26 @@ def _storable(scale: float) -> float:
     return rounded if rounded >= _SMALLEST_SCALE else 1.0
 
 
-def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Array]:
+def half_scales(scales: Float32Array) -> Float32Array:
+    """Return scales (N,) that float16 holds, so that codes are chosen for what is stored.
+
+    Those that are too small for it are raised, unless all of them are: then they are left alone,
+    and stay in float32.
+    """
+    if not scales.size or not _SMALLEST_HALF <= scales.max() <= _LARGEST_HALF:
+        return scales
+    return np.maximum(scales, _SMALLEST_HALF).astype(np.float16).astype(np.float32)
+
+
+def quantize_weight(
+    weight: Float32Array, axis: int, *, half: bool = False
+) -> tuple[Array, Float32Array]:
     """Quantize symmetrically, one scale for each index of `axis`.
 
     Args:
         weight: Two axes.
         axis: The axis that keeps a scale for each index.
+        half: Scales that float16 holds.
 
     Returns:
         int8 of the same shape in [-127, 127], and the scales along `axis`.
@@ -78,6 +102,7 @@ def quantize_weight(weight: Float32Array, axis: int) -> tuple[Array, Float32Arra
     largest = np.abs(weight).max(axis=1 - axis)
     # What is too small for a scale is nothing beside any activation, and becomes 0.
     scales = (np.where(largest >= 127 * _SMALLEST_SCALE, largest, 1.0) / 127.0).astype(np.float32)
+    scales = half_scales(scales) if half else scales
     spread = np.expand_dims(scales, 1 - axis)
     return np.clip(np.rint(weight / spread), -127, 127).astype(np.int8), scales
 
@@ -143,6 +168,7 @@ class Int8Linears(ir.passes.InPlacePass):
         ranges: Mapping[str, Range] | None = None,
         *,
         symmetric_activations: bool = False,
+        half: bool = False,
         keep: Collection[str] = (),
         biases: Callable[[Linear, Array, Float32Array], Float32Array | None] | None = None,
     ) -> None:
@@ -152,6 +178,7 @@ class Int8Linears(ir.passes.InPlacePass):
             form: See the module.
             ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
+            half: Scales that float16 holds, for a graph that is narrowed afterwards.
             keep: Names of linear layers and embedding tables that stay in float (see Linear.name).
             biases: Gives a layer's bias from the layer, its codes and its scales, such as
                 bias_correction does; None for what it has.
@@ -160,6 +187,7 @@ class Int8Linears(ir.passes.InPlacePass):
         self._form = form
         self._ranges = ranges or {}
         self._symmetric = symmetric_activations
+        self._half = half
         self._keep = frozenset(keep)
         self._biases = biases
         self.weight_errors: dict[str, float] = {}
@@ -188,13 +216,13 @@ class Int8Linears(ir.passes.InPlacePass):
             self._rewrite(graph, linear)
         for name, lookups in tables.items():
             for lookup in lookups:
-                self.weight_errors[name] = _quantize_table(graph, lookup)
+                self.weight_errors[name] = self._table(graph, lookup)
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
     def _rewrite(self, graph: ir.Graph, linear: Linear) -> None:
         matrix = linear.matrix()
-        codes, scales = quantize_weight(matrix, axis=1)
+        codes, scales = quantize_weight(matrix, axis=1, half=self._half)
         self.weight_errors[linear.name] = relative_error(matrix, codes * scales)
         build = _Builder(graph, linear.node)
         bias = None if self._biases is None else self._biases(linear, codes, scales)
@@ -309,8 +337,32 @@ class Int8Linears(ir.passes.InPlacePass):
                 f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
             )
         if self._symmetric:
-            return _storable(max(abs(found.low), abs(found.high)) / 127.0), 0
+            scale = _storable(max(abs(found.low), abs(found.high)) / 127.0)
+            return float(half_scales(np.array([scale], np.float32))[0]) if self._half else scale, 0
         return found.affine()
+
+    def _table(self, graph: ir.Graph, gather: ir.Node) -> float:
+        """Store an embedding table in int8, one scale for each row; return the relative error."""
+        table, ids = gather.inputs[0], gather.inputs[1]
+        weight = constant(table)
+        if table is None or weight is None or not np.isfinite(weight).all():
+            raise QuantizationError(
+                f"Embedding table '{None if table is None else table.name}' holds NaN or infinite "
+                "values. Check the source model; int8 cannot represent them."
+            )
+        matrix = np.asarray(weight, np.float32)
+        codes, scales = quantize_weight(matrix, axis=0, half=self._half)
+        build = _Builder(graph, gather)
+        name = gather.name or gather.outputs[0].name or "gather"
+        stored = build.initializer(f"{table.name}_int8", codes)
+        if self._form == "qdq" and self._symmetric:
+            scale = build.initializer(f"{table.name}_scale", scales)
+            rows = build.node("DequantizeLinear", [stored, scale], f"{name}_table", {"axis": 0})
+            result = build.node("Gather", [rows, ids], f"{name}_rows")
+        else:
+            result = _look_up(build, (stored, scales), ids, table, name)
+        replace_value(gather.outputs[0], result)
+        return relative_error(matrix, codes * scales[:, None])
 
 
 def _moves_data(value: ir.Value) -> ir.Node | None:
@@ -333,28 +385,20 @@ def _is_large_table(table: ir.Value, gather: ir.Node) -> bool:
     )
 
 
-def _quantize_table(graph: ir.Graph, gather: ir.Node) -> float:
-    """Store an embedding table in int8 with one scale for each row; return the relative error."""
-    table, ids = gather.inputs[0], gather.inputs[1]
-    weight = constant(table)
-    if table is None or weight is None or not np.isfinite(weight).all():
-        raise QuantizationError(
-            f"Embedding table '{None if table is None else table.name}' holds NaN or infinite "
-            "values. Check the source model; int8 cannot represent them."
-        )
-    matrix = np.asarray(weight, np.float32)
-    codes, scales = quantize_weight(matrix, axis=0)
-    build = _Builder(graph, gather)
-    name = gather.name or gather.outputs[0].name or "gather"
-    rows = build.node(
-        "Gather", [build.initializer(f"{table.name}_int8", codes), ids], f"{name}_int8"
-    )
+def _look_up(
+    build: _Builder,
+    quantized: tuple[ir.Value, Float32Array],
+    ids: ir.Value | None,
+    table: ir.Value,
+    name: str,
+) -> ir.Value:
+    """Look up codes and scales of rows, and multiply."""
+    codes, scales = quantized
+    rows = build.node("Gather", [codes, ids], f"{name}_int8")
     scale = build.initializer(f"{table.name}_scale", scales[:, None])
     row_scales = build.node("Gather", [scale, ids], f"{name}_scale")
     as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})
-    result = build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
-    replace_value(gather.outputs[0], result)
-    return relative_error(matrix, codes * scales[:, None])
+    return build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
 
 
 class _Builder:
