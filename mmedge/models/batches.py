@@ -15,7 +15,9 @@ from mmedge.specs import Float32Array
 
 __all__ = ["BadImage", "image_batches", "length_buckets"]
 
-_BUCKET_TOKENS = 8
+# Narrower buckets pad less, wider ones make fewer calls. 4 took the least CPU time of 1 to 16 on 100
+# texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
+_BUCKET_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def _prepare(
 
 
 def length_buckets(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Group texts of like length, so that padding costs a text at most 7 tokens.
+    """Group texts of like length, so that padding costs a text at most 3 tokens.
 
     Args:
         ids: Token ids of each text.

@@ -28,6 +28,7 @@ from mmedge.errors import (
     TextError,
 )
 from mmedge.models import DualEncoder
+from mmedge.models.batches import length_buckets
 from mmedge.runtimes.fake import FakeSession
 from mmedge.specs import Array, TensorSpec
 
@@ -315,6 +316,20 @@ def test_short_texts_are_not_padded_to_long_ones(tiny_bundle: Bundle) -> None:
     # A text that runs among others is fed as it is fed alone.
     calls = [call["input_ids"] for call in sessions["text_encoder"].calls]
     np.testing.assert_array_equal(calls[0], model.text_processor(["red", "blue"])["input_ids"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_buckets_take_every_text_once_and_pad_little(batch_size: int) -> None:
+    lengths = np.random.default_rng(0).integers(6, 41, 100).tolist()
+    groups = length_buckets([[0] * length for length in lengths], batch_size)
+    assert sorted(position for group in groups for position in group) == list(range(100))
+    assert max(map(len, groups)) <= batch_size
+    fed = 0
+    for group in groups:
+        longest = max(lengths[position] for position in group)
+        assert longest - min(lengths[position] for position in group) <= 3
+        fed += longest * len(group)
+    assert fed <= 1.08 * sum(lengths)  # padded to the longest it would be 1.7 times
 
 
 def test_texts_of_a_padded_model_run_in_their_order(tiny_bundle: Bundle) -> None:
