@@ -146,7 +146,7 @@ def test_engines_get_the_form_that_tensorrt_takes(name: str, kind: str, tmp_path
     for node in products:
         weight = node.inputs[1].producer()
         if recipe.precision is Precision.INT8:
-            assert weight.inputs[1].shape == [node.inputs[1].shape[1]]  # a scale a column
+            assert weight.inputs[1].shape == [weight.inputs[0].shape[1]]  # a scale a column
         if recipe.precision is Precision.INT4:
             assert weight.inputs[1].shape[0] > 1  # one block would be folded to float
         else:
