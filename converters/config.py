@@ -10,9 +10,9 @@ from typing import Any, TypeAlias, get_args
 from mmedge.bundle.manifest import Parity, Quality, Role
 from mmedge.bundle.search import Objective
 from mmedge.converters.metrics import METRICS
-from mmedge.converters.recipes import FP32, Recipe, parse_recipe
+from mmedge.converters.recipes import Recipe, parse_recipe
 from mmedge.errors import ConversionError
-from mmedge.specs import did_you_mean
+from mmedge.specs import Precision, did_you_mean
 
 __all__ = [
     "AUTO",
@@ -146,7 +146,7 @@ def short_names(target: str) -> frozenset[str]:
 
 
 def recipes(config: ConvertConfig) -> tuple[Recipe, ...]:
-    """Return the recipes that a configuration names, fp32 first; none where it searches.
+    """Return the recipes that a configuration names, highest first; none where it searches.
 
     Raises:
         ConversionError: If a name is unknown.
@@ -161,7 +161,8 @@ def recipes(config: ConvertConfig) -> tuple[Recipe, ...]:
             if short and config.target == "cpu" and not _has_data(recipe, config):
                 continue
             found[recipe.variant] = recipe
-    return tuple(sorted(found.values(), key=lambda recipe: recipe != FP32))
+    order = list(Precision)
+    return tuple(sorted(found.values(), key=lambda recipe: order.index(recipe.precision)))
 
 
 def _has_data(recipe: Recipe, config: ConvertConfig) -> bool:

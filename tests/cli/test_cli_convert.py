@@ -133,7 +133,7 @@ def test_a_bundle_that_stands_there_is_left_alone(
         (("nowhere/at/all",), "No such folder: nowhere/at/all"),
         (("SOURCE", "--precision", "int3"), "Unknown precision: got 'int3'"),
         (("SOURCE", "--precision", "int8-static"), "needs calibration data"),
-        (("SOURCE", "--target", "tensorrt"), "not built yet"),
+        (("SOURCE", "--target", "tensorrt"), "needs calibration data"),
         (("SOURCE", "--calibration", "nowhere"), "No such folder or file: nowhere"),
         (("SOURCE", "--evaluate", "nowhere"), "No such folder or file: nowhere"),
     ],

@@ -89,9 +89,8 @@ def test_every_linear_layer_but_the_last_is_int8(layout: Path) -> None:
     assert counted["MatMulIntegerToFloat"] == linears == 1 + 2 * 6
     assert counted["MatMul"] == 0
     assert counted["Gemm"] == 1  # the projection that makes the embedding
-    # Query, key and value share one quantization: patches, 2 * (qkv, out, fc1, fc2), and the
-    # query of the last block, which takes one token.
-    assert counted["DynamicQuantizeLinear"] == 1 + 2 * 4 + 1
+    # Query, key and value share one quantization: patches, 2 * (qkv, out, fc1, fc2).
+    assert counted["DynamicQuantizeLinear"] == 1 + 2 * 4
 
 
 def test_pictures_are_quantized_before_they_are_cut_into_patches(layout: Path) -> None:
