@@ -15,8 +15,8 @@ from mmedge.specs import Float32Array
 
 __all__ = ["BadImage", "image_batches", "length_buckets"]
 
-# Narrower buckets pad less, wider ones make fewer calls. 4 took the least CPU time of 1 to 16 on 100
-# texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
+# Narrower buckets pad less, wider ones make fewer calls. 4 took the least CPU time of 1 to 16 on
+# 100 texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
 _BUCKET_TOKENS = 4
 
 
