@@ -10,15 +10,15 @@ import onnx_ir as ir
 import pytest
 from towers import image_tower, pictures
 
-from mmedge.converters.passes import to_onnxruntime_layout
-from mmedge.converters.passes.int8 import quantizable_inputs
-from mmedge.converters.quantize import quantize
 from mmedge.converters.methods import (
     DynamicInt8,
     Float16,
     QuantizationConfig,
     StaticInt8,
 )
+from mmedge.converters.passes import to_onnxruntime_layout
+from mmedge.converters.passes.int8 import quantizable_inputs
+from mmedge.converters.quantize import quantize
 from mmedge.converters.statistics import collect_ranges
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.runtimes.session import open_session
