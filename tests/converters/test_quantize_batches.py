@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from towers import image_tower, pictures
 
-from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.methods import DynamicInt8, QuantizationConfig, StaticInt8
+from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.quantize import quantize
 from mmedge.runtimes.session import open_session
 
