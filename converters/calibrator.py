@@ -43,7 +43,7 @@ class Calibrator:
         """
         self._feeds = feeds
         self._ranges: dict[tuple[Path, RangeMethod, bool], dict[str, Range]] = {}
-        self._channels: dict[tuple[Path], dict[str, ChannelStatistics]] = {}
+        self._channels: dict[Path, dict[str, ChannelStatistics]] = {}
         self._peaks: dict[Path, dict[str, Peak]] = {}
         self._scales: dict[tuple[Equalization, str], Scales] = {}
         self._equalized: dict[tuple[Path, Equalization, str], Path] = {}
@@ -63,7 +63,7 @@ class Calibrator:
 
     def channels(self, model: Path, names: Sequence[str]) -> dict[str, ChannelStatistics]:
         """Return the channel statistics of named values; see statistics.collect_channels."""
-        known = self._channels.setdefault((model,), {})
+        known = self._channels.setdefault(model, {})
         if missing := _missing(names, known):
             known |= collect_channels(model, missing, self._feeds)
         return {name: known[name] for name in names}

@@ -156,7 +156,7 @@ def choose_together(
     for picks in combinations:
         built = {name: trial.built for name, trial in picks.items() if trial.built is not None}
         joint = judge_together(built, roles, samples).drops[metric.figure]
-        if joint.value <= budget.max_drop + 1e-12:
+        if budget.holds(joint):
             return picks, joint
     return {name: trials[0] for name, trials in tried.items()}, None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmedge.bundle import Golden, create_bundle, describe_files, save_golden, write_manifest
 from mmedge.bundle.figures import Figure
-from mmedge.bundle.manifest import ContrastiveHead, Manifest, Quality
+from mmedge.bundle.manifest import ContrastiveHead, Layout, Manifest, Quality
 from mmedge.converters.calibration import image_feeds, text_feeds
 from mmedge.converters.config import (
     ConversionReport,
@@ -232,27 +232,16 @@ def _search_key(job: _Job, facts: _Facts) -> dict[str, object]:
 def _start_search(
     job: _Job, name: str, spec: ExportSpec, store: TrialStore, budget: Budget
 ) -> StartedSearch:
-    folder = store.role_folder(name)
-    portable = folder / "fp32.onnx"
+    portable = store.role_folder(name) / "fp32.onnx"
     job.progress(ProgressEvent(f"Export {name}", 0, 1))
     known = store.load(name, FP32, budget.metric)
-    if known is None:
+    stored = None if known is None else known.built
+    if stored is None:
         export_role(name, spec, portable)
-        models = lay_out(portable)
-    else:
-        models = dict(known.built.models) if known.built is not None else lay_out(portable)
+    models = lay_out(portable) if stored is None else stored.models
     calibration = _calibration(job, name, spec.modality)
-    builder = VariantBuilder(
-        name,
-        folder,
-        models,
-        _inputs(job, name, spec),
-        calibration,
-        spec=spec,
-        explain=job.config.explain,
-        seed=job.config.seed,
-    )
-    built = known.built if known is not None and known.built is not None else builder.build(FP32)
+    builder = _builder(job, name, spec, models, calibration)
+    built = stored or builder.build(FP32)
     role = BuiltRole(spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, (built,))
     return StartedSearch(name, role, builder, store, budget, calibrated=calibration is not None)
 
@@ -277,20 +266,11 @@ def _take(
 
 
 def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) -> BuiltRole:
-    folder = job.folder / name
-    portable = folder / "fp32.onnx"
+    portable = job.folder / name / "fp32.onnx"
     job.progress(ProgressEvent(f"Export {name}", 0, 1))
     export_role(name, spec, portable)
-    builder = VariantBuilder(
-        name,
-        folder,
-        lay_out(portable),
-        _inputs(job, name, spec),
-        _calibration(job, name, spec.modality),
-        spec=spec,
-        explain=job.config.explain,
-        seed=job.config.seed,
-    )
+    calibration = _calibration(job, name, spec.modality)
+    builder = _builder(job, name, spec, lay_out(portable), calibration)
     with closing(builder):
         variants = []
         for recipe in (FP32, *(recipe for recipe in plan if recipe != FP32)):
@@ -298,6 +278,25 @@ def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) 
             variants.append(builder.build(recipe))
     return BuiltRole(
         spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, tuple(variants)
+    )
+
+
+def _builder(
+    job: _Job,
+    name: str,
+    spec: ExportSpec,
+    fp32: Mapping[Layout, Path],
+    calibration: Feeds | None,
+) -> VariantBuilder:
+    return VariantBuilder(
+        name,
+        fp32["portable"].parent,
+        fp32,
+        _inputs(job, name, spec),
+        calibration,
+        spec=spec,
+        explain=job.config.explain,
+        seed=job.config.seed,
     )
 
 

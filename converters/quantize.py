@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import singledispatch
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from mmedge.bundle.nodes import NodeEntry
@@ -29,14 +28,9 @@ from mmedge.converters.methods import (
     WeightOnly,
 )
 from mmedge.converters.passes.bfloat16 import to_bfloat16
-from mmedge.converters.passes.float8 import Float8Linears, quantize_weight_float8
+from mmedge.converters.passes.float8 import Float8Linears
 from mmedge.converters.passes.float16 import to_float16
-from mmedge.converters.passes.int8 import (
-    Int8Linears,
-    Range,
-    quantizable_inputs,
-    relative_error,
-)
+from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs
 from mmedge.converters.passes.linears import Linear, find_linears
 from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
 from mmedge.converters.statistics import Feeds
@@ -231,16 +225,9 @@ def _(config: Float8, made: _Quantizer) -> ir.Model:
     graph = ir.load(made.model)
     ranges = made.ranges(made.model, graph, config)
     plan = plan_layers(graph.graph, config.keep)
-    errors = {}
-    half = config.rest == "float16"
-    for linear in find_linears(graph.graph):
-        if linear.x.name in ranges and linear.name not in config.keep:
-            codes, scale = quantize_weight_float8(linear.matrix(), half=half)
-            errors[linear.name] = relative_error(
-                linear.matrix(), codes.astype(np.float32) * np.float32(scale)
-            )
-    Float8Linears(ranges, keep=config.keep, half=half)(graph)
-    made.entries = describe_layers(plan, "float8e4m3fn", errors, ranges)
+    step = Float8Linears(ranges, keep=config.keep, half=config.rest == "float16")
+    step(graph)
+    made.entries = describe_layers(plan, "float8e4m3fn", step.weight_errors, ranges)
     return made.with_rest(graph, made.model, config.rest)
 
 

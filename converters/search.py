@@ -97,7 +97,7 @@ class RoleSearch:
         if not self._close(trials):
             yield from self._known(_EQUALIZED)
         yield from self._refined(trials)
-        if not self._done(trials, self.budget.max_drop):
+        if not any(within(trial, self.budget) for trial in self._worthwhile(trials)):
             yield parse_recipe("int8-static-percentile-distilled")
 
     def _refined(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
@@ -118,11 +118,6 @@ class RoleSearch:
             recipe = parse_recipe(name)
             if self.calibrated or not recipe.needs_calibration:
                 yield recipe
-
-    def _done(self, trials: Sequence[Trial], limit: float) -> bool:
-        """Tell whether something that serves the objective loses no more than a limit."""
-        least = self._worthwhile(trials)
-        return any(trial.drop is not None and trial.drop.value <= limit for trial in least)
 
     def _close(self, trials: Sequence[Trial]) -> bool:
         """Tell whether something that serves the objective is near enough to fp32.

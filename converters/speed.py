@@ -7,8 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Layout
 from mmedge.bundle.search import Speed
@@ -114,6 +112,7 @@ class SpeedTest:
                 raise BackendError(f"Speed of fp32: {reference} no longer answers as it did.")
             if not ours:
                 return None
+            # Ratios are to what stands first.
             turns = ours if fp32 is None else {_FP32: fp32, **ours}
             raced = race(turns, rounds=_ROUNDS, seconds=_SECONDS)
             fastest = min(ours, key=lambda name: raced[name].latency_p50_ms)
@@ -122,8 +121,7 @@ class SpeedTest:
                 one = {fastest: ours[fastest]}
                 energies = energy_per_call_mj(one, self._counter, seconds=_ENERGY_SECONDS)
                 energy_mj = energies[fastest]
-        compared = fastest if fp32 is None else _FP32
-        return _speed(fastest, raced[fastest], raced[compared], energy_mj)
+        return _speed(fastest, raced[fastest], energy_mj, is_reference=fp32 is None)
 
     def _open(self, runner: Runner, backend_name: str) -> Session | None:
         """Open a graph in a backend, None where it does not take it or answers otherwise."""
@@ -153,16 +151,16 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def _speed(
-    backend_name: str, result: RaceResult, reference: RaceResult, energy_mj: float | None
+    backend_name: str, result: RaceResult, energy_mj: float | None, *, is_reference: bool
 ) -> Speed:
-    ours, theirs = np.asarray(result.latencies_ms), np.asarray(reference.latencies_ms)
-    ratios = np.maximum(ours, 1e-6) / np.maximum(theirs, 1e-6)
-    drawn = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
-    middle = float(np.median(ratios))
+    ratio = result.ratio
+    compared = Figure(
+        value=ratio, low=min(result.ratio_low, ratio), high=max(result.ratio_high, ratio)
+    )
     return Speed(
         backend=backend_name,
         latency_ms=max(result.latency_p50_ms, 1e-6),
-        ratio=Figure(value=middle, low=min(float(low), middle), high=max(float(high), middle)),
+        # fp32 was raced against nothing but itself.
+        ratio=Figure(value=1.0, low=1.0, high=1.0) if is_reference else compared,
         energy_mj=energy_mj,
     )

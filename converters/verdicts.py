@@ -34,6 +34,10 @@ class Budget:
     max_drop: float
     objective: Objective
 
+    def holds(self, drop: Figure) -> bool:
+        """Tell whether a loss keeps to the budget."""
+        return drop.value <= self.max_drop + 1e-12
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -96,7 +100,7 @@ class Judgement:
 
 def within(trial: Trial, budget: Budget) -> bool:
     """Tell whether a candidate was made and keeps to the budget."""
-    return trial.drop is not None and trial.drop.value <= budget.max_drop + 1e-12
+    return trial.drop is not None and budget.holds(trial.drop)
 
 
 def front(trials: Sequence[Trial], budget: Budget) -> list[Trial]:

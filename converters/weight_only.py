@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.converters.passes.int8 import relative_error as matrix_error
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
 
@@ -102,8 +103,7 @@ class GroupCodes:
 
 def relative_error(matrix: Float32Array, codes: GroupCodes) -> float:
     """Return ||W - Wq|| / ||W|| in the Frobenius norm; 0 for a matrix of zeros."""
-    norm = float(np.linalg.norm(matrix))
-    return float(np.linalg.norm(matrix - codes.matrix())) / norm if norm else 0.0
+    return matrix_error(matrix, codes.matrix())
 
 
 def round_to_nearest(

@@ -20,13 +20,19 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mmedge.converters.passes.building import add_initializer, replace_value
-from mmedge.converters.passes.int8 import Range, half_scales
-from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
+from mmedge.converters.passes.building import NodeBuilder, add_initializer, replace_value
+from mmedge.converters.passes.int8 import (
+    Range,
+    calibrated_range,
+    half_scales,
+    quantizable_linears,
+    relative_error,
+)
+from mmedge.converters.passes.linears import Linear
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
 
-__all__ = ["Float8Linears", "float8_inputs", "quantize_weight_float8"]
+__all__ = ["Float8Linears", "quantize_weight_float8"]
 
 _LARGEST = 448.0
 _E4M3FN = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -52,19 +58,6 @@ def _scale(largest: float, *, half: bool) -> float:
     return scale if scale >= _SMALLEST_SCALE else 1.0
 
 
-def _chosen(graph: ir.Graph, keep: Collection[str]) -> list[Linear]:
-    return [
-        linear
-        for linear in find_linears(graph)
-        if linear.name not in keep and not makes_embedding(linear)
-    ]
-
-
-def float8_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
-    """Return the names of the activations whose ranges fp8 needs, in order, each once."""
-    return list(dict.fromkeys(linear.x.name or "" for linear in _chosen(model.graph, keep)))
-
-
 class Float8Linears(ir.passes.InPlacePass):
     """Write linear layers in fp8.
 
@@ -78,7 +71,7 @@ class Float8Linears(ir.passes.InPlacePass):
         """Take what calibration found.
 
         Args:
-            ranges: By tensor name, for every name in `float8_inputs`.
+            ranges: By tensor name, for every name in `quantizable_inputs`.
             keep: Names of linear layers that stay in float.
             half: Scales that float16 holds, for a graph that is narrowed afterwards.
         """
@@ -86,6 +79,8 @@ class Float8Linears(ir.passes.InPlacePass):
         self._half = half
         self._ranges = ranges
         self._keep = frozenset(keep)
+        self.weight_errors: dict[str, float] = {}
+        """||W - Wq||_F / ||W||_F of what was quantized, by name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every linear layer of the main graph but the kept ones and the last.
@@ -95,7 +90,7 @@ class Float8Linears(ir.passes.InPlacePass):
                 range is not finite; the tensor is named.
         """
         graph = model.graph
-        chosen = _chosen(graph, self._keep)
+        chosen = quantizable_linears(graph, self._keep)
         if not chosen:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all are "
@@ -107,7 +102,7 @@ class Float8Linears(ir.passes.InPlacePass):
             if linear.x not in activations:
                 activations[linear.x] = self._activation(graph, linear)
             if linear.weight not in weights:
-                weights[linear.weight] = _weight(graph, linear, half=self._half)
+                weights[linear.weight] = self._weight(graph, linear)
             inputs = [activations[linear.x], weights[linear.weight]]
             result = _insert(graph, linear.node, "MatMul", inputs, f"{linear.node.name}_product")
             if linear.bias is not None:
@@ -120,17 +115,8 @@ class Float8Linears(ir.passes.InPlacePass):
 
     def _activation(self, graph: ir.Graph, linear: Linear) -> ir.Value:
         name = linear.x.name or ""
-        found = self._ranges.get(name)
-        if found is None:
-            raise QuantizationError(
-                f"No calibrated range for '{name}'. Collect ranges for all of float8_inputs."
-            )
+        found = calibrated_range(self._ranges, linear.x)
         largest = max(abs(found.low), abs(found.high))
-        if not np.isfinite(largest):
-            raise QuantizationError(
-                f"Activation '{name}' is NaN or infinite on the calibration data: range "
-                f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
-            )
         scale, zero = _parameters(graph, name, _scale(largest, half=self._half))
         codes = _insert(
             graph, linear.node, "QuantizeLinear", [linear.x, scale, zero], f"{name}_quantize"
@@ -138,12 +124,15 @@ class Float8Linears(ir.passes.InPlacePass):
         codes.type = ir.TensorType(ir.DataType.FLOAT8E4M3FN)
         return _dequantized(graph, linear.node, codes, (scale, zero), name)
 
-
-def _weight(graph: ir.Graph, linear: Linear, *, half: bool) -> ir.Value:
-    codes, number = quantize_weight_float8(linear.matrix(), half=half)
-    name = linear.weight.name or ""
-    stored = add_initializer(graph, f"{name}_float8", codes)
-    return _dequantized(graph, linear.node, stored, _parameters(graph, name, number), name)
+    def _weight(self, graph: ir.Graph, linear: Linear) -> ir.Value:
+        matrix = linear.matrix()
+        codes, number = quantize_weight_float8(matrix, half=self._half)
+        self.weight_errors[linear.name] = relative_error(
+            matrix, codes.astype(np.float32) * np.float32(number)
+        )
+        name = linear.weight.name or ""
+        stored = add_initializer(graph, f"{name}_float8", codes)
+        return _dequantized(graph, linear.node, stored, _parameters(graph, name, number), name)
 
 
 def _parameters(graph: ir.Graph, name: str, scale: float) -> tuple[ir.Value, ir.Value]:
@@ -166,8 +155,6 @@ def _dequantized(
 def _insert(
     graph: ir.Graph, below: ir.Node, op_type: str, inputs: list[ir.Value], name: str
 ) -> ir.Value:
-    node = ir.node(op_type, inputs, name=name)
-    node.outputs[0].name = f"{name}_out"
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(below, node)
-    return node.outputs[0]
+    output = NodeBuilder(graph, below).node(op_type, inputs, name)
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    return output

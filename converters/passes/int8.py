@@ -24,14 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mmedge.converters.passes.building import add_initializer, replace_value
+from mmedge.converters.passes.building import NodeBuilder, replace_value
 from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
 from mmedge.converters.passes.matching import constant, is_op, only_consumer, sizes
 from mmedge.errors import QuantizationError
@@ -40,6 +39,7 @@ from mmedge.specs import Array, Float32Array
 __all__ = [
     "Int8Linears",
     "Range",
+    "calibrated_range",
     "half_scales",
     "quantizable_inputs",
     "quantizable_linears",
@@ -67,6 +67,29 @@ class Range:
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         scale = _storable((high - low) / 255.0)
         return scale, int(np.clip(round(-low / scale), 0, 255))
+
+
+def calibrated_range(ranges: Mapping[str, Range], x: ir.Value) -> Range:
+    """Return the range of an activation.
+
+    Args:
+        ranges: By tensor name.
+        x: The activation.
+
+    Raises:
+        QuantizationError: If it is missing, or not finite.
+    """
+    found = ranges.get(x.name or "")
+    if found is None:
+        raise QuantizationError(
+            f"No calibrated range for '{x.name}'. Collect ranges for all quantizable inputs."
+        )
+    if not (np.isfinite(found.low) and np.isfinite(found.high)):
+        raise QuantizationError(
+            f"Activation '{x.name}' is NaN or infinite on the calibration data: range "
+            f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
+        )
+    return found
 
 
 def _storable(scale: float) -> float:
@@ -224,7 +247,7 @@ class Int8Linears(ir.passes.InPlacePass):
         matrix = linear.matrix()
         codes, scales = quantize_weight(matrix, axis=1, half=self._half)
         self.weight_errors[linear.name] = relative_error(matrix, codes * scales)
-        build = _Builder(graph, linear.node)
+        build = NodeBuilder(graph, linear.node)
         bias = None if self._biases is None else self._biases(linear, codes, scales)
         if bias is not None:
             corrected = build.initializer(f"{linear.name}.corrected_bias", bias)
@@ -238,7 +261,7 @@ class Int8Linears(ir.passes.InPlacePass):
         replace_value(linear.output, result)
 
     def _integer(
-        self, build: _Builder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
+        self, build: NodeBuilder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
         codes, scale, zero_point = self._activation(build, linear.x)
         bias = linear.bias
@@ -261,7 +284,7 @@ class Int8Linears(ir.passes.InPlacePass):
         return product if bias is None or inside else build.node("Add", [product, bias], stem)
 
     def _qdq(
-        self, build: _Builder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
+        self, build: NodeBuilder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
         codes, scale, zero_point = self._activation(build, linear.x)
         if linear.x not in self._dequantized:
@@ -281,7 +304,7 @@ class Int8Linears(ir.passes.InPlacePass):
             return product
         return build.node("Add", [product, linear.bias], f"{stem}_bias")
 
-    def _activation(self, build: _Builder, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _activation(self, build: NodeBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return codes, scale and zero point of an activation, made once for all its readers."""
         if x in self._quantized:
             return self._quantized[x]
@@ -326,16 +349,7 @@ class Int8Linears(ir.passes.InPlacePass):
         return self._quantized[x]
 
     def _parameters(self, x: ir.Value) -> tuple[float, int]:
-        found = self._ranges.get(x.name or "")
-        if found is None:
-            raise QuantizationError(
-                f"No calibrated range for '{x.name}'. Collect ranges for all quantizable inputs."
-            )
-        if not (np.isfinite(found.low) and np.isfinite(found.high)):
-            raise QuantizationError(
-                f"Activation '{x.name}' is NaN or infinite on the calibration data: range "
-                f"[{found.low}, {found.high}]. Check the data, or leave this role in float."
-            )
+        found = calibrated_range(self._ranges, x)
         if self._symmetric:
             scale = _storable(max(abs(found.low), abs(found.high)) / 127.0)
             return float(half_scales(np.array([scale], np.float32))[0]) if self._half else scale, 0
@@ -352,7 +366,7 @@ class Int8Linears(ir.passes.InPlacePass):
             )
         matrix = np.asarray(weight, np.float32)
         codes, scales = quantize_weight(matrix, axis=0, half=self._half)
-        build = _Builder(graph, gather)
+        build = NodeBuilder(graph, gather)
         name = gather.name or gather.outputs[0].name or "gather"
         stored = build.initializer(f"{table.name}_int8", codes)
         if self._form == "qdq" and self._symmetric:
@@ -386,7 +400,7 @@ def _is_large_table(table: ir.Value, gather: ir.Node) -> bool:
 
 
 def _look_up(
-    build: _Builder,
+    build: NodeBuilder,
     quantized: tuple[ir.Value, Float32Array],
     ids: ir.Value | None,
     table: ir.Value,
@@ -399,37 +413,3 @@ def _look_up(
     row_scales = build.node("Gather", [scale, ids], f"{name}_scale")
     as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})
     return build.node("Mul", [as_float, row_scales], f"{name}_dequantize")
-
-
-class _Builder:
-    """Adds nodes above one node of a graph, and initializers to the graph."""
-
-    def __init__(self, graph: ir.Graph, below: ir.Node) -> None:
-        self._graph = graph
-        self._below = below
-
-    def insert(self, node: ir.Node) -> None:
-        self._graph.insert_before(self._below, node)
-
-    def node(
-        self,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        name: str,
-        attributes: Mapping[str, int] | None = None,
-        domain: str = "",
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes or {}, name=name, domain=domain)
-        node.outputs[0].name = f"{name}_out"
-        self.insert(node)
-        return node.outputs[0]
-
-    def initializer(self, name: str, array: Array) -> ir.Value:
-        """Register a constant; where a tied weight made an equal one of that name, return that."""
-        free, taken = name, count(1)
-        while (known := self._graph.initializers.get(free)) is not None:
-            held = constant(known)
-            if held is not None and held.dtype == array.dtype and np.array_equal(held, array):
-                return known
-            free = f"{name}_{next(taken)}"
-        return add_initializer(self._graph, free, array)

@@ -6,13 +6,13 @@ ONNX operator DequantizeLinear-21.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.passes.building import add_initializer
+from mmedge.converters.passes.building import NodeBuilder
 from mmedge.converters.passes.linears import Linear
 from mmedge.converters.passes.matching import sizes
 from mmedge.converters.weight_only import GroupCodes
@@ -33,31 +33,13 @@ class StoredWeight:
         self.made: dict[str, ir.Value] = {}
 
 
-class WeightBuilder:
-    """Adds nodes above one node of a graph, and initializers to the graph."""
-
-    def __init__(self, graph: ir.Graph, below: ir.Node) -> None:
-        self._graph = graph
-        self._below = below
-
-    def node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        name: str,
-        attributes: Mapping[str, int] | None = None,
-        domain: str = "",
-    ) -> ir.Value:
-        """Add a node and return its only output."""
-        made = ir.node(op_type, inputs, attributes or {}, name=name, domain=domain)
-        made.outputs[0].name = f"{name}_out"
-        self._graph.insert_before(self._below, made)
-        return made.outputs[0]
+class WeightBuilder(NodeBuilder):
+    """Adds nodes above one node of a graph, and the constants of weights, each once."""
 
     def constant(self, stored: StoredWeight, part: str, array: Array) -> ir.Value:
         """Return a constant of a weight, registered at the first call."""
         if part not in stored.made:
-            stored.made[part] = add_initializer(self._graph, f"{stored.name}_{part}", array)
+            stored.made[part] = self.initializer(f"{stored.name}_{part}", array)
         return stored.made[part]
 
     def scales(self, stored: StoredWeight, name: str) -> ir.Value:

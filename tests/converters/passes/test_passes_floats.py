@@ -18,7 +18,6 @@ from mmedge.converters.agreement import require_agreement
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16, to_bfloat16
 from mmedge.converters.passes.float8 import (
     Float8Linears,
-    float8_inputs,
     quantize_weight_float8,
 )
 from mmedge.converters.passes.float16 import Float16Result, to_float16
@@ -361,7 +360,7 @@ def test_onnxruntime_on_cpu_says_that_it_cannot_run_bfloat16(image: Path) -> Non
 
 def float8(path: Path, kind: str, keep: tuple[str, ...] = ()) -> ir.Model:
     model = ir.load(path)
-    Float8Linears(collect_ranges(path, float8_inputs(model, keep), feeds(kind)), keep)(model)
+    Float8Linears(collect_ranges(path, quantizable_inputs(model, keep), feeds(kind)), keep)(model)
     return model
 
 
