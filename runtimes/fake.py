@@ -21,18 +21,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
-from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "FakeBinding",
@@ -81,7 +77,7 @@ def open_session(model: Path, options: SessionOptions) -> FakeSession:
     return FakeSession(glance.inputs, glance.outputs)
 
 
-class FakeSession:
+class FakeSession(Session):
     """A Session that computes nothing.
 
     Args:
@@ -177,17 +173,6 @@ class FakeSession:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendError("The fake session is closed. Make another.")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class FakeBinding:

@@ -29,19 +29,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
-from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "OpenVinoBinding",
@@ -120,7 +117,7 @@ def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
     return OpenVinoSession(engine, compiled, model, glance, placement)
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """A Session on OpenVINO. Made by `open_session`."""
 
     def __init__(
@@ -229,17 +226,6 @@ class OpenVinoSession:
         if compiled is None:
             raise _closed(self._model)
         return compiled
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._compiled is None else self._placement.device

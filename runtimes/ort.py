@@ -15,8 +15,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +32,8 @@ from mmedge.runtimes.ort_engine import (
     read_placement,
     session_settings,
 )
-from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "OrtBinding",
@@ -101,7 +97,7 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
 
 
-class OrtSession:
+class OrtSession(Session):
     """A Session on ONNX Runtime. Made by `open_session`."""
 
     def __init__(self, native: Any, model: Path, placement: Placement) -> None:  # noqa: ANN401
@@ -190,17 +186,6 @@ class OrtSession:
         if native is None:
             raise _closed(self._model)
         return native
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._native is None else self._placement.device

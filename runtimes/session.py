@@ -159,14 +159,17 @@ class Session(Protocol):
         """Free the engine's memory. Closing twice is fine; running afterwards is a BackendError."""
         ...
 
-    def __enter__(self) -> Self: ...
+    # The same for every backend that names this as its base.
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Backend(Protocol):

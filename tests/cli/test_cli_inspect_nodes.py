@@ -7,9 +7,9 @@ import re
 
 import pytest
 from bundles import add_nodes
+from inspecting import printed, run
 
 from mmedge.bundle import Bundle, NodeEntry, NodeTable
-from mmedge.cli import main
 
 BLOCK = "vision_model.encoder.layers.0"
 WHY = "among the 1 most sensitive: its input has outliers that a scale for the tensor cannot hold"
@@ -45,20 +45,6 @@ NODES = (
 def tell(bundle: Bundle, nodes: tuple[NodeEntry, ...] = NODES) -> Bundle:
     table = NodeTable(role="image_encoder", variant="int8-dynamic", nodes=nodes, samples=8)
     return add_nodes(bundle, table)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as done:
-        main(["inspect", *arguments])
-    captured = capsys.readouterr()
-    assert isinstance(done.value.code, int)
-    return done.value.code, captured.out, captured.err
-
-
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    code, out, err = run(capsys, *arguments)
-    assert (code, err) == (0, "")
-    return out
 
 
 def test_in_a_pipe_each_node_is_one_line_with_all_of_it(

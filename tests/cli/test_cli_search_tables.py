@@ -8,31 +8,17 @@ from pathlib import Path
 
 import pytest
 from bundles import add_nodes, edit_manifest
+from inspecting import printed, run
 from rich.console import Console
 from searches import candidate, figure, large_search, nothing_gained, search, small_search
 
 from mmedge.bundle import Bundle, NodeEntry, NodeTable
 from mmedge.bundle.search import SearchRecord
-from mmedge.cli import main
 from mmedge.cli.search_tables import search_lines, search_tables
 
 TO = "\N{EN DASH}"
 WHY = "within the budget, 0.31 of fp32's time, 0.25 of its size"
 LONGEST = "int8-static-mse-equalized-corrected-keep8"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as done:
-        main(["inspect", *arguments])
-    captured = capsys.readouterr()
-    assert isinstance(done.value.code, int)
-    return done.value.code, captured.out, captured.err
-
-
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    code, out, err = run(capsys, *arguments)
-    assert (code, err) == (0, "")
-    return out
 
 
 def tell(bundle: Bundle, record: SearchRecord, role: str = "image_encoder") -> Bundle:
