@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT for RTX: engines built from ONNX, kept in a cache, run without torch."""

@@ -1,0 +1,172 @@
+"""The vocabulary of engines: what is asked for, what an engine depends on, what came of a build.
+
+An engine is a serialized TensorRT plan. It is never the artefact: it is made from the ONNX file of
+a variant's `portable` layout, for one flavour and version of TensorRT and one kind of GPU, and can
+be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+from mmedge.errors import InputError
+from mmedge.specs import TensorSpec
+
+__all__ = [
+    "FLAVOURS",
+    "BuildSettings",
+    "BuiltEngine",
+    "EngineKey",
+    "EngineLayer",
+    "EngineRequest",
+    "Flavour",
+    "ShapeProfile",
+    "ShapeRange",
+]
+
+Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+"""TensorRT of servers and JetPack, or TensorRT for RTX of desktop GPUs."""
+
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """The shapes of one input that an optimization profile takes.
+
+    Attributes:
+        least: Smallest shape.
+        usual: The shape that kernels are chosen for.
+        most: Largest shape.
+
+    Raises:
+        InputError: If the ranks differ, or a size is not 1 <= least <= usual <= most.
+    """
+
+    least: tuple[int, ...]
+    usual: tuple[int, ...]
+    most: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.least) == len(self.usual) == len(self.most):
+            raise InputError(
+                f"Shape range: got {self.least}, {self.usual} and {self.most}, expected three "
+                "shapes of one rank."
+            )
+        for least, usual, most in zip(self.least, self.usual, self.most, strict=True):
+            if not 1 <= least <= usual <= most:
+                raise InputError(
+                    f"Shape range: got {self.least}, {self.usual} and {self.most}, expected "
+                    "1 <= least <= usual <= most on every axis."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeProfile:
+    """An optimization profile: a range of shapes for every input.
+
+    Attributes:
+        ranges: By input name; every input of the graph, the fixed ones with one shape three times.
+    """
+
+    ranges: Mapping[str, ShapeRange]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Flags of a build; the precision is not among them, it stands in the graph.
+
+    Attributes:
+        workspace_bytes: The most device memory that a kernel may use for scratch; without a GPU
+            the library would otherwise assume 64 GiB.
+        weight_streaming: Weights may stay in host memory and be streamed in (TensorRT alone).
+        stripped: Leave the weights out of the plan, to be refitted from the ONNX file on the
+            device (TensorRT alone).
+        refittable: Weights can be exchanged after the build.
+    """
+
+    workspace_bytes: int = 1 << 30
+    weight_streaming: bool = False
+    stripped: bool = False
+    refittable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What is to be built, whatever machine it is built on.
+
+    Attributes:
+        flavour: Of TensorRT.
+        compute_capabilities: What it is to run on, such as ("8.9", "12.0"); ("any",) for every GPU
+            that TensorRT-RTX knows; empty for the GPU of this machine.
+        profiles: One or more, tried in order at run time.
+        settings: Flags.
+    """
+
+    flavour: Flavour
+    compute_capabilities: tuple[str, ...] = ()
+    profiles: tuple[ShapeProfile, ...] = ()
+    settings: BuildSettings = field(default_factory=BuildSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """Everything that an engine depends on; two equal keys may share one.
+
+    Attributes:
+        model_sha256: Over the ONNX file and its external data.
+        request: What was asked for.
+        version: Of the TensorRT library, such as "10.3.0.26".
+        cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
+        driver: Version of the driver, "" where there is none (a build without a GPU).
+        compute_capability: Of the GPU it runs on, or the portability class: "8.9+12.0", "any".
+    """
+
+    model_sha256: str
+    request: EngineRequest
+    version: str
+    cuda: str
+    driver: str
+    compute_capability: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLayer:
+    """One layer of a built engine, as the library tells it.
+
+    Attributes:
+        name: Of the layer; fused layers join the names of their nodes.
+        kind: Its type.
+        inputs: dtype of each input, such as "int8", "fp16", "fp32".
+        outputs: dtype of each output.
+        tactic: The kernel's name, "" where it is not told.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tactic: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A plan, and what is known of it without deserializing it.
+
+    Attributes:
+        plan: The serialized engine.
+        inputs: Specs, read from the network when it was built.
+        outputs: Specs.
+        layers: What it is made of; empty where the library told nothing.
+        duration_s: Wall time of the build.
+        warnings: What the library warned of.
+    """
+
+    plan: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[EngineLayer, ...]
+    duration_s: float
+    warnings: tuple[str, ...] = ()
