@@ -24,10 +24,15 @@ __all__ = ["atomic_directory", "write_atomic"]
 _LEFTOVER = re.compile(r"[0-9a-f]{8}\.(partial|old)")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half.
 
     A link is followed: the file that it leads to is replaced, and the link stays.
+
+    Args:
+        path: Where the file is to stand.
+        data: Its content.
+        private: Whether only its owner may read and write it, whatever the umask allows.
 
     Raises:
         StorageError: If the disk is full, the place cannot be written, or what stands there is no
@@ -41,7 +46,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(place)
-        with _claimed(place, _make_file) as beside:
+        with _claimed(place, _make_private_file if private else _make_file) as beside:
             beside.write_bytes(data)
             _sync(beside)
             beside.replace(place)
@@ -111,6 +116,10 @@ def _make_directory(path: Path) -> None:
 
 def _make_file(path: Path) -> None:
     path.touch(exist_ok=False)
+
+
+def _make_private_file(path: Path) -> None:
+    path.touch(mode=0o600, exist_ok=False)
 
 
 @contextmanager

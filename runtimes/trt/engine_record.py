@@ -1,0 +1,165 @@
+"""What is written down beside an engine, and the name that its key gives it.
+
+A record is read back as untrusted input: unknown fields are refused, it is limited in size, and it
+names no path. Where its plan lies follows from the key and the plan's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmedge.errors import InputError
+from mmedge.runtimes.trt.engines import BuiltEngine, EngineKey, EngineLayer
+from mmedge.specs import TensorSpec
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "EngineRecord",
+    "RecordError",
+    "TensorRecord",
+    "key_digest",
+    "parse_record",
+    "record_of",
+    "sha256_of",
+]
+
+RECORD_FORMAT = 1
+MAX_RECORD_BYTES = 64 << 20
+
+_MAX_PLAN_BYTES = 1 << 40
+_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Text = Annotated[str, Field(max_length=4096)]
+
+
+class RecordError(Exception):
+    """A record is not one that can be trusted; the message says why."""
+
+
+class TensorRecord(BaseModel):
+    """A TensorSpec as JSON: dtype by its numpy name, a str in shape is a dynamic axis."""
+
+    model_config = _FROZEN
+    name: str = Field(min_length=1, max_length=4096)
+    dtype: str = Field(pattern="^(bool|u?int(8|16|32|64)|float(16|32|64))$")
+    shape: tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)], ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorRecord:
+        """Return what is written of a spec."""
+        return cls(name=spec.name, dtype=spec.dtype.name, shape=spec.shape)
+
+    def spec(self) -> TensorSpec:
+        """Return the spec that was written."""
+        return TensorSpec(self.name, np.dtype(self.dtype), self.shape)
+
+
+class EngineRecord(BaseModel):
+    """What is known of an engine without loading it.
+
+    Attributes:
+        format: Of this record.
+        key: Everything that the engine depends on.
+        label: The model's name for people, such as "clip.mmedge/image_encoder/fp16.onnx".
+        plan_sha256: Of the plan.
+        plan_size_bytes: Of the plan.
+        inputs: Specs, read from the network when it was built.
+        outputs: Specs.
+        layers: What the engine is made of; empty where the library told nothing.
+        duration_s: Wall time of the build.
+        warnings: What the library warned of.
+        mmedge: Version that built it.
+        built_unix_s: When, in seconds since 1970.
+    """
+
+    model_config = _FROZEN
+    format: Literal[1]
+    key: EngineKey
+    label: _Text
+    plan_sha256: _Sha256
+    plan_size_bytes: int = Field(ge=1, le=_MAX_PLAN_BYTES)
+    inputs: tuple[TensorRecord, ...] = Field(max_length=4096)
+    outputs: tuple[TensorRecord, ...] = Field(max_length=4096)
+    layers: tuple[EngineLayer, ...]
+    duration_s: float = Field(ge=0)
+    warnings: tuple[str, ...]
+    mmedge: _Text
+    built_unix_s: float = Field(ge=0, le=1e11)
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """Input specs."""
+        return tuple(entry.spec() for entry in self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """Output specs."""
+        return tuple(entry.spec() for entry in self.outputs)
+
+
+def key_digest(key: EngineKey) -> str:
+    """Return the name of a key's files: 32 hexadecimal digits, the same for equal keys."""
+    document = {"format": RECORD_FORMAT, "key": asdict(key)}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the sha256 of bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def record_of(key: EngineKey, built: BuiltEngine, label: str) -> EngineRecord:
+    """Return the record of an engine that was built just now.
+
+    Raises:
+        InputError: If the plan is empty.
+    """
+    if not built.plan:
+        raise InputError("The plan to be cached is empty: the build gave nothing.")
+    return EngineRecord(
+        format=RECORD_FORMAT,
+        key=key,
+        label=label[-4096:],
+        plan_sha256=sha256_of(built.plan),
+        plan_size_bytes=len(built.plan),
+        inputs=tuple(TensorRecord.of(spec) for spec in built.inputs),
+        outputs=tuple(TensorRecord.of(spec) for spec in built.outputs),
+        layers=built.layers,
+        duration_s=built.duration_s,
+        warnings=built.warnings,
+        mmedge=version("mmedge"),
+        built_unix_s=time.time(),
+    )
+
+
+def parse_record(data: bytes, digest: str) -> EngineRecord:
+    """Parse the record of an entry and check that it is of this entry.
+
+    Args:
+        data: UTF-8 JSON.
+        digest: What the entry is named by.
+
+    Raises:
+        RecordError: If it is not JSON, has unknown or impossible fields, or is of another key.
+    """
+    try:
+        record = EngineRecord.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(step) for step in fault["loc"])
+        reason = f"{place}: {fault['msg']}" if place else str(fault["msg"])
+        raise RecordError(f"its record is damaged ({reason})") from error
+    except InputError as error:  # a shape range that is none
+        raise RecordError(f"its record is damaged ({error})") from error
+    if key_digest(record.key) != digest:
+        raise RecordError("its record is of another engine, or was changed")
+    return record

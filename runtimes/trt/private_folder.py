@@ -1,0 +1,142 @@
+"""A folder that its owner alone may write: what is loaded from it is as good as code.
+
+TensorRT runs what a plan says, so whoever can write a plan can run code as the user who loads it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from mmedge.errors import StorageError
+from mmedge.files import storage_errors
+
+__all__ = ["UnsafeFileError", "check_private", "make_private", "read_private", "stat_private"]
+
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UnsafeFileError(Exception):
+    """A file of the folder is not to be read: a link, no file, or writable by others."""
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter, and check one that exists already.
+
+    Raises:
+        StorageError: If it cannot be made, or others may write it.
+    """
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    check_private(folder)
+
+
+def check_private(folder: Path) -> bool:
+    """Check that nobody but its owner, who is this user or root, may write a folder.
+
+    The modes of the folder are looked at, its owner, and whether a folder above lets everybody
+    exchange it; access control lists are not.
+
+    Returns:
+        False if there is no such folder.
+
+    Raises:
+        StorageError: If others may write it, or it cannot be looked at.
+    """
+    place = Path(os.path.realpath(folder))
+    try:
+        status = place.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(
+            f"Cannot read the engine cache {folder}: {error.strerror}. Change the permissions, or "
+            "set MMEDGE_CACHE_DIR to another folder."
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise StorageError(
+            f"Cannot use the engine cache {folder}: a file stands where a folder is needed. Remove "
+            "it, or set MMEDGE_CACHE_DIR to another folder."
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        raise StorageError(
+            f"The engine cache {folder} belongs to user {status.st_uid}, and this process runs as "
+            f"user {os.geteuid()}: engines run code, so only one's own are loaded. Run "
+            f"'chown -R {os.geteuid()} {folder}', or set MMEDGE_CACHE_DIR to a folder of your own."
+        )
+    if status.st_mode & _OTHERS_MAY_WRITE:
+        raise StorageError(
+            f"The engine cache {folder} can be written by others (mode "
+            f"{stat.S_IMODE(status.st_mode):04o}): engines run code, so who writes there could run "
+            f"code here. If its content is your own, run 'chmod -R go-w {folder}'; otherwise "
+            "remove it, or set MMEDGE_CACHE_DIR to a folder of your own."
+        )
+    for above in place.parents:
+        mode = above.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise StorageError(
+                f"The engine cache {folder} lies in {above}, where everybody may exchange it (mode "
+                f"{stat.S_IMODE(mode):04o}): engines run code. Run 'chmod o-w {above}', or set "
+                "MMEDGE_CACHE_DIR to a folder of your own."
+            )
+    return True
+
+
+def stat_private(path: Path) -> os.stat_result:
+    """Return the status of a regular file that no link stands for and no one else may write.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        UnsafeFileError: If it is anything else.
+    """
+    descriptor = _open(path)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_private(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file that stat_private would take.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        UnsafeFileError: If it is not such a file, is larger than `max_bytes`, or cannot be read.
+    """
+    descriptor = _open(path)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            size_bytes = os.fstat(descriptor).st_size
+            if size_bytes > max_bytes:
+                raise UnsafeFileError(f"has {size_bytes} bytes, expected at most {max_bytes}")
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise UnsafeFileError(f"cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
+        raise UnsafeFileError(what) from error
+    try:
+        _check_file(os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsafeFileError("is no regular file")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise UnsafeFileError(f"belongs to user {status.st_uid}")
+    if status.st_mode & _OTHERS_MAY_WRITE:
+        raise UnsafeFileError(f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
