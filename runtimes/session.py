@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from mmedge.errors import BackendUnavailableError, InputError
 from mmedge.specs import Array, TensorSpec
@@ -19,12 +19,51 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Binding",
+    "BuildProgress",
+    "EngineOptions",
     "Placement",
     "Session",
     "SessionOptions",
     "backend",
+    "nothing_to_prepare",
     "open_session",
 ]
+
+BuildProgress: TypeAlias = Callable[[str, int, int], None]
+"""Told of a build: the phase, how many of its steps are done, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How a TensorRT engine is run. No other backend looks at it.
+
+    Attributes:
+        contexts: Calls that run at once, each with an execution context, a stream and buffers of
+            its own, made when they are first needed; further calls wait.
+        graphs: Shapes for which each of these keeps a CUDA graph, the least recently used going
+            first; 0 runs without graphs. TensorRT-RTX keeps its own graphs and takes only whether
+            there are to be any.
+        scratch: Device memory for activations: "most" takes what the largest shapes of the
+            profiles need, at once; "needed" takes what the shapes need that are really run, and
+            starts anew when larger ones come.
+        weight_streaming_bytes: Device memory for the weights of an engine that was built with
+            weight streaming, the rest staying on the host; None keeps all of them on the device.
+
+    Raises:
+        InputError: If a number is out of range.
+    """
+
+    contexts: int = 4
+    graphs: int = 8
+    scratch: Literal["most", "needed"] = "most"
+    weight_streaming_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"contexts": 1, "graphs": 0, "weight_streaming_bytes": 0}
+        for name, bound in least.items():
+            got = getattr(self, name)
+            if got is not None and got < bound:
+                raise InputError(f"{name}: got {got}, expected at least {bound}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +84,12 @@ class SessionOptions:
             measured to be safe and fast for the graph at hand.
         profile_to: Folder for the engine's own trace of every node, complete once the session is
             closed; None for none.
+        axes: Least, usual and largest size of each dynamic axis, by its name, for a backend that
+            builds an engine for ranges of shapes; the others do not look at it.
+        engine: How a TensorRT engine is run; the other backends do not look at it.
 
     Raises:
-        InputError: If `threads` is below 1.
+        InputError: If `threads` is below 1, or an axis is not 1 <= least <= usual <= largest.
     """
 
     device: str = "cpu"
@@ -57,12 +99,20 @@ class SessionOptions:
     prepack: bool = True
     graph_optimization: Literal["auto", "none", "basic", "extended", "all"] = "auto"
     profile_to: Path | None = None
+    axes: Mapping[str, tuple[int, int, int]] | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(
                 f"threads: got {self.threads}, expected at least 1, or None for one a processor."
             )
+        for name, (least, usual, most) in (self.axes or {}).items():
+            if not 1 <= least <= usual <= most:
+                raise InputError(
+                    f"axes: '{name}' is {(least, usual, most)}, expected 1 <= least <= usual <= "
+                    "largest."
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +247,25 @@ class Backend(Protocol):
         """
         ...
 
+    def prepare(
+        self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
+    ) -> None:
+        """Do ahead what would make opening a graph take minutes, such as building its engine.
+
+        What is made lies in the cache folder, where open_session finds it. Most backends have
+        nothing to do.
+
+        Args:
+            model: The ONNX file.
+            options: How it will be run.
+            progress: Told how far it is.
+
+        Raises:
+            EngineBuildError: If the engine cannot be built.
+            BackendError, StorageError: As for open_session.
+        """
+        ...
+
     def open_session(self, model: Path, options: SessionOptions) -> Session:
         """Make a session from an ONNX file.
 
@@ -208,6 +277,12 @@ class Backend(Protocol):
             StorageError: If `options.profile_to` cannot be made.
         """
         ...
+
+
+def nothing_to_prepare(
+    model: Path, options: SessionOptions, progress: BuildProgress | None = None
+) -> None:
+    """Do nothing: the `prepare` of backends that open any graph at once."""
 
 
 # One line a backend; its module is imported when it is asked for.

@@ -16,6 +16,7 @@ from PIL import Image
 from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import BundleError, DTypeError, ImageError, InputError, ShapeError
+from mmedge.models.axes import IMAGE_BATCH, TEXT_BATCH
 from mmedge.models.batches import BadImage, image_batches, length_buckets
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
@@ -42,10 +43,6 @@ Images: TypeAlias = ImageSource | Iterable[ImageSource]
 """One picture or several: see DualEncoder.encode_image."""
 
 Texts: TypeAlias = str | Sequence[str]
-
-# Past these sizes a batch gains next to nothing on a CPU, and memory grows with it.
-_IMAGE_BATCH = 8
-_TEXT_BATCH = 32
 
 _LABEL_SETS = 8  # sets of labels whose embeddings are kept
 
@@ -199,7 +196,7 @@ class DualEncoder:
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.image_processor
-        size = self._batch_size(IMAGE_ENCODER, batch_size, _IMAGE_BATCH)
+        size = self._batch_size(IMAGE_ENCODER, batch_size, IMAGE_BATCH)
         if isinstance(images, np.ndarray):
             if images.ndim == 4 and images.dtype != np.uint8:
                 return self._encode_tensor(images, size)
@@ -237,7 +234,7 @@ class DualEncoder:
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.image_processor
-        size = self._batch_size(IMAGE_ENCODER, batch_size, _IMAGE_BATCH)
+        size = self._batch_size(IMAGE_ENCODER, batch_size, IMAGE_BATCH)
         names: list[str] = []
         bad: list[BadImage] = []
         batches = image_batches(
@@ -269,7 +266,7 @@ class DualEncoder:
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.text_processor
-        size = self._batch_size(TEXT_ENCODER, batch_size, _TEXT_BATCH)
+        size = self._batch_size(TEXT_ENCODER, batch_size, TEXT_BATCH)
         ids = processor.tokenize([texts] if isinstance(texts, str) else texts)
         if processor.config.padding == "longest":
             groups = length_buckets(ids, size)

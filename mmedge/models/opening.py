@@ -7,10 +7,11 @@ from typing import cast
 
 from mmedge.bundle.manifest import Layout, Variant
 from mmedge.bundle.opening import Bundle
+from mmedge.models.axes import dynamic_axes, role_of
 from mmedge.runtimes.session import Session, SessionOptions, backend, open_session
 from mmedge.specs import Precision
 
-__all__ = ["DEFAULT_BACKEND", "open_variant", "session_options", "takes"]
+__all__ = ["DEFAULT_BACKEND", "open_variant", "session_options", "takes", "with_axes"]
 
 DEFAULT_BACKEND = "onnxruntime"
 
@@ -43,6 +44,8 @@ def open_variant(
 ) -> Session:
     """Open the graph of a variant that suits a backend and a device.
 
+    Where `options` do not bound the dynamic axes, the manifest does.
+
     Raises:
         InputError: If the variant has no graph in a layout that the backend takes.
         BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
@@ -50,7 +53,23 @@ def open_variant(
     # A backend that never has such a device says so itself, whatever graph it is shown.
     layouts = _layouts(backend_name, options.device) or tuple(variant.models)
     model = bundle.model_path(variant, layouts=layouts)
-    return open_session(model, backend_name=backend_name, options=options)
+    return open_session(
+        model, backend_name=backend_name, options=with_axes(bundle, variant, options)
+    )
+
+
+def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> SessionOptions:
+    """Return options that bound the dynamic axes of a variant as its manifest does.
+
+    Args:
+        bundle: That holds the variant.
+        variant: What is to run.
+        options: Returned as they are if they bound the axes already.
+    """
+    role = role_of(bundle.manifest, variant)
+    if options.axes is not None or role is None:
+        return options
+    return replace(options, axes=dynamic_axes(bundle.manifest, role))
 
 
 def takes(variant: Variant, backend_name: str, device: str) -> bool:
