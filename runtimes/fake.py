@@ -27,7 +27,7 @@ import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
-from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -38,9 +38,13 @@ __all__ = [
     "engine_version",
     "layouts",
     "open_session",
+    "prepare",
 ]
 
 FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+prepare = nothing_to_prepare
 
 
 def engine_version() -> None:

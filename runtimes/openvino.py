@@ -37,7 +37,7 @@ import numpy as np
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
-from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "engine_version",
     "layouts",
     "open_session",
+    "prepare",
 ]
 
 _DEFAULTS = SessionOptions()
@@ -76,6 +77,9 @@ def available_devices() -> tuple[str, ...]:
     except BackendUnavailableError:
         return ()
     return ("cpu",) if "CPU" in engine.Core().available_devices else ()
+
+
+prepare = nothing_to_prepare
 
 
 def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:

@@ -32,7 +32,7 @@ from mmedge.runtimes.ort_engine import (
     read_placement,
     session_settings,
 )
-from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "engine_version",
     "layouts",
     "open_session",
+    "prepare",
 ]
 
 _DTYPES = {
@@ -58,6 +59,9 @@ _DTYPES = {
     "tensor(uint32)": "uint32",
     "tensor(uint64)": "uint64",
 }
+
+
+prepare = nothing_to_prepare
 
 
 def open_session(model: Path, options: SessionOptions) -> OrtSession:

@@ -1,0 +1,159 @@
+"""A session whose engine is exchanged while it answers."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mmedge.errors import BackendError
+from mmedge.runtimes.session import Binding, Placement, Session
+from mmedge.specs import Array, TensorSpec
+
+__all__ = ["SwappingSession"]
+
+
+@dataclass(eq=False)
+class _Engine:
+    """A session, and how many calls and bindings still need it."""
+
+    session: Session
+    users: int = 0
+    retired: bool = False
+
+
+class SwappingSession(Session):
+    """Answers with one session, and from `swap` on with another.
+
+    A call ends in the session in which it began; one that begins after the swap runs in the new
+    one. So the calls of one thread are answered in their order and none is dropped. A binding stays
+    with the session that it was made in. The old session is closed as soon as its last call has
+    ended and its last binding is gone.
+
+    Args:
+        first: What answers until the first swap. Closed with this session.
+    """
+
+    def __init__(self, first: Session) -> None:
+        self._lock = threading.Lock()
+        self._current: _Engine | None = _Engine(first)
+        self._old: list[_Engine] = []
+        self._last = first  # specs and placement are told after closing, too
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs, in the graph's order."""
+        return self._last.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs, in the graph's order."""
+        return self._last.outputs
+
+    @property
+    def placement(self) -> Placement:
+        """What the next call runs in."""
+        return self._last.placement
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph; see Session.run."""
+        with self._in_use() as session:
+            return session.run(feed)
+
+    def bind(self, feed: Mapping[str, Array]) -> Binding:
+        """Preallocate in the session that answers now; see Session.bind."""
+        engine = self._taken()
+        try:
+            binding = engine.session.bind(feed)
+        except BaseException:
+            self._given_back(engine)
+            raise
+        weakref.finalize(binding, self._given_back, engine)
+        return binding
+
+    def swap(self, to: Session) -> None:
+        """Let another session answer from the next call on.
+
+        Args:
+            to: Takes what the first takes and answers with what it answers with. Closed with this
+                session; at once if it cannot be used.
+
+        Raises:
+            BackendError: If its inputs or outputs differ, or this session is closed.
+        """
+        differing = _differing(self._last, to)
+        with self._lock:
+            if self._current is not None and not differing:
+                old, self._current, self._last = self._current, _Engine(to), to
+                old.retired = True
+                unused = old.users == 0
+                if not unused:
+                    self._old.append(old)
+                usable = True
+            else:
+                usable = False
+        if not usable:
+            to.close()
+            raise BackendError(
+                f"The session that was to take over {differing}, so the one before it goes on. "
+                "Build the engine from the graph of the same variant."
+                if differing
+                else "The session is closed. Load the model again."
+            )
+        if unused:
+            old.session.close()
+
+    def close(self) -> None:
+        """Close what answers and what has answered; see Session.close."""
+        with self._lock:
+            engines = [*self._old, *([] if self._current is None else [self._current])]
+            self._current, self._old = None, []
+        for engine in engines:
+            engine.session.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Session]:
+        engine = self._taken()
+        try:
+            yield engine.session
+        finally:
+            self._given_back(engine)
+
+    def _taken(self) -> _Engine:
+        with self._lock:
+            engine = self._current
+            if engine is None:
+                raise BackendError("The session is closed. Load the model again.")
+            engine.users += 1
+            return engine
+
+    def _given_back(self, engine: _Engine) -> None:
+        with self._lock:
+            engine.users -= 1
+            done = engine.retired and engine.users == 0
+            if done and engine in self._old:
+                self._old.remove(engine)
+        if done:
+            engine.session.close()
+
+
+def _differing(ours: Session, theirs: Session) -> str:
+    """Return how two sessions differ in what they take and give, "" where they do not.
+
+    Names of dynamic axes may differ: an engine need not keep them.
+    """
+    for kind, one, other in (
+        ("takes", ours.inputs, theirs.inputs),
+        ("answers with", ours.outputs, theirs.outputs),
+    ):
+        if [_shape_of(spec) for spec in one] != [_shape_of(spec) for spec in other]:
+            got, expected = (", ".join(map(str, specs)) for specs in (other, one))
+            return f"{kind} {got}, expected {expected}"
+    return ""
+
+
+def _shape_of(spec: TensorSpec) -> tuple[object, ...]:
+    sizes = tuple(None if isinstance(size, str) else size for size in spec.shape)
+    return (spec.name, spec.dtype, sizes)
