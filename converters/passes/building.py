@@ -29,15 +29,13 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`, which takes over its type and shape.
+    """Let everything that reads `old` read `new`, which takes over its name, type and shape.
 
-    A graph output keeps its name.
+    What is known of a value, such as its range, goes by its name and so holds for `new` too.
     """
     new.type, new.shape = old.type, old.shape
-    is_output = old.is_graph_output()
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if is_output:
-        new.name, old.name = old.name, f"{old.name}_replaced"
+    new.name, old.name = old.name, f"{old.name}_replaced"
 
 
 class NodeBuilder:

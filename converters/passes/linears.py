@@ -25,7 +25,6 @@ class Linear:
 
     Attributes:
         node: The MatMul or Gemm.
-        x: What it multiplies, (..., in). Layers that read the same value (q, k and v) share it.
         weight: The constant matrix, (in, out), or (out, in) where `transposed`.
         transposed: Whether the weight is stored (out, in).
         bias: Added to the product, or None.
@@ -33,11 +32,20 @@ class Linear:
     """
 
     node: ir.Node
-    x: ir.Value
     weight: ir.Value
     transposed: bool
     bias: ir.Value | None
     output: ir.Value
+
+    @property
+    def x(self) -> ir.Value:
+        """What it multiplies, (..., in). Layers that read the same value (q, k and v) share it.
+
+        It is what the node reads now: where a pass has replaced the layer before, its replacement.
+        """
+        x = self.node.inputs[0]
+        assert x is not None  # noqa: S101, find_linears takes no other node
+        return x
 
     @property
     def name(self) -> str:
@@ -80,13 +88,13 @@ def find_linears(graph: ir.Graph) -> list[Linear]:
         if x.is_initializer() or weight.dtype != ir.DataType.FLOAT:
             continue
         if is_op(node, "MatMul"):
-            found.append(_with_bias(Linear(node, x, weight, False, None, node.outputs[0])))
-        elif (linear := _plain_gemm(node, x, weight)) is not None:
+            found.append(_with_bias(Linear(node, weight, False, None, node.outputs[0])))
+        elif (linear := _plain_gemm(node, weight)) is not None:
             found.append(linear)
     return found
 
 
-def _plain_gemm(node: ir.Node, x: ir.Value, weight: ir.Value) -> Linear | None:
+def _plain_gemm(node: ir.Node, weight: ir.Value) -> Linear | None:
     """Return a Gemm as a linear layer, unless it scales or transposes what it multiplies."""
     plain = all(
         (attribute := node.attributes.get(name)) is None or attribute.as_float() == 1.0
@@ -97,7 +105,7 @@ def _plain_gemm(node: ir.Node, x: ir.Value, weight: ir.Value) -> Linear | None:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     transposed = trans_b is not None and trans_b.as_int() == 1
-    return Linear(node, x, weight, transposed, bias, node.outputs[0])
+    return Linear(node, weight, transposed, bias, node.outputs[0])
 
 
 def _with_bias(linear: Linear) -> Linear:

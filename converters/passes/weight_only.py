@@ -97,11 +97,10 @@ def weight_layers(graph: ir.Graph) -> list[Linear]:
     for node in graph:
         turn = producer(node.inputs[1], "Transpose") if is_op(node, "MatMul") else None
         table = turn.inputs[0] if turn is not None and perm_of(turn) == (1, 0) else None
-        x = node.inputs[0]
-        if table is None or not table.is_initializer() or rank(table) != 2 or x is None:
+        if table is None or not table.is_initializer() or rank(table) != 2:
             continue
-        if table.dtype == ir.DataType.FLOAT:
-            found.append(Linear(node, x, table, True, None, node.outputs[0]))
+        if table.dtype == ir.DataType.FLOAT and node.inputs[0] is not None:
+            found.append(Linear(node, table, True, None, node.outputs[0]))
     return found
 
 

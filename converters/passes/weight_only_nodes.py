@@ -65,7 +65,7 @@ def write_nbits(build: WeightBuilder, linear: Linear, stored: StoredWeight, stem
     bias = linear.bias
     inside = bias is not None and sizes(bias) == (linear.shape[1],)
     inputs = [
-        linear.node.inputs[0],  # not linear.x: the layer before may have been replaced
+        linear.x,
         weight,
         build.scales(stored, stem),
         build.zero_points(stored),
@@ -125,7 +125,7 @@ def write_blocked(
         inputs.append(build.constant(stored, "zero_point", codes.zero_points.T.astype(dtype)))
     attributes = {"axis": 0, "block_size": codes.group_size}
     weight = build.node("DequantizeLinear", inputs, f"{stem}_weight", attributes)
-    product = build.node("MatMul", [linear.node.inputs[0], weight], f"{stem}_product")
+    product = build.node("MatMul", [linear.x, weight], f"{stem}_product")
     if linear.bias is None:
         return product
     return build.node("Add", [product, linear.bias], f"{stem}_bias")

@@ -35,7 +35,7 @@ def layer(*, bias: bool = True, transposed: bool = False) -> Linear:
     weight = held("layer.weight", WEIGHT.T.copy() if transposed else WEIGHT)
     node = ir.node("MatMul", [x, weight])
     given = held("layer.bias", BIAS) if bias else None
-    return Linear(node, x, weight, transposed, given, node.outputs[0])
+    return Linear(node, weight, transposed, given, node.outputs[0])
 
 
 @pytest.mark.parametrize("transposed", [False, True])
