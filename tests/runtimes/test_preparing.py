@@ -1,4 +1,4 @@
-"""Preparing in a process of its own: progress comes through, errors keep their kind, crashes end."""
+"""Preparing in a process of its own: progress and errors come through, a crash is only an error."""
 
 from __future__ import annotations
 
