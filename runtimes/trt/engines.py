@@ -15,6 +15,7 @@ from mmedge.errors import InputError
 from mmedge.specs import TensorSpec
 
 __all__ = [
+    "CODES",
     "FLAVOURS",
     "BuildSettings",
     "BuiltEngine",
@@ -30,6 +31,9 @@ Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 """TensorRT of servers and JetPack, or TensorRT for RTX of desktop GPUs."""
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+CODES = ("fp4", "int4", "int8", "fp8")
+"""dtypes that only quantization makes, the narrowest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,10 @@ class BuildSettings:
     Attributes:
         workspace_bytes: The most device memory that a kernel may use for scratch; without a GPU
             the library would otherwise assume 64 GiB.
-        weight_streaming: Weights may stay in host memory and be streamed in (TensorRT alone).
+        weight_streaming: Weights may stay in host memory and be streamed in.
         stripped: Leave the weights out of the plan, to be refitted from the ONNX file on the
-            device (TensorRT alone).
-        refittable: Weights can be exchanged after the build.
+            device. Needs a GPU to build.
+        refittable: Weights can be exchanged after the build. Needs a GPU to build.
     """
 
     workspace_bytes: int = 1 << 30
@@ -100,7 +104,8 @@ class EngineRequest:
     Attributes:
         flavour: Of TensorRT.
         compute_capabilities: What it is to run on, such as ("8.9", "12.0"); ("any",) for every GPU
-            that TensorRT-RTX knows; empty for the GPU of this machine.
+            from 8.0 on that TensorRT-RTX knows and that can compute what the graph asks for (7.5
+            has to be named); empty for the GPU of this machine.
         profiles: One or more, tried in order at run time.
         settings: Flags.
     """
@@ -142,6 +147,8 @@ class EngineLayer:
         inputs: dtype of each input, such as "int8", "fp16", "fp32".
         outputs: dtype of each output.
         tactic: The kernel's name, "" where it is not told.
+        constants: dtype of each constant that it holds, its weights among them.
+        nodes: Names of the ONNX nodes that it was made of, as far as they are told.
     """
 
     name: str
@@ -149,6 +156,17 @@ class EngineLayer:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tactic: str = ""
+    constants: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: codes if it reads any, else the dtype of its first output."""
+        read = (*self.constants, *self.inputs)
+        for code in CODES:
+            if code in read:
+                return code
+        return next(iter((*self.outputs, *self.inputs)), "")
 
 
 @dataclass(frozen=True, slots=True)
