@@ -1,0 +1,524 @@
+"""A thin typed layer over CUDA's runtime API, through cuda-python's `cuda.bindings.runtime`.
+
+13.x of the bindings, or 12.x where the driver or JetPack 6 has CUDA 12. They are imported when a
+function here is first called. Every call's error code is looked at; it becomes a BackendError with
+CUDA's own name and text and what to do about it.
+
+Which device is current is a matter of each thread. Whoever calls more than `Device` itself does so
+within `device.current()`, which puts back what was current before: the caller may be using CUDA for
+something else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmedge.errors import BackendError, BackendUnavailableError
+
+if TYPE_CHECKING:
+    from mmedge.specs import Array
+
+__all__ = [
+    "Device",
+    "DeviceMemory",
+    "DeviceProperties",
+    "Event",
+    "Graph",
+    "PinnedMemory",
+    "Stream",
+    "bindings_installed",
+    "cuda_version",
+    "device_count",
+    "device_index",
+    "device_properties",
+    "driver_version",
+    "in_words",
+    "load_bindings",
+]
+
+_MODULE = "cuda.bindings.runtime"
+_OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+
+# CUDA's name of an error -> what to do about it.
+_WAYS_OUT = {
+    "cudaErrorNoDevice": "No GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+    "cudaErrorInvalidDevice": "Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
+    "cudaErrorDevicesUnavailable": "Another process holds the GPU exclusively: see nvidia-smi.",
+    "cudaErrorSystemDriverMismatch": "The driver was updated under a running system: reboot.",
+    "cudaErrorCompatNotSupportedOnDevice": "CUDA's compatibility package does not serve this GPU: "
+    "update the driver itself.",
+    "cudaErrorStubLibrary": "A stub stands where the driver should be: install the driver.",
+    "cudaErrorInitializationError": "CUDA does not start in this process: do not use it across a "
+    "fork.",
+    _OUT_OF_MEMORY: "Use a smaller batch, a smaller variant or fewer contexts, or free memory.",
+}
+# After these nothing runs on the GPU in this process any more.
+_LOST = frozenset(
+    {
+        "cudaErrorIllegalAddress",
+        "cudaErrorLaunchFailure",
+        "cudaErrorLaunchTimeout",
+        "cudaErrorHardwareStackError",
+        "cudaErrorIllegalInstruction",
+        "cudaErrorMisalignedAddress",
+        "cudaErrorInvalidAddressSpace",
+        "cudaErrorInvalidPc",
+        "cudaErrorAssert",
+        "cudaErrorECCUncorrectable",
+        "cudaErrorContained",
+        "cudaErrorExternalDevice",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProperties:
+    """What a GPU is.
+
+    Attributes:
+        index: Its number for CUDA, from 0.
+        name: Such as "NVIDIA GeForce RTX 4070" or "Orin".
+        compute_capability: Such as "8.9".
+        memory_bytes: All of its memory.
+        integrated: Whether it shares the host's memory, as on a Jetson.
+        multiprocessors: How many.
+    """
+
+    index: int
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    integrated: bool
+    multiprocessors: int
+
+
+def bindings_installed() -> bool:
+    """Tell whether CUDA's Python bindings are installed, without loading them."""
+    try:
+        return find_spec(_MODULE) is not None
+    except (ImportError, ValueError):  # no `cuda` at all; hidden from imports
+        return False
+
+
+def load_bindings() -> ModuleType:
+    """Import `cuda.bindings.runtime`.
+
+    Raises:
+        BackendUnavailableError: If it is not installed or cannot start.
+    """
+    try:
+        return importlib.import_module(_MODULE)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"CUDA's Python bindings cannot be imported ({error}). Install mmedge[cuda]; on "
+            'JetPack 6, or with a driver for CUDA 12: pip install "cuda-bindings>=12.6,<13".'
+        ) from error
+
+
+def driver_version() -> str:
+    """Return the newest CUDA that the driver serves, such as "13.0"; "" without a driver.
+
+    Raises:
+        BackendUnavailableError: If the bindings are missing.
+    """
+    return _version(_call(load_bindings(), "cudaDriverGetVersion"))
+
+
+def cuda_version() -> str:
+    """Return the version of the CUDA runtime that the bindings hold, such as "13.0".
+
+    Raises:
+        BackendUnavailableError: If the bindings are missing.
+    """
+    return _version(_call(load_bindings(), "cudaRuntimeGetVersion"))
+
+
+def device_count() -> int:
+    """Return how many GPUs CUDA sees.
+
+    Raises:
+        BackendUnavailableError: If the bindings or the driver are missing, or the driver is too
+            old for the bindings.
+    """
+    return int(_call(load_bindings(), "cudaGetDeviceCount"))
+
+
+def device_index(device: str) -> int | None:
+    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    return None if match is None else int(match.group(1) or 0)
+
+
+def device_properties(index: int = 0) -> DeviceProperties:
+    """Return what a GPU is.
+
+    Raises:
+        BackendUnavailableError: If there is no such GPU, or as for device_count.
+    """
+    return Device(index).properties
+
+
+class Device:
+    """One GPU.
+
+    Args:
+        index: Its number for CUDA, from 0.
+
+    Raises:
+        BackendUnavailableError: If there is no such GPU, or as for device_count.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._runtime = load_bindings()
+        count = int(_call(self._runtime, "cudaGetDeviceCount"))
+        if not 0 <= index < count:
+            raise BackendUnavailableError(
+                f"Device 'cuda:{index}': the CUDA driver sees {count} GPU(s). Check nvidia-smi and "
+                "CUDA_VISIBLE_DEVICES."
+            )
+        self.index = index
+        found = self.call("cudaGetDeviceProperties", index)
+        name = found.name
+        self.properties = DeviceProperties(
+            index=index,
+            name=name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name),
+            compute_capability=f"{found.major}.{found.minor}",
+            memory_bytes=int(found.totalGlobalMem),
+            integrated=bool(found.integrated),
+            multiprocessors=int(found.multiProcessorCount),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Device cuda:{self.index} ({self.properties.name})>"
+
+    def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401, cuda-bindings' types
+        """Call a function of the runtime API by its name and return what it gives.
+
+        Raises:
+            BackendError: If it fails, with CUDA's own name and text.
+        """
+        return _call(self._runtime, name, *arguments)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this the thread's device, and put back the one before it afterwards."""
+        before = self.call("cudaGetDevice")
+        if before == self.index:
+            yield
+            return
+        self.call("cudaSetDevice", self.index)
+        try:
+            yield
+        finally:
+            self.call("cudaSetDevice", before)
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return how much of the device's memory is free, and all of it."""
+        with self.current():
+            free, total = self.call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size_bytes: int, what: str) -> DeviceMemory:
+        """Allocate device memory.
+
+        Args:
+            size_bytes: At least 1.
+            what: What it is for, for the message.
+
+        Raises:
+            BackendError: If there is not enough, with what was needed and what was free.
+        """
+        return DeviceMemory(self, self._allocated("cudaMalloc", size_bytes, what), size_bytes)
+
+    def allocate_pinned(self, size_bytes: int, what: str) -> PinnedMemory:
+        """Allocate page-locked host memory, which copies to and from the device like best.
+
+        Args:
+            size_bytes: At least 1.
+            what: What it is for, for the message.
+
+        Raises:
+            BackendError: If there is not enough.
+        """
+        # Portable: page-locked for every device, whichever is current.
+        flags = self._runtime.cudaHostAllocPortable
+        address = self._allocated("cudaHostAlloc", size_bytes, what, flags)
+        return PinnedMemory(self, address, size_bytes)
+
+    def out_of_memory(self, size_bytes: int, what: str, told: str = "") -> BackendError:
+        """Return the error that says what was needed and what was free.
+
+        Args:
+            size_bytes: What was needed, 0 where nobody knows.
+            what: What it was for.
+            told: What CUDA or TensorRT said.
+        """
+        try:
+            free, total = self.memory_bytes()
+            left = f"{in_words(free)} of {in_words(total)} are free"
+        except BackendError:
+            left = "how much is free cannot be told"
+        needed = f"{in_words(size_bytes)} needed for {what}" if size_bytes else f"needed for {what}"
+        return BackendError(
+            f"Out of memory on cuda:{self.index} ({self.properties.name}): {needed}, {left}. "
+            f"{_WAYS_OUT[_OUT_OF_MEMORY]}{f' ({told})' if told else ''}"
+        )
+
+    def is_page_locked(self, address: int) -> bool:
+        """Tell whether host memory is page-locked, whoever locked it."""
+        found = self._attributes(address)
+        host = self._runtime.cudaMemoryType.cudaMemoryTypeHost
+        return found is not None and found.type == host
+
+    def holds(self, address: int) -> bool:
+        """Tell whether memory that the GPU can read lies on this device."""
+        found = self._attributes(address)
+        kinds = self._runtime.cudaMemoryType
+        return found is not None and (
+            found.type == kinds.cudaMemoryTypeManaged
+            or (found.type == kinds.cudaMemoryTypeDevice and found.device == self.index)
+        )
+
+    def _attributes(self, address: int) -> Any:  # noqa: ANN401
+        with self.current():
+            code, found = self._runtime.cudaPointerGetAttributes(address)
+        return found if int(code) == 0 else None
+
+    def _allocated(self, name: str, size_bytes: int, what: str, *flags: int) -> int:
+        with self.current():
+            code, address = getattr(self._runtime, name)(size_bytes, *flags)
+        if int(code) == 0:
+            return int(address)
+        error = _error(self._runtime, name, code)
+        if _OUT_OF_MEMORY in str(error) and name == "cudaMalloc":
+            raise self.out_of_memory(size_bytes, what, _OUT_OF_MEMORY)
+        raise BackendError(f"{in_words(size_bytes)} of memory for {what}: {error}")
+
+    def _free(self, name: str, *handle: object) -> None:
+        """Free something whose owner is gone; a failure is nobody's any more."""
+        before = self._runtime.cudaGetDevice()
+        self._runtime.cudaSetDevice(self.index)
+        getattr(self._runtime, name)(*handle)
+        if int(before[0]) == 0 and before[1] != self.index:
+            self._runtime.cudaSetDevice(before[1])
+
+
+class _Owned:
+    """Something of CUDA's that is freed with its owner, or before."""
+
+    def __init__(self, device: Device, destroy: str, handle: object) -> None:
+        self.device = device
+        self._finalizer = weakref.finalize(self, device._free, destroy, handle)
+        self._finalizer.atexit = False  # the driver frees what is left when the process ends
+
+    def free(self) -> None:
+        """Free it now. Twice is fine."""
+        self._finalizer()
+
+
+class DeviceMemory(_Owned):
+    """Memory on a device, freed with this object. Made by Device.allocate.
+
+    Attributes:
+        address: Where it lies, aligned for any use.
+        size_bytes: How long it is.
+    """
+
+    def __init__(self, device: Device, address: int, size_bytes: int) -> None:
+        super().__init__(device, "cudaFree", address)
+        self.address = address
+        self.size_bytes = size_bytes
+
+
+class PinnedMemory(_Owned):
+    """Page-locked host memory, freed once no array looks at it. Made by Device.allocate_pinned.
+
+    Attributes:
+        address: Where it lies.
+        size_bytes: How long it is.
+    """
+
+    def __init__(self, device: Device, address: int, size_bytes: int) -> None:
+        super().__init__(device, "cudaFreeHost", address)
+        self.address = address
+        self.size_bytes = size_bytes
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:  # numpy keeps whoever offers it alive
+        return {
+            "version": 3,
+            "shape": (self.size_bytes,),
+            "typestr": "|u1",
+            "data": (self.address, False),
+        }
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array over the beginning of the memory, which lives as long as the array."""
+        size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return np.asarray(self)[:size_bytes].view(dtype).reshape(shape)
+
+
+class Event(_Owned):
+    """A mark in a stream.
+
+    Args:
+        device: Of the streams it is used with.
+        timing: Whether the time between two of them can be told.
+    """
+
+    def __init__(self, device: Device, *, timing: bool = False) -> None:
+        runtime = load_bindings()
+        with device.current():
+            flags = 0 if timing else runtime.cudaEventDisableTiming
+            self._handle = device.call("cudaEventCreateWithFlags", flags)
+        super().__init__(device, "cudaEventDestroy", self._handle)
+
+    @property
+    def handle(self) -> int:
+        """CUDA's handle."""
+        return int(self._handle)
+
+    def record(self, stream: int) -> None:
+        """Mark what was put into a stream so far, by the stream's handle."""
+        self.device.call("cudaEventRecord", self._handle, stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything before the mark is done."""
+        self.device.call("cudaEventSynchronize", self._handle)
+
+    def since_ms(self, earlier: Event) -> float:
+        """Return the milliseconds between another mark and this one; both made with timing."""
+        return float(self.device.call("cudaEventElapsedTime", earlier._handle, self._handle))
+
+
+class Graph(_Owned):
+    """A captured graph, ready to be launched. Made by Stream.end_capture."""
+
+    def __init__(self, device: Device, captured: object) -> None:
+        try:
+            self._handle = device.call("cudaGraphInstantiate", captured, 0)
+        finally:
+            device.call("cudaGraphDestroy", captured)
+        super().__init__(device, "cudaGraphExecDestroy", self._handle)
+
+    def launch(self, stream: Stream) -> None:
+        """Put the graph into a stream."""
+        self.device.call("cudaGraphLaunch", self._handle, stream.handle)
+
+
+class Stream(_Owned):
+    """A queue of work on a device, in order, beside every other stream.
+
+    Args:
+        device: Where it works.
+    """
+
+    def __init__(self, device: Device) -> None:
+        runtime = load_bindings()
+        with device.current():
+            self._handle = device.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        super().__init__(device, "cudaStreamDestroy", self._handle)
+        self.handle = int(self._handle)
+        kinds = runtime.cudaMemcpyKind
+        self._to_device = kinds.cudaMemcpyHostToDevice
+        self._to_host = kinds.cudaMemcpyDeviceToHost
+        # Others may allocate while this thread captures.
+        self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+
+    def copy_to_device(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy from host memory to device memory, by address, later."""
+        self.device.call(
+            "cudaMemcpyAsync", target, source, size_bytes, self._to_device, self.handle
+        )
+
+    def copy_to_host(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy from device memory to host memory, by address, later."""
+        self.device.call("cudaMemcpyAsync", target, source, size_bytes, self._to_host, self.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let what comes next wait for an event of another stream."""
+        self.device.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
+    def synchronize(self) -> None:
+        """Wait until everything in the stream is done."""
+        self.device.call("cudaStreamSynchronize", self.handle)
+
+    def begin_capture(self) -> None:
+        """Record from now on what is put into the stream, instead of running it."""
+        self.device.call("cudaStreamBeginCapture", self.handle, self._capture_mode)
+
+    def end_capture(self) -> Graph:
+        """Return what was recorded, ready to be launched.
+
+        Raises:
+            BackendError: If something cannot be captured. The stream runs as before.
+        """
+        return Graph(self.device, self.device.call("cudaStreamEndCapture", self.handle))
+
+
+def in_words(size_bytes: int) -> str:
+    """Return a size in MiB or GiB."""
+    size_mib = size_bytes / 2**20
+    return f"{size_mib / 1024:.1f} GiB" if size_mib >= 1024 else f"{size_mib:.1f} MiB"
+
+
+def _call(runtime: ModuleType, name: str, *arguments: object) -> Any:  # noqa: ANN401
+    code, *values = getattr(runtime, name)(*arguments)
+    if int(code) != 0:
+        raise _error(runtime, name, code)
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _error(runtime: ModuleType, name: str, code: object) -> BackendError:
+    said = []
+    for ask in (runtime.cudaGetErrorName, runtime.cudaGetErrorString):
+        text = ask(code)[1]
+        said.append(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
+    error, text = said
+    if error == "cudaErrorInsufficientDriver":
+        return BackendUnavailableError(_driver_too_old(runtime))
+    kind = BackendUnavailableError if error in _UNAVAILABLE else BackendError
+    way_out = _WAYS_OUT.get(error, "")
+    if error in _LOST:
+        way_out = "Nothing runs on the GPU in this process any more: start it again."
+    return kind(f"CUDA {name}: {error}: {text}.{f' {way_out}' if way_out else ''}")
+
+
+_UNAVAILABLE = frozenset(_WAYS_OUT) - {_OUT_OF_MEMORY}
+
+
+def _driver_too_old(runtime: ModuleType) -> str:
+    bindings = _version(runtime.cudaRuntimeGetVersion()[1])
+    driver = _version(runtime.cudaDriverGetVersion()[1])
+    if not driver:
+        return (
+            "There is no NVIDIA driver on this machine, or this process does not see it. Install "
+            "it (a Jetson has it from JetPack; in a container, start that with --gpus all)."
+        )
+    major = bindings.split(".")[0]
+    older = driver.split(".")[0]
+    return (
+        f"The NVIDIA driver is too old: it serves CUDA {driver}, the installed cuda-bindings need "
+        f"CUDA {major}.0 or newer (driver {_DRIVERS.get(major, 'of that CUDA')}). Update the "
+        f'driver, or install bindings for it: pip install "cuda-bindings>={older},<{int(older) + 1}'
+        '".'
+    )
+
+
+# CUDA's major version -> the first driver on Linux that serves it, minor versions included.
+_DRIVERS = {"12": "525 or newer", "13": "580 or newer"}
+
+
+def _version(number: int) -> str:
+    """Return "13.0" for 13000, "" for 0."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
