@@ -1,0 +1,228 @@
+"""Which TensorRT is here, and what differs between its flavours and versions.
+
+TensorRT 10.x, TensorRT 11.x and TensorRT for RTX share one Python interface but for a few names;
+whatever differs is asked of the module and answered here, so that nothing else needs to know.
+Nothing is imported before `load_flavour`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmedge.errors import BackendUnavailableError
+from mmedge.runtimes.trt.engines import Flavour
+
+__all__ = ["ANY", "BuildLog", "LoadedFlavour", "installed_version", "load_flavour", "new_log"]
+
+ANY = "any"
+"""In place of compute capabilities: every GPU from 8.0 on that the library knows."""
+
+# Module names, the first that is found being taken. The front-end package of TensorRT-RTX is built
+# from source; with its wheels alone there are only the bindings.
+_MODULES: dict[Flavour, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+_DISTRIBUTIONS: dict[Flavour, tuple[str, ...]] = {
+    "tensorrt": (
+        "tensorrt",
+        *(f"tensorrt-cu{n}{end}" for n in (13, 12) for end in ("", "-bindings")),
+    ),
+    "tensorrt-rtx": (
+        *(f"tensorrt-rtx-cu{n}{end}" for n in (13, 12) for end in ("-bindings", "")),
+        "tensorrt-rtx",
+    ),
+}
+_WAY_OUT: dict[Flavour, str] = {
+    "tensorrt": (
+        "On a Jetson TensorRT comes with JetPack (sudo apt install nvidia-jetpack) for the "
+        "system's Python: make the environment with `python3 -m venv --system-site-packages`. On "
+        "a server with an NVIDIA GPU: pip install tensorrt-cu13 (tensorrt-cu12 for a driver of "
+        'CUDA 12). For a desktop GPU, and to build without any: pip install "mmedge[tensorrt-rtx]"'
+        ", and ask for tensorrt-rtx."
+    ),
+    "tensorrt-rtx": (
+        'On x86-64 or Arm Linux: pip install "mmedge[tensorrt-rtx]" (for a driver of CUDA 12: '
+        "pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs). It serves desktop GPUs "
+        "and builds without one; on a Jetson or a server ask for tensorrt."
+    ),
+}
+
+
+def installed_version(flavour: Flavour) -> str | None:
+    """Return the version of an installed flavour, such as "10.3.0"; None if it is not installed.
+
+    Nothing is loaded to tell.
+    """
+    module = _installed_module(flavour)
+    if module is None:
+        return None
+    told = filter(None, map(_distribution_version, _DISTRIBUTIONS[flavour]))
+    return next(told, None) or _written_version(module)
+
+
+def _distribution_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _installed_module(flavour: Flavour) -> str | None:
+    return next(filter(_is_there, _MODULES[flavour]), None)
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # half there
+        return False
+
+
+def _written_version(module: str) -> str:
+    """Read __version__ off the source of a package that came without metadata."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = Path(spec.origin).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^__version__\s*=\s*[\"']([^\"']+)[\"']", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFlavour:
+    """A TensorRT that is loaded, and its differences from the others.
+
+    Attributes:
+        flavour: Which one.
+        version: Of the library.
+        module: Its Python module, whose names are the same in all flavours unless a method here
+            says otherwise.
+    """
+
+    flavour: Flavour
+    version: str
+    module: ModuleType
+
+    @property
+    def network_flags(self) -> int:
+        """Flags of a strongly typed network: asked for in 10.x, a matter of course in 11.x."""
+        flags = getattr(self.module, "NetworkDefinitionCreationFlag", None)
+        typed = getattr(flags, "STRONGLY_TYPED", None)
+        return 0 if typed is None else 1 << int(typed)  # ignored, not refused, by 11.x
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Compute capabilities that engines can be built for without a GPU, ascending.
+
+        Empty for a flavour that builds for the GPU of its machine alone.
+        """
+        known = getattr(self.module, "ComputeCapability", None)
+        numbers = (re.fullmatch(r"SM(\d+)", name) for name in getattr(known, "__members__", ()))
+        found = sorted(int(match[1]) for match in numbers if match)
+        return tuple(f"{number // 10}.{number % 10}" for number in found)
+
+    def capability(self, name: str) -> Any:  # noqa: ANN401, the library's own enumeration
+        """Return the library's word for a compute capability such as "8.9"; "" is CURRENT."""
+        word = f"SM{name.replace('.', '')}" if name else "CURRENT"
+        return getattr(self.module.ComputeCapability, word)
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether builds time kernels on the GPU; TensorRT-RTX does not, it compiles on loading."""
+        return self.flavour == "tensorrt"
+
+    def builder_flag(self, name: str) -> Any | None:  # noqa: ANN401, the library's own enumeration
+        """Return a builder flag by its name, None where the library has no such flag."""
+        return getattr(self.module.BuilderFlag, name, None)
+
+
+def load_flavour(flavour: Flavour) -> LoadedFlavour:
+    """Import a TensorRT.
+
+    Raises:
+        BackendUnavailableError: If it is not installed, with the wheel for each kind of machine, or
+            its libraries cannot be loaded.
+    """
+    name = _installed_module(flavour)
+    if name is None:
+        raise BackendUnavailableError(
+            f"{_shown(flavour)} is not installed: no module {' or '.join(_MODULES[flavour])}. "
+            f"{_WAY_OUT[flavour]}"
+        )
+    try:
+        module = importlib.import_module(name)
+        built = hasattr(module, "Builder") and hasattr(module, "OnnxParser")
+    except (ImportError, OSError) as error:  # the bindings are there, the libraries are not
+        raise BackendUnavailableError(
+            f"{_shown(flavour)} {installed_version(flavour)} cannot be loaded: {error}. Bindings "
+            f"and libraries must be of one version. {_WAY_OUT[flavour]}"
+        ) from error
+    if not built:
+        raise BackendUnavailableError(
+            f"{_shown(flavour)} {installed_version(flavour)}: module '{name}' has no builder and "
+            f"no ONNX parser; it is a runtime alone, or another package of that name. "
+            f"{_WAY_OUT[flavour]}"
+        )
+    return LoadedFlavour(flavour, installed_version(flavour) or "", module)
+
+
+def _shown(flavour: Flavour) -> str:
+    return "TensorRT" if flavour == "tensorrt" else "TensorRT for RTX"
+
+
+class BuildLog:
+    """What a library said: warnings and errors in full, and its account of an engine's layers.
+
+    Attributes:
+        errors: Messages, the first one first.
+        warnings: Messages, the first one first.
+        layers: The message that lists the layers of an engine, "" until there is one.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.layers = ""
+
+    def take(self, severity: int, message: str) -> None:
+        """Keep a message.
+
+        Args:
+            severity: As the library counts: 0 and 1 are errors, 2 a warning, 3 and 4 more.
+            message: Its text.
+        """
+        if severity <= 1:
+            self.errors.append(message.strip())
+        elif severity == 2:
+            self.warnings.append(message.strip())
+        elif message.startswith(("Layers:", "Engine Layer Information:")):
+            self.layers = message
+
+
+def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
+    """Return a logger for a library, of the most talkative kind, and what it fills.
+
+    The library's logger must live as long as anything that was made with it.
+    """
+    log = BuildLog()
+    base: Any = module.ILogger
+
+    class Logger(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)  # the binding takes no super()
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            log.take(int(severity), message)
+
+    return Logger(), log
