@@ -1,83 +1,51 @@
 """The engine cache: engines found again by everything that they depend on, built once.
 
-An entry is two files in one folder, `DIGEST.json`, the record, and `DIGEST.HASH.plan`, the engine,
-where DIGEST stands for the key and HASH for the plan. The plan is written first: an entry is there
-once its record is, so a kill at any moment leaves the old entry or the new one. A plan is loaded
-only if it hashes to what the record says and the record is of the very key that was asked for.
-
-TensorRT runs what a plan says, so the folder must be writable by its owner alone; it is made so,
-and refused otherwise.
+A plan is loaded only if it hashes to what its record says and the record is of the very key that
+was asked for. TensorRT runs what a plan says, so the folder must be writable by its owner alone; it
+is made so, and refused otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mmedge.errors import EngineMismatchError, InputError, StorageError
-from mmedge.files import write_atomic
 from mmedge.runtimes.choices import cache_folder
-from mmedge.runtimes.trt.engine_record import (
-    MAX_RECORD_BYTES,
-    EngineRecord,
-    RecordError,
-    key_digest,
-    parse_record,
-    record_of,
-    sha256_of,
+from mmedge.runtimes.trt.engine_files import (
+    CachedEngine,
+    LoadedEngine,
+    find_entry,
+    load_entry,
+    lock_path,
+    records,
+    write_entry,
 )
+from mmedge.runtimes.trt.engine_record import EngineRecord, key_digest, record_of
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineKey, EngineRequest, Flavour
 from mmedge.runtimes.trt.key_lock import key_lock
 from mmedge.runtimes.trt.misses import Miss, explain
 from mmedge.runtimes.trt.model_hash import model_sha256
-from mmedge.runtimes.trt.private_folder import (
-    UnsafeFileError,
-    check_private,
-    make_private,
-    read_private,
-    stat_private,
-)
+from mmedge.runtimes.trt.private_folder import UnsafeFolderError, check_private, make_private
+from mmedge.runtimes.trt.pruning import SIDE_FOLDERS, CacheEntry, Pruned, PruneRule, entries, prune
 
-__all__ = ["CachedEngine", "EngineCache", "EngineRecord", "LoadedEngine", "Miss"]
+__all__ = [
+    "CacheEntry",
+    "CachedEngine",
+    "EngineCache",
+    "EngineRecord",
+    "LoadedEngine",
+    "Miss",
+    "PruneRule",
+    "Pruned",
+]
 
 _LOG = logging.getLogger("mmedge.engines")
-_DIGEST = re.compile(r"([0-9a-f]{32})\.json")
-
-
-@dataclass(frozen=True, slots=True)
-class CachedEngine:
-    """An engine on disk whose record holds; its plan is hashed when it is loaded.
-
-    Attributes:
-        path: Of the plan. Load it with EngineCache.load, which looks at its hash.
-        record: What is known of it.
-    """
-
-    path: Path
-    record: EngineRecord
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedEngine:
-    """A plan in memory that is what its record says.
-
-    Attributes:
-        plan: The serialized engine.
-        record: What is known of it.
-        path: Where it lies, None if the cache could not be written and it is in memory alone.
-        miss: Why it was built just now, None if it was found.
-    """
-
-    plan: bytes
-    record: EngineRecord
-    path: Path | None
-    miss: Miss | None = None
 
 
 class EngineCache:
@@ -146,18 +114,19 @@ class EngineCache:
         """
         if not check_private(self.folder):
             return Miss("absent", "no engine has been built yet")
-        found = self._find_exact(key)
-        if isinstance(found, Miss) and found.kind == "absent":
-            records = list(self._records())
-            for record in sorted(
-                (record for record in records if _covers(record.key, key)),
-                key=lambda record: (record.key.compute_capability == "any", -record.built_unix_s),
-            ):
-                covering = self._find_exact(record.key)
-                if isinstance(covering, CachedEngine):
-                    return covering
-            return explain(key, records)
-        return found
+        found = find_entry(self.folder, key_digest(key))
+        if isinstance(found, CachedEngine) or found.kind == "damaged":
+            return found
+        known = list(records(self.folder))
+        covering = [record for record in known if _covers(record.key, key)]
+        covering.sort(
+            key=lambda record: (record.key.compute_capability == "any", record.built_unix_s)
+        )
+        for record in covering:
+            found = find_entry(self.folder, key_digest(record.key))
+            if isinstance(found, CachedEngine):
+                return found
+        return explain(key, known)
 
     def load(self, key: EngineKey) -> LoadedEngine:
         """Return the engine of a key, its plan read and checked.
@@ -200,7 +169,6 @@ class EngineCache:
             StorageError: If others may write the folder.
             Whatever `build` raises.
         """
-        check_private(self.folder)
         what = label or f"model {key.model_sha256[:12]}"
 
         def told(message: str) -> None:
@@ -213,8 +181,10 @@ class EngineCache:
             try:
                 found = self._load(key)
                 if isinstance(found, Miss):
-                    stack.enter_context(self._locked(key_digest(key), told))
+                    stack.enter_context(self._locked(key, told))
                     found = self._load(key)  # another may have built it meanwhile
+            except UnsafeFolderError:
+                raise
             except StorageError as error:
                 self._warn_unwritable(error)
                 found, writable = Miss("absent", "the engine cache cannot be used"), False
@@ -233,7 +203,7 @@ class EngineCache:
             path = None
             if writable:
                 try:
-                    path = self._write(record, built.plan)
+                    path = write_entry(self.folder, record, built.plan)
                 except StorageError as error:
                     self._warn_unwritable(error)
             return LoadedEngine(built.plan, record, path, found)
@@ -247,15 +217,40 @@ class EngineCache:
                 the folder.
         """
         record = record_of(key, built, label)
-        with self._locked(key_digest(key), lambda message: _LOG.info("%s: %s", label, message)):
-            return CachedEngine(self._write(record, built.plan), record)
+        with self._locked(key, lambda message: _LOG.info("%s: %s", label, message)):
+            return CachedEngine(write_entry(self.folder, record, built.plan), record)
+
+    def entries(self, *, verify: bool = False) -> tuple[CacheEntry, ...]:
+        """Return what lies in the cache, the one used last first.
+
+        Args:
+            verify: Also read every plan and look at its hash.
+
+        Raises:
+            StorageError: If others may write the folder, or it cannot be read.
+        """
+        return entries(self.folder, verify=verify)
+
+    def prune(self, rule: PruneRule | None = None, *, dry_run: bool = False) -> Pruned:
+        """Remove engines, and what killed builds left behind.
+
+        Engines that are being built are left alone.
+
+        Args:
+            rule: Which; None removes what is damaged or left behind.
+            dry_run: Only tell what would go.
+
+        Raises:
+            StorageError: If the folder cannot be written, or others may write it.
+        """
+        return prune(self.folder, rule or PruneRule(), dry_run=dry_run)
 
     def timing_cache(self, flavour: Flavour, version: str, compute_capability: str) -> Path:
         """Return where builds of one flavour, version and kind of GPU keep their timings.
 
         The folder is made, if it can be.
         """
-        return self._side_file("timing", flavour, version, compute_capability)
+        return self._side_file(SIDE_FOLDERS[0], flavour, version, compute_capability)
 
     def runtime_cache(self, version: str, gpu: str) -> Path:
         """Return where TensorRT-RTX keeps the kernels it compiled for one version and GPU.
@@ -266,7 +261,7 @@ class EngineCache:
             version: Of TensorRT-RTX.
             gpu: Whatever tells GPUs apart: name, compute capability, driver.
         """
-        return self._side_file("runtime", "tensorrt-rtx", version, gpu)
+        return self._side_file(SIDE_FOLDERS[1], "tensorrt-rtx", version, gpu)
 
     def _side_file(self, kind: str, *parts: str) -> Path:
         folder = self.folder / kind
@@ -275,92 +270,15 @@ class EngineCache:
             make_private(folder)
         return folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', '-'.join(parts))[:200]}.cache"
 
-    @contextmanager
-    def _locked(self, digest: str, told: Callable[[str], None]) -> Iterator[None]:
-        make_private(self.folder)
-        with key_lock(self.folder / f"{digest}.lock", told):
-            yield
-
-    def _records(self) -> Iterator[EngineRecord]:
-        """Yield every record that can be trusted."""
-        try:
-            names = sorted(path.name for path in self.folder.iterdir())
-        except OSError as error:
-            raise StorageError(
-                f"Cannot read the engine cache {self.folder}: {error.strerror}. Change the "
-                "permissions, or set MMEDGE_CACHE_DIR to another folder."
-            ) from error
-        for name in names:
-            if match := _DIGEST.fullmatch(name):
-                with suppress(FileNotFoundError, UnsafeFileError, RecordError):
-                    yield self._record(match[1])
-
-    def _record(self, digest: str) -> EngineRecord:
-        data = read_private(self.folder / f"{digest}.json", MAX_RECORD_BYTES)
-        return parse_record(data, digest)
-
-    def _find_exact(self, key: EngineKey) -> CachedEngine | Miss:
-        digest = key_digest(key)
-        missing = ""
-        while True:
-            try:
-                record = self._record(digest)
-            except FileNotFoundError:
-                return Miss("absent", "no engine has been built yet")
-            except RecordError as error:
-                return Miss("damaged", str(error))
-            except UnsafeFileError as error:
-                return Miss("damaged", f"its record {error}")
-            path = self._plan_path(digest, record)
-            try:
-                size_bytes = stat_private(path).st_size
-            except FileNotFoundError:
-                if missing == path.name:
-                    return Miss("damaged", "its plan is missing", record)
-                missing = path.name  # replaced since its record was read?
-                continue
-            except UnsafeFileError as error:
-                return Miss("damaged", f"its plan {error}", record)
-            if size_bytes != record.plan_size_bytes:
-                return Miss("damaged", _wrong_size(size_bytes, record), record)
-            return CachedEngine(path, record)
-
     def _load(self, key: EngineKey) -> LoadedEngine | Miss:
         found = self.find(key)
-        if isinstance(found, Miss):
-            return found
-        record = found.record
-        try:
-            plan = read_private(found.path, record.plan_size_bytes)
-        except (FileNotFoundError, UnsafeFileError) as error:
-            reason = "is missing" if isinstance(error, FileNotFoundError) else str(error)
-            return Miss("damaged", f"its plan {reason}", record)
-        if len(plan) != record.plan_size_bytes:
-            return Miss("damaged", _wrong_size(len(plan), record), record)
-        if sha256_of(plan) != record.plan_sha256:
-            return Miss("damaged", "its plan was changed: its hash is another", record)
-        with suppress(OSError):  # for prune; a cache that is only read stays as it is
-            os.utime(self.folder / f"{key_digest(record.key)}.json")
-        return LoadedEngine(plan, record, found.path)
+        return found if isinstance(found, Miss) else load_entry(found)
 
-    def _plan_path(self, digest: str, record: EngineRecord) -> Path:
-        return self.folder / f"{digest}.{record.plan_sha256[:16]}.plan"
-
-    def _write(self, record: EngineRecord, plan: bytes) -> Path:
-        """Write an entry whose lock is held; what else bears its name is left from before."""
-        digest = key_digest(record.key)
-        path = self._plan_path(digest, record)
-        document = self.folder / f"{digest}.json"
-        for place in (path, document):
-            if place.is_symlink():  # or it would be followed
-                place.unlink(missing_ok=True)
-        write_atomic(path, plan, private=True)
-        write_atomic(document, record.model_dump_json().encode(), private=True)
-        for other in self.folder.glob(f"*{digest}.*"):
-            if other.suffix in (".plan", ".partial") and other != path:
-                with suppress(OSError):
-                    other.unlink()
-        return path
+    @contextmanager
+    def _locked(self, key: EngineKey, told: Callable[[str], None]) -> Iterator[None]:
+        make_private(self.folder)
+        with key_lock(lock_path(self.folder, key_digest(key)), told):
+            yield
 
     def _warn_unwritable(self, error: StorageError) -> None:
         warnings.warn(
@@ -370,10 +288,6 @@ class EngineCache:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _wrong_size(size_bytes: int, record: EngineRecord) -> str:
-    return f"its plan has {size_bytes} bytes, expected {record.plan_size_bytes}"
 
 
 def _covers(built: EngineKey, wanted: EngineKey) -> bool:

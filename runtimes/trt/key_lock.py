@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmedge.files import storage_errors
 
-__all__ = ["is_locked", "key_lock"]
+__all__ = ["is_locked", "key_lock", "key_lock_if_free"]
 
 _LOG = logging.getLogger("mmedge.engines")
 _POLL_S = (0.05, 0.5)  # first and longest pause between two tries
@@ -25,8 +25,8 @@ _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 def key_lock(path: Path, told: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; wait for whoever holds it.
 
-    The kernel drops the lock when its holder dies, however it dies. The file is removed at the end.
-    A holder that forks keeps it locked until its children are gone as well, or it ends the block.
+    The kernel drops the lock when its holder dies, however it dies; the children of a holder that
+    forked count as the holder. The file is removed at the end.
 
     Args:
         path: Of the lock file, in a folder that exists.
@@ -35,21 +35,37 @@ def key_lock(path: Path, told: Callable[[str], None]) -> Iterator[None]:
     Raises:
         StorageError: If the file cannot be made.
     """
-    with storage_errors(path):
-        descriptor = _acquire(path, told)
-    try:
-        yield
-    finally:
-        # Removed while it is held, so nobody can hold the name that is removed.
-        with suppress(OSError):
-            path.unlink()
-        _unlock(descriptor)
+    began = reminded = time.monotonic()
+    pause_s = 0.0
+    while True:
+        with _held_if_free(path) as holder:
+            if holder is None:
+                yield
+                return
+        now = time.monotonic()
+        if not pause_s or now - reminded >= _REMIND_S:
+            reminded = now
+            so_far = f"still waiting after {now - began:.0f} s" if pause_s else "waiting for it"
+            told(f"{holder} is building this engine: {so_far}")
+        pause_s = min(2 * pause_s, _POLL_S[1]) or _POLL_S[0]
+        time.sleep(pause_s)
+
+
+@contextmanager
+def key_lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` while the block runs, if nobody does; yield whether it is held.
+
+    Raises:
+        StorageError: If the file cannot be made.
+    """
+    with _held_if_free(path) as holder:
+        yield holder is None
 
 
 def is_locked(path: Path) -> bool:
     """Tell whether somebody holds a lock file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -61,36 +77,48 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire(path: Path, told: Callable[[str], None]) -> int:
-    began = reminded = time.monotonic()
-    pause_s = _POLL_S[0]
-    waiting = False
+@contextmanager
+def _held_if_free(path: Path) -> Iterator[str | None]:
+    """Hold a lock file if it is free; yield None, or who holds it."""
+    with storage_errors(path):
+        descriptor, held = _open_and_try(path)
+    try:
+        if not held:
+            yield _holder(descriptor)
+            return
+        try:
+            with suppress(OSError):  # for those who wait; a full disk does not matter
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield None
+        finally:
+            # Removed while it is held, so nobody else can hold the file that bears the name.
+            with suppress(OSError):
+                path.unlink()
+            with suppress(OSError):  # a forked child may have the file open still
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def _open_and_try(path: Path) -> tuple[int, bool]:
+    """Open a lock file and try to lock it.
+
+    Returns:
+        Its descriptor, and whether it is locked.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            if _try_lock(descriptor, path):
-                if _is_at(descriptor, path):
-                    with suppress(OSError):  # for those who wait; a full disk does not matter
-                        os.ftruncate(descriptor, 0)
-                        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-                    return descriptor
-                _unlock(descriptor)
-                continue  # its last holder removed it before we had it
-            now = time.monotonic()
-            if not waiting or now - reminded >= _REMIND_S:
-                reminded = now
-                told(
-                    f"{_holder(descriptor)} is building this engine: "
-                    + (f"still waiting after {now - began:.0f} s" if waiting else "waiting for it")
-                )
-                waiting = True
-            os.close(descriptor)
+            held = _try_lock(descriptor, path)
+            if not held or os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return descriptor, held
+        except FileNotFoundError:
+            pass
         except BaseException:
-            with suppress(OSError):
-                os.close(descriptor)
+            os.close(descriptor)
             raise
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _POLL_S[1])
+        os.close(descriptor)  # its last holder removed it before it was locked
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
@@ -104,22 +132,9 @@ def _try_lock(descriptor: int, path: Path) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
 def _holder(descriptor: int) -> str:
     digits = os.pread(descriptor, 20, 0)
     if not digits.isdigit():
         return "another process"
     pid = int(digits)
     return "another thread of this process" if pid == os.getpid() else f"process {pid}"
-
-
-def _unlock(descriptor: int) -> None:
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)

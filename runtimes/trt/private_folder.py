@@ -13,9 +13,20 @@ from pathlib import Path
 from mmedge.errors import StorageError
 from mmedge.files import storage_errors
 
-__all__ = ["UnsafeFileError", "check_private", "make_private", "read_private", "stat_private"]
+__all__ = [
+    "UnsafeFileError",
+    "UnsafeFolderError",
+    "check_private",
+    "make_private",
+    "read_private",
+    "stat_private",
+]
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UnsafeFolderError(StorageError):
+    """Others may write the folder, so nothing is loaded from it."""
 
 
 class UnsafeFileError(Exception):
@@ -26,7 +37,8 @@ def make_private(folder: Path) -> None:
     """Make a folder that only its owner may enter, and check one that exists already.
 
     Raises:
-        StorageError: If it cannot be made, or others may write it.
+        UnsafeFolderError: If others may write it.
+        StorageError: If it cannot be made or looked at.
     """
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +56,8 @@ def check_private(folder: Path) -> bool:
         False if there is no such folder.
 
     Raises:
-        StorageError: If others may write it, or it cannot be looked at.
+        UnsafeFolderError: If others may write it.
+        StorageError: If it cannot be looked at.
     """
     place = Path(os.path.realpath(folder))
     try:
@@ -62,13 +75,13 @@ def check_private(folder: Path) -> bool:
             "it, or set MMEDGE_CACHE_DIR to another folder."
         )
     if status.st_uid not in (os.geteuid(), 0):
-        raise StorageError(
+        raise UnsafeFolderError(
             f"The engine cache {folder} belongs to user {status.st_uid}, and this process runs as "
             f"user {os.geteuid()}: engines run code, so only one's own are loaded. Run "
             f"'chown -R {os.geteuid()} {folder}', or set MMEDGE_CACHE_DIR to a folder of your own."
         )
     if status.st_mode & _OTHERS_MAY_WRITE:
-        raise StorageError(
+        raise UnsafeFolderError(
             f"The engine cache {folder} can be written by others (mode "
             f"{stat.S_IMODE(status.st_mode):04o}): engines run code, so who writes there could run "
             f"code here. If its content is your own, run 'chmod -R go-w {folder}'; otherwise "
@@ -77,9 +90,9 @@ def check_private(folder: Path) -> bool:
     for above in place.parents:
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise StorageError(
-                f"The engine cache {folder} lies in {above}, where everybody may exchange it (mode "
-                f"{stat.S_IMODE(mode):04o}): engines run code. Run 'chmod o-w {above}', or set "
+            raise UnsafeFolderError(
+                f"The engine cache {folder} lies in {above}, where everybody may put another "
+                f"folder in its place (mode {stat.S_IMODE(mode):04o}): engines run code. Run 'chmod o-w {above}', or set "
                 "MMEDGE_CACHE_DIR to a folder of your own."
             )
     return True
