@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.isolated import Worker, lent
 from mmedge.converters.passes.narrowing import ComputeInFloat32
 from mmedge.converters.probing import written_beside
 from mmedge.converters.quality import cosines
 from mmedge.converters.statistics import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
 __all__ = ["emulated_halves", "require_agreement"]
@@ -24,9 +24,14 @@ _MASK = 1e30
 
 
 def require_agreement(
-    reference: Path, model: Path, feeds: Feeds, *, cosine_min: float = 0.999
+    reference: Path,
+    model: Path,
+    feeds: Feeds,
+    *,
+    cosine_min: float = 0.999,
+    worker: Worker | None = None,
 ) -> float:
-    """Check that a graph answers as its float32 reference.
+    """Check that a graph answers as its float32 reference; both run in a worker.
 
     Args:
         reference: ONNX file in float32.
@@ -35,6 +40,7 @@ def require_agreement(
             Runtime on CPU may leave roundings out, or have no kernel.
         feeds: Starts the stream of feeds; a few are enough.
         cosine_min: Smallest cosine between two answers to one sample.
+        worker: None starts one.
 
     Returns:
         The smallest cosine seen.
@@ -43,18 +49,20 @@ def require_agreement(
         QuantizationError: If an answer is not finite, or further away; the first node whose value
             is not finite, or whose cosine is below, is named.
         CalibrationError: If the stream is empty.
+        BackendError: If ONNX Runtime refuses the graph, or crashes.
     """
     smallest: float | None = None
     with (
+        lent(worker) as runs,
         written_beside(emulated_halves(model), model.parent) as emulated,
-        open_session(reference) as expects,
-        open_session(emulated) as answers,
+        runs.open(reference, reference.name) as expects,
+        runs.open(emulated, model.name) as answers,
     ):
         for feed in feeds():
             expected, got = expects.run(feed), answers.run(feed)
             cosine = min(_cosine(expected[name], got[name]) for name in expected)
             if not cosine >= cosine_min:
-                place = _first_off(reference, model, feed, cosine_min)
+                place = _first_off(reference, model, feed, cosine_min, runs)
                 raise QuantizationError(
                     f"{model.name} does not answer as float32: smallest cosine {cosine:.4f}, "
                     f"expected at least {cosine_min}. {place} Calibrate with data that is like "
@@ -83,10 +91,12 @@ def _cosine(expected: Array, got: Array) -> float:
     return float(cosines(*rows).min())
 
 
-def _first_off(reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float) -> str:
+def _first_off(
+    reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float, worker: Worker
+) -> str:
     """Name the first node whose value is off; all values of one feed are held at once."""
-    ours = _values(emulated_halves(model), model.parent, feed)
-    theirs = _values(ir.load(reference), reference.parent, feed)
+    ours = _values(emulated_halves(model), model, feed, worker)
+    theirs = _values(ir.load(reference), reference, feed, worker)
     producers = {v.name: node for node in ir.load(model).graph for v in node.outputs}
     for name, got in ours.items():
         expected, node = theirs.get(name), producers.get(name)
@@ -107,7 +117,9 @@ def _whole_cosine(expected: Array, got: Array) -> float:
     return float(cosines(left, right).item())
 
 
-def _values(model: ir.Model, folder: Path, feed: Mapping[str, Array]) -> dict[str, Array]:
+def _values(
+    model: ir.Model, source: Path, feed: Mapping[str, Array], worker: Worker
+) -> dict[str, Array]:
     """Run a graph with every float value among its outputs, as float32, by the values' names."""
     graph = model.graph
     names: dict[str, str] = {}
@@ -123,6 +135,6 @@ def _values(model: ir.Model, folder: Path, feed: Mapping[str, Array]) -> dict[st
         names[seen] = value.name or ""
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    with written_beside(model, folder) as path, open_session(path) as session:
-        results = session.run(feed)
+    with written_beside(model, source.parent) as path, worker.open(path, source.name) as opened:
+        results = opened.run(feed)
     return {name: results[output] for output, name in names.items()}

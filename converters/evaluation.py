@@ -115,7 +115,7 @@ def embed(
     """Return the embeddings of feeds of one sample: (N, D) float32."""
     rows = []
     for feed in feeds:
-        rows.append(graph.run(feed)[0])
+        rows.append(graph.answer(feed)[0])
         if advance is not None:
             advance()
     embeddings: Float32Array = np.stack(rows).astype(np.float32, copy=False)

@@ -133,7 +133,7 @@ def measure_parity(label: str, graph: IsolatedGraph, probes: Sequence[Probe]) ->
     errors: list[float] = []
     values: list[Array] = []
     for probe in probes:
-        got = graph.run(probe.feed)
+        got = graph.answer(probe.feed)
         if got.shape != probe.expected.shape:
             raise ParityError(
                 f"{label}: for an input {probe.feed.shape} the graph gives {got.shape}, the module "

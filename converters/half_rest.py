@@ -12,12 +12,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.agreement import emulated_halves, require_agreement
+from mmedge.converters.isolated import Worker
 from mmedge.converters.passes.float16 import to_float16
 from mmedge.converters.peaks import collect_peaks
 from mmedge.converters.probing import written_beside
 from mmedge.converters.quality import cosines
 from mmedge.converters.statistics import Feeds
-from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
 __all__ = ["describe_rest", "narrow_rest"]
@@ -43,6 +43,7 @@ def narrow_rest(model: ir.Model, source: Path, feeds: Feeds | None) -> ir.Model:
 
     Raises:
         QuantizationError: If they are not; the first node that is off is named.
+        BackendError: If ONNX Runtime refuses the graph, or crashes.
     """
     ShapeInferencePass()(model)  # peaks are measured of what is known to be float32
     if feeds is None:
@@ -53,22 +54,23 @@ def narrow_rest(model: ir.Model, source: Path, feeds: Feeds | None) -> ir.Model:
         return islice(iter(data()), _CHECKED)
 
     folder = source.parent
-    with written_beside(model, folder) as reference:
-        narrow = to_float16(model, collect_peaks(reference, data)).model
+    with Worker() as worker, written_beside(model, folder) as reference:
+        narrow = to_float16(model, collect_peaks(reference, data, worker)).model
         with (
             written_beside(narrow, folder) as written,
             written_beside(emulated_halves(written), folder) as emulated,
         ):
-            drop = _cosine(source, reference, few) - _cosine(source, emulated, few)
+            drop = _cosine(source, reference, few, worker) - _cosine(source, emulated, few, worker)
             if not drop <= _MAX_DROP:
-                require_agreement(reference, written, few, cosine_min=_COSINE_MIN)
+                require_agreement(reference, written, few, cosine_min=_COSINE_MIN, worker=worker)
     return narrow
 
 
-def _cosine(reference: Path, model: Path, feeds: Feeds) -> float:
+def _cosine(reference: Path, model: Path, feeds: Feeds, worker: Worker) -> float:
     """Return the mean cosine of the answers of two graphs; NaN where one is not finite."""
     found: list[float] = []
-    with open_session(reference) as expects, open_session(model) as answers:
+    label = f"{reference.name}, quantized"
+    with worker.open(reference, reference.name) as expects, worker.open(model, label) as answers:
         for feed in feeds():
             expected, got = expects.run(feed), answers.run(feed)
             for name, array in expected.items():

@@ -1,8 +1,11 @@
-"""Running a graph in a process of its own, so that a crash of the engine is an error like others.
+"""Running graphs in a process of their own, so that a crash of the engine is an error like others.
 
-ONNX Runtime has crashed on graphs that it should have refused. The worker reads feeds from its
-standard input and writes outputs to its standard output: a line of JSON with dtype and shape, then
-the numbers.
+Engines have crashed on graphs that they should have refused. What conversion has just written is
+therefore opened in a worker first. One worker serves many graphs, several at once too, as starting
+a process for each layer that is measured would take longer than the measuring.
+
+The worker reads requests from its standard input and answers on its standard output: a line of
+JSON, then the numbers of the arrays that it names.
 """
 
 from __future__ import annotations
@@ -15,69 +18,65 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from mmedge.errors import BackendError
+from mmedge.errors import BackendError, MmedgeError
 from mmedge.specs import Array
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["IsolatedGraph"]
+    from mmedge.runtimes.session import Session
+
+__all__ = ["IsolatedGraph", "Worker", "lent"]
+
+_COMMAND = (sys.executable, "-m", __name__)
+_PATIENCE_S = 10.0
 
 
-class IsolatedGraph:
-    """A graph of one input and one output on ONNX Runtime's CPU, in a process of its own."""
+class Worker:
+    """Inference engines on the CPU in a process of its own, which is started when it is needed.
 
-    def __init__(self, model: Path, label: str, *, threads: int | None = None) -> None:
-        """Start the worker.
+    A crash ends the graphs that were open; the next one to be opened has another process.
+    """
+
+    def __init__(self) -> None:
+        self._process: _Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while there is no process."""
+        return None if self._process is None else self._process.pid
+
+    def open(self, model: Path, label: str, *, backend_name: str = "onnxruntime") -> IsolatedGraph:
+        """Open a graph with the default options of a session.
 
         Args:
             model: ONNX file.
             label: What the graph is called in errors ("image_encoder/fp32").
-            threads: Threads inside one operator; None takes the session's default.
-        """
-        self._label = label
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in close()
-        command = [sys.executable, "-m", __name__, str(model), str(threads or 0)]
-        self._process = subprocess.Popen(  # noqa: S603, our own interpreter and module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-        )
-
-    @property
-    def pid(self) -> int:
-        """The worker's process id."""
-        return self._process.pid
-
-    def run(self, array: Array) -> Array:
-        """Run the graph on one array.
+            backend_name: One of runtimes' BACKENDS.
 
         Raises:
-            BackendError: If the engine refuses the graph or the feed, or crashes.
+            BackendError: If the engine refuses the graph, or crashes.
         """
-        stdin, stdout = self._pipes()
-        try:
-            _write(stdin, array)
-            return _read(stdout)
-        except (OSError, EOFError, ValueError) as error:
-            raise self._failure() from error
+        if self._process is not None and self._process.dead:
+            self.close()
+        if self._process is None:
+            self._process = _Process()
+        return IsolatedGraph(self._process, model, label, backend_name)
 
     def close(self) -> None:
-        """End the worker."""
-        stdin, stdout = self._pipes()
-        with contextlib.suppress(OSError):
-            stdin.close()
-        stdout.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
+        """End the process; opening a graph starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     def __enter__(self) -> Self:
         return self
@@ -88,65 +87,198 @@ class IsolatedGraph:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._process.kill()
         self.close()
 
+
+def lent(worker: Worker | None) -> AbstractContextManager[Worker]:
+    """Return the worker that a caller lends, or one that lasts as long as the block."""
+    return Worker() if worker is None else nullcontext(worker)
+
+
+class IsolatedGraph:
+    """A graph that is open in a worker. Made by `Worker.open`."""
+
+    def __init__(self, process: _Process, model: Path, label: str, backend_name: str) -> None:
+        self._process = process
+        self._label = f"{label}: {backend_name}"
+        self._number = next(process.numbers)
+        names, _ = self._ask("open", model=str(model), backend_name=backend_name)
+        self._input, self._output = names["input"], names["output"]
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph; see Session.run.
+
+        Raises:
+            BackendError: If the engine refuses the feed, or crashes.
+        """
+        return self._ask("run", feed)[1]
+
+    def answer(self, array: Array) -> Array:
+        """Run a graph of one input and return its first output.
+
+        Raises:
+            BackendError: As for run.
+        """
+        return self.run({self._input: array})[self._output]
+
+    def close(self) -> None:
+        """Free the engine's memory."""
+        with contextlib.suppress(BackendError):  # what it had to answer, it has answered
+            self._ask("close")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(
+        self, what: str, arrays: Mapping[str, Array] | None = None, **settings: str
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        request = {"do": what, "graph": self._number, **settings}
+        return self._process.ask(self._label, request, arrays or {})
+
+
+class _Process:
+    """The worker as it is seen from here."""
+
+    def __init__(self) -> None:
+        self.numbers = count()
+        self.dead = False
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in close()
+        self._process = subprocess.Popen(  # noqa: S603, our own interpreter and module
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(
+        self, label: str, request: Mapping[str, object], arrays: Mapping[str, Array]
+    ) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Send a request and return the reply.
+
+        Raises:
+            BackendError: If it is an error, or the process ends; `label` says whose.
+        """
+        if self.dead:
+            raise BackendError(f"{label} cannot be asked: its process has ended.")
+        stdin, stdout = self._pipes()
+        said = os.fstat(self._errors.fileno()).st_size
+        try:
+            _write(stdin, request, arrays)
+            reply, answers = _read(stdout)
+        except (OSError, EOFError, ValueError) as error:
+            self._end()
+            raise self._failure(label, said) from error
+        except BaseException:
+            # Interrupted within a message: what would come next is its rest.
+            self._process.kill()
+            self._end()
+            raise
+        if "error" in reply:
+            raise BackendError(f"{label} failed: {reply['error']}")
+        return reply, answers
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self._errors.close()
+
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise BackendError(f"{self._label}: the worker has no pipes.")
-        return stdin, stdout
+        return cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
 
-    def _failure(self) -> BackendError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+    def _end(self) -> None:
+        self.dead = True
+        stdin, stdout = self._pipes()
+        with contextlib.suppress(OSError):
+            stdin.close()
+        stdout.close()
+        try:
+            self._process.wait(timeout=_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _failure(self, label: str, said: int) -> BackendError:
+        """Return why the process ended; what it has said before belongs to other requests."""
+        told = os.pread(self._errors.fileno(), 1 << 16, said).decode(errors="replace")
+        lines = told.strip().splitlines()
         reason = lines[-1] if lines else "it said nothing"
+        code = self._process.returncode
         if code < 0:
-            name = signal.Signals(-code).name
-            return BackendError(f"{self._label}: ONNX Runtime crashed ({name}): {reason}")
-        return BackendError(f"{self._label}: ONNX Runtime failed: {reason}")
+            return BackendError(f"{label} crashed ({signal.Signals(-code).name}): {reason}")
+        return BackendError(f"{label} failed: {reason}")
 
 
-def _write(pipe: IO[bytes], array: Array) -> None:
-    header = {"dtype": array.dtype.str, "shape": array.shape}
-    pipe.write(json.dumps(header).encode() + b"\n")
-    pipe.write(np.ascontiguousarray(array).data)
+def _write(pipe: IO[bytes], message: Mapping[str, object], arrays: Mapping[str, Array]) -> None:
+    about = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    pipe.write(json.dumps([message, about]).encode() + b"\n")
+    for array in arrays.values():
+        pipe.write(np.ascontiguousarray(array).data)
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> Array:
+def _read(pipe: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError
-    header = json.loads(line)
-    array: Array = np.empty(tuple(header["shape"]), np.dtype(header["dtype"]))
-    unread = array.data.cast("B")
+    message, about = json.loads(line)
+    return message, {
+        name: _read_array(pipe, np.empty(tuple(shape), np.dtype(dtype)))
+        for name, dtype, shape in about
+    }
+
+
+def _read_array(pipe: IO[bytes], array: Array) -> Array:
+    unread = array.data.cast("B") if array.size else memoryview(b"")
     while len(unread):
-        count = cast(io.BufferedIOBase, pipe).readinto(unread)
-        if not count:
+        read = cast(io.BufferedIOBase, pipe).readinto(unread)
+        if not read:
             raise EOFError
-        unread = unread[count:]
+        unread = unread[read:]
     return array
 
 
-def _serve(model: Path, threads: int) -> None:
-    """Answer arrays from stdin on stdout until stdin ends."""
-    from mmedge.runtimes.session import SessionOptions, open_session
-
-    # What the engine prints must not fall among the arrays.
+def _serve() -> None:
+    """Answer requests from stdin on stdout until stdin ends."""
+    # What an engine prints must not fall among the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    feeds = cast(io.BufferedReader, sys.stdin.buffer)
-    options = SessionOptions(threads=threads or None)
-    with open_session(model, options=options) as session:
-        name, output = session.inputs[0].name, session.outputs[0].name
-        while feeds.peek(1):
-            _write(answers, session.run({name: _read(feeds)})[output])
+    requests = cast(io.BufferedReader, sys.stdin.buffer)
+    sessions: dict[int, Session] = {}
+    while requests.peek(1):
+        request, feed = _read(requests)
+        try:
+            reply, outputs = _do(request, feed, sessions)
+        except MmedgeError as error:
+            reply, outputs = {"error": str(error)}, {}
+        _write(answers, reply, outputs)
+
+
+def _do(
+    request: Mapping[str, Any], feed: Mapping[str, Array], sessions: dict[int, Session]
+) -> tuple[dict[str, str], dict[str, Array]]:
+    from mmedge.runtimes.session import open_session
+
+    number = request["graph"]
+    if request["do"] == "open":
+        session = open_session(Path(request["model"]), backend_name=request["backend_name"])
+        sessions[number] = session
+        return {"input": session.inputs[0].name, "output": session.outputs[0].name}, {}
+    if request["do"] == "run":
+        return {}, sessions[number].run(feed)
+    sessions[number].close()
+    return {}, {}
 
 
 if __name__ == "__main__":
     # Ctrl-C goes to the whole group; the parent decides what becomes of the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _serve(Path(sys.argv[1]), int(sys.argv[2]))
+    _serve()

@@ -111,6 +111,7 @@ class StartedSearch:
             next(iter(inputs.feeds())),
             inputs.golden,
             energy_counter() if self.budget.objective == "energy" else None,
+            self.builder.worker,
         )
         search = RoleSearch(
             role=self.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.isolated import Worker
 from mmedge.converters.passes.float16 import Peak
 from mmedge.converters.passes.matching import is_op
 from mmedge.converters.probing import ProbeBuilder, open_probe
@@ -20,7 +21,7 @@ __all__ = ["collect_peaks"]
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
-def collect_peaks(model: Path, feeds: Feeds) -> dict[str, Peak]:
+def collect_peaks(model: Path, feeds: Feeds, worker: Worker | None = None) -> dict[str, Peak]:
     """Run a graph over calibration data and return the peak of every float32 value, by name.
 
     The data is read once. What is kept of a value is three numbers, which the engine computes.
@@ -28,17 +29,19 @@ def collect_peaks(model: Path, feeds: Feeds) -> dict[str, Peak]:
     Args:
         model: ONNX file in float32, of ONNX's own operators at opset 18 or later.
         feeds: Starts the stream of feeds.
+        worker: Where a graph runs that has not run before; None is for float graphs.
 
     Raises:
         CalibrationError: If the stream is empty.
         QuantizationError: If NaN reaches an output; the first value that holds any is named.
+        BackendError: If the engine refuses the graph, or crashes in the worker.
     """
     graph = ir.load(model).graph
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     names = [value.name or "" for value in values if value.dtype == ir.DataType.FLOAT]
     outputs = {value.name for value in graph.outputs}
     found: dict[str, Peak] = {}
-    with open_probe(model, names, _measure) as probe:
+    with open_probe(model, names, _measure, worker) as probe:
         for feed in feeds():
             results = probe.run(feed)
             _refuse_nan(results, outputs)

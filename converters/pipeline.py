@@ -183,10 +183,9 @@ def _search(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
     store = job.kept.enter_context(TrialStore(folder, _search_key(job, facts)))
     with ExitStack() as stack:
         started = {
-            name: _start_search(job, name, spec, store, budget) for name, spec in specs.items()
+            name: _start_search(job, name, spec, store, budget, stack)
+            for name, spec in specs.items()
         }
-        for search in started.values():
-            stack.callback(search.builder.close)
         fp32 = {name: search.role for name, search in started.items()}
         tried = {
             name: search.run(fp32, job.samples, job.progress) for name, search in started.items()
@@ -230,7 +229,12 @@ def _search_key(job: _Job, facts: _Facts) -> dict[str, object]:
 
 
 def _start_search(
-    job: _Job, name: str, spec: ExportSpec, store: TrialStore, budget: Budget
+    job: _Job,
+    name: str,
+    spec: ExportSpec,
+    store: TrialStore,
+    budget: Budget,
+    stack: ExitStack,
 ) -> StartedSearch:
     portable = store.role_folder(name) / "fp32.onnx"
     job.progress(ProgressEvent(f"Export {name}", 0, 1))
@@ -241,6 +245,7 @@ def _start_search(
     models = lay_out(portable) if stored is None else stored.models
     calibration = _calibration(job, name, spec.modality)
     builder = _builder(job, name, spec, models, calibration)
+    stack.callback(builder.close)
     built = stored or builder.build(FP32)
     role = BuiltRole(spec.modality, spec.inputs, spec.outputs, builder.inputs.golden, (built,))
     return StartedSearch(name, role, builder, store, budget, calibrated=calibration is not None)

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.isolated import IsolatedGraph, Worker
 from mmedge.converters.passes.building import add_initializer
 from mmedge.errors import QuantizationError
 from mmedge.files import storage_errors
@@ -24,7 +25,7 @@ from mmedge.files.renaming import lock, remove
 from mmedge.runtimes.session import Session, open_session
 from mmedge.specs import Array
 
-__all__ = ["Measure", "Probe", "ProbeBuilder", "open_probe", "written_beside"]
+__all__ = ["Measure", "Probe", "ProbeBuilder", "beside", "open_probe", "written_beside"]
 
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{8}\.onnx")
 
@@ -70,7 +71,9 @@ Measure: TypeAlias = Callable[[ProbeBuilder, str, ir.Value], Mapping[str, ir.Val
 class Probe:
     """An open session that answers with measures of tensors."""
 
-    def __init__(self, session: Session, outputs: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self, session: Session | IsolatedGraph, outputs: Mapping[str, Mapping[str, str]]
+    ) -> None:
         self._session = session
         self._outputs = outputs
 
@@ -84,8 +87,13 @@ class Probe:
 
 
 @contextmanager
-def open_probe(model: Path, tensors: Sequence[str], measure: Measure) -> Iterator[Probe]:
+def open_probe(
+    model: Path, tensors: Sequence[str], measure: Measure, worker: Worker | None = None
+) -> Iterator[Probe]:
     """Open a session of `model` whose outputs are measures of tensors.
+
+    Without a worker it runs in this process. That is for float graphs, which is what calibration
+    reads: each has answered in a worker before, or is such a graph with other numbers.
 
     Args:
         model: ONNX file in any layout. It is not changed. A small file lies beside it, where its
@@ -93,15 +101,17 @@ def open_probe(model: Path, tensors: Sequence[str], measure: Measure) -> Iterato
             is removed by the next probe in that folder.
         tensors: Names of float32 values of its main graph, graph inputs among them.
         measure: What to measure of each.
+        worker: Where a graph runs that has not run before, such as a quantized one.
 
     Raises:
         QuantizationError: If there is no such tensor, or it is not float32.
+        BackendError: If the engine refuses the graph, or crashes in the worker.
         StorageError: If the folder of `model` cannot be written.
     """
     graph = ir.load(model)
     outputs = _replace_outputs(graph, tensors, measure)
     with written_beside(graph, model.parent) as path:
-        session = open_session(path)
+        session = open_session(path) if worker is None else worker.open(path, model.name)
     with session:
         yield Probe(session, outputs)
 
@@ -134,11 +144,18 @@ def _replace_outputs(
 @contextmanager
 def written_beside(model: ir.Model, folder: Path) -> Iterator[Path]:
     """Write a graph into a folder for as long as the block runs."""
+    with beside(folder) as path:
+        ir.save(model, path)
+        yield path
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """Make a file for a graph in the folder of its external data for as long as the block runs."""
     with storage_errors(folder):
         _remove_leftovers(folder)
         path, descriptor = _claim(folder)
         try:
-            ir.save(model, path)
             yield path
         finally:
             remove(path)

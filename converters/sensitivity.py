@@ -15,10 +15,7 @@ data that it is judged on.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.isolated import Worker, lent
 from mmedge.converters.methods import (
     DynamicInt8,
     Float8,
@@ -41,11 +39,10 @@ from mmedge.converters.passes.int8 import (
     quantizable_tables,
 )
 from mmedge.converters.passes.linears import find_linears
+from mmedge.converters.probing import beside
 from mmedge.converters.quantize import quantize
 from mmedge.converters.statistics import Feeds, collect_ranges
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.files import storage_errors
-from mmedge.runtimes.session import open_session
 from mmedge.specs import Array, Float32Array
 
 __all__ = [
@@ -79,7 +76,7 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
     method = _layerwise(config)
     if isinstance(method, WeightOnly):
         # What can be grouped is known to the pass alone; how it rounds makes no difference.
-        with _scratch(model.parent) as path:
+        with beside(model.parent) as path:
             entries = quantize(model, path, replace(method, rounding="rtn"), share=model)
         return tuple(dict.fromkeys(entry.name for entry in entries if not entry.reason))
     graph = ir.load(model).graph
@@ -114,14 +111,19 @@ def measure_sensitivity(
     *,
     calibration: Feeds | None = None,
     samples: int = SENSITIVITY_SAMPLES,
-    advance: Callable[[], None] | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, float]:
     """Return 1 - mean cosine of the embedding with only one node quantized, for each node.
 
     See measure_errors, whose figures these are the means of.
     """
     errors = measure_errors(
-        model, config, feeds, calibration=calibration, samples=samples, advance=advance
+        model,
+        config,
+        feeds,
+        calibration=calibration,
+        samples=samples,
+        worker=worker,
     )
     return {name: float(rows.mean()) for name, rows in errors.items()}
 
@@ -135,12 +137,13 @@ def measure_errors(
     samples: int = SENSITIVITY_SAMPLES,
     alone: bool = True,
     nodes: Collection[str] | None = None,
-    advance: Callable[[], None] | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, Float32Array]:
     """Return 1 - cosine of each sample's embedding with only one node quantized, for each node.
 
     Ranges are collected once; a graph with one node quantized shares its other weights with
-    `model`, so each node costs one opening of the graph and one run for each sample.
+    `model`, so each node costs one opening of the graph and one run for each sample. All run in one
+    worker, as no engine has seen these graphs before.
 
     Args:
         model: ONNX file of the fp32 variant with one output, the embedding, in the layout that the
@@ -154,7 +157,7 @@ def measure_errors(
         alone: Quantize only the node in question. False quantizes all others instead: what is left
             of the error when that node is put back to float.
         nodes: Names to measure; None measures all in quantizable_nodes.
-        advance: Called after each node.
+        worker: None starts one.
 
     Returns:
         (rows,) float32 by name, in the graph's order.
@@ -163,22 +166,22 @@ def measure_errors(
         CalibrationError: If the stream is empty.
         QuantizationError: If the method does not go layer by layer or cannot take the graph, or an
             activation or embedding is not finite.
-        BackendError: If ONNX Runtime cannot run what the method writes.
+        BackendError: If ONNX Runtime cannot run what the method writes, or crashes on it; the node
+            is named.
     """
     names = quantizable_nodes(model, config)
     subset = _take(feeds, samples)
     write = _writer(model, config, calibration or feeds)
-    run = partial(_embed, feeds=subset)
-    reference = run(model)
     errors: dict[str, Float32Array] = {}
-    for name in names if nodes is None else [name for name in names if name in nodes]:
-        others = tuple(other for other in names if other != name)
-        keep = (*_layerwise(config).keep, *(others if alone else (name,)))
-        with _scratch(model.parent) as path:
-            write(path, keep)
-            errors[name] = _errors(name, reference, run(path))
-        if advance is not None:
-            advance()
+    with lent(worker) as runs:
+        reference = _embed(model, subset, model.name, runs)
+        for name in names if nodes is None else [name for name in names if name in nodes]:
+            others = tuple(other for other in names if other != name)
+            keep = (*_layerwise(config).keep, *(others if alone else (name,)))
+            label = f"{model.name} with {'only' if alone else 'all but'} '{name}' quantized"
+            with beside(model.parent) as path:
+                write(path, keep)
+                errors[name] = _errors(name, reference, _embed(path, subset, label, runs))
     return errors
 
 
@@ -271,19 +274,6 @@ def _write_int8(
     ir.save(graph, path)
 
 
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """Yield the name of a file that goes when the block ends; external data lies in its folder."""
-    with storage_errors(folder):
-        descriptor, name = tempfile.mkstemp(prefix=".sensitivity-", suffix=".onnx", dir=folder)
-    os.close(descriptor)
-    path = Path(name)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 def _take(feeds: Feeds, samples: int) -> list[Mapping[str, Array]]:
     """Return the first feeds, until they hold `samples` rows."""
     taken: list[Mapping[str, Array]] = []
@@ -302,11 +292,11 @@ def _rows(feed: Mapping[str, Array]) -> int:
     return len(next(iter(feed.values())))
 
 
-def _embed(model: Path, feeds: Sequence[Mapping[str, Array]]) -> Array:
+def _embed(model: Path, feeds: Sequence[Mapping[str, Array]], label: str, worker: Worker) -> Array:
     """Return the embeddings of all feeds: (rows, D) float64."""
-    with open_session(model) as session:
-        output = session.outputs[0].name
-        return np.concatenate([session.run(feed)[output] for feed in feeds]).astype(np.float64)
+    with worker.open(model, label) as graph:
+        rows = [next(iter(graph.run(feed).values())) for feed in feeds]
+    return np.concatenate(rows).astype(np.float64)
 
 
 def _errors(name: str, reference: Array, found: Array) -> Float32Array:

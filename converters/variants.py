@@ -26,7 +26,7 @@ from mmedge.converters.export import (
     require_parity,
 )
 from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.isolated import IsolatedGraph
+from mmedge.converters.isolated import Worker
 from mmedge.converters.methods import BFloat16, Float16, QuantizationConfig, StaticInt8
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
@@ -117,7 +117,12 @@ def lay_out(portable: Path) -> dict[Layout, Path]:
 
 
 class VariantBuilder:
-    """Makes the variants of one role and runs each on everything it is to be judged by."""
+    """Makes the variants of one role and runs each on everything it is to be judged by.
+
+    Attributes:
+        inputs: What variants are run on.
+        worker: Where they run.
+    """
 
     def __init__(
         self,
@@ -148,6 +153,7 @@ class VariantBuilder:
         self._folder = folder
         self._fp32 = fp32
         self.inputs = inputs
+        self.worker = Worker()
         self._calibrator = None if calibration is None else Calibrator(calibration)
         self._spec = spec
         self._explain = explain and calibration is not None
@@ -155,7 +161,8 @@ class VariantBuilder:
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 
     def close(self) -> None:
-        """Remove what was written on the way."""
+        """End the worker and remove what was written on the way."""
+        self.worker.close()
         if self._calibrator is not None:
             self._calibrator.close()
 
@@ -181,12 +188,15 @@ class VariantBuilder:
             nodes = self._describe(recipe.variant, methods, entries)
         parities = []
         for at, (layout, model) in enumerate(models.items()):
-            with _runnable(model, methods.get(layout)) as path, IsolatedGraph(path, label) as graph:
+            with (
+                _runnable(model, methods.get(layout)) as path,
+                self.worker.open(path, label) as graph,
+            ):
                 parities.append(measure_parity(label, graph, self.inputs.probes))
                 if not methods:
                     require_parity(f"{label} ({layout})", parities[-1])
                 if at == _running(models):
-                    golden = graph.run(self.inputs.golden)
+                    golden = graph.answer(self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
                     embeddings = embed(graph, self.inputs.feeds(), advance)
         return BuiltVariant(
@@ -270,7 +280,7 @@ class VariantBuilder:
                     ranges=ranges,
                 )
             if isinstance(method, Float16):
-                require_agreement(source(layout), out, self._probe_feeds)
+                require_agreement(source(layout), out, self._probe_feeds, worker=self.worker)
             told = told or entries
         return models, told
 
@@ -309,7 +319,9 @@ class VariantBuilder:
                 signed = isinstance(method, StaticInt8) and method.activations == "int8"
                 activations: Literal["uint8", "int8"] = "int8" if signed else "uint8"
                 model = self._calibrator.equalized(model, equalization, activations)
-            self._errors[method] = measure_sensitivity(model, method, self._calibrator)
+            self._errors[method] = measure_sensitivity(
+                model, method, self._calibrator, worker=self.worker
+            )
         return self._errors[method]
 
     def _describe(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from converted import write_pictures
+from crashes import crash_on
 
 import mmedge
 from mmedge.bundle import load_nodes, open_bundle, verify_files
@@ -283,6 +284,24 @@ def test_a_disk_that_is_full_while_candidates_are_made_is_one_error(
             convert(config)
     assert not config.out.exists()
     assert finished(config) == {"image_encoder/fp32"}
+
+
+def test_a_crash_of_the_engine_costs_a_candidate_and_not_the_search(
+    config: ConvertConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = (*LADDER, "int8-dynamic-keep2")
+    monkeypatch.setattr(RoleSearch, "_ladder", lambda self, _: self._known(ladder))
+    # Written only to be measured: fp16 emulated, and one layer at a time for keep2.
+    crash_on(".probe-*", tmp_path, monkeypatch)
+    report = convert(config)
+    verify_files(open_bundle(config.out))
+    for role in report.searched.values():
+        assert role.search is not None
+        reasons = {one.variant: one.reason for one in role.search.candidates}
+        assert list(reasons) == ["fp32", *ladder]
+        crashed = {name for name, why in reasons.items() if "crashed (SIGSEGV)" in why}
+        assert crashed == {"fp16", "int8-dynamic-keep2"}
+        assert role.default in LADDER
 
 
 def test_without_data_the_search_says_what_it_could_not_try(

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from mmedge.converters.export import (
     require_parity,
 )
 from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.isolated import IsolatedGraph
+from mmedge.converters.isolated import Worker
 from mmedge.converters.quiet import quiet_libraries
-from mmedge.errors import BackendError, ExportError, ParityError, StorageError
+from mmedge.errors import ExportError, ParityError, StorageError
 from mmedge.specs import Modality, TensorSpec
 
 
@@ -73,6 +72,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker() as started:
+        yield started
+
+
 def test_weights_lie_beside_the_graph_and_nothing_local_in_it(exported: Path) -> None:
     assert sorted(path.name for path in exported.parent.iterdir()) == [
         "fp32.onnx",
@@ -88,11 +93,11 @@ def test_weights_lie_beside_the_graph_and_nothing_local_in_it(exported: Path) ->
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
-def test_parity_holds_at_other_sizes(exported: Path) -> None:
+def test_parity_holds_at_other_sizes(exported: Path, worker: Worker) -> None:
     spec = spec_of(Scale())
     probes = probe_role(spec)
     assert [len(probe.feed) for probe in probes] == [2, 1, 3]
-    with IsolatedGraph(exported, "scale") as graph:
+    with worker.open(exported, "scale") as graph:
         parity = measure_parity("scale", graph, probes)
     assert parity.samples == 6
     assert parity.max_abs_error < 1e-5
@@ -100,11 +105,13 @@ def test_parity_holds_at_other_sizes(exported: Path) -> None:
     require_parity("scale", parity)
 
 
-def test_other_weights_break_parity_and_the_figures_are_told(exported: Path) -> None:
+def test_other_weights_break_parity_and_the_figures_are_told(
+    exported: Path, worker: Worker
+) -> None:
     other = Scale()
     with torch.no_grad():
         other.weight += 0.3
-    with IsolatedGraph(exported, "scale") as graph:
+    with worker.open(exported, "scale") as graph:
         parity = measure_parity("scale", graph, probe_role(spec_of(other)))
     assert parity.cosine_min < 0.999
     with pytest.raises(ParityError, match=rf"scale: .*cosine {parity.cosine_min:.6f}"):
@@ -114,17 +121,17 @@ def test_other_weights_break_parity_and_the_figures_are_told(exported: Path) -> 
         require_parity("scale", close)
 
 
-def test_an_answer_of_another_shape_breaks_parity(exported: Path) -> None:
+def test_an_answer_of_another_shape_breaks_parity(exported: Path, worker: Worker) -> None:
     probe = probe_role(spec_of(Scale()))[0]
-    with IsolatedGraph(exported, "scale") as graph, pytest.raises(ParityError, match="frozen"):
+    with worker.open(exported, "scale") as graph, pytest.raises(ParityError, match="frozen"):
         measure_parity("scale", graph, [replace(probe, expected=probe.expected[:1])])
 
 
-def test_an_answer_that_is_not_finite_breaks_parity(exported: Path) -> None:
+def test_an_answer_that_is_not_finite_breaks_parity(exported: Path, worker: Worker) -> None:
     probe = probe_role(spec_of(Scale()))[0]
     bad = np.full_like(probe.feed, np.inf)
     nan = pytest.raises(ParityError, match="scale/fp16: gives NaN or infinity")
-    with IsolatedGraph(exported, "scale/fp16") as graph, nan:
+    with worker.open(exported, "scale/fp16") as graph, nan:
         measure_parity("scale/fp16", graph, [replace(probe, feed=bad)])
 
 
@@ -150,28 +157,3 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(onnx_ir, "save", save)
     with pytest.raises(StorageError, match="disk is full"):
         export("scale", spec_of(Scale()), tmp_path / "fp32.onnx")
-
-
-def test_a_refused_graph_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    model = tmp_path / "broken.onnx"
-    model.write_bytes(b"not a graph")
-    refused = pytest.raises(BackendError, match=r"^role/fp16: ONNX Runtime failed: .*broken")
-    with IsolatedGraph(model, "role/fp16") as graph, refused:
-        graph.run(np.zeros((1, 4), np.float32))
-
-
-def test_a_crash_of_the_engine_is_an_error(exported: Path) -> None:
-    feed = np.zeros((1, 4), np.float32)
-    with IsolatedGraph(exported, "role/fp16") as graph:
-        graph.run(feed)
-        os.kill(graph.pid, signal.SIGSEGV)
-        with pytest.raises(BackendError, match=r"role/fp16: ONNX Runtime crashed \(SIGSEGV\)"):
-            graph.run(feed)
-
-
-def test_the_worker_ends_with_the_block(exported: Path) -> None:
-    with IsolatedGraph(exported, "role/fp32") as graph:
-        graph.run(np.zeros((1, 4), np.float32))
-        pid = graph.pid
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

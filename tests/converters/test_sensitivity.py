@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from crashes import crash_on
 from towers import image_tower, pictures, text_tower, texts
 
 from mmedge.converters.methods import (
@@ -36,7 +37,7 @@ from mmedge.converters.sensitivity import (
     weight_bytes,
 )
 from mmedge.converters.statistics import collect_ranges
-from mmedge.errors import CalibrationError, QuantizationError
+from mmedge.errors import BackendError, CalibrationError, QuantizationError
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
@@ -203,7 +204,6 @@ def test_what_keep_names_is_float_throughout(outlier: tuple[Path, str]) -> None:
 
 def test_data_is_read_as_far_as_needed_and_files_go(layout: Path) -> None:
     before = {path.name for path in layout.parent.iterdir()}
-    steps: list[int] = []
     name, other = quantizable_nodes(layout, DynamicInt8())[:2]
     rows = measure_errors(
         layout,
@@ -211,10 +211,20 @@ def test_data_is_read_as_far_as_needed_and_files_go(layout: Path) -> None:
         feeds,
         samples=3,
         nodes=[name, other],
-        advance=lambda: steps.append(len(list(layout.parent.glob(".sensitivity-*")))),
     )
     assert {name: found.shape for name, found in rows.items()} == {name: (4,), other: (4,)}
-    assert steps == [0, 0]
+    assert {path.name for path in layout.parent.iterdir()} == before
+
+
+def test_a_crash_of_the_engine_names_the_layer_and_leaves_nothing(
+    layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_on(".probe-*", tmp_path, monkeypatch)
+    before = {path.name for path in layout.parent.iterdir()}
+    name = re.escape(quantizable_nodes(layout, DynamicInt8())[0])
+    told = rf"with only '{name}' quantized: onnxruntime crashed \(SIGSEGV\)"
+    with pytest.raises(BackendError, match=told):
+        measure_sensitivity(layout, DynamicInt8(), feeds, samples=2)
     assert {path.name for path in layout.parent.iterdir()} == before
 
 

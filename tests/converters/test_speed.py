@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashes import crash_on
 from towers import image_tower, pictures
 
 from mmedge.converters import speed as module
+from mmedge.converters.isolated import Worker
 from mmedge.converters.speed import Runner, SpeedTest, installed_backends
 from mmedge.errors import BackendError
 from mmedge.runtimes.energy import EnergyCounter
@@ -89,6 +91,20 @@ def test_every_engine_takes_part(fp32: Runner, monkeypatch: pytest.MonkeyPatch) 
     found = SpeedTest(fp32, "pixel_values", FEED, GOLDEN).fp32()
     assert set(opened) == set(installed_backends()) >= {"onnxruntime", "openvino"}
     assert found.backend in opened
+
+
+@pytest.mark.usefixtures("several_backends")
+def test_an_engine_that_crashes_on_a_candidate_does_not_time_it(
+    fp32: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    crash_on("other.onnx", tmp_path, monkeypatch, backend_name="openvino")
+    other = runner(image_tower(tmp_path / "other.onnx", seed=3))
+    with Worker() as worker:
+        test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN, worker=worker)
+        found = test.candidate(other)
+    assert found is not None
+    assert found.backend == "onnxruntime"
 
 
 class Meter:
