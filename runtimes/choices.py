@@ -23,7 +23,7 @@ from mmedge.files import write_atomic
 from mmedge.runtimes.processor import allowed_processors, processor_name
 from mmedge.runtimes.session import BACKENDS, SessionOptions, backend
 
-__all__ = ["Choice", "cache_folder", "recall_choice", "remember_choice"]
+__all__ = ["Choice", "cache_folder", "choice_files", "recall_choice", "remember_choice"]
 
 _FORMAT = 1
 
@@ -54,6 +54,11 @@ def cache_folder() -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "mmedge"
     return Path(os.path.expanduser("~")) / ".cache" / "mmedge"  # noqa: PTH111, never raises
+
+
+def choice_files() -> tuple[Path, ...]:
+    """Return the files of all remembered choices; removing one costs a measurement."""
+    return tuple(sorted((cache_folder() / "backends").glob("*.json")))
 
 
 def recall_choice(files_sha256: Sequence[str], options: SessionOptions) -> Choice | None:

@@ -11,9 +11,11 @@ from typer.core import TyperGroup
 
 __all__ = ["app", "run"]
 
-# One line a command: the module mmedge.cli.NAME holds its function NAME. The modules are imported
-# for their help texts, so whatever is heavy is imported inside their functions.
+# One line a command: the module mmedge.cli.NAME holds its function NAME, or a Typer of that name if
+# the command has commands of its own. The modules are imported for their help texts, so whatever is
+# heavy is imported inside their functions.
 _COMMANDS = (
+    "cache",
     "convert",
     "inspect",
     "profile",
@@ -68,7 +70,11 @@ def _mmedge(
 
 
 for _name in _COMMANDS:
-    app.command(_name)(getattr(importlib.import_module(f"mmedge.cli.{_name}"), _name))
+    _command = getattr(importlib.import_module(f"mmedge.cli.{_name}"), _name)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

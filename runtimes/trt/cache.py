@@ -28,6 +28,7 @@ from mmedge.runtimes.trt.engine_files import (
 )
 from mmedge.runtimes.trt.engine_record import EngineRecord, key_digest, record_of
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineKey, EngineRequest, Flavour
+from mmedge.runtimes.trt.flavours import ANY
 from mmedge.runtimes.trt.key_lock import key_lock
 from mmedge.runtimes.trt.misses import Miss, explain
 from mmedge.runtimes.trt.model_hash import model_sha256
@@ -120,7 +121,7 @@ class EngineCache:
         known = list(records(self.folder))
         covering = [record for record in known if _covers(record.key, key)]
         covering.sort(
-            key=lambda record: (record.key.compute_capability == "any", record.built_unix_s)
+            key=lambda record: (record.key.compute_capability == ANY, record.built_unix_s)
         )
         for record in covering:
             found = find_entry(self.folder, key_digest(record.key))
@@ -291,11 +292,11 @@ class EngineCache:
 
 
 def _covers(built: EngineKey, wanted: EngineKey) -> bool:
-    """Tell whether a portable engine serves a key that asks for one GPU."""
+    """Tell whether a portable engine serves a key that asks for the GPU of this machine."""
     classes = built.request.compute_capabilities
     if built.request.flavour != "tensorrt-rtx" or not classes:
         return False
-    if "any" not in classes and wanted.compute_capability not in classes:
+    if wanted.compute_capability not in classes and ANY not in classes:
         return False
     request = replace(wanted.request, compute_capabilities=classes)
     return built == replace(

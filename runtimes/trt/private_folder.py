@@ -92,8 +92,8 @@ def check_private(folder: Path) -> bool:
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise UnsafeFolderError(
                 f"The engine cache {folder} lies in {above}, where everybody may put another "
-                f"folder in its place (mode {stat.S_IMODE(mode):04o}): engines run code. Run 'chmod o-w {above}', or set "
-                "MMEDGE_CACHE_DIR to a folder of your own."
+                f"folder in its place (mode {stat.S_IMODE(mode):04o}): engines run code. Run "
+                f"'chmod o-w {above}', or set MMEDGE_CACHE_DIR to a folder of your own."
             )
     return True
 

@@ -56,7 +56,8 @@ class PruneRule:
     """Which engines may go: those that any of these names.
 
     Attributes:
-        stale: Damaged ones (every plan is read to tell), what killed builds left, and those that `versions` makes useless.
+        stale: Damaged ones (every plan is read to tell), what killed builds left, and those that
+            `versions` makes useless.
         versions: The versions that are installed, by flavour: engines of another version of these
             flavours are stale.
         older_than_s: Those that were not loaded for longer than this, in seconds.
@@ -180,7 +181,7 @@ def _condemned(found: Sequence[CacheEntry], rule: PruneRule) -> Iterator[tuple[C
 
 def _reason(entry: CacheEntry, rule: PruneRule, now: float) -> str:
     if rule.everything:
-        return "all"
+        return "everything goes"
     record = entry.record
     if rule.stale and entry.fault:
         return entry.fault

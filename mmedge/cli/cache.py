@@ -1,0 +1,245 @@
+"""`mmedge cache`: what mmedge keeps and can make again, listed and removed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from mmedge.runtimes.trt.cache import CacheEntry, EngineCache
+    from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
+
+__all__ = ["cache"]
+
+_DAY_S = 86_400.0
+
+cache = typer.Typer(
+    no_args_is_help=True,
+    help="List or remove what mmedge keeps and can make again: engines, and choices of backends.",
+)
+
+
+@cache.command("list")
+def list_(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every engine and look at its hash.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """List the engines, the one used last first, and count what else is kept."""
+    from mmedge.cli.output import print_json
+    from mmedge.runtimes.trt.cache import EngineCache
+
+    engines = EngineCache()
+    entries = engines.entries(verify=verify)
+    if json:
+        print_json(
+            {
+                "folder": str(engines.folder.parent),
+                "engines": [_document(entry) for entry in entries],
+                **{name: _counted(paths) for name, paths in _others(engines).items()},
+            }
+        )
+    else:
+        _print(engines, entries)
+
+
+@cache.command()
+def prune(
+    older_than: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="Also engines not loaded for so many days."),
+    ] = None,
+    keep_mib: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", min=0, help="Also those used least recently, until N MiB are left."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also engines of models whose name holds NAME, or whose hash begins with it.",
+        ),
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="All engines, timing and runtime caches, choices of backends."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be removed.")
+    ] = False,
+) -> None:
+    """Remove engines that are of no use here.
+
+    Without options: those that are damaged, left behind by a build that was killed, or built for
+    another version of TensorRT than the one installed. An engine that is being built stays.
+    """
+    from mmedge.cli.output import human_bytes, plain
+    from mmedge.files import storage_errors
+    from mmedge.runtimes.choices import choice_files
+    from mmedge.runtimes.trt.cache import EngineCache, PruneRule
+    from mmedge.runtimes.trt.engines import FLAVOURS
+    from mmedge.runtimes.trt.flavours import installed_version
+
+    if everything and (older_than, keep_mib, model) != (None, None, None):
+        raise typer.BadParameter("--all removes everything: leave the other options out.")
+    installed = {flavour: installed_version(flavour) for flavour in FLAVOURS}
+    pruned = EngineCache().prune(
+        PruneRule(
+            versions={flavour: found for flavour, found in installed.items() if found},
+            older_than_s=None if older_than is None else older_than * _DAY_S,
+            model=model,
+            keep_bytes=None if keep_mib is None else int(keep_mib * (1 << 20)),
+            everything=everything,
+        ),
+        dry_run=dry_run,
+    )
+    freed_bytes = pruned.freed_bytes
+    would = "would be " if dry_run else ""
+    for entry, reason in pruned.removed:
+        typer.echo(
+            plain(f"{_name(entry)}: {would}removed, {human_bytes(entry.size_bytes)}: {reason}")
+        )
+    choices = choice_files() if everything else ()
+    for path in choices:
+        freed_bytes += path.stat().st_size
+        if not dry_run:
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
+    other = f" and {_number(len(choices), 'choice')} of a backend" if choices else ""
+    typer.echo(
+        f"{_number(len(pruned.removed), 'engine')}{other} {would}removed, "
+        f"{human_bytes(freed_bytes)}; {_number(pruned.kept, 'engine')} kept, "
+        f"{human_bytes(pruned.kept_bytes)}."
+    )
+
+
+def _others(engines: EngineCache) -> dict[str, tuple[Path, ...]]:
+    from mmedge.runtimes.choices import choice_files
+    from mmedge.runtimes.trt.pruning import side_files
+
+    return {
+        "timing_caches": side_files(engines.folder, "timing"),
+        "runtime_caches": side_files(engines.folder, "runtime"),
+        "backend_choices": choice_files(),
+    }
+
+
+def _counted(paths: Iterable[Path]) -> dict[str, int]:
+    sizes = [path.stat().st_size for path in paths]
+    return {"files": len(sizes), "size_bytes": sum(sizes)}
+
+
+def _document(entry: CacheEntry) -> dict[str, object]:
+    document: dict[str, object] = {
+        "digest": entry.digest,
+        "fault": entry.fault or None,
+        "being_built": entry.busy,
+        "size_bytes": entry.size_bytes,
+        "used_unix_s": entry.used_unix_s,
+    }
+    record = entry.record
+    if record is not None:
+        document |= {
+            "label": record.label,
+            "key": asdict(record.key),
+            "plan_sha256": record.plan_sha256,
+            "layers": len(record.layers),
+            "duration_s": record.duration_s,
+            "warnings": list(record.warnings),
+            "mmedge": record.mmedge,
+            "built_unix_s": record.built_unix_s,
+        }
+    return document
+
+
+def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+    from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+
+    console = stdout_console()
+    console.print(f"In {plain(str(engines.folder.parent))}:", soft_wrap=True)
+    if entries:
+        table = new_table(
+            "model",
+            "built for",
+            "GPU",
+            "shapes",
+            "size",
+            "built",
+            "used",
+            "state",
+            numbers=("size",),
+        )
+        for entry in entries:
+            record = entry.record
+            told = ("", "", "", "")
+            if record is not None:
+                key = record.key
+                told = (
+                    f"{FLAVOUR_NAMES[key.request.flavour]} {plain(key.version)}",
+                    plain(key.compute_capability),
+                    plain(_shapes(key.request.profiles)),
+                    _minute(record.built_unix_s),
+                )
+            state = "being built" if entry.busy else entry.fault or "ok"
+            table.add_row(
+                plain(_name(entry)),
+                *told[:3],
+                human_bytes(entry.size_bytes),
+                told[3],
+                _minute(entry.used_unix_s),
+                Text(
+                    plain(state), "green" if state == "ok" else "red" if entry.fault else "yellow"
+                ),
+            )
+        console.print(table)
+    total = human_bytes(sum(entry.size_bytes for entry in entries))
+    counted = {name: _counted(paths) for name, paths in _others(engines).items()}
+    console.print(
+        f"{_number(len(entries), 'engine')}, {total}; "
+        f"{_number(counted['timing_caches']['files'], 'timing cache')}, "
+        f"{human_bytes(counted['timing_caches']['size_bytes'])}; "
+        f"{_number(counted['runtime_caches']['files'], 'runtime cache')}, "
+        f"{human_bytes(counted['runtime_caches']['size_bytes'])}; "
+        f"{_number(counted['backend_choices']['files'], 'choice')} of a backend.",
+        soft_wrap=True,
+    )
+
+
+def _name(entry: CacheEntry) -> str:
+    record = entry.record
+    if record is None:
+        return entry.digest
+    return record.label or record.key.model_sha256[:12]
+
+
+def _shapes(profiles: tuple[ShapeProfile, ...]) -> str:
+    """Return profiles in short, such as "1..8x3x224x224", inputs by comma, profiles by stroke."""
+    return " | ".join(", ".join(map(_shape, profile.ranges.values())) for profile in profiles)
+
+
+def _shape(ranges: ShapeRange) -> str:
+    return "x".join(
+        str(least) if least == most else f"{least}..{most}"
+        for least, most in zip(ranges.least, ranges.most, strict=True)
+    )
+
+
+def _minute(unix_s: float) -> str:
+    from datetime import datetime
+
+    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
