@@ -114,7 +114,7 @@ class EngineCache:
             StorageError: If others may write the folder, or it cannot be read.
         """
         if not check_private(self.folder):
-            return Miss("absent", "no engine has been built yet")
+            return Miss("absent", "no engine of this model has been built yet")
         found = find_entry(self.folder, key_digest(key))
         if isinstance(found, CachedEngine) or found.kind == "damaged":
             return found

@@ -85,7 +85,7 @@ def find_entry(folder: Path, digest: str) -> CachedEngine | Miss:
         try:
             record = _record(folder, digest)
         except FileNotFoundError:
-            return Miss("absent", "no engine has been built yet")
+            return Miss("absent", "no engine of this model has been built yet")
         except RecordError as error:
             return Miss("damaged", str(error))
         except UnsafeFileError as error:

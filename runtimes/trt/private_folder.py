@@ -41,7 +41,9 @@ def make_private(folder: Path) -> None:
         StorageError: If it cannot be made or looked at.
     """
     with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for above in reversed(folder.parents):
+            if not above.exists():  # mkdir(parents=True) would go by the umask alone
+                above.mkdir(mode=0o755, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     check_private(folder)
 
@@ -74,7 +76,7 @@ def check_private(folder: Path) -> bool:
             f"Cannot use the engine cache {folder}: a file stands where a folder is needed. Remove "
             "it, or set MMEDGE_CACHE_DIR to another folder."
         )
-    if status.st_uid not in (os.geteuid(), 0):
+    if not _trusted(status.st_uid):
         raise UnsafeFolderError(
             f"The engine cache {folder} belongs to user {status.st_uid}, and this process runs as "
             f"user {os.geteuid()}: engines run code, so only one's own are loaded. Run "
@@ -146,10 +148,14 @@ def _open(path: Path) -> int:
     return descriptor
 
 
+def _trusted(user: int) -> bool:
+    return user in (os.geteuid(), 0)
+
+
 def _check_file(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UnsafeFileError("is no regular file")
-    if status.st_uid not in (os.geteuid(), 0):
+    if not _trusted(status.st_uid):
         raise UnsafeFileError(f"belongs to user {status.st_uid}")
     if status.st_mode & _OTHERS_MAY_WRITE:
         raise UnsafeFileError(f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})")
