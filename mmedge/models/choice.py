@@ -26,8 +26,10 @@ from mmedge.runtimes.race import race
 from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend
 from mmedge.specs import Array
 
-__all__ = ["candidates", "leading_backend", "open_fastest"]
+__all__ = ["candidates", "engine_backend", "leading_backend", "open_fastest"]
 
+# Backends that build an engine first, which takes minutes.
+_ENGINES = ("tensorrt", "tensorrt-rtx")
 _TIE = 0.03
 _ROUNDS = 30
 _SECONDS = 0.5
@@ -38,6 +40,11 @@ _one_at_a_time = threading.Lock()  # two measurements at once would measure each
 def leading_backend() -> str:
     """Return the first installed backend, the one whose devices a load may have."""
     return next((name for name in BACKENDS if backend(name).engine_version()), DEFAULT_BACKEND)
+
+
+def engine_backend() -> str:
+    """Return the backend that builds engines for GPUs here; where there is none, the usual one."""
+    return next((name for name in _ENGINES if backend(name).engine_version()), _ENGINES[0])
 
 
 def candidates(variant: Variant, device: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from mmedge.models.classification import (
     label_prompts,
     probabilities,
 )
+from mmedge.models.warming import WarmingState, WarmingUp
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
@@ -79,6 +80,7 @@ class DualEncoder:
             with the encoder.
         variants: The variant that each of the sessions runs.
         choices: Why each of the sessions runs in its backend; None where nobody chose.
+        warming: What makes better sessions in the background; stopped with the encoder.
 
     Raises:
         BundleError: If the bundle lacks the preprocessing of a role that is to run.
@@ -90,9 +92,11 @@ class DualEncoder:
         sessions: Mapping[str, Session],
         variants: Mapping[str, Variant],
         choices: Mapping[str, Choice] | None = None,
+        warming: WarmingUp | None = None,
     ) -> None:
         self._bundle = bundle
         self._choices = dict(choices or {})
+        self._warming = warming
         self._sessions = dict(sessions)
         self._variants = dict(variants)
         self._image_processor: ImageProcessor | None = None
@@ -134,6 +138,25 @@ class DualEncoder:
     def choices(self) -> Mapping[str, Choice]:
         """Which backend runs, why, and what was measured, by role name."""
         return self._choices
+
+    @property
+    def warming(self) -> Mapping[str, WarmingState]:
+        """How far the engines are that are made in the background, by role name.
+
+        Empty where `load` was not asked to answer meanwhile.
+        """
+        return {} if self._warming is None else self._warming.states
+
+    def wait_until_warm(self, timeout_s: float | None = None) -> bool:
+        """Wait for the engines that are made in the background.
+
+        Args:
+            timeout_s: Seconds to wait at most; None waits as long as it takes.
+
+        Returns:
+            Whether every role answers with its engine; `warming` says why one does not.
+        """
+        return self._warming is None or self._warming.wait(timeout_s)
 
     @property
     def spaces(self) -> Mapping[str, str | None]:
@@ -329,7 +352,9 @@ class DualEncoder:
         return Classification(chosen, probabilities(similarities, head))
 
     def close(self) -> None:
-        """Free the engines' memory. Closing twice is fine."""
+        """Free the engines' memory, and end what is being built. Closing twice is fine."""
+        if self._warming is not None:
+            self._warming.stop()
         for session in self._sessions.values():
             session.close()
 

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BundleError, InputError
-from mmedge.models.choice import leading_backend, open_fastest
+from mmedge.models.choice import engine_backend, leading_backend, open_fastest
 from mmedge.models.dual_encoder import IMAGE_ENCODER, TEXT_ENCODER, DualEncoder
-from mmedge.models.opening import open_variant, session_options
+from mmedge.models.opening import graph_of, open_variant, session_options
+from mmedge.models.warming import WarmingReport, open_meanwhile, warm_up
 from mmedge.runtimes.choices import Choice
 from mmedge.runtimes.session import Session, SessionOptions
+from mmedge.runtimes.session import backend as module_of
 
 __all__ = ["load"]
 
@@ -25,6 +28,8 @@ def load(
     backend: str | None = None,
     roles: Sequence[str] | None = None,
     options: SessionOptions | None = None,
+    warm: str | None = None,
+    warming_report: WarmingReport | None = None,
 ) -> DualEncoder:
     """Load a bundle.
 
@@ -45,6 +50,13 @@ def load(
         roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
             loads all. What is not loaded costs neither time nor memory.
         options: Threads and memory settings.
+        warm: A backend that answers at once, such as "onnxruntime", while TensorRT's engines are
+            built in the background, which takes minutes the first time. Each engine is shown the
+            golden inputs and takes over between two calls; one that answers otherwise is refused.
+            `backend` then names whose engines (None: the TensorRT that is installed), and `device`
+            is a GPU. What answers meanwhile runs on that GPU if it can, else on the CPU.
+            `DualEncoder.warming` says how far it is. None waits for what is to run.
+        warming_report: With `warm`: told of every step, from the background thread.
 
     Returns:
         The model. Close it, or use it in a `with` block, to free its memory.
@@ -58,6 +70,11 @@ def load(
     wanted = _wanted_roles(bundle, roles)
     by_role = _precision_by_role(bundle, wanted, precision)
     variants = {role: bundle.variant(role, by_role.get(role)) for role in wanted}
+    if warm is not None:
+        name = backend or engine_backend()
+        gpu = device or ("cuda" if options is None else options.device)
+        settled = session_options(name, gpu, options)
+        return _load_warm(bundle, variants, name, warm, settled, warming_report)
     settled = session_options(backend or leading_backend(), device, options)
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -73,6 +90,33 @@ def load(
         model = DualEncoder(bundle, sessions, variants, choices)
         stack.pop_all()
     return model
+
+
+def _load_warm(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    name: str,
+    warm: str,
+    options: SessionOptions,
+    report: WarmingReport | None,
+) -> DualEncoder:
+    """Load a model that answers in one backend while the engines of another are made."""
+    for variant in variants.values():
+        graph_of(bundle, variant, name, options.device)  # said now, not in the background
+    if options.device.split(":")[0] not in module_of(name).available_devices():
+        # Opening says what is missing. Nobody asked for an answer on another device for good.
+        open_variant(
+            bundle, next(iter(variants.values())), backend_name=name, options=options
+        ).close()
+    sessions = open_meanwhile(bundle, variants, warm, options)
+    choices = {role: Choice(warm, f"answers until {name} is ready") for role in sessions}
+    try:
+        warming = warm_up(bundle, variants, sessions, name, options, report)
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
+    return DualEncoder(bundle, sessions, variants, choices, warming)
 
 
 def _wanted_roles(bundle: Bundle, roles: Sequence[str] | None) -> tuple[str, ...]:

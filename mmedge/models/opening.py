@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from mmedge.bundle.manifest import Layout, Variant
@@ -11,7 +12,14 @@ from mmedge.models.axes import dynamic_axes, role_of
 from mmedge.runtimes.session import Session, SessionOptions, backend, open_session
 from mmedge.specs import Precision
 
-__all__ = ["DEFAULT_BACKEND", "open_variant", "session_options", "takes", "with_axes"]
+__all__ = [
+    "DEFAULT_BACKEND",
+    "graph_of",
+    "open_variant",
+    "session_options",
+    "takes",
+    "with_axes",
+]
 
 DEFAULT_BACKEND = "onnxruntime"
 
@@ -50,12 +58,23 @@ def open_variant(
         InputError: If the variant has no graph in a layout that the backend takes.
         BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
     """
-    # A backend that never has such a device says so itself, whatever graph it is shown.
-    layouts = _layouts(backend_name, options.device) or tuple(variant.models)
-    model = bundle.model_path(variant, layouts=layouts)
     return open_session(
-        model, backend_name=backend_name, options=with_axes(bundle, variant, options)
+        graph_of(bundle, variant, backend_name, options.device),
+        backend_name=backend_name,
+        options=with_axes(bundle, variant, options),
     )
+
+
+def graph_of(bundle: Bundle, variant: Variant, backend_name: str, device: str) -> Path:
+    """Return the graph of a variant in the layout that a backend likes best on a device.
+
+    Raises:
+        InputError: If the variant has no graph in a layout that the backend takes.
+        BackendUnavailableError: If there is no backend of that name.
+    """
+    # A backend that never has such a device says so itself, whatever graph it is shown.
+    layouts = _layouts(backend_name, device) or tuple(variant.models)
+    return bundle.model_path(variant, layouts=layouts)
 
 
 def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> SessionOptions:

@@ -11,15 +11,31 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal, TypeAlias
 
+from mmedge.bundle.golden import Golden
+from mmedge.bundle.manifest import Variant
+from mmedge.bundle.opening import Bundle
 from mmedge.errors import MmedgeError
-from mmedge.models.verification import RoleVerification
-from mmedge.runtimes.session import BuildProgress, Session
+from mmedge.models.opening import graph_of, open_variant, with_axes
+from mmedge.models.verification import RoleVerification, replay
+from mmedge.runtimes.preparing import prepare_apart
+from mmedge.runtimes.session import BuildProgress, Session, SessionOptions, backend
 from mmedge.runtimes.swapping import SwappingSession
 
-__all__ = ["WarmingRole", "WarmingStage", "WarmingState", "WarmingUp"]
+__all__ = [
+    "WarmingReport",
+    "WarmingRole",
+    "WarmingStage",
+    "WarmingState",
+    "WarmingUp",
+    "open_meanwhile",
+    "warm_up",
+]
 
 WarmingStage: TypeAlias = Literal[
     "waiting", "building", "checking", "ready", "refused", "failed", "stopped"
@@ -53,6 +69,10 @@ class WarmingState:
         return self.stage in {"ready", "refused", "failed", "stopped"}
 
 
+WarmingReport: TypeAlias = Callable[[str, WarmingState], None]
+"""Told of every change: a role's name, and how far its engine is."""
+
+
 @dataclass(frozen=True)
 class WarmingRole:
     """One role, and how to come by its engine.
@@ -84,7 +104,7 @@ class WarmingUp:
     def __init__(
         self,
         roles: Sequence[WarmingRole],
-        report: Callable[[str, WarmingState], None] | None = None,
+        report: WarmingReport | None = None,
     ) -> None:
         self._roles = tuple(roles)
         self._report = report
@@ -179,3 +199,90 @@ class WarmingUp:
                 self._report(role, state)
             except Exception:  # noqa: BLE001, a caller's mistake must not cost the engine
                 _log.exception("%s: the caller's report of warming failed", role)
+
+
+def open_meanwhile(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    backend_name: str,
+    options: SessionOptions,
+) -> dict[str, SwappingSession]:
+    """Open what answers until the engines are there.
+
+    Args:
+        bundle: An opened bundle.
+        variants: What to run, by role name; each engine is made of the same variant.
+        backend_name: What answers meanwhile. It runs on the device of `options` where it has that,
+            and else on the CPU: this is what the caller asks for by naming it.
+        options: How the engines will be run.
+
+    Raises:
+        BackendError, InputError: If one cannot be opened.
+    """
+    known = backend(backend_name).available_devices()
+    kind = options.device.split(":")[0]
+    first = replace(options, device=options.device if kind in known else "cpu")
+    with ExitStack() as stack:
+        sessions = {}
+        for role, variant in variants.items():
+            session = open_variant(bundle, variant, backend_name=backend_name, options=first)
+            sessions[role] = SwappingSession(session)
+            stack.callback(sessions[role].close)
+        stack.pop_all()
+    return sessions
+
+
+def warm_up(
+    bundle: Bundle,
+    variants: Mapping[str, Variant],
+    sessions: Mapping[str, SwappingSession],
+    backend_name: str,
+    options: SessionOptions,
+    report: WarmingReport | None = None,
+) -> WarmingUp:
+    """Begin to make the engines that are to take over.
+
+    Args:
+        bundle: An opened bundle.
+        variants: What they run, by role name.
+        sessions: What answers meanwhile, of `open_meanwhile`.
+        backend_name: Whose engines.
+        options: How they will be run.
+        report: Told of every change, from the background thread.
+
+    Raises:
+        InputError: If a variant has no graph for the backend.
+        IntegrityError: If the golden vectors are damaged.
+    """
+    golden = bundle.golden()
+    roles = []
+    for role, session in sessions.items():
+        variant = variants[role]
+        model = graph_of(bundle, variant, backend_name, options.device)
+        settled = with_axes(bundle, variant, options)
+        roles.append(
+            WarmingRole(
+                role=role,
+                session=session,
+                prepare=partial(_prepare, backend_name, model, settled),
+                open=partial(
+                    open_variant, bundle, variant, backend_name=backend_name, options=settled
+                ),
+                check=partial(_check, golden, role, variant),
+            )
+        )
+    return WarmingUp(roles, report)
+
+
+def _prepare(
+    backend_name: str,
+    model: Path,
+    options: SessionOptions,
+    progress: BuildProgress,
+    stop: threading.Event,
+) -> None:
+    prepare_apart(backend_name, model, options, progress=progress, stop=stop)
+
+
+def _check(golden: Golden, role: str, variant: Variant, session: Session) -> RoleVerification:
+    return replay(session, golden, role, variant)
