@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import threading
+import weakref
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -184,9 +186,13 @@ def _shown(flavour: Flavour) -> str:
 class BuildLog:
     """What a library said: warnings and errors in full, and its account of an engine's layers.
 
+    A library has one logger in a process, so what it says is handed out here: a thread that is in
+    a `with log:` block has its messages to itself, the messages of all other threads go to every
+    log that no thread has claimed.
+
     Attributes:
-        errors: Messages, the first one first.
-        warnings: Messages, the first one first.
+        errors: Messages, the first one first; of many, the last ones.
+        warnings: Messages, likewise.
         layers: The message that lists the layers of an engine, "" until there is one.
     """
 
@@ -194,6 +200,18 @@ class BuildLog:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.layers = ""
+        self._outer: BuildLog | None = None
+
+    def __enter__(self) -> BuildLog:
+        self._outer = _claims.get(threading.get_ident())
+        _claims[threading.get_ident()] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._outer is None:
+            del _claims[threading.get_ident()]
+        else:
+            _claims[threading.get_ident()] = self._outer
 
     def take(self, severity: int, message: str) -> None:
         """Keep a message.
@@ -202,20 +220,36 @@ class BuildLog:
             severity: As the library counts: 0 and 1 are errors, 2 a warning, 3 and 4 more.
             message: Its text.
         """
-        if severity <= 1:
-            self.errors.append(message.strip())
-        elif severity == 2:
-            self.warnings.append(message.strip())
+        if severity <= 2:
+            kept = self.warnings if severity == 2 else self.errors
+            kept.append(message.strip())
+            del kept[:-_MOST_MESSAGES]
         elif message.startswith(("Layers:", "Engine Layer Information:")):
             self.layers = message
 
 
-def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
-    """Return a logger for a library, of the most talkative kind, and what it fills.
+_MOST_MESSAGES = 100
+_claims: dict[int, BuildLog] = {}  # by thread
+_unclaimed: weakref.WeakSet[BuildLog] = weakref.WeakSet()
+_loggers: dict[int, tuple[ModuleType, Any]] = {}  # by module; they live as long as the process
+_lock = threading.Lock()
 
-    The library's logger must live as long as anything that was made with it.
+
+def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
+    """Return the logger of a library, of the most talkative kind, and a new log that it fills.
+
+    Every builder, runtime and parser of a process must be given this logger: the library takes the
+    first one that it sees and leaves all others without a word.
     """
     log = BuildLog()
+    with _lock:
+        _unclaimed.add(log)
+        if id(module) not in _loggers:
+            _loggers[id(module)] = (module, _make_logger(module))
+        return _loggers[id(module)][1], log
+
+
+def _make_logger(module: ModuleType) -> Any:  # noqa: ANN401, the library's own type
     base: Any = module.ILogger
 
     class Logger(base):  # type: ignore[misc]
@@ -223,6 +257,18 @@ def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
             base.__init__(self)  # the binding takes no super()
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            log.take(int(severity), message)
+            _hand_out(int(severity), message)
 
-    return Logger(), log
+    return Logger()
+
+
+def _hand_out(severity: int, message: str) -> None:
+    claimed = _claims.get(threading.get_ident())
+    if claimed is not None:
+        claimed.take(severity, message)
+        return
+    with _lock:
+        taken = set(_claims.values())
+        logs = [log for log in _unclaimed if log not in taken]
+    for log in logs:
+        log.take(severity, message)

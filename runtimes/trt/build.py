@@ -1,0 +1,307 @@
+"""From an ONNX file to an engine.
+
+Precision stands in the graph: networks are strongly typed, quantization is Q/DQ, and no builder
+flag asks for a precision. The library reports failure by a return value and says why to its logger
+alone, so every return value is looked at and the reason is put into the error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import EngineBuildError
+from mmedge.files import write_atomic
+from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
+from mmedge.runtimes.session import BuildProgress
+from mmedge.runtimes.trt.cuda import Device
+from mmedge.runtimes.trt.engines import (
+    BuildSettings,
+    BuiltEngine,
+    EngineLayer,
+    EngineRequest,
+    ShapeProfile,
+)
+from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, load_flavour, new_log
+from mmedge.runtimes.trt.layers import inspect_layers, parse_layers, require_precision
+from mmedge.runtimes.trt.network import asked_codes, computes_float32_products, dtypes, read_specs
+from mmedge.runtimes.trt.profiles import shape_profile
+from mmedge.runtimes.trt.reasons import reason_of, short, worth_telling
+from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
+from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
+from mmedge.specs import TensorSpec
+
+__all__ = ["build_engine"]
+
+
+def build_engine(
+    model: Path,
+    request: EngineRequest,
+    *,
+    progress: BuildProgress | None = None,
+    timing_cache: Path | None = None,
+    device: int = 0,
+) -> BuiltEngine:
+    """Build an engine from an ONNX file.
+
+    It builds in a thread of its own: Ctrl-C ends the build at its next step and leaves nothing
+    behind. Nothing is written but the timing cache.
+
+    Args:
+        model: ONNX file in standard operators (a bundle's `portable` layout); external data is
+            found beside it.
+        request: What to build.
+        progress: Told of the phases of the build, from the thread that builds. What it raises ends
+            the build and is raised here.
+        timing_cache: Where kernel timings are kept between builds; read and written whole, and
+            only by a flavour that times kernels.
+        device: The GPU to build for where the request names no compute capability.
+
+    Returns:
+        The plan, the specs that the network had, and the layers of the engine.
+
+    Raises:
+        BackendUnavailableError: If the flavour is not installed or cannot be loaded.
+        BackendError: If the model is missing or damaged, or its external data is.
+        EngineBuildError: If an operator is not taken (node and operator are named), the profiles
+            do not fit the inputs, the flavour cannot build what is asked for, the library fails,
+            or what is asked for in int8, fp8 or int4 comes out in float.
+        StorageError: If the timing cache cannot be written.
+        KeyboardInterrupt: If it was interrupted.
+    """
+    loaded = load_flavour(request.flavour)
+    check_named(loaded, request.compute_capabilities)
+    told = read_onnx_file(model)
+    check_external_data(model, told)
+    watch = BuildWatch(progress)
+    # Which GPU is current is a matter of the thread.
+    on_device = device != 0 and not request.compute_capabilities
+
+    def work() -> BuiltEngine:
+        logger, log = new_log(loaded.module)
+        with log, Device(device).current() if on_device else nullcontext():
+            return _Build(model, told, request, loaded, watch, timing_cache, logger, log).run()
+
+    return in_background(work, watch.cancel)
+
+
+@dataclass(slots=True)
+class _Build:
+    """One build; everything that the library made for it goes when it ends."""
+
+    model: Path
+    told: OnnxFile
+    request: EngineRequest
+    loaded: LoadedFlavour
+    watch: BuildWatch
+    timing_cache: Path | None
+    logger: Any
+    log: BuildLog
+
+    def run(self) -> BuiltEngine:
+        began = time.perf_counter()
+        module = self.loaded.module
+        try:
+            builder: Any = module.Builder(self.logger)
+            network = builder.create_network(self.loaded.network_flags)
+            config = builder.create_builder_config()
+        except (TypeError, RuntimeError) as error:  # no GPU where the flavour needs one
+            raise self._failed("the builder cannot be made", str(error)) from error
+        self._parse(network)
+        inputs, outputs = read_specs(network, self.told)
+        asked = asked_codes(network)
+        self._configure(config, network)
+        self._add_profiles(builder, config, network, inputs)
+        monitor = new_monitor(module, self.watch)
+        config.progress_monitor = monitor
+        self._read_timings(config)
+        serialized = builder.build_serialized_network(network, config)
+        if self.watch.raised is not None:
+            raise self.watch.raised
+        if self.watch.cancelled:
+            raise EngineBuildError(f"{self.model}: the build was cancelled.")
+        if serialized is None:
+            raise self._failed("the build failed")
+        self._write_timings(config)
+        plan = bytes(serialized)
+        del serialized, network, builder
+        layers = self._layers(plan)
+        try:
+            doubts = require_precision(layers, asked)
+        except EngineBuildError as error:
+            raise EngineBuildError(f"{self.model}: {error}") from error
+        return BuiltEngine(
+            plan=plan,
+            inputs=inputs,
+            outputs=outputs,
+            layers=layers,
+            duration_s=time.perf_counter() - began,
+            warnings=(*doubts, *worth_telling((*self.log.errors, *self.log.warnings))),
+        )
+
+    def _parse(self, network: Any) -> None:  # noqa: ANN401
+        parser = self.loaded.module.OnnxParser(network, self.logger)
+        # From its path, or external data would not be found.
+        if parser.parse_from_file(str(self.model)):
+            return
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        if not errors:
+            raise self._failed("the parser failed")
+        told = "; ".join(dict.fromkeys(_parser_error(error) for error in errors))
+        raise EngineBuildError(
+            f"{self.model}: the parser of {self._name} does not take it: {told}. Engines are built "
+            "from the portable layout, in standard operators: convert with `mmedge convert "
+            "--target tensorrt`, or keep this graph to ONNX Runtime."
+        )
+
+    def _configure(self, config: Any, network: Any) -> None:  # noqa: ANN401
+        module, settings = self.loaded.module, self.request.settings
+        found = dtypes(network)
+        targets = resolve(self.loaded, self.request.compute_capabilities, found)
+        check_needs(self.loaded, targets, found, computes_float32_products(network))
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        for name in _flags(settings):
+            flag = self.loaded.builder_flag(name)
+            if flag is None:
+                raise EngineBuildError(
+                    f"{self._name} cannot build what is asked for: it has no flag {name}. Update "
+                    "it, or leave the setting out."
+                )
+            config.set_flag(flag)
+        tf32 = self.loaded.builder_flag("TF32")
+        if tf32 is not None:  # on by default: float32 products of 10 digits instead of 23
+            config.clear_flag(tf32)
+        if not self.loaded.capabilities:
+            return
+        wanted = targets or ("",)
+        config.num_compute_capabilities = len(wanted)
+        for index, target in enumerate(wanted):
+            if not config.set_compute_capability(self.loaded.capability(target), index):
+                raise self._failed(f"compute capability {target or 'CURRENT'} is refused")
+
+    def _add_profiles(
+        self,
+        builder: Any,  # noqa: ANN401
+        config: Any,  # noqa: ANN401
+        network: Any,  # noqa: ANN401
+        inputs: Sequence[TensorSpec],
+    ) -> None:
+        by_value = [
+            tensor.name
+            for tensor in (network.get_input(index) for index in range(network.num_inputs))
+            if tensor.is_shape_tensor
+        ]
+        if by_value:
+            raise EngineBuildError(
+                f"{self.model}: the numbers in the inputs {by_value} are shapes of other tensors, "
+                "which profiles here do not bound. Make them part of the graph."
+            )
+        dynamic = any(isinstance(axis, str) for spec in inputs for axis in spec.shape)
+        profiles = self.request.profiles or (() if dynamic else (shape_profile(inputs, {}),))
+        if not profiles:
+            axes = sorted({axis for s in inputs for axis in s.shape if isinstance(axis, str)})
+            raise EngineBuildError(
+                f"{self.model}: the axes {axes} are dynamic, and the request has no profile: give "
+                "least, usual and largest size of each."
+            )
+        for index, profile in enumerate(profiles):
+            self._check_profile(profile, inputs)
+            made = builder.create_optimization_profile()
+            try:
+                for name, shapes in profile.ranges.items():
+                    made.set_shape(name, shapes.least, shapes.usual, shapes.most)
+            except (RuntimeError, TypeError) as error:  # numbers past what the library counts in
+                raise self._failed(f"profile {index} is refused", str(error)) from error
+            if config.add_optimization_profile(made) < 0:
+                raise self._failed(f"profile {index} is refused")
+
+    def _check_profile(self, profile: ShapeProfile, inputs: Sequence[TensorSpec]) -> None:
+        expected = {spec.name for spec in inputs}
+        if profile.ranges.keys() != expected:
+            raise EngineBuildError(
+                f"{self.model}: a profile names the inputs {sorted(profile.ranges)}, expected "
+                f"{sorted(expected)}."
+            )
+        for spec in inputs:
+            given = profile.ranges[spec.name]
+            for shape in (given.least, given.usual, given.most):
+                fits = len(shape) == len(spec.shape) and all(
+                    size == axis
+                    for size, axis in zip(shape, spec.shape, strict=True)
+                    if isinstance(axis, int)
+                )
+                if not fits:
+                    raise EngineBuildError(
+                        f"{self.model}: a profile has {shape} for '{spec.name}', which is "
+                        f"{spec.shape}: only named axes can vary. Convert with a dynamic axis, or "
+                        "take the size that the graph has."
+                    )
+
+    def _read_timings(self, config: Any) -> None:  # noqa: ANN401
+        if self.timing_cache is None or not self.loaded.has_timing_cache:
+            return
+        kept = b""
+        with suppress(OSError):  # none yet, or not to be read: timed anew
+            kept = self.timing_cache.read_bytes()
+        for blob in (kept, b""):
+            cache = config.create_timing_cache(blob)
+            if cache is not None and config.set_timing_cache(cache, False):
+                return
+            self.log.warnings.append(
+                f"the timing cache {self.timing_cache} is not taken: timed anew"
+            )
+
+    def _write_timings(self, config: Any) -> None:  # noqa: ANN401
+        if self.timing_cache is None or not self.loaded.has_timing_cache:
+            return
+        cache = config.get_timing_cache()
+        if cache is not None:
+            write_atomic(self.timing_cache, bytes(cache.serialize()))
+
+    def _layers(self, plan: bytes) -> tuple[EngineLayer, ...]:
+        layers = parse_layers(self.log.layers)
+        # TensorRT-RTX would compile every kernel to tell; TensorRT has a GPU and can be asked.
+        if layers or self.loaded.flavour != "tensorrt" or self.request.settings.stripped:
+            return layers
+        runtime = self.loaded.module.Runtime(self.logger)
+        engine = runtime.deserialize_cuda_engine(plan)
+        return () if engine is None else inspect_layers(self.loaded.module, engine)
+
+    @property
+    def _name(self) -> str:
+        shown = "TensorRT" if self.loaded.flavour == "tensorrt" else "TensorRT-RTX"
+        return f"{shown} {self.loaded.version}"
+
+    def _failed(self, what: str, said: str = "") -> EngineBuildError:
+        settings = self.request.settings
+        reason = reason_of(
+            self.log, said, exchanges_weights=settings.stripped or settings.refittable
+        )
+        return EngineBuildError(f"{self.model}: {self._name}: {what}: {reason}")
+
+
+def _flags(settings: BuildSettings) -> tuple[str, ...]:
+    names = []
+    if settings.weight_streaming:
+        names.append("WEIGHT_STREAMING")
+    if settings.stripped:
+        names.append("STRIP_PLAN")
+    if settings.refittable:
+        names.append("REFIT")
+    elif settings.stripped:
+        names.append("REFIT_IDENTICAL")  # by the very weights that were left out
+    return tuple(names)
+
+
+def _parser_error(error: Any) -> str:  # noqa: ANN401, the library's ParserError
+    """Return which node the parser does not take, and why."""
+    name, operator = (str(getattr(error, part)()) for part in ("node_name", "node_operator"))
+    said = short(str(error.desc()))
+    if not operator:
+        return said
+    return f"node '{name or error.node()}' ({operator}): {said}"

@@ -1,0 +1,212 @@
+"""What an engine is made of, as the library tells it, and whether that is what was asked for.
+
+Two sources, one table. With a talkative logger the builder lists the layers of the engine that it
+has made, which needs no GPU; the engine inspector says the same in JSON of an engine that lies on a
+GPU. Networks are strongly typed, yet a product of quantized numbers may come out in float: the
+builder folds what it has no kernel for, and says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mmedge.errors import EngineBuildError
+from mmedge.runtimes.trt.engines import EngineLayer
+
+__all__ = [
+    "count_precisions",
+    "folded",
+    "inspect_layers",
+    "parse_inspection",
+    "parse_layers",
+    "require_precision",
+]
+
+# The library's words for a dtype: "Float", "Half", "Row major linear FP32", "Int8", "E4M3", ...
+_DTYPES = (
+    ("fp16", r"half|fp16"),
+    ("bf16", r"bfloat16|bf16"),
+    ("fp8", r"fp8|e4m3"),
+    ("fp4", r"fp4|e2m1"),
+    ("int4", r"int4"),
+    ("uint8", r"uint8"),
+    ("int8", r"int8"),
+    ("int32", r"int32"),
+    ("int64", r"int64"),
+    ("bool", r"bool"),
+    ("fp32", r"float|fp32"),
+)
+_FIELDS = re.compile(
+    r", (LayerType|Inputs|Constants|Outputs|Weights|Bias|TacticName|StreamId|Metadata): "
+)
+_TENSOR_DTYPE = re.compile(r"(?:Datatype|DataType|Format/Datatype): ([^,}]+)")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\[\s]|$)")
+
+
+def parse_layers(message: str) -> tuple[EngineLayer, ...]:
+    """Return the layers that the builder listed.
+
+    Args:
+        message: What the logger was told, from "Layers:" on; "" gives no layers.
+    """
+    found: list[EngineLayer] = []
+    for line in message.splitlines():
+        if not line.startswith("Name: ") or ", LayerType: " not in line:
+            continue  # a heading, or the inputs and outputs of the engine
+        name, *rest = _FIELDS.split(line.removeprefix("Name: "))
+        fields = dict(zip(rest[::2], rest[1::2], strict=True))
+        found.append(
+            EngineLayer(
+                name=name,
+                kind=fields.get("LayerType", ""),
+                inputs=_dtypes(_TENSOR_DTYPE.findall(fields.get("Inputs", ""))),
+                outputs=_dtypes(_TENSOR_DTYPE.findall(fields.get("Outputs", ""))),
+                tactic=fields.get("TacticName", ""),
+                constants=_dtypes(_TENSOR_DTYPE.findall(fields.get("Constants", ""))),
+                nodes=_nodes(fields.get("Metadata", "")),
+            )
+        )
+    return tuple(found)
+
+
+def inspect_layers(module: Any, engine: Any) -> tuple[EngineLayer, ...]:  # noqa: ANN401
+    """Return the layers of an engine that lies on a GPU, from its inspector.
+
+    Args:
+        module: A TensorRT's module.
+        engine: Its ICudaEngine, built with detailed verbosity.
+    """
+    inspector = engine.create_engine_inspector()
+    return parse_inspection(inspector.get_engine_information(module.LayerInformationFormat.JSON))
+
+
+def parse_inspection(text: str) -> tuple[EngineLayer, ...]:
+    """Return the layers in what an engine inspector says, in the form of 10.x or of 11.x.
+
+    Nothing that cannot be read raises: an engine without a table still runs.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return ()
+    entries = document.get("Layers", ()) if isinstance(document, dict) else ()
+    return tuple(_inspected(entry) for entry in entries if isinstance(entry, dict | str))
+
+
+def _inspected(entry: dict[str, Any] | str) -> EngineLayer:
+    if isinstance(entry, str):  # built with names alone
+        return EngineLayer(entry, "", (), ())
+    weights = [entry[name] for name in ("Weights", "Bias") if isinstance(entry.get(name), dict)]
+    constants = [*_tensors(entry, "Constants"), *(w for w in weights if w.get("Count") != 0)]
+    return EngineLayer(
+        name=str(entry.get("Name", "")),
+        kind=str(entry.get("LayerType", "")),
+        inputs=_dtypes(map(_said, _tensors(entry, "Inputs"))),
+        outputs=_dtypes(map(_said, _tensors(entry, "Outputs"))),
+        tactic=str(entry.get("TacticName", "")),
+        constants=_dtypes(map(_said, constants)),
+        nodes=_nodes(str(entry.get("Metadata", ""))),
+    )
+
+
+def _tensors(entry: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+    return [tensor for tensor in entry.get(field, ()) if isinstance(tensor, dict)]
+
+
+def _said(tensor: Mapping[str, Any]) -> str:
+    """Return where a tensor's dtype is said: by 11.x, by 10.x, and of weights."""
+    for field in ("DataType", "Datatype", "Format/Datatype", "Type", "Format"):
+        if tensor.get(field):
+            return str(tensor[field])
+    return ""
+
+
+def _dtypes(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_dtype(word) for word in words)
+
+
+def _dtype(words: str) -> str:
+    said = words.lower()
+    for name, pattern in _DTYPES:
+        if re.search(pattern, said):
+            return name
+    return said.strip()
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_NODE.findall(metadata)))
+
+
+def count_precisions(layers: Sequence[EngineLayer]) -> dict[str, int]:
+    """Return how many layers compute in each precision, the most frequent first.
+
+    Layers that touch no tensor, such as the arithmetic of shapes, are left out.
+    """
+    counts = Counter(layer.precision for layer in layers if layer.precision)
+    return dict(counts.most_common())
+
+
+def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the nodes asked for in codes that the engine computes in float.
+
+    A node counts as computed in codes if a layer that it went into holds a constant of that dtype,
+    or takes an input of it.
+
+    Args:
+        layers: Of the engine.
+        asked: dtype of the weights by name of the ONNX node that reads them, see
+            network.asked_codes.
+
+    Returns:
+        The part of `asked` that was folded.
+    """
+    computed = {
+        (node, dtype)
+        for layer in layers
+        for dtype in {*layer.constants, *layer.inputs}
+        for node in layer.nodes
+    }
+    return {node: dtype for node, dtype in asked.items() if (node, dtype) not in computed}
+
+
+def require_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> tuple[str, ...]:
+    """Check that what was asked for in codes is computed in codes.
+
+    Args:
+        layers: Of the engine; none if the library told nothing, and then nothing is checked.
+        asked: As for `folded`.
+
+    Returns:
+        Warnings: what was folded in part, or that nothing could be checked.
+
+    Raises:
+        EngineBuildError: If of one dtype everything was folded to float.
+    """
+    if not asked:
+        return ()
+    if not any(layer.nodes for layer in layers):
+        wanted = ", ".join(sorted(set(asked.values())))
+        return (f"The library does not tell its layers: whether {wanted} is used is not known.",)
+    lost = folded(layers, asked)
+    warnings = []
+    for dtype in sorted(set(lost.values())):
+        names = sorted(node for node, found in lost.items() if found == dtype)
+        total = sum(found == dtype for found in asked.values())
+        if len(names) == total:
+            raise EngineBuildError(
+                f"The graph asks for {dtype} in {total} nodes, and the engine computes every one "
+                f"of them in float ({_listed(names)}): it would be no faster than one of floats. "
+                "Take a variant in another form (docs/quantization.md, 'For engines'), another "
+                "--target, or fp16."
+            )
+        warnings.append(f"{len(names)} of {total} nodes in {dtype} run in float: {_listed(names)}.")
+    return tuple(warnings)
+
+
+def _listed(names: Sequence[str], shown: int = 5) -> str:
+    more = "" if len(names) <= shown else f" and {len(names) - shown} more"
+    return ", ".join(f"'{name}'" for name in names[:shown]) + more

@@ -1,0 +1,150 @@
+"""What a parsed network says of itself: specs, dtypes, and what it needs of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mmedge.errors import EngineBuildError
+from mmedge.runtimes.onnx_file import OnnxFile, axis_name
+from mmedge.runtimes.trt.engines import CODES
+from mmedge.specs import TensorSpec
+
+__all__ = ["asked_codes", "computes_float32_products", "dtypes", "read_specs"]
+
+_NUMPY = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+_SHORT = {"FLOAT": "fp32", "HALF": "fp16"}
+_MOVING = ("SHUFFLE", "IDENTITY", "CAST")  # between a weight and what it is read by
+_MAX_STEPS = 8
+
+
+def read_specs(
+    network: Any,  # noqa: ANN401, of the library
+    told: OnnxFile,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the input and output specs of a network.
+
+    Args:
+        network: INetworkDefinition, parsed.
+        told: What the ONNX file says; it names the dynamic axes, which a network forgets.
+
+    Raises:
+        EngineBuildError: If a tensor has a dtype that numpy lacks, such as bfloat16.
+    """
+    names = {spec.name: spec for spec in (*told.inputs, *told.outputs)}
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return (
+        tuple(_spec(tensor, names.get(tensor.name)) for tensor in inputs),
+        tuple(_spec(tensor, names.get(tensor.name)) for tensor in outputs),
+    )
+
+
+def _spec(tensor: Any, told: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
+    dtype = _NUMPY.get(tensor.dtype.name)
+    if dtype is None:
+        raise EngineBuildError(
+            f"'{tensor.name}' is {tensor.dtype.name}, which cannot be fed as a numpy array. "
+            "Convert the model with float32, float16 or integer tensors as inputs and outputs."
+        )
+    sizes = tuple(tensor.shape)
+    axes = told.shape if told is not None and len(told.shape) == len(sizes) else sizes
+    return TensorSpec(
+        tensor.name,
+        np.dtype(dtype),
+        tuple(
+            size if size >= 0 else axis if isinstance(axis, str) else axis_name(tensor.name, index)
+            for index, (size, axis) in enumerate(zip(sizes, axes, strict=True))
+        ),
+    )
+
+
+def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return what is asked for in codes: dtype of the weights by name of the layer that reads them.
+
+    That is each layer that reads a constant through DequantizeLinear; the parser names a layer
+    after its ONNX node.
+    """
+    layers = list(_layers(network))
+    producers = _producers(layers)
+    asked: dict[str, str] = {}
+    for layer in layers:
+        if layer.type.name in (*_MOVING, "DEQUANTIZE"):
+            continue
+        for tensor in _inputs(layer):
+            source = _behind(tensor, producers)
+            if source is None or source.type.name != "DEQUANTIZE":
+                continue
+            codes = source.get_input(0)
+            held = _behind(codes, producers)
+            dtype = _short(codes.dtype.name)
+            if held is not None and held.type.name == "CONSTANT" and dtype in CODES:
+                asked[layer.name] = dtype
+    return asked
+
+
+def dtypes(network: Any) -> frozenset[str]:  # noqa: ANN401
+    """Return every dtype that a tensor of the network has: "fp32", "int8", "fp8", ..."""
+    found = {
+        tensor.dtype.name
+        for layer in _layers(network)
+        for tensor in (layer.get_output(index) for index in range(layer.num_outputs))
+    }
+    return frozenset(map(_short, found))
+
+
+def computes_float32_products(network: Any) -> str | None:  # noqa: ANN401
+    """Return the name of a matrix product of float32 that no quantization stands before, or None.
+
+    Compute capability 7.5 has no kernels for one in TensorRT-RTX.
+    """
+    layers = list(_layers(network))
+    producers = _producers(layers)
+    for layer in layers:
+        if layer.type.name != "MATRIX_MULTIPLY" or layer.get_input(0).dtype.name != "FLOAT":
+            continue
+        before = [_behind(tensor, producers) for tensor in _inputs(layer)]
+        if not all(made is not None and made.type.name == "DEQUANTIZE" for made in before):
+            return str(layer.name)
+    return None
+
+
+def _layers(network: Any) -> Iterator[Any]:  # noqa: ANN401
+    return (network.get_layer(index) for index in range(network.num_layers))
+
+
+def _inputs(layer: Any) -> list[Any]:  # noqa: ANN401
+    found = (layer.get_input(index) for index in range(layer.num_inputs))
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _producers(layers: list[Any]) -> dict[str, Any]:
+    return {
+        layer.get_output(index).name: layer
+        for layer in layers
+        for index in range(layer.num_outputs)
+    }
+
+
+def _behind(tensor: Any, producers: dict[str, Any]) -> Any | None:  # noqa: ANN401
+    """Return the layer that makes a tensor, past what only moves it; None for an input."""
+    for _ in range(_MAX_STEPS):
+        layer = producers.get(tensor.name)
+        if layer is None or layer.type.name not in _MOVING:
+            return layer
+        tensor = layer.get_input(0)
+    return None
+
+
+def _short(name: str) -> str:
+    return _SHORT.get(name, name.lower())

@@ -1,0 +1,66 @@
+"""Why a library failed, in words that can be acted on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mmedge.runtimes.trt.flavours import BuildLog
+
+__all__ = ["reason_of", "short", "worth_telling"]
+
+_NO_GPU = r"cudaError|CUDA driver|no CUDA-capable device|CUDA initialization"
+# What the library says, and what to do about it; the first that is found is told.
+_WAYS_OUT = {
+    _NO_GPU: (
+        "It builds for the GPU of this machine, and none can be used: check nvidia-smi and the "
+        "driver. TensorRT-RTX builds without a GPU for compute capabilities that are named, such "
+        "as 8.9."
+    ),
+    r"insufficient workspace|[Cc]ould not find any implementation": (
+        "Allow a larger workspace, or build for smaller shapes."
+    ),
+    r"out of memory|OutOfMemory|bad_alloc|Requested amount of GPU memory": (
+        "Build for smaller shapes or with a smaller workspace, or free memory."
+    ),
+    r"HW-specific datatypes|not supported for Turing|Unsupported SM": (
+        "The GPU has no kernels for this precision: take another variant, or build for another."
+    ),
+    r"[Pp]rofile|kMAX|kMIN": "Check the bounds of the dynamic axes.",
+}
+_NEEDS_GPU = (
+    "Engines without weights, or whose weights can be exchanged, are built on a machine with a "
+    "GPU only."
+)
+# Said of every failure where there is no driver, and of every graph with int64 inputs.
+_NOISE = re.compile(r"catchCudaError|Make sure input .* has Int64 binding")
+_PLACES = re.compile(r"\s*\bIn \S+ at /\S+?:\d+|^\S+\.cpp:\d+: |\[\w+\.(?:cpp|h):\d+: \w+\] ")
+_MOST = 500
+
+
+def reason_of(log: BuildLog, said: str = "", *, exchanges_weights: bool = False) -> str:
+    """Return why something failed and, where it is known, what to do about it.
+
+    Args:
+        log: What the library said until then.
+        said: What an exception said, where there was one.
+        exchanges_weights: Whether the engine was to be stripped or refittable.
+    """
+    reasons = list(worth_telling(log.errors)) or [said or "; ".join(map(short, log.errors))]
+    reason = "; ".join(reasons[:3]) or "no reason given"
+    text = f"{reason} {said}"
+    way_out = next((way for pattern, way in _WAYS_OUT.items() if re.search(pattern, text)), "")
+    if exchanges_weights and re.search(rf"CUDA_SUCCESS|{_NO_GPU}", text):
+        way_out = _NEEDS_GPU
+    return f"{reason.rstrip('.')}. {way_out}".rstrip()
+
+
+def worth_telling(messages: Sequence[str]) -> tuple[str, ...]:
+    """Return the messages of a library that tell something, shortened, once each."""
+    return tuple(dict.fromkeys(short(text) for text in messages if not _NOISE.search(text)))
+
+
+def short(message: str) -> str:
+    """Return a message without the places in the library's source, 500 characters at most."""
+    said = " ".join(_PLACES.sub("", message).split())
+    return said if len(said) <= _MOST else f"{said[:_MOST]}..."

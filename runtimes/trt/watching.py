@@ -1,0 +1,120 @@
+"""Watching a build that takes minutes: telling how far it is, and ending it when asked to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
+
+from mmedge.runtimes.session import BuildProgress
+
+__all__ = ["BuildWatch", "in_background", "new_monitor"]
+
+_Made = TypeVar("_Made")
+
+
+class BuildWatch:
+    """Passes on the library's progress, and tells it to stop.
+
+    Args:
+        progress: Told of each phase and step; None tells nobody. It is called from the thread that
+            builds. What it raises ends the build.
+
+    Attributes:
+        cancelled: Whether the build was told to stop.
+        raised: What `progress` raised.
+    """
+
+    def __init__(self, progress: BuildProgress | None) -> None:
+        self._progress = progress
+        self._totals: dict[str, int] = {}
+        self.cancelled = False
+        self.raised: BaseException | None = None
+
+    def cancel(self) -> None:
+        """Stop the build at its next step."""
+        self.cancelled = True
+
+    def start(self, phase: str, steps: int) -> None:
+        """Take note that a phase of so many steps begins."""
+        self._totals[phase] = max(steps, 1)
+        self._tell(phase, 0)
+
+    def step(self, phase: str, step: int) -> bool:
+        """Take note of a step, counted from 0; return whether to go on."""
+        self._tell(phase, step + 1)
+        return not self.cancelled
+
+    def finish(self, phase: str) -> None:
+        """Take note that a phase ends."""
+        self._tell(phase, self._totals.get(phase, 1))
+
+    def _tell(self, phase: str, done: int) -> None:
+        if self._progress is None or self.cancelled:
+            return
+        total = self._totals.get(phase, 1)
+        try:
+            self._progress(phase, min(done, total), total)
+        # An exception must not travel through the library: it would end the process.
+        except BaseException as error:  # noqa: BLE001
+            self.raised = error
+            self.cancelled = True
+
+
+def new_monitor(module: ModuleType, watch: BuildWatch) -> Any:  # noqa: ANN401, the library's type
+    """Return a progress monitor of a library that tells a watch; it must live while it builds."""
+    base: Any = module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)  # the binding takes no super()
+
+        def phase_start(self, phase_name: str, _parent_phase: str | None, num_steps: int) -> None:
+            watch.start(phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return watch.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            watch.finish(phase_name)
+
+    return Monitor()
+
+
+def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Made:
+    """Do work in a thread and wait for it, so that Ctrl-C is heard while a library computes.
+
+    Args:
+        work: What to do.
+        cancel: Tells it to stop. Called where waiting is interrupted, and then it is waited for.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        KeyboardInterrupt: Once the work has stopped. A second one does not wait for it.
+        Whatever `work` raises.
+    """
+    made: list[_Made] = []
+    raised: list[BaseException] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:  # noqa: BLE001, raised where it is waited for
+            raised.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="engine build", daemon=True).start()
+    try:
+        ended.wait()
+    finally:
+        if not ended.is_set():
+            cancel()
+            ended.wait()
+    if raised:
+        raise raised.pop()  # nothing here keeps it, or it would keep all of its frames alive
+    return made.pop()
