@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmedge.bundle.manifest import FileEntry, Quality, Role, TensorEntry, Variant
@@ -43,6 +43,7 @@ class BuiltRole:
         variants: fp32, then the others.
         default: Name of the variant that a search chose, None where there was none.
         search: What it tried.
+        qualities: What it measured, by variant name.
     """
 
     modality: Modality
@@ -52,6 +53,7 @@ class BuiltRole:
     variants: tuple[BuiltVariant, ...]
     default: str | None = None
     search: SearchRecord | None = None
+    qualities: Mapping[str, Quality | None] = field(default_factory=dict)
 
     @property
     def reference(self) -> Float32Array:

@@ -267,7 +267,13 @@ def _take(
         for trial in trials
         if trial.built is not None and trial.name in kept
     )
-    return replace(role, variants=variants, default=chosen.name, search=record)
+    return replace(
+        role,
+        variants=variants,
+        default=chosen.name,
+        search=record,
+        qualities={trial.name: trial.quality for trial in trials if trial.built is not None},
+    )
 
 
 def _build_role(job: _Job, name: str, spec: ExportSpec, plan: Sequence[Recipe]) -> BuiltRole:
@@ -387,11 +393,8 @@ def _finish(
             },
         ),
     )
-    qualities: dict[str, dict[str, Quality | None]] = {
-        name: {
-            variant.recipe.variant: judge(roles[name], variant, roles, job.samples)
-            for variant in variants
-        }
+    qualities = {
+        name: _qualities(roles[name], variants, roles, job.samples)
         for name, variants in kept.items()
     }
     files = describe_files(job.folder)
@@ -435,6 +438,18 @@ def _finish(
         for variant in role.variants
     )
     return manifest, lines
+
+
+def _qualities(
+    role: BuiltRole,
+    variants: Sequence[BuiltVariant],
+    roles: Mapping[str, BuiltRole],
+    samples: EvaluationSet,
+) -> dict[str, Quality | None]:
+    """Return what is known of each variant; a search has judged its own."""
+    if role.search is not None:
+        return dict(role.qualities)
+    return {variant.recipe.variant: judge(role, variant, roles, samples) for variant in variants}
 
 
 def _remove_unused(

@@ -56,6 +56,7 @@ class TrialStore:
             StorageError: If the disk is full or the place cannot be written.
         """
         self.folder = folder
+        self._whole: set[Path] = set()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -152,9 +153,14 @@ class TrialStore:
             metric: What its drop is of.
         """
         folder = self.folder / role
-        document = _read(folder / f"{recipe.variant}{_SUFFIX}")
-        if document is None or not _as_written(folder, document.get("files", {})):
+        place = folder / f"{recipe.variant}{_SUFFIX}"
+        document = _read(place)
+        if document is None:
             return None
+        # Hashed once: nobody else writes here while the lock is held.
+        if place not in self._whole and not _as_written(folder, document.get("files", {})):
+            return None
+        self._whole.add(place)
         known = document.get("built")
         built = None if known is None else _built(folder, recipe, known)
         quality = document["quality"]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from crashes import crash_on
 
 import mmedge
 from mmedge.bundle import load_nodes, open_bundle, verify_files
+from mmedge.bundle.manifest import Quality
 from mmedge.bundle.search import SearchRecord
 from mmedge.cli import main
 from mmedge.converters.config import ConversionReport, ConvertConfig
+from mmedge.converters.evaluation import EvaluationSet
 from mmedge.converters.inputs import load_data
+from mmedge.converters.ladder import BuiltRole, judge
 from mmedge.converters.pipeline import convert
 from mmedge.converters.recipes import Recipe
 from mmedge.converters.search import RoleSearch
@@ -81,6 +84,7 @@ def work_folder(config: ConvertConfig) -> Path:
 class Searched:
     report: ConversionReport
     path: Path
+    judged: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,21 @@ def searched(
         max_drop=0.02,
         explain=True,
     )
-    return Searched(convert(asked), out)
+    judged: list[str] = []
+
+    def noted(
+        role: BuiltRole,
+        variant: BuiltVariant,
+        roles: Mapping[str, BuiltRole],
+        samples: EvaluationSet,
+    ) -> Quality | None:
+        judged.append(variant.recipe.variant)
+        return judge(role, variant, roles, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("joint_search", "pipeline"):
+            patch.setattr(f"mmedge.converters.{place}.judge", noted)
+        return Searched(convert(asked), out, judged)
 
 
 def test_the_bundle_holds_the_front_and_the_record_of_all(searched: Searched) -> None:
@@ -122,6 +140,16 @@ def test_the_bundle_holds_the_front_and_the_record_of_all(searched: Searched) ->
         assert role.default == chosen != "fp32"
         smallest = min(role.variants, key=lambda variant: variant.size_bytes)
         assert role.variants[0].size_bytes > smallest.size_bytes
+
+
+def test_the_manifest_holds_what_the_search_measured_once(searched: Searched) -> None:
+    assert sorted(searched.judged) == sorted(("fp32", *LADDER) * len(ROLES))
+    for role in open_bundle(searched.path).manifest.roles.values():
+        assert role.search is not None
+        measured = {one.variant: one.cosine_mean for one in role.search.candidates}
+        for variant in role.variants[1:]:
+            assert variant.quality is not None
+            assert variant.quality.value("cosine_mean") == measured[variant.name]
 
 
 def test_only_the_bundle_is_left(searched: Searched) -> None:

@@ -18,6 +18,7 @@ from mmedge.converters.recipes import FP32, parse_recipe
 from mmedge.converters.trials import TrialStore, drop_of
 from mmedge.converters.verdicts import Trial
 from mmedge.errors import CalibrationError, ConversionError, StorageError
+from mmedge.files import sha256_file
 
 KEY = {"weights_sha256": "abc", "seed": 0}
 ROLE, NAME = "image_encoder", "int8-static-keep2"
@@ -95,6 +96,24 @@ def test_a_failure_is_found_again(work: Path) -> None:
         assert found == Trial(recipe, None, None, None, None, None, "no kernel", 0.5)
         assert store.load(ROLE, FP32, "recall@1") is None
         assert store.load("text_encoder", recipe, "recall@1") is None
+
+
+def test_files_are_hashed_once_however_often_they_are_asked_for(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("mmedge.converters.trials.sha256_file", noted)
+    with interrupted(work) as store:
+        first, second = (store.load(ROLE, RECIPE, "recall@1") for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert second.quality == first.quality
+    assert len(hashed) == len(set(hashed)) > 2
 
 
 def test_another_search_begins_from_nothing(work: Path) -> None:
