@@ -27,7 +27,13 @@ import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
-from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
+from mmedge.runtimes.session import (
+    Placement,
+    Session,
+    SessionOptions,
+    always_prepared,
+    nothing_to_prepare,
+)
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -36,6 +42,7 @@ __all__ = [
     "FakeSession",
     "available_devices",
     "engine_version",
+    "is_prepared",
     "layouts",
     "open_session",
     "prepare",
@@ -44,6 +51,7 @@ __all__ = [
 FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
+is_prepared = always_prepared
 prepare = nothing_to_prepare
 
 

@@ -37,7 +37,13 @@ import numpy as np
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
-from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
+from mmedge.runtimes.session import (
+    Placement,
+    Session,
+    SessionOptions,
+    always_prepared,
+    nothing_to_prepare,
+)
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -45,6 +51,7 @@ __all__ = [
     "OpenVinoSession",
     "available_devices",
     "engine_version",
+    "is_prepared",
     "layouts",
     "open_session",
     "prepare",
@@ -79,6 +86,7 @@ def available_devices() -> tuple[str, ...]:
     return ("cpu",) if "CPU" in engine.Core().available_devices else ()
 
 
+is_prepared = always_prepared
 prepare = nothing_to_prepare
 
 

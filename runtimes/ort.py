@@ -32,7 +32,13 @@ from mmedge.runtimes.ort_engine import (
     read_placement,
     session_settings,
 )
-from mmedge.runtimes.session import Placement, Session, SessionOptions, nothing_to_prepare
+from mmedge.runtimes.session import (
+    Placement,
+    Session,
+    SessionOptions,
+    always_prepared,
+    nothing_to_prepare,
+)
 from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
 
 __all__ = [
@@ -40,6 +46,7 @@ __all__ = [
     "OrtSession",
     "available_devices",
     "engine_version",
+    "is_prepared",
     "layouts",
     "open_session",
     "prepare",
@@ -61,6 +68,7 @@ _DTYPES = {
 }
 
 
+is_prepared = always_prepared
 prepare = nothing_to_prepare
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Placement",
     "Session",
     "SessionOptions",
+    "always_prepared",
     "backend",
     "nothing_to_prepare",
     "open_session",
@@ -247,6 +248,13 @@ class Backend(Protocol):
         """
         ...
 
+    def is_prepared(self, model: Path, options: SessionOptions) -> bool:
+        """Tell whether open_session would open a graph at once, in seconds rather than minutes.
+
+        Must not raise; what would not open at all is not prepared.
+        """
+        ...
+
     def prepare(
         self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
     ) -> None:
@@ -279,6 +287,11 @@ class Backend(Protocol):
         ...
 
 
+def always_prepared(model: Path, options: SessionOptions) -> bool:  # noqa: ARG001
+    """Return True: the `is_prepared` of backends that open any graph at once."""
+    return True
+
+
 def nothing_to_prepare(
     model: Path, options: SessionOptions, progress: BuildProgress | None = None
 ) -> None:
@@ -289,6 +302,8 @@ def nothing_to_prepare(
 BACKENDS: dict[str, str] = {
     "onnxruntime": "mmedge.runtimes.ort",
     "openvino": "mmedge.runtimes.openvino",
+    "tensorrt": "mmedge.runtimes.trt.standard",
+    "tensorrt-rtx": "mmedge.runtimes.trt.rtx",
     "fake": "mmedge.runtimes.fake",
 }
 

@@ -12,7 +12,7 @@ something else.
 from __future__ import annotations
 
 import importlib
-import re
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,6 @@ __all__ = [
     "bindings_installed",
     "cuda_version",
     "device_count",
-    "device_index",
     "device_properties",
     "driver_version",
     "in_words",
@@ -153,12 +152,6 @@ def device_count() -> int:
     return int(_call(load_bindings(), "cudaGetDeviceCount"))
 
 
-def device_index(device: str) -> int | None:
-    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    return None if match is None else int(match.group(1) or 0)
-
-
 def device_properties(index: int = 0) -> DeviceProperties:
     """Return what a GPU is.
 
@@ -187,6 +180,7 @@ class Device:
                 "CUDA_VISIBLE_DEVICES."
             )
         self.index = index
+        self._capturing = threading.local()
         found = self.call("cudaGetDeviceProperties", index)
         name = found.name
         self.properties = DeviceProperties(
@@ -305,7 +299,14 @@ class Device:
         raise BackendError(f"{in_words(size_bytes)} of memory for {what}: {error}")
 
     def _free(self, name: str, *handle: object) -> None:
-        """Free something whose owner is gone; a failure is nobody's any more."""
+        """Free something whose owner is gone; a failure is nobody's any more.
+
+        The garbage collector may come here while this thread captures, which to free would break.
+        """
+        later = getattr(self._capturing, "later", None)
+        if later is not None:
+            later.append((name, *handle))
+            return
         before = self._runtime.cudaGetDevice()
         self._runtime.cudaSetDevice(self.index)
         getattr(self._runtime, name)(*handle)
@@ -374,12 +375,14 @@ class Event(_Owned):
     Args:
         device: Of the streams it is used with.
         timing: Whether the time between two of them can be told.
+        blocking: Whether who waits for it sleeps, instead of asking without pause.
     """
 
-    def __init__(self, device: Device, *, timing: bool = False) -> None:
+    def __init__(self, device: Device, *, timing: bool = False, blocking: bool = False) -> None:
         runtime = load_bindings()
         with device.current():
             flags = 0 if timing else runtime.cudaEventDisableTiming
+            flags |= runtime.cudaEventBlockingSync if blocking else 0
             self._handle = device.call("cudaEventCreateWithFlags", flags)
         super().__init__(device, "cudaEventDestroy", self._handle)
 
@@ -456,6 +459,7 @@ class Stream(_Owned):
     def begin_capture(self) -> None:
         """Record from now on what is put into the stream, instead of running it."""
         self.device.call("cudaStreamBeginCapture", self.handle, self._capture_mode)
+        self.device._capturing.later = []
 
     def end_capture(self) -> Graph:
         """Return what was recorded, ready to be launched.
@@ -463,7 +467,13 @@ class Stream(_Owned):
         Raises:
             BackendError: If something cannot be captured. The stream runs as before.
         """
-        return Graph(self.device, self.device.call("cudaStreamEndCapture", self.handle))
+        try:
+            captured = self.device.call("cudaStreamEndCapture", self.handle)
+        finally:
+            later, self.device._capturing.later = self.device._capturing.later, None
+            for name, *handle in later:
+                self.device._free(name, *handle)
+        return Graph(self.device, captured)
 
 
 def in_words(size_bytes: int) -> str:

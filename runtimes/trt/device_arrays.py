@@ -23,6 +23,7 @@ __all__ = ["ALIGNMENT_BYTES", "DeviceArray", "DeviceInput", "DeviceView", "is_de
 ALIGNMENT_BYTES = 256
 """What TensorRT asks of the address of an input or output."""
 
+_DEFAULT_STREAM = 1  # CUDA's handle of the one that waits for all others, and they for it
 # DLPack: DLDeviceType and DLDataTypeCode, as far as numpy has the type.
 _CUDA_KINDS = {2: "device", 13: "managed"}
 _LETTERS = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -73,12 +74,14 @@ def is_device_array(value: object) -> bool:
     """Tell whether a value says that it lies on a CUDA device."""
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
+    if _has_interface(value):
         return True
     return isinstance(value, _OffersDlpack) and value.__dlpack_device__()[0] in _CUDA_KINDS
 
 
-def view(name: str, value: object, device: Device, stream: Stream) -> DeviceView:
+def view(
+    name: str, value: object, device: Device, stream: Stream, writer: int | None = None
+) -> DeviceView:
     """Return where an array lies, ready to be read in a stream.
 
     Args:
@@ -86,15 +89,15 @@ def view(name: str, value: object, device: Device, stream: Stream) -> DeviceView
         value: The array.
         device: On which it must lie.
         stream: What is put into it from now on comes after the array is complete.
+        writer: Handle of the stream that writes the array; None believes what the array says of
+            it, and takes CUDA's default stream where it says nothing, as torch's do.
 
     Raises:
         InputError: If it lies elsewhere, is not contiguous, is not aligned to 256 bytes, or cannot
             be read by what it offers.
     """
-    if hasattr(value, "__cuda_array_interface__"):
-        found = _by_interface(name, value)
-    else:
-        found = _by_dlpack(name, value, stream)
+    read = _by_interface if _has_interface(value) else _by_dlpack
+    found = read(name, value, stream)
     if not device.holds(found.address):
         raise InputError(
             f"Input '{name}': does not lie on cuda:{device.index}, where the session runs. Copy it "
@@ -110,9 +113,10 @@ def view(name: str, value: object, device: Device, stream: Stream) -> DeviceView
             f"Input '{name}': starts at {found.address:#x}, expected an address aligned to "
             f"{ALIGNMENT_BYTES} bytes. Pass a copy (.clone(), .copy()) instead of a slice."
         )
-    if found.stream is not None and found.stream != stream.handle:
+    writer = found.stream if writer is None else writer
+    if writer is not None and writer != stream.handle:
         event = Event(device)
-        event.record(found.stream)
+        event.record(writer)
         stream.wait(event)
     return found
 
@@ -174,14 +178,21 @@ class DeviceArray:
         return f"<DeviceArray {self.dtype.name}{self.shape} on cuda:{self._memory.device.index}>"
 
 
-def _by_interface(name: str, value: object) -> DeviceView:
-    offered: dict[str, Any] = value.__cuda_array_interface__  # type: ignore[attr-defined]
+def _has_interface(value: object) -> bool:
     try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:  # torch, of a tensor that requires a gradient: it has one, and refuses
+        return True
+
+
+def _by_interface(name: str, value: object, _: Stream) -> DeviceView:
+    try:
+        offered: dict[str, Any] = value.__cuda_array_interface__  # type: ignore[attr-defined]
         shape = tuple(int(size) for size in offered["shape"])
         dtype = np.dtype(offered["typestr"])
         address = int(offered["data"][0] or 0)
-        strides, stream = offered.get("strides"), offered.get("stream")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        strides, stream = offered.get("strides"), offered.get("stream", _DEFAULT_STREAM)
+    except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"Input '{name}': its __cuda_array_interface__ cannot be read ({error})."
         ) from error

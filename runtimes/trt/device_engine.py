@@ -1,0 +1,337 @@
+"""An engine on a device: loaded, checked against its graph, ready to give execution contexts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import BackendError, EngineMismatchError, ShapeError, StorageError
+from mmedge.files import write_atomic
+from mmedge.runtimes.session import EngineOptions
+from mmedge.runtimes.trt.cuda import Device, in_words
+from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, new_log
+from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+from mmedge.runtimes.trt.private_folder import UnsafeFileError, read_private
+from mmedge.specs import TensorSpec
+
+__all__ = ["DeviceEngine", "EngineTensor", "Shapes"]
+
+Shapes = tuple[tuple[int, ...], ...]
+"""A shape for each input, in the graph's order."""
+
+_LOG = logging.getLogger("mmedge.engines")
+
+# By the name of TensorRT's DataType, as far as numpy has the type.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+_MAX_CACHE_BYTES = 1 << 30
+_MEMORY_WORDS = ("outofmemory", "out of memory", "memoryallocation", "insufficient_gpu_memory")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTensor:
+    """An input or output of an engine.
+
+    Attributes:
+        spec: Its spec, the axes named as in the graph.
+        on_host: Whether the engine reads or writes it in host memory.
+        sets_shapes: Whether the shapes of other tensors depend on its values.
+    """
+
+    spec: TensorSpec
+    on_host: bool
+    sets_shapes: bool
+
+
+class DeviceEngine:
+    """An engine on a device.
+
+    Args:
+        library: The TensorRT that built it.
+        plan: The serialized engine.
+        device: Where it is to run; the calling thread's current one.
+        model: The ONNX file that it was built from, for messages.
+        inputs: Specs of the graph, which name its axes.
+        outputs: Specs of the graph.
+        options: How it is to be run.
+        runtime_cache: Where TensorRT-RTX keeps the kernels that it compiles; None for nowhere.
+
+    Attributes:
+        device: Where it is.
+        model: What it was built from.
+        inputs: Its inputs, in the graph's order.
+        outputs: Its outputs, in the graph's order.
+        name: The library and its version.
+        captures_itself: Whether the library makes CUDA graphs of its own, as TensorRT-RTX does,
+            which knows when its kernels for a shape are compiled.
+
+    Raises:
+        EngineMismatchError: If this TensorRT or this GPU cannot run the plan, or it is of another
+            graph.
+        BackendError: If memory runs out, or weights are to be streamed that cannot be.
+    """
+
+    def __init__(
+        self,
+        library: LoadedFlavour,
+        plan: bytes,
+        device: Device,
+        *,
+        model: Path,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: EngineOptions,
+        runtime_cache: Path | None = None,
+    ) -> None:
+        self.device = device
+        self.model = model
+        self.name = f"{FLAVOUR_NAMES[library.flavour]} {library.version}"
+        self._trt: Any = library.module
+        self._lock = threading.Lock()
+        logger, self._log = new_log(library.module)
+        self._logger = logger  # must outlive what is made with it
+        self._runtime = self._trt.Runtime(logger)
+        self._engine = self._load(plan)
+        self.inputs = tuple(self._tensor(spec, "INPUT") for spec in inputs)
+        self.outputs = tuple(self._tensor(spec, "OUTPUT") for spec in outputs)
+        self._check_names()
+        count = int(self._engine.num_optimization_profiles)
+        self._profiles = tuple(self._bounds(index) for index in range(count))
+        self._stream_weights(options.weight_streaming_bytes)
+        self._config = self._make_config(options, runtime_cache)
+        self.captures_itself = options.graphs > 0 and hasattr(self._config, "cuda_graph_strategy")
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        self.scratch_bytes = int(self._engine.device_memory_size if size is None else size)
+
+    def profile_for(self, shapes: Shapes) -> int:
+        """Return the first optimization profile that takes some shapes.
+
+        Raises:
+            ShapeError: If none does; it names the axis, and the bounds of every profile.
+        """
+        for index, bounds in enumerate(self._profiles):
+            if all(
+                least <= size <= most
+                for shape, (smallest, largest) in zip(shapes, bounds, strict=True)
+                for least, size, most in zip(smallest, shape, largest, strict=True)
+            ):
+                return index
+        raise self._outside(shapes)
+
+    def new_context(self) -> Any:  # noqa: ANN401, an IExecutionContext
+        """Return a new execution context, which has no memory for activations yet.
+
+        Raises:
+            BackendError: If TensorRT gives none, most often for want of memory.
+        """
+        with self._lock:
+            context = self._engine.create_execution_context(self._config)
+            if context is None:
+                raise self.failed("an execution context cannot be made")
+        return context
+
+    def new_output_allocator(self, allocate: Any) -> Any:  # noqa: ANN401
+        """Return an IOutputAllocator.
+
+        Args:
+            allocate: Object with `reallocate(size_bytes) -> address` and a `shape` to be set.
+        """
+        base: Any = self._trt.IOutputAllocator
+
+        class Allocator(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)  # the binding takes no super()
+
+            def reallocate_output(self, _name: str, _memory: int, size: int, _align: int) -> int:
+                return int(allocate.reallocate(size))
+
+            def reallocate_output_async(
+                self, _name: str, _memory: int, size: int, _align: int, _stream: int
+            ) -> int:
+                return int(allocate.reallocate(size))
+
+            def notify_shape(self, _name: str, shape: Any) -> None:  # noqa: ANN401
+                allocate.shape = tuple(shape)
+
+        return Allocator()
+
+    def check(self, done: object, what: str) -> None:
+        """Raise unless a call of TensorRT succeeded; it says why to its logger alone.
+
+        Raises:
+            BackendError: If `done` is false.
+        """
+        if not done:
+            raise self.failed(what)
+
+    def failed(self, what: str) -> BackendError:
+        """Return the error that says what failed and what TensorRT said of it."""
+        said = self._said()
+        if any(word in said.lower() for word in _MEMORY_WORDS):
+            return self.device.out_of_memory(self.scratch_bytes, f"{self.model}: {what}", said)
+        return BackendError(f"{self.model}: {self.name}: {what}: {said or 'no reason given'}")
+
+    def keep_runtime_cache(self) -> None:
+        """Write what was compiled until now where the next process finds it."""
+        if self._keeper is not None:
+            self._keeper.keep()
+
+    def _said(self) -> str:
+        said = " ".join(" ".join(self._log.errors).split())
+        self._log.errors.clear()
+        return said if len(said) <= 600 else f"{said[:600]}..."
+
+    def _load(self, plan: bytes) -> Any:  # noqa: ANN401, an ICudaEngine
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is not None:
+            return engine
+        said = self._said()
+        if any(word in said.lower() for word in _MEMORY_WORDS):
+            raise self.device.out_of_memory(len(plan), f"the engine of {self.model}", said)
+        found = self.device.properties
+        raise EngineMismatchError(
+            f"{self.model}: its engine cannot be loaded by {self.name} on {found.name} (compute "
+            f"capability {found.compute_capability}): {said or 'no reason given'}. It was built "
+            "for another version or GPU, or is damaged: build it again with `mmedge build`."
+        )
+
+    def _tensor(self, spec: TensorSpec, mode: str) -> EngineTensor:
+        engine, name = self._engine, spec.name
+        if engine.get_tensor_mode(name) != getattr(self._trt.TensorIOMode, mode):
+            raise self._of_another_graph(f"it has no {mode.lower()} '{name}'")
+        kind = engine.get_tensor_dtype(name).name
+        shape = tuple(engine.get_tensor_shape(name))
+        fits = len(shape) == len(spec.shape) and all(
+            size in (-1, expected) or isinstance(expected, str)
+            for size, expected in zip(shape, spec.shape, strict=True)
+        )
+        if _DTYPES.get(kind) != spec.dtype.name or not fits:
+            raise self._of_another_graph(f"'{name}' is {kind}{shape} in it, expected {spec}")
+        return EngineTensor(
+            spec,
+            engine.get_tensor_location(name) == self._trt.TensorLocation.HOST,
+            bool(engine.is_shape_inference_io(name)),
+        )
+
+    def _check_names(self) -> None:
+        held = {self._engine.get_tensor_name(n) for n in range(self._engine.num_io_tensors)}
+        known = {tensor.spec.name for tensor in (*self.inputs, *self.outputs)}
+        if held != known:
+            raise self._of_another_graph(f"it has {sorted(held)}, expected {sorted(known)}")
+
+    def _of_another_graph(self, what: str) -> EngineMismatchError:
+        return EngineMismatchError(
+            f"{self.model}: its engine is of another graph: {what}. Build it again with "
+            "`mmedge build`."
+        )
+
+    def _bounds(self, profile: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """Return smallest and largest shape of each input in a profile."""
+        found = []
+        for tensor in self.inputs:
+            shapes = self._engine.get_tensor_profile_shape(tensor.spec.name, profile)
+            found.append((tuple(shapes[0]), tuple(shapes[2])))
+        return tuple(found)
+
+    def _outside(self, shapes: Shapes) -> ShapeError:
+        wrong = ""
+        told = []
+        for index, bounds in enumerate(self._profiles):
+            takes: dict[str, str] = {}
+            for tensor, shape, (smallest, largest) in zip(self.inputs, shapes, bounds, strict=True):
+                name = tensor.spec.name
+                for axis, size, least, most in zip(
+                    tensor.spec.shape, shape, smallest, largest, strict=True
+                ):
+                    if isinstance(axis, str):
+                        takes[axis] = f"'{axis}' {least} to {most}"
+                        if not least <= size <= most and not wrong:
+                            wrong = f"Input '{name}': got {shape}, axis '{axis}' is {size}"
+            told.append(f"profile {index}: {', '.join(takes.values())}")
+        return ShapeError(
+            f"{wrong or f'Inputs {shapes}'}; the engine was built for {'; '.join(told)}. Split the "
+            "batch or shorten what is fed, or build an engine for larger axes (`mmedge build`, or "
+            "SessionOptions.axes)."
+        )
+
+    def _stream_weights(self, budget_bytes: int | None) -> None:
+        streamable = int(getattr(self._engine, "streamable_weights_size", 0))
+        if not streamable:
+            if budget_bytes is not None:
+                raise BackendError(
+                    f"{self.model}: weight_streaming_bytes is {budget_bytes}, but its engine was "
+                    "built without weight streaming. Build it with weight streaming, or leave the "
+                    "option out."
+                )
+            return
+        wanted = streamable if budget_bytes is None else min(budget_bytes, streamable)
+        self._engine.weight_streaming_budget_v2 = wanted
+        if self._engine.weight_streaming_budget_v2 != wanted:
+            raise self.failed(f"a budget of {in_words(wanted)} for its weights is refused")
+
+    def _make_config(self, options: EngineOptions, runtime_cache: Path | None) -> Any:  # noqa: ANN401
+        """Return what execution contexts are made from: a strategy, or where there is one a config.
+
+        Activations get memory that all contexts of one lane share, so contexts bring none.
+        """
+        self._keeper: _RuntimeCacheKeeper | None = None
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self._engine, "create_runtime_config"):  # TensorRT before 10.11
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if options.graphs and hasattr(config, "cuda_graph_strategy"):
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if runtime_cache is not None and hasattr(config, "create_runtime_cache"):
+            cache = config.create_runtime_cache()
+            self._keeper = _RuntimeCacheKeeper(cache, runtime_cache, self._log)
+            self.check(config.set_runtime_cache(cache), "its runtime cache cannot be set")
+        return config
+
+
+class _RuntimeCacheKeeper:
+    """Reads and writes what TensorRT-RTX has compiled for this GPU.
+
+    The library checks what it reads: what is damaged or of another version or GPU is left aside,
+    and costs no more than compiling again.
+    """
+
+    def __init__(self, cache: Any, path: Path, log: BuildLog) -> None:  # noqa: ANN401
+        self._cache = cache
+        self._path = path
+        self._lock = threading.Lock()
+        self._kept = b""
+        try:
+            self._kept = read_private(path, _MAX_CACHE_BYTES)
+        except FileNotFoundError:
+            return  # the first process on this machine
+        except (UnsafeFileError, StorageError) as error:
+            _LOG.warning("%s: not read, kernels are compiled anew: %s", path, error)
+            return
+        if not cache.deserialize(self._kept):
+            _LOG.info("%s: not taken by TensorRT-RTX, kernels are compiled anew", path)
+            log.errors.clear()
+            self._kept = b""
+
+    def keep(self) -> None:
+        with self._lock:
+            blob = self._cache.serialize()
+            data = b"" if blob is None else bytes(blob)
+            if not data or data == self._kept:
+                return
+            try:
+                write_atomic(self._path, data, private=True)
+            except StorageError as error:
+                _LOG.warning("Compiled kernels cannot be kept for the next process: %s", error)
+            self._kept = data

@@ -1,0 +1,486 @@
+"""A lane: what one call at a time runs in. A stream, buffers, and execution contexts with graphs.
+
+A CUDA graph holds the addresses and the state of the execution context it was captured from, and a
+context that was changed since must not be replayed (TensorRT's developer guide, "CUDA Graphs"). So
+each shape for which a graph is kept has a context of its own. They share the lane's buffers and one
+block of memory for activations, as only one of them runs at a time.
+
+The first call of a shape is put into the stream piece by piece: TensorRT does there what cannot be
+captured. The second is captured and launched; from the third on one launch does it all, copies
+included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from mmedge.errors import BackendError, InputError
+from mmedge.runtimes.session import SessionOptions
+from mmedge.runtimes.trt.cuda import DeviceMemory, Event, Graph, Stream
+from mmedge.runtimes.trt.device_arrays import DeviceArray, DeviceView
+from mmedge.runtimes.trt.device_engine import DeviceEngine, EngineTensor, Shapes
+from mmedge.runtimes.trt.lane_memory import Buffer, GrowingOutput, size_bytes
+from mmedge.specs import Array
+
+__all__ = ["Answers", "Call", "Lane", "Prepared"]
+
+_LOG = logging.getLogger("mmedge.engines")
+
+Answers: TypeAlias = Literal["host", "new", "kept"]
+"""Where answers go: to the host, to new device memory for each call, or to the same for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that a CUDA graph of a call depends on.
+
+    Attributes:
+        shapes: Of the inputs.
+        addresses: Where each input lies on the device already, 0 where it comes from the host.
+        values: Bytes of each input that the engine reads on the host.
+        answers: Where the answers go.
+    """
+
+    shapes: Shapes
+    addresses: tuple[int, ...]
+    values: tuple[bytes, ...] = ()
+    answers: Answers = "host"
+
+
+@dataclass(eq=False)
+class Prepared:
+    """An execution context, and the call that it is set up for.
+
+    Attributes:
+        context: The IExecutionContext.
+        call: What it is set up for.
+        shapes: Of the outputs whose shapes follow from the call.
+        results: Where outputs go that stay on the device, call after call.
+        growing: Outputs whose shapes are known only afterwards.
+        graph: The captured graph.
+    """
+
+    context: Any
+    call: Call | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results: dict[str, DeviceMemory] = field(default_factory=dict)
+    growing: dict[str, GrowingOutput] = field(default_factory=dict)
+    graph: Graph | None = None
+    _profile: int = -1
+    _runs: int = 0
+    _refused: bool = False
+    _allocators: list[Any] = field(default_factory=list)  # TensorRT does not keep them alive
+
+    def forget(self) -> None:
+        """Keep the context alone."""
+        if self.graph is not None:
+            self.graph.free()
+        self.graph = self.call = None
+        self._runs, self._refused = 0, False
+        self.results = {}
+
+
+class Lane:
+    """What one call at a time runs in. The thread's current device must be the engine's.
+
+    Args:
+        engine: What runs.
+        options: How: graphs, memory for activations, whether to sleep while the device works.
+        page_locked: Inputs that are copied from where the caller has them, by name, at this
+            address of page-locked memory; the others go through page-locked memory of the lane.
+
+    Attributes:
+        stream: Where it all happens.
+
+    Raises:
+        BackendError: If memory runs out.
+    """
+
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        options: SessionOptions,
+        page_locked: Mapping[str, int] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._device = engine.device
+        graphs = options.engine.graphs
+        self._own_graphs = graphs > 0 and not engine.captures_itself
+        # Without graphs of our own one context serves all shapes.
+        self._limit = graphs if self._own_graphs else 1
+        self._as_needed = options.engine.scratch == "needed"
+        self._page_locked = dict(page_locked or {})
+        self.stream = Stream(engine.device)
+        self._done = None if options.spin else Event(engine.device, blocking=True)
+        self._buffers = {
+            tensor.spec.name: Buffer(
+                engine.device,
+                tensor.spec,
+                f"{kind} '{tensor.spec.name}' of {engine.model}",
+                on_device=not tensor.on_host,
+            )
+            for kind, tensors in (("input", engine.inputs), ("output", engine.outputs))
+            for tensor in tensors
+        }
+        self._scratch: DeviceMemory | None = None
+        self._prepared: OrderedDict[Call, Prepared] = OrderedDict()
+        self._spare: list[Prepared] = []
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on host arrays that match the specs; return host arrays of the caller's own.
+
+        Raises:
+            ShapeError: If no profile takes the shapes; the lane is as it was.
+            BackendError: If something fails; the lane is of no use afterwards.
+        """
+        prepared = self.prepare(self.call_of(feed, {}, "host"), feed)
+        self.launch(prepared)
+        self.wait()
+        return {name: array.copy() for name, array in self.host_answers(prepared).items()}
+
+    def run_on_device(
+        self, feed: Mapping[str, Array], views: Mapping[str, DeviceView]
+    ) -> dict[str, DeviceArray]:
+        """Run on host arrays and arrays on the device; return new arrays on the device.
+
+        Raises:
+            InputError: If no profile takes the shapes, or an input has to be on the host.
+            BackendError: As run.
+        """
+        prepared = self.prepare(self.call_of(feed, views, "new"), feed)
+        for tensor in self._engine.outputs:
+            name = tensor.spec.name
+            if name in prepared.shapes and not tensor.on_host:
+                memory = self._result(tensor, prepared.shapes[name])
+                prepared.results[name] = memory
+                self._set_address(prepared, name, memory.address)
+        self.launch(prepared)
+        self.wait()
+        answers = self.device_answers(prepared)
+        prepared.results = {}
+        for growing in prepared.growing.values():
+            growing.memory = None  # the caller's from now on
+        return answers
+
+    def call_of(
+        self, feed: Mapping[str, Array], views: Mapping[str, DeviceView], answers: Answers
+    ) -> Call:
+        """Return the call of some inputs, each on the host or on the device.
+
+        Raises:
+            InputError: If an input lies on the device and is read on the host.
+        """
+        shapes, addresses, values = [], [], []
+        for tensor in self._engine.inputs:
+            name = tensor.spec.name
+            seen = views.get(name)
+            if seen is not None and tensor.on_host:
+                raise InputError(
+                    f"Input '{name}': lies on the device, but shapes follow from it and the engine "
+                    "reads it on the host. Pass a numpy array."
+                )
+            shapes.append(feed[name].shape if seen is None else seen.shape)
+            addresses.append(0 if seen is None else seen.address)
+            if tensor.on_host:
+                values.append(feed[name].tobytes())
+        return Call(tuple(shapes), tuple(addresses), tuple(values), answers)
+
+    def prepare(self, call: Call, feed: Mapping[str, Array]) -> Prepared:
+        """Bring what is on the host to where it is copied from, and return a context for a call.
+
+        Raises:
+            ShapeError, BackendError: As run.
+        """
+        known = self._prepared.get(call)
+        if known is not None:
+            self.fill(feed)
+            self._prepared.move_to_end(call)
+            return known
+        profile = self._engine.profile_for(call.shapes)
+        self._make_room(call)
+        self.fill(feed)
+        prepared = self._context()
+        self._set_up(prepared, call, profile)
+        self._prepared[call] = prepared
+        return prepared
+
+    def fill(self, feed: Mapping[str, Array]) -> None:
+        """Copy host arrays to page-locked memory, where they are not in such memory already."""
+        for name, array in feed.items():
+            if name not in self._page_locked:
+                np.copyto(self._buffers[name].array(array.shape), array)
+
+    def launch(self, prepared: Prepared) -> None:
+        """Put a prepared call into the stream, as a graph where there can be one.
+
+        Raises:
+            BackendError: If it fails.
+        """
+        if prepared.graph is None and self._can_capture(prepared):
+            self._capture(prepared)
+        if prepared.graph is not None:
+            prepared.graph.launch(self.stream)
+        else:
+            self._enqueue(prepared)
+        prepared._runs += 1
+
+    def wait(self) -> None:
+        """Wait until everything in the stream is done.
+
+        Raises:
+            BackendError: If something in it failed.
+        """
+        if self._done is None:
+            self.stream.synchronize()
+        else:
+            self._done.record(self.stream.handle)
+            self._done.synchronize()
+
+    def host_answers(self, prepared: Prepared) -> dict[str, Array]:
+        """Return the answers of a call to the host that is done, in the lane's own memory.
+
+        Raises:
+            BackendError: If TensorRT did not tell a shape, or memory runs out.
+        """
+        for name, growing in prepared.growing.items():
+            shape, buffer = self._told(growing), self._buffers[name]
+            buffer.reserve(shape)
+            size = size_bytes(shape, growing.spec)
+            if size and growing.memory is not None:
+                self.stream.copy_to_host(buffer.host_address, growing.memory.address, size)
+        if prepared.growing:
+            self.wait()
+        return {
+            tensor.spec.name: self._buffers[tensor.spec.name].array(
+                self._shape_of(prepared, tensor.spec.name)
+            )
+            for tensor in self._engine.outputs
+        }
+
+    def device_answers(self, prepared: Prepared) -> dict[str, DeviceArray]:
+        """Return the answers of a call that is done, on the device.
+
+        Raises:
+            BackendError: As host_answers.
+        """
+        answers = {}
+        for tensor in self._engine.outputs:
+            name = tensor.spec.name
+            shape = self._shape_of(prepared, name)
+            if name in prepared.growing:
+                memory = prepared.growing[name].memory or self._result(tensor, shape)
+            elif tensor.on_host:
+                memory = self._result(tensor, shape)
+                size = size_bytes(shape, tensor.spec)
+                source = self._buffers[name].host_address
+                self.stream.copy_to_device(memory.address, source, size)
+                self.wait()
+            else:
+                memory = prepared.results[name]
+            answers[name] = DeviceArray(memory, shape, tensor.spec.dtype)
+        return answers
+
+    def close(self) -> None:
+        """Free everything, once what is in the stream is done.
+
+        Raises:
+            BackendError: If something in the stream failed.
+        """
+        self.stream.synchronize()
+        for prepared in (*self._prepared.values(), *self._spare):
+            prepared.forget()
+        self._prepared.clear()  # contexts before the memory that they were given
+        self._spare.clear()
+        self._buffers.clear()
+        self._scratch = None
+        self.stream.free()
+
+    def _context(self) -> Prepared:
+        """Return a context that is set up for nothing, at the cost of the least recently used."""
+        if self._spare:
+            return self._spare.pop()
+        if len(self._prepared) < self._limit:
+            return Prepared(self._engine.new_context())
+        _, prepared = self._prepared.popitem(last=False)
+        prepared.forget()
+        return prepared
+
+    def _forget_all(self) -> None:
+        """Drop every graph and address, as some memory is elsewhere from now on."""
+        for prepared in self._prepared.values():
+            prepared.forget()
+            self._spare.append(prepared)
+        self._prepared.clear()
+
+    def _make_room(self, call: Call) -> None:
+        """Make the buffers of the inputs large enough for a call that is new."""
+        moved = [
+            self._buffers[tensor.spec.name].reserve(shape)
+            for tensor, shape, address in zip(
+                self._engine.inputs, call.shapes, call.addresses, strict=True
+            )
+            if not address
+        ]
+        if any(moved):
+            self._forget_all()
+
+    def _set_up(self, prepared: Prepared, call: Call, profile: int) -> None:
+        """Tell a context the shapes and addresses of a call."""
+        engine, context = self._engine, prepared.context
+        if profile != prepared._profile:
+            done = context.set_optimization_profile_async(profile, self.stream.handle)
+            engine.check(done, f"optimization profile {profile} is refused")
+            prepared._profile = profile
+        for tensor, shape, address in zip(engine.inputs, call.shapes, call.addresses, strict=True):
+            name = tensor.spec.name
+            engine.check(context.set_input_shape(name, shape), f"'{name}' of {shape} is refused")
+            self._set_address(prepared, name, address or self._input_address(tensor))
+        if missing := context.infer_shapes():
+            raise engine.failed(f"shapes do not follow from the inputs, {missing} are not known")
+        prepared.shapes = {}
+        moved = False
+        for tensor in engine.outputs:
+            name = tensor.spec.name
+            shape = tuple(int(size) for size in context.get_tensor_shape(name))
+            if name in prepared.growing or any(size < 0 for size in shape):
+                self._let_grow(prepared, tensor)
+                continue
+            prepared.shapes[name] = shape
+            if call.answers == "host" or tensor.on_host:
+                moved |= self._buffers[name].reserve(shape)
+        moved |= self._reserve_scratch(context)
+        if moved:
+            self._forget_all()
+        for tensor in engine.outputs:
+            name = tensor.spec.name
+            if name not in prepared.shapes:
+                continue
+            if call.answers == "host" or tensor.on_host:
+                self._set_address(prepared, name, self._buffers[name].address)
+            elif call.answers == "kept":
+                prepared.results[name] = self._result(tensor, prepared.shapes[name])
+                self._set_address(prepared, name, prepared.results[name].address)
+        prepared.call = call
+
+    def _input_address(self, tensor: EngineTensor) -> int:
+        name = tensor.spec.name
+        if tensor.on_host and name in self._page_locked:
+            return self._page_locked[name]
+        return self._buffers[name].address
+
+    def _let_grow(self, prepared: Prepared, tensor: EngineTensor) -> None:
+        name = tensor.spec.name
+        if name in prepared.growing:
+            return
+        growing = GrowingOutput(tensor.spec, self._engine)
+        allocator = self._engine.new_output_allocator(growing)
+        done = prepared.context.set_output_allocator(name, allocator)
+        self._engine.check(done, f"no allocator is taken for output '{name}'")
+        prepared.growing[name] = growing
+        prepared._allocators.append(allocator)
+
+    def _told(self, growing: GrowingOutput) -> tuple[int, ...]:
+        if growing.shape is None:
+            raise self._engine.failed(f"the shape of output '{growing.spec.name}' was not told")
+        return growing.shape
+
+    def _shape_of(self, prepared: Prepared, name: str) -> tuple[int, ...]:
+        growing = prepared.growing.get(name)
+        return prepared.shapes[name] if growing is None else self._told(growing)
+
+    def _reserve_scratch(self, context: Any) -> bool:  # noqa: ANN401, an IExecutionContext
+        """Give a context memory for activations, and tell whether that moved."""
+        needed = self._engine.scratch_bytes
+        if self._as_needed:
+            needed = int(context.update_device_memory_size_for_shapes())
+        moved = False
+        if self._scratch is None or self._scratch.size_bytes < needed:
+            moved = self._scratch is not None
+            self._scratch = None
+            what = f"activations of {self._engine.model}"
+            self._scratch = self._device.allocate(max(needed, 1), what)
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(self._scratch.address, self._scratch.size_bytes)
+        else:  # TensorRT 10.0
+            context.device_memory = self._scratch.address
+        return moved
+
+    def _result(self, tensor: EngineTensor, shape: tuple[int, ...]) -> DeviceMemory:
+        what = f"output '{tensor.spec.name}' of {self._engine.model}"
+        return self._device.allocate(max(size_bytes(shape, tensor.spec), 1), what)
+
+    def _set_address(self, prepared: Prepared, name: str, address: int) -> None:
+        done = prepared.context.set_tensor_address(name, address)
+        self._engine.check(done, f"the address of '{name}' is refused")
+
+    def _enqueue(self, prepared: Prepared) -> None:
+        """Put the copies and the engine into the stream."""
+        engine, stream, call = self._engine, self.stream, prepared.call
+        if call is None:
+            raise BackendError(f"{engine.model}: a context that is set up for nothing was to run.")
+        for tensor, shape, address in zip(engine.inputs, call.shapes, call.addresses, strict=True):
+            name = tensor.spec.name
+            if not address and not tensor.on_host:
+                buffer = self._buffers[name]
+                source = self._page_locked.get(name) or buffer.host_address
+                stream.copy_to_device(buffer.address, source, size_bytes(shape, tensor.spec))
+        for growing in prepared.growing.values():
+            growing.shape = growing.failure = None
+        done = prepared.context.execute_async_v3(stream.handle)
+        for growing in prepared.growing.values():
+            if growing.failure is not None:
+                raise growing.failure
+        engine.check(done, "the run failed")
+        if call.answers != "host":
+            return
+        for tensor in engine.outputs:
+            name = tensor.spec.name
+            if name in prepared.shapes and not tensor.on_host:
+                size = size_bytes(prepared.shapes[name], tensor.spec)
+                if size:
+                    buffer = self._buffers[name]
+                    stream.copy_to_host(buffer.host_address, buffer.address, size)
+
+    def _can_capture(self, prepared: Prepared) -> bool:
+        """Tell whether a call that ran once may be captured.
+
+        What the engine reads on the host is read while it is captured, and where an output's size
+        is not known the host has its part in every run: neither can be replayed.
+        """
+        call = prepared.call
+        return (
+            self._own_graphs
+            and prepared._runs > 0
+            and not prepared._refused
+            and not prepared.growing
+            and call is not None
+            and call.answers != "new"
+            and not call.values
+        )
+
+    def _capture(self, prepared: Prepared) -> None:
+        """Capture a call; where that is refused, it runs without a graph and the log tells."""
+        try:
+            self.stream.begin_capture()
+            try:
+                self._enqueue(prepared)
+            except BaseException:
+                with suppress(BackendError):  # what was captured is void
+                    self.stream.end_capture()
+                raise
+            prepared.graph = self.stream.end_capture()
+        except BackendError as error:
+            prepared._refused = True
+            _LOG.warning(
+                "%s: no CUDA graph for inputs of %s, which run without one: %s",
+                self._engine.model,
+                prepared.call.shapes if prepared.call is not None else "no shape",
+                error,
+            )

@@ -1,0 +1,229 @@
+"""Which engine a graph needs here; finding it or building it, and opening it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmedge.errors import BackendError, BackendUnavailableError, InputError, StorageError
+from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
+from mmedge.runtimes.session import BuildProgress, Placement, SessionOptions
+from mmedge.runtimes.trt.backend import device_index
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.cache import CachedEngine, EngineCache, LoadedEngine
+from mmedge.runtimes.trt.cuda import (
+    Device,
+    cuda_version,
+    driver_version,
+)
+from mmedge.runtimes.trt.device_engine import DeviceEngine
+from mmedge.runtimes.trt.engines import (
+    BuildSettings,
+    BuiltEngine,
+    EngineKey,
+    EngineRequest,
+    Flavour,
+)
+from mmedge.runtimes.trt.flavours import LoadedFlavour, load_flavour
+from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+from mmedge.runtimes.trt.model_hash import model_label
+from mmedge.runtimes.trt.profiles import shape_profile
+from mmedge.runtimes.trt.session import TrtSession
+
+__all__ = [
+    "NeededEngine",
+    "engine_request",
+    "is_prepared",
+    "needed_engine",
+    "open_engine",
+    "prepare_engine",
+]
+
+_LOG = logging.getLogger("mmedge.engines")
+_DEFAULTS = SessionOptions()
+_ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
+_TELL_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class NeededEngine:
+    """The engine that a graph needs on this machine, whether it is built or not.
+
+    Attributes:
+        library: The TensorRT that runs it.
+        device: Where it runs.
+        model: The ONNX file.
+        graph: What the file says of itself.
+        request: What would be built.
+        key: What it is found by.
+    """
+
+    library: LoadedFlavour
+    device: Device
+    model: Path
+    graph: OnnxFile
+    request: EngineRequest
+    key: EngineKey
+
+
+def engine_request(flavour: Flavour, graph: OnnxFile, options: SessionOptions) -> EngineRequest:
+    """Return what is built of a graph for the GPU of this machine.
+
+    Args:
+        flavour: Of TensorRT.
+        graph: What the ONNX file says of itself.
+        options: Their `axes` bound its dynamic axes.
+
+    Raises:
+        InputError: If a dynamic axis has no bounds.
+    """
+    streams = options.engine.weight_streaming_bytes is not None
+    return EngineRequest(
+        flavour,
+        profiles=(shape_profile(graph.inputs, options.axes or {}),),
+        settings=BuildSettings(weight_streaming=streams),
+    )
+
+
+def needed_engine(flavour: Flavour, model: Path, options: SessionOptions) -> NeededEngine:
+    """Return the engine that a graph needs on this machine.
+
+    Raises:
+        BackendUnavailableError: If TensorRT, CUDA's bindings, the driver or the GPU is missing, or
+            an option is not to be had here.
+        BackendError: If the model is missing or damaged, or its external data is.
+        InputError: If a dynamic axis has no bounds.
+    """
+    index = device_index(options.device)
+    if index is None:
+        raise BackendUnavailableError(
+            f"The {flavour} backend has no device '{options.device}': engines run on GPUs, "
+            "expected 'cuda' or 'cuda:N'."
+        )
+    for name in _ONLY_DEFAULT:
+        if (got := getattr(options, name)) != (default := getattr(_DEFAULTS, name)):
+            raise BackendUnavailableError(
+                f"The {flavour} backend has no option {name}: got {got!r}, expected {default!r}. "
+                "Leave it out, or name the backend 'onnxruntime'."
+            )
+    library = load_flavour(flavour)
+    device = Device(index)
+    graph = read_onnx_file(model)
+    check_external_data(model, graph)
+    request = engine_request(flavour, graph, options)
+    key = EngineCache().key_for(
+        model,
+        request,
+        version=library.version,
+        cuda=cuda_version(),
+        driver=driver_version(),
+        compute_capability=device.properties.compute_capability,
+    )
+    return NeededEngine(library, device, model, graph, request, key)
+
+
+def is_prepared(flavour: Flavour, model: Path, options: SessionOptions) -> bool:
+    """Tell whether the engine of a graph is in the cache. Does not raise."""
+    try:
+        needed = needed_engine(flavour, model, options)
+        return isinstance(EngineCache().find(needed.key), CachedEngine)
+    except (BackendError, InputError, StorageError) as error:
+        _LOG.debug("%s: no engine: %s", model, error)
+        return False
+
+
+def prepare_engine(
+    flavour: Flavour, model: Path, options: SessionOptions, progress: BuildProgress | None
+) -> None:
+    """Build the engine of a graph into the cache, unless it is there.
+
+    Raises:
+        BackendUnavailableError, BackendError, InputError: As needed_engine.
+        EngineBuildError: If it cannot be built.
+        StorageError: If others may write the cache's folder.
+    """
+    _engine_of(needed_engine(flavour, model, options), progress)
+
+
+def open_engine(flavour: Flavour, model: Path, options: SessionOptions) -> TrtSession:
+    """Find the engine of a graph in the cache, or build it, and load it.
+
+    Raises:
+        BackendUnavailableError, BackendError, InputError: As needed_engine; BackendError also if
+            memory runs out.
+        EngineMismatchError: If the engine in the cache does not load here.
+        EngineBuildError: If there is no engine and it cannot be built.
+        StorageError: If others may write the cache's folder.
+    """
+    needed = needed_engine(flavour, model, options)
+    found = _engine_of(needed, None)
+    device = needed.device
+    with device.current():
+        engine = DeviceEngine(
+            needed.library,
+            found.plan,
+            device,
+            model=model,
+            inputs=needed.graph.inputs,
+            outputs=needed.graph.outputs,
+            options=options.engine,
+            runtime_cache=_runtime_cache(needed, found),
+        )
+    layers = Counter(layer.precision for layer in found.record.layers)
+    placement = Placement(
+        backend=flavour,
+        device=options.device,
+        engine=f"{flavour} {needed.library.version}",
+        providers={name: layers[name] for name in sorted(layers) if name},
+    )
+    return TrtSession(engine, options, placement)
+
+
+def _engine_of(needed: NeededEngine, progress: BuildProgress | None) -> LoadedEngine:
+    """Return an engine from the cache, built into it if need be."""
+    cache = EngineCache()
+    library, capability = needed.library, needed.device.properties.compute_capability
+
+    def build() -> BuiltEngine:
+        timing = None
+        if library.has_timing_cache:
+            timing = cache.timing_cache(library.flavour, library.version, capability)
+        return build_engine(
+            needed.model,
+            needed.request,
+            progress=_Telling(needed, progress),
+            timing_cache=timing,
+            device=needed.device.index,
+        )
+
+    return cache.get_or_build(needed.key, build, label=model_label(needed.model))
+
+
+def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
+    """Return where TensorRT-RTX keeps what it compiles of one engine for one GPU and driver."""
+    if needed.library.flavour != "tensorrt-rtx":
+        return None
+    gpu = needed.device.properties
+    parts = (gpu.name, gpu.compute_capability, driver_version(), found.record.plan_sha256[:16])
+    return EngineCache().runtime_cache(needed.library.version, "-".join(parts))
+
+
+class _Telling:
+    """Tells the log how far a build is, and whoever else asked."""
+
+    def __init__(self, needed: NeededEngine, also: BuildProgress | None) -> None:
+        self._what = f"{needed.model}: building for {FLAVOUR_NAMES[needed.library.flavour]}"
+        self._also = also
+        self._phase = ""
+        self._told_s = -_TELL_EVERY_S
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if phase != self._phase or now_s - self._told_s >= _TELL_EVERY_S:
+            self._phase, self._told_s = phase, now_s
+            _LOG.info("%s: %s, %d of %d", self._what, phase, done, total)
+        if self._also is not None:
+            self._also(phase, done, total)

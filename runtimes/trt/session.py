@@ -1,0 +1,437 @@
+"""Sessions on TensorRT engines.
+
+A call runs in a lane (lane.py); as many lanes as `EngineOptions.contexts` serve calls that come at
+once, and further ones wait. A binding has a lane of its own. Inputs that lie on the device already
+are taken by `run_device` and `bind_device`, whose answers stay there.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from mmedge.errors import BackendError, InputError
+from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.trt.cuda import Event
+from mmedge.runtimes.trt.device_arrays import (
+    DeviceArray,
+    DeviceInput,
+    DeviceView,
+    is_device_array,
+    view,
+)
+from mmedge.runtimes.trt.device_engine import DeviceEngine
+from mmedge.runtimes.trt.lane import Lane, Prepared
+from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+
+__all__ = ["TrtBinding", "TrtDeviceBinding", "TrtSession"]
+
+_Input: TypeAlias = Array | DeviceInput
+
+
+class TrtSession(Session):
+    """A Session on a TensorRT engine. Made by `open_session` of a TensorRT backend.
+
+    Args:
+        engine: What runs; the session is its owner from now on.
+        options: How it is to be run.
+        placement: What runs where.
+    """
+
+    def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
+        self._engine: DeviceEngine | None = engine
+        self._device = engine.device
+        self._model: Path = engine.model
+        self._options = options
+        self._placement = placement
+        self._inputs = tuple(tensor.spec for tensor in engine.inputs)
+        self._outputs = tuple(tensor.spec for tensor in engine.outputs)
+        self._turn = threading.Condition()
+        self._idle: list[Lane] = []
+        self._made = 0
+        self._waiting = 0
+        self._answered = False
+        self._bindings: weakref.WeakSet[_Bound] = weakref.WeakSet()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input specs, in the graph's order."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output specs, in the graph's order."""
+        return self._outputs
+
+    @property
+    def placement(self) -> Placement:
+        """What really runs where; `providers` counts the engine's layers by precision."""
+        return self._placement
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the engine; see Session.run.
+
+        May be called from several threads at once, also while another closes the session: a call
+        that has begun ends with its answer, a later one is a BackendError.
+
+        Raises:
+            ShapeError: Also if the engine was not built for these shapes; the axis and the bounds
+                of each of its profiles are named.
+        """
+        engine = self._opened()
+        check_feed(self._inputs, feed)
+        with self._device.current(), self._lane(engine) as lane:
+            answers = lane.run(feed)
+        if not self._answered:
+            self._answered = True  # most kernels are compiled by now
+            engine.keep_runtime_cache()
+        return answers
+
+    def run_device(
+        self, feed: Mapping[str, _Input], *, stream: int | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run on inputs that lie on the device, and leave the answers there.
+
+        Args:
+            feed: As for run; each array may also be one on the device that offers
+                `__cuda_array_interface__` or `__dlpack__`. It is read where it lies, so it must be
+                contiguous and start at an address aligned to 256 bytes.
+            stream: Handle of the CUDA stream that writes them. None goes by what the arrays say,
+                and by CUDA's default stream where they say nothing.
+
+        Returns:
+            Arrays on the device by name, complete, with memory of their own, new for each call. In
+            a loop bind_device is faster.
+
+        Raises:
+            InputError: As run, and if an array lies elsewhere or cannot be read where it lies.
+            BackendError: As run.
+        """
+        engine = self._opened()
+        with self._device.current(), self._lane(engine) as lane:
+            host, views = self._split(feed, lane, stream)
+            return lane.run_on_device(host, views)
+
+    def bind(self, feed: Mapping[str, Array]) -> TrtBinding:
+        """Preallocate for the shapes of `feed`; see Session.bind.
+
+        The inputs are copied to the device from where they are, if that is page-locked memory
+        (PinnedMemory.array, torch's pin_memory), else through such memory. The engine runs twice:
+        a binding's first run is as fast as the others.
+        """
+        engine = self._opened()
+        check_bindable(self._inputs, feed)
+        page_locked = {
+            name: array.ctypes.data
+            for name, array in feed.items()
+            if self._device.is_page_locked(array.ctypes.data)
+            and self._device.is_page_locked(array.ctypes.data + array.nbytes - 1)
+        }
+        with self._device.current(), self._lane_for_binding(engine, page_locked) as lane:
+            prepared = lane.prepare(lane.call_of(feed, {}, "host"), feed)
+            for _ in range(2):
+                lane.launch(prepared)
+                lane.wait()
+            outputs = lane.host_answers(prepared)
+        binding = TrtBinding(engine, lane, prepared, dict(feed), outputs)
+        self._keep(binding)
+        return binding
+
+    def bind_device(
+        self, feed: Mapping[str, _Input], *, stream: int | None = None
+    ) -> TrtDeviceBinding:
+        """Preallocate for inputs that lie on the device, and answers that stay there.
+
+        Args:
+            feed: As for run_device. What is on the host is copied in every run.
+            stream: As for run_device.
+
+        Raises:
+            InputError: As run_device.
+            BackendError: As run, and if the size of an output is known only once it is computed.
+        """
+        engine = self._opened()
+        with self._device.current(), self._lane_for_binding(engine, {}) as lane:
+            host, views = self._split(feed, lane, stream)
+            prepared = lane.prepare(lane.call_of(host, views, "kept"), host)
+            for _ in range(2):
+                lane.launch(prepared)
+                lane.wait()
+            if prepared.growing:
+                raise BackendError(
+                    f"{self._model}: the size of {sorted(prepared.growing)} is known only once it "
+                    "is computed, so it cannot be bound. Use run_device."
+                )
+            outputs = lane.device_answers(prepared)
+        binding = TrtDeviceBinding(engine, lane, prepared, dict(feed), host, outputs)
+        self._keep(binding)
+        return binding
+
+    def close(self) -> None:
+        """Free the engine's memory, once the runs that have begun are done."""
+        with self._turn:
+            engine, self._engine = self._engine, None
+            idle, self._idle = self._idle, []
+            bindings = list(self._bindings)
+        if engine is None:
+            return
+        with self._device.current():
+            for lane in idle:
+                _close(lane)
+        for binding in bindings:
+            binding._release()
+        engine.keep_runtime_cache()
+
+    def _opened(self) -> DeviceEngine:
+        engine = self._engine
+        if engine is None:
+            raise _closed(self._model)
+        return engine
+
+    @contextmanager
+    def _lane(self, engine: DeviceEngine) -> Iterator[Lane]:
+        """Lend a lane, and take it back unless it failed."""
+        lane = self._take(engine)
+        try:
+            yield lane
+        except InputError:
+            self._give(lane)  # refused before anything was run
+            raise
+        except BaseException:
+            self._give(None)
+            _close(lane)
+            raise
+        self._give(lane)
+
+    def _take(self, engine: DeviceEngine) -> Lane:
+        with self._turn:
+            while not self._idle and self._made >= self._options.engine.contexts:
+                self._waiting += 1
+                try:
+                    self._turn.wait()
+                finally:
+                    self._waiting -= 1
+            if self._idle:
+                return self._idle.pop()
+            self._made += 1
+        try:
+            return Lane(engine, self._options)
+        except BaseException:
+            self._give(None)
+            raise
+
+    def _give(self, lane: Lane | None) -> None:
+        """Take a lane back for the next call; None where it is gone, so another may be made."""
+        with self._turn:
+            if lane is None:
+                self._made -= 1
+            elif self._engine is not None or len(self._idle) < self._waiting:
+                self._idle.append(lane)
+                lane = None
+            self._turn.notify()
+        if lane is not None:
+            _close(lane)
+
+    @contextmanager
+    def _lane_for_binding(
+        self, engine: DeviceEngine, page_locked: Mapping[str, int]
+    ) -> Iterator[Lane]:
+        """Make a lane, and close it if it cannot be bound."""
+        lane = Lane(engine, self._options, page_locked)
+        try:
+            yield lane
+        except BaseException:
+            _close(lane)
+            raise
+
+    def _split(
+        self, feed: Mapping[str, _Input], lane: Lane, stream: int | None
+    ) -> tuple[dict[str, Array], dict[str, DeviceView]]:
+        """Check a feed, and tell apart what is on the host and what is on the device."""
+        views = {
+            name: view(name, value, self._device, lane.stream, stream)
+            for name, value in feed.items()
+            if is_device_array(value)
+        }
+        host = {name: value for name, value in feed.items() if name not in views}
+        stand_ins = {name: seen.stand_in() for name, seen in views.items()}
+        check_feed(self._inputs, {**host, **stand_ins})  # type: ignore[dict-item]
+        return host, views  # type: ignore[return-value]
+
+    def _keep(self, binding: _Bound) -> None:
+        with self._turn:
+            if self._engine is not None:
+                self._bindings.add(binding)
+                return
+        binding._release()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else self._placement.device
+        return f"<TrtSession {self._model.name} ({state})>"
+
+
+class _Bound:
+    """A lane that runs one call again and again."""
+
+    def __init__(self, engine: DeviceEngine, lane: Lane, prepared: Prepared) -> None:
+        self._engine = engine
+        self._lane: Lane | None = lane
+        self._prepared = prepared
+        self._lock = threading.Lock()
+        self._state = "the session is closed. Open another with open_session"
+        # Shapes follow from such an input's values, so they are looked at in every run.
+        self._reads_host = any(tensor.on_host for tensor in engine.inputs)
+
+    def _run(self, host: Mapping[str, Array]) -> tuple[Lane, Prepared]:
+        """Run once; the lock must be held, and the device be current."""
+        lane, prepared = self._lane, self._prepared
+        if lane is None:
+            raise BackendError(f"{self._engine.model}: {self._state}.")
+        call = prepared.call
+        if self._reads_host and call is not None:
+            prepared = lane.prepare(lane.call_of(host, {}, call.answers), host)
+        else:
+            lane.fill(host)
+        lane.launch(prepared)
+        lane.wait()
+        return lane, prepared
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Take the lock and the device; a run that fails is the last one."""
+        with self._lock, self._engine.device.current():
+            try:
+                yield
+            except BackendError:
+                if self._lane is not None:
+                    self._state = "an earlier run of this binding failed. Bind again"
+                    self._drop()
+                raise
+
+    def _release(self) -> None:
+        with self._lock, self._engine.device.current():
+            self._drop()
+
+    def _drop(self) -> None:
+        lane, self._lane = self._lane, None
+        self._prepared.forget()
+        if lane is not None:
+            _close(lane)
+
+
+class TrtBinding(_Bound):
+    """A Binding on a TensorRT engine. Made by `TrtSession.bind`; dead once the session is closed.
+
+    Each run copies the inputs to the device, and the answers back into the same page-locked arrays.
+    """
+
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        lane: Lane,
+        prepared: Prepared,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+    ) -> None:
+        super().__init__(engine, lane, prepared)
+        self._inputs = inputs
+        self._outputs = outputs
+
+    @property
+    def inputs(self) -> Mapping[str, Array]:
+        """Input buffers by name, to be written in place."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """Output buffers by name, overwritten by every run."""
+        return self._outputs
+
+    def run(self) -> Mapping[str, Array]:
+        """Run the engine on the bound buffers and return `outputs`.
+
+        Raises:
+            BackendError: If it fails, the session is closed, or an output has got another shape
+                than when it was bound, as one may whose size depends on values.
+        """
+        with self._turn():
+            lane, prepared = self._run(self._inputs)
+            if prepared.growing or self._reads_host:
+                self._check_shapes(lane, prepared)
+        return self._outputs
+
+    def _check_shapes(self, lane: Lane, prepared: Prepared) -> None:
+        for name, array in lane.host_answers(prepared).items():
+            bound = self._outputs[name]
+            if array.shape != bound.shape:
+                raise BackendError(
+                    f"{self._engine.model}: output '{name}' has got shape {array.shape}, bound was "
+                    f"{bound.shape}: its size depends on what is fed. Use run."
+                )
+            if not np.may_share_memory(array, bound):  # the lane's memory has moved meanwhile
+                bound[...] = array
+
+
+class TrtDeviceBinding(_Bound):
+    """Inputs and answers that stay on the device. Made by `TrtSession.bind_device`.
+
+    What the inputs hold when `run` is called is what is read; whoever writes them must be done, or
+    say in which stream.
+    """
+
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        lane: Lane,
+        prepared: Prepared,
+        inputs: dict[str, _Input],
+        host: dict[str, Array],
+        outputs: dict[str, DeviceArray],
+    ) -> None:
+        super().__init__(engine, lane, prepared)
+        self._inputs = inputs
+        self._host = host
+        self._outputs = outputs
+
+    @property
+    def inputs(self) -> Mapping[str, _Input]:
+        """What was bound, by name."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> Mapping[str, DeviceArray]:
+        """Arrays on the device by name, overwritten by every run."""
+        return self._outputs
+
+    def run(self, *, stream: int | None = None) -> Mapping[str, DeviceArray]:
+        """Run the engine and return `outputs`, which are complete.
+
+        Args:
+            stream: Handle of the CUDA stream that writes the inputs; None if they are written.
+
+        Raises:
+            BackendError: If it fails, or the session is closed.
+        """
+        with self._turn():
+            if stream is not None and self._lane is not None:
+                event = Event(self._engine.device)
+                event.record(stream)
+                self._lane.stream.wait(event)
+            self._run(self._host)
+        return self._outputs
+
+
+def _close(lane: Lane) -> None:
+    """Free a lane; what had failed in it was told to whoever ran it."""
+    with suppress(BackendError):
+        lane.close()
+
+
+def _closed(model: Path) -> BackendError:
+    return BackendError(f"{model}: the session is closed. Open another with open_session.")
