@@ -152,7 +152,7 @@ def collect_moments(
     tensors: Sequence[str],
     feeds: Feeds,
     *,
-    budget_bytes: int = _MOMENTS_BUDGET_BYTES,
+    budget_bytes: int | None = None,
 ) -> dict[str, Float32Array]:
     """Run a model over calibration data and return the second moment of each tensor's channels.
 
@@ -165,7 +165,8 @@ def collect_moments(
         feeds: Starts a stream of feeds; called once for each group of tensors, whose sums fit the
             budget, and once more for its first feed.
         budget_bytes: What the sums of one group may take beside the results. A tensor that alone
-            takes more is a group of its own.
+            takes more is a group of its own. None takes as much as the results, 512 MiB at least:
+            each group costs a reading.
 
     Returns:
         (C, C) for each name. All of them together may be large: ask for some tensors at a time.
@@ -176,7 +177,11 @@ def collect_moments(
             tensor is named), or there is no such tensor.
     """
     moments: dict[str, Float32Array] = {}
-    for group in _groups(_channel_counts(model, tensors, feeds), budget_bytes):
+    channels = _channel_counts(model, tensors, feeds)
+    if budget_bytes is None:
+        results_bytes = sum(4 * count * count for count in channels.values())
+        budget_bytes = max(_MOMENTS_BUDGET_BYTES, results_bytes)
+    for group in _groups(channels, budget_bytes):
         moments.update(_group_moments(model, group, feeds))
     return {name: moments[name] for name in dict.fromkeys(tensors)}
 

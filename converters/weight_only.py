@@ -175,32 +175,38 @@ def gptq(
     """
     groups, dtype = _groups(matrix, bits, group_size)
     inputs, outputs = matrix.shape
-    factor, order = _inverse_factor(moment, inputs, damping, most_active_first)
+    factor, order = _upper_factor(moment, inputs, damping, most_active_first)
     scales = np.empty((groups.shape[1], outputs), np.float32)
     zeros = np.empty((groups.shape[1], outputs), np.float32)
     if most_active_first:
         fixed_scales, fixed_zeros = _grid(groups.reshape(-1, group_size), bits, symmetric, dtype)
         scales[:] = fixed_scales.reshape(outputs, -1).T
         zeros[:] = fixed_zeros.reshape(outputs, -1).T
-    rest = np.ascontiguousarray(matrix[order], np.float32)  # rows still to be rounded, corrected
+    left = np.ascontiguousarray(matrix[order], np.float32)  # of rounded rows, what rounding took
     codes = np.zeros((groups.shape[1] * group_size, outputs), np.uint8)
     top = float(2**bits - 1)
     block = max(_GPTQ_BLOCK, group_size)  # both powers of two: a group never spans two blocks
     for start in range(0, inputs, block):
         stop = min(start + block, inputs)
-        errors = np.empty((stop - start, outputs), np.float32)
-        for row in range(start, stop):
-            group = int(order[row]) // group_size
-            if not most_active_first and row % group_size == 0:
-                members = rest[row : min(row + group_size, inputs)].T
+        within = np.linalg.inv(factor[start:stop, start:stop])
+        # The weights that make up best for all that was rounded before this block.
+        rest = left[start:stop] + within.T.astype(np.float32) @ (
+            factor[:start, start:stop].T.astype(np.float32) @ left[:start]
+        )
+        spread = within.astype(np.float32)
+        for row in range(stop - start):
+            at = int(order[start + row])
+            group = at // group_size
+            if not most_active_first and (start + row) % group_size == 0:
+                members = rest[row : row + group_size].T
                 scales[group], zeros[group] = _grid(members, bits, symmetric, dtype)
             scale, zero = scales[group], zeros[group]
             chosen = np.clip(np.rint(rest[row] / scale) + zero, 0.0, top)
-            codes[order[row]] = chosen
-            error = (rest[row] - (chosen - zero) * scale) / factor[row, row]
-            errors[row - start] = error
-            rest[row + 1 : stop] -= factor[row, row + 1 : stop, None] * error
-        rest[stop:] -= factor[start:stop, stop:].T @ errors
+            codes[at] = chosen
+            rounded = (chosen - zero) * scale
+            error = (rest[row] - rounded) / spread[row, row]
+            rest[row + 1 :] -= spread[row, row + 1 :, None] * error
+            left[start + row] -= rounded
     codes[inputs:] = zeros[-1]
     packed = codes.reshape(groups.shape[1], group_size, outputs).transpose(2, 0, 1)
     return GroupCodes(
@@ -213,10 +219,15 @@ def gptq(
     )
 
 
-def _inverse_factor(
+def _upper_factor(
     moment: Array, inputs: int, damping: float, most_active_first: bool
-) -> tuple[Float32Array, NDArray[np.intp]]:
-    """Return the upper Cholesky factor of the inverse of the damped moment, and the order."""
+) -> tuple[Array, NDArray[np.intp]]:
+    """Return U, upper and float64, with the damped moment = U U^T, and the order.
+
+    The factor that the paper takes of the moment's inverse is the inverse of U. Its blocks along
+    the diagonal are the inverses of those of U, and no others are needed: an input that is to be
+    rounded makes up for what was rounded before by a product with U.
+    """
     if moment.shape != (inputs, inputs):
         raise QuantizationError(
             f"Second moment: got {moment.shape}, expected {(inputs, inputs)} for a layer of "
@@ -238,11 +249,11 @@ def _inverse_factor(
         damped = curvature.copy()
         damped[corner, corner] += damping * mean * 10.0**attempt
         try:
-            inverse = np.linalg.inv(damped)
-            lower = np.linalg.cholesky((inverse + inverse.T) / 2)
+            # Of the reversed matrix the lower factor, reversed again, is the upper one.
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
-        return np.ascontiguousarray(lower.T, np.float32), order
+        return np.ascontiguousarray(lower[::-1, ::-1]), order
     raise QuantizationError(
         f"Second moment of {inputs} inputs stays singular with its diagonal raised by "
         f"{damping * 10.0 ** (_GPTQ_DAMPING_TRIES - 1):g} of its mean. Use more calibration data, "
