@@ -70,7 +70,7 @@ def prune(
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="All engines, timing and runtime caches, choices of backends."),
+        typer.Option("--all", help="All engines, and whatever else is kept beside them."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what would be removed.")
@@ -128,6 +128,7 @@ def _others(engines: EngineCache) -> dict[str, tuple[Path, ...]]:
     return {
         "timing_caches": side_files(engines.folder, "timing"),
         "runtime_caches": side_files(engines.folder, "runtime"),
+        "model_hashes": side_files(engines.folder, "models"),
         "backend_choices": choice_files(),
     }
 
@@ -204,16 +205,12 @@ def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
             )
         console.print(table)
     total = human_bytes(sum(entry.size_bytes for entry in entries))
-    counted = {name: _counted(paths) for name, paths in _others(engines).items()}
-    console.print(
-        f"{_number(len(entries), 'engine')}, {total}; "
-        f"{_number(counted['timing_caches']['files'], 'timing cache')}, "
-        f"{human_bytes(counted['timing_caches']['size_bytes'])}; "
-        f"{_number(counted['runtime_caches']['files'], 'runtime cache')}, "
-        f"{human_bytes(counted['runtime_caches']['size_bytes'])}; "
-        f"{_number(counted['backend_choices']['files'], 'choice')} of a backend.",
-        soft_wrap=True,
-    )
+    others = {name: _counted(paths) for name, paths in _others(engines).items()}
+    summary = [f"{_number(len(entries), 'engine')}, {total}"] + [
+        f"{name.replace('_', ' ')}: {found['files']}, {human_bytes(found['size_bytes'])}"
+        for name, found in others.items()
+    ]
+    console.print("; ".join(summary), soft_wrap=True)
 
 
 def _name(entry: CacheEntry) -> str:

@@ -96,7 +96,7 @@ class EngineCache:
             )
         portable = request.flavour == "tensorrt-rtx" and bool(capabilities)
         return EngineKey(
-            model_sha256=model_sha256(model),
+            model_sha256=model_sha256(model, self._hashes()),
             request=replace(request, compute_capabilities=capabilities),
             version=version,
             cuda="" if portable else cuda,
@@ -151,6 +151,7 @@ class EngineCache:
         build: Callable[[], BuiltEngine],
         *,
         label: str = "",
+        or_in_memory: bool = True,
         wait_told: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
         """Return the engine of a key, built if need be, by one process at a time.
@@ -164,10 +165,13 @@ class EngineCache:
             key: What is needed.
             build: Makes it; called at most once. It must not ask for the same key.
             label: The model's name for people, see model_label.
+            or_in_memory: Whether an engine that cannot be written may stay in memory; if not, a
+                folder that cannot be written is an error before anything is built.
             wait_told: Also called with what there is to wait for, once and then every minute.
 
         Raises:
-            StorageError: If others may write the folder.
+            StorageError: If others may write the folder; without `or_in_memory`, if it cannot be
+                written or the disk is full.
             Whatever `build` raises.
         """
         what = label or f"model {key.model_sha256[:12]}"
@@ -184,9 +188,9 @@ class EngineCache:
                 if isinstance(found, Miss):
                     stack.enter_context(self._locked(key, told))
                     found = self._load(key)  # another may have built it meanwhile
-            except UnsafeFolderError:
-                raise
             except StorageError as error:
+                if isinstance(error, UnsafeFolderError) or not or_in_memory:
+                    raise
                 self._warn_unwritable(error)
                 found, writable = Miss("absent", "the engine cache cannot be used"), False
             if isinstance(found, LoadedEngine):
@@ -206,6 +210,8 @@ class EngineCache:
                 try:
                     path = write_entry(self.folder, record, built.plan)
                 except StorageError as error:
+                    if not or_in_memory:
+                        raise
                     self._warn_unwritable(error)
             return LoadedEngine(built.plan, record, path, found)
 
@@ -264,6 +270,13 @@ class EngineCache:
         """
         return self._side_file(SIDE_FOLDERS[1], "tensorrt-rtx", version, gpu)
 
+    def _hashes(self) -> Path | None:
+        """Return where hashes of models are remembered, None if there is no such place yet."""
+        try:
+            return self.folder / SIDE_FOLDERS[2] if check_private(self.folder) else None
+        except StorageError:
+            return None
+
     def _side_file(self, kind: str, *parts: str) -> Path:
         folder = self.folder / kind
         with suppress(StorageError):  # whoever writes there will be told
@@ -296,7 +309,8 @@ def _covers(built: EngineKey, wanted: EngineKey) -> bool:
     classes = built.request.compute_capabilities
     if built.request.flavour != "tensorrt-rtx" or not classes:
         return False
-    if wanted.compute_capability not in classes and ANY not in classes:
+    named = wanted.compute_capability in classes
+    if not named and not (ANY in classes and _is_among_any(wanted.compute_capability)):
         return False
     request = replace(wanted.request, compute_capabilities=classes)
     return built == replace(
@@ -306,3 +320,7 @@ def _covers(built: EngineKey, wanted: EngineKey) -> bool:
         driver="",
         compute_capability=built.compute_capability,
     )
+
+
+def _is_among_any(compute_capability: str) -> bool:
+    return tuple(map(int, compute_capability.split("."))) >= (8, 0)

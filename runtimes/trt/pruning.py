@@ -27,7 +27,8 @@ from mmedge.runtimes.trt.private_folder import check_private
 
 __all__ = ["SIDE_FOLDERS", "CacheEntry", "PruneRule", "Pruned", "entries", "prune", "side_files"]
 
-SIDE_FOLDERS = ("timing", "runtime")
+SIDE_FOLDERS = ("timing", "runtime", "models")
+"""What else lies beside the engines: timing caches, runtime caches, hashes of models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class PruneRule:
         model: Those of models whose label holds this, or whose hash begins with it.
         keep_bytes: As many as it takes, those first that were not loaded for the longest time, for
             the rest to fit in so many bytes.
-        everything: All of them, and the timing and runtime caches.
+        everything: All of them, and what SIDE_FOLDERS holds.
 
     Raises:
         InputError: If a number is negative or `model` is empty.
@@ -91,7 +92,7 @@ class Pruned:
 
     Attributes:
         removed: Each with the reason.
-        freed_bytes: Their size, the timing and runtime caches included.
+        freed_bytes: Their size, that of other files included.
         kept: Engines that stay.
         kept_bytes: Their size.
     """
@@ -111,7 +112,7 @@ def entries(folder: Path, *, verify: bool = False) -> tuple[CacheEntry, ...]:
 
 
 def side_files(folder: Path, kind: str) -> tuple[Path, ...]:
-    """Return the files of the timing or the runtime cache, `kind` being one of SIDE_FOLDERS."""
+    """Return the files of one kind of SIDE_FOLDERS."""
     place = folder / kind
     return tuple(sorted(place.iterdir())) if place.is_dir() and not place.is_symlink() else ()
 

@@ -60,7 +60,7 @@ def filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
 def test_an_empty_cache_is_no_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "list")
     assert (code, err) == (0, "")
-    assert out.startswith(f"In {folder}:\n0 engines, 0 B; 0 timing caches, 0 B;")
+    assert out.startswith(f"In {folder}:\n0 engines, 0 B; timing caches: 0, 0 B; ")
     assert run(capsys, "prune")[1] == "0 engines removed, 0 B; 0 engines kept, 0 B.\n"
     assert not folder.exists()
 
@@ -76,7 +76,8 @@ def test_engines_are_listed(filled: EngineCache, capsys: pytest.CaptureFixture[s
     assert [row[-1] for row in rows] == ["ok"] * 3
     assert "\x1b" not in out
     assert "3 engines, 1" in out
-    assert "1 timing cache, 7 B; 0 runtime caches, 0 B; 1 choice of a backend." in out
+    assert "; timing caches: 1, 7 B; runtime caches: 0, 0 B; " in out
+    assert out.endswith("backend choices: 1, 2 B\n")
 
 
 def test_json_tells_all_that_an_engine_depends_on(

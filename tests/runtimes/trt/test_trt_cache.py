@@ -207,6 +207,13 @@ def test_a_portable_engine_serves_each_of_its_gpus(cache: EngineCache) -> None:
     assert cache.find(here) == exact
 
 
+def test_any_stands_for_gpus_from_ampere_on(cache: EngineCache) -> None:
+    cache.store(key(flavour="tensorrt-rtx", version="1.7", targets=("any",)), built())
+    for capability, served in (("7.5", False), ("8.0", True), ("8.9", True), ("12.0", True)):
+        found = cache.find(key(flavour="tensorrt-rtx", version="1.7", capability=capability))
+        assert isinstance(found, CachedEngine) == served
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -412,6 +419,13 @@ def test_where_no_folder_can_be_made_the_engine_stays_in_memory(tmp_path: Path) 
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
+def test_who_needs_it_kept_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    cache = EngineCache(tmp_path / "file" / "engines")
+    with pytest.raises(StorageError, match="file"):
+        cache.get_or_build(key(), never, or_in_memory=False)
+
+
 def refuse(code: int) -> Callable[..., int]:
     def fail(path: object, *_: object) -> int:
         raise OSError(code, os.strerror(code), str(path))
@@ -462,6 +476,8 @@ def test_a_disk_that_fills_up_leaves_the_older_engine(
     with pytest.warns(RuntimeWarning, match="disk .*MMEDGE_CACHE_DIR"):
         other = cache.get_or_build(key(model="b"), built)
     assert (other.plan, other.path) == (PLAN, None)
+    with pytest.raises(StorageError, match="disk"):
+        cache.get_or_build(key(model="b"), built, or_in_memory=False)
     monkeypatch.undo()
     assert cache.load(key()).plan == PLAN
     assert sorted(cache.folder.iterdir()) == sorted([stored.path, record_path(cache)])
