@@ -83,7 +83,7 @@ class TrtBackend:
         Raises:
             BackendUnavailableError, BackendError, InputError: As open_session.
             EngineBuildError: If it cannot be built.
-            StorageError: If others may write the cache's folder.
+            StorageError: If the cache's folder cannot be written, or others may write it.
         """
         from mmedge.runtimes.trt.opening import prepare_engine
 

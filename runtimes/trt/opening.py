@@ -143,9 +143,9 @@ def prepare_engine(
     Raises:
         BackendUnavailableError, BackendError, InputError: As needed_engine.
         EngineBuildError: If it cannot be built.
-        StorageError: If others may write the cache's folder.
+        StorageError: If the cache's folder cannot be written, or others may write it.
     """
-    _engine_of(needed_engine(flavour, model, options), progress)
+    _engine_of(needed_engine(flavour, model, options), progress, or_in_memory=False)
 
 
 def open_engine(flavour: Flavour, model: Path, options: SessionOptions) -> TrtSession:
@@ -182,7 +182,9 @@ def open_engine(flavour: Flavour, model: Path, options: SessionOptions) -> TrtSe
     return TrtSession(engine, options, placement)
 
 
-def _engine_of(needed: NeededEngine, progress: BuildProgress | None) -> LoadedEngine:
+def _engine_of(
+    needed: NeededEngine, progress: BuildProgress | None, *, or_in_memory: bool = True
+) -> LoadedEngine:
     """Return an engine from the cache, built into it if need be."""
     cache = EngineCache()
     library, capability = needed.library, needed.device.properties.compute_capability
@@ -199,7 +201,8 @@ def _engine_of(needed: NeededEngine, progress: BuildProgress | None) -> LoadedEn
             device=needed.device.index,
         )
 
-    return cache.get_or_build(needed.key, build, label=model_label(needed.model))
+    label = model_label(needed.model)
+    return cache.get_or_build(needed.key, build, label=label, or_in_memory=or_in_memory)
 
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
