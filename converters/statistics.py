@@ -88,6 +88,8 @@ def collect_ranges(
         QuantizationError: If an activation is NaN or infinite (the tensor is named), or there is no
             such tensor.
     """
+    if not tensors:
+        return {}  # an engine refuses a graph without outputs
     extremes = _extremes(model, tensors, feeds)
     if method == "minmax":
         return extremes
@@ -119,6 +121,8 @@ def collect_channels(
         QuantizationError: If an activation is NaN or infinite, its last axis changes in size (the
             tensor is named), or there is no such tensor.
     """
+    if not tensors:
+        return {}
     lows: dict[str, Array] = {}
     highs: dict[str, Array] = {}
     sums: dict[str, Array] = {}
@@ -176,6 +180,8 @@ def collect_moments(
         QuantizationError: If an activation is NaN or infinite, its last axis changes in size (the
             tensor is named), or there is no such tensor.
     """
+    if not tensors:
+        return {}
     moments: dict[str, Float32Array] = {}
     channels = _channel_counts(model, tensors, feeds)
     if budget_bytes is None:

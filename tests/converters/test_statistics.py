@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +269,14 @@ def test_no_calibration_data_is_an_error(identity: Path) -> None:
     for collect in (collect_ranges, collect_channels, collect_moments):
         with pytest.raises(CalibrationError, match="got 0 samples"):
             collect(identity, ["x"], lambda: iter(()))
+
+
+@pytest.mark.parametrize("collect", [collect_ranges, collect_channels, collect_moments])
+def test_of_no_tensors_there_is_nothing_to_measure(
+    collect: Callable[[Path, Sequence[str], Feeds], object], identity: Path
+) -> None:
+    # As GPTQ asks where only an embedding table is quantized: no product reads it.
+    assert collect(identity, [], feeds) == {}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
