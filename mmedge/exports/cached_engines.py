@@ -1,0 +1,70 @@
+"""Engines of a bundle's graphs that lie in the engine cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mmedge.bundle.opening import Bundle
+from mmedge.errors import EngineMismatchError
+from mmedge.exports.engine_folder import SuppliedEngine
+from mmedge.exports.selection import Selection
+from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.engines import EngineKey, Flavour
+from mmedge.runtimes.trt.model_hash import model_sha256
+
+__all__ = ["cached_engines"]
+
+
+def cached_engines(
+    bundle: Bundle,
+    selection: Selection,
+    *,
+    cache: EngineCache | None = None,
+    flavour: Flavour | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> tuple[SuppliedEngine, ...]:
+    """Return the engines that were built from a graph, the one used last first.
+
+    Of several for one flavour, version and kind of GPU, which differ in their profiles or flags,
+    the one used last is taken. Engines without weights are left out: they need the ONNX file and
+    TensorRT's refitter to run.
+
+    Args:
+        bundle: An opened bundle.
+        selection: The graph.
+        cache: Where to look; None takes mmedge's own.
+        flavour: Only this one; None takes all.
+        told: Called with a sentence for each engine that is left out.
+
+    Raises:
+        BackendError: If the graph is missing or damaged.
+        StorageError: If the cache cannot be read, or others may write it.
+    """
+    cache = cache or EngineCache()
+    model = bundle.model_path(selection.variant, layouts=(selection.layout,))
+    sha256 = model_sha256(model)
+    found: dict[tuple[str, str, str], SuppliedEngine] = {}
+    for entry in cache.entries():
+        if entry.record is None or entry.record.key.model_sha256 != sha256:
+            continue
+        key = entry.record.key
+        kind = (key.request.flavour, key.version, key.compute_capability)
+        if flavour not in (None, key.request.flavour):
+            continue
+        if key.request.settings.stripped:
+            told(f"{_name(selection, key)} is left out: it holds no weights")
+        elif kind in found:
+            told(f"{_name(selection, key)}: the one used last is taken of several")
+        else:
+            try:
+                found[kind] = SuppliedEngine(cache.load(key).plan, key)
+            except EngineMismatchError as error:
+                told(f"{_name(selection, key)} is left out: {error}")
+    return tuple(found.values())
+
+
+def _name(selection: Selection, key: EngineKey) -> str:
+    return (
+        f"{selection.role}/{selection.variant.name}: engine of {key.request.flavour} {key.version} "
+        f"for {key.compute_capability}"
+    )

@@ -1,0 +1,379 @@
+"""`io.json`: all that a program without mmedge needs to run the exported graphs, as one document.
+
+Everything that a C++ node has to do is there in words and in numbers, and with files to check
+itself by: raw arrays, little-endian, row-major, without a header.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mmedge.bundle.manifest import (
+    AxisName,
+    AxisSize,
+    ContrastiveHead,
+    FileEntry,
+    TensorEntry,
+    Tolerance,
+)
+from mmedge.bundle.paths import BundlePath
+from mmedge.preprocess.config import Resample
+from mmedge.runtimes.trt.engines import Flavour
+from mmedge.specs import Modality, Precision
+
+__all__ = [
+    "IO_FORMAT_VERSION",
+    "IO_NAME",
+    "AxisBounds",
+    "Crop",
+    "Decode",
+    "EngineFile",
+    "Graph",
+    "GraphVectors",
+    "ImageExample",
+    "ImageSteps",
+    "IoDocument",
+    "Layout",
+    "Normalize",
+    "Rescale",
+    "ResizeTo",
+    "ShapeBounds",
+    "TextExample",
+    "TextSteps",
+    "TrtexecLines",
+    "VectorFile",
+]
+
+IO_NAME = "io.json"
+IO_FORMAT_VERSION = "1.0"
+
+_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class VectorFile(BaseModel):
+    """A raw array: little-endian, row-major (the last axis varies fastest), no header.
+
+    Attributes:
+        name: Of the tensor.
+        file: Where it lies.
+        dtype: numpy's name; bool is one byte, 0 or 1.
+        shape: Of this array, every axis a number.
+    """
+
+    model_config = _FROZEN
+    name: str = Field(min_length=1)
+    file: BundlePath
+    dtype: str
+    shape: tuple[AxisSize, ...]
+
+
+class AxisBounds(BaseModel):
+    """What an engine is built for along one dynamic axis.
+
+    Attributes:
+        least: Smallest size.
+        usual: The size that kernels are chosen for.
+        most: Largest size; more is refused by an engine built so, not by the ONNX file.
+    """
+
+    model_config = _FROZEN
+    least: AxisSize
+    usual: AxisSize
+    most: AxisSize
+
+
+class ShapeBounds(BaseModel):
+    """The shapes of one input that an engine takes in one of its profiles."""
+
+    model_config = _FROZEN
+    least: tuple[AxisSize, ...]
+    usual: tuple[AxisSize, ...]
+    most: tuple[AxisSize, ...]
+
+
+class EngineFile(BaseModel):
+    """A serialized engine: it runs in this version of this flavour on this kind of GPU alone.
+
+    Attributes:
+        file: The plan.
+        flavour: `tensorrt`, or `tensorrt-rtx`.
+        version: Of the library that built it and must load it.
+        compute_capability: Of the GPU, or a portability class such as "8.9+12.0".
+        cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
+        driver: Version of the driver, "" where it was built without a GPU.
+        profiles: What it takes: bounds by input name, in the order of its optimization profiles.
+    """
+
+    model_config = _FROZEN
+    file: BundlePath
+    flavour: Flavour
+    version: str
+    compute_capability: str
+    cuda: str = ""
+    driver: str = ""
+    profiles: tuple[dict[str, ShapeBounds], ...] = ()
+
+
+class TrtexecLines(BaseModel):
+    """Command lines, to be run in the folder of this document.
+
+    Attributes:
+        build: Builds the engine.
+        build_rtx: The same with the command of TensorRT for RTX.
+        check: Runs it on the first golden vectors and writes its outputs as JSON.
+    """
+
+    model_config = _FROZEN
+    build: str
+    build_rtx: str
+    check: str
+
+
+class GraphVectors(BaseModel):
+    """One batch of inputs and what the graph answered at conversion, in ONNX Runtime on a CPU.
+
+    Attributes:
+        samples: Number of samples in the batch.
+        inputs: Arrays to feed.
+        outputs: What to expect.
+        tolerance: How far an answer may lie from it.
+    """
+
+    model_config = _FROZEN
+    samples: int = Field(ge=1)
+    inputs: tuple[VectorFile, ...]
+    outputs: tuple[VectorFile, ...]
+    tolerance: Tolerance
+
+
+class Graph(BaseModel):
+    """One variant of one role.
+
+    Attributes:
+        role: What it does: "image_encoder", ...
+        variant: Which variant of it.
+        precision: The number format of that variant; inputs and outputs keep their own.
+        modality: What it takes in.
+        onnx: Standard ONNX operators, QDQ where it is quantized.
+        external_data: Files that the ONNX file reads, which must stay beside it.
+        opset: Of the default ONNX domain.
+        inputs: In the graph's order. A str in a shape names a dynamic axis.
+        outputs: In the graph's order.
+        axes: Bounds of the dynamic axes, by name.
+        engines: Engines built from this ONNX file.
+        trtexec: How to build one.
+        vectors: To check it by.
+    """
+
+    model_config = _FROZEN
+    role: str
+    variant: str
+    precision: Precision
+    modality: Modality
+    onnx: BundlePath
+    external_data: tuple[BundlePath, ...]
+    opset: int = Field(ge=1)
+    inputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    outputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    axes: dict[AxisName, AxisBounds]
+    engines: tuple[EngineFile, ...] = ()
+    trtexec: TrtexecLines
+    vectors: GraphVectors
+
+
+class _Step(BaseModel):
+    """One step of preprocessing.
+
+    Attributes:
+        words: What to do, exactly.
+    """
+
+    model_config = _FROZEN
+    words: str
+
+
+class Decode(_Step):
+    """To 8-bit RGB."""
+
+    step: Literal["decode"] = "decode"
+
+
+class ResizeTo(_Step):
+    """To another size.
+
+    Attributes:
+        mode: `shortest_edge` keeps the aspect ratio, `exact` stretches.
+        height: Pixels.
+        width: Pixels.
+        resample: Pillow's filter of that name.
+        antialias: The filter widens when the picture shrinks; it always does.
+    """
+
+    step: Literal["resize"] = "resize"
+    mode: Literal["shortest_edge", "exact"]
+    height: AxisSize
+    width: AxisSize
+    resample: Resample
+    antialias: Literal[True] = True
+
+
+class Crop(_Step):
+    """The centre alone.
+
+    Attributes:
+        height: Pixels; None keeps the height.
+        width: Pixels; None keeps the width.
+        fill: Value of pixels beyond the border.
+    """
+
+    step: Literal["center_crop"] = "center_crop"
+    height: AxisSize | None
+    width: AxisSize | None
+    fill: Literal[0] = 0
+
+
+class Rescale(_Step):
+    """From 0..255 to floats.
+
+    Attributes:
+        factor: What the uint8 values are multiplied with.
+    """
+
+    step: Literal["rescale"] = "rescale"
+    factor: float = Field(gt=0)
+
+
+class Normalize(_Step):
+    """To the range that the model was trained on.
+
+    Attributes:
+        mean: Subtracted, for R, G, B.
+        std: Divides then, for R, G, B.
+    """
+
+    step: Literal["normalize"] = "normalize"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Layout(_Step):
+    """To the order of the graph's axes.
+
+    Attributes:
+        order: Of the axes; C is R, G, B.
+    """
+
+    step: Literal["layout"] = "layout"
+    order: Literal["NCHW"] = "NCHW"
+
+
+ImageStep = Annotated[
+    Decode | ResizeTo | Crop | Rescale | Normalize | Layout, Field(discriminator="step")
+]
+
+
+class ImageExample(BaseModel):
+    """A made-up frame on its way through the steps.
+
+    Attributes:
+        frame: (height, width, 3) uint8, RGB: what a camera gives.
+        resized: (h, w, 3) uint8: after resize and crop.
+        tensor: (1, 3, h, w) float32: what the graph takes.
+    """
+
+    model_config = _FROZEN
+    frame: VectorFile
+    resized: VectorFile
+    tensor: VectorFile
+
+
+class ImageSteps(BaseModel):
+    """From a picture to the graph's input.
+
+    Attributes:
+        input: The input that takes the tensor.
+        steps: In this order.
+        example: To check them by.
+    """
+
+    model_config = _FROZEN
+    input: str
+    steps: tuple[ImageStep, ...]
+    example: ImageExample
+
+
+class TextExample(BaseModel):
+    """A text and its ids, special tokens included, not padded."""
+
+    model_config = _FROZEN
+    text: str
+    ids: tuple[int, ...]
+
+
+class TextSteps(BaseModel):
+    """From a text to the graph's inputs.
+
+    Attributes:
+        input: The input that takes the ids, (batch, sequence) int64.
+        attention_mask: The input that takes 1 for a token and 0 for padding; None if there is none.
+        tokenizer: A `tokenizer.json`, the format of the tokenizers library.
+        max_length: Tokens, special ones included.
+        padding: `longest` pads to the longest text of the batch, `max_length` always to max_length.
+        pad_id: Id that pads, on the right.
+        canonicalize: Lower-case, strip ASCII punctuation, fold white space before tokenization.
+        steps: The same in words, in order.
+        examples: To check them by.
+    """
+
+    model_config = _FROZEN
+    input: str
+    attention_mask: str | None
+    tokenizer: BundlePath
+    max_length: int = Field(ge=1)
+    padding: Literal["longest", "max_length"]
+    pad_id: int = Field(ge=0)
+    canonicalize: bool
+    steps: tuple[str, ...]
+    examples: tuple[TextExample, ...]
+
+
+class IoDocument(BaseModel):
+    """The document.
+
+    Attributes:
+        format_version: "major.minor"; a minor version only adds fields.
+        name: Of the bundle, for people.
+        family: Model family ("clip", "siglip", ...).
+        made_by: mmedge and its version.
+        byte_order: Of every raw file.
+        graphs: One for each role and variant that was exported.
+        image: How pictures become inputs; None where nothing takes pictures.
+        text: How texts become inputs; None where nothing takes texts.
+        scores: How cosines of a picture's and a text's embedding become probabilities.
+        files: Size and sha256 of every other file of the folder.
+    """
+
+    model_config = _FROZEN
+    format_version: str = Field(default=IO_FORMAT_VERSION, pattern="^[0-9]+\\.[0-9]+$")
+    name: str
+    family: str
+    made_by: str
+    byte_order: Literal["little"] = "little"
+    graphs: tuple[Graph, ...] = Field(min_length=1)
+    image: ImageSteps | None = None
+    text: TextSteps | None = None
+    scores: ContrastiveHead | None = None
+    files: dict[BundlePath, FileEntry]
+
+    @model_validator(mode="after")
+    def _check_files(self) -> IoDocument:
+        for graph in self.graphs:
+            named = [graph.onnx, *graph.external_data]
+            named += [engine.file for engine in graph.engines]
+            named += [vector.file for vector in (*graph.vectors.inputs, *graph.vectors.outputs)]
+            for path in named:
+                if path not in self.files:
+                    raise ValueError(f"{graph.role}/{graph.variant}: {path!r} is not in files")
+        return self

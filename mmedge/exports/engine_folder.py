@@ -1,0 +1,182 @@
+"""Plain ONNX files and engines, with io.json to run them by: for trtexec and for C++ nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+
+from mmedge.bundle.creating import describe_files
+from mmedge.bundle.golden import Golden
+from mmedge.bundle.opening import Bundle
+from mmedge.errors import BundleError
+from mmedge.exports.document import (
+    IO_NAME,
+    AxisBounds,
+    EngineFile,
+    Graph,
+    ImageSteps,
+    IoDocument,
+    ShapeBounds,
+    TextSteps,
+)
+from mmedge.exports.place import copied, external_files, fresh_folder
+from mmedge.exports.selection import Selection
+from mmedge.exports.steps import describe_images, describe_texts
+from mmedge.exports.trtexec import trtexec_lines
+from mmedge.exports.vectors import write_graph_vectors
+from mmedge.models.axes import dynamic_axes
+from mmedge.runtimes.trt.engines import EngineKey
+from mmedge.specs import Modality
+
+__all__ = ["EngineSource", "SuppliedEngine", "axis_bounds", "export_engine_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class SuppliedEngine:
+    """An engine that is to be exported.
+
+    Attributes:
+        plan: The serialized engine.
+        key: What it was built from and for.
+    """
+
+    plan: bytes
+    key: EngineKey
+
+
+EngineSource = Callable[[Selection], Iterable[SuppliedEngine]]
+"""Gives the engines of a graph; none is fine."""
+
+
+def export_engine_folder(
+    bundle: Bundle,
+    out: Path,
+    selections: Sequence[Selection],
+    *,
+    engines: EngineSource = lambda _: (),
+    overwrite: bool = False,
+) -> IoDocument:
+    """Write graphs, engines, tokenizer, vectors and `io.json` to a folder, whole or not at all.
+
+    Args:
+        bundle: An opened bundle.
+        out: The folder.
+        selections: What is exported, all in the portable layout: see select.
+        engines: Where engines come from.
+        overwrite: Whether an older export may be replaced.
+
+    Returns:
+        What `io.json` says.
+
+    Raises:
+        IntegrityError: If a file of the bundle is missing or changed.
+        BundleError: If a dynamic axis of a graph is bounded by nothing.
+        StorageError: If the folder cannot be written, or something stands there.
+    """
+    golden = bundle.golden()
+    manifest = bundle.manifest
+    with fresh_folder(out, IO_NAME, overwrite=overwrite) as folder:
+        graphs = tuple(_graph(bundle, golden, each, folder, engines) for each in selections)
+        modalities = {graph.modality for graph in graphs}
+        document = IoDocument(
+            name=manifest.name,
+            family=manifest.family,
+            made_by=f"mmedge {version('mmedge')}",
+            graphs=graphs,
+            image=_image(bundle, folder) if Modality.IMAGE in modalities else None,
+            text=_text(bundle, folder) if Modality.TEXT in modalities else None,
+            scores=manifest.contrastive_head,
+            files=describe_files(folder),
+        )
+        text = json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / IO_NAME).write_bytes(f"{text}\n".encode())
+    return document
+
+
+def axis_bounds(bundle: Bundle, role: str) -> dict[str, AxisBounds]:
+    """Return the bounds of all dynamic axes of a role's inputs.
+
+    Raises:
+        BundleError: If nothing bounds one of them.
+    """
+    bounds = {
+        name: AxisBounds(least=least, usual=usual, most=most)
+        for name, (least, usual, most) in dynamic_axes(bundle.manifest, role).items()
+    }
+    for entry in bundle.role(role).inputs:
+        for axis in entry.shape:
+            if isinstance(axis, str) and axis not in bounds:
+                raise BundleError(
+                    f"{bundle.path}: nothing in the manifest bounds axis '{axis}' of input "
+                    f"'{entry.name}' of role '{role}', so no engine can be built for it. Leave the "
+                    "role out with --role."
+                )
+    return bounds
+
+
+def _graph(
+    bundle: Bundle, golden: Golden, selection: Selection, folder: Path, engines: EngineSource
+) -> Graph:
+    name, variant = selection.role, selection.variant
+    role = bundle.role(name)
+    model = variant.models[selection.layout]
+    external = tuple(external_files(bundle, variant, model).values())
+    for relative in (model, *external):
+        if not (folder / relative).exists():  # two variants may read one data file
+            copied(bundle, relative, folder / relative)
+    axes = axis_bounds(bundle, name)
+    vectors = write_graph_vectors(folder, golden, name, role, variant, axes)
+    stem = PurePosixPath(model).with_suffix("")
+    return Graph(
+        role=name,
+        variant=variant.name,
+        precision=variant.precision,
+        modality=role.modality,
+        onnx=model,
+        external_data=external,
+        opset=variant.opset,
+        inputs=role.inputs,
+        outputs=role.outputs,
+        axes=axes,
+        engines=tuple(_engine(each, stem, folder) for each in engines(selection)),
+        trtexec=trtexec_lines(model, f"{stem}.engine", role.inputs, axes, vectors),
+        vectors=vectors,
+    )
+
+
+def _engine(engine: SuppliedEngine, stem: PurePosixPath, folder: Path) -> EngineFile:
+    key = engine.key
+    gpu = key.compute_capability.replace("+", "_")
+    relative = f"{stem}.{key.request.flavour}-{key.version}.sm{gpu}.engine"
+    (folder / relative).write_bytes(engine.plan)
+    return EngineFile(
+        file=relative,
+        flavour=key.request.flavour,
+        version=key.version,
+        compute_capability=key.compute_capability,
+        cuda=key.cuda,
+        driver=key.driver,
+        profiles=tuple(
+            {
+                name: ShapeBounds(least=shapes.least, usual=shapes.usual, most=shapes.most)
+                for name, shapes in profile.ranges.items()
+            }
+            for profile in key.request.profiles
+        ),
+    )
+
+
+def _image(bundle: Bundle, folder: Path) -> ImageSteps | None:
+    config = bundle.manifest.preprocessing.image
+    return None if config is None else describe_images(config, folder)
+
+
+def _text(bundle: Bundle, folder: Path) -> TextSteps | None:
+    config = bundle.manifest.preprocessing.text
+    if config is None:
+        return None
+    copied(bundle, config.tokenizer_file, folder / config.tokenizer_file)
+    return describe_texts(config, bundle.file(config.tokenizer_file), config.tokenizer_file)

@@ -1,0 +1,289 @@
+"""A model repository for Triton Inference Server.
+
+One model runs each role's graph. For pictures and texts there are two more: `ROLE_preprocessing`,
+which runs in Triton's Python backend with mmedge itself, and an ensemble of the two, `encode_image`
+or `encode_text`, which takes the bytes of image files, raw frames or texts and gives embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from mmedge.bundle.golden import Golden
+from mmedge.bundle.manifest import Role
+from mmedge.bundle.opening import Bundle
+from mmedge.errors import InputError
+from mmedge.exports.document import AxisBounds
+from mmedge.exports.engine_folder import SuppliedEngine, axis_bounds
+from mmedge.exports.pbtxt import Message, to_pbtxt
+from mmedge.exports.place import copied, external_files, fresh_folder
+from mmedge.exports.selection import Selection
+from mmedge.exports.triton_configs import (
+    FRAME,
+    IMAGE,
+    TEXT,
+    Device,
+    Platform,
+    Warmup,
+    encoder_config,
+    ensemble_config,
+    max_batch,
+    preprocessing_config,
+)
+from mmedge.exports.triton_python import (
+    PREPROCESSING_NAME,
+    ImagePreprocessor,
+    TextPreprocessor,
+)
+from mmedge.preprocess.config import Preprocessing
+from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.trt.engines import EngineKey
+from mmedge.specs import Modality, Precision
+
+__all__ = ["TRITON_MARKER", "TritonModel", "export_triton"]
+
+TRITON_MARKER = "mmedge-export.json"
+
+_VERSION = "1"
+# Decoding and resizing a picture costs a CPU more than encoding it costs a GPU.
+_INSTANCES = {Modality.IMAGE: 2, Modality.TEXT: 1}
+_BASIC, _EXTENDED = -1, 1  # Triton's numbers for ONNX Runtime's levels
+
+
+@dataclass(frozen=True, slots=True)
+class TritonModel:
+    """One model of the repository.
+
+    Attributes:
+        name: Of the model and its folder.
+        platform: What runs it: "onnxruntime_onnx", "tensorrt_plan", "python" or "ensemble".
+        what: What it does, for people.
+    """
+
+    name: str
+    platform: str
+    what: str
+
+
+def export_triton(
+    bundle: Bundle,
+    out: Path,
+    selections: Sequence[Selection],
+    *,
+    engines: Mapping[str, SuppliedEngine] | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+) -> tuple[TritonModel, ...]:
+    """Write a model repository, whole or not at all.
+
+    Args:
+        bundle: An opened bundle.
+        out: The folder that `tritonserver --model-repository` is given.
+        selections: What is served, one variant a role: see select.
+        engines: TensorRT engines by role; a role without one is served by ONNX Runtime.
+        device: Where encoders run; "auto" leaves it to the server.
+        overwrite: Whether an older export may be replaced.
+
+    Returns:
+        The models, in the order of the manifest.
+
+    Raises:
+        InputError: If a role is given twice, or an engine is not for Triton.
+        IntegrityError: If a file of the bundle is missing or changed.
+        BundleError: If a dynamic axis of a graph is bounded by nothing.
+        StorageError: If the folder cannot be written, or something stands there.
+    """
+    engines = engines or {}
+    _check(selections, engines)
+    golden = bundle.golden()
+    models: list[TritonModel] = []
+    with fresh_folder(out, TRITON_MARKER, overwrite=overwrite) as folder:
+        for selection in selections:
+            encoder = _write_encoder(
+                bundle, golden, selection, folder, engines.get(selection.role), device
+            )
+            models.append(
+                TritonModel(
+                    selection.role,
+                    str(encoder["platform"]),
+                    f"{selection.role}/{selection.variant.name}",
+                )
+            )
+            models += _write_ensemble(bundle, selection, folder, encoder)
+        _write_marker(bundle, selections, models, folder)
+    return tuple(models)
+
+
+def _check(selections: Sequence[Selection], engines: Mapping[str, SuppliedEngine]) -> None:
+    roles = [selection.role for selection in selections]
+    for role in roles:
+        if roles.count(role) > 1:
+            names = [each.variant.name for each in selections if each.role == role]
+            raise InputError(
+                f"Triton serves one variant of a role: got {names} for '{role}'. Name one with "
+                "--precision."
+            )
+    for role, engine in engines.items():
+        if engine.key.request.flavour != "tensorrt":
+            raise InputError(
+                f"Role '{role}': Triton runs engines of TensorRT, got one of "
+                f"{engine.key.request.flavour}. Build one with TensorRT on the machine that serves,"
+                " or leave the engine out: ONNX Runtime runs the graph."
+            )
+
+
+def _write_encoder(
+    bundle: Bundle,
+    golden: Golden,
+    selection: Selection,
+    folder: Path,
+    engine: SuppliedEngine | None,
+    device: Device,
+) -> Message:
+    name, variant = selection.role, selection.variant
+    role = bundle.role(name)
+    target = folder / name / _VERSION
+    target.mkdir(parents=True)
+    level: int | None = None
+    platform: Platform
+    if engine is None:
+        platform = "onnxruntime_onnx"
+        model = variant.models[selection.layout]
+        copied(bundle, model, target / "model.onnx")
+        for location, relative in external_files(bundle, variant, model).items():
+            copied(bundle, relative, target / location)
+        axes = axis_bounds(bundle, name)
+        level = _graph_level(target / "model.onnx", variant.precision)
+    else:
+        platform, device = "tensorrt_plan", "cuda"
+        (target / "model.plan").write_bytes(engine.plan)
+        axes = _engine_bounds(bundle, name, engine.key)
+    warmup = _write_warmup(golden, name, folder / name, batched=max_batch(role, axes) > 0)
+    config = encoder_config(
+        name,
+        role,
+        axes,
+        platform=platform,
+        device=device,
+        warmup=warmup,
+        graph_level=level,
+    )
+    _write_config(folder / name, config)
+    return config
+
+
+def _graph_level(model: Path, precision: Precision) -> int | None:
+    """Return how much ONNX Runtime may rewrite a graph: less where float16 is in it.
+
+    It crashed on some such graphs at the full level, and answers wrongly where it fuses blocked
+    quantized weights into a float16 product (runtimes/ort.py keeps from both).
+    """
+    if not read_onnx_file(model).has_fp16:
+        return None
+    return _EXTENDED if precision in (Precision.FP16, Precision.FP32) else _BASIC
+
+
+def _engine_bounds(bundle: Bundle, role: str, key: EngineKey) -> dict[str, AxisBounds]:
+    """Return the bounds of the dynamic axes in the engine's first profile."""
+    bounds = axis_bounds(bundle, role)
+    for profile in key.request.profiles[:1]:
+        for entry in bundle.role(role).inputs:
+            shapes = profile.ranges[entry.name]
+            for axis, *sizes in zip(
+                entry.shape, shapes.least, shapes.usual, shapes.most, strict=True
+            ):
+                if isinstance(axis, str):
+                    least, usual, most = sizes
+                    bounds[axis] = AxisBounds(least=least, usual=usual, most=most)
+    return bounds
+
+
+def _write_warmup(golden: Golden, role: str, folder: Path, *, batched: bool) -> Warmup:
+    (folder / "warmup").mkdir()
+    shapes: dict[str, Sequence[int]] = {}
+    files: dict[str, str] = {}
+    for index, (name, array) in enumerate(golden.inputs[role].items()):
+        sample = array[0] if batched else array
+        little = np.ascontiguousarray(sample).astype(sample.dtype.newbyteorder("<"), copy=False)
+        files[name], shapes[name] = f"input-{index}", sample.shape
+        (folder / "warmup" / files[name]).write_bytes(little.tobytes())
+    return Warmup(shapes, files)
+
+
+def _write_ensemble(
+    bundle: Bundle, selection: Selection, folder: Path, encoder: Message
+) -> list[TritonModel]:
+    """Write the preprocessing model and the ensemble, where the bundle tells how to preprocess."""
+    role = bundle.role(selection.role)
+    config = bundle.manifest.preprocessing
+    worker, inputs, made, what = _front(role, config)
+    if not worker or any(entry.name not in made for entry in role.inputs):
+        return []  # it takes something else besides
+    name = f"{selection.role}_preprocessing"
+    batch = encoder["max_batch_size"]
+    preprocessing = preprocessing_config(
+        name,
+        inputs,
+        role.inputs,
+        int(batch) if isinstance(batch, int) else 0,
+        instances=_INSTANCES[role.modality],
+    )
+    target = folder / name / _VERSION
+    target.mkdir(parents=True)
+    (target / "model.py").write_text(_model_py(worker), encoding="utf-8")
+    document = config.model_dump(mode="json")
+    (target / PREPROCESSING_NAME).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+    if config.text is not None and role.modality is Modality.TEXT:
+        copied(bundle, config.text.tokenizer_file, target / config.text.tokenizer_file)
+    _write_config(folder / name, preprocessing)
+    ensemble = f"encode_{role.modality.value}"
+    (folder / ensemble / _VERSION).mkdir(parents=True)  # Triton wants the folder, empty as it is
+    _write_config(folder / ensemble, ensemble_config(ensemble, preprocessing, encoder))
+    return [
+        TritonModel(name, "python", f"preprocessing for {selection.role}"),
+        TritonModel(ensemble, "ensemble", what),
+    ]
+
+
+def _front(
+    role: Role, config: Preprocessing
+) -> tuple[str, tuple[str, ...], tuple[str | None, ...], str]:
+    """Return what prepares a role's inputs: class, raw inputs, prepared inputs, and in words."""
+    image, text = config.image, config.text
+    if role.modality is Modality.IMAGE and image is not None:
+        what = f"'{IMAGE}' (bytes of image files) or '{FRAME}' (raw frames) to embeddings"
+        return ImagePreprocessor.__name__, (IMAGE, FRAME), (image.input_name,), what
+    if role.modality is Modality.TEXT and text is not None:
+        made = (text.input_name, text.attention_mask_name)
+        return TextPreprocessor.__name__, (TEXT,), made, f"'{TEXT}' (UTF-8) to embeddings"
+    return "", (), (), ""
+
+
+def _model_py(worker: str) -> str:
+    return (
+        '"""Preprocessing in Triton\'s Python backend; the server\'s Python needs mmedge."""\n\n'
+        f"from mmedge.exports.triton_python import {worker} as TritonPythonModel\n\n"
+        '__all__ = ["TritonPythonModel"]\n'
+    )
+
+
+def _write_config(folder: Path, config: Message) -> None:
+    (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
+
+
+def _write_marker(
+    bundle: Bundle, selections: Sequence[Selection], models: Sequence[TritonModel], folder: Path
+) -> None:
+    document = {
+        "made_by": f"mmedge {version('mmedge')}",
+        "bundle": bundle.manifest.name,
+        "variants": {each.role: each.variant.name for each in selections},
+        "models": {each.name: each.platform for each in models},
+    }
+    (folder / TRITON_MARKER).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

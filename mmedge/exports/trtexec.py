@@ -1,0 +1,72 @@
+"""The command lines that build and check an engine with NVIDIA's own tools.
+
+trtexec comes with TensorRT and JetPack, tensorrt_rtx with TensorRT for RTX. TensorRT 10 needs
+`--stronglyTyped`; TensorRT 11, whose networks are always so, takes and ignores it; TensorRT for RTX
+does without.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from mmedge.bundle.manifest import TensorEntry
+from mmedge.exports.document import AxisBounds, GraphVectors, TrtexecLines
+
+__all__ = ["trtexec_lines"]
+
+_WORKSPACE_MIB = 1024
+
+
+def trtexec_lines(
+    onnx: str,
+    engine: str,
+    inputs: Sequence[TensorEntry],
+    axes: Mapping[str, AxisBounds],
+    vectors: GraphVectors,
+) -> TrtexecLines:
+    """Return the command lines for one graph, to be run in the folder that paths start from.
+
+    Args:
+        onnx: POSIX path of the graph.
+        engine: POSIX path of the engine that is to be built.
+        inputs: Input specs.
+        axes: Bounds of all dynamic axes.
+        vectors: What the engine is checked by.
+    """
+    shapes = []
+    if any(isinstance(axis, str) for entry in inputs for axis in entry.shape):
+        for option, which in (("min", "least"), ("opt", "usual"), ("max", "most")):
+            spelled = ",".join(
+                f"{_name(entry.name)}:{_times(_sized(entry, axes, which))}" for entry in inputs
+            )
+            shapes.append(f"--{option}Shapes={spelled}")
+    files = [f"--onnx={onnx}", f"--saveEngine={engine}"]
+    memory = f"--memPoolSize=workspace:{_WORKSPACE_MIB}"
+    check = [f"--loadEngine={engine}"]
+    check.append(
+        "--shapes=" + ",".join(f"{_name(v.name)}:{_times(v.shape)}" for v in vectors.inputs)
+    )
+    check.append("--loadInputs=" + ",".join(f"{_name(v.name)}:{v.file}" for v in vectors.inputs))
+    check.append(f"--exportOutput={PurePosixPath(engine).with_suffix('.outputs.json')}")
+    return TrtexecLines(
+        build=shlex.join(["trtexec", *files, "--stronglyTyped", *shapes, memory]),
+        build_rtx=shlex.join(["tensorrt_rtx", *files, *shapes]),
+        check=shlex.join(["trtexec", *check]),
+    )
+
+
+def _name(name: str) -> str:
+    """Return an input's name as trtexec reads it: one with a colon or comma stands in quotes."""
+    return f"'{name}'" if set(name) & set(":, ") else name
+
+
+def _sized(entry: TensorEntry, axes: Mapping[str, AxisBounds], which: str) -> list[int]:
+    return [
+        axis if isinstance(axis, int) else int(getattr(axes[axis], which)) for axis in entry.shape
+    ]
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "1"

@@ -1,0 +1,171 @@
+"""Preprocessing as io.json tells it, done again from its words and numbers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import tokenizer_json
+
+from mmedge.exports.document import Crop, ImageSteps, Normalize, Rescale, ResizeTo, VectorFile
+from mmedge.exports.steps import describe_images, describe_texts, example_frame
+from mmedge.preprocess.config import ImagePreprocessing, Resample, Resize, TextPreprocessing
+from mmedge.specs import Array
+
+CLIP = ImagePreprocessing(
+    resize=Resize(mode="shortest_edge", height=24, width=24, resample="bicubic"),
+    crop_height=24,
+    crop_width=24,
+    rescale=1 / 255,
+    mean=(0.48, 0.46, 0.41),
+    std=(0.27, 0.26, 0.28),
+)
+
+
+def read(folder: Path, vector: VectorFile) -> Array:
+    raw = np.frombuffer((folder / vector.file).read_bytes(), np.dtype(vector.dtype))
+    return raw.reshape(vector.shape)
+
+
+def kernel(resample: str, x: Array) -> Array:
+    """The filters, written down from the words of the steps."""
+    x = np.abs(x)
+    if resample == "bilinear":
+        return np.where(x < 1, 1 - x, 0)
+    if resample == "hamming":
+        return np.where(x < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0)
+    if resample == "lanczos":
+        return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    a = -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resized_rows(frame: Array, wanted: int, resample: str) -> Array:
+    """Along axis 1, rounded to 8 bits."""
+    size = frame.shape[1]
+    shrink = max(size / wanted, 1.0)
+    centres = (np.arange(wanted) + 0.5) * size / wanted
+    distance = (np.arange(size) + 0.5)[None] - centres[:, None]
+    weights = kernel(resample, distance / shrink)
+    weights /= weights.sum(axis=1, keepdims=True)
+    sums = np.einsum("hwc,ow->hoc", frame.astype(np.float64), weights)
+    return np.clip(np.floor(sums + 0.5), 0, 255).astype(np.uint8)
+
+
+def followed(steps: ImageSteps, frame: Array) -> tuple[Array, Array]:
+    """Do what the steps say; return the 8-bit picture after resize and crop, and the tensor."""
+    values = frame
+    for step in steps.steps:
+        if isinstance(step, ResizeTo):
+            height, width = step.height, step.width
+            if step.mode == "shortest_edge":
+                short, long = sorted(values.shape[:2])
+                longer = int(step.height * long / short)
+                upright = values.shape[0] > values.shape[1]
+                height, width = (longer, step.height) if upright else (step.height, longer)
+            values = resized_rows(values, width, step.resample)
+            values = resized_rows(values.swapaxes(0, 1), height, step.resample).swapaxes(0, 1)
+        elif isinstance(step, Crop):
+            height, width = step.height or values.shape[0], step.width or values.shape[1]
+            top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
+            cut = np.full((height, width, 3), step.fill, np.uint8)
+            for y in range(max(0, top), min(values.shape[0], top + height)):
+                for x in range(max(0, left), min(values.shape[1], left + width)):
+                    cut[y - top, x - left] = values[y, x]
+            values = cut
+    picture, floats = values, values.astype(np.float32)
+    for step in steps.steps:
+        if isinstance(step, Rescale):
+            floats = (values.astype(np.float64) * step.factor).astype(np.float32)
+        elif isinstance(step, Normalize):
+            floats = (floats - np.float32(step.mean)) / np.float32(step.std)
+    return picture, floats.transpose(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "hamming"])
+def test_the_words_are_enough_to_do_it_again(tmp_path: Path, resample: Resample) -> None:
+    assert CLIP.resize is not None
+    resize = CLIP.resize.model_copy(update={"resample": resample})
+    steps = describe_images(CLIP.model_copy(update={"resize": resize}), tmp_path)
+    frame = read(tmp_path, steps.example.frame)
+    picture, tensor = followed(steps, frame)
+    off = np.abs(picture.astype(int) - read(tmp_path, steps.example.resized))
+    assert off.max() <= 1  # Pillow's weights have 22 bits
+    assert np.count_nonzero(off) <= off.size // 100
+    assert np.abs(tensor - read(tmp_path, steps.example.tensor)).max() <= 1.01 / 255 / 0.26
+    assert f"Pillow's {resample} filter" in steps.steps[1].words
+
+
+def test_stretching_and_a_picture_smaller_than_its_crop(tmp_path: Path) -> None:
+    resize = Resize(mode="exact", height=10, width=20, resample="bilinear")
+    config = CLIP.model_copy(update={"resize": resize, "crop_height": 16, "crop_width": 12})
+    steps = describe_images(config, tmp_path)
+    picture, tensor = followed(steps, read(tmp_path, steps.example.frame))
+    assert picture.shape == (16, 12, 3)
+    assert picture[0].max() == 0  # beyond the border
+    assert np.abs(picture.astype(int) - read(tmp_path, steps.example.resized)).max() <= 1
+    assert tensor.shape == steps.example.tensor.shape
+
+
+def test_numbers_are_exact_after_the_resize(tmp_path: Path) -> None:
+    steps = describe_images(CLIP, tmp_path)
+    resized = read(tmp_path, steps.example.resized)
+    plain = ImageSteps(
+        input=steps.input,
+        steps=tuple(step for step in steps.steps if not isinstance(step, (ResizeTo, Crop))),
+        example=steps.example,
+    )
+    _, tensor = followed(plain, resized)
+    np.testing.assert_array_equal(tensor, read(tmp_path, steps.example.tensor))
+
+
+def test_no_resize_and_no_crop_give_no_such_steps(tmp_path: Path) -> None:
+    config = CLIP.model_copy(update={"resize": None, "crop_height": None, "crop_width": None})
+    steps = describe_images(config, tmp_path)
+    assert [step.step for step in steps.steps] == ["decode", "rescale", "normalize", "layout"]
+    np.testing.assert_array_equal(
+        read(tmp_path, steps.example.frame), read(tmp_path, steps.example.resized)
+    )
+
+
+def test_the_example_frame_is_larger_and_odd() -> None:
+    frame = example_frame(224, 224)
+    assert frame.shape == (281, 393, 3)
+    assert frame.dtype == np.uint8
+    assert len({channel.tobytes() for channel in frame.transpose(2, 0, 1)}) == 3
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer_json(), "utf-8")
+    return path
+
+
+def test_texts_have_their_ids_and_steps(tokenizer: Path) -> None:
+    config = TextPreprocessing(max_length=6, padding="longest", pad_id=0)
+    steps = describe_texts(config, tokenizer, "tokenizer.json")
+    first = steps.examples[0]
+    assert first.text == "a photo of a cat"
+    assert first.ids == (1, 9, 10, 11, 9, 2)  # truncated, the closing token kept
+    assert all(len(example.ids) <= 6 for example in steps.examples)
+    assert "to the longest text of the batch" in steps.steps[-1]
+    assert not any("punctuation" in step for step in steps.steps)
+
+
+def test_canonicalization_mask_and_fixed_length_are_told(tokenizer: Path) -> None:
+    config = TextPreprocessing(
+        max_length=6,
+        padding="max_length",
+        pad_id=0,
+        canonicalize=True,
+        attention_mask_name="attention_mask",
+    )
+    steps = describe_texts(config, tokenizer, "tokenizer.json")
+    words = " ".join(steps.steps)
+    assert "punctuation" in words
+    assert "exactly 6 ids" in words
+    assert "attention_mask to 1" in words
