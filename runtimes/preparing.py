@@ -6,7 +6,8 @@ system's killer of processes that need too much memory, hits it alone. What it m
 cache folder, where opening the session finds it.
 
 The worker reads a line of JSON from its standard input and writes lines of JSON to its standard
-output: progress, and an error at the end if there was one.
+output: progress, and an error at the end if there was one. Its standard input stays open as long as
+the one that asked lives; when that ends, however it ends, so does the worker.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _follow(
         raise BackendError("The worker has no pipes.")
     with contextlib.suppress(BrokenPipeError):  # a worker that died says so by its exit code
         process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.close()
+        process.stdin.flush()
     for line in _lines(process.stdout, stop):
         message = json.loads(line)
         if "error" in message:
@@ -146,6 +147,7 @@ def _work() -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
@@ -160,6 +162,11 @@ def _work() -> None:
         )
     except MmedgeError as error:
         tell({"error": type(error).__name__, "message": str(error)})
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()  # returns when the other end of the pipe is closed
+    os._exit(1)
 
 
 if __name__ == "__main__":

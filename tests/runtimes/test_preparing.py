@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -96,6 +98,23 @@ def test_stopping_ends_the_worker(model: Path) -> None:
     thread.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(written.read_text()), 0)
+
+
+def test_a_worker_ends_with_the_process_that_asked(model: Path) -> None:
+    code = (
+        "import pathlib, sys; from mmedge.runtimes.preparing import prepare_apart\n"
+        "from mmedge.runtimes.session import SessionOptions\n"
+        "prepare_apart('slow', pathlib.Path(sys.argv[1]), SessionOptions())"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", code, str(model.with_stem("forever"))])
+    written = model.with_name("forever.pid")
+    while not written.is_file() or not written.read_text():
+        time.sleep(0.02)
+    asking.kill()
+    asking.wait()
+    worker = Path(f"/proc/{written.read_text()}")
+    while worker.exists() and "Z" not in (worker / "stat").read_text().split():
+        time.sleep(0.02)  # pytest-timeout ends this if the worker lives on
 
 
 def test_a_backend_with_nothing_to_prepare(tmp_path: Path) -> None:
