@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,16 @@ import typer
 
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
+    from mmedge.bundle.manifest import Layout
     from mmedge.exports import IoDocument, Selection
     from mmedge.exports.triton import TritonModel
     from mmedge.exports.triton_configs import Device
+    from mmedge.models.engine_plan import PlannedEngine
+    from mmedge.runtimes.trt.engines import Flavour
 
 __all__ = ["export"]
 
+_FLAVOURS: dict[str, Flavour] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _DEVICES: dict[str, Device] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
 
 
@@ -52,6 +57,24 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
             show_default="with --engine-dir",
         ),
     ] = None,
+    build: Annotated[
+        bool,
+        typer.Option("--build", help="Build the engines that the cache lacks; see mmedge build."),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --build: tensorrt, for the GPU of this machine, or rtx.",
+            show_default="tensorrt where it is installed, else rtx",
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --build, for rtx: such as 8.9,12.0, or any.",
+            show_default="the GPU of this machine",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Of --triton: where encoders run: auto, cpu or cuda.")
     ] = "auto",
@@ -64,45 +87,69 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     """Export a bundle for programs without mmedge: C++ nodes, trtexec, Triton."""
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json
+    from mmedge.exports import select
 
+    _check_usage(engine_dir, triton, engines, device, build=build)
+    if target is not None and target not in _FLAVOURS:
+        raise typer.BadParameter(f"--target: got {target!r}, expected tensorrt or rtx.")
+    if not build and (target is not None or compute_capability is not None):
+        raise typer.BadParameter("--target and --compute-capability are for --build.")
+    if triton is not None and target not in (None, "tensorrt"):
+        raise typer.BadParameter("Triton runs engines of TensorRT: --target tensorrt.")
+    opened = open_bundle(bundle)
+    with_engines = build or (triton is None if engines is None else engines)
+    where = _DEVICES[device]
+    chosen = select(
+        opened,
+        roles=_words("--role", role),
+        precisions=_words("--precision", precision),
+        layouts=_layouts(where) if triton is not None and not with_engines else ("portable",),
+        engines=with_engines or triton is None,
+    )
+    notes = [each.note for each in chosen if each.note]
+    if build:
+        wanted = target or ("tensorrt" if triton is not None else None)
+        _build(opened, chosen, wanted, _words("--compute-capability", compute_capability) or ())
+    if engine_dir is not None:
+        document = _export_engine_dir(
+            opened, engine_dir, chosen, notes, engines=with_engines, overwrite=overwrite
+        )
+        if json:
+            print_json(document.model_dump(mode="json") | {"path": str(engine_dir), "notes": notes})
+        elif not quiet:
+            _print_folder(engine_dir, document, notes)
+    elif triton is not None:
+        models = _export_triton(
+            opened, triton, chosen, notes, engines=with_engines, device=where, overwrite=overwrite
+        )
+        if json:
+            told = [asdict(model) for model in models]
+            print_json({"path": str(triton), "models": told, "notes": notes})
+        elif not quiet:
+            _print_repository(triton, models, notes)
+
+
+def _check_usage(
+    engine_dir: Path | None,
+    triton: Path | None,
+    engines: bool | None,
+    device: str,
+    *,
+    build: bool,
+) -> None:
     if (engine_dir is None) == (triton is None):
         raise typer.BadParameter("Give one of --engine-dir DIR and --triton DIR.")
     if device not in _DEVICES:
         raise typer.BadParameter(f"--device: got {device!r}, expected auto, cpu or cuda.")
     if device != "auto" and triton is None:
         raise typer.BadParameter("--device is for --triton.")
-    opened = open_bundle(bundle)
-    notes: list[str] = []
-    if engine_dir is not None:
-        chosen = _chosen(opened, role, precision, notes, ("portable",))
-        document = _export_engine_dir(
-            opened, engine_dir, chosen, notes, engines=engines is not False, overwrite=overwrite
-        )
-        if json:
-            print_json(document.model_dump(mode="json") | {"path": str(engine_dir), "notes": notes})
-        elif not quiet:
-            _print_folder(engine_dir, document, notes)
-        return
-    assert triton is not None  # noqa: S101, one of them is there
-    where = _DEVICES[device]
-    layouts = ("onnxruntime", "portable") if where == "cpu" else ("portable", "onnxruntime")
-    chosen = _chosen(opened, role, precision, notes, ("portable",) if engines else layouts)
-    models = _export_triton(
-        opened, triton, chosen, notes, engines=bool(engines), device=where, overwrite=overwrite
-    )
-    if json:
-        print_json(
-            {
-                "path": str(triton),
-                "models": [
-                    {"name": each.name, "platform": each.platform, "what": each.what}
-                    for each in models
-                ],
-                "notes": notes,
-            }
-        )
-    elif not quiet:
-        _print_repository(triton, models, notes)
+    if build and engines is False:
+        raise typer.BadParameter("--build and --no-engines contradict each other.")
+
+
+def _layouts(device: Device) -> tuple[Layout, ...]:
+    """Return what Triton's ONNX Runtime takes, the better layout for the device first."""
+    return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
 
 
 def _words(option: str, text: str | None) -> tuple[str, ...] | None:
@@ -114,26 +161,29 @@ def _words(option: str, text: str | None) -> tuple[str, ...] | None:
     return words
 
 
-def _chosen(
+def _build(
     bundle: Bundle,
-    role: str | None,
-    precision: str | None,
-    notes: list[str],
-    layouts: tuple[str, ...],
-) -> tuple[Selection, ...]:
-    from typing import cast
+    chosen: tuple[Selection, ...],
+    target: str | None,
+    compute_capabilities: tuple[str, ...],
+) -> None:
+    from rich.console import Console
 
-    from mmedge.bundle.manifest import Layout
-    from mmedge.exports import select
+    from mmedge.exports.cached_engines import build_engines
+    from mmedge.models.engine_plan import default_flavour
 
-    chosen = select(
+    console = Console(stderr=True, markup=False, highlight=False)
+
+    def told(engine: PlannedEngine) -> None:
+        console.print(f"Building {engine.label} ...", soft_wrap=True)
+
+    build_engines(
         bundle,
-        roles=_words("--role", role),
-        precisions=_words("--precision", precision),
-        layouts=cast("tuple[Layout, ...]", layouts),
+        chosen,
+        default_flavour() if target is None else _FLAVOURS[target],
+        compute_capabilities=compute_capabilities,
+        progress=told,
     )
-    notes += [each.note for each in chosen if each.note]
-    return chosen
 
 
 def _export_engine_dir(

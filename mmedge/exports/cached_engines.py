@@ -1,18 +1,20 @@
-"""Engines of a bundle's graphs that lie in the engine cache."""
+"""Engines of a bundle's graphs: those in the engine cache, and those to be built into it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import EngineMismatchError
 from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.selection import Selection
+from mmedge.models.engine_plan import PlannedEngine, build_planned, plan_engines
+from mmedge.runtimes.session import BuildProgress
 from mmedge.runtimes.trt.cache import EngineCache
 from mmedge.runtimes.trt.engines import EngineKey, Flavour
 from mmedge.runtimes.trt.model_hash import model_sha256
 
-__all__ = ["cached_engines"]
+__all__ = ["build_engines", "cached_engines"]
 
 
 def cached_engines(
@@ -61,6 +63,41 @@ def cached_engines(
             except EngineMismatchError as error:
                 told(f"{_name(selection, key)} is left out: {error}")
     return tuple(found.values())
+
+
+def build_engines(
+    bundle: Bundle,
+    selections: Sequence[Selection],
+    flavour: Flavour,
+    *,
+    compute_capabilities: Sequence[str] = (),
+    progress: Callable[[PlannedEngine], BuildProgress | None] = lambda _: None,
+) -> None:
+    """Build an engine of every graph into the cache, where there is none yet.
+
+    Args:
+        bundle: An opened bundle.
+        selections: The graphs.
+        flavour: Of TensorRT.
+        compute_capabilities: See EngineRequest.
+        progress: Called with each engine before it is built; what it returns is told how far the
+            build is.
+
+    Raises:
+        EngineBuildError: If one of them cannot be built.
+        BackendUnavailableError, BackendError, InputError, StorageError: See plan_engines.
+    """
+    for selection in selections:
+        plan = plan_engines(
+            bundle,
+            flavour,
+            compute_capabilities=compute_capabilities,
+            roles=[selection.role],
+            precisions=[selection.variant.name],
+        )
+        for engine in plan.engines:
+            if engine.variant == selection.variant.name and engine.state != "cached":
+                build_planned(plan, engine, progress(engine))
 
 
 def _name(selection: Selection, key: EngineKey) -> str:

@@ -149,7 +149,7 @@ def _graph(
 
 def _engine(engine: SuppliedEngine, stem: PurePosixPath, folder: Path) -> EngineFile:
     key = engine.key
-    gpu = key.compute_capability.replace("+", "_")
+    gpu = key.compute_capability.replace("+", "_").replace(".", "")
     relative = f"{stem}.{key.request.flavour}-{key.version}.sm{gpu}.engine"
     (folder / relative).write_bytes(engine.plan)
     return EngineFile(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmedge.bundle.manifest import Layout, Role, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
+from mmedge.models.engine_plan import why_not
 
 __all__ = ["Selection", "select"]
 
@@ -35,6 +36,7 @@ def select(
     roles: Sequence[str] | None = None,
     precisions: Sequence[str] | None = None,
     layouts: Sequence[Layout] = ("portable",),
+    engines: bool = False,
 ) -> tuple[Selection, ...]:
     """Choose what is exported.
 
@@ -46,6 +48,8 @@ def select(
             role's default, or the one of highest fidelity if the default cannot be exported, and
             says so in `note`.
         layouts: Layouts that can be exported, the preferred one first.
+        engines: Prefer variants of which TensorRT builds engines, and say so in `note` where it
+            builds none.
 
     Returns:
         In the order of the manifest, no graph twice.
@@ -57,10 +61,8 @@ def select(
     wanted = tuple(dict.fromkeys(roles)) if roles is not None else tuple(bundle.manifest.roles)
     for name in wanted:
         bundle.role(name)  # a wrong name is an error that lists the right ones
-    chosen: list[Selection] = []
-    for name in bundle.manifest.roles:
-        if name in wanted:
-            chosen += _of_role(bundle, name, precisions, layouts)
+    wish = _Wish(bundle, precisions, layouts, engines)
+    chosen = [each for name in bundle.manifest.roles if name in wanted for each in wish.of(name)]
     for precision in precisions or ():
         if not any(_answers(selection.variant, precision) for selection in chosen):
             raise InputError(_nowhere(bundle, wanted, precision, layouts))
@@ -74,39 +76,59 @@ def select(
     return tuple(chosen)
 
 
-def _of_role(
-    bundle: Bundle, name: str, precisions: Sequence[str] | None, layouts: Sequence[Layout]
-) -> list[Selection]:
-    role = bundle.role(name)
-    able = {variant.name: variant for variant in role.variants if _layout(variant, layouts)}
-    if not able:
-        raise InputError(
-            f"{bundle.path}: no variant of role '{name}' has a graph in {_spelled(layouts)}; it "
-            f"has {[variant.name for variant in role.variants]}. {_convert(bundle)}"
-        )
-    if precisions is None:
-        default = bundle.variant(name)
-        if default.name in able:
-            return [_selection(name, default, layouts)]
-        best = next(iter(able.values()))
-        note = (
-            f"{name}: {best.name} is exported in place of the default {default.name}, which has no "
-            f"graph in {_spelled(layouts)}"
-        )
-        return [_selection(name, best, layouts, note)]
-    found: dict[str, Selection] = {}
-    for precision in precisions:
-        exact = able.get(precision)
-        variant = exact or next((v for v in able.values() if v.precision.value == precision), None)
-        if variant is not None:
-            found[variant.name] = _selection(name, variant, layouts)
-    return list(found.values())
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What is asked for of every role."""
 
+    bundle: Bundle
+    precisions: Sequence[str] | None
+    layouts: Sequence[Layout]
+    engines: bool
 
-def _selection(role: str, variant: Variant, layouts: Sequence[Layout], note: str = "") -> Selection:
-    layout = _layout(variant, layouts)
-    assert layout is not None  # noqa: S101, only such variants come here
-    return Selection(role, variant, layout, note)
+    def of(self, name: str) -> list[Selection]:
+        role = self.bundle.role(name)
+        able = {each.name: each for each in role.variants if _layout(each, self.layouts)}
+        if not able:
+            raise InputError(
+                f"{self.bundle.path}: no variant of role '{name}' has a graph in "
+                f"{_spelled(self.layouts)}; it has {[each.name for each in role.variants]}. "
+                f"{_convert(self.bundle)}"
+            )
+        if self.precisions is None:
+            return [self._default(name, able)]
+        found: dict[str, Selection] = {}
+        for precision in self.precisions:
+            fitting = [each for each in able.values() if each.precision.value == precision]
+            if precision in able:
+                fitting = [able[precision]]
+            if fitting:
+                variant = next((each for each in fitting if self._good(each)), fitting[0])
+                found[variant.name] = self._selection(name, variant)
+        return list(found.values())
+
+    def _default(self, name: str, able: Mapping[str, Variant]) -> Selection:
+        default = self.bundle.variant(name)
+        good = [each for each in able.values() if self._good(each)]
+        if default.name in able and (default in good or not good):
+            return self._selection(name, default)
+        best = (good or list(able.values()))[0]
+        fault = (
+            f"of which TensorRT builds no engine: {why_not(default)}"
+            if default.name in able
+            else f"which has no graph in {_spelled(self.layouts)}"
+        )
+        note = f"{name}: {best.name} is exported in place of the default {default.name}, {fault}"
+        return self._selection(name, best, note)
+
+    def _good(self, variant: Variant) -> bool:
+        return not self.engines or why_not(variant) is None
+
+    def _selection(self, role: str, variant: Variant, note: str = "") -> Selection:
+        layout = _layout(variant, self.layouts)
+        assert layout is not None  # noqa: S101, only such variants come here
+        if not note and not self._good(variant):
+            note = f"{role}/{variant.name}: TensorRT builds no engine of it: {why_not(variant)}"
+        return Selection(role, variant, layout, note)
 
 
 def _layout(variant: Variant, layouts: Sequence[Layout]) -> Layout | None:

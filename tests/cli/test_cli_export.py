@@ -81,7 +81,7 @@ def test_engines_of_the_cache_come_along(
     out = tmp_path / "out"
     code, printed, _ = export(capsys, tiny_bundle.path, "--engine-dir", out)
     assert code == 0
-    assert "image_encoder/fp32.tensorrt-10.3.0.sm8.7.engine" in printed
+    assert "image_encoder/fp32.tensorrt-10.3.0.sm87.engine" in printed
     image, text = IoDocument.model_validate_json((out / "io.json").read_bytes()).graphs
     assert (out / image.engines[0].file).read_bytes() == b"a plan"
     assert text.engines == ()
@@ -182,6 +182,10 @@ def test_the_cpu_takes_the_graph_made_for_it(
         ("--triton", "b", "--device", "tpu"),
         ("--engine-dir", "a", "--device", "cpu"),
         ("--engine-dir", "a", "--role", "image_encoder,"),
+        ("--engine-dir", "a", "--target", "rtx"),
+        ("--engine-dir", "a", "--build", "--no-engines"),
+        ("--engine-dir", "a", "--build", "--target", "tpu"),
+        ("--triton", "b", "--build", "--target", "rtx"),
     ],
 )
 def test_wrong_usage(
@@ -207,3 +211,39 @@ def test_an_older_export_is_kept_unless_told_otherwise(
     assert code == 1
     assert "left alone" in errors
     assert (other / "a.jpg").exists()
+
+
+def test_engines_are_built_where_they_are_missing(
+    tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real build: TensorRT-RTX needs no GPU for it."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    out = tmp_path / "out"
+    arguments = ("--engine-dir", out, "--role", "text_encoder", "--build", "--target", "rtx")
+    named = ("--compute-capability", "8.9,12.0", "--json")
+    code, printed, errors = export(capsys, tiny_bundle.path, *arguments, *named)
+    assert code == 0, errors
+    assert "Building text_encoder/fp32" in errors
+    (graph,) = json.loads(printed)["graphs"]
+    (engine,) = graph["engines"]
+    assert set(engine["compute_capability"].split("+")) == {"8.9", "12.0"}
+    assert engine["profiles"][0]["input_ids"]["most"] == [32, 6]
+    assert (out / engine["file"]).stat().st_size > 1000
+    code, _, errors = export(capsys, tiny_bundle.path, *arguments, *named, "--overwrite")
+    assert (code, errors) == (0, "")  # it is in the cache now
+
+
+def test_what_tensorrt_builds_no_engine_of_is_passed_over_and_that_is_said(
+    tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("roles", "image_encoder", "variants", 0, "recipe")
+    edit_manifest(tiny_bundle.path, *steps, value={"activations": "uint8"})
+    out = tmp_path / "out"
+    _, printed, _ = export(capsys, tiny_bundle.path, "--engine-dir", out, "--json")
+    document = json.loads(printed)
+    assert [graph["variant"] for graph in document["graphs"]] == ["int8-dynamic", "fp32"]
+    assert "in place of the default fp32" in document["notes"][0]
+    assert "activations are unsigned" in document["notes"][0]
+    arguments = ("--engine-dir", out, "--precision", "fp32", "--json", "--overwrite")
+    _, printed, _ = export(capsys, tiny_bundle.path, *arguments)
+    assert "TensorRT builds no engine of it" in json.loads(printed)["notes"][0]

@@ -163,7 +163,7 @@ def test_engines_lie_beside_their_graph(tiny_bundle: Bundle, out: Path) -> None:
     )
     (told,) = document.graphs[0].engines
     assert (out / told.file).read_bytes() == b"a plan"
-    assert told.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm8.9_12.0.engine"
+    assert told.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
     assert told.compute_capability == "8.9+12.0"
     assert told.profiles[0]["pixel_values"].most == (4, 3, 8, 8)
 
