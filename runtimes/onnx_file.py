@@ -34,7 +34,7 @@ _DTYPES = {
     12: "uint32",
     13: "uint64",
 }
-_FLOAT16 = 10
+_UINT8, _INT8, _FLOAT16 = 2, 3, 10
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
 
@@ -62,6 +62,8 @@ class OnnxFile:
         outputs: Output specs.
         has_fp16: Whether an input, an output or an initializer is float16.
         external_data: One entry for every tensor whose bytes lie elsewhere.
+        signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
+            Q/DQ with signed codes does.
     """
 
     ir_version: int
@@ -70,6 +72,7 @@ class OnnxFile:
     outputs: tuple[TensorSpec, ...]
     has_fp16: bool
     external_data: tuple[ExternalData, ...]
+    signed_codes: bool = False
 
 
 def axis_name(tensor: str, axis: int) -> str:
@@ -150,6 +153,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._has_fp16 = False
+        self._codes: set[int] = set()
         self._external: list[ExternalData] = []
 
     def model(self) -> OnnxFile:
@@ -169,7 +173,15 @@ class _Reader:
                         self._node(begin, end)
         if inputs is None:
             raise ValueError("it holds no graph")
-        return OnnxFile(ir_version, opset, inputs, outputs, self._has_fp16, tuple(self._external))
+        return OnnxFile(
+            ir_version,
+            opset,
+            inputs,
+            outputs,
+            self._has_fp16,
+            tuple(self._external),
+            signed_codes=self._codes == {_INT8} and self._data.find(b"DequantizeLinear") >= 0,
+        )
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield (number, begin, end) for messages and bytes, (number, value, -1) for integers."""
@@ -270,6 +282,8 @@ class _Reader:
         for number, first, second in self._fields(begin, end):
             if number == 2 and first == _FLOAT16:
                 self._has_fp16 = True
+            elif number == 2 and first in (_INT8, _UINT8):
+                self._codes.add(first)
             elif number == 8:
                 name = self._text(first, second)
             elif number == 13:

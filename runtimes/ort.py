@@ -25,6 +25,7 @@ from mmedge.runtimes.ort_engine import (
     available_devices,
     engine_exceptions,
     engine_version,
+    int8_saturates,
     layouts,
     load_engine,
     mapped,
@@ -95,9 +96,10 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
     if level == "auto":
         level = "extended" if glance.has_fp16 else "all"
     settings = session_settings(engine, options, level)
-    if glance.has_fp16:
-        # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product,
-        # which at the extended level answers with something else.
+    # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product, and
+    # at the extended level that answers with something else. Where exact int8 sums are asked for,
+    # it turns signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
+    if glance.has_fp16 or (glance.signed_codes and int8_saturates()):
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         native = engine.InferenceSession(

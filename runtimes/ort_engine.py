@@ -25,6 +25,7 @@ __all__ = [
     "available_devices",
     "engine_exceptions",
     "engine_version",
+    "int8_saturates",
     "layouts",
     "load_engine",
     "mapped",
@@ -233,7 +234,7 @@ def session_settings(engine: ModuleType, options: SessionOptions, level: str) ->
         "session.disable_prepacking": not options.prepack,
         "session.record_ep_graph_assignment_info": True,
         # Twice as slow, and exact, where the fast kernel would saturate.
-        "session.x64quantprecision": _int8_saturates(platform.machine(), Path("/proc/cpuinfo")),
+        "session.x64quantprecision": int8_saturates(),
     }
     for key, value in entries.items():
         settings.add_session_config_entry(key, "1" if value else "0")
@@ -243,6 +244,11 @@ def session_settings(engine: ModuleType, options: SessionOptions, level: str) ->
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile_to / "onnxruntime")
     return settings
+
+
+def int8_saturates() -> bool:
+    """Tell whether this processor's fast int8 sums saturate."""
+    return _int8_saturates(platform.machine(), Path("/proc/cpuinfo"))
 
 
 def _int8_saturates(machine: str, cpuinfo: Path) -> bool:

@@ -14,6 +14,7 @@ from tiny_graphs import INPUTS, OUTPUTS, WEIGHT, save, save_embedder
 
 from mmedge.errors import BackendError
 from mmedge.runtimes.onnx_file import ExternalData, check_external_data, read_onnx_file
+from mmedge.specs import Array
 
 
 def test_reads_what_onnx_reads(tmp_path: Path) -> None:
@@ -85,6 +86,27 @@ def test_float16_is_seen_wherever_it_is(where: str, tmp_path: Path) -> None:
     )
 
     assert read_onnx_file(model).has_fp16
+
+
+@pytest.mark.parametrize(
+    ("operator", "zero_point", "signed"),
+    [("DequantizeLinear", "int8", True), ("DequantizeLinear", "uint8", False), ("Cast", "", False)],
+)
+def test_signed_quantization_is_seen(
+    operator: str, zero_point: str, signed: bool, tmp_path: Path
+) -> None:
+    constants: dict[str, Array] = {"W": np.ones(2, np.int8), "scale": np.float32([1])}
+    nodes = [helper.make_node("Cast", ["W"], ["codes"], to=TensorProto.FLOAT)]
+    if operator == "DequantizeLinear":
+        constants["zero"] = np.zeros(1, zero_point)
+        nodes.append(helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]))
+    else:
+        nodes.append(helper.make_node("Add", ["x", "codes"], ["y"]))
+    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    model = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], constants)
+
+    assert read_onnx_file(model).signed_codes is signed
 
 
 def test_external_data_is_listed_with_its_extent(tmp_path: Path) -> None:

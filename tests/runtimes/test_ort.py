@@ -530,3 +530,25 @@ def test_int8_is_asked_to_be_exact_where_the_fast_kernel_saturates(
 
 def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
     assert ort_engine._int8_saturates("x86_64", tmp_path / "missing") is True
+
+
+def test_signed_codes_run_where_exact_sums_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime 1.32 fails in a call of such a table on a processor without VNNI."""
+    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: True)
+    codes = np.arange(-6, 6, dtype=np.int8).reshape(6, 2)
+    scales = np.arange(1, 7, dtype=np.float32)
+    model = save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("DequantizeLinear", ["codes", "scales"], ["table"], axis=0),
+            helper.make_node("Gather", ["table", "x"], ["y"], axis=0),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        {"codes": codes, "scales": scales},
+    )
+    with open_session(model) as session:
+        found = session.run({"x": np.array([5, 0])})["y"]
+    np.testing.assert_array_equal(found, [[24, 30], [-6, -5]])
