@@ -18,8 +18,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +55,11 @@ class Worker:
         """Process id; None while there is no process."""
         return None if self._process is None else self._process.pid
 
-    def open(self, model: Path, label: str, *, backend_name: str = "onnxruntime") -> IsolatedGraph:
-        """Open a graph with the default options of a session.
+    @contextmanager
+    def open(
+        self, model: Path, label: str, *, backend_name: str = "onnxruntime"
+    ) -> Iterator[IsolatedGraph]:
+        """Open a graph with the default options of a session for as long as the block runs.
 
         Args:
             model: ONNX file.
@@ -70,7 +73,11 @@ class Worker:
             self.close()
         if self._process is None:
             self._process = _Process()
-        return IsolatedGraph(self._process, model, label, backend_name)
+        graph = IsolatedGraph(self._process, model, label, backend_name)
+        try:
+            yield graph
+        finally:
+            graph.close()
 
     def close(self) -> None:
         """End the process; opening a graph starts another."""
@@ -125,17 +132,6 @@ class IsolatedGraph:
         """Free the engine's memory."""
         with contextlib.suppress(BackendError):  # what it had to answer, it has answered
             self._ask("close")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(
         self, what: str, arrays: Mapping[str, Array] | None = None, **settings: str

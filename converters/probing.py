@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -110,9 +110,10 @@ def open_probe(
     """
     graph = ir.load(model)
     outputs = _replace_outputs(graph, tensors, measure)
-    with written_beside(graph, model.parent) as path:
-        session = open_session(path) if worker is None else worker.open(path, model.name)
-    with session:
+    with ExitStack() as stack:
+        with written_beside(graph, model.parent) as path:
+            opened = open_session(path) if worker is None else worker.open(path, model.name)
+            session = stack.enter_context(opened)
         yield Probe(session, outputs)
 
 

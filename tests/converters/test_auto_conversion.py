@@ -37,14 +37,12 @@ LADDER = ("fp16", "int8-dynamic", "int8-static")
 ROLES = ("image_encoder", "text_encoder")
 
 
-@pytest.fixture
-def config(
-    tmp_path: Path, clip_folder: Path, photo_folder: Path, evaluation_folder: Path
-) -> ConvertConfig:
-    """By size, whose figures do not depend on the machine's mood."""
+@pytest.fixture(scope="module")
+def asked(clip_folder: Path, photo_folder: Path, evaluation_folder: Path) -> ConvertConfig:
+    """By size, whose figures do not depend on the machine's mood; to nowhere."""
     return ConvertConfig(
         str(clip_folder),
-        tmp_path / "out" / "clip.mmedge",
+        Path("nowhere"),
         ("auto",),
         calibration=photo_folder,
         evaluate=evaluation_folder,
@@ -52,6 +50,11 @@ def config(
         objective="size",
         max_drop=0.02,
     )
+
+
+@pytest.fixture
+def config(asked: ConvertConfig, tmp_path: Path) -> ConvertConfig:
+    return replace(asked, out=tmp_path / "out" / "clip.mmedge")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,25 +91,9 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(
-    tmp_path_factory: pytest.TempPathFactory,
-    clip_folder: Path,
-    photo_folder: Path,
-    evaluation_folder: Path,
-) -> Searched:
+def searched(tmp_path_factory: pytest.TempPathFactory, asked: ConvertConfig) -> Searched:
     """A search with --explain that ends well."""
     out = tmp_path_factory.mktemp("auto") / "clip.mmedge"
-    asked = ConvertConfig(
-        str(clip_folder),
-        out,
-        ("auto",),
-        calibration=photo_folder,
-        evaluate=evaluation_folder,
-        metric="cosine-mean",
-        objective="size",
-        max_drop=0.02,
-        explain=True,
-    )
     judged: list[str] = []
 
     def noted(
@@ -121,7 +108,7 @@ def searched(
     with pytest.MonkeyPatch.context() as patch:
         for place in ("joint_search", "pipeline"):
             patch.setattr(f"mmedge.converters.{place}.judge", noted)
-        return Searched(convert(asked), out, judged)
+        return Searched(convert(replace(asked, out=out, explain=True)), out, judged)
 
 
 def test_the_bundle_holds_the_front_and_the_record_of_all(searched: Searched) -> None:

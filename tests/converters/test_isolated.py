@@ -110,8 +110,9 @@ def test_a_refused_graph_is_an_error_with_its_reason_and_the_worker_goes_on(
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a graph")
     with worker.open(model, "role/fp32") as graph:
-        with pytest.raises(BackendError, match=r"^role/fp16: onnxruntime failed: .*broken"):
-            worker.open(broken, "role/fp16")
+        refused = pytest.raises(BackendError, match=r"^role/fp16: onnxruntime failed: .*broken")
+        with refused, worker.open(broken, "role/fp16"):
+            pass
         graph.run(feed_of(1))
 
 
@@ -148,8 +149,9 @@ def test_a_crash_on_opening_tells_what_was_said_last(
     crash_on("bad*", tmp_path, monkeypatch)
     with worker.open(model, "role/fp32"):
         bad = save_graph(tmp_path / "bad.onnx")
-        with pytest.raises(BackendError, match=r"crashed \(SIGSEGV\): this is the end of bad.onnx"):
-            worker.open(bad, "role/fp16")
+        told = r"crashed \(SIGSEGV\): this is the end of bad.onnx"
+        with pytest.raises(BackendError, match=told), worker.open(bad, "role/fp16"):
+            pass
 
 
 def test_an_interrupted_request_leaves_no_half_of_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -78,7 +79,10 @@ def write_clip(
 def write_siglip(folder: Path, *, seed: int = 0) -> Path:
     """Write a SigLIP, its tokenizer as a sentencepiece model and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(_sentencepiece_model())
+    things = [f"{c} {s}" for c in ("red", "green", "blue", "yellow")
+              for s in ("circle", "square", "triangle", "star")]  # fmt: skip
+    corpus = [f"a {one} left of a small {two}" for one in things for two in things]
+    (folder / "spiece.model").write_bytes(train_unigram(corpus, 64))
     config = SiglipConfig(
         text_config={
             **_TOWER,
@@ -108,20 +112,16 @@ def _spread(model: torch.nn.Module) -> None:
                 parameter.normal_(0.0, 0.3)
 
 
-def _sentencepiece_model() -> bytes:
+def train_unigram(sentences: Iterable[str], vocab_size: int) -> bytes:
     """Train a unigram model as SigLIP's: end token 1, unknown 2, no padding or start token."""
     from sentencepiece import SentencePieceTrainer
 
-    colours = ["red", "green", "blue", "yellow"]
-    shapes = ["circle", "square", "triangle", "star"]
-    corpus = [f"a {c} {s} left of a small {d} {t}" for c in colours for s in shapes
-              for d in colours for t in shapes]  # fmt: skip
     buffer = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
+        sentence_iterator=iter(sentences),
         model_writer=buffer,
         model_type="unigram",
-        vocab_size=64,
+        vocab_size=vocab_size,
         hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,

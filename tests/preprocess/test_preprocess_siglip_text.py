@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceTrainer
+from models.tiny_models import train_unigram
 from transformers.models.siglip.tokenization_siglip import SiglipTokenizer
 
 from mmedge.converters.sentencepieces import unigram_json
@@ -22,22 +21,9 @@ WORDS = ("red", "green", "circle", "square", "left", "of", "naïve", "日本", "
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    buffer = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter([f"a {one} {two}" for one in WORDS for two in WORDS]),
-        model_writer=buffer,
-        model_type="unigram",
-        vocab_size=80,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-        num_threads=1,
-    )
     path = tmp_path_factory.mktemp("siglip") / "spiece.model"
-    path.write_bytes(buffer.getvalue())
+    pairs = [f"a {one} {two}" for one in WORDS for two in WORDS]
+    path.write_bytes(train_unigram(pairs, 80))
     return SiglipTokenizer(str(path), model_max_length=LENGTH)
 
 
