@@ -107,7 +107,11 @@ def remember_choice(files_sha256: Sequence[str], options: SessionOptions, choice
 
 
 def _key(files_sha256: Sequence[str], options: SessionOptions) -> dict[str, object]:
-    engines = {name: backend(name).engine_version() for name in BACKENDS}
+    engines = {
+        name: backend(name).engine_version()
+        for name in BACKENDS
+        if backend(name).layouts(options.device)  # another cannot have been in the race
+    }
     settings = asdict(options) | {"profile_to": options.profile_to is not None}
     return {
         "files": sorted(files_sha256),

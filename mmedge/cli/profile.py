@@ -36,7 +36,9 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
             help="Tokens a text: numbers, 'golden' (as the bundle's golden texts), 'max'."
         ),
     ] = "golden,max",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; gpu is another word for cuda.")
+    ] = "cpu",
     backend: Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, openvino.")] = (
         "onnxruntime"
     ),
@@ -79,6 +81,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
 
     Exits with 1 if a gate fails; the reports are written all the same.
     """
+    from mmedge.models.opening import device_name
     from mmedge.profiling import profile as measure
 
     config = _config(
@@ -88,7 +91,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
             "batches": _words("--batch", batch),
             "threads": _words("--threads", threads),
             "sequences": _words("--sequence", sequence),
-            "device": device,
+            "device": device_name(device),
             "backend": backend,
             "budget": {
                 "seconds": seconds,

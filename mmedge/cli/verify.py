@@ -18,14 +18,18 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda or cuda:N.", show_default="the best that is here"),
+        typer.Option(
+            help="cpu, cuda or cuda:N; gpu is another word for cuda.",
+            show_default="the best that is here",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="Only this precision, or the variant of this name.", show_default="all"),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="What runs the graphs: onnxruntime, openvino.")
+        str,
+        typer.Option(help="What runs the graphs: onnxruntime, openvino, tensorrt, tensorrt-rtx."),
     ] = "onnxruntime",
     json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:

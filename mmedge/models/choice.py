@@ -5,10 +5,14 @@ them opens it and answers the golden inputs; what lies outside the variant's tol
 rest run in turns for about half a second on one golden input, with the caller's own options, and
 the fastest stays open. ONNX Runtime, which the bundle was made with, keeps its place unless another
 is at least 3 % faster.
+
+A backend that would first have to build an engine, for minutes, does not take part until the engine
+is there.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Mapping
@@ -19,7 +23,13 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import BackendError
-from mmedge.models.opening import DEFAULT_BACKEND, open_variant, takes
+from mmedge.models.opening import (
+    DEFAULT_BACKEND,
+    graph_of,
+    open_variant,
+    takes,
+    with_axes,
+)
 from mmedge.models.verification import replay
 from mmedge.runtimes.choices import Choice, recall_choice, remember_choice
 from mmedge.runtimes.race import race
@@ -30,6 +40,7 @@ __all__ = ["candidates", "engine_backend", "leading_backend", "open_fastest"]
 
 # Backends that build an engine first, which takes minutes.
 _ENGINES = ("tensorrt", "tensorrt-rtx")
+_LOG = logging.getLogger("mmedge.engines")
 _TIE = 0.03
 _ROUNDS = 30
 _SECONDS = 0.5
@@ -38,8 +49,19 @@ _one_at_a_time = threading.Lock()  # two measurements at once would measure each
 
 
 def leading_backend() -> str:
-    """Return the first installed backend, the one whose devices a load may have."""
-    return next((name for name in BACKENDS if backend(name).engine_version()), DEFAULT_BACKEND)
+    """Return the first installed backend, the one whose devices a load may have.
+
+    One that builds engines leads only where there is a GPU for them.
+    """
+    return next(
+        (
+            name
+            for name in BACKENDS
+            if backend(name).engine_version()
+            and (name not in _ENGINES or backend(name).available_devices())
+        ),
+        DEFAULT_BACKEND,
+    )
 
 
 def engine_backend() -> str:
@@ -78,10 +100,19 @@ def open_fastest(
         InputError: If no installed backend takes a layout of it.
         IntegrityError: If it has to be measured and the golden vectors are damaged.
     """
-    names = candidates(variant, options.device)
+    known = candidates(variant, options.device)
+    names = tuple(name for name in known if _is_prepared(bundle, variant, name, options))
+    unprepared = tuple(name for name in known if name not in names)
+    if unprepared:
+        _LOG.info("%s/%s: %s", role, variant.name, _without_engine(unprepared))
     if len(names) < 2:
         name = names[0] if names else leading_backend()  # opening it says what is missing
-        session = open_variant(bundle, variant, backend_name=name, options=options)
+        try:
+            session = open_variant(bundle, variant, backend_name=name, options=options)
+        except BackendError as error:
+            if not unprepared:
+                raise
+            raise type(error)(f"{error} Or {_without_engine(unprepared)}") from error
         return session, Choice(name, "the only installed backend that can run it")
     hashes = [bundle.manifest.files[path].sha256 for path in variant.files]
     choice = recall_choice(hashes, options)
@@ -94,6 +125,18 @@ def open_fastest(
                     remember_choice(hashes, options, choice)
                 return session, choice
     return open_variant(bundle, variant, backend_name=choice.backend, options=options), choice
+
+
+def _is_prepared(bundle: Bundle, variant: Variant, name: str, options: SessionOptions) -> bool:
+    graph = graph_of(bundle, variant, name, options.device)
+    return backend(name).is_prepared(graph, with_axes(bundle, variant, options))
+
+
+def _without_engine(names: tuple[str, ...]) -> str:
+    return (
+        f"{' and '.join(names)} can run it once its engine is built: `mmedge build` does so, and "
+        f"so does load(..., backend='{names[0]}')."
+    )
 
 
 def _measure(

@@ -40,13 +40,15 @@ def load(
 
     Args:
         path: The bundle's folder.
-        device: "cpu", "cuda" or "cuda:N". None takes the device of `options`, and without these
-            the best that the backend has here; with no backend named, the first installed one.
+        device: "cpu", "cuda" or "cuda:N"; "gpu" is another word for "cuda". None takes the device
+            of `options`, and without these the best that the backend has here; with no backend
+            named, the first installed one.
         precision: A precision ("int8": the first variant that has it, which is the one of highest
             fidelity), the exact name of a variant ("int8-dynamic"), or one of these for each role,
             by role name. None, or a role that is not named, takes the variant of highest fidelity.
         backend: One of mmedge.runtimes.session.BACKENDS, for all roles; None takes the fastest for
-            each.
+            each. TensorRT takes part once its engine is built (`mmedge build`); named here, it
+            builds one for as long as that takes.
         roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
             loads all. What is not loaded costs neither time nor memory.
         options: Threads and memory settings.

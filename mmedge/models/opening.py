@@ -14,6 +14,7 @@ from mmedge.specs import Precision
 
 __all__ = [
     "DEFAULT_BACKEND",
+    "device_name",
     "graph_of",
     "open_variant",
     "session_options",
@@ -32,19 +33,26 @@ def session_options(
     Args:
         backend_name: One of mmedge.runtimes.session.BACKENDS.
         device: Overrides the device of `options`; None leaves it, and where there are no options
-            either takes the best device that the backend has here.
+            either takes the best device that the backend has here. "gpu" is another word for
+            "cuda".
         options: The rest of the settings, None for the defaults.
 
     Raises:
         BackendUnavailableError: If there is no backend of that name.
     """
     if device is not None:
-        return replace(options or SessionOptions(), device=device)
+        return replace(options or SessionOptions(), device=device_name(device))
     if options is not None:
-        return options
+        return replace(options, device=device_name(options.device))
     devices = backend(backend_name).available_devices()
     # With no device at all the engine is missing, and opening the session says how to get it.
     return SessionOptions(device=devices[0]) if devices else SessionOptions()
+
+
+def device_name(word: str) -> str:
+    """Return the device that a word stands for: "cuda" for "gpu", "cuda:1" for "gpu:1"."""
+    kind, colon, number = word.partition(":")
+    return f"cuda{colon}{number}" if kind == "gpu" else word
 
 
 def open_variant(

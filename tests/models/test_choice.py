@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -19,13 +20,15 @@ from mmedge.bundle import Bundle, Golden, open_bundle, save_golden
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, IntegrityError
 from mmedge.models import choice as choosing
 from mmedge.models import verify_bundle
-from mmedge.models.choice import candidates
-from mmedge.runtimes import choices, ort, ort_engine
+from mmedge.models.choice import candidates, leading_backend
+from mmedge.models.opening import session_options
+from mmedge.runtimes import choices, openvino, ort, ort_engine
 from mmedge.runtimes.choices import Choice, cache_folder, recall_choice, remember_choice
 from mmedge.runtimes.race import RaceResult
-from mmedge.runtimes.session import SessionOptions
+from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.runtimes.trt import rtx
 
-ORT, OPENVINO = "onnxruntime", "openvino"
+ORT, OPENVINO, RTX = "onnxruntime", "openvino", "tensorrt-rtx"
 
 
 class Races:
@@ -120,6 +123,7 @@ def test_without_any_backend_the_error_says_what_to_install(
 ) -> None:
     for module in ("ort", "openvino"):
         monkeypatch.setattr(f"mmedge.runtimes.{module}.engine_version", lambda: None)
+    monkeypatch.setattr(rtx, "available_devices", tuple)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     ort_engine.load_engine.cache_clear()
     with pytest.raises(BackendUnavailableError, match="Install onnxruntime"):
@@ -132,10 +136,86 @@ def test_a_variant_in_one_layout_alone_goes_where_it_can(tiny_bundle: Bundle) ->
     assert candidates(own, "cpu") == (ORT,)
 
 
-def test_candidates_by_device(tiny_bundle: Bundle, several_backends: Path) -> None:
+def test_candidates_by_device(
+    tiny_bundle: Bundle, several_backends: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtx, "engine_version", lambda: "1.7.1")
     variant = tiny_bundle.variant("image_encoder")
     assert candidates(variant, "cpu") == (ORT, OPENVINO)
-    assert candidates(variant, "cuda") == (ORT,)
+    assert candidates(variant, "cuda") == (ORT, RTX)
+    own = variant.model_copy(update={"models": {"onnxruntime": variant.models["portable"]}})
+    assert candidates(own, "cuda") == (ORT,)
+
+
+class Engines:
+    """Stands for TensorRT: its engine is there or not, and what it opens runs in the fake."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prepared = True
+        self.asked: list[SessionOptions] = []
+        for name, value in (
+            ("engine_version", lambda: "1.7.1"),
+            ("is_prepared", self.is_prepared),
+            ("open_session", self.open_session),
+        ):
+            monkeypatch.setattr(rtx, name, value)
+
+    def is_prepared(self, model: Path, options: SessionOptions) -> bool:
+        assert model.is_file()
+        self.asked.append(options)
+        return self.prepared
+
+    def open_session(self, model: Path, options: SessionOptions) -> Any:
+        session = ort.open_session(model, SessionOptions(threads=1))
+        session._placement = Placement(RTX, options.device, "tensorrt-rtx 1.7.1")
+        return session
+
+
+def test_an_engine_that_is_there_is_in_the_race(
+    tiny_bundle: Bundle, several_backends: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = Engines(monkeypatch)
+
+    # This ONNX Runtime has no CUDA, so of the two that are tried the engine is left.
+    assert running(tiny_bundle, device="gpu", roles=["image_encoder"]) == {"image_encoder": RTX}
+    (asked,) = engines.asked
+    assert asked.device == "cuda"
+    assert asked.axes == {"batch": (1, 1, 8)}
+
+
+def test_an_engine_that_would_have_to_be_built_is_not(
+    tiny_bundle: Bundle,
+    several_backends: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engines = Engines(monkeypatch)
+    engines.prepared = False
+    caplog.set_level(logging.INFO, "mmedge.engines")
+
+    with pytest.raises(BackendUnavailableError, match=r"without CUDA.*Or tensorrt-rtx .*build"):
+        mmedge.load(tiny_bundle.path, device="cuda")
+    assert "tensorrt-rtx can run it once its engine is built" in caplog.text
+    assert running(tiny_bundle, device="cuda", backend=RTX) == both(RTX)  # named, it builds
+
+
+def test_engines_lead_only_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ort, openvino):
+        monkeypatch.setattr(module, "engine_version", lambda: None)
+    monkeypatch.setattr(rtx, "engine_version", lambda: "1.7.1")
+    monkeypatch.setattr(rtx, "available_devices", tuple)
+    assert leading_backend() == ORT
+    monkeypatch.setattr(rtx, "available_devices", lambda: ("cuda",))
+    assert leading_backend() == RTX
+
+
+@pytest.mark.parametrize(
+    ("word", "device"),
+    [("gpu", "cuda"), ("gpu:1", "cuda:1"), ("cuda:1", "cuda:1"), ("cpu", "cpu"), ("gpus", "gpus")],
+)
+def test_gpu_is_another_word_for_cuda(word: str, device: str) -> None:
+    assert session_options(ORT, word, None).device == device
+    assert session_options(ORT, None, SessionOptions(device=word)).device == device
 
 
 def spoil(bundle: Bundle, *backends: str) -> Any:

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_gpu import AXES
 from tiny_graphs import DIM, INPUTS, OUTPUTS, WEIGHT, embed, feed_of, save_embedder
 
 from mmedge.errors import BackendError, DTypeError, InputError, MmedgeError, ShapeError
-from mmedge.runtimes import BACKENDS, Session, SessionOptions, backend, open_session
+from mmedge.runtimes import (
+    BACKENDS,
+    EngineOptions,
+    Session,
+    SessionOptions,
+    backend,
+    open_session,
+)
 from mmedge.runtimes.fake import FakeSession
 from mmedge.specs import Array
 
@@ -33,29 +41,48 @@ def _openvino(folder: Path, external: str | None = None) -> Session:
     return open_session(model, backend_name="openvino", options=SessionOptions(threads=1))
 
 
-# Each makes the embedder of tiny_graphs in an empty folder.
+def _trt(folder: Path, flavour: str = "tensorrt", **options: object) -> Session:
+    if "cuda" not in backend(flavour).available_devices():
+        pytest.skip(f"needs an NVIDIA GPU, its driver, cuda-bindings and {flavour}")
+    settings = SessionOptions(device="cuda", axes=AXES, **options)  # type: ignore[arg-type]
+    model = save_embedder(folder / "model.onnx")
+    return open_session(model, backend_name=flavour, options=settings)
+
+
+# Each makes the embedder of tiny_graphs in an empty folder. Those of TensorRT run on a GPU that is
+# not there, see trt/fake_gpu.py.
 IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {
     "ort": _ort,
     "ort-external-data": lambda folder: _ort(folder, external="model.onnx.data"),
     "ort-small-memory": lambda folder: _ort(folder, arena=False, prepack=False, spin=False),
     "openvino": _openvino,
     "openvino-external-data": lambda folder: _openvino(folder, external="model.onnx.data"),
+    "trt": _trt,
+    "trt-without-graphs": lambda folder: _trt(folder, engine=EngineOptions(graphs=0)),
+    "trt-small-memory": lambda folder: _trt(
+        folder, spin=False, engine=EngineOptions(contexts=1, graphs=2, scratch="needed")
+    ),
+    "trt-rtx": lambda folder: _trt(folder, "tensorrt-rtx"),
     "fake": lambda _: FakeSession(INPUTS, OUTPUTS, embed),
 }
 GPU_IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {
     "ort-cuda": _ort_cuda,
+    "trt-gpu": _trt,
+    "trt-gpu-without-graphs": lambda folder: _trt(folder, engine=EngineOptions(graphs=0)),
+    "trt-rtx-gpu": lambda folder: _trt(folder, "tensorrt-rtx"),
 }
 
 
 @pytest.fixture(
     params=[
-        *IMPLEMENTATIONS.values(),
-        *(pytest.param(make, marks=pytest.mark.gpu) for make in GPU_IMPLEMENTATIONS.values()),
-    ],
-    ids=[*IMPLEMENTATIONS, *GPU_IMPLEMENTATIONS],
+        *IMPLEMENTATIONS,
+        *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_IMPLEMENTATIONS),
+    ]
 )
 def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
-    made: Session = request.param(tmp_path)
+    if request.param in IMPLEMENTATIONS and request.param.startswith("trt"):
+        request.getfixturevalue("fake_gpu")
+    made = (IMPLEMENTATIONS | GPU_IMPLEMENTATIONS)[request.param](tmp_path)
     yield made
     made.close()
 
@@ -294,13 +321,24 @@ def test_placement_says_what_runs(session: Session) -> None:
 # What every backend does with files, whatever engine is behind it.
 
 
+ON_GPUS = {"tensorrt", "tensorrt-rtx"}
+DEVICES = {name: "cuda" if name in ON_GPUS else "cpu" for name in BACKENDS}
+
+
 @pytest.fixture(params=BACKENDS)
 def name(request: pytest.FixtureRequest) -> str:
+    if request.param in ON_GPUS:
+        request.getfixturevalue("fake_gpu")
     return str(request.param)
 
 
+def _open(model: Path, name: str) -> Session:
+    options = SessionOptions(device=DEVICES[name], axes=AXES)
+    return open_session(model, backend_name=name, options=options)
+
+
 def test_a_backend_opens_the_graph_with_its_specs(name: str, tmp_path: Path) -> None:
-    with open_session(save_embedder(tmp_path / "m.onnx"), backend_name=name) as opened:
+    with _open(save_embedder(tmp_path / "m.onnx"), name) as opened:
         assert opened.inputs == INPUTS
         assert opened.outputs == OUTPUTS
         assert opened.placement.backend == name
@@ -312,14 +350,15 @@ def test_a_backend_reads_external_data_from_beside_and_below(name: str, tmp_path
         (tmp_path / "below").mkdir(exist_ok=True)
         model = save_embedder(tmp_path / f"{Path(location).stem}.onnx", external=location)
         assert (tmp_path / location).stat().st_size >= WEIGHT.nbytes
-        with open_session(model, backend_name=name) as opened:
+        with _open(model, name) as opened:
             assert opened.outputs == OUTPUTS
 
 
-def test_every_backend_knows_the_cpu_and_refuses_other_planets(name: str, tmp_path: Path) -> None:
-    assert "cpu" in backend(name).available_devices()
+def test_a_backend_knows_its_devices_and_refuses_other_planets(name: str, tmp_path: Path) -> None:
+    assert DEVICES[name] in backend(name).available_devices()
+    assert bool(backend(name).layouts("cpu")) == ("cpu" in backend(name).available_devices())
 
-    with pytest.raises(MmedgeError, match=r"'mars'.*'cpu'"):
+    with pytest.raises(MmedgeError, match=rf"'mars'.*'{DEVICES[name]}'"):
         open_session(
             save_embedder(tmp_path / "m.onnx"),
             backend_name=name,
@@ -385,7 +424,7 @@ def test_a_file_that_cannot_be_opened_is_named(
     model = _damage(kind, tmp_path)
 
     with pytest.raises(BackendError, match=says) as caught:
-        open_session(model, backend_name=name)
+        _open(model, name)
     assert str(model) in str(caught.value)
 
 

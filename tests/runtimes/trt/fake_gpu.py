@@ -1,0 +1,104 @@
+"""A GPU that is not there, with both flavours of TensorRT, for tests that open sessions on it."""
+
+from __future__ import annotations
+
+import gc
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT, fake_plan
+from tiny_graphs import save_embedder
+
+from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.session import EngineOptions, SessionOptions
+from mmedge.runtimes.trt import flavours, opening
+from mmedge.runtimes.trt.backend import TrtBackend
+from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest, Flavour
+from mmedge.runtimes.trt.session import TrtSession
+
+VERSIONS: dict[Flavour, str] = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+AXES = {"batch": (1, 2, 8)}
+
+
+@dataclass
+class FakeGpu:
+    """What a test may look at and arrange.
+
+    Attributes:
+        cuda: The CUDA runtime.
+        libraries: TensorRT, by flavour.
+        built: What was built.
+        plan: More of what plans are made with; see fake_plan.
+    """
+
+    cuda: FakeCuda
+    libraries: dict[Flavour, FakeTensorRT]
+    built: list[EngineRequest] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def library(self) -> FakeTensorRT:
+        return self.libraries["tensorrt"]
+
+    def build(self, model: Path, request: EngineRequest, **_: object) -> BuiltEngine:
+        """Stand for mmedge.runtimes.trt.build.build_engine."""
+        self.built.append(request)
+        told = read_onnx_file(model)
+        major, minor = self.cuda.capability
+        made = {"version": VERSIONS[request.flavour], "capability": f"{major}.{minor}"}
+        plan = fake_plan(model, request, **(made | self.plan))
+        layers = (
+            EngineLayer("project", "gemm", ("fp16",), ("fp16",)),
+            EngineLayer("length", "reduce", ("fp32",), ("fp32",)),
+            EngineLayer("divide", "elementwise", ("fp32",), ("fp32",)),
+        )
+        return BuiltEngine(plan, told.inputs, told.outputs, layers, 0.1)
+
+    def open(
+        self,
+        model: Path,
+        *,
+        flavour: Flavour = "tensorrt",
+        device: str = "cuda",
+        axes: Any = None,
+        spin: bool = True,
+        **engine: Any,
+    ) -> TrtSession:
+        """Open a graph; `engine` are EngineOptions."""
+        options = SessionOptions(
+            device=device, axes=axes or AXES, spin=spin, engine=EngineOptions(**engine)
+        )
+        return TrtBackend(flavour).open_session(model, options)
+
+    def embedder(self, folder: Path, **how: Any) -> TrtSession:
+        """Open the embedder of tiny_graphs."""
+        return self.open(save_embedder(folder / "model.onnx"), **how)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
+    """A GPU of compute capability 8.9 and 64 MiB; all that was taken of it must be given back."""
+    cuda = FakeCuda()
+    monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    cuda.__spec__ = importlib.machinery.ModuleSpec("cuda.bindings.runtime", None)
+    libraries = {}
+    for flavour, name in MODULES.items():
+        library = FakeTensorRT(cuda, name, VERSIONS[flavour])
+        library.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, library)
+        libraries[flavour] = library
+    monkeypatch.setattr(flavours, "installed_version", VERSIONS.get)
+    gpu = FakeGpu(cuda, libraries)
+    monkeypatch.setattr(opening, "build_engine", gpu.build)
+    yield gpu
+    if cuda.left():
+        gc.collect()
+    assert cuda.left() == {}, "not given back"
