@@ -1,0 +1,221 @@
+"""`mmedge doctor`: what this machine has, and what of a bundle can run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from mmedge.bundle import Bundle
+    from mmedge.models.readiness import Way
+    from mmedge.runtimes.gpus import Gpu
+    from mmedge.runtimes.machine import Engine, Machine
+
+__all__ = ["doctor"]
+
+_ENGINES = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT RTX",
+}
+_STYLES = {"ready": "green", "build": "yellow", "needs": "red", "no": "dim"}
+
+
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="A bundle, NAME.mmedge, to say what of it can run here."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Say what this machine has: GPU, driver, CUDA, JetPack, engines, memory, power mode.
+
+    With a bundle: which variants can run here, which need what, and the command that mends it.
+    Exits with 1 if some role of the bundle has no variant that can run here.
+    """
+    from mmedge.bundle import open_bundle
+    from mmedge.cli.output import print_error, print_json
+    from mmedge.models.readiness import judge, runs_here
+    from mmedge.runtimes.machine import look_at_machine
+
+    opened = open_bundle(bundle) if bundle is not None else None
+    machine = look_at_machine()
+    ways = judge(opened, machine) if opened is not None else ()
+    if json:
+        document: dict[str, object] = {"machine": _document(machine)}
+        if opened is not None:
+            document |= {
+                "path": str(opened.path),
+                "runs_here": runs_here(ways),
+                "variants": [asdict(way) for way in ways],
+            }
+        print_json(document)
+    else:
+        _print_machine(machine)
+        if opened is not None:
+            _print_bundle(opened, ways)
+    if opened is not None and not runs_here(ways):
+        lacking = [
+            role
+            for role in opened.manifest.roles
+            if not any(way.role == role and way.state in ("ready", "build") for way in ways)
+        ]
+        print_error(
+            f"{opened.path}: nothing here can run {' or '.join(lacking)}. What is missing stands "
+            "above, with the commands that mend it."
+        )
+        raise typer.Exit(1)
+
+
+def _document(machine: Machine) -> dict[str, object]:
+    document = asdict(machine)
+    document["cache"] = str(machine.cache)
+    return document
+
+
+def _print_machine(machine: Machine) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.output import plain, stdout_console
+
+    console = stdout_console()
+    for title, lines in (("Machine", _hardware(machine)), ("Software", _software(machine))):
+        console.print(Text(title, style="bold"))
+        console.print(_facts(lines))
+    for note in machine.notes:
+        console.print(Text(f"! {plain(note)}", style="yellow"))
+
+
+def _facts(pairs: Iterator[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    from mmedge.cli.output import plain
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in pairs:
+        table.add_row(f"  {what}", plain(value))
+    return table
+
+
+def _hardware(machine: Machine) -> Iterator[tuple[str, str]]:
+    from mmedge.cli.output import human_bytes
+
+    yield "system", machine.system + (", in a container" if machine.container else "")
+    processor = machine.processor
+    share = f"{processor.allowed} of {processor.online}"
+    features = f"; {', '.join(processor.features)}" if processor.features else ""
+    yield "processor", f"{processor.name} ({processor.architecture}), {share} cores{features}"
+    if machine.memory_bytes is not None:
+        free = f", {human_bytes(machine.free_bytes)} free" if machine.free_bytes is not None else ""
+        yield "memory", f"{human_bytes(machine.memory_bytes)}{free}"
+    jetson = machine.jetson
+    if jetson is not None:
+        yield "board", jetson.model
+        release = f"L4T {jetson.l4t}" if jetson.l4t else "L4T unknown"
+        yield "JetPack", f"{jetson.jetpack or 'unknown'} ({release})"
+        yield "power mode", jetson.power_mode or "unknown (nvpmodel -q)"
+    for index, gpu in enumerate(machine.gpus):
+        yield f"GPU {index}", _gpu(gpu)
+    if not machine.gpus:
+        yield "GPU", "no NVIDIA GPU: CUDA and TensorRT need one"
+    else:
+        yield "CUDA", _cuda(machine)
+    yield "energy", machine.energy or "no counter"
+
+
+def _gpu(gpu: Gpu) -> str:
+    from mmedge.cli.output import human_bytes
+
+    parts = [gpu.name, f"compute capability {gpu.compute_capability or 'unknown'}"]
+    if gpu.integrated:
+        parts.append("shares the memory")
+    elif gpu.memory_bytes is not None:
+        free = f", {human_bytes(gpu.free_bytes)} free" if gpu.free_bytes is not None else ""
+        parts.append(human_bytes(gpu.memory_bytes) + free)
+    return ", ".join(parts)
+
+
+def _cuda(machine: Machine) -> str:
+    cuda = machine.cuda
+    parts = [f"driver {cuda.driver}"] if cuda.driver else []
+    parts += [f"serves CUDA {cuda.serves}"] if cuda.serves else []
+    parts += [f"toolkit {cuda.toolkit}"] if cuda.toolkit else []
+    parts.append(f"cuda-bindings {cuda.bindings}" if cuda.bindings else "no cuda-bindings")
+    return ", ".join(parts)
+
+
+def _software(machine: Machine) -> Iterator[tuple[str, str]]:
+    from mmedge.cli.output import human_bytes
+
+    python = machine.python
+    kind = ""
+    if python.virtual:
+        kind = " (virtual environment" + (
+            ", sees the system's packages)" if python.sees_system else ")"
+        )
+    yield "mmedge", f"{machine.mmedge}, Python {python.version}{kind}"
+    for engine in machine.engines:
+        yield _ENGINES[engine.name], _engine(engine)
+    free = ""
+    if machine.cache_free_bytes is not None:
+        free = f", {human_bytes(machine.cache_free_bytes)} free"
+    yield "cache", f"{machine.cache}{free}"
+
+
+def _engine(engine: Engine) -> str:
+    if engine.version is None:
+        return (
+            f"not in this Python; {engine.elsewhere} is on the system"
+            if engine.elsewhere
+            else "not installed"
+        )
+    if engine.fault:
+        return f"{engine.version}, does not start"
+    names = [each.removesuffix("ExecutionProvider") for each in engine.offers]
+    offers = ", ".join(name for name in names if name != "Azure")  # a service, on no machine
+    if engine.name == "tensorrt-rtx" and offers:
+        offers = f"builds for {offers}"
+    return f"{engine.version}{f': {offers}' if offers else ''}"
+
+
+def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:
+    from rich.text import Text
+
+    from mmedge.cli.output import new_table, plain, stdout_console
+
+    console = stdout_console()
+    heads = list(dict.fromkeys((way.backend, way.device) for way in ways))
+    obstacles = list(dict.fromkeys((way.reason, way.command) for way in ways if way.reason))
+    title = plain(f"{bundle.manifest.name} ({bundle.path})")
+    console.print(Text(f"\n{title}", style="bold"))
+    table = new_table("variant", *(f"{name}\n{device}" for name, device in heads))
+    cells = {(way.role, way.variant, (way.backend, way.device)): way for way in ways}
+    for role, entry in bundle.manifest.roles.items():
+        table.add_row(Text(plain(role), style="bold"))
+        for variant in entry.variants:
+            row = [cells[role, variant.name, head] for head in heads]
+            table.add_row(f"  {plain(variant.name)}", *(_cell(way, obstacles) for way in row))
+    console.print(table)
+    for number, (reason, command) in enumerate(obstacles, 1):
+        said = f"{reason[0].upper()}{reason[1:]}{':' if command else '.'}"
+        console.print(Text(f"({number}) {plain(said)}"))
+        if command:
+            console.print(Text(f"      {plain(command)}"), soft_wrap=True)
+
+
+def _cell(way: Way, obstacles: list[tuple[str, str]]) -> Text:
+    from rich.text import Text
+
+    words = {"ready": "ready", "build": "build", "needs": "needs", "no": "no"}[way.state]
+    mark = f" ({obstacles.index((way.reason, way.command)) + 1})" if way.reason else ""
+    return Text(f"{words}{mark}", style=_STYLES[way.state])
