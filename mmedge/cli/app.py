@@ -17,6 +17,8 @@ __all__ = ["app", "run"]
 _COMMANDS = (
     "cache",
     "convert",
+    "doctor",
+    "export",
     "inspect",
     "profile",
     "verify",
