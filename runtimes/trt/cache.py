@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("mmedge.engines")
+_TRIES = 5
 
 
 class EngineCache:
@@ -285,8 +286,14 @@ class EngineCache:
         return folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', '-'.join(parts))[:200]}.cache"
 
     def _load(self, key: EngineKey) -> LoadedEngine | Miss:
-        found = self.find(key)
-        return found if isinstance(found, Miss) else load_entry(found)
+        for _ in range(_TRIES):
+            found = self.find(key)
+            if isinstance(found, Miss):
+                return found
+            loaded = load_entry(found)
+            if isinstance(loaded, LoadedEngine) or loaded.kind == "damaged":
+                break  # or it was replaced or removed since it was found
+        return loaded
 
     @contextmanager
     def _locked(self, key: EngineKey, told: Callable[[str], None]) -> Iterator[None]:

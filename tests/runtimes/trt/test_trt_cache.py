@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmedge.errors import BackendError, EngineMismatchError, InputError, StorageError
 from mmedge.files import atomic
 from mmedge.runtimes.choices import cache_folder
-from mmedge.runtimes.trt import engine_files, engine_record, key_lock
+from mmedge.runtimes.trt import engine_files, key_lock
 from mmedge.runtimes.trt.cache import CachedEngine, EngineCache, Miss, PruneRule
 from mmedge.runtimes.trt.engine_record import RecordError, key_digest, parse_record, record_of
 from mmedge.runtimes.trt.engines import BuildSettings, BuiltEngine, EngineKey, EngineRequest
@@ -347,19 +347,23 @@ def test_no_change_of_a_record_does_more_than_refuse_it(data: st.DataObject) -> 
     assert parsed.key == key()
 
 
+@pytest.mark.parametrize("moment", ["parse_record", "stat_private", "read_private"])
 def test_an_engine_replaced_while_it_is_looked_up_is_found(
-    cache: EngineCache, stored: CachedEngine, monkeypatch: pytest.MonkeyPatch
+    cache: EngineCache, stored: CachedEngine, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """The record that is read may be of a plan that is gone when it is looked for."""
-    parse = engine_files.parse_record
+    """The record that is read may be of a plan that is gone when it is looked for or read."""
+    step: Callable[..., object] = getattr(engine_files, moment)
 
-    def replaced_meanwhile(data: bytes, digest: str) -> engine_record.EngineRecord:
-        monkeypatch.setattr(engine_files, "parse_record", parse)
+    def replaced_meanwhile(*arguments: object) -> object:
+        if moment == "read_private" and arguments[0] != stored.path:
+            return step(*arguments)
+        monkeypatch.setattr(engine_files, moment, step)
         cache.store(key(), built(OTHER_PLAN))
-        return parse(data, digest)
+        return step(*arguments)
 
-    monkeypatch.setattr(engine_files, "parse_record", replaced_meanwhile)
+    monkeypatch.setattr(engine_files, moment, replaced_meanwhile)
     assert cache.load(key()).plan == OTHER_PLAN
+    assert not stored.path.exists()
 
 
 def test_a_folder_that_others_can_write_is_refused(
