@@ -149,10 +149,15 @@ class WeightOnly:
             size, opset 21) for engines.
         rest: Activations and what is not quantized; "float16" in the blocked form alone.
         keep: Names of linear layers that stay in float.
+        at_most: What all constants of the graph may take, as a share of what they take in fp16:
+            0.25 for a quarter. Layers go to half the bits until it holds, those that move the
+            embedding least per byte saved (needs calibration data; see size_target.py). None sets
+            no target. Operators form only: the blocked one has no 2 bits.
+        lowered: Names of layers and tables at half the bits; empty lets `at_most` choose.
 
     Raises:
-        QuantizationError: If the group size is not one that a runtime takes, or form and rest do
-            not go together.
+        QuantizationError: If the group size is not one that a runtime takes, the target is no share
+            of fp16, or the form does not go with rest, target or lowered layers.
     """
 
     bits: Literal[4, 8] = 4
@@ -162,8 +167,21 @@ class WeightOnly:
     form: Literal["operators", "blocked"] = "operators"
     rest: Rest = "float32"
     keep: tuple[str, ...] = ()
+    at_most: float | None = None
+    lowered: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.at_most is not None and not 0.0 < self.at_most < 1.0:
+            raise QuantizationError(
+                f"at_most: got {self.at_most:g}, expected a share of the fp16 size between 0 and "
+                "1, such as 0.25 (at25) for a quarter."
+            )
+        if self.form == "blocked" and (self.at_most is not None or self.lowered):
+            raise QuantizationError(
+                "A size target takes some layers to half the bits: got the blocked form, which has "
+                "no 2 bits, as engines take none. Pass WeightOnly(form='operators', at_most=...) "
+                "(int4-at25), or leave the target out."
+            )
         if self.group_size < 16 or self.group_size & (self.group_size - 1):
             raise QuantizationError(
                 f"group_size: got {self.group_size}, expected a power of two from 16 on."

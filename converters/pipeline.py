@@ -215,7 +215,7 @@ def _search_key(job: _Job, facts: _Facts) -> dict[str, object]:
         )
     }
     return {
-        "format": 1,  # of what the store holds
+        "format": 2,  # of what the store holds
         "space": facts.space,
         "weights_sha256": facts.weights_sha256,
         **data,

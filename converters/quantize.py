@@ -7,6 +7,7 @@ became of every layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.bias_correction import corrected_bias
 from mmedge.converters.calibrator import Calibrator
 from mmedge.converters.half_rest import describe_rest, narrow_rest
+from mmedge.converters.isolated import Worker
 from mmedge.converters.layers import describe_islands, describe_layers, plan_layers
 from mmedge.converters.methods import (
     BFloat16,
@@ -32,7 +34,13 @@ from mmedge.converters.passes.float8 import Float8Linears
 from mmedge.converters.passes.float16 import to_float16
 from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs
 from mmedge.converters.passes.linears import Linear, find_linears
-from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
+from mmedge.converters.passes.weight_only import QuantizedWeight, moment_inputs
+from mmedge.converters.size_target import (
+    choose_lowered,
+    half_the_bits,
+    require_size,
+    weight_only_pass,
+)
 from mmedge.converters.statistics import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.files import storage_errors
@@ -49,6 +57,7 @@ def quantize(
     calibration: Feeds | None = None,
     share: Path | None = None,
     ranges: Mapping[str, Range] | None = None,
+    worker: Worker | None = None,
 ) -> tuple[NodeEntry, ...]:
     """Write the quantized graph of `model` to `out`, its weights to `out` + ".data" beside it.
 
@@ -64,6 +73,7 @@ def quantize(
             Weights that both hold are read from its external data instead of being stored again.
         ranges: Of what linear layers read, by Linear.name, instead of collecting them: what
             distillation has learned. StaticInt8 alone takes it.
+        worker: Where graphs run that a size target has measured; None starts one when needed.
 
     Returns:
         What became of every linear layer and embedding table, in the graph's order.
@@ -81,7 +91,7 @@ def quantize(
             f"Ranges are for StaticInt8; got {type(config).__name__}, which has no use for them."
         )
     try:
-        made = _Quantizer(model, calibrator, ranges)
+        made = _Quantizer(model, calibrator, ranges, worker)
         quantized = _apply(config, made)
         if share is not None:
             _share_weights(quantized, share)
@@ -112,11 +122,16 @@ class _Quantizer:
     """One call of quantize: the graph, what is known of its activations, and what came of it."""
 
     def __init__(
-        self, model: Path, calibrator: Calibrator | None, ranges: Mapping[str, Range] | None
+        self,
+        model: Path,
+        calibrator: Calibrator | None,
+        ranges: Mapping[str, Range] | None,
+        worker: Worker | None,
     ) -> None:
         self.model = model
         self.calibrator = calibrator
         self.given = ranges
+        self.worker = worker
         self.entries: tuple[NodeEntry, ...] = ()
 
     def needed(self, what: str) -> Calibrator:
@@ -238,16 +253,14 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
     if config.rounding == "gptq":
         names = moment_inputs(graph, config.keep)
         moments = made.needed("GPTQ").moments(made.model, names)
-    step = WeightOnlyLinears(
-        config.form,
-        bits=config.bits,
-        group_size=config.group_size,
-        symmetric=config.symmetric,
-        rounding=config.rounding,
-        moments=moments,
-        keep=config.keep,
-    )
+    errors: Mapping[str, float] = {}
+    if config.at_most is not None and not config.lowered:
+        feeds = made.needed("A size target")
+        errors = choose_lowered(made.model, config, feeds, moments=moments, worker=made.worker)
+        config = replace(config, lowered=tuple(errors))
+    step = weight_only_pass(config, moments)
     step(graph)
+    require_size(graph, step, made.model, config)
     made.entries = tuple(
         NodeEntry(
             name=weight.name,
@@ -255,8 +268,21 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
             precision="float32" if weight.bits == 32 else f"int{weight.bits}",
             shape=weight.shape,
             weight_error=weight.weight_error,
-            reason=weight.reason,
+            embedding_error=errors.get(weight.name),
+            reason=weight.reason or _lowered(weight, config),
         )
         for weight in step.weights
     )
     return made.with_rest(graph, made.model, config.rest)
+
+
+def _lowered(weight: QuantizedWeight, config: WeightOnly) -> str:
+    """Return why a weight takes fewer bits than the rest, "" where it does not."""
+    if weight.name not in config.lowered:
+        return ""
+    if config.at_most is None:
+        return f"{half_the_bits(config)} bits by name"
+    return (
+        f"{half_the_bits(config)} bits for {config.at_most:.4g} of fp16: least effect on the "
+        "embedding per byte saved"
+    )

@@ -9,11 +9,12 @@ name leaves the defaults out:
 | fp8 | RANGES, half, keepN |
 | int8-dynamic | equalized, keepN |
 | int8-static | RANGES, symmetric, equalized, corrected, distilled, half, keepN |
-| int4, int8-weight | gN, rtn, gptq, hqq, asymmetric, blocked, half, keepN |
+| int4, int8-weight | gN, rtn, gptq, hqq, asymmetric, blocked, half, atN, keepN |
 
-RANGES is minmax, percentile, entropy or mse; gN weights share a scale; keepN leaves the N most
-sensitive linear layers in float. For engines are fp8, symmetric and blocked graphs; half computes
-what is not quantized in float16 there, as TensorRT wants it.
+RANGES is minmax, percentile, entropy or mse; gN weights share a scale; atN takes layers to half the
+bits until the graph is N per cent of fp16 at most; keepN leaves the N most sensitive linear layers
+in float. For engines are fp8, symmetric and blocked graphs; half computes what is not quantized in
+float16 there, as TensorRT wants it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from mmedge.bundle.manifest import Layout
 from mmedge.converters.methods import (
@@ -50,8 +51,8 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "fp8": (*_RANGES, "half", "keepN"),
     "int8-dynamic": ("equalized", "keepN"),
     "int8-static": (*_RANGES, "symmetric", "equalized", "corrected", "distilled", "half", "keepN"),
-    "int8-weight": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "keepN"),
-    "int4": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "keepN"),
+    "int8-weight": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "atN", "keepN"),
+    "int4": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "atN", "keepN"),
 }
 _GROUP_SIZE = 32
 
@@ -96,8 +97,9 @@ class Recipe:
                 shared = settings.setdefault(name, value)
                 if shared != value:
                     settings[name] = f"{shared}, {value} ({layout})"
-        if "keep" in settings:
-            settings["keep"] = list(settings["keep"])
+        for names in ("keep", "lowered"):
+            if names in settings:
+                settings[names] = list(settings[names])
         return settings | ({"distilled": True} if self.distilled else {})
 
 
@@ -105,7 +107,7 @@ def _needs_calibration(method: QuantizationConfig) -> bool:
     if isinstance(method, DynamicInt8):
         return method.equalization is not None
     if isinstance(method, WeightOnly):
-        return method.rounding == "gptq"
+        return method.rounding == "gptq" or method.at_most is not None
     return isinstance(method, StaticInt8 | Float8)
 
 
@@ -131,7 +133,7 @@ def parse_recipe(name: str) -> Recipe:
     taken = _SETTINGS.get(method, ())
     for setting in settings:
         kind = re.sub(r"[0-9]+$", "N", setting)
-        if kind not in taken or setting in {"gN", "keepN"}:
+        if kind not in taken or (setting == kind and kind.endswith("N")):
             raise ConversionError(
                 f"Precision '{name}': {method} takes no setting '{setting}', but "
                 f"{', '.join(taken) or 'none at all'}." + did_you_mean(setting, taken)
@@ -149,6 +151,7 @@ def parse_recipe(name: str) -> Recipe:
     return Recipe("-".join([method, *parts]), precision, methods, kept, "distilled" in settings)
 
 
+_Default = TypeVar("_Default", int, None)
 _Made = tuple[list[str], Precision, dict[Layout, QuantizationConfig]]
 
 
@@ -200,6 +203,7 @@ def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
     group_size = _number(name, settings, "g", _GROUP_SIZE)
     rounding = cast(Literal["rtn", "gptq", "hqq"], _one_of(settings, _ROUNDING))
     blocked = "blocked" in settings
+    percent = _number(name, settings, "at", None)
     config = WeightOnly(
         bits=4 if method == "int4" else 8,
         group_size=group_size,
@@ -207,11 +211,13 @@ def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
         rounding=rounding,
         form="blocked" if blocked else "operators",
         rest=_rest(settings),
+        at_most=None if percent is None else percent / 100,
     )
     parts = [] if group_size == _GROUP_SIZE else [f"g{group_size}"]
     parts += [] if rounding == "rtn" else [rounding]
     parts += [] if rounding == "hqq" else _told(settings, "asymmetric")
     parts += _told(settings, "blocked", "half")
+    parts += [] if percent is None else [f"at{percent}"]
     layout: Layout = "portable" if blocked else "onnxruntime"
     return parts, Precision.INT4 if method == "int4" else Precision.INT8, {layout: config}
 
@@ -232,7 +238,7 @@ def _one_of(settings: list[str], names: tuple[str, ...]) -> Any:  # noqa: ANN401
     return found[0] if found else names[0]
 
 
-def _number(name: str, settings: list[str], word: str, default: int) -> int:
+def _number(name: str, settings: list[str], word: str, default: _Default) -> int | _Default:
     matches = [re.fullmatch(rf"{word}([0-9]+)", setting) for setting in settings]
     found = {int(match[1]) for match in matches if match is not None}
     if len(found) > 1:

@@ -1,10 +1,10 @@
 """The search for a precision: a ladder of candidates a role, each measured, the front kept.
 
-What is tried depends on what was found. First the plain methods; where these lose much, the same
-after equalization; where the cheapest lose too much, the best of these with its most sensitive
-layers left in float, one, two, four, ... of them; and where nothing else keeps to the budget,
-recovery by distillation. Fidelity is measured on held-out data, speed on this machine in turns with
-fp32.
+What is tried depends on what was found. First the plain methods, and for size as many layers at 2
+bits as the budget bears; where the plain methods lose much, the same after equalization; where the
+cheapest lose too much, the best of these with its most sensitive layers left in float, one, two,
+four, ... of them; and where nothing else keeps to the budget, recovery by distillation. Fidelity is
+measured on held-out data, speed on this machine in turns with fp32.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _PLAIN: dict[Objective, tuple[str, ...]] = {
         "int8-weight-g128",
         "int4-g128",
         "int4-g64-hqq",
-        "int4-g128-gptq",
     ),
 }
+# Below 4 bits, as long as the one before keeps to the budget.
+_SMALLER = ("int4-g128-gptq", "int4-g128-gptq-at25", "int4-g128-gptq-at20")
 _EQUALIZED = ("int8-dynamic-equalized", "int8-static-mse-equalized-corrected")
 
 
@@ -94,11 +95,20 @@ class RoleSearch:
         yield from self._known(_PLAIN[self.budget.objective])
         if not self.calibrated:
             return
+        if self.budget.objective == "size":
+            yield from self._smaller(trials)
         if not self._close(trials):
             yield from self._known(_EQUALIZED)
         yield from self._refined(trials)
         if not any(within(trial, self.budget) for trial in self._worthwhile(trials)):
             yield parse_recipe("int8-static-percentile-distilled")
+
+    def _smaller(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield 4 bits, and then ever more layers at 2, until that loses too much."""
+        for name in _SMALLER:
+            yield parse_recipe(name)
+            if not within(trials[-1], self.budget):
+                return
 
     def _refined(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
         """Yield what is cheap and loses too much, more and more of its layers left in float."""
@@ -144,6 +154,7 @@ class RoleSearch:
             and not within(trial, self.budget)
             and trial.cost(self.budget.objective) <= limit
             and trial.name.startswith(("int8", "int4"))
+            and "-at" not in trial.name  # what is kept would have to be saved elsewhere
         ]
         return min(over, key=Trial.loss, default=None)
 

@@ -15,7 +15,7 @@ data that it is judged on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.isolated import Worker, lent
+from mmedge.converters.embedding_errors import SENSITIVITY_SAMPLES, embedding_errors
+from mmedge.converters.isolated import Worker
 from mmedge.converters.methods import (
     DynamicInt8,
     Float8,
@@ -39,23 +40,20 @@ from mmedge.converters.passes.int8 import (
     quantizable_tables,
 )
 from mmedge.converters.passes.linears import find_linears
-from mmedge.converters.probing import beside
+from mmedge.converters.passes.weight_only import moment_inputs
 from mmedge.converters.quantize import quantize
-from mmedge.converters.statistics import Feeds, collect_ranges
-from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.specs import Array, Float32Array
+from mmedge.converters.size_target import weight_only_pass
+from mmedge.converters.statistics import Feeds, collect_moments, collect_ranges
+from mmedge.errors import QuantizationError
+from mmedge.specs import Float32Array
 
 __all__ = [
-    "SENSITIVITY_SAMPLES",
     "choose_kept",
     "measure_errors",
     "measure_sensitivity",
     "quantizable_nodes",
     "weight_bytes",
 ]
-
-SENSITIVITY_SAMPLES = 8
-"""Calibration samples that each node is measured on, unless told otherwise."""
 
 LayerwiseConfig: TypeAlias = DynamicInt8 | StaticInt8 | WeightOnly | Float8
 
@@ -76,9 +74,9 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
     method = _layerwise(config)
     if isinstance(method, WeightOnly):
         # What can be grouped is known to the pass alone; how it rounds makes no difference.
-        with beside(model.parent) as path:
-            entries = quantize(model, path, replace(method, rounding="rtn"), share=model)
-        return tuple(dict.fromkeys(entry.name for entry in entries if not entry.reason))
+        step = weight_only_pass(method, sizes_only=True)
+        step(ir.load(model))
+        return tuple(dict.fromkeys(weight.name for weight in step.weights if not weight.reason))
     graph = ir.load(model).graph
     linears = [linear.name for linear in quantizable_linears(graph, method.keep)]
     tables = () if isinstance(method, Float8) else quantizable_tables(graph, method.keep)
@@ -170,19 +168,22 @@ def measure_errors(
             is named.
     """
     names = quantizable_nodes(model, config)
-    subset = _take(feeds, samples)
-    write = _writer(model, config, calibration or feeds)
-    errors: dict[str, Float32Array] = {}
-    with lent(worker) as runs:
-        reference = _embed(model, subset, model.name, runs)
-        for name in names if nodes is None else [name for name in names if name in nodes]:
-            others = tuple(other for other in names if other != name)
-            keep = (*_layerwise(config).keep, *(others if alone else (name,)))
-            label = f"{model.name} with {'only' if alone else 'all but'} '{name}' quantized"
-            with beside(model.parent) as path:
-                write(path, keep)
-                errors[name] = _errors(name, reference, _embed(path, subset, label, runs))
-    return errors
+    save = _writer(model, config, calibration or feeds)
+    always = _layerwise(config).keep
+
+    def write(path: Path, name: str) -> None:
+        others = tuple(other for other in names if other != name)
+        save(path, (*always, *(others if alone else (name,))))
+
+    return embedding_errors(
+        model,
+        names if nodes is None else [name for name in names if name in nodes],
+        write,
+        feeds,
+        samples=samples,
+        what=f"{'only' if alone else 'all but'} '{{}}' quantized",
+        worker=worker,
+    )
 
 
 def choose_kept(
@@ -229,15 +230,28 @@ def _layerwise(config: QuantizationConfig) -> LayerwiseConfig:
             f"Sensitivity of {type(config).__name__}: it does not go layer by layer. Pass one of "
             "DynamicInt8, StaticInt8, WeightOnly, Float8."
         )
+    if isinstance(config, DynamicInt8):
+        return config
     # One layer at a time is measured; the rest in float16 would only add to each the same error.
-    return config if isinstance(config, DynamicInt8) else replace(config, rest="float32")
+    method = replace(config, rest="float32")
+    # With one layer quantized a size target has no meaning; what it lowered is measured so.
+    return replace(method, at_most=None) if isinstance(method, WeightOnly) else method
 
 
 def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Write:
     """Return what writes the graph with some nodes in float; what all of them need is done here."""
     method = _layerwise(config)
     if isinstance(method, DynamicInt8):
-        return partial(_write_int8, model, lambda keep: Int8Linears("dynamic", keep=keep))
+        return partial(_write, model, lambda keep: Int8Linears("dynamic", keep=keep))
+    if isinstance(method, WeightOnly):
+        moments = None
+        if method.rounding == "gptq":
+            moments = collect_moments(
+                model, moment_inputs(ir.load(model), method.keep), calibration
+            )
+        return partial(
+            _write, model, lambda keep: weight_only_pass(replace(method, keep=keep), moments)
+        )
     if isinstance(method, StaticInt8) and not method.bias_correction:
         inputs = quantizable_inputs(ir.load(model), method.keep)
         symmetric = method.activations == "int8"
@@ -248,7 +262,7 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
         )
         form = method.form
         return partial(
-            _write_int8,
+            _write,
             model,
             lambda keep: Int8Linears(form, ranges, symmetric_activations=symmetric, keep=keep),
         )
@@ -262,9 +276,9 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
     return write
 
 
-def _write_int8(
+def _write(
     model: Path,
-    rewrite: Callable[[tuple[str, ...]], Int8Linears],
+    rewrite: Callable[[tuple[str, ...]], ir.passes.InPlacePass],
     path: Path,
     keep: tuple[str, ...],
 ) -> None:
@@ -272,45 +286,3 @@ def _write_int8(
     rewrite(keep)(graph)
     # Weights that stay in float are read from where they lie.
     ir.save(graph, path)
-
-
-def _take(feeds: Feeds, samples: int) -> list[Mapping[str, Array]]:
-    """Return the first feeds, until they hold `samples` rows."""
-    taken: list[Mapping[str, Array]] = []
-    for feed in feeds():
-        if sum(map(_rows, taken)) >= samples:
-            break
-        taken.append(feed)
-    if not taken:
-        raise CalibrationError(
-            "No calibration data to measure sensitivity on: got 0 samples. Pass a folder with some."
-        )
-    return taken
-
-
-def _rows(feed: Mapping[str, Array]) -> int:
-    return len(next(iter(feed.values())))
-
-
-def _embed(model: Path, feeds: Sequence[Mapping[str, Array]], label: str, worker: Worker) -> Array:
-    """Return the embeddings of all feeds: (rows, D) float64."""
-    with worker.open(model, label) as graph:
-        rows = [next(iter(graph.run(feed).values())) for feed in feeds]
-    return np.concatenate(rows).astype(np.float64)
-
-
-def _errors(name: str, reference: Array, found: Array) -> Float32Array:
-    """Return 1 - cosine of each row.
-
-    Half the squared distance of the unit vectors, which is the same and does not lose the small
-    ones in a difference of numbers near 1.
-    """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (reference, found)]
-    errors: Float32Array = (np.square(units[0] - units[1]).sum(axis=1) / 2).astype(np.float32)
-    if not np.isfinite(errors).all():
-        raise QuantizationError(
-            f"The embedding is NaN, infinite or zero with only '{name}' quantized. "
-            "Check the calibration data, or leave this role in float."
-        )
-    return errors

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Layout, Parity, Quality
 from mmedge.bundle.search import Speed
 from mmedge.converters.ladder import files_of
+from mmedge.converters.methods import QuantizationConfig, WeightOnly
 from mmedge.converters.quality import drop
 from mmedge.converters.recipes import Recipe
 from mmedge.converters.variants import BuiltVariant, keeping
@@ -39,6 +40,8 @@ __all__ = ["TrialStore", "drop_of"]
 _KEY = "key.json"
 _SUFFIX = ".trial.json"
 _ARRAYS = ".trial.npz"
+# Fields of methods that name layers, and which layers has been measured.
+_CHOSEN = ("keep", "lowered")
 
 
 class TrialStore:
@@ -136,8 +139,8 @@ class TrialStore:
                 "opset": built.opset,
                 "parity": built.parity.model_dump(mode="json"),
                 "duration_s": built.duration_s,
-                "keep": {
-                    layout: list(getattr(method, "keep", ()))
+                "chosen": {
+                    layout: {name: list(getattr(method, name, ())) for name in _CHOSEN}
                     for layout, method in built.recipe.methods.items()
                 },
             }
@@ -209,11 +212,20 @@ def _as_written(folder: Path, files: Mapping[str, str]) -> bool:
     )
 
 
+def _with_layers(
+    method: QuantizationConfig, layers: Mapping[str, Sequence[str]]
+) -> QuantizationConfig:
+    """Return a method with the layers that were chosen for it."""
+    if layers["keep"]:
+        method = keeping(method, tuple(layers["keep"]))
+    if isinstance(method, WeightOnly):
+        method = replace(method, lowered=tuple(layers["lowered"]))
+    return method
+
+
 def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVariant:
     methods = {
-        layout: keeping(method, tuple(document["keep"][layout]))
-        if document["keep"].get(layout)
-        else method
+        layout: _with_layers(method, document["chosen"][layout])
         for layout, method in recipe.methods.items()
     }
     models: dict[Layout, Path] = {

@@ -16,6 +16,7 @@ from mmedge.bundle.nodes import NodeEntry, NodeTable, save_nodes, with_embedding
 from mmedge.converters.agreement import require_agreement
 from mmedge.converters.calibrator import Calibrator
 from mmedge.converters.distillation import Distillation, distill
+from mmedge.converters.embedding_errors import SENSITIVITY_SAMPLES
 from mmedge.converters.evaluation import embed
 from mmedge.converters.export import (
     OPSET,
@@ -27,7 +28,13 @@ from mmedge.converters.export import (
 )
 from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.isolated import Worker
-from mmedge.converters.methods import BFloat16, Float16, QuantizationConfig, StaticInt8
+from mmedge.converters.methods import (
+    BFloat16,
+    Float16,
+    QuantizationConfig,
+    StaticInt8,
+    WeightOnly,
+)
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
 from mmedge.converters.passes.int8 import Range, quantizable_inputs, quantizable_linears
@@ -35,11 +42,11 @@ from mmedge.converters.probing import written_beside
 from mmedge.converters.quantize import quantize
 from mmedge.converters.recipes import Recipe
 from mmedge.converters.sensitivity import (
-    SENSITIVITY_SAMPLES,
     choose_kept,
     measure_sensitivity,
     weight_bytes,
 )
+from mmedge.converters.size_target import half_the_bits
 from mmedge.converters.statistics import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.specs import Array, Float32Array, Precision
@@ -185,6 +192,7 @@ class VariantBuilder:
                 models, entries = self._distil(recipe.variant, methods)
             else:
                 models, entries = self._quantize(recipe.variant, methods, self._source)
+                methods = _lowering(methods, entries)
             nodes = self._describe(recipe.variant, methods, entries)
         parities = []
         for at, (layout, model) in enumerate(models.items()):
@@ -278,6 +286,7 @@ class VariantBuilder:
                     calibration=self._calibrator,
                     share=first,
                     ranges=ranges,
+                    worker=self.worker,
                 )
             if isinstance(method, Float16):
                 require_agreement(source(layout), out, self._probe_feeds, worker=self.worker)
@@ -331,18 +340,23 @@ class VariantBuilder:
         entries: tuple[NodeEntry, ...],
     ) -> Path:
         layout, method = next(iter(methods.items()))
-        samples = 0
         layerwise = not isinstance(method, Float16 | BFloat16)
-        errors = {}
+        errors: Mapping[str, float] = {}
         if layerwise and self._explain:
             errors = self._sensitivity(layout, keeping(method, ()))
         elif layerwise:
             errors = self._errors.get(keeping(method, ()), {})
-        if errors:
-            entries, samples = with_embedding_errors(entries, errors), SENSITIVITY_SAMPLES
+        entries = with_embedding_errors(entries, errors)
+        measured = any(entry.embedding_error is not None for entry in entries)
         path = self._folder / f"{variant}.nodes.json"
         save_nodes(
-            path, NodeTable(role=self._role, variant=variant, nodes=entries, samples=samples)
+            path,
+            NodeTable(
+                role=self._role,
+                variant=variant,
+                nodes=entries,
+                samples=SENSITIVITY_SAMPLES if measured else 0,
+            ),
         )
         return path
 
@@ -356,6 +370,21 @@ def keeping(method: QuantizationConfig, keep: tuple[str, ...]) -> QuantizationCo
     if isinstance(method, Float16 | BFloat16):
         raise QuantizationError(f"{type(method).__name__} does not go layer by layer.")
     return replace(method, keep=keep)
+
+
+def _lowering(
+    methods: Mapping[Layout, QuantizationConfig], entries: Sequence[NodeEntry]
+) -> dict[Layout, QuantizationConfig]:
+    """Return the methods with the layers by name that a size target has lowered."""
+    return {
+        layout: replace(
+            method,
+            lowered=tuple(e.name for e in entries if e.precision == f"int{half_the_bits(method)}"),
+        )
+        if isinstance(method, WeightOnly)
+        else method
+        for layout, method in methods.items()
+    }
 
 
 def _running(models: Mapping[Layout, Path]) -> int:

@@ -30,6 +30,7 @@ from mmedge.specs import Array, Float32Array
 __all__ = [
     "Bits",
     "GroupCodes",
+    "blank_codes",
     "gptq",
     "hqq",
     "relative_error",
@@ -104,6 +105,22 @@ class GroupCodes:
 def relative_error(matrix: Float32Array, codes: GroupCodes) -> float:
     """Return ||W - Wq|| / ||W|| in the Frobenius norm; 0 for a matrix of zeros."""
     return matrix_error(matrix, codes.matrix())
+
+
+def blank_codes(
+    matrix: Float32Array, bits: Bits, group_size: int, *, symmetric: bool = True
+) -> GroupCodes:
+    """Return codes that stand for nothing, of the size that those of the matrix have."""
+    inputs, outputs = matrix.shape
+    groups = -(-inputs // group_size)
+    return GroupCodes(
+        np.zeros((outputs, groups, group_size), np.uint8),
+        np.ones((outputs, groups), _scale_dtype(matrix, bits)),
+        np.zeros((outputs, groups), np.uint8),
+        inputs,
+        bits,
+        symmetric,
+    )
 
 
 def round_to_nearest(
@@ -277,9 +294,12 @@ def _groups(
     inputs, outputs = matrix.shape
     padded = np.zeros((outputs, -(-inputs // group_size) * group_size), np.float32)
     padded[:, :inputs] = matrix.T
-    largest = float(np.abs(padded).max()) * 2 / (2**bits - 1)
-    fits = 64 * _HALF_SMALLEST <= largest <= _HALF_LARGEST
-    return padded.reshape(outputs, -1, group_size), np.float16 if fits else np.float32
+    return padded.reshape(outputs, -1, group_size), _scale_dtype(matrix, bits)
+
+
+def _scale_dtype(matrix: Float32Array, bits: int) -> type[np.floating]:
+    largest = float(np.abs(matrix).max()) * 2 / (2**bits - 1)
+    return np.float16 if 64 * _HALF_SMALLEST <= largest <= _HALF_LARGEST else np.float32
 
 
 def _assemble(

@@ -41,6 +41,7 @@ from mmedge.converters.passes.weight_only_nodes import (
 from mmedge.converters.weight_only import (
     Bits,
     GroupCodes,
+    blank_codes,
     gptq,
     hqq,
     relative_error,
@@ -49,7 +50,14 @@ from mmedge.converters.weight_only import (
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array
 
-__all__ = ["QuantizedWeight", "Rounding", "WeightOnlyLinears", "moment_inputs", "weight_layers"]
+__all__ = [
+    "QuantizedWeight",
+    "Rounding",
+    "WeightOnlyLinears",
+    "embedding_makers",
+    "moment_inputs",
+    "weight_layers",
+]
 
 Rounding: TypeAlias = Literal["rtn", "gptq", "hqq"]
 
@@ -73,7 +81,7 @@ class QuantizedWeight:
         bits: Of a weight; 32 where it was left in float.
         group_size: Weights that share a scale; 0 where it was left in float.
         size_bytes: Of codes, scales and zero points, or of the float weight.
-        weight_error: ||W - Wq|| / ||W||; None where it was left in float.
+        weight_error: ||W - Wq|| / ||W||; None where it was left in float, or only the size counts.
         reason: Why it was left in float, or "".
     """
 
@@ -121,6 +129,19 @@ def moment_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
     )
 
 
+def embedding_makers(graph: ir.Graph) -> frozenset[str]:
+    """Return the names of the layers that make the embedding and share no table's weight.
+
+    They take 8 bits, whatever the others take.
+    """
+    tied = _tables(graph)
+    return frozenset(
+        linear.name
+        for linear in weight_layers(graph)
+        if linear.weight not in tied and makes_embedding(linear)
+    )
+
+
 class WeightOnlyLinears(ir.passes.InPlacePass):
     """Write the weights of linear layers, and large embedding tables, in few bits.
 
@@ -135,7 +156,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         bits: Bits = 4,
         group_size: int = 32,
         symmetric: bool = True,
-        rounding: Rounding = "rtn",
+        rounding: Rounding | Literal["none"] = "rtn",
         moments: Mapping[str, Array] | None = None,
         bits_of: Mapping[str, Bits] | None = None,
         keep: Collection[str] = (),
@@ -150,7 +171,8 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
                 where a layer has fewer inputs.
             symmetric: Without zero points.
             rounding: See weight_only.py. Tables, and what shares their weight, are never "gptq":
-                a lookup has no second moment.
+                a lookup has no second moment. "none" writes codes that stand for nothing, at once:
+                for the size of the graph.
             moments: For "gptq": by tensor name, for every name in `moment_inputs`.
             bits_of: Names of linear layers and tables with bits of their own.
             keep: Names of linear layers and tables that stay in float.
@@ -234,10 +256,8 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
     def _codes(
         self, linear: Linear, matrix: Float32Array, bits: Bits, group_size: int, *, tied: bool
     ) -> GroupCodes:
-        if self._rounding == "hqq":
-            return hqq(matrix, bits, group_size, symmetric=self._symmetric)
-        if self._rounding == "rtn" or tied:
-            return round_to_nearest(matrix, bits, group_size, symmetric=self._symmetric)
+        if self._rounding != "gptq" or tied:
+            return self._without_moment(matrix, bits, group_size)
         moment = self._moments.get(linear.x.name or "")
         if moment is None:
             raise QuantizationError(
@@ -248,6 +268,10 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             return gptq(matrix, moment, bits, group_size, symmetric=self._symmetric)
         except QuantizationError as error:
             raise QuantizationError(f"Layer '{linear.name}': {error}") from error
+
+    def _without_moment(self, matrix: Float32Array, bits: Bits, group_size: int) -> GroupCodes:
+        fit = {"hqq": hqq, "none": blank_codes}.get(self._rounding, round_to_nearest)
+        return fit(matrix, bits, group_size, symmetric=self._symmetric)
 
     def _table(self, graph: ir.Graph, table: ir.Value, gathers: Sequence[ir.Node]) -> None:
         rows, columns = (size or 0 for size in sizes(table) or (0, 0))
@@ -271,8 +295,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             return
         if stored is None:
             matrix = _finite(table).T
-            fit = hqq if self._rounding == "hqq" else round_to_nearest
-            codes = fit(matrix, bits, group_size, symmetric=self._symmetric)
+            codes = self._without_moment(matrix, bits, group_size)
             stored = StoredWeight(
                 codes, f"{table.name}_rows" if table in self._stored else table.name
             )
@@ -306,7 +329,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         matrix: Float32Array,
         codes: GroupCodes,
     ) -> None:
-        error = relative_error(matrix, codes)
+        error = None if self._rounding == "none" else relative_error(matrix, codes)
         size_bytes = codes.size_bytes
         self._weights.append(
             QuantizedWeight(

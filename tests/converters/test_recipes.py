@@ -54,6 +54,14 @@ CANONICAL: dict[str, tuple[Precision, dict[str, QuantizationConfig]]] = {
         {"onnxruntime": WeightOnly(group_size=64, rounding="gptq", symmetric=False)},
     ),
     "int4-hqq": (Precision.INT4, {"onnxruntime": WeightOnly(rounding="hqq", symmetric=False)}),
+    "int4-g128-gptq-at25": (
+        Precision.INT4,
+        {"onnxruntime": WeightOnly(group_size=128, rounding="gptq", at_most=0.25)},
+    ),
+    "int8-weight-at40-keep2": (
+        Precision.INT8,
+        {"onnxruntime": WeightOnly(bits=8, at_most=0.4)},
+    ),
     "int4-blocked": (Precision.INT4, {"portable": WeightOnly(form="blocked")}),
 }
 
@@ -78,6 +86,8 @@ def test_a_canonical_name_is_its_own_variant(name: str) -> None:
         ("int4-g32-rtn", "int4"),
         ("int4-gptq-g128-asymmetric", "int4-g128-gptq-asymmetric"),
         ("int4-hqq-asymmetric", "int4-hqq"),
+        ("int4-at25-keep2-gptq-g64", "int4-g64-gptq-at25-keep2"),
+        ("int4-at025", "int4-at25"),
         ("int8-weight-keep2-blocked-g16", "int8-weight-g16-blocked-keep2"),
         ("fp8-minmax", "fp8"),
     ],
@@ -118,6 +128,7 @@ def test_settings_tell_where_layouts_differ() -> None:
         ("int4-hqq", False),
         ("int4-gptq", True),
         ("int4-keep1", True),
+        ("int4-at25", True),
     ],
 )
 def test_what_needs_calibration(name: str, needs: bool) -> None:
@@ -138,6 +149,9 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
         ("int4-keep", "takes no setting 'keep'"),
         ("int4-keepN", "takes no setting 'keepN'"),
         ("int4-gN", "takes no setting 'gN'"),
+        ("int4-atN", "takes no setting 'atN'"),
+        ("int8-static-at25", "takes no setting 'at25'"),
+        ("int4-at25-at30", "at stands there twice"),
         ("int4-g-32", "takes no setting 'g'"),
         ("int4-keep-2", "takes no setting 'keep'"),
         ("int4-rtn-hqq", "rtn and hqq exclude each other"),
@@ -157,6 +171,19 @@ def test_other_names_are_refused(name: str, told: str) -> None:
 def test_a_group_that_no_runtime_takes_is_refused(size: int) -> None:
     with pytest.raises(QuantizationError, match=f"group_size: got {size}"):
         parse_recipe(f"int4-g{size}")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("int4-at0", "at_most: got 0, expected a share"),
+        ("int4-at100", "at_most: got 1, expected a share"),
+        ("int4-blocked-at25", "got the blocked form, which has no 2 bits"),
+    ],
+)
+def test_a_size_target_that_cannot_be_is_refused(name: str, told: str) -> None:
+    with pytest.raises(QuantizationError, match=told):
+        parse_recipe(name)
 
 
 def test_every_method_has_a_name() -> None:

@@ -125,6 +125,25 @@ def test_size_tries_what_makes_small(tmp_path: Path) -> None:
     assert {"int8-weight-g128", "int4-g128", "int4-g64-hqq", "int4-g128-gptq"} < set(names)
 
 
+SMALLER = ["int4-g128-gptq", "int4-g128-gptq-at25", "int4-g128-gptq-at20"]
+
+
+@pytest.mark.parametrize(("held", "last"), [(0, 0), (1, 1), (2, 2), (3, 2)])
+def test_size_goes_below_four_bits_while_that_holds(held: int, last: int, tmp_path: Path) -> None:
+    lossy = dict.fromkeys(SMALLER[held:], (0.3, 0.4, 0.9))
+    names = tried(tmp_path, lossy, Budget("recall@1", 0.01, "size"))
+    assert [name for name in names if "gptq" in name] == SMALLER[: last + 1]
+    assert not [name for name in names if "-at" in name and "keep" in name]
+
+
+def test_nothing_goes_below_four_bits_for_speed_or_without_data(tmp_path: Path) -> None:
+    assert not [name for name in tried(tmp_path / "a", {}) if "int4" in name]
+    size = Budget("recall@1", 0.01, "size")
+    names = tried(tmp_path / "b", {}, size, calibrated=False)
+    assert "int4-g128" in names
+    assert not [name for name in names if "gptq" in name]
+
+
 def test_embeddings_that_moved_call_for_equalization(tmp_path: Path) -> None:
     moved = dict.fromkeys(PLAIN, (0.0, 0.4, 0.99))
     assert tried(tmp_path, moved) == PLAIN + EQUALIZED

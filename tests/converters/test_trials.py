@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from trials_of import built, figure, quality, speed
 
+from mmedge.converters.methods import WeightOnly
 from mmedge.converters.recipes import FP32, parse_recipe
 from mmedge.converters.trials import TrialStore, drop_of
 from mmedge.converters.verdicts import Trial
@@ -73,6 +75,22 @@ def test_what_was_written_is_found_again(work: Path) -> None:
     for method in found.recipe.methods.values():
         assert method.keep == ("layers.0.fc1", "layers.1.fc2")  # type: ignore[union-attr]
     assert found.recipe == found.built.recipe
+
+
+def test_layers_that_a_size_target_lowered_are_found_again(work: Path) -> None:
+    name = "int4-at25-keep1"
+    recipe = parse_recipe(name)
+    with interrupted(work) as store:
+        made = built(name, store.role_folder(ROLE), keep=("layers.0.fc1",))
+        (method,) = made.recipe.methods.values()
+        assert isinstance(method, WeightOnly)
+        lowered = replace(method, lowered=("layers.1.fc1", "layers.1.fc2"))
+        made = replace(made, recipe=replace(made.recipe, methods={"onnxruntime": lowered}))
+        store.save(ROLE, Trial(made.recipe, made, None, None, 1234, speed(0.4), "", 3.5))
+    with interrupted(work) as store:
+        found = store.load(ROLE, recipe, "recall@1")
+    assert found is not None
+    assert found.recipe == made.recipe
 
 
 def test_the_drop_is_of_the_metric_that_is_asked_for(work: Path) -> None:

@@ -143,6 +143,31 @@ def test_the_layout_for_onnx_runtime_is_taken_too(tmp_path: Path) -> None:
     assert cosine.min() > 0.999
 
 
+@pytest.mark.parametrize(
+    ("form", "bits", "symmetric"),
+    [("operators", 4, True), ("operators", 2, False), ("blocked", 8, True)],
+)
+def test_codes_that_stand_for_nothing_take_what_codes_take(
+    form: Form, bits: Bits, symmetric: bool, tmp_path: Path
+) -> None:
+    source, sizes = text_tower(tmp_path / "text.onnx"), []
+    roundings: tuple[Literal["rtn", "none"], ...] = ("rtn", "none")
+    for rounding in roundings:
+        model = ir.load(source)
+        step = WeightOnlyLinears(
+            form, bits=bits, group_size=16, symmetric=symmetric, rounding=rounding
+        )
+        step(model)
+        constants = sorted(
+            (name, value.const_value.nbytes)
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None
+        )
+        sizes.append((constants, [(w.name, w.bits, w.size_bytes) for w in step.weights]))
+        assert (step.weights[0].weight_error is None) == (rounding == "none")
+    assert sizes[0] == sizes[1]
+
+
 def test_kept_layers_and_bits_of_their_own(tmp_path: Path) -> None:
     model = ir.load(text_tower(tmp_path / "text.onnx"))
     plain = WeightOnlyLinears("operators", bits=4, group_size=32)
@@ -166,14 +191,15 @@ def test_kept_layers_and_bits_of_their_own(tmp_path: Path) -> None:
     save(model, tmp_path / "few.onnx")
 
 
-def test_tables_are_looked_up_in_few_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [2, 4])
+def test_tables_are_looked_up_in_few_bits(bits: Bits, tmp_path: Path) -> None:
     source = text_tower(tmp_path / "text.onnx")
     model = ir.load(source)
     table = next(node.inputs[0] for node in model.graph if node.op_type == "Gather")
     assert table is not None
     assert table.const_value is not None
     rows = table.const_value.numpy()
-    step = WeightOnlyLinears("operators", bits=4, group_size=16, symmetric=False, rounding="hqq")
+    step = WeightOnlyLinears("operators", bits=bits, group_size=16, symmetric=False, rounding="hqq")
     step(model)
     lookup = next(node for node in model.graph if node.op_type == "GatherBlockQuantized")
     lookup.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -181,7 +207,7 @@ def test_tables_are_looked_up_in_few_bits(tmp_path: Path) -> None:
     feed = texts(2, 5)
     with open_session(save(model, tmp_path / "few.onnx")) as session:
         got = session.run(feed)[lookup.outputs[0].name or ""]
-    expected = hqq(rows.T, 4, 16).matrix().T[feed["input_ids"]]
+    expected = hqq(rows.T, bits, 16).matrix().T[feed["input_ids"]]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
