@@ -15,6 +15,7 @@ __all__ = ["app", "run"]
 # the command has commands of its own. The modules are imported for their help texts, so whatever is
 # heavy is imported inside their functions.
 _COMMANDS = (
+    "build",
     "cache",
     "convert",
     "doctor",

@@ -8,7 +8,7 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import EngineMismatchError
 from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.selection import Selection
-from mmedge.models.engine_plan import PlannedEngine, build_planned, plan_engines
+from mmedge.models.engine_plan import PlannedEngine, PlanOptions, build_planned, plan_engines
 from mmedge.runtimes.session import BuildProgress
 from mmedge.runtimes.trt.cache import EngineCache
 from mmedge.runtimes.trt.engines import EngineKey, Flavour
@@ -88,13 +88,12 @@ def build_engines(
         BackendUnavailableError, BackendError, InputError, StorageError: See plan_engines.
     """
     for selection in selections:
-        plan = plan_engines(
-            bundle,
-            flavour,
-            compute_capabilities=compute_capabilities,
-            roles=[selection.role],
-            precisions=[selection.variant.name],
+        options = PlanOptions(
+            compute_capabilities=tuple(compute_capabilities),
+            roles=(selection.role,),
+            precisions=(selection.variant.name,),
         )
+        plan = plan_engines(bundle, flavour, options)
         for engine in plan.engines:
             if engine.variant == selection.variant.name and engine.state != "cached":
                 build_planned(plan, engine, progress(engine))

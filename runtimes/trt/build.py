@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedge.errors import EngineBuildError
+from mmedge.errors import EngineBuildError, StorageError
 from mmedge.files import write_atomic
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.session import BuildProgress
@@ -58,7 +58,7 @@ def build_engine(
         progress: Told of the phases of the build, from the thread that builds. What it raises ends
             the build and is raised here.
         timing_cache: Where kernel timings are kept between builds; read and written whole, and
-            only by a flavour that times kernels.
+            only by a flavour that times kernels. That it cannot be written is a warning.
         device: The GPU to build for where the request names no compute capability.
 
     Returns:
@@ -70,7 +70,6 @@ def build_engine(
         EngineBuildError: If an operator is not taken (node and operator are named), the profiles
             do not fit the inputs, the flavour cannot build what is asked for, the library fails,
             or what is asked for in int8, fp8 or int4 comes out in float.
-        StorageError: If the timing cache cannot be written.
         KeyboardInterrupt: If it was interrupted.
     """
     loaded = load_flavour(request.flavour)
@@ -162,7 +161,11 @@ class _Build:
         module, settings = self.loaded.module, self.request.settings
         found = dtypes(network)
         targets = resolve(self.loaded, self.request.compute_capabilities, found)
-        check_needs(self.loaded, targets, found, computes_float32_products(network))
+        product = computes_float32_products(network)
+        try:
+            check_needs(self.loaded, targets, found, product and f"'{product}'")
+        except EngineBuildError as error:
+            raise EngineBuildError(f"{self.model}: {error}") from error
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         for name in _flags(settings):
@@ -260,8 +263,12 @@ class _Build:
         if self.timing_cache is None or not self.loaded.has_timing_cache:
             return
         cache = config.get_timing_cache()
-        if cache is not None:
-            write_atomic(self.timing_cache, bytes(cache.serialize()))
+        if cache is None:
+            return
+        try:
+            write_atomic(self.timing_cache, bytes(cache.serialize()), private=True)
+        except StorageError as error:  # the engine is there, and must not be lost over this
+            self.log.warnings.append(f"the timings are not kept: {error}")
 
     def _layers(self, plan: bytes) -> tuple[EngineLayer, ...]:
         layers = parse_layers(self.log.layers)

@@ -161,12 +161,16 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """What it computes in: codes if it reads any, else the dtype of its first output."""
+        """What it computes in: codes if it reads any, else the first other dtype that it makes.
+
+        A layer that only makes codes, from floats, computes in floats. "" if it touches no tensor.
+        """
         read = (*self.constants, *self.inputs)
         for code in CODES:
             if code in read:
                 return code
-        return next(iter((*self.outputs, *self.inputs)), "")
+        made = (dtype for dtype in (*self.outputs, *read) if dtype not in CODES)
+        return next(made, "")
 
 
 @dataclass(frozen=True, slots=True)

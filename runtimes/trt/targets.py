@@ -110,7 +110,7 @@ def check_needs(
     loaded: LoadedFlavour,
     capabilities: Sequence[str],
     dtypes: Collection[str],
-    float32_product: str | None,
+    float32_product: str | None = None,
 ) -> None:
     """Check that every compute capability can compute what a graph asks for.
 
@@ -118,7 +118,7 @@ def check_needs(
         loaded: The flavour.
         capabilities: Resolved; none for the GPU of this machine, which is not judged here.
         dtypes: Of the graph.
-        float32_product: Name of a matrix product of float32, None if there is none.
+        float32_product: A matrix product of float32, for the message; None if there is none.
 
     Raises:
         EngineBuildError: If not, with those that can.
@@ -128,15 +128,14 @@ def check_needs(
         if dtype is not None:
             able = [name for name in loaded.capabilities if takes(name, dtypes) is None]
             raise EngineBuildError(
-                f"The graph is in {dtype}, which needs compute capability {LEAST[dtype]} or later: "
-                f"got {capability}. Build for {_shown(able) or 'another GPU'}, or take another "
-                "variant."
+                f"{dtype} needs compute capability {LEAST[dtype]} or later: got {capability}. "
+                f"Build for {_shown(able) or 'another GPU'}, or take another variant."
             )
         if capability == _NO_FLOAT32_PRODUCTS and float32_product is not None:
             able = [name for name in loaded.capabilities if name != capability]
             raise EngineBuildError(
-                f"TensorRT-RTX has no float32 matrix products for compute capability {capability}, "
-                f"and '{float32_product}' is one. Take fp16 there, or build for {_shown(able)}."
+                f"TensorRT-RTX has no float32 matrix products for compute capability {capability}: "
+                f"{float32_product} is one. Take fp16 there, or build for {_shown(able)}."
             )
 
 

@@ -1,0 +1,281 @@
+"""`mmedge build`: the engines of a bundle, built ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mmedge.bundle.opening import Bundle
+    from mmedge.models.engine_plan import Bounds, EnginePlan, PlannedEngine
+    from mmedge.runtimes.session import BuildProgress
+    from mmedge.runtimes.trt.cache import LoadedEngine
+    from mmedge.runtimes.trt.engines import Flavour
+
+__all__ = ["build"]
+
+_TARGETS: dict[str, Flavour] = {
+    "rtx": "tensorrt-rtx",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "tensorrt": "tensorrt",
+}
+
+
+def build(  # noqa: PLR0913, PLR0917, one parameter an option
+    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="tensorrt, for the GPU of this machine (a Jetson, a server), or rtx, for desktop "
+            "GPUs, which needs none here.",
+            show_default="tensorrt where it is installed, else rtx",
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For rtx: what the engines are to run on, such as 8.9,12.0 (RTX 40, RTX 50), or "
+            "any. May be given several times.",
+            show_default="the GPU of this machine",
+        ),
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="Only these roles, a,b,c.", show_default="all")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Only these precisions or variants, a,b,c.", show_default="all"),
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Samples a call: least, usual, most. Given several times, there is an "
+            "optimization profile for each.",
+            show_default="1,1,8 for images, 1,1,32 for texts",
+        ),
+    ] = None,
+    sequence: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Tokens a text, likewise: as often as --batch, or once.",
+            show_default="1,16 and the tokenizer's length",
+        ),
+    ] = None,
+    workspace_mib: Annotated[
+        int, typer.Option(min=1, help="The most scratch memory that a kernel may use on the GPU.")
+    ] = 1024,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option("--weight-streaming", help="Weights may stay on the host and be streamed in."),
+    ] = False,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Weights can be exchanged. Needs a GPU here.")
+    ] = False,
+    device: Annotated[
+        int, typer.Option(min=0, help="Number of the GPU to build for, where none is named.")
+    ] = 0,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only tell what would be built, for what, and why not.")
+    ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Print the layers of each engine and their precision.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+) -> None:
+    """Build TensorRT engines of a bundle into the engine cache, where `load` finds them.
+
+    The precision stands in each variant's graph; convert with --target tensorrt for those that
+    engines are built from. What is in the cache already is not built again.
+
+    Exits with 1 if a build fails; the others are built all the same.
+    """
+    from mmedge.bundle import open_bundle
+    from mmedge.cli.engine_tables import plan_document, print_plan
+    from mmedge.cli.output import print_json
+    from mmedge.models.engine_plan import PlanOptions, default_flavour, plan_engines
+    from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings
+
+    opened = open_bundle(bundle)
+    options = PlanOptions(
+        compute_capabilities=_words("--compute-capability", ",".join(compute_capability or ())),
+        roles=_words("--role", role) or None,
+        precisions=_words("--precision", precision) or None,
+        axes=_axes(opened, batch or [], sequence or []),
+        settings=BuildSettings(
+            workspace_bytes=workspace_mib << 20,
+            weight_streaming=weight_streaming,
+            refittable=refittable,
+        ),
+        device=device,
+    )
+    if plan:
+        flavours = FLAVOURS if target is None else (_flavour(target),)
+        plans = [plan_engines(opened, flavour, options, elsewhere=True) for flavour in flavours]
+        if json:
+            print_json([plan_document(bundle, made) for made in plans])
+        elif not quiet:
+            for made in plans:
+                print_plan(made)
+        return
+    flavour = _flavour(target) if target is not None else default_flavour()
+    made = plan_engines(opened, flavour, options)
+    _require_some(bundle, made)
+    _build_all(bundle, made, layers=layers, as_json=json, quiet=quiet)
+
+
+def _flavour(target: str) -> Flavour:
+    if target not in _TARGETS:
+        raise typer.BadParameter(f"--target: got {target!r}, expected rtx or tensorrt.")
+    return _TARGETS[target]
+
+
+def _words(option: str, text: str | None) -> tuple[str, ...]:
+    if not text:
+        return ()
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
+    return words
+
+
+def _axes(
+    bundle: Bundle, batches: list[str], sequences: list[str]
+) -> tuple[Mapping[str, Bounds], ...]:
+    """Return the bounds of axes by name, a set for each profile."""
+    from mmedge.specs import Modality
+
+    if batches and sequences and len(sequences) not in (1, len(batches)):
+        raise typer.BadParameter(
+            f"--sequence: given {len(sequences)} times, expected once, or as often as --batch "
+            f"({len(batches)})."
+        )
+    roles = bundle.manifest.roles.values()
+    shapes = [(role.modality, entry.shape) for role in roles for entry in role.inputs]
+    first = {shape[0] for _, shape in shapes if shape and isinstance(shape[0], str)}
+    texts = [shape for modality, shape in shapes if modality is Modality.TEXT]
+    later = {axis for shape in texts for axis in shape[1:] if isinstance(axis, str)} - first
+    count = max(len(batches), len(sequences))
+    sets: list[dict[str, Bounds]] = [{} for _ in range(count)]
+    for option, given, names in (("--batch", batches, first), ("--sequence", sequences, later)):
+        if given and not names:
+            raise typer.BadParameter(f"{option}: no input of the bundle has such an axis.")
+        for index in range(count if given else 0):
+            bounds = _bounds(option, given[min(index, len(given) - 1)])
+            sets[index].update(dict.fromkeys(sorted(map(str, names)), bounds))
+    return tuple(sets)
+
+
+def _bounds(option: str, text: str) -> Bounds:
+    words = text.split(",")
+    if len(words) in (1, 3) and all(word.strip().isdecimal() for word in words):
+        numbers = [int(word) for word in words] * (3 // len(words))
+        least, usual, most = numbers
+        if 1 <= least <= usual <= most:
+            return least, usual, most
+    raise typer.BadParameter(
+        f"{option}: got {text!r}, expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, or one number."
+    )
+
+
+def _require_some(bundle: Path, plan: EnginePlan) -> None:
+    """Refuse to do nothing: where not one engine can be built, say why of each."""
+    from mmedge.errors import EngineBuildError
+
+    refused = plan.in_state("refused")
+    if len(refused) == len(plan.engines):
+        told = "; ".join(f"{engine.label}: {engine.reason}" for engine in refused)
+        raise EngineBuildError(f"{bundle}: no engine can be built. {told}")
+
+
+def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, quiet: bool) -> None:
+    from mmedge.cli.engine_tables import BuiltRow, build_document, print_built, print_layers
+    from mmedge.cli.output import print_error, print_json
+    from mmedge.errors import EngineBuildError
+    from mmedge.models.engine_plan import build_planned
+
+    rows: list[BuiltRow] = []
+    wanted = [engine for engine in plan.engines if engine.state != "refused"]
+    with _progress(len(wanted), shown=not quiet) as begin:
+        for engine in wanted:
+            try:
+                found: LoadedEngine | EngineBuildError = build_planned(plan, engine, begin(engine))
+            except EngineBuildError as error:
+                found = error
+            rows.append(BuiltRow.of(engine, found))
+    if as_json:
+        print_json(build_document(bundle, plan, rows, layers=layers))
+    elif not quiet:
+        print_built(plan, rows)
+        if layers:
+            print_layers(rows)
+    failed = [row for row in rows if row.error]
+    for row in failed:
+        print_error(f"{row.engine.label}: {row.error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(
+    engines: int, *, shown: bool
+) -> Iterator[Callable[[PlannedEngine], BuildProgress | None]]:
+    """Show which engine is built and in which phase it is, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    if not shown:
+        yield lambda _: None
+        return
+    if not console.is_terminal:
+        # A log gets a line an engine, so that minutes of silence are no riddle.
+        yield lambda engine: console.print(f"{_doing(engine)} ...", soft_wrap=True)
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    total = bar.add_task("engines", total=engines)
+    phase_task = bar.add_task("", total=None, visible=False)
+
+    def begin(engine: PlannedEngine) -> BuildProgress:
+        if bar.tasks[0].description != "engines":
+            bar.advance(total)
+        bar.update(total, description=_doing(engine))
+
+        def on_progress(phase: str, done: int, steps: int) -> None:
+            bar.update(
+                phase_task, description=f"  {phase}", completed=done, total=steps, visible=True
+            )
+
+        return on_progress
+
+    with bar:
+        yield begin
+
+
+def _doing(engine: PlannedEngine) -> str:
+    from mmedge.cli.output import plain
+
+    key = engine.key
+    what = plain(engine.label)
+    return f"{what}, for {key.compute_capability}" if key is not None else what

@@ -1,0 +1,254 @@
+"""What `mmedge build` prints of a plan, of what was built, and of the layers of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+from mmedge.runtimes.trt.layers import count_precisions
+from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmedge.errors import EngineBuildError
+    from mmedge.models.engine_plan import Bounds, EnginePlan, PlannedEngine
+    from mmedge.runtimes.trt.cache import LoadedEngine
+    from mmedge.runtimes.trt.engine_record import EngineRecord
+
+__all__ = [
+    "BuiltRow",
+    "build_document",
+    "plan_document",
+    "print_built",
+    "print_layers",
+    "print_plan",
+]
+
+_STATES = {
+    "build": "to build here",
+    "cached": "in the cache",
+    "elsewhere": "elsewhere",
+    "refused": "no",
+}
+_MAX_NODES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRow:
+    """What came of one planned engine.
+
+    Attributes:
+        engine: As planned.
+        record: Of the engine, None if the build failed.
+        path: Where it lies, None if it failed or the cache could not be written.
+        built: Whether it was built just now.
+        error: Why it failed, "" if it did not.
+    """
+
+    engine: PlannedEngine
+    record: EngineRecord | None = None
+    path: Path | None = None
+    built: bool = False
+    error: str = ""
+
+    @classmethod
+    def of(cls, engine: PlannedEngine, found: LoadedEngine | EngineBuildError) -> BuiltRow:
+        """Return the row of an engine that was found or built, or of a build that failed.
+
+        The plan itself, which may be large, is let go.
+        """
+        if isinstance(found, Exception):
+            return cls(engine, error=str(found))
+        return cls(engine, found.record, found.path, built=found.miss is not None)
+
+
+def print_plan(plan: EnginePlan) -> None:
+    """Print what would be built, for what, and why not the others."""
+    console = stdout_console()
+    console.print(_heading(plan))
+    table = new_table("variant", "engine", "for", "profiles", "why")
+    for role, engines in _by_role(plan.engines):
+        _add_role(table, role)
+        for engine in engines:
+            table.add_row(
+                f"  {plain(engine.variant)}",
+                _STATES[engine.state],
+                _capabilities(engine),
+                "; ".join(map(_axes, engine.axes)),
+                plain(engine.reason) if engine.state == "build" else "",
+            )
+    console.print(table)
+    for reason, engines in _by_reason(plan.in_state("elsewhere")).items():
+        _print_reason("Not on this machine", reason, engines)
+    for reason, engines in _by_reason(plan.in_state("refused")).items():
+        _print_reason("No engine", reason, engines)
+
+
+def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
+    """Print what was built and found, with how many layers compute in which precision."""
+    console = stdout_console()
+    console.print(_heading(plan))
+    numbers = ("size", "time s", "layers")
+    table = new_table("variant", "for", *numbers, "precisions", "", numbers=numbers)
+    by_label = {row.engine.label: row for row in rows}
+    for role, engines in _by_role(plan.engines):
+        _add_role(table, role)
+        for engine in engines:
+            row = by_label.get(engine.label)
+            table.add_row(f"  {plain(engine.variant)}", _capabilities(engine), *_figures(row))
+    console.print(table)
+    for row in rows:
+        for warning in row.record.warnings if row.record is not None else ():
+            console.print(f"Note: {plain(row.engine.label)}: {plain(warning)}")
+    for reason, engines in _by_reason(plan.in_state("refused")).items():
+        _print_reason("No engine", reason, engines)
+    if any(row.record is not None for row in rows):
+        console.print(
+            f"Load them with backend='{plan.flavour}' and the same axes; `mmedge cache list` "
+            "shows all engines."
+        )
+
+
+def print_layers(rows: Iterable[BuiltRow]) -> None:
+    """Print the layers of each engine: what they compute in, and of which nodes they were made."""
+    console = stdout_console()
+    for row in rows:
+        if row.record is None:
+            continue
+        console.print(f"Layers of {plain(row.engine.label)}:")
+        if not row.record.layers:
+            console.print("  The library does not tell them.")
+            continue
+        table = new_table("layer", "kind", "computes in", "inputs", "constants", "outputs", "nodes")
+        for layer in row.record.layers:
+            more = len(layer.nodes) - _MAX_NODES
+            nodes = ", ".join(layer.nodes[:_MAX_NODES]) + (f", +{more}" if more > 0 else "")
+            table.add_row(
+                plain(layer.name),
+                plain(layer.kind),
+                layer.precision,
+                *(" ".join(dtypes) for dtypes in (layer.inputs, layer.constants, layer.outputs)),
+                plain(nodes),
+            )
+        console.print(table)
+
+
+def plan_document(bundle: Path, plan: EnginePlan) -> dict[str, object]:
+    """Return a plan as JSON."""
+    return _document(bundle, plan) | {"engines": [_planned(engine) for engine in plan.engines]}
+
+
+def build_document(
+    bundle: Path, plan: EnginePlan, rows: Sequence[BuiltRow], *, layers: bool
+) -> dict[str, object]:
+    """Return what was built as JSON.
+
+    Args:
+        bundle: Its folder.
+        plan: What was planned.
+        rows: What came of it.
+        layers: Whether to list every layer.
+    """
+    built = [_planned(row.engine) | _result(row, layers=layers) for row in rows]
+    refused = [_planned(engine) for engine in plan.in_state("refused")]
+    return _document(bundle, plan) | {"engines": built + refused}
+
+
+def _document(bundle: Path, plan: EnginePlan) -> dict[str, object]:
+    version = None if plan.library is None else plan.library.version
+    return {"path": str(bundle), "target": plan.flavour, "version": version}
+
+
+def _planned(engine: PlannedEngine) -> dict[str, object]:
+    return {
+        "role": engine.role,
+        "variant": engine.variant,
+        "precision": engine.precision.value,
+        "state": engine.state,
+        "reason": engine.reason,
+        "compute_capability": engine.key.compute_capability if engine.key else None,
+        "profiles": [dict(axes) for axes in engine.axes],
+    }
+
+
+def _result(row: BuiltRow, *, layers: bool) -> dict[str, object]:
+    if row.record is None:
+        return {"state": "failed", "reason": row.error}
+    record = row.record
+    found: dict[str, object] = {
+        "state": "built" if row.built else "cached",
+        "engine": None if row.path is None else str(row.path),
+        "size_bytes": record.plan_size_bytes,
+        "duration_s": record.duration_s,
+        "precisions": count_precisions(record.layers),
+        "warnings": list(record.warnings),
+    }
+    if layers:
+        found["layers"] = [
+            asdict(layer) | {"precision": layer.precision} for layer in record.layers
+        ]
+    return found
+
+
+def _heading(plan: EnginePlan) -> str:
+    version = "(not installed here)" if plan.library is None else plan.library.version
+    return f"{FLAVOUR_NAMES[plan.flavour]} {version}"
+
+
+def _by_role(
+    engines: Sequence[PlannedEngine],
+) -> Iterable[tuple[str, list[PlannedEngine]]]:
+    roles: dict[str, list[PlannedEngine]] = {}
+    for engine in engines:
+        roles.setdefault(engine.role, []).append(engine)
+    return roles.items()
+
+
+def _by_reason(engines: Iterable[PlannedEngine]) -> dict[str, list[PlannedEngine]]:
+    found: dict[str, list[PlannedEngine]] = {}
+    for engine in engines:
+        found.setdefault(engine.reason, []).append(engine)
+    return found
+
+
+def _print_reason(what: str, reason: str, engines: Iterable[PlannedEngine]) -> None:
+    labels = ", ".join(engine.label for engine in engines)
+    stdout_console().print(f"{what}: {plain(labels)}: {plain(reason)}")
+
+
+def _add_role(table: Table, role: str) -> None:
+    from rich.text import Text
+
+    table.add_row(Text(plain(role), style="bold"))
+
+
+def _capabilities(engine: PlannedEngine) -> str:
+    if engine.key is None:
+        return "-"
+    names = engine.key.compute_capability.split("+")
+    return " ".join(sorted(names, key=lambda name: tuple(map(int, name.split(".")))))
+
+
+def _axes(axes: Mapping[str, Bounds]) -> str:
+    told = (f"{name} {'/'.join(map(str, bounds))}" for name, bounds in axes.items())
+    return plain(", ".join(told)) or "fixed"
+
+
+def _figures(row: BuiltRow | None) -> tuple[str, ...]:
+    if row is None:
+        return ("-", "-", "-", "-", "none")
+    if row.record is None:
+        return ("-", "-", "-", "-", "FAILED")
+    record = row.record
+    counts = count_precisions(record.layers)
+    return (
+        human_bytes(record.plan_size_bytes),
+        f"{record.duration_s:.1f}",
+        str(len(record.layers)) if record.layers else "-",
+        ", ".join(f"{count} {name}" for name, count in counts.items()) or "not told",
+        "built" if row.built else "from the cache",
+    )
