@@ -37,7 +37,8 @@ class SwappingSession(Session):
     """
 
     def __init__(self, first: Session) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: the garbage collector may give a binding back while this thread holds it.
+        self._lock = threading.RLock()
         self._current: _Engine | None = _Engine(first)
         self._old: list[_Engine] = []
         self._last = first  # specs and placement are told after closing, too

@@ -15,6 +15,7 @@ from mmedge.runtimes.session import EngineOptions
 from mmedge.runtimes.trt.cuda import Device, in_words
 from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, new_log
 from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+from mmedge.runtimes.trt.model_hash import model_label
 from mmedge.runtimes.trt.private_folder import UnsafeFileError, read_private
 from mmedge.specs import TensorSpec
 
@@ -203,7 +204,8 @@ class DeviceEngine:
         raise EngineMismatchError(
             f"{self.model}: its engine cannot be loaded by {self.name} on {found.name} (compute "
             f"capability {found.compute_capability}): {said or 'no reason given'}. It was built "
-            "for another version or GPU, or is damaged: build it again with `mmedge build`."
+            "for another version or GPU, or is damaged. Remove it with `mmedge cache prune --model "
+            f"'{model_label(self.model)}'`, and build it again with `mmedge build`."
         )
 
     def _tensor(self, spec: TensorSpec, mode: str) -> EngineTensor:
@@ -232,8 +234,8 @@ class DeviceEngine:
 
     def _of_another_graph(self, what: str) -> EngineMismatchError:
         return EngineMismatchError(
-            f"{self.model}: its engine is of another graph: {what}. Build it again with "
-            "`mmedge build`."
+            f"{self.model}: its engine is of another graph: {what}. Remove it with `mmedge cache "
+            f"prune --model '{model_label(self.model)}'`, and build it again with `mmedge build`."
         )
 
     def _bounds(self, profile: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
@@ -317,7 +319,7 @@ class _RuntimeCacheKeeper:
         except FileNotFoundError:
             return  # the first process on this machine
         except (UnsafeFileError, StorageError) as error:
-            _LOG.warning("%s: not read, kernels are compiled anew: %s", path, error)
+            _LOG.warning("%s: not read, kernels are compiled anew: %s", path, str(error))
             return
         if not cache.deserialize(self._kept):
             _LOG.info("%s: not taken by TensorRT-RTX, kernels are compiled anew", path)
@@ -333,5 +335,5 @@ class _RuntimeCacheKeeper:
             try:
                 write_atomic(self._path, data, private=True)
             except StorageError as error:
-                _LOG.warning("Compiled kernels cannot be kept for the next process: %s", error)
+                _LOG.warning("Kernels that were compiled cannot be kept: %s", str(error))
             self._kept = data
