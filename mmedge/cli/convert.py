@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,7 +12,7 @@ from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from mmedge.bundle.search import Objective
-    from mmedge.converters.config import ConversionReport, ProgressEvent, VariantReport
+    from mmedge.converters.config import ConversionReport, VariantReport
 
 __all__ = ["convert"]
 
@@ -124,8 +122,10 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     if quiet or json:
         report = run(config)
     else:
-        with _progress() as show:
-            report = run(config, show)
+        from mmedge.cli.progress import Stages
+
+        with Stages() as stages:
+            report = run(config, stages)
     if html is not None:
         from mmedge.bundle import open_bundle
         from mmedge.cli.search_page import write_search_page
@@ -154,52 +154,6 @@ def _require_extra() -> None:
         )
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[ProgressEvent], None]]:
-    """Show a line for each stage on stderr, with bar and time left where steps are counted."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        SpinnerColumn(finished_text="[green]✓[/]"),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    shown: dict[str, TaskID] = {}
-
-    def finish() -> None:
-        for task in bar.tasks:
-            bar.update(task.id, completed=task.total)
-
-    def show(event: ProgressEvent) -> None:
-        if event.stage not in shown:
-            finish()
-            shown[event.stage] = bar.add_task(event.stage, total=event.total)
-        bar.update(shown[event.stage], completed=event.done, total=event.total)
-        # Started with the first stage: a bar of none leaves an empty line before an error.
-        bar.start()
-
-    try:
-        yield show
-        finish()
-    finally:
-        if shown:
-            bar.stop()
-
-
 def _print(report: ConversionReport) -> None:
     from mmedge.cli.output import new_table, plain, stdout_console
     from mmedge.cli.quality_tables import quality_tables
@@ -216,7 +170,7 @@ def _print(report: ConversionReport) -> None:
         console.print(searched)
     for role in dict.fromkeys(line.role for line in report.variants):
         qualities = {v.variant: v.quality for v in report.variants if v.role == role and v.quality}
-        for figures in quality_tables(role, qualities, every=False):
+        for figures in quality_tables(role, qualities, console.width, every=False):
             console.print(figures)
         for about in dict.fromkeys(quality.data for quality in qualities.values()):
             console.print(f"on {plain(about)}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,8 +100,11 @@ def _print(bundle: Bundle) -> None:
     for title, part in (
         ("Roles", _facts(_roles(manifest))),
         ("Variants, highest fidelity first", _variants(manifest)),
+        ("Recipes: layouts, and how they are made", _facts(_recipes(manifest))),
         ("Parity with the PyTorch original", _parity(manifest)),
-        *_titled("Quality on held-out data, with 95 % intervals", _quality(manifest)),
+        *_titled(
+            "Quality on held-out data, with 95 % intervals", _quality(manifest, console.width)
+        ),
         ("Embedding spaces: vectors of one space may be compared", _facts(_spaces(manifest))),
         ("Preprocessing", _facts(_preprocessing(manifest))),
         ("Provenance", _facts(_provenance(manifest))),
@@ -193,15 +196,39 @@ def _variants(manifest: Manifest) -> Table:
             variant.name,
             variant.precision.value,
             human_bytes(variant.size_bytes),
-            ", ".join(variant.models),
             str(variant.opset),
-            ", ".join(f"{key} {value}" for key, value in variant.recipe.items()) or _NONE,
         )
 
-    table = new_table(
-        "variant", "precision", "size", "layouts", "opset", "recipe", numbers=("size", "opset")
-    )
-    return _add_rows(table, manifest, rows)
+    numbers = ("size", "opset")
+    return _add_rows(new_table("variant", "precision", *numbers, numbers=numbers), manifest, rows)
+
+
+def _recipes(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield how each variant is made, once where it is made alike in several roles."""
+    alike: dict[str, dict[str, list[str]]] = {}
+    for role, variant in _all_variants(manifest):
+        made = f"{', '.join(variant.models)}: {_settings(variant.recipe) or _NONE}"
+        alike.setdefault(variant.name, {}).setdefault(made, []).append(role)
+    for name, recipes in alike.items():
+        for made, roles in recipes.items():
+            yield name if len(recipes) == 1 else f"{', '.join(roles)}/{name}", made
+
+
+def _settings(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe in words: what is off or empty is left out, what is on is named."""
+    told = []
+    for key, value in recipe.items():
+        if value in (None, False, "") or (isinstance(value, list | dict) and not value):
+            continue
+        shown = value
+        if isinstance(value, dict):
+            inner = _settings(value)
+            shown = f"({inner})" if inner else True
+        elif isinstance(value, list | tuple):
+            shown = ", ".join(map(str, value))
+        name = key.replace("_", " ")
+        told.append(name if shown is True else f"{name} {shown}")
+    return ", ".join(told)
 
 
 def _parity(manifest: Manifest) -> Table:
@@ -222,12 +249,12 @@ def _parity(manifest: Manifest) -> Table:
     return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
 
 
-def _quality(manifest: Manifest) -> Iterator[Table]:
+def _quality(manifest: Manifest, width: int) -> Iterator[Table]:
     from mmedge.cli.quality_tables import quality_tables
 
     for name, role in manifest.roles.items():
         qualities = {v.name: v.quality for v in role.variants if v.quality is not None}
-        yield from quality_tables(name, qualities)
+        yield from quality_tables(name, qualities, width)
         about = dict.fromkeys(f"{q.data} (n = {q.samples})" for q in qualities.values())
         if about:
             yield _facts(iter([("measured on", ", ".join(about))]))

@@ -13,26 +13,38 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_cell", "quality_tables"]
 
-# So many columns of a figure and its interval are readable in a terminal of 80.
+# So many columns of a figure and its interval are readable, and mostly fit into a terminal of 80.
 _AT_ONCE = 3
 _NONE = "-"
 
 
 def quality_tables(
-    role: str, qualities: Mapping[str, Quality], *, every: bool = True
+    role: str, qualities: Mapping[str, Quality], width: int, *, every: bool = True
 ) -> Iterator[Table]:
     """Yield the tables of one role, a few variants in each; none where nothing was measured.
 
     Args:
         role: Its name.
         qualities: By variant name.
+        width: Columns of the terminal; no figure is cut off where one variant fits.
         every: Whether to show what a figure is made of too: the two directions of recall.
     """
     names = list(qualities)
-    tables = -(-len(names) // _AT_ONCE)
-    for table in range(tables):
-        chosen = names[len(names) * table // tables : len(names) * (table + 1) // tables]
-        yield _table(role, {name: qualities[name] for name in chosen}, every)
+    while names:
+        count = min(_AT_ONCE, len(names))
+        table = _table(role, {name: qualities[name] for name in names[:count]}, every)
+        while count > 1 and _width(table) > width:
+            count -= 1
+            table = _table(role, {name: qualities[name] for name in names[:count]}, every)
+        yield table
+        names = names[count:]
+
+
+def _width(table: Table) -> int:
+    """Return the columns that a table takes if nothing in it is folded or cut."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(table).maximum
 
 
 def figure_cell(figure: Figure | None, decimals: int = 3) -> str:

@@ -34,8 +34,10 @@ def test_everything_a_person_asks_about_is_there(
         "scores softmax(20 * cosine)",
         "labels colours (3)",
         "image_encoder pixel_values float32(batch, 3, 8, 8) -> embedding float32(batch, 4)",
-        "fp32 fp32 370 B portable 20 -",
-        "int8-dynamic int8 370 B portable 20 method rounded, step 0.015625",
+        "fp32 fp32 370 B 20",
+        "int8-dynamic int8 370 B 20",
+        "fp32 portable: -",
+        "int8-dynamic portable: method rounded, step 0.015625",
         "fp32 1.0e-07 1.000000 1.000000 16",
         "image_encoder int8-dynamic",
         "cosine-mean 0.9999 .9998\N{EN DASH}1",
@@ -68,6 +70,27 @@ def test_a_narrow_terminal_folds_and_loses_nothing(
     if columns >= 80:
         assert "…" not in text
         assert "int8-dynamic" in text
+
+
+def test_a_recipe_is_told_in_words_and_once_for_both_roles(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {
+        "method": "StaticInt8",
+        "bias_correction": True,
+        "equalization": {"strength": None},
+        "half": False,
+        "keep": ["layers.0.fc1", "layers.1.fc1"],
+    }
+    for role in ("image_encoder", "text_encoder"):
+        edit_manifest(tiny_bundle.path, "roles", role, "variants", 1, "recipe", value=recipe)
+    lines = [" ".join(line.split()) for line in printed(capsys, str(tiny_bundle.path)).splitlines()]
+    said = "method StaticInt8, bias correction, equalization, keep layers.0.fc1, layers.1.fc1"
+    assert lines.count(f"int8-dynamic portable: {said}") == 1
+    edit_manifest(tiny_bundle.path, "roles", "text_encoder", "variants", 1, "recipe", value={})
+    text = printed(capsys, str(tiny_bundle.path))
+    assert "image_encoder/int8-dynamic" in text
+    assert "text_encoder/int8-dynamic" in text
 
 
 def test_json_is_the_manifest_and_nothing_else(

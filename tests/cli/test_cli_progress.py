@@ -1,0 +1,81 @@
+"""What a conversion shows on stderr while it runs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mmedge.cli import progress
+from mmedge.cli.progress import Stages
+from mmedge.converters.config import ProgressEvent
+
+
+def work(stages: Stages, *, candidates: int) -> None:
+    for number in range(candidates):
+        stages(ProgressEvent(f"Try image_encoder candidate-{number}", 0, 1))
+        for reading in range(2):
+            for done in range(1, 4):
+                stages(ProgressEvent("Calibrate [image_encoder]", done + 3 * reading, 6))
+        stages(ProgressEvent(f"Measure image_encoder candidate-{number}", 7, 500))
+
+
+def test_a_pipe_gets_a_line_a_stage_and_nothing_that_moves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Stages() as stages:
+        work(stages, candidates=30)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rsplit("  ", 1)[0] for line in lines] == [
+        f"\N{CHECK MARK} Try image_encoder candidate-{number}" for number in range(30)
+    ]
+    assert all(line.endswith(" s") for line in lines)
+
+
+def test_what_failed_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        with Stages() as stages:
+            work(stages, candidates=2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    done, failed = capsys.readouterr().err.splitlines()
+    assert done.startswith("\N{CHECK MARK} Try image_encoder candidate-0 ")
+    assert failed.startswith("\N{BALLOT X} Try image_encoder candidate-1 ")
+
+
+def test_nothing_told_is_nothing_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="before any stage"), Stages():
+        raise ValueError("before any stage")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_small_terminal_shows_the_running_stage_with_its_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.StringIO()
+
+    def console(*, stderr: bool, highlight: bool) -> Console:
+        assert stderr
+        return Console(
+            file=written,
+            force_terminal=True,
+            width=80,
+            height=10,
+            highlight=highlight,
+            color_system=None,
+        )
+
+    monkeypatch.setattr(progress, "Console", console)
+    name = "image_encoder int8-static-mse-equalized-corrected"
+    with Stages() as stages:
+        work(stages, candidates=12)
+        stages(ProgressEvent(f"Try {name}", 0, 1))
+        stages(ProgressEvent(f"Measure {name}", 123, 500))
+        stages._bar.refresh()
+    shown = written.getvalue()
+    assert f"Measure {name} 123/500 0:00:0" in shown
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert f"\N{CHECK MARK} Try {name}" in shown
