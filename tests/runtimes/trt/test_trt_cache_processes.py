@@ -27,7 +27,8 @@ from cached import (
     store_for_ever,
 )
 
-from mmedge.runtimes.trt.cache import EngineCache, LoadedEngine, Miss
+from mmedge.runtimes.trt import key_lock as locking
+from mmedge.runtimes.trt.cache import EngineCache, LoadedEngine, Miss, PruneRule
 from mmedge.runtimes.trt.engine_record import key_digest
 from mmedge.runtimes.trt.engines import BuiltEngine
 from mmedge.runtimes.trt.key_lock import is_locked, key_lock, key_lock_if_free
@@ -248,27 +249,46 @@ def test_a_reader_always_finds_a_whole_engine(tmp_path: Path, cache: EngineCache
 
 def test_an_engine_that_is_being_built_is_not_pruned(tmp_path: Path, cache: EngineCache) -> None:
     with builder(tmp_path) as process:
-        assert cache.prune().removed == ()
+        for dry_run in (True, False):
+            assert cache.prune(PruneRule(everything=True), dry_run=dry_run).removed == ()
         (tmp_path / "go").touch()
         assert ended(process) == 0
     assert cache.load(key()).plan == OTHER_PLAN
 
 
-def test_nobody_gets_hold_of_a_lock_file_that_was_removed(tmp_path: Path) -> None:
-    """Many short holders, each removing the file at its end: never two at once."""
+def test_nobody_gets_hold_of_a_lock_file_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder may remove it, and another make its own, between its opening and its locking."""
+    path = tmp_path / "x.lock"
+    try_lock = locking._try_lock
+    with ExitStack() as stack:
+
+        def removed_meanwhile(descriptor: int, place: Path) -> bool:
+            monkeypatch.setattr(locking, "_try_lock", try_lock)
+            place.unlink()
+            stack.enter_context(key_lock(place, lambda _: None))
+            return try_lock(descriptor, place)
+
+        monkeypatch.setattr(locking, "_try_lock", removed_meanwhile)
+        with key_lock_if_free(path) as held:
+            assert not held
+
+
+def test_many_short_holders_are_never_two_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     inside: list[int] = []
     failures: list[str] = []
 
     def hold() -> None:
-        for _ in range(30):
+        for _ in range(20):
             with key_lock(path, lambda _: None):
                 inside.append(1)
                 if len(inside) > 1:
                     failures.append("two at once")
                 inside.pop()
 
-    threads = [threading.Thread(target=hold) for _ in range(4)]
+    threads = [threading.Thread(target=hold) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
