@@ -26,10 +26,10 @@ from typing import TypeAlias
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
+from mmedge.runtimes.base import BindingBase, SessionBase
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 from mmedge.runtimes.session import (
     Placement,
-    Session,
     SessionOptions,
     always_prepared,
     nothing_to_prepare,
@@ -89,7 +89,7 @@ def open_session(model: Path, options: SessionOptions) -> FakeSession:
     return FakeSession(glance.inputs, glance.outputs)
 
 
-class FakeSession(Session):
+class FakeSession(SessionBase):
     """A Session that computes nothing.
 
     Args:
@@ -115,29 +115,13 @@ class FakeSession(Session):
         latency_ms: float = 0.0,
         failures: Iterable[MmedgeError | None] = (),
     ) -> None:
+        super().__init__(tuple(inputs), tuple(outputs), Placement("fake", "cpu", "fake"))
         self.calls: list[dict[str, Array]] = []
-        self._inputs = tuple(inputs)
-        self._outputs = tuple(outputs)
         self._function = function
         self._latency_ms = latency_ms
         self._failures = iter(tuple(failures))
         self._lock = threading.Lock()
         self._closed = False
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input specs, in the graph's order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output specs, in the graph's order."""
-        return self._outputs
-
-    @property
-    def placement(self) -> Placement:
-        """The fake, on the CPU."""
-        return Placement(backend="fake", device="cpu", engine="fake")
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Answer; see Session.run.
@@ -187,25 +171,14 @@ class FakeSession(Session):
             raise BackendError("The fake session is closed. Make another.")
 
 
-class FakeBinding:
+class FakeBinding(BindingBase):
     """A Binding on a fake. Made by `FakeSession.bind`."""
 
     def __init__(
         self, session: FakeSession, inputs: dict[str, Array], outputs: dict[str, Array]
     ) -> None:
+        super().__init__(inputs, outputs)
         self._session = session
-        self._inputs = inputs
-        self._outputs = outputs
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        """Input buffers by name, to be written in place."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """Output buffers by name, overwritten by every run."""
-        return self._outputs
 
     def run(self) -> Mapping[str, Array]:
         """Answer into `outputs` and return them; raises as FakeSession.run does."""

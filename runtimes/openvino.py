@@ -35,16 +35,16 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
+from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import (
     Placement,
-    Session,
     SessionOptions,
     always_prepared,
     nothing_to_prepare,
 )
-from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+from mmedge.specs import Array, check_feed
 
 __all__ = [
     "OpenVinoBinding",
@@ -129,7 +129,7 @@ def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
     return OpenVinoSession(engine, compiled, model, glance, placement)
 
 
-class OpenVinoSession(Session):
+class OpenVinoSession(SessionBase):
     """A Session on OpenVINO. Made by `open_session`."""
 
     def __init__(
@@ -140,30 +140,14 @@ class OpenVinoSession(Session):
         glance: OnnxFile,
         placement: Placement,
     ) -> None:
+        super().__init__(glance.inputs, glance.outputs, placement)
         self._engine = engine
         self._compiled: Any = compiled
         self._model = model
-        self._inputs, self._outputs = glance.inputs, glance.outputs
-        self._placement = placement
         self._ports = _ports(compiled, model, glance)
         self._idle: list[Any] = []  # infer requests; each serves one call at a time
         self._lock = threading.Lock()
         self._bindings: weakref.WeakSet[OpenVinoBinding] = weakref.WeakSet()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input specs, in the graph's order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output specs, in the graph's order."""
-        return self._outputs
-
-    @property
-    def placement(self) -> Placement:
-        """What really runs where; `providers` is empty, all nodes are on the one device."""
-        return self._placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph; see Session.run.
@@ -199,14 +183,7 @@ class OpenVinoSession(Session):
         An output axis that the inputs do not name is found by running the graph once.
         """
         compiled = self._opened()
-        sizes = check_bindable(self._inputs, feed)
-        outputs: dict[str, Array] = {}
-        if all(isinstance(n, int) or n in sizes for spec in self._outputs for n in spec.shape):
-            for spec in self._outputs:
-                shape = tuple(n if isinstance(n, int) else sizes[n] for n in spec.shape)
-                outputs[spec.name] = np.empty(shape, spec.dtype)
-        else:
-            outputs = {name: np.empty_like(array) for name, array in self.run(feed).items()}
+        outputs = self._buffers(feed)
         try:
             request = compiled.create_infer_request()
             for name, array in feed.items():
@@ -236,7 +213,7 @@ class OpenVinoSession(Session):
         # A local reference keeps the engine alive until this call is done, whoever closes it.
         compiled = self._compiled
         if compiled is None:
-            raise _closed(self._model)
+            raise closed_error(self._model)
         return compiled
 
     def __repr__(self) -> str:
@@ -244,7 +221,7 @@ class OpenVinoSession(Session):
         return f"<OpenVinoSession {self._model.name} ({state})>"
 
 
-class OpenVinoBinding:
+class OpenVinoBinding(BindingBase):
     """A Binding on OpenVINO. Made by `OpenVinoSession.bind`; dead once the session is closed.
 
     The engine reads and writes the arrays themselves.
@@ -257,20 +234,9 @@ class OpenVinoBinding:
         inputs: dict[str, Array],
         outputs: dict[str, Array],
     ) -> None:
+        super().__init__(inputs, outputs)
         self._request = request
         self._model = model
-        self._inputs = inputs
-        self._outputs = outputs
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        """Input buffers by name, to be written in place."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """Output buffers by name, overwritten by every run."""
-        return self._outputs
 
     def run(self) -> Mapping[str, Array]:
         """Run the graph on the bound buffers and return `outputs`.
@@ -281,7 +247,7 @@ class OpenVinoBinding:
         """
         request = self._request
         if request is None:
-            raise _closed(self._model)
+            raise closed_error(self._model)
         _check_narrow(self._inputs)
         try:
             request.infer(share_outputs=True)
@@ -446,7 +412,3 @@ def _mapped(error: Exception, what: str) -> BackendError:
         if re.search(pattern, text, re.IGNORECASE):
             return BackendError(f"{what}: {meaning}. ({type(error).__name__}: {said})")
     return BackendError(f"{what}: {type(error).__name__}: {said}")
-
-
-def _closed(model: Path) -> BackendError:
-    return BackendError(f"{model}: the session is closed. Open another with open_session.")

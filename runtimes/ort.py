@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import BackendError
+from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
 from mmedge.runtimes.onnx_file import axis_name, check_external_data, read_onnx_file
 from mmedge.runtimes.ort_engine import (
     available_devices,
@@ -35,12 +36,11 @@ from mmedge.runtimes.ort_engine import (
 )
 from mmedge.runtimes.session import (
     Placement,
-    Session,
     SessionOptions,
     always_prepared,
     nothing_to_prepare,
 )
-from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+from mmedge.specs import Array, TensorSpec, check_feed
 
 __all__ = [
     "OrtBinding",
@@ -111,33 +111,20 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
 
 
-class OrtSession(Session):
+class OrtSession(SessionBase):
     """A Session on ONNX Runtime. Made by `open_session`."""
 
     def __init__(self, native: Any, model: Path, placement: Placement) -> None:  # noqa: ANN401
+        super().__init__(
+            tuple(_spec(arg, model) for arg in native.get_inputs()),
+            tuple(_spec(arg, model) for arg in native.get_outputs()),
+            placement,
+        )
         self._native: Any = native  # onnxruntime ships no types
         self._model = model
-        self._placement = placement
-        self._inputs = tuple(_spec(arg, model) for arg in native.get_inputs())
-        self._outputs = tuple(_spec(arg, model) for arg in native.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
         self._lock = threading.Lock()
         self._bindings: weakref.WeakSet[OrtBinding] = weakref.WeakSet()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input specs, in the graph's order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output specs, in the graph's order."""
-        return self._outputs
-
-    @property
-    def placement(self) -> Placement:
-        """What really runs where."""
-        return self._placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph; see Session.run.
@@ -165,14 +152,7 @@ class OrtSession(Session):
         An output axis that the inputs do not name is found by running the graph once.
         """
         native = self._opened()
-        sizes = check_bindable(self._inputs, feed)
-        outputs: dict[str, Array] = {}
-        if all(isinstance(n, int) or n in sizes for spec in self._outputs for n in spec.shape):
-            for spec in self._outputs:
-                shape = tuple(n if isinstance(n, int) else sizes[n] for n in spec.shape)
-                outputs[spec.name] = np.empty(shape, spec.dtype)
-        else:
-            outputs = {name: np.empty_like(array) for name, array in self.run(feed).items()}
+        outputs = self._buffers(feed)
         try:
             binding = OrtBinding(native, self._model, self._placement.device, dict(feed), outputs)
         except engine_exceptions() as error:
@@ -198,7 +178,7 @@ class OrtSession(Session):
         # A local reference keeps the engine alive until this call is done, whoever closes it.
         native = self._native
         if native is None:
-            raise _closed(self._model)
+            raise closed_error(self._model)
         return native
 
     def __repr__(self) -> str:
@@ -206,7 +186,7 @@ class OrtSession(Session):
         return f"<OrtSession {self._model.name} ({state})>"
 
 
-class OrtBinding:
+class OrtBinding(BindingBase):
     """A Binding on ONNX Runtime. Made by `OrtSession.bind`; dead once the session is closed.
 
     On the CPU the engine reads and writes the arrays themselves. On CUDA each run copies the inputs
@@ -221,9 +201,8 @@ class OrtBinding:
         inputs: dict[str, Array],
         outputs: dict[str, Array],
     ) -> None:
+        super().__init__(inputs, outputs)
         self._model = model
-        self._inputs = inputs
-        self._outputs = outputs
         self._on_host = device == "cpu"
         bound = native.io_binding()
         for name, array in inputs.items():
@@ -231,16 +210,6 @@ class OrtBinding:
         for name, array in outputs.items():
             bound.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self._bound: tuple[Any, Any] | None = (native, bound)
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        """Input buffers by name, to be written in place."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """Output buffers by name, overwritten by every run."""
-        return self._outputs
 
     def run(self) -> Mapping[str, Array]:
         """Run the graph on the bound buffers and return `outputs`.
@@ -250,7 +219,7 @@ class OrtBinding:
         """
         pair = self._bound
         if pair is None:
-            raise _closed(self._model)
+            raise closed_error(self._model)
         native, bound = pair
         try:
             if not self._on_host:
@@ -264,10 +233,6 @@ class OrtBinding:
 
     def _release(self) -> None:
         self._bound = None
-
-
-def _closed(model: Path) -> BackendError:
-    return BackendError(f"{model}: the session is closed. Open another with open_session.")
 
 
 def _spec(arg: Any, model: Path) -> TensorSpec:  # noqa: ANN401
