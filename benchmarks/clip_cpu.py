@@ -7,10 +7,17 @@ over the rounds of (mmedge / peer) within the round, with a bootstrap interval o
 against torch eager on held-out pictures (or ids) that no calibration saw; the weights are random,
 so they compare the methods' arithmetic and say nothing of a trained model's accuracy.
 
-The floor is the time of the matrix products alone: the operations that one picture or text needs
-(those of the pooled token only, after the last block's keys and values), divided by the rate of a
-large int8 product on one core, measured in the same run in ONNX Runtime and in OpenVINO, the faster
-of both. "times the floor" is a contestant's shortest time over it, whatever its precision.
+Two floors stand beside them, neither of which could be a model:
+
+- computed: the operations that one picture or text needs (those of the pooled token only, after the
+  last block's keys and values; attention's products are counted), divided by the rate of a large
+  int8 product that stays in the caches, measured in the same run in ONNX Runtime and in OpenVINO,
+  the faster of both. "times the floor" is a contestant's shortest time over it, whatever its
+  precision. See int8_floor.py.
+- measured: the products alone, each of the encoder's int8 products in its own size and with weights
+  of its own, and nothing else (not attention's products), a contestant of the race in ONNX Runtime
+  and in OpenVINO. "times the products alone" is a contestant's time over that of the faster engine
+  within the round, median over the rounds. See products_alone.py.
 """
 
 from __future__ import annotations
@@ -18,6 +25,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +34,8 @@ import numpy as np
 import torch
 from full_size import SIZES, Size, bundle, pictures, source
 from int8_floor import int8_rate, operations
-from record import argument_parser, record
+from products_alone import Product, alone_in_onnxruntime, alone_in_openvino, products
+from record import argument_parser, int8_instructions, record
 from transformers import CLIPConfig, CLIPModel
 
 from mmedge.bundle import open_bundle
@@ -44,17 +54,33 @@ _END = 49407
 Call = Callable[[Array], Array]
 
 
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """What nobody can be faster than, in one race.
+
+    Attributes:
+        computed_s: Operations over the rate of a large product, in seconds.
+        alone: Runs the int8 products alone, by engine.
+    """
+
+    computed_s: float
+    alone: dict[str, Callable[[], object]]
+
+
 def main() -> None:
     """Measure, print and record."""
     parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", choices=SIZES, default="b32")
+    parser.add_argument("--only", choices=["image", "text"], help="one encoder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size: Size = arguments.model
-    if arguments.output.name == "clip_cpu.json" and size != "b32":
-        arguments.output = arguments.output.with_name(f"clip_cpu_{size}.json")
+    if arguments.output.name == "clip_cpu.json":  # not named by the caller
+        kind = "" if int8_instructions() else "_without_vnni"
+        model = "" if size == "b32" else f"_{size}"
+        arguments.output = arguments.output.with_name(f"clip_cpu{kind}{model}.json")
     rates = int8_rate()
     rate = max(rates.values())
     results: dict[str, Any] = {
@@ -65,21 +91,38 @@ def main() -> None:
     }
     config = CLIPConfig.from_pretrained(source(size))
     with tempfile.TemporaryDirectory() as folder:
-        contestants = _contestants(size, "image_encoder", Path(folder), arguments.threads)
-        frames = _tensors(size, 33, seed=2)
-        for batch in (1, 8):
-            feed = np.concatenate(frames[:batch])
-            rounds = arguments.rounds if batch == 1 else max(10, arguments.rounds // 6)
-            floor_s = batch * operations(config.vision_config, "image") / rate
-            results[f"image_batch_{batch}"] = _race(contestants, feed, frames[1:], rounds, floor_s)
-        contestants = _contestants(size, "text_encoder", Path(folder), arguments.threads)
-        for length in _TEXT_LENGTHS:
-            ids = [_ids(length, seed=1000 + seed) for seed in range(33)]
-            floor_s = operations(config.text_config, "text", length) / rate
-            results[f"text_{length}_tokens"] = _race(
-                contestants, ids[0], ids[1:], arguments.rounds, floor_s
-            )
+        if arguments.only != "text":
+            contestants = _contestants(size, "image_encoder", Path(folder), arguments.threads)
+            frames = _tensors(size, 33, seed=2)
+            for batch in (1, 8):
+                feed = np.concatenate(frames[:batch])
+                rounds = arguments.rounds if batch == 1 else max(10, arguments.rounds // 6)
+                floors = Floors(
+                    batch * operations(config.vision_config, "image") / rate,
+                    _alone(products(config.vision_config, "image", batch), arguments.threads),
+                )
+                results[f"image_batch_{batch}"] = _race(
+                    contestants, feed, frames[1:], rounds, floors
+                )
+        if arguments.only != "image":
+            contestants = _contestants(size, "text_encoder", Path(folder), arguments.threads)
+            for length in _TEXT_LENGTHS:
+                ids = [_ids(length, seed=1000 + seed) for seed in range(33)]
+                floors = Floors(
+                    operations(config.text_config, "text", length) / rate,
+                    _alone(products(config.text_config, "text", 1, length), arguments.threads),
+                )
+                results[f"text_{length}_tokens"] = _race(
+                    contestants, ids[0], ids[1:], arguments.rounds, floors
+                )
     record(arguments.output, results)
+
+
+def _alone(wanted: list[Product], threads: int) -> dict[str, Callable[[], object]]:
+    return {
+        "onnxruntime": alone_in_onnxruntime(wanted, threads),
+        "openvino": alone_in_openvino(wanted, threads),
+    }
 
 
 def _tensors(size: Size, count: int, seed: int) -> list[Array]:
@@ -266,7 +309,7 @@ def _race(
     feed: Array,
     held_out: list[Array],
     rounds: int,
-    floor_s: float,
+    floors: Floors,
 ) -> dict[str, Any]:
     """Let all run in turns and compare them within each round."""
     reference = np.concatenate([contestants["torch eager"](x) for x in held_out])
@@ -274,38 +317,38 @@ def _race(
     for name, call in contestants.items():
         answers = np.concatenate([call(x) for x in held_out])
         cosines[name] = (answers * reference).sum(axis=1)
-        call(feed)
-        call(feed)
-    wall = {name: np.empty(rounds) for name in contestants}
-    cpu = {name: np.empty(rounds) for name in contestants}
-    order = list(contestants)
-    rng = np.random.default_rng(0)
-    for index in range(rounds):
-        for name in rng.permutation(order):  # nobody always runs after the same neighbour
-            call = contestants[name]
-            started, started_cpu = time.perf_counter(), time.process_time()
-            call(feed)
-            wall[name][index] = time.perf_counter() - started
-            cpu[name][index] = time.process_time() - started_cpu
+    turns: dict[str, Callable[[], object]] = {
+        name: partial(call, feed) for name, call in contestants.items()
+    }
+    turns |= {_alone_in(engine): call for engine, call in floors.alone.items()}
+    wall, cpu = _timed(turns, rounds)
+    fastest = min(map(_alone_in, floors.alone), key=lambda name: np.median(wall[name]))
     figures: dict[str, Any] = {}
     print(
         f"\n{'':36}{'wall p50':>10}{'cpu p50':>10}{'cos mean':>11}{'cos min':>11}"
-        f"{'x floor':>9}   ms, n={rounds}"
+        f"{'x floor':>9}{'x alone':>9}   ms, n={rounds}"
     )
-    for name in contestants:
+    for name in turns:
         figures[name] = {
             "wall_p50_ms": round(float(np.median(wall[name])) * 1e3, 3),
             "wall_min_ms": round(float(wall[name].min()) * 1e3, 3),
             "cpu_p50_ms": round(float(np.median(cpu[name])) * 1e3, 3),
-            "times_the_floor": round(float(wall[name].min()) / floor_s, 3),
-            "cosine_mean": round(float(cosines[name].mean()), 6),
-            "cosine_min": round(float(cosines[name].min()), 6),
+            "times_the_floor": round(float(wall[name].min()) / floors.computed_s, 3),
+            "times_the_products_alone": {
+                "wall": _ratio(wall[name] / wall[fastest]),
+                "cpu": _ratio(cpu[name] / cpu[fastest]),
+            },
         }
-        line = figures[name]
+        line, cosine = figures[name], cosines.get(name)
+        shown = ""
+        if cosine is not None:
+            line["cosine_mean"] = round(float(cosine.mean()), 6)
+            line["cosine_min"] = round(float(cosine.min()), 6)
+            shown = f"{line['cosine_mean']:11.6f}{line['cosine_min']:11.6f}"
         print(
-            f"{name:36}{line['wall_p50_ms']:10.2f}{line['cpu_p50_ms']:10.2f}"
-            f"{line['cosine_mean']:11.6f}{line['cosine_min']:11.6f}"
+            f"{name:36}{line['wall_p50_ms']:10.2f}{line['cpu_p50_ms']:10.2f}{shown:22}"
             f"{line['times_the_floor']:9.2f}"
+            f"{line['times_the_products_alone']['wall']['median']:9.2f}"
         )
     ratios: dict[str, Any] = {}
     for ours in (name for name in contestants if name.startswith("mmedge")):
@@ -314,7 +357,37 @@ def _race(
                 kind: _ratio(times[ours] / times[peer])
                 for kind, times in (("wall", wall), ("cpu", cpu))
             }
-    return {"floor_ms": round(floor_s * 1e3, 3), "contestants": figures, "ratios": ratios}
+    return {
+        "floor_ms": round(floors.computed_s * 1e3, 3),
+        "products_alone": {name: figures.pop(name) for name in map(_alone_in, floors.alone)},
+        "contestants": figures,
+        "ratios": ratios,
+    }
+
+
+def _alone_in(engine: str) -> str:
+    return f"products alone in {engine}"
+
+
+def _timed(
+    turns: dict[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the seconds of every turn in each round, on the wall and of the processor."""
+    for call in turns.values():
+        call()
+        call()
+    wall = {name: np.empty(rounds) for name in turns}
+    cpu = {name: np.empty(rounds) for name in turns}
+    order = list(turns)
+    rng = np.random.default_rng(0)
+    for index in range(rounds):
+        for name in rng.permutation(order):  # nobody always runs after the same neighbour
+            call = turns[name]
+            started, started_cpu = time.perf_counter(), time.process_time()
+            call()
+            wall[name][index] = time.perf_counter() - started
+            cpu[name][index] = time.process_time() - started_cpu
+    return wall, cpu
 
 
 def _ratio(pairs: Array) -> dict[str, float]:

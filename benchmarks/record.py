@@ -14,7 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "argument_parser", "machine", "record", "versions"]
+__all__ = ["RESULTS", "argument_parser", "int8_instructions", "machine", "record", "versions"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,6 +64,7 @@ def machine() -> dict[str, Any]:
     """Return what the machine is and how busy it was."""
     return {
         "processor": _processor(),
+        "int8_instructions": int8_instructions(),
         "processors_usable": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -88,6 +89,17 @@ def _command() -> str:
     script = Path(sys.argv[0]).resolve()
     shown = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
     return shlex.join(["python", shown, *sys.argv[1:]])
+
+
+def int8_instructions() -> list[str]:
+    """Return what the processor has for int8 products.
+
+    An x86 processor with none of it adds pairs of products in 16 bits.
+    """
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text("utf-8", "replace").split() if info.is_file() else []
+    known = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    return [name for name in known if name in flags]
 
 
 def _processor() -> str:
