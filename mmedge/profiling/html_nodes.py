@@ -16,8 +16,9 @@ _ABSENT = '<span class="soft" title="not measured">\u2013</span>'
 _HEADS = ("node", "embedding error", "format", "weight error", "input range", "shape", "operator")
 _LEFT = frozenset({"node", "embedding error", "format", "operator"})
 # Series colours of html_style.py; grey for what was left alone.
-_COLOURS = {"float32": 5, "int8": 0, "int4": 1, "float16": 2, "bfloat16": 2, "float8": 4}
+_COLOURS = {"float32": 5, "int8": 0, "int4": 1, "float16": 2, "bfloat16": 2, "float8e4m3fn": 4}
 _OTHER_COLOUR = 3
+_FLOATS = frozenset({"float32", "float16", "bfloat16"})
 
 
 def render_nodes(table: NodeTable) -> str:
@@ -91,6 +92,8 @@ def _figure(value: float) -> str:
 def _summary(table: NodeTable) -> str:
     counts = Counter(node.precision for node in table.nodes)
     said = ", ".join(f"{count} in {precision}" for precision, count in counts.items())
+    if counts and counts.keys() <= _FLOATS:
+        return f"{said}. The graph is narrowed as a whole, so nodes have no errors of their own."
     if not any(node.embedding_error is not None for node in table.nodes):
         return f"{said}. Errors of the embedding were not measured: convert with --explain."
     return (

@@ -6,12 +6,13 @@ or the machine is escaped. What plots show is in tables too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from mmedge.profiling.html_style import STYLE
 
-__all__ = ["ABSENT", "figure", "figure_grid", "html_table", "page"]
+__all__ = ["ABSENT", "figure", "figure_grid", "html_table", "moment", "page"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # Stands for what was not measured.
@@ -33,6 +34,11 @@ def page(title: str, sections: Iterable[str]) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
+
+
+def moment(created: str) -> str:
+    """Return an ISO 8601 moment as people read it: "2026-01-31 12:00:00 UTC"."""
+    return re.sub(r"(Z|\+00:00)$", " UTC", created.replace("T", " ", 1))
 
 
 def figure_grid(drawn: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from mmedge.bundle.manifest import Role
 from mmedge.bundle.nodes import NodeTable
 from mmedge.profiling import html_plots as plots
 from mmedge.profiling.html_nodes import render_nodes
-from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, page
+from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, moment, page
 from mmedge.profiling.html_search import search_sections
 from mmedge.profiling.result import Cell, Latency, Profile, VariantFigures
 from mmedge.profiling.statistics import PERCENTILES, SAMPLES_BEYOND, required_samples
@@ -62,13 +62,9 @@ def _header(profile: Profile) -> str:
         f'<p class="soft">{escape(bundle.family)} · {escape(machine.cpu_model)}, '
         f"{len(machine.processors_allowed)} of {machine.processors_online} processors · "
         f"{escape(engine)} on {escape(profile.config.device)} · "
-        f"{escape(_moment(profile.created))}</p>"
+        f"{escape(moment(profile.created))}</p>"
         "</header>"
     )
-
-
-def _moment(created: str) -> str:
-    return created.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _cards(profile: Profile, roles: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from mmedge.bundle.manifest import Manifest, Role
 from mmedge.bundle.nodes import NodeTable
 from mmedge.bundle.search import Candidate, SearchRecord
 from mmedge.profiling.html_nodes import render_nodes
-from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, page
+from mmedge.profiling.html_page import ABSENT, figure, figure_grid, html_table, moment, page
 from mmedge.profiling.svg_front import Mark, front_plot
 from mmedge.profiling.svg_parts import number
 
@@ -36,14 +36,16 @@ def render_search(manifest: Manifest, nodes: Mapping[str, NodeTable]) -> str:
         A complete HTML document, UTF-8 when encoded. A role that was not searched has no section.
     """
     made = manifest.provenance
+    searched = search_sections(manifest.roles)
+    about = "search" if searched else "nodes"
     header = (
-        f'<header><p class="eyebrow">mmedge search</p><h1>{escape(manifest.name)}</h1>'
+        f'<header><p class="eyebrow">mmedge {about}</p><h1>{escape(manifest.name)}</h1>'
         f'<p class="soft">{escape(manifest.family)} · from {escape(made.source)} · '
-        f"{escape(made.created.replace('T', ' ').replace('+00:00', ' UTC'))}</p></header>"
+        f"{escape(moment(made.created))}</p></header>"
     )
     footer = f"<footer>Made by: {escape(made.command)}</footer>"
-    sections = (header, search_sections(manifest.roles), *map(render_nodes, nodes.values()), footer)
-    return page(f"{manifest.name}: search", sections)
+    sections = (header, searched, *map(render_nodes, nodes.values()), footer)
+    return page(f"{manifest.name}: {about}", sections)
 
 
 def search_sections(roles: Mapping[str, Role]) -> str:

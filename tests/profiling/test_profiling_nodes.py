@@ -113,6 +113,14 @@ def test_what_was_not_measured_or_is_zero_draws_no_nonsense(
     assert ("convert with --explain" in html) == (errors == (None, None))
 
 
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_a_graph_narrowed_as_a_whole_is_not_said_to_lack_explain(narrow: str) -> None:
+    island = entry("b", None, precision="float32")
+    html = render_nodes(table(entry("a", None, precision=narrow), island))
+    assert "--explain" not in html
+    assert "narrowed as a whole" in html
+
+
 def test_a_table_without_nodes_is_no_error() -> None:
     assert len(Page(render_nodes(table())).rows) == 1
 

@@ -262,6 +262,15 @@ def test_whatever_comes_from_the_bundle_is_text(tiny_bundle: Bundle) -> None:
     assert reader.text.count("alert(1)") > 10
 
 
+def test_without_a_search_the_page_is_on_nodes(tiny_bundle: Bundle) -> None:
+    made = tiny_bundle.manifest.provenance.model_copy(update={"created": "2026-01-31T12:00:00Z"})
+    manifest = tiny_bundle.manifest.model_copy(update={"provenance": made})
+    text = read(render_search(manifest, NODES)).text
+    assert "mmedge nodes" in text
+    assert "mmedge search" not in text
+    assert "2026-01-31 12:00:00 UTC" in text
+
+
 def test_the_profile_has_the_search_too(sample_profile: Profile, tiny_bundle: Bundle) -> None:
     roles = told(tiny_bundle, image_encoder=small_search()).roles
     page = render_html(sample_profile, roles=roles)
