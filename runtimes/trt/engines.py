@@ -169,7 +169,8 @@ class EngineLayer:
         for code in CODES:
             if code in read:
                 return code
-        made = (dtype for dtype in (*self.outputs, *read) if dtype not in CODES)
+        floats = (*self.outputs, *self.inputs, *self.constants)
+        made = (dtype for dtype in floats if dtype not in CODES)
         return next(made, "")
 
 

@@ -54,7 +54,7 @@ def parse_layers(message: str) -> tuple[EngineLayer, ...]:
         message: What the logger was told, from "Layers:" on; "" gives no layers.
     """
     found: list[EngineLayer] = []
-    for line in message.splitlines():
+    for line in message.split("\n"):  # not splitlines: metadata is separated by U+001E
         if not line.startswith("Name: ") or ", LayerType: " not in line:
             continue  # a heading, or the inputs and outputs of the engine
         name, *rest = _FIELDS.split(line.removeprefix("Name: "))
