@@ -7,11 +7,14 @@ from mmedge.runtimes.session import (
     BACKENDS,
     Backend,
     Binding,
+    BuildProgress,
     EngineOptions,
     Placement,
     Session,
     SessionOptions,
+    always_prepared,
     backend,
+    nothing_to_prepare,
     open_session,
 )
 
@@ -19,10 +22,13 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Binding",
+    "BuildProgress",
     "EngineOptions",
     "Placement",
     "Session",
     "SessionOptions",
+    "always_prepared",
     "backend",
+    "nothing_to_prepare",
     "open_session",
 ]

@@ -1,5 +1,7 @@
 """A thin typed layer over CUDA's runtime API, through cuda-python's `cuda.bindings.runtime`.
 
+Errors, versions, devices and memory; streams, events and graphs are in cuda_streams.py.
+
 13.x of the bindings, or 12.x where the driver or JetPack 6 has CUDA 12. They are imported when a
 function here is first called. Every call's error code is looked at; it becomes a BackendError with
 CUDA's own name and text and what to do about it.
@@ -32,11 +34,10 @@ __all__ = [
     "Device",
     "DeviceMemory",
     "DeviceProperties",
-    "Event",
-    "Graph",
+    "Owned",
     "PinnedMemory",
-    "Stream",
     "bindings_installed",
+    "capturing",
     "cuda_version",
     "device_count",
     "device_properties",
@@ -47,6 +48,9 @@ __all__ = [
 
 _MODULE = "cuda.bindings.runtime"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+
+capturing = threading.local()
+"""`later`: what this thread has to free once it captures no more; None while it does not."""
 
 # CUDA's name of an error -> what to do about it.
 _WAYS_OUT = {
@@ -180,7 +184,6 @@ class Device:
                 "CUDA_VISIBLE_DEVICES."
             )
         self.index = index
-        self._capturing = threading.local()
         found = self.call("cudaGetDeviceProperties", index)
         name = found.name
         self.properties = DeviceProperties(
@@ -298,28 +301,34 @@ class Device:
             raise self.out_of_memory(size_bytes, what, _OUT_OF_MEMORY)
         raise BackendError(f"{in_words(size_bytes)} of memory for {what}: {error}")
 
-    def _free(self, name: str, *handle: object) -> None:
+    def free(self, name: str, handle: object) -> None:
         """Free something whose owner is gone; a failure is nobody's any more.
 
         The garbage collector may come here while this thread captures, which to free would break.
         """
-        later = getattr(self._capturing, "later", None)
+        later: list[tuple[Device, str, object]] | None = getattr(capturing, "later", None)
         if later is not None:
-            later.append((name, *handle))
+            later.append((self, name, handle))
             return
         before = self._runtime.cudaGetDevice()
         self._runtime.cudaSetDevice(self.index)
-        getattr(self._runtime, name)(*handle)
+        getattr(self._runtime, name)(handle)
         if int(before[0]) == 0 and before[1] != self.index:
             self._runtime.cudaSetDevice(before[1])
 
 
-class _Owned:
-    """Something of CUDA's that is freed with its owner, or before."""
+class Owned:
+    """Something of CUDA's that is freed with its owner, or before.
+
+    Args:
+        device: Where it is.
+        destroy: The function of the runtime API that frees it.
+        handle: What that is given.
+    """
 
     def __init__(self, device: Device, destroy: str, handle: object) -> None:
         self.device = device
-        self._finalizer = weakref.finalize(self, device._free, destroy, handle)
+        self._finalizer = weakref.finalize(self, device.free, destroy, handle)
         self._finalizer.atexit = False  # the driver frees what is left when the process ends
 
     def free(self) -> None:
@@ -327,7 +336,7 @@ class _Owned:
         self._finalizer()
 
 
-class DeviceMemory(_Owned):
+class DeviceMemory(Owned):
     """Memory on a device, freed with this object. Made by Device.allocate.
 
     Attributes:
@@ -341,7 +350,7 @@ class DeviceMemory(_Owned):
         self.size_bytes = size_bytes
 
 
-class PinnedMemory(_Owned):
+class PinnedMemory(Owned):
     """Page-locked host memory, freed once no array looks at it. Made by Device.allocate_pinned.
 
     Attributes:
@@ -367,113 +376,6 @@ class PinnedMemory(_Owned):
         """Return an array over the beginning of the memory, which lives as long as the array."""
         size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return np.asarray(self)[:size_bytes].view(dtype).reshape(shape)
-
-
-class Event(_Owned):
-    """A mark in a stream.
-
-    Args:
-        device: Of the streams it is used with.
-        timing: Whether the time between two of them can be told.
-        blocking: Whether who waits for it sleeps, instead of asking without pause.
-    """
-
-    def __init__(self, device: Device, *, timing: bool = False, blocking: bool = False) -> None:
-        runtime = load_bindings()
-        with device.current():
-            flags = 0 if timing else runtime.cudaEventDisableTiming
-            flags |= runtime.cudaEventBlockingSync if blocking else 0
-            self._handle = device.call("cudaEventCreateWithFlags", flags)
-        super().__init__(device, "cudaEventDestroy", self._handle)
-
-    @property
-    def handle(self) -> int:
-        """CUDA's handle."""
-        return int(self._handle)
-
-    def record(self, stream: int) -> None:
-        """Mark what was put into a stream so far, by the stream's handle."""
-        self.device.call("cudaEventRecord", self._handle, stream)
-
-    def synchronize(self) -> None:
-        """Wait until everything before the mark is done."""
-        self.device.call("cudaEventSynchronize", self._handle)
-
-    def since_ms(self, earlier: Event) -> float:
-        """Return the milliseconds between another mark and this one; both made with timing."""
-        return float(self.device.call("cudaEventElapsedTime", earlier._handle, self._handle))
-
-
-class Graph(_Owned):
-    """A captured graph, ready to be launched. Made by Stream.end_capture."""
-
-    def __init__(self, device: Device, captured: object) -> None:
-        try:
-            self._handle = device.call("cudaGraphInstantiate", captured, 0)
-        finally:
-            device.call("cudaGraphDestroy", captured)
-        super().__init__(device, "cudaGraphExecDestroy", self._handle)
-
-    def launch(self, stream: Stream) -> None:
-        """Put the graph into a stream."""
-        self.device.call("cudaGraphLaunch", self._handle, stream.handle)
-
-
-class Stream(_Owned):
-    """A queue of work on a device, in order, beside every other stream.
-
-    Args:
-        device: Where it works.
-    """
-
-    def __init__(self, device: Device) -> None:
-        runtime = load_bindings()
-        with device.current():
-            self._handle = device.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
-        super().__init__(device, "cudaStreamDestroy", self._handle)
-        self.handle = int(self._handle)
-        kinds = runtime.cudaMemcpyKind
-        self._to_device = kinds.cudaMemcpyHostToDevice
-        self._to_host = kinds.cudaMemcpyDeviceToHost
-        # Others may allocate while this thread captures.
-        self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-
-    def copy_to_device(self, target: int, source: int, size_bytes: int) -> None:
-        """Copy from host memory to device memory, by address, later."""
-        self.device.call(
-            "cudaMemcpyAsync", target, source, size_bytes, self._to_device, self.handle
-        )
-
-    def copy_to_host(self, target: int, source: int, size_bytes: int) -> None:
-        """Copy from device memory to host memory, by address, later."""
-        self.device.call("cudaMemcpyAsync", target, source, size_bytes, self._to_host, self.handle)
-
-    def wait(self, event: Event) -> None:
-        """Let what comes next wait for an event of another stream."""
-        self.device.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
-
-    def synchronize(self) -> None:
-        """Wait until everything in the stream is done."""
-        self.device.call("cudaStreamSynchronize", self.handle)
-
-    def begin_capture(self) -> None:
-        """Record from now on what is put into the stream, instead of running it."""
-        self.device.call("cudaStreamBeginCapture", self.handle, self._capture_mode)
-        self.device._capturing.later = []
-
-    def end_capture(self) -> Graph:
-        """Return what was recorded, ready to be launched.
-
-        Raises:
-            BackendError: If something cannot be captured. The stream runs as before.
-        """
-        try:
-            captured = self.device.call("cudaStreamEndCapture", self.handle)
-        finally:
-            later, self.device._capturing.later = self.device._capturing.later, None
-            for name, *handle in later:
-                self.device._free(name, *handle)
-        return Graph(self.device, captured)
 
 
 def in_words(size_bytes: int) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from mmedge.errors import InputError
-from mmedge.runtimes.trt.cuda import Device, DeviceMemory, Event, Stream
+from mmedge.runtimes.trt.cuda import Device, DeviceMemory
+from mmedge.runtimes.trt.cuda_streams import Event, Stream
 from mmedge.specs import Array
 
 __all__ = ["ALIGNMENT_BYTES", "DeviceArray", "DeviceInput", "DeviceView", "is_device_array", "view"]

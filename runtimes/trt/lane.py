@@ -23,7 +23,8 @@ import numpy as np
 
 from mmedge.errors import BackendError, InputError
 from mmedge.runtimes.session import SessionOptions
-from mmedge.runtimes.trt.cuda import DeviceMemory, Event, Graph, Stream
+from mmedge.runtimes.trt.cuda import DeviceMemory
+from mmedge.runtimes.trt.cuda_streams import Event, Graph, Stream
 from mmedge.runtimes.trt.device_arrays import DeviceArray, DeviceView
 from mmedge.runtimes.trt.device_engine import DeviceEngine, EngineTensor, Shapes
 from mmedge.runtimes.trt.lane_memory import Buffer, GrowingOutput, size_bytes
@@ -482,5 +483,5 @@ class Lane:
                 "%s: no CUDA graph for inputs of %s, which run without one: %s",
                 self._engine.model,
                 prepared.call.shapes if prepared.call is not None else "no shape",
-                error,
+                str(error),  # the error itself would keep the lane alive as long as the record
             )

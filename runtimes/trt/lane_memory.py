@@ -31,6 +31,7 @@ class Buffer:
         self._on_device = on_device
         self._pinned: PinnedMemory | None = None
         self._memory: DeviceMemory | None = None
+        self._array: Array | None = None  # made for the last shape
 
     def reserve(self, shape: tuple[int, ...]) -> bool:
         """Make it large enough for a shape, and tell whether it moved.
@@ -44,7 +45,7 @@ class Buffer:
             return False
         # Twice as much as before, so that shapes that grow step by step do not move it each time.
         needed = max(needed, 2 * before, 1)
-        self._pinned = self._memory = None
+        self._pinned = self._memory = self._array = None
         pinned = self._device.allocate_pinned(needed, self._what)
         if self._on_device:
             self._memory = self._device.allocate(needed, self._what)
@@ -53,7 +54,10 @@ class Buffer:
 
     def array(self, shape: tuple[int, ...]) -> Array:
         """Return its host memory as an array, which keeps that memory."""
-        return self._host().array(shape, self._spec.dtype)
+        array = self._array
+        if array is None or array.shape != shape:
+            array = self._array = self._host().array(shape, self._spec.dtype)
+        return array
 
     @property
     def host_address(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,7 @@ from mmedge.runtimes.session import BuildProgress, Placement, SessionOptions
 from mmedge.runtimes.trt.backend import device_index
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.cache import CachedEngine, EngineCache, LoadedEngine
-from mmedge.runtimes.trt.cuda import (
-    Device,
-    cuda_version,
-    driver_version,
-)
+from mmedge.runtimes.trt.cuda import Device, cuda_version, driver_version
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
@@ -32,6 +29,7 @@ from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
 from mmedge.runtimes.trt.model_hash import model_label
 from mmedge.runtimes.trt.profiles import shape_profile
 from mmedge.runtimes.trt.session import TrtSession
+from mmedge.runtimes.trt.wider import key_that_serves
 
 __all__ = [
     "NeededEngine",
@@ -128,10 +126,11 @@ def needed_engine(flavour: Flavour, model: Path, options: SessionOptions) -> Nee
 def is_prepared(flavour: Flavour, model: Path, options: SessionOptions) -> bool:
     """Tell whether the engine of a graph is in the cache. Does not raise."""
     try:
-        needed = needed_engine(flavour, model, options)
-        return isinstance(EngineCache().find(needed.key), CachedEngine)
+        cache = EngineCache()
+        key = key_that_serves(cache, needed_engine(flavour, model, options).key)
+        return isinstance(cache.find(key), CachedEngine)
     except (BackendError, InputError, StorageError) as error:
-        _LOG.debug("%s: no engine: %s", model, error)
+        _LOG.debug("%s: no engine: %s", model, str(error))
         return False
 
 
@@ -187,6 +186,9 @@ def _engine_of(
 ) -> LoadedEngine:
     """Return an engine from the cache, built into it if need be."""
     cache = EngineCache()
+    key = needed.key
+    with suppress(StorageError):  # get_or_build says whether it goes without the cache
+        key = key_that_serves(cache, key)
     library, capability = needed.library, needed.device.properties.compute_capability
 
     def build() -> BuiltEngine:
@@ -195,14 +197,23 @@ def _engine_of(
             timing = cache.timing_cache(library.flavour, library.version, capability)
         return build_engine(
             needed.model,
-            needed.request,
+            key.request,
             progress=_Telling(needed, progress),
             timing_cache=timing,
             device=needed.device.index,
         )
 
-    label = model_label(needed.model)
-    return cache.get_or_build(needed.key, build, label=label, or_in_memory=or_in_memory)
+    def waiting(told: str) -> None:
+        if progress is not None:
+            progress(told, 0, 1)
+
+    return cache.get_or_build(
+        key,
+        build,
+        label=model_label(needed.model),
+        or_in_memory=or_in_memory,
+        wait_told=waiting,
+    )
 
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmedge.errors import BackendError, InputError
 from mmedge.runtimes.session import Placement, Session, SessionOptions
-from mmedge.runtimes.trt.cuda import Event
+from mmedge.runtimes.trt.cuda_streams import Event
 from mmedge.runtimes.trt.device_arrays import (
     DeviceArray,
     DeviceInput,
@@ -277,22 +277,31 @@ class TrtSession(Session):
 
 
 class _Bound:
-    """A lane that runs one call again and again."""
+    """A lane that runs one call again and again. Once closed it holds nothing of the engine."""
 
     def __init__(self, engine: DeviceEngine, lane: Lane, prepared: Prepared) -> None:
-        self._engine = engine
-        self._lane: Lane | None = lane
-        self._prepared = prepared
-        self._lock = threading.Lock()
-        self._state = "the session is closed. Open another with open_session"
+        self._model = engine.model
+        self._device = engine.device
         # Shapes follow from such an input's values, so they are looked at in every run.
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
+        self._bound: tuple[Lane, Prepared] | None = lane, prepared
+        self._lock = threading.Lock()
+        self._state = "the session is closed. Open another with open_session"
 
-    def _run(self, host: Mapping[str, Array]) -> tuple[Lane, Prepared]:
-        """Run once; the lock must be held, and the device be current."""
-        lane, prepared = self._lane, self._prepared
-        if lane is None:
-            raise BackendError(f"{self._engine.model}: {self._state}.")
+    @contextmanager
+    def _turn(self) -> Iterator[tuple[Lane, Prepared]]:
+        """Take the lock and the device; a run that fails is the last one."""
+        with self._lock, self._device.current():
+            if self._bound is None:
+                raise BackendError(f"{self._model}: {self._state}.")
+            try:
+                yield self._bound
+            except BackendError:
+                self._state = "an earlier run of this binding failed. Bind again"
+                self._drop()
+                raise
+
+    def _run(self, lane: Lane, prepared: Prepared, host: Mapping[str, Array]) -> Prepared:
         call = prepared.call
         if self._reads_host and call is not None:
             prepared = lane.prepare(lane.call_of(host, {}, call.answers), host)
@@ -300,29 +309,16 @@ class _Bound:
             lane.fill(host)
         lane.launch(prepared)
         lane.wait()
-        return lane, prepared
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Take the lock and the device; a run that fails is the last one."""
-        with self._lock, self._engine.device.current():
-            try:
-                yield
-            except BackendError:
-                if self._lane is not None:
-                    self._state = "an earlier run of this binding failed. Bind again"
-                    self._drop()
-                raise
+        return prepared
 
     def _release(self) -> None:
-        with self._lock, self._engine.device.current():
+        with self._lock, self._device.current():
             self._drop()
 
     def _drop(self) -> None:
-        lane, self._lane = self._lane, None
-        self._prepared.forget()
-        if lane is not None:
-            _close(lane)
+        bound, self._bound = self._bound, None
+        if bound is not None:
+            _close(bound[0])
 
 
 class TrtBinding(_Bound):
@@ -360,8 +356,8 @@ class TrtBinding(_Bound):
             BackendError: If it fails, the session is closed, or an output has got another shape
                 than when it was bound, as one may whose size depends on values.
         """
-        with self._turn():
-            lane, prepared = self._run(self._inputs)
+        with self._turn() as (lane, bound):
+            prepared = self._run(lane, bound, self._inputs)
             if prepared.growing or self._reads_host:
                 self._check_shapes(lane, prepared)
         return self._outputs
@@ -371,7 +367,7 @@ class TrtBinding(_Bound):
             bound = self._outputs[name]
             if array.shape != bound.shape:
                 raise BackendError(
-                    f"{self._engine.model}: output '{name}' has got shape {array.shape}, bound was "
+                    f"{self._model}: output '{name}' has got shape {array.shape}, bound was "
                     f"{bound.shape}: its size depends on what is fed. Use run."
                 )
             if not np.may_share_memory(array, bound):  # the lane's memory has moved meanwhile
@@ -418,12 +414,12 @@ class TrtDeviceBinding(_Bound):
         Raises:
             BackendError: If it fails, or the session is closed.
         """
-        with self._turn():
-            if stream is not None and self._lane is not None:
-                event = Event(self._engine.device)
+        with self._turn() as (lane, prepared):
+            if stream is not None:
+                event = Event(self._device)
                 event.record(stream)
-                self._lane.stream.wait(event)
-            self._run(self._host)
+                lane.stream.wait(event)
+            self._run(lane, prepared, self._host)
         return self._outputs
 
 

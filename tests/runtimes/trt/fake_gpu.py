@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.machinery
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, fake_plan
@@ -19,8 +22,10 @@ from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.session import EngineOptions, SessionOptions
 from mmedge.runtimes.trt import flavours, opening
 from mmedge.runtimes.trt.backend import TrtBackend
+from mmedge.runtimes.trt.cuda_streams import Stream
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest, Flavour
 from mmedge.runtimes.trt.session import TrtSession
+from mmedge.specs import Array
 
 VERSIONS: dict[Flavour, str] = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -80,6 +85,42 @@ class FakeGpu:
     def embedder(self, folder: Path, **how: Any) -> TrtSession:
         """Open the embedder of tiny_graphs."""
         return self.open(save_embedder(folder / "model.onnx"), **how)
+
+
+class OnDevice:
+    """An array on the fake GPU that somebody else made.
+
+    Args:
+        cuda: Where.
+        array: What it holds.
+        interface: More of what its __cuda_array_interface__ says.
+    """
+
+    def __init__(self, cuda: FakeCuda, array: Array, **interface: Any) -> None:
+        code, self.address = cuda.cudaMalloc(array.nbytes + 64)
+        assert int(code) == 0
+        self.cuda, self.array = cuda, array
+        weakref.finalize(self, cuda.cudaFree, self.address).atexit = False
+        self.write(array)
+        self.interface: dict[str, Any] = {
+            "version": 3,
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.address, False),
+            "stream": None,
+        } | interface
+
+    def write(self, array: Array) -> None:
+        """Write at once, as a stream that is waited for."""
+        ctypes.memmove(self.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+
+    def write_later(self, array: Array, stream: Stream) -> None:
+        """Write in a stream that nobody waits for."""
+        self.cuda.put(stream.handle, lambda: self.write(array))
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self.interface
 
 
 @pytest.fixture

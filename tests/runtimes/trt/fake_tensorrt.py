@@ -13,7 +13,7 @@ import itertools
 import json
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,6 +128,7 @@ class FakeTensorRT(ModuleType):
         compiled: What TensorRT-RTX compiled and did not find in its cache.
         refuse_capture: Whether runs cannot be captured.
         fail_runs: How many of the next runs fail.
+        on_run: Called on the host whenever a run is put into a stream.
     """
 
     DataType = DataType
@@ -148,6 +149,7 @@ class FakeTensorRT(ModuleType):
         self.compiled: list[str] = []
         self.refuse_capture = False
         self.fail_runs = 0
+        self.on_run: Callable[[], None] | None = None
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802
@@ -411,6 +413,8 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         library, cuda = self.engine.library, self.engine.library.cuda
+        if library.on_run is not None:
+            library.on_run()
         if library.fail_runs:
             library.fail_runs -= 1
             return self._refused("the kernel cannot be launched")

@@ -1,0 +1,57 @@
+"""Engines in the cache that do more than is wanted: larger batches, a larger workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmedge.runtimes.trt.cache import CachedEngine, EngineCache
+from mmedge.runtimes.trt.engines import EngineKey, ShapeProfile
+
+__all__ = ["key_that_serves"]
+
+
+def key_that_serves(cache: EngineCache, wanted: EngineKey) -> EngineKey:
+    """Return the key of an engine in the cache that does what is wanted; else what is wanted.
+
+    So what `mmedge build` made for larger batches is found by whoever asks for the usual ones. Of
+    several the one used last is taken.
+
+    Args:
+        cache: Where to look.
+        wanted: What is needed.
+
+    Raises:
+        StorageError: If others may write the cache's folder, or it cannot be read.
+    """
+    found = cache.find(wanted)
+    if isinstance(found, CachedEngine) or found.kind == "damaged":
+        return wanted
+    for entry in cache.entries():
+        if entry.record is None or entry.record.key.model_sha256 != wanted.model_sha256:
+            continue
+        request = entry.record.key.request
+        same = replace(request.settings, workspace_bytes=wanted.request.settings.workspace_bytes)
+        if same != wanted.request.settings:
+            continue
+        if not _take(request.profiles, wanted.request.profiles):
+            continue
+        changed = replace(wanted.request, profiles=request.profiles, settings=request.settings)
+        other = replace(wanted, request=changed)
+        if isinstance(cache.find(other), CachedEngine):  # of this version, for this GPU
+            return other
+    return wanted
+
+
+def _take(held: Sequence[ShapeProfile], wanted: Sequence[ShapeProfile]) -> bool:
+    """Tell whether every wanted profile lies within one that is held."""
+    return all(any(_within(inner, outer) for outer in held) for inner in wanted)
+
+
+def _within(inner: ShapeProfile, outer: ShapeProfile) -> bool:
+    return inner.ranges.keys() == outer.ranges.keys() and all(
+        len(small.least) == len(large.least)
+        and all(a >= b for a, b in zip(small.least, large.least, strict=True))
+        and all(a <= b for a, b in zip(small.most, large.most, strict=True))
+        for small, large in ((inner.ranges[name], outer.ranges[name]) for name in inner.ranges)
+    )
