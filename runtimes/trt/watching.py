@@ -108,13 +108,15 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
         finally:
             ended.set()
 
-    threading.Thread(target=run, name="engine build", daemon=True).start()
+    thread = threading.Thread(target=run, name="engine build", daemon=True)
     try:
+        thread.start()  # waits too, and may be interrupted
         ended.wait()
     finally:
         if not ended.is_set():
             cancel()
-            ended.wait()
+            while thread.is_alive():
+                ended.wait(0.1)
     if raised:
         raise raised.pop()  # nothing here keeps it, or it would keep all of its frames alive
     return made.pop()
