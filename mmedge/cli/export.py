@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -250,7 +250,7 @@ def _print_folder(out: Path, document: IoDocument, notes: list[str]) -> None:
             table.add_row(
                 plain(graph.role) if index == 0 else "",
                 plain(graph.variant) if index == 0 else "",
-                plain(path),
+                plain(PurePosixPath(path).name),
                 human_bytes(document.files[path].size_bytes),
             )
     console.print(table)

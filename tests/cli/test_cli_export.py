@@ -81,7 +81,7 @@ def test_engines_of_the_cache_come_along(
     out = tmp_path / "out"
     code, printed, _ = export(capsys, tiny_bundle.path, "--engine-dir", out)
     assert code == 0
-    assert "image_encoder/fp32.tensorrt-10.3.0.sm87.engine" in printed
+    assert " fp32.tensorrt-10.3.0.sm87.engine " in printed
     image, text = IoDocument.model_validate_json((out / "io.json").read_bytes()).graphs
     assert (out / image.engines[0].file).read_bytes() == b"a plan"
     assert text.engines == ()
