@@ -37,6 +37,8 @@ from mmedge.specs import TensorSpec
 
 __all__ = ["build_engine"]
 
+_LARGEST = (1 << 31) - 1  # the binding takes larger sizes too, and cuts them off
+
 
 def build_engine(
     model: Path,
@@ -233,16 +235,11 @@ class _Build:
         for spec in inputs:
             given = profile.ranges[spec.name]
             for shape in (given.least, given.usual, given.most):
-                fits = len(shape) == len(spec.shape) and all(
-                    size == axis
-                    for size, axis in zip(shape, spec.shape, strict=True)
-                    if isinstance(axis, int)
-                )
-                if not fits:
+                if not _fits(shape, spec):
                     raise EngineBuildError(
                         f"{self.model}: a profile has {shape} for '{spec.name}', which is "
-                        f"{spec.shape}: only named axes can vary. Convert with a dynamic axis, or "
-                        "take the size that the graph has."
+                        f"{spec.shape}: only named axes can vary, up to {_LARGEST}. Convert with a "
+                        "dynamic axis, or take the size that the graph has."
                     )
 
     def _read_timings(self, config: Any) -> None:  # noqa: ANN401
@@ -290,6 +287,13 @@ class _Build:
             self.log, said, exchanges_weights=settings.stripped or settings.refittable
         )
         return EngineBuildError(f"{self.model}: {self._name}: {what}: {reason}")
+
+
+def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    return len(shape) == len(spec.shape) and all(
+        size == axis if isinstance(axis, int) else size <= _LARGEST
+        for size, axis in zip(shape, spec.shape, strict=True)
+    )
 
 
 def _flags(settings: BuildSettings) -> tuple[str, ...]:

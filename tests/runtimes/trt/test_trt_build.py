@@ -1,0 +1,302 @@
+"""Engines of small graphs, really built by TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from engine_graphs import Net, convolutional_net, decoder_step, fusion_head, linear_graph
+from onnx import TensorProto, helper
+
+from mmedge.errors import BackendError, EngineBuildError
+from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.engines import (
+    BuildSettings,
+    BuiltEngine,
+    EngineRequest,
+    ShapeProfile,
+    ShapeRange,
+)
+from mmedge.runtimes.trt.flavours import installed_version
+from mmedge.runtimes.trt.layers import count_precisions
+from mmedge.runtimes.trt.profiles import shape_profiles
+
+pytestmark = pytest.mark.skipif(
+    installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
+)
+
+Bounds = tuple[int, int, int]
+BATCH: dict[str, Bounds] = {"batch": (1, 1, 8)}
+AXES: dict[str, Bounds] = BATCH | {
+    "sequence": (1, 1, 16),
+    "past": (1, 8, 32),
+    "total": (2, 9, 48),
+    "patches": (1, 50, 200),
+}
+
+
+def request_for(
+    model: Path,
+    *capabilities: str,
+    axes: tuple[Mapping[str, Bounds], ...] = (AXES,),
+    **settings: object,
+) -> EngineRequest:
+    return EngineRequest(
+        "tensorrt-rtx",
+        capabilities or ("8.9",),
+        shape_profiles(read_onnx_file(model).inputs, axes),
+        BuildSettings(**settings),  # type: ignore[arg-type]
+    )
+
+
+def build(model: Path, *capabilities: str) -> BuiltEngine:
+    return build_engine(model, request_for(model, *capabilities))
+
+
+def coded_nodes(built: BuiltEngine, dtype: str) -> set[str]:
+    """Nodes in layers that hold a constant of a dtype."""
+    return {node for layer in built.layers if dtype in layer.constants for node in layer.nodes}
+
+
+def test_a_convolutional_net_in_float32(tmp_path: Path) -> None:
+    built = build(convolutional_net(tmp_path / "net.onnx", codes=False))
+    assert set(count_precisions(built.layers)) == {"fp32"}
+    assert [str(spec) for spec in (*built.inputs, *built.outputs)] == [
+        "image float32(batch, 3, 32, 32)",
+        "features float32(batch, 8)",
+    ]
+    assert len(built.plan) > 10_000
+    assert built.duration_s > 0
+
+
+def test_a_convolutional_net_in_int8(tmp_path: Path) -> None:
+    model = convolutional_net(tmp_path / "net.onnx", codes=True)
+    built = build(model)
+    convolutions = {n.name for n in onnx.load(model).graph.node if n.op_type == "Conv"}
+    assert len(convolutions) == 2
+    assert convolutions <= coded_nodes(built, "int8")
+    assert not [text for text in built.warnings if "run in float" in text]
+
+
+def test_a_decoder_step_with_a_past(tmp_path: Path) -> None:
+    built = build(decoder_step(tmp_path / "decoder.onnx"), "8.9", "12.0")
+    assert count_precisions(built.layers)["fp16"] > 10
+    assert "fp32" not in count_precisions(built.layers)
+    shapes = {spec.name: spec.shape for spec in (*built.inputs, *built.outputs)}
+    assert shapes["past.1.key"] == ("batch", 4, "past", 8)
+    assert shapes["present.1.value"] == ("batch", 4, "total", 8)
+    assert shapes["input_ids"] == ("batch", "sequence")
+
+
+def test_a_fusion_head_of_two_towers(tmp_path: Path) -> None:
+    built = build(fusion_head(tmp_path / "head.onnx"))
+    assert count_precisions(built.layers)["fp16"] > 5
+    assert [spec.name for spec in built.inputs] == ["tokens", "patches"]
+
+
+def test_several_profiles_and_capabilities(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx", external=True)
+    narrow: dict[str, Bounds] = {"batch": (1, 1, 1)}
+    one = build_engine(model, request_for(model, axes=(narrow,)))
+    both = build_engine(model, request_for(model, "8.9", "12.0", axes=(narrow, AXES)))
+    assert both.plan != one.plan
+    assert both.inputs == one.inputs
+
+
+def test_the_same_is_built_twice(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    assert build(model).plan == build(model).plan
+
+
+def test_a_graph_without_dynamic_axes_needs_no_profile(tmp_path: Path) -> None:
+    net = Net()
+    net.node("MatMul", "x", net.weight(16, 8), out="y")
+    model = net.save(tmp_path / "fixed.onnx", {"x": (4, 16)}, {"y": (4, 8)})
+    assert build_engine(model, EngineRequest("tensorrt-rtx", ("8.9",))).inputs[0].shape == (4, 16)
+
+
+def test_weights_can_be_streamed(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    assert build_engine(model, request_for(model, weight_streaming=True)).plan
+
+
+@pytest.mark.parametrize("setting", ["refittable", "stripped"])
+def test_engines_whose_weights_are_exchanged_need_a_gpu(setting: str, tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    with pytest.raises(EngineBuildError, match="on a machine with a GPU only"):
+        build_engine(model, request_for(model, **{setting: True}))
+
+
+def test_progress_ends_where_it_should(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    told: list[tuple[str, int, int]] = []
+    build_engine(model, request_for(model), progress=lambda *step: told.append(step))
+    phases = {phase for phase, _, _ in told}
+    assert len(phases) > 3
+    first, _, total = told[0]
+    assert told[-1] == (first, total, total)
+    assert all(0 <= done <= total for _, done, total in told)
+
+
+def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+
+    def interrupt(_phase: str, done: int, _total: int) -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # until it is heard
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(model, request_for(model), progress=interrupt)
+    assert build(model).plan  # and the library builds on
+
+
+# Bad input
+
+
+def test_an_operator_that_is_not_taken_is_named_with_its_node(tmp_path: Path) -> None:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")
+    ]
+    nodes = [helper.make_node("Quantum", ["x"], ["y"], "the_odd_one", domain="com.example")]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.example", 1)]
+    graph = helper.make_graph(nodes, "odd", values[:1], values[1:])
+    model = tmp_path / "odd.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), model)
+    with pytest.raises(EngineBuildError, match=r"node 'the_odd_one' \(Quantum\)") as caught:
+        build(model)
+    assert "--target tensorrt" in str(caught.value)
+
+
+def test_unsigned_activations_are_refused_with_the_node(tmp_path: Path) -> None:
+    net = Net()
+    step, zero = net.constant(0.1), net.constant(128, np.uint8)
+    codes = net.node("QuantizeLinear", "x", step, zero)
+    net.node("MatMul", net.node("DequantizeLinear", codes, step, zero), net.weight(16, 8), out="y")
+    model = net.save(tmp_path / "m.onnx", {"x": ("batch", 16)}, {"y": ("batch", 8)})
+    with pytest.raises(EngineBuildError, match=r"node 'quantizelinear_0' \(QuantizeLinear\)"):
+        build(model)
+
+
+def test_missing_external_data_is_told_before_the_build(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx", external=True)
+    (tmp_path / "linear.onnx.data").unlink()
+    with pytest.raises(BackendError, match=r"'linear\.onnx\.data' is missing"):
+        build(model)
+
+
+def test_external_data_is_found_beside_the_model_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = linear_graph(tmp_path / "linear.onnx", external=True)
+    monkeypatch.chdir("/")
+    assert build(model).plan
+
+
+def test_a_model_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    request = request_for(model)
+    model.write_bytes(b"no model")
+    with pytest.raises(BackendError, match="not a readable ONNX model"):
+        build_engine(model, request)
+    with pytest.raises(BackendError, match="no such model file"):
+        build_engine(tmp_path / "nothing.onnx", request)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "told"),
+    [
+        ({}, r"names the inputs \[\], expected \['x'\]"),
+        ({"z": ((1, 16), (1, 16), (1, 16))}, r"names the inputs \['z'\]"),
+        ({"x": ((1, 4), (1, 8), (1, 16))}, r"has \(1, 4\) for 'x'"),
+        ({"x": ((1,), (1,), (1,))}, r"has \(1,\) for 'x'"),
+        ({"x": ((1, 16), (1, 16), (1 << 33, 16))}, "up to 2147483647"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_told(
+    ranges: dict[str, tuple[tuple[int, ...], ...]], told: str, tmp_path: Path
+) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    profile = ShapeProfile({name: ShapeRange(*shapes) for name, shapes in ranges.items()})
+    with pytest.raises(EngineBuildError, match=told):
+        build_engine(model, EngineRequest("tensorrt-rtx", ("8.9",), (profile,)))
+
+
+def test_dynamic_axes_without_a_profile_are_told(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    with pytest.raises(EngineBuildError, match=r"axes \['batch'\] are dynamic"):
+        build_engine(model, EngineRequest("tensorrt-rtx", ("8.9",)))
+
+
+def test_shapes_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+    net = Net()
+    net.node("Add", "x", "z", out="y")
+    model = net.save(tmp_path / "m.onnx", {"x": ("a", 4), "z": ("b", 4)}, {"y": ("c", 4)})
+    axes: dict[str, Bounds] = {"a": (2, 2, 4), "b": (3, 3, 4)}
+    with pytest.raises(EngineBuildError, match=r"add_0: .*2 != 3") as caught:
+        build_engine(model, request_for(model, axes=(axes,)))
+    assert "Check the bounds" in str(caught.value)
+
+
+def test_float32_products_for_turing_are_told_before_the_build(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    with pytest.raises(EngineBuildError, match=r"'matmul_0' is one.*8\.0"):
+        build(model, "7.5", "8.9")
+    assert build(fusion_head(tmp_path / "head.onnx"), "7.5").plan  # in half
+
+
+def test_the_gpu_of_this_machine_cannot_be_built_for_without_one(tmp_path: Path) -> None:
+    model = linear_graph(tmp_path / "linear.onnx")
+    request = EngineRequest("tensorrt-rtx", (), request_for(model).profiles)
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineBuildError, match="none can be used: check nvidia-smi"):
+        build_engine(model, request)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.engines import EngineRequest
+from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.runtimes.onnx_file import read_onnx_file
+
+model, cache = Path(sys.argv[1]), EngineCache(Path(sys.argv[2]))
+profiles = shape_profiles(read_onnx_file(model).inputs, [{"batch": (1, 1, 8)}])
+request = EngineRequest("tensorrt-rtx", ("8.9",), profiles)
+
+def die(phase, done, total):
+    if phase == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+key = cache.key_for(model, request, version="1", cuda="", driver="")
+cache.get_or_build(key, lambda: build_engine(model, request, progress=die))
+"""
+
+
+def test_a_build_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
+    model, folder = linear_graph(tmp_path / "linear.onnx"), tmp_path / "engines"
+    command = [sys.executable, "-c", KILLED, str(model), str(folder), "Optimizing graph"]
+    done = subprocess.run(command, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in folder.iterdir() if path.suffix in (".plan", ".json")] == []
+
+    cache = EngineCache(folder)
+    request = request_for(model, axes=(BATCH,))
+    key = cache.key_for(model, request, version="1", cuda="", driver="")
+    found = cache.get_or_build(key, lambda: build_engine(model, request))
+    assert found.path is not None
+    assert found.path.read_bytes() == found.plan
+    assert cache.load(key).plan == found.plan
