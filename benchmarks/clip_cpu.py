@@ -23,7 +23,6 @@ Two floors stand beside them, neither of which could be a model:
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ import torch
 from full_size import SIZES, Size, bundle, pictures, source
 from int8_floor import int8_rate, operations
 from products_alone import Product, alone_in_onnxruntime, alone_in_openvino, products
+from racing import race, ratio
 from record import argument_parser, int8_instructions, record
 from transformers import CLIPConfig, CLIPModel
 
@@ -321,7 +321,7 @@ def _race(
         name: partial(call, feed) for name, call in contestants.items()
     }
     turns |= {_alone_in(engine): call for engine, call in floors.alone.items()}
-    wall, cpu = _timed(turns, rounds)
+    wall, cpu = race(turns, rounds)
     fastest = min(map(_alone_in, floors.alone), key=lambda name: np.median(wall[name]))
     figures: dict[str, Any] = {}
     print(
@@ -335,8 +335,8 @@ def _race(
             "cpu_p50_ms": round(float(np.median(cpu[name])) * 1e3, 3),
             "times_the_floor": round(float(wall[name].min()) / floors.computed_s, 3),
             "times_the_products_alone": {
-                "wall": _ratio(wall[name] / wall[fastest]),
-                "cpu": _ratio(cpu[name] / cpu[fastest]),
+                "wall": ratio(wall[name] / wall[fastest]),
+                "cpu": ratio(cpu[name] / cpu[fastest]),
             },
         }
         line, cosine = figures[name], cosines.get(name)
@@ -354,7 +354,7 @@ def _race(
     for ours in (name for name in contestants if name.startswith("mmedge")):
         for peer in (name for name in contestants if not name.startswith("mmedge")):
             ratios[f"{ours} / {peer}"] = {
-                kind: _ratio(times[ours] / times[peer])
+                kind: ratio(times[ours] / times[peer])
                 for kind, times in (("wall", wall), ("cpu", cpu))
             }
     return {
@@ -367,37 +367,6 @@ def _race(
 
 def _alone_in(engine: str) -> str:
     return f"products alone in {engine}"
-
-
-def _timed(
-    turns: dict[str, Callable[[], object]], rounds: int
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the seconds of every turn in each round, on the wall and of the processor."""
-    for call in turns.values():
-        call()
-        call()
-    wall = {name: np.empty(rounds) for name in turns}
-    cpu = {name: np.empty(rounds) for name in turns}
-    order = list(turns)
-    rng = np.random.default_rng(0)
-    for index in range(rounds):
-        for name in rng.permutation(order):  # nobody always runs after the same neighbour
-            call = turns[name]
-            started, started_cpu = time.perf_counter(), time.process_time()
-            call()
-            wall[name][index] = time.perf_counter() - started
-            cpu[name][index] = time.process_time() - started_cpu
-    return wall, cpu
-
-
-def _ratio(pairs: Array) -> dict[str, float]:
-    draws = np.random.default_rng(0).choice(pairs, (2000, len(pairs)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {
-        "median": round(float(np.median(pairs)), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-    }
 
 
 if __name__ == "__main__":
