@@ -21,8 +21,9 @@ Shapes = Mapping[str, Sequence[int | str]]
 class Net:
     """Collects nodes and initializers of one float type."""
 
-    def __init__(self, dtype: str = "float32", seed: int = 0) -> None:
+    def __init__(self, dtype: str = "float32", seed: int = 0, *, opset: int = 20) -> None:
         self.dtype = np.dtype(dtype)
+        self.opset = opset
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -80,7 +81,7 @@ class Net:
             [info(*pair) for pair in outputs.items()],
             self.initializers,
         )
-        opset = [helper.make_opsetid("", 20)]
+        opset = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opset, ir_version=10)
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)

@@ -164,6 +164,19 @@ def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
 # Bad input
 
 
+def test_int8_that_would_be_folded_to_float_is_an_error(tmp_path: Path) -> None:
+    """TensorRT has no kernels for blocks of 8 bits, dequantizes them, and says nothing."""
+    net = Net("float16", opset=21)
+    codes = net.constant(net.rng.integers(-127, 128, (64, 32)), np.int8)
+    scales = net.constant(np.full((4, 32), 0.01))
+    weight = net.node("DequantizeLinear", codes, scales, axis=0, block_size=16)
+    net.node("MatMul", "x", weight, out="y")
+    model = net.save(tmp_path / "m.onnx", {"x": ("batch", 64)}, {"y": ("batch", 32)})
+    with pytest.raises(EngineBuildError, match=r"m\.onnx: The graph asks for int8 in 1 nodes") as e:
+        build(model)
+    assert "'matmul_1'" in str(e.value)
+
+
 def test_an_operator_that_is_not_taken_is_named_with_its_node(tmp_path: Path) -> None:
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")

@@ -1,0 +1,105 @@
+"""What conversion makes becomes engines of TensorRT-RTX, in the precision that was asked for.
+
+tests/converters/test_engine_forms.py holds the graphs to the form; here they are really built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from towers import image_tower, pictures, text_tower, texts
+
+from mmedge.converters.passes.linears import find_linears
+from mmedge.converters.quantize import quantize
+from mmedge.converters.recipes import parse_recipe
+from mmedge.errors import EngineBuildError
+from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.engines import BuiltEngine, EngineRequest
+from mmedge.runtimes.trt.flavours import installed_version
+from mmedge.runtimes.trt.layers import count_precisions
+from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.specs import Array
+
+pytestmark = pytest.mark.skipif(
+    installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
+)
+
+AXES = {"batch": (1, 1, 8), "sequence": (1, 16, 77)}
+TOWERS = {
+    "image": (image_tower, lambda seed: pictures(3, seed)),
+    "text": (text_tower, lambda seed: texts(3, 9, seed)),
+}
+
+
+def graph(kind: str, recipe: str, folder: Path) -> Path:
+    """Make the graph of a recipe from a tower."""
+    write, feed = TOWERS[kind]
+    source = write(folder / "fp32.onnx")  # type: ignore[operator]
+    if recipe == "fp32":
+        return source
+
+    def feeds() -> Iterator[dict[str, Array]]:
+        return (feed(seed) for seed in range(100, 104))  # type: ignore[operator]
+
+    (method,) = parse_recipe(recipe).methods.values()
+    made = folder / f"{recipe}.onnx"
+    quantize(source, made, method, calibration=feeds)
+    return made
+
+
+def build(model: Path, *capabilities: str) -> BuiltEngine:
+    profiles = shape_profiles(read_onnx_file(model).inputs, [AXES])
+    return build_engine(model, EngineRequest("tensorrt-rtx", capabilities, profiles))
+
+
+def linear_products(folder: Path) -> int:
+    """Count the linear layers of the tower that are quantized: all but the one that embeds."""
+    import onnx_ir as ir
+
+    return len(find_linears(ir.load(folder / "fp32.onnx").graph)) - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "float_dtype"),
+    [
+        ("image", "fp32", "fp32"),
+        ("text", "fp16", "fp16"),
+    ],
+)
+def test_float_towers(kind: str, recipe: str, float_dtype: str, tmp_path: Path) -> None:
+    built = build(graph(kind, recipe, tmp_path), "8.9", "12.0")
+    counts = count_precisions(built.layers)
+    assert next(iter(counts)) == float_dtype
+    assert counts[float_dtype] > 20
+    # The normalization of the embedding stays in float32, and no product with it.
+    products = [layer for layer in built.layers if layer.kind == "gemm"]
+    assert {layer.precision for layer in products} == {float_dtype}
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "codes"),
+    [
+        ("image", "int8-static-symmetric-half", "int8"),
+        ("text", "int8-static-symmetric-half", "int8"),
+        ("image", "fp8-half", "fp8"),
+        ("image", "int4-g16-blocked-half", "int4"),
+    ],
+)
+def test_quantized_towers(kind: str, recipe: str, codes: str, tmp_path: Path) -> None:
+    model = graph(kind, recipe, tmp_path)
+    built = build(model, "any")
+    coded = [layer for layer in built.layers if codes in layer.constants]
+    products = {node for layer in coded for node in layer.nodes if node.endswith("_product")}
+    assert len(products) == linear_products(tmp_path)
+    assert built.warnings == ()  # nothing was folded to float
+    counts = count_precisions(built.layers)
+    assert counts["fp16"] > 10
+    if codes == "int8":  # q, k and v are one product
+        assert len(coded) < len(products)
+        assert any(sum("_product" in node for node in layer.nodes) == 3 for layer in coded)
+    if codes == "fp8":  # which "any" has left out
+        with pytest.raises(EngineBuildError, match=r"fp8 needs compute capability 8\.9.*got 8\.6"):
+            build(model, "8.6", "8.9")
