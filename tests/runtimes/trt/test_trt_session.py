@@ -155,6 +155,41 @@ def test_buffers_grow_are_reused_and_take_their_graphs_with_them(
         assert calls["cudaHostAlloc"] == taken[1] + 4
 
 
+def test_an_input_that_moves_alone_takes_its_graphs_with_it(
+    fake_gpu: FakeGpu, tmp_path: Path
+) -> None:
+    model = save(
+        tmp_path / "sum.onnx",
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    with fake_gpu.open(model) as session:
+        for batch in (2, 2, 2, 5, 2, 2, 2):
+            assert session.run({"x": np.ones(batch, np.float32)})["y"] == batch
+
+
+def test_scratch_that_moves_alone_takes_its_graphs_with_it(
+    fake_gpu: FakeGpu, tmp_path: Path
+) -> None:
+    with fake_gpu.embedder(tmp_path, scratch="needed") as session:
+        for batch in (3, 4, 4, 4):
+            assert_answers(session, batch)
+        taken = fake_gpu.cuda.calls["cudaHostAlloc"]
+        for batch in (6, 4, 4):  # buffers for 4 were made for 6
+            assert_answers(session, batch)
+        assert fake_gpu.cuda.calls["cudaHostAlloc"] == taken
+
+
+def test_buffers_that_grow_step_by_step_do_not_move_at_each(
+    fake_gpu: FakeGpu, tmp_path: Path
+) -> None:
+    with fake_gpu.embedder(tmp_path) as session:
+        for batch in range(1, 9):
+            assert_answers(session, batch)
+    assert fake_gpu.cuda.calls["cudaHostAlloc"] == 4 * 4  # for 1, 2, 4 and 8 rows
+
+
 def test_scratch_is_for_the_largest_shapes_or_for_those_that_come(
     fake_gpu: FakeGpu, tmp_path: Path
 ) -> None:
@@ -429,11 +464,14 @@ def test_an_output_is_as_large_as_its_values_make_it(fake_gpu: FakeGpu, tmp_path
         for ones in (2, 6, 0, 3, 3, 3):
             got = session.run(_mixed(ones))["where"]
             np.testing.assert_array_equal(got, np.arange(ones)[None])
-        for ones in (2, 0):
-            on_device = session.run_device(_mixed(ones))["where"]
+        kept = {
+            ones: session.run_device({"x": _mixed(ones)["x"][::-1].copy()})["where"]
+            for ones in (5, 2, 0)
+        }
+        for ones, on_device in kept.items():
             assert on_device.shape == (1, ones)
-            np.testing.assert_array_equal(on_device.numpy(), np.arange(ones)[None])
-            del on_device
+            np.testing.assert_array_equal(on_device.numpy(), np.arange(6 - ones, 6)[None])
+        del kept, on_device
     assert fake_gpu.cuda.calls["cudaStreamBeginCapture"] == 0
 
 
