@@ -38,10 +38,10 @@ from racing import race, ratio
 from record import argument_parser, int8_instructions, record
 from transformers import CLIPConfig, CLIPModel
 
-from mmedge.bundle import open_bundle
+from mmedge.bundle import Bundle, open_bundle
 from mmedge.converters.export import export_role
 from mmedge.converters.families import family_of
-from mmedge.converters.methods import StaticInt8
+from mmedge.converters.methods import DynamicInt8, StaticInt8
 from mmedge.converters.quantize import quantize
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.source import open_source
@@ -152,6 +152,7 @@ def _contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str,
     calls = _torch(size, role)
     for variant in opened.role(role).variants:
         calls[f"mmedge {variant.name}"] = _mmedge(opened.model_path(variant), threads)
+    calls["mmedge int8-dynamic-paired"] = _mmedge(_paired(opened, role, folder), threads)
     portable = opened.file(opened.variant(role, "fp32").models["portable"])
     # What other tools are given is what torch exports: early selection is part of mmedge.
     plain = folder / role / "plain.onnx"
@@ -166,6 +167,14 @@ def _contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str,
     quantize(portable, ours, StaticInt8(form="qdq"), calibration=lambda: feeds)
     calls |= _openvino(size, role, plain, {"fp32": portable, "int8-static qdq": ours}, threads)
     return calls
+
+
+def _paired(opened: Bundle, role: str, folder: Path) -> Path:
+    """Return what a bundle made for a processor without VNNI holds."""
+    out = folder / f"{role}-paired.onnx"
+    fp32 = opened.file(opened.variant(role, "fp32").models["onnxruntime"])
+    quantize(fp32, out, DynamicInt8(paired=True))
+    return out
 
 
 def _mmedge(model: Path, threads: int) -> Call:

@@ -28,12 +28,18 @@ _RACES = {
     "text_32_tokens": "text, 32 tokens",
     "text_77_tokens": "text, 77 tokens",
 }
-_MODELS = {"clip_cpu": "ViT-B/32", "clip_cpu_b16": "ViT-B/16"}
+_MODELS = {"": "ViT-B/32", "_b16": "ViT-B/16"}
+# Recorded on machines of two kinds: by the beginning of the file's name.
+_MACHINES = {
+    "clip_cpu": "with VNNI",
+    "clip_cpu_without_vnni": "without VNNI, where fast int8 sums saturate",
+}
 _FP32 = ("torch eager", "torch.compile", "onnxruntime fp32", "openvino fp32")
 _INT8 = ("onnxruntime quantize_dynamic", "onnxruntime quantize_static u8", "openvino nncf int8")
 _OUR_FP32 = {"mmedge fp32": "ONNX Runtime", "mmedge fp32 in openvino": "OpenVINO"}
 _OUR_INT8 = {
     "mmedge int8-dynamic": "int8-dynamic",
+    "mmedge int8-dynamic-paired": "int8-dynamic-paired",
     "mmedge int8-static": "int8-static",
     "mmedge int8-static qdq in openvino": "int8-static in OpenVINO",
 }
@@ -41,29 +47,20 @@ _OUR_INT8 = {
 
 def section() -> str:
     """Return the section as Markdown."""
-    speed, cold, over = (_load(name) for name in ("clip_cpu", "cold_start", "encode_overhead"))
-    results = speed["results"]
+    cold, over = (_load(name) for name in ("cold_start", "encode_overhead"))
     intro = (
-        f"Full-size CLIP with random weights, {speed['machine']['processor']}, "
-        f"{results['threads']} thread. Wall time of mmedge over that of the fastest peer of the "
-        "same run: below 1 mmedge is faster. Median over the rounds of one interleaved run, 95 % "
-        "interval in brackets. Peers in fp32: torch, torch.compile, ONNX Runtime, OpenVINO; in "
-        "int8: ONNX Runtime's quantize_dynamic and quantize_static, OpenVINO with NNCF. The floor "
-        "is the time of the matrix products alone at the int8 rate that one core reaches in the "
-        "same run."
+        "Full-size CLIP with random weights, one thread, on two machines. Wall time of mmedge over "
+        "that of the fastest peer of the same run: below 1 mmedge is faster. Median over the "
+        "rounds of one interleaved run, 95 % interval in brackets. Peers in fp32: torch, "
+        "torch.compile, ONNX Runtime, OpenVINO; in int8: ONNX Runtime's quantize_dynamic and "
+        "quantize_static, OpenVINO with NNCF. Two floors, for the fastest of ours: the encoder's "
+        "operations at the int8 rate of one large product in the caches, computed; and its int8 "
+        "products alone, in their sizes and with weights of their own that come from memory, "
+        "measured in the same rounds."
     )
-    runs = {name: _load(name)["results"] for name in _MODELS}
-    lines = [intro, "", "fp32:", ""]
-    lines += _table(["", "fastest peer", *_OUR_FP32.values()], _against(runs, _OUR_FP32, _FP32))
-    lines += ["", "int8:", ""]
-    heads = ["", "fastest peer", *_OUR_INT8.values(), "best of ours, times the floor"]
-    lines += _table(heads, _against(runs, _OUR_INT8, _INT8, floor=True))
-    lines += [
-        "",
-        "Mean cosine with torch's embedding on held-out inputs, int8 of the same runs:",
-        "",
-    ]
-    lines += _table(["", *_OUR_INT8.values(), *_INT8], _cosines(runs))
+    lines = [intro]
+    for machine, kind in _MACHINES.items():
+        lines += ["", *_speed(machine, kind)]
     lines += [
         "",
         (
@@ -93,6 +90,42 @@ def section() -> str:
         f"call, noise included; the session wrapper alone costs {wrapper_us:.1f} µs."
     )
     return "\n".join([*lines, "", overhead, "", _calibration(), "", *_search()])
+
+
+def _speed(machine: str, kind: str) -> list[str]:
+    """Return the tables of one machine."""
+    documents = {
+        model: _load(f"{machine}{model}")
+        for model in _MODELS
+        if (RESULTS / f"{machine}{model}.json").is_file()
+    }
+    if not documents:
+        return []
+    processor = next(iter(documents.values()))["machine"]["processor"]
+    races = list(_races({model: found["results"] for model, found in documents.items()}))
+    ours = {
+        name: title
+        for name, title in _OUR_INT8.items()
+        if any(name in race["contestants"] for _, race in races)
+    }
+    heads = ["", "fastest peer", *ours.values(), "times the computed floor"]
+    beside = (_floors(race, ours) for _, race in races)
+    rows = [row + cells for row, cells in zip(_against(races, ours, _INT8), beside, strict=True)]
+    if any("products_alone" in race for _, race in races):
+        heads.append("times the products alone")
+    return [
+        f"**{processor}, {kind}**, fp32:",
+        "",
+        *_table(["", "fastest peer", *_OUR_FP32.values()], _against(races, _OUR_FP32, _FP32)),
+        "",
+        "int8:",
+        "",
+        *_table(heads, rows),
+        "",
+        "Mean cosine with torch's embedding on held-out inputs, int8 of the same runs:",
+        "",
+        *_table(["", *ours.values(), *_INT8], _cosines(races, ours)),
+    ]
 
 
 def _search() -> list[str]:
@@ -125,35 +158,41 @@ def _calibration() -> str:
 
 
 def _races(runs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for run, model in _MODELS.items():
+    for run, results in runs.items():
         for race, title in _RACES.items():
             # The text encoders of B/32 and B/16 are the same.
-            again = run != "clip_cpu" and race.startswith("text")
-            if race in runs[run] and not again:
-                yield f"{model} {title}", runs[run][race]
+            again = run != "" and race.startswith("text")
+            if race in results and not again:
+                yield f"{_MODELS[run]} {title}", results[race]
 
 
 def _against(
-    runs: Mapping[str, Any], ours: Mapping[str, str], peers: Sequence[str], *, floor: bool = False
+    races: Sequence[tuple[str, Any]], ours: Mapping[str, str], peers: Sequence[str]
 ) -> list[list[str]]:
     """Return a row for each race: the fastest peer, and the ratio of each of ours to it."""
     rows = []
-    for title, race in _races(runs):
+    for title, race in races:
         held = race["contestants"]
         peer = min(peers, key=lambda name: held[name]["wall_p50_ms"])
         found = (race["ratios"].get(f"{name} / {peer}") for name in ours)
-        row = [title, peer, *("" if pair is None else _cell(pair["wall"]) for pair in found)]
-        if floor:
-            times = (held[name]["times_the_floor"] for name in ours if name in held)
-            row.append(f"{min(times):.2f}")
-        rows.append(row)
+        rows.append([title, peer, *("" if pair is None else _cell(pair["wall"]) for pair in found)])
     return rows
 
 
-def _cosines(runs: Mapping[str, Any]) -> list[list[str]]:
+def _floors(race: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
+    """Return how far the best of ours is from each floor; the second is not in every run."""
+    held = [race["contestants"][name] for name in ours if name in race["contestants"]]
+    cells = [f"{min(one['times_the_floor'] for one in held):.2f}"]
+    if "products_alone" in race:
+        found = (one["times_the_products_alone"]["wall"] for one in held)
+        cells.append(_cell(min(found, key=lambda ratio: ratio["median"])))
+    return cells
+
+
+def _cosines(races: Sequence[tuple[str, Any]], ours: Mapping[str, str]) -> list[list[str]]:
     rows = []
-    for title, race in _races(runs):
-        found = (race["contestants"].get(name) for name in (*_OUR_INT8, *_INT8))
+    for title, race in races:
+        found = (race["contestants"].get(name) for name in (*ours, *_INT8))
         rows.append([title, *("" if f is None else f"{f['cosine_mean']:.5f}" for f in found)])
     return rows
 

@@ -25,6 +25,7 @@ from mmedge.errors import CalibrationError
 from mmedge.files import storage_errors
 from mmedge.runtimes.choices import Choice, remember_choice
 from mmedge.runtimes.energy import energy_counter
+from mmedge.runtimes.ort_engine import int8_saturates
 from mmedge.runtimes.session import SessionOptions
 
 __all__ = [
@@ -122,6 +123,7 @@ class StartedSearch:
             store=self.store,
             calibrated=self.calibrated,
             tell=lambda name: progress(ProgressEvent(f"Try {self.name} {name}", 0, 1)),
+            paired=self.budget.objective != "size" and int8_saturates(),
         )
         return search.run(reference)
 

@@ -87,10 +87,12 @@ class DynamicInt8:
     Attributes:
         equalization: Scale channels first; needs calibration data. None leaves them.
         keep: Names of linear layers that stay in float.
+        paired: Weights whose sums are exact in 16 bits, for x86 without VNNI: see pairing.py.
     """
 
     equalization: Equalization | None = None
     keep: tuple[str, ...] = ()
+    paired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,11 @@ class StaticInt8:
         rest: What is not quantized. "float16" lets TensorRT fuse attention; with signed activations
             alone.
         keep: Names of linear layers that stay in float.
+        paired: Weights whose sums are exact in 16 bits, for x86 without VNNI: see pairing.py. With
+            unsigned activations alone.
 
     Raises:
-        QuantizationError: If form, activations and rest do not go together.
+        QuantizationError: If form, activations, rest and pairing do not go together.
     """
 
     form: Literal["operators", "qdq"] = "operators"
@@ -120,8 +124,14 @@ class StaticInt8:
     equalization: Equalization | None = None
     rest: Rest = "float32"
     keep: tuple[str, ...] = ()
+    paired: bool = False
 
     def __post_init__(self) -> None:
+        if self.paired and self.activations == "int8":
+            raise QuantizationError(
+                "Paired weights are for CPUs: got signed activations, which are for engines, whose "
+                "sums are exact. Leave out either (paired, symmetric)."
+            )
         if self.form == "operators" and self.activations == "int8":
             raise QuantizationError(
                 "Signed activations exist in the QDQ form only. Pass StaticInt8(form='qdq', "

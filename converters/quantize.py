@@ -190,7 +190,7 @@ def _(config: DynamicInt8, made: _Quantizer) -> ir.Model:
         path = calibrator.equalized(path, config.equalization, "uint8")
     graph = ir.load(path)
     plan = plan_layers(graph.graph, config.keep)
-    step = Int8Linears("dynamic", keep=config.keep)
+    step = Int8Linears("dynamic", keep=config.keep, paired=config.paired)
     step(graph)
     made.entries = describe_layers(plan, "int8", step.weight_errors, {})
     return graph
@@ -211,6 +211,7 @@ def _(config: StaticInt8, made: _Quantizer) -> ir.Model:
         symmetric_activations=config.activations == "int8",
         half=config.rest == "float16",
         keep=config.keep,
+        paired=config.paired,
         biases=_corrected(made, path, graph, config) if config.bias_correction else None,
     )
     step(graph)

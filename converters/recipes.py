@@ -7,14 +7,14 @@ name leaves the defaults out:
 | --- | --- |
 | fp32, fp16, bf16 | |
 | fp8 | RANGES, half, keepN |
-| int8-dynamic | equalized, keepN |
-| int8-static | RANGES, symmetric, equalized, corrected, distilled, half, keepN |
+| int8-dynamic | equalized, paired, keepN |
+| int8-static | RANGES, symmetric, equalized, corrected, distilled, paired, half, keepN |
 | int4, int8-weight | gN, rtn, gptq, hqq, asymmetric, blocked, half, atN, keepN |
 
 RANGES is minmax, percentile, entropy or mse; gN weights share a scale; atN takes layers to half the
 bits until the graph is N per cent of fp16 at most; keepN leaves the N most sensitive linear layers
-in float. For engines are fp8, symmetric and blocked graphs; half computes what is not quantized in
-float16 there, as TensorRT wants it.
+in float; paired weights are for x86 processors without VNNI. For engines are fp8, symmetric and
+blocked graphs; half computes what is not quantized in float16 there, as TensorRT wants it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,17 @@ _RANGES: tuple[RangeMethod, ...] = get_args(RangeMethod)
 _ROUNDING = ("rtn", "gptq", "hqq")
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "fp8": (*_RANGES, "half", "keepN"),
-    "int8-dynamic": ("equalized", "keepN"),
-    "int8-static": (*_RANGES, "symmetric", "equalized", "corrected", "distilled", "half", "keepN"),
+    "int8-dynamic": ("equalized", "paired", "keepN"),
+    "int8-static": (
+        *_RANGES,
+        "symmetric",
+        "equalized",
+        "corrected",
+        "distilled",
+        "paired",
+        "half",
+        "keepN",
+    ),
     "int8-weight": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "atN", "keepN"),
     "int4": ("gN", *_ROUNDING, "asymmetric", "blocked", "half", "atN", "keepN"),
 }
@@ -163,14 +172,14 @@ def _plain(method: str) -> _Made:
 
 
 def _dynamic(settings: list[str]) -> _Made:
-    config = DynamicInt8(equalization=_equalization(settings))
-    return _told(settings, "equalized"), Precision.INT8, {"onnxruntime": config}
+    config = DynamicInt8(equalization=_equalization(settings), paired="paired" in settings)
+    return _told(settings, "equalized", "paired"), Precision.INT8, {"onnxruntime": config}
 
 
 def _static(settings: list[str]) -> _Made:
     ranges = _one_of(settings, _RANGES)
     parts = [] if ranges == "minmax" else [ranges]
-    parts += _told(settings, "symmetric", "equalized", "corrected", "distilled", "half")
+    parts += _told(settings, "symmetric", "equalized", "corrected", "distilled", "paired", "half")
     if {"equalized", "distilled"} <= set(settings):
         raise ConversionError(
             "Precision: equalized and distilled exclude each other, as the PyTorch module is "
@@ -181,6 +190,7 @@ def _static(settings: list[str]) -> _Made:
         "bias_correction": "corrected" in settings,
         "equalization": _equalization(settings),
         "rest": _rest(settings),
+        "paired": "paired" in settings,
     }
     if "symmetric" in settings:
         only = StaticInt8(form="qdq", activations="int8", **shared)

@@ -1,7 +1,8 @@
 """The search for a precision: a ladder of candidates a role, each measured, the front kept.
 
-What is tried depends on what was found. First the plain methods, and for size as many layers at 2
-bits as the budget bears; where the plain methods lose much, the same after equalization; where the
+What is tried depends on what was found. First the plain methods, dynamic int8 with paired weights
+as well where the processor's int8 sums saturate, and for size as many layers at 2 bits as the
+budget bears; where the plain methods lose much, the same after equalization; where the
 cheapest lose too much, the best of these with its most sensitive layers left in float, one, two,
 four, ... of them; and where nothing else keeps to the budget, recovery by distillation. Fidelity is
 measured on held-out data, speed on this machine in turns with fp32.
@@ -62,6 +63,8 @@ class RoleSearch:
         store: Finished candidates.
         calibrated: Whether there is calibration data for the role.
         tell: Called with a candidate's name when work on it begins.
+        paired: Whether weights with exact sums in 16 bits are worth trying: the processor's fast
+            int8 sums saturate, and time or energy is at stake.
     """
 
     role: str
@@ -72,6 +75,7 @@ class RoleSearch:
     store: TrialStore
     calibrated: bool
     tell: Callable[[str], None]
+    paired: bool = False
 
     def run(self, fp32: BuiltVariant) -> list[Trial]:
         """Try what is worth trying.
@@ -92,13 +96,13 @@ class RoleSearch:
 
     def _ladder(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
         """Yield what to try next; `trials` grows by each before the next is asked for."""
-        yield from self._known(_PLAIN[self.budget.objective])
+        yield from self._paired(self._known(_PLAIN[self.budget.objective]))
         if not self.calibrated:
             return
         if self.budget.objective == "size":
             yield from self._smaller(trials)
         if not self._close(trials):
-            yield from self._known(_EQUALIZED)
+            yield from self._paired(self._known(_EQUALIZED))
         yield from self._refined(trials)
         if not any(within(trial, self.budget) for trial in self._worthwhile(trials)):
             yield parse_recipe("int8-static-percentile-distilled")
@@ -128,6 +132,13 @@ class RoleSearch:
             recipe = parse_recipe(name)
             if self.calibrated or not recipe.needs_calibration:
                 yield recipe
+
+    def _paired(self, recipes: Iterator[Recipe]) -> Iterator[Recipe]:
+        """Yield recipes, and dynamic int8 with paired weights as well where that is faster."""
+        for recipe in recipes:
+            yield recipe
+            if self.paired and recipe.variant.startswith("int8-dynamic"):
+                yield parse_recipe(f"{recipe.variant}-paired")
 
     def _close(self, trials: Sequence[Trial]) -> bool:
         """Tell whether something that serves the objective is near enough to fp32.

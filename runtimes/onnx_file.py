@@ -17,7 +17,17 @@ import numpy as np
 from mmedge.errors import BackendError
 from mmedge.specs import TensorSpec
 
-__all__ = ["ExternalData", "OnnxFile", "axis_name", "check_external_data", "read_onnx_file"]
+__all__ = [
+    "PAIRED_KEY",
+    "ExternalData",
+    "OnnxFile",
+    "axis_name",
+    "check_external_data",
+    "read_onnx_file",
+]
+
+PAIRED_KEY = "mmedge.paired"
+"""Key of a model's metadata: "true" where no sum of two int8 products passes 16 bits."""
 
 # onnx.proto: TensorProto.DataType, as far as numpy has the type.
 _DTYPES = {
@@ -64,6 +74,7 @@ class OnnxFile:
         external_data: One entry for every tensor whose bytes lie elsewhere.
         signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
             Q/DQ with signed codes does.
+        paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
     """
 
     ir_version: int
@@ -73,6 +84,7 @@ class OnnxFile:
     has_fp16: bool
     external_data: tuple[ExternalData, ...]
     signed_codes: bool = False
+    paired: bool = False
 
 
 def axis_name(tensor: str, axis: int) -> str:
@@ -160,6 +172,7 @@ class _Reader:
         ir_version = opset = 0
         inputs: tuple[TensorSpec, ...] | None = None
         outputs: tuple[TensorSpec, ...] = ()
+        paired = False
         for number, first, second in self._fields(0, len(self._data)):
             if number == 1:
                 ir_version = first
@@ -167,6 +180,9 @@ class _Reader:
                 inputs, outputs = self._graph(first, second)
             elif number == 8:
                 opset = self._opset(first, second) or opset
+            elif number == 14:
+                entry = {inner: self._text(a, b) for inner, a, b in self._fields(first, second)}
+                paired |= entry == {1: PAIRED_KEY, 2: "true"}
             elif number == 25 and self._mentions_external(first, second):  # functions
                 for inner, begin, end in self._fields(first, second):
                     if inner == 7:
@@ -181,6 +197,7 @@ class _Reader:
             self._has_fp16,
             tuple(self._external),
             signed_codes=self._codes == {_INT8} and self._data.find(b"DequantizeLinear") >= 0,
+            paired=paired,
         )
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:

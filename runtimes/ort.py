@@ -95,7 +95,7 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
     level = options.graph_optimization
     if level == "auto":
         level = "extended" if glance.has_fp16 else "all"
-    settings = session_settings(engine, options, level)
+    settings = session_settings(engine, options, level, paired=glance.paired)
     # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product, and
     # at the extended level that answers with something else. Where exact int8 sums are asked for,
     # it turns signed Q/DQ into unsigned, and then refuses the graph or fails in a call.

@@ -203,13 +203,16 @@ def _cuda_device_count() -> int:
     return count.value
 
 
-def session_settings(engine: ModuleType, options: SessionOptions, level: str) -> Any:  # noqa: ANN401
+def session_settings(
+    engine: ModuleType, options: SessionOptions, level: str, *, paired: bool = False
+) -> Any:  # noqa: ANN401
     """Return the engine's SessionOptions.
 
     Args:
         engine: The onnxruntime module.
         options: What the caller wants.
         level: Graph optimization, "auto" resolved.
+        paired: The graph's int8 weights are such that the fast kernel's sums are exact anywhere.
 
     Raises:
         StorageError: If `options.profile_to` cannot be made.
@@ -234,7 +237,7 @@ def session_settings(engine: ModuleType, options: SessionOptions, level: str) ->
         "session.disable_prepacking": not options.prepack,
         "session.record_ep_graph_assignment_info": True,
         # Twice as slow, and exact, where the fast kernel would saturate.
-        "session.x64quantprecision": int8_saturates(),
+        "session.x64quantprecision": int8_saturates() and not paired,
     }
     for key, value in entries.items():
         settings.add_session_config_entry(key, "1" if value else "0")

@@ -30,10 +30,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.pairing import pair_weight
 from mmedge.converters.passes.building import NodeBuilder, replace_value
 from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
 from mmedge.converters.passes.matching import constant, is_op, only_consumer, sizes
 from mmedge.errors import QuantizationError
+from mmedge.runtimes.onnx_file import PAIRED_KEY
 from mmedge.specs import Array, Float32Array
 
 __all__ = [
@@ -193,6 +195,7 @@ class Int8Linears(ir.passes.InPlacePass):
         symmetric_activations: bool = False,
         half: bool = False,
         keep: Collection[str] = (),
+        paired: bool = False,
         biases: Callable[[Linear, Array, Float32Array], Float32Array | None] | None = None,
     ) -> None:
         """Choose the form.
@@ -203,6 +206,8 @@ class Int8Linears(ir.passes.InPlacePass):
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
             half: Scales that float16 holds, for a graph that is narrowed afterwards.
             keep: Names of linear layers and embedding tables that stay in float (see Linear.name).
+            paired: Weights whose sums are exact on every processor (see pairing.py); the graph says
+                so in its metadata, for ONNX Runtime's backend. Not with `half`.
             biases: Gives a layer's bias from the layer, its codes and its scales, such as
                 bias_correction does; None for what it has.
         """
@@ -212,6 +217,7 @@ class Int8Linears(ir.passes.InPlacePass):
         self._symmetric = symmetric_activations
         self._half = half
         self._keep = frozenset(keep)
+        self._paired = paired
         self._biases = biases
         self.weight_errors: dict[str, float] = {}
         """||W - Wq||_F / ||W||_F of what was quantized, by name."""
@@ -240,12 +246,16 @@ class Int8Linears(ir.passes.InPlacePass):
         for name, lookups in tables.items():
             for lookup in lookups:
                 self.weight_errors[name] = self._table(graph, lookup)
+        if self._paired:
+            model.metadata_props[PAIRED_KEY] = "true"
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
     def _rewrite(self, graph: ir.Graph, linear: Linear) -> None:
         matrix = linear.matrix()
         codes, scales = quantize_weight(matrix, axis=1, half=self._half)
+        if self._paired:
+            codes, scales = pair_weight(matrix, scales)
         self.weight_errors[linear.name] = relative_error(matrix, codes * scales)
         build = NodeBuilder(graph, linear.node)
         bias = None if self._biases is None else self._biases(linear, codes, scales)

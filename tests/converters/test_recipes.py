@@ -29,6 +29,17 @@ CANONICAL: dict[str, tuple[Precision, dict[str, QuantizationConfig]]] = {
     "fp8-entropy-keep2": (Precision.FP8, {"portable": Float8("entropy")}),
     "int8-dynamic": (Precision.INT8, {"onnxruntime": DynamicInt8()}),
     "int8-dynamic-equalized": (Precision.INT8, {"onnxruntime": DynamicInt8(EQUALIZED)}),
+    "int8-dynamic-equalized-paired-keep2": (
+        Precision.INT8,
+        {"onnxruntime": DynamicInt8(EQUALIZED, paired=True)},
+    ),
+    "int8-static-mse-paired": (
+        Precision.INT8,
+        {
+            "onnxruntime": StaticInt8(ranges="mse", paired=True),
+            "portable": StaticInt8(form="qdq", ranges="mse", paired=True),
+        },
+    ),
     "int8-static": (
         Precision.INT8,
         {"onnxruntime": StaticInt8(), "portable": StaticInt8(form="qdq")},
@@ -122,6 +133,7 @@ def test_settings_tell_where_layouts_differ() -> None:
         ("fp8", True),
         ("int8-dynamic", False),
         ("int8-dynamic-equalized", True),
+        ("int8-dynamic-paired", False),
         ("int8-dynamic-keep1", True),
         ("int8-static", True),
         ("int8-weight", False),
@@ -143,7 +155,7 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
         ("", "Unknown precision: got ''"),
         ("fp16-keep2", "fp16 takes no setting 'keep2', but none at all"),
         ("fp32-minmax", "fp32 takes no setting 'minmax'"),
-        ("int8-dynamic-mse", "int8-dynamic takes no setting 'mse', but equalized, keepN"),
+        ("int8-dynamic-mse", "int8-dynamic takes no setting 'mse', but equalized, paired, keepN"),
         ("int8-static-equalised", "Did you mean equalized?"),
         ("int8-static-g32", "takes no setting 'g32'"),
         ("int4-keep", "takes no setting 'keep'"),
@@ -165,6 +177,11 @@ def test_other_names_are_refused(name: str, told: str) -> None:
         parse_recipe(name)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_pairing_is_for_unsigned_activations() -> None:
+    with pytest.raises(QuantizationError, match="Paired weights are for CPUs: got signed"):
+        parse_recipe("int8-static-symmetric-paired")
 
 
 @pytest.mark.parametrize("size", [0, 8, 48])

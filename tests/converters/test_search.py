@@ -80,7 +80,12 @@ def opened(tmp_path: Path) -> Iterator[TrialStore]:
 
 
 def run(
-    shop: Workshop, store: TrialStore, budget: Budget = BUDGET, *, calibrated: bool = True
+    shop: Workshop,
+    store: TrialStore,
+    budget: Budget = BUDGET,
+    *,
+    calibrated: bool = True,
+    paired: bool = False,
 ) -> list[Trial]:
     shop.folder = store.role_folder("image_encoder")
     search = RoleSearch(
@@ -92,6 +97,7 @@ def run(
         store=store,
         calibrated=calibrated,
         tell=shop.told.append,
+        paired=paired,
     )
     return search.run(built("fp32", shop.folder))
 
@@ -102,10 +108,11 @@ def tried(
     budget: Budget = BUDGET,
     *,
     calibrated: bool = True,
+    paired: bool = False,
 ) -> list[str]:
     with opened(tmp_path) as store:
         shop = Workshop(outcomes, tmp_path)
-        trials = run(shop, store, budget, calibrated=calibrated)
+        trials = run(shop, store, budget, calibrated=calibrated, paired=paired)
     assert [one.name for one in trials] == shop.told
     assert trials[0].name == "fp32"
     return [one.name for one in trials[1:]]
@@ -118,6 +125,13 @@ def test_where_the_plain_methods_hold_nothing_else_is_tried(tmp_path: Path) -> N
 def test_without_calibration_only_what_needs_none_is_tried(tmp_path: Path) -> None:
     lossy = dict.fromkeys(["fp16", "int8-dynamic"], (0.3, 0.4, 0.9))
     assert tried(tmp_path, lossy, calibrated=False) == ["fp16", "int8-dynamic"]
+
+
+def test_paired_weights_are_tried_beside_dynamic_int8_where_they_pay(tmp_path: Path) -> None:
+    lossy = dict.fromkeys([*PLAIN, "int8-dynamic-paired"], (0.3, 0.4, 0.9))
+    names = tried(tmp_path, lossy, paired=True)
+    assert names[:3] == ["fp16", "int8-dynamic", "int8-dynamic-paired"]
+    assert names[5:7] == ["int8-dynamic-equalized", "int8-dynamic-equalized-paired"]
 
 
 def test_size_tries_what_makes_small(tmp_path: Path) -> None:

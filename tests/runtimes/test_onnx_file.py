@@ -109,6 +109,27 @@ def test_signed_quantization_is_seen(
     assert read_onnx_file(model).signed_codes is signed
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "paired"),
+    [
+        ("mmedge.paired", "true", True),
+        ("mmedge.paired", "false", False),
+        ("another", "true", False),
+    ],
+)
+def test_paired_weights_are_told_by_the_metadata(
+    key: str, value: str, paired: bool, tmp_path: Path
+) -> None:
+    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    path = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], {})
+    model = onnx.load(path)
+    helper.set_model_props(model, {"author": "someone", key: value})
+    onnx.save(model, path)
+
+    assert read_onnx_file(path).paired is paired
+
+
 def test_external_data_is_listed_with_its_extent(tmp_path: Path) -> None:
     model = save_embedder(tmp_path / "m.onnx", external="m.bin")
 

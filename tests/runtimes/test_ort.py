@@ -532,6 +532,20 @@ def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> 
     assert ort_engine._int8_saturates("x86_64", tmp_path / "missing") is True
 
 
+@pytest.mark.parametrize(
+    ("saturates", "paired", "asked"),
+    [(True, False, "1"), (True, True, "0"), (False, False, "0"), (False, True, "0")],
+)
+def test_paired_weights_need_no_slower_sums(
+    saturates: bool, paired: bool, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: saturates)
+    settings = ort_engine.session_settings(
+        ort_engine.load_engine(), SessionOptions(), "all", paired=paired
+    )
+    assert settings.get_session_config_entry("session.x64quantprecision") == asked
+
+
 def test_signed_codes_run_where_exact_sums_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

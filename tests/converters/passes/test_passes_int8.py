@@ -13,6 +13,7 @@ from towers import image_tower, pictures, text_tower, texts
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs, quantize_weight
 from mmedge.errors import QuantizationError
+from mmedge.runtimes.onnx_file import PAIRED_KEY
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
@@ -79,6 +80,24 @@ def test_operators_and_qdq_are_the_same_numbers(layout: Path, tmp_path: Path) ->
         Int8Linears(form, wide_ranges(model))(model)  # type: ignore[arg-type]
         answers.append(run(save(model, tmp_path / f"{form}.onnx"), pictures(4)))
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["dynamic", "operators", "qdq"])
+def test_paired_weights_answer_the_same_with_every_kernel(
+    form: str, layout: Path, tmp_path: Path
+) -> None:
+    """On a processor without VNNI the two kernels differ; elsewhere there is but one."""
+    answers = []
+    for paired in (False, True):  # what asks for exact sums: the processor, or nothing
+        model = ir.load(layout)
+        Int8Linears(form, wide_ranges(model), paired=True)(model)  # type: ignore[arg-type]
+        assert model.metadata_props == {PAIRED_KEY: "true"}
+        if not paired:
+            model.metadata_props.clear()
+        answers.append(run(save(model, tmp_path / f"{paired}.onnx"), pictures(4)))
+    np.testing.assert_array_equal(answers[0], answers[1])
+    cosine = (answers[1] * run(layout, pictures(4))).sum(axis=1)
+    assert cosine.min() > 0.99
 
 
 def test_every_linear_layer_but_the_last_is_int8(layout: Path) -> None:
