@@ -16,6 +16,7 @@ import torch
 from mmedge.bundle.manifest import Parity
 from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.isolated import IsolatedGraph
+from mmedge.converters.not_finite import where_broken
 from mmedge.converters.quality import cosines
 from mmedge.errors import ExportError, ParityError, StorageError
 from mmedge.files import storage_errors
@@ -49,12 +50,22 @@ class Probe:
 
 
 def probe_role(spec: ExportSpec) -> tuple[Probe, ...]:
-    """Ask the module at the sizes it is traced with and at every other size to be proven."""
+    """Ask the module at the sizes it is traced with and at every other size to be proven.
+
+    Raises:
+        ExportError: If the module's own answer is not finite; the part that is to blame is named.
+    """
     probes = []
     with torch.inference_mode():
         for seed, sizes in enumerate((spec.trace_sizes, *spec.proof_sizes), start=1):
             feed = spec.sample(sizes, seed)
-            answer = spec.module.eval()(*(feed[item.name] for item in spec.inputs))
+            inputs = [feed[item.name] for item in spec.inputs]
+            answer = spec.module.eval()(*inputs)
+            if not torch.isfinite(answer).all():
+                raise ExportError(
+                    "The PyTorch model itself gives NaN or infinity, first in "
+                    f"{where_broken(spec.module, inputs)}. Fetch its weights again, or mend them."
+                )
             probes.append(Probe(feed[spec.inputs[0].name].numpy(), answer.numpy()))
     return tuple(probes)
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from mmedge.bundle.manifest import Layout, Parity, Tolerance
@@ -35,6 +37,7 @@ from mmedge.converters.methods import (
     StaticInt8,
     WeightOnly,
 )
+from mmedge.converters.not_finite import first_nan
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
 from mmedge.converters.passes.int8 import Range, quantizable_inputs, quantizable_linears
@@ -48,7 +51,7 @@ from mmedge.converters.sensitivity import (
 )
 from mmedge.converters.size_target import half_the_bits
 from mmedge.converters.statistics import Feeds
-from mmedge.errors import CalibrationError, QuantizationError
+from mmedge.errors import CalibrationError, ParityError, QuantizationError
 from mmedge.specs import Array, Float32Array, Precision
 
 __all__ = ["TOLERANCES", "BuiltVariant", "RoleInputs", "VariantBuilder", "keeping", "lay_out"]
@@ -207,6 +210,8 @@ class VariantBuilder:
                     golden = graph.answer(self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
                     embeddings = embed(graph, self.inputs.feeds(), advance)
+                    if not methods:
+                        self._require_finite(label, model, embeddings)
         return BuiltVariant(
             recipe=replace(recipe, methods=methods),
             models=models,
@@ -216,6 +221,20 @@ class VariantBuilder:
             golden=golden,
             embeddings=embeddings,
             duration_s=time.monotonic() - started,
+        )
+
+    def _require_finite(self, label: str, model: Path, embeddings: Float32Array) -> None:
+        """Check fp32's embeddings of the evaluation data, which all others are compared with."""
+        broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if not broken.size:
+            return
+        feed = next(islice(self.inputs.feeds(), int(broken[0]), None))
+        name = first_nan(model, {self.inputs.name: feed})
+        raise ParityError(
+            f"{label}: the embeddings of {broken.size} of {len(embeddings)} evaluation samples are "
+            f"NaN or infinite, first of sample {broken[0] + 1}"
+            + (f", from activation '{name}' on" if name else "")
+            + ". Check that sample and the source model."
         )
 
     def _distil(
