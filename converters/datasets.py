@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ CAPTIONS_NAME = "captions.jsonl"
 _SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_MOST_NAMED = 3
 _FIELDS = frozenset({"image", "caption", "label"})
 
 
@@ -84,9 +86,18 @@ def read_dataset(path: Path) -> Dataset:
         )
     if not samples:
         raise CalibrationError(
-            f"{path} holds no pictures ({', '.join(sorted(_SUFFIXES))}). Pass a folder that does."
+            f"{path} holds no pictures{_what_else(path)}; expected "
+            f"{', '.join(sorted(_SUFFIXES))}. Pass a folder that does."
         )
     return Dataset(path.resolve().name, samples)
+
+
+def _what_else(path: Path) -> str:
+    """Say what lies where pictures were expected: texts, sound, or nothing."""
+    files = path.rglob("*") if path.is_dir() else ()
+    suffixes = Counter(file.suffix.lower() or "no suffix" for file in files if file.is_file())
+    told = [f"{count} of {suffix}" for suffix, count in suffixes.most_common(_MOST_NAMED)]
+    return f" but {sum(suffixes.values())} other files ({', '.join(told)})" if told else ""
 
 
 def _read_lines(path: Path) -> Iterator[Sample]:
@@ -105,7 +116,11 @@ def _sample(path: Path, place: str, line: str) -> Sample:
     except ValueError as error:
         raise CalibrationError(f"{place}: not valid JSON: {error}.") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise CalibrationError(f"{place}: expected an object with a string 'image'.")
+        got = f"fields {', '.join(sorted(entry)) or 'none'}" if isinstance(entry, dict) else line
+        raise CalibrationError(
+            f"{place}: expected an object whose 'image' is the path of a picture, got {got[:80]}. "
+            "A caption stands beside its picture."
+        )
     if unknown := sorted(entry.keys() - _FIELDS):
         raise CalibrationError(
             f"{place}: unknown field '{unknown[0]}'; expected {', '.join(sorted(_FIELDS))}."

@@ -51,6 +51,7 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
         if path is None:
             continue
         stage = f"Check the {what} pictures"
+        progress(ProgressEvent(stage, 0, 1))
         found = check_dataset(
             read_dataset(path),
             skip_bad=config.skip_bad,

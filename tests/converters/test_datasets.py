@@ -46,8 +46,8 @@ def test_captions_and_labels_are_read_from_the_folder_or_the_file(tmp_path: Path
     ("line", "reason"),
     [
         ("{", "not valid JSON"),
-        ("[]", "string 'image'"),
-        ('{"caption": "x"}', "string 'image'"),
+        ("[]", r"'image' is the path of a picture, got \[\]"),
+        ('{"caption": "x"}', "'image' is the path of a picture, got fields caption"),
         ('{"image": "a.png", "captoin": "x"}', "unknown field 'captoin'"),
         ('{"image": "a.png", "label": 3}', "'label' is int"),
     ],
@@ -74,6 +74,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a")
     with pytest.raises(CalibrationError, match=r"a \.jsonl file"):
         read_dataset(tmp_path / "x.csv")
+
+
+def test_data_of_another_kind_is_named(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.WAV", "c.txt", "README"):
+        (tmp_path / name).write_text("no picture")
+    said = r"holds no pictures but 4 other files \(2 of \.wav, 1 of [^)]+\); expected \.bmp"
+    with pytest.raises(CalibrationError, match=said):
+        read_dataset(tmp_path)
 
 
 def test_the_hash_follows_pictures_captions_and_order(tmp_path: Path) -> None:
