@@ -195,7 +195,10 @@ def test_without_a_driver_the_library_itself_is_understood() -> None:
 
 @pytest.mark.gpu
 def test_a_real_device_copies_captures_and_counts() -> None:
-    device = Device(0)
+    try:
+        device = Device(0)
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
     assert device.properties.memory_bytes > 0
     with device.current():
         stream = Stream(device)

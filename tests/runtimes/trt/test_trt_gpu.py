@@ -1,0 +1,154 @@
+"""On a GPU: what the fake cannot show. The contract suite runs there too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from tiny_graphs import embed, feed_of, save, save_embedder
+
+from mmedge.errors import EngineBuildError, ShapeError
+from mmedge.runtimes import EngineOptions, SessionOptions, backend
+from mmedge.runtimes.trt.backend import TrtBackend
+from mmedge.runtimes.trt.cuda import Device
+from mmedge.runtimes.trt.device_arrays import DeviceArray
+from mmedge.runtimes.trt.engines import FLAVOURS, Flavour
+from mmedge.runtimes.trt.session import TrtSession
+
+pytestmark = pytest.mark.gpu
+
+AXES = {"batch": (1, 2, 8)}
+
+
+def open_on_gpu(flavour: Flavour, model: Path, axes: Any = None, **engine: Any) -> TrtSession:
+    if "cuda" not in backend(flavour).available_devices():
+        pytest.skip(f"needs an NVIDIA GPU, its driver, cuda-bindings and {flavour}")
+    options = SessionOptions(device="cuda", axes=axes or AXES, engine=EngineOptions(**engine))
+    try:
+        return TrtBackend(flavour).open_session(model, options)
+    except EngineBuildError as error:
+        # TensorRT-RTX serves desktop GPUs alone; what it says of another is to be read in -ra.
+        pytest.skip(f"{Device(0).properties}: {error}")
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    found: Flavour = request.param
+    return found
+
+
+@pytest.fixture
+def session(flavour: Flavour, tmp_path: Path) -> Iterator[TrtSession]:
+    with open_on_gpu(flavour, save_embedder(tmp_path / "model.onnx")) as opened:
+        yield opened
+
+
+def assert_embedded(got: Any, feed: Any) -> None:
+    for name, expected in embed(feed).items():
+        np.testing.assert_allclose(got[name], expected, rtol=2e-3, atol=2e-3)  # TF32 products
+
+
+def test_graphs_of_many_shapes_answer_right(session: TrtSession) -> None:
+    for round_ in range(4):
+        for batch in range(1, 9):
+            feed = feed_of(batch, round_)
+            assert_embedded(session.run(feed), feed)
+
+
+def test_threads_answer_right(session: TrtSession) -> None:
+    def call(seed: int) -> None:
+        feed = feed_of(1 + seed % 8, seed)
+        assert_embedded(session.run(feed), feed)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, range(200)))
+
+
+def test_a_graph_is_captured(flavour: Flavour, tmp_path: Path, caplog: Any) -> None:
+    with open_on_gpu(flavour, save_embedder(tmp_path / "m.onnx"), graphs=4) as session:
+        for seed in range(4):
+            session.run(feed_of(2, seed))
+        (lane,) = session._idle
+        prepared = next(iter(lane._prepared.values()))
+        assert lane._engine.captures_itself or prepared.graph is not None
+    assert "no CUDA graph" not in caplog.text
+
+
+def test_memory_is_given_back(flavour: Flavour, tmp_path: Path) -> None:
+    model = save_embedder(tmp_path / "m.onnx")
+    free = []
+    for _ in range(4):
+        with open_on_gpu(flavour, model) as session:
+            for batch in (1, 1, 1, 8, 8, 8):
+                session.run(feed_of(batch))
+        free.append(Device(0).memory_bytes()[0])
+    assert free[-1] >= free[1] - (1 << 20)
+
+
+def test_bindings_read_and_write_the_same_memory(session: TrtSession) -> None:
+    feed = feed_of(3)
+    binding = session.bind(feed)
+    for seed in range(3):
+        fresh = feed_of(3, seed)
+        for name, array in fresh.items():
+            feed[name][...] = array
+        assert_embedded(binding.run(), fresh)
+
+
+def test_answers_of_one_run_are_inputs_of_another(flavour: Flavour, tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "twice.onnx",
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+    )
+    with open_on_gpu(flavour, model) as session:
+        x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+        once = session.run_device({"x": x})["y"]
+        assert isinstance(once, DeviceArray)
+        twice = session.run_device({"x": once})["y"]
+        np.testing.assert_allclose(twice.numpy(), 4 * x, rtol=1e-5)
+        binding = session.bind_device({"x": once})
+        for _ in range(3):
+            np.testing.assert_allclose(binding.run()["y"].numpy(), 4 * x, rtol=1e-5)
+
+
+def test_torch_tensors_go_in_and_come_out_without_a_copy(session: TrtSession) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch with CUDA")
+    feed = feed_of(3)
+    given = {name: torch.as_tensor(array, device="cuda") for name, array in feed.items()}
+    answers = session.run_device(given)
+    out = torch.as_tensor(answers["y"], device="cuda")
+    assert out.data_ptr() == answers["y"].address
+    np.testing.assert_allclose(out.cpu().numpy(), embed(feed)["y"], rtol=2e-3, atol=2e-3)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        later = {name: tensor.clone() for name, tensor in given.items()}
+    assert_embedded(
+        {n: a.numpy() for n, a in session.run_device(later, stream=side.cuda_stream).items()}, feed
+    )
+
+
+def test_an_output_is_as_large_as_its_values_make_it(flavour: Flavour, tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "nonzero.onnx",
+        [helper.make_node("NonZero", ["x"], ["where"])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])],
+        [helper.make_tensor_value_info("where", TensorProto.INT64, [1, None])],
+    )
+    with open_on_gpu(flavour, model) as session:
+        for ones in (2, 6, 0, 3):
+            x = np.array([1] * ones + [0] * (6 - ones), np.float32)
+            np.testing.assert_array_equal(session.run({"x": x})["where"], np.arange(ones)[None])
+
+
+def test_shapes_outside_are_refused(session: TrtSession) -> None:
+    with pytest.raises(ShapeError, match="'batch' is 9"):
+        session.run(feed_of(9))
