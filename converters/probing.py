@@ -110,10 +110,13 @@ def open_probe(
     """
     graph = ir.load(model)
     outputs = _replace_outputs(graph, tensors, measure)
+    session: Session | IsolatedGraph
     with ExitStack() as stack:
         with written_beside(graph, model.parent) as path:
-            opened = open_session(path) if worker is None else worker.open(path, model.name)
-            session = stack.enter_context(opened)
+            if worker is None:
+                session = stack.enter_context(open_session(path))
+            else:
+                session = stack.enter_context(worker.open(path, model.name))
         yield Probe(session, outputs)
 
 
