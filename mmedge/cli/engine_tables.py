@@ -108,8 +108,8 @@ def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
         _print_reason("No engine", reason, engines)
     if any(row.record is not None for row in rows):
         console.print(
-            f"Load them with backend='{plan.flavour}' and the same axes; `mmedge cache list` "
-            "shows all engines."
+            f"mmedge.load(..., backend='{plan.flavour}') finds them on such a GPU; `mmedge cache "
+            "list` shows all engines."
         )
 
 
