@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -23,6 +23,7 @@ __all__ = [
     "ProgressEvent",
     "VariantReport",
     "recipes",
+    "refuse_of_search",
     "short_names",
 ]
 
@@ -47,7 +48,8 @@ class ConvertConfig:
         source: A folder, or a hub id.
         out: The bundle to write; its name ends in ".mmedge".
         precisions: Names of recipes (see recipes.py), "int8" for int8-dynamic and, with calibration
-            data, int8-static; or "auto" alone, to search.
+            data, int8-static. "ROLE:NAME" is for one role, which then has nothing but its own; a
+            name alone is for all other roles. Or "auto" alone, to search.
         revision: Branch, tag or commit of a hub repository.
         calibration: Pictures (and captions) to choose ranges from.
         evaluate: Pictures with captions or labels to measure quality on; never the calibration
@@ -89,6 +91,8 @@ class ConvertConfig:
             raise ConversionError("No precision: name one or more, such as fp32,int8.")
         if self.searches:
             self._check_search()
+        else:
+            self._check_no_search()
         for recipe in recipes(self):
             if recipe.needs_calibration and self.calibration is None:
                 raise ConversionError(
@@ -109,13 +113,55 @@ class ConvertConfig:
     @property
     def searches(self) -> bool:
         """Whether the precision is to be searched for."""
-        return AUTO in self.precisions
+        return any(precision.rpartition(":")[2] == AUTO for precision in self.precisions)
+
+    def of_role(self, role: str) -> tuple[str, ...]:
+        """Return the precisions of a role: its own, else those that are for all.
+
+        Raises:
+            ConversionError: If there are none.
+        """
+        split = [precision.rpartition(":") for precision in self.precisions]
+        own = tuple(name for named, _, name in split if named == role)
+        found = own or tuple(name for named, _, name in split if not named)
+        if not found:
+            raise ConversionError(
+                f"No precision for {role}: got '{','.join(self.precisions)}'. Name one for it, as "
+                f"in {role}:fp32, or one without a role, which is for all that have none of their "
+                "own."
+            )
+        return found
+
+    def require_roles(self, roles: Iterable[str]) -> None:
+        """Check that the precisions name roles that the model has.
+
+        Raises:
+            ConversionError: If they name another, or a role has no precision.
+        """
+        known = tuple(roles)
+        for precision in self.precisions:
+            role, separator, _ = precision.rpartition(":")
+            if separator and role not in known:
+                raise ConversionError(
+                    f"Precision '{precision}': the model has no role '{role}', but "
+                    f"{', '.join(known)}." + did_you_mean(role, known)
+                )
+        for role in known:
+            self.of_role(role)
+
+    def _check_no_search(self) -> None:
+        of_search = {
+            "--max-drop": self.max_drop != ConvertConfig.max_drop,
+            "--metric": self.metric is not None,
+            "--objective": self.objective != ConvertConfig.objective,
+        }
+        refuse_of_search([option for option, given in of_search.items() if given], self.precisions)
 
     def _check_search(self) -> None:
         if self.precisions != (AUTO,):
             raise ConversionError(
                 f"Precision auto stands alone: got '{','.join(self.precisions)}'. The search tries "
-                "the others by itself."
+                "the others by itself, for every role."
             )
         if self.target != "cpu":
             raise ConversionError(
@@ -140,19 +186,44 @@ class ConvertConfig:
             )
 
 
+def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:
+    """Refuse options that say what a search is to keep to where nothing is searched for.
+
+    Args:
+        options: Those that were given.
+        precisions: What was named.
+
+    Raises:
+        ConversionError: If there is any.
+    """
+    if options:
+        raise ConversionError(
+            f"{', '.join(options)}: for --precision auto, which searches. What is named, "
+            f"'{','.join(precisions)}', is made whatever it loses. Leave one of the two out."
+        )
+
+
 def short_names(target: str) -> frozenset[str]:
     """Return the precisions that stand for others where graphs are made for a target."""
     return frozenset({AUTO, *(name for known, name in _SETS if known == target)})
 
 
-def recipes(config: ConvertConfig) -> tuple[Recipe, ...]:
+def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...]:
     """Return the recipes that a configuration names, highest first; none where it searches.
 
+    Args:
+        config: The configuration.
+        role: For one role; None returns those of all.
+
     Raises:
-        ConversionError: If a name is unknown.
+        ConversionError: If a name is unknown, or the role has none.
     """
+    if role is None:
+        names = tuple(precision.rpartition(":")[2] for precision in config.precisions)
+    else:
+        names = config.of_role(role)
     found: dict[str, Recipe] = {}
-    for precision in config.precisions:
+    for precision in names:
         if precision == AUTO:
             continue
         short = _SETS.get((config.target, precision))

@@ -87,18 +87,18 @@ def plan_role(
     Raises:
         CalibrationError: If a variant that was asked for by name lacks data to calibrate with.
     """
-    wanted = recipes(config)
+    wanted = recipes(config, role)
     without_texts = data.calibration is not None and not data.calibration.captions
     if modality is not Modality.TEXT or not without_texts or data.calibration is None:
         return wanted, ()
     left_out = [recipe for recipe in wanted if recipe.needs_calibration]
     why = f"{data.calibration.name} has no captions to calibrate {role} with"
-    named = {name for name in config.precisions if name not in short_names(config.target)}
+    named = {name for name in config.of_role(role) if name not in short_names(config.target)}
     for recipe in left_out:
         if recipe.variant in {parse_recipe(name).variant for name in named}:
             raise CalibrationError(
-                f"{why}. Add a captions.jsonl, or ask for {recipe.precision.value} instead of "
-                f"{recipe.variant}, which leaves this variant of the role out."
+                f"{why}. Add a captions.jsonl, or give the role a precision of its own that needs "
+                f"none: --precision ...,{role}:int8-dynamic."
             )
     notes = tuple(f"{why}: {role}/{recipe.variant} was left out." for recipe in left_out)
     return tuple(recipe for recipe in wanted if recipe not in left_out), notes

@@ -165,6 +165,7 @@ def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:
 def _build(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
     """Export every role and make the variants that were named."""
     facts, specs = _load(job)
+    job.config.require_roles(specs)
     plans = {
         name: plan_role(job.config, job.data, name, spec.modality) for name, spec in specs.items()
     }
@@ -374,9 +375,9 @@ def _finish(
     """Judge every variant, write golden vectors and manifest; return it and the summary."""
     job.progress(ProgressEvent("Write the manifest", 0, 1))
     # What was searched for is all kept; of what was named, fp32 may have been made only to compare.
-    wanted = {recipe.variant for recipe in recipes(job.config)}
+    wanted = {name: {recipe.variant for recipe in recipes(job.config, name)} for name in roles}
     kept = {
-        name: [v for v in role.variants if role.search or v.recipe.variant in wanted]
+        name: [v for v in role.variants if role.search or v.recipe.variant in wanted[name]]
         for name, role in roles.items()
     }
     _remove_unused(job.folder, roles, kept)

@@ -12,13 +12,14 @@ from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from mmedge.bundle.search import Objective
-    from mmedge.converters.config import ConversionReport, VariantReport
+    from mmedge.converters.config import ConversionReport, ConvertConfig, VariantReport
 
 __all__ = ["convert"]
 
 # What the extra [convert] brings that the device's install has not.
 _NEEDED = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors")
 _MAX_LISTED = 10
+_LADDER = "fp32,int8"
 
 
 def convert(  # noqa: PLR0913, PLR0917, one parameter an option
@@ -30,13 +31,15 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         Path, typer.Option("-o", "--out", help="The bundle, NAME.mmedge.", show_default=False)
     ],
     precision: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="auto to search, or methods, several with commas: fp32, fp16, bf16, fp8, int8, "
             "int8-dynamic, int8-static, int8-weight, int4. Most take settings: "
-            "int8-static-mse-equalized, int4-g64-gptq. See docs/quantization.md."
+            "int8-static-mse-equalized, int4-g64-gptq. ROLE:METHOD is for one role: "
+            "fp32,image_encoder:int8-static,text_encoder:fp16. See docs/quantization.md.",
+            show_default="auto with --max-drop, --metric or --objective, else fp32,int8",
         ),
-    ] = "fp32,int8",
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -52,11 +55,11 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         ),
     ] = None,
     max_drop: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="For auto: how much of the metric may be lost, 0 to 1.", show_default=True
+            help="For auto: how much of the metric may be lost, 0 to 1.", show_default="0.01"
         ),
-    ] = 0.01,
+    ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -66,8 +69,11 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         ),
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="For auto: what to make small: latency, size or energy.")
-    ] = "latency",
+        str | None,
+        typer.Option(
+            help="For auto: what to make small: latency, size or energy.", show_default="latency"
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Measure what quantizing each layer alone does."),
@@ -97,13 +103,19 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     """Convert a model to a bundle: export, quantize, check against PyTorch, describe."""
     _require_extra()
     from mmedge.cli.output import print_json
-    from mmedge.converters.config import ConvertConfig
-    from mmedge.converters.pipeline import convert as run
+    from mmedge.converters.config import AUTO, ConvertConfig, refuse_of_search
 
+    of_search = {"--max-drop": max_drop, "--metric": metric, "--objective": objective}
+    given = [option for option, value in of_search.items() if value is not None]
+    if precision is None:
+        precision = AUTO if given else _LADDER
+    precisions = tuple(name.strip() for name in precision.split(",") if name.strip())
+    if AUTO not in precisions:
+        refuse_of_search(given, precisions)
     config = ConvertConfig(
         source=source,
         out=out,
-        precisions=tuple(name.strip() for name in precision.split(",") if name.strip()),
+        precisions=precisions,
         revision=revision,
         calibration=calibration,
         evaluate=evaluate,
@@ -113,12 +125,14 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         skip_bad=skip_bad,
         seed=seed,
         explain=explain,
-        max_drop=max_drop,
+        max_drop=ConvertConfig.max_drop if max_drop is None else max_drop,
         metric=metric,
-        objective=cast("Objective", objective),
+        objective=ConvertConfig.objective if objective is None else cast("Objective", objective),
     )
     if html is not None:
-        _check_writable(html)
+        _check_html(html, config)
+    from mmedge.converters.pipeline import convert as run  # torch comes along
+
     if quiet or json:
         report = run(config)
     else:
@@ -137,10 +151,16 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         _print(report)
 
 
-def _check_writable(html: Path) -> None:
-    """Refuse a report that could not be written after minutes of work."""
-    from mmedge.errors import StorageError
+def _check_html(html: Path, config: ConvertConfig) -> None:
+    """Refuse a page that could not be written after minutes of work, or would be empty."""
+    from mmedge.converters.config import recipes
+    from mmedge.errors import ConversionError, StorageError
 
+    if not config.searches and all(recipe.variant == "fp32" for recipe in recipes(config)):
+        raise ConversionError(
+            "--html shows what a search tried and what became of each layer; of fp32 alone there "
+            "is neither. Leave it out, or name other precisions."
+        )
     if html.is_dir() or not html.absolute().parent.is_dir():
         raise StorageError(f"Cannot write {html}: give a file in a folder that is there.")
 

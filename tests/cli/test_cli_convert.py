@@ -103,6 +103,42 @@ def test_the_summary_has_a_line_a_variant(
     assert captured.err.startswith("\N{CHECK MARK} Export image_encoder  ")
 
 
+@pytest.mark.parametrize(
+    ("options", "precisions"),
+    [
+        ((), ("fp32", "int8")),
+        (("--max-drop", "0.01"), ("auto",)),
+        (("--metric", "recall@1"), ("auto",)),
+        (("--objective", "latency"), ("auto",)),
+        (("--precision", "fp32, text_encoder:fp16"), ("fp32", "text_encoder:fp16")),
+    ],
+)
+def test_a_budget_asks_for_a_search(
+    told: list[ConvertConfig], options: tuple[str, ...], precisions: tuple[str, ...]
+) -> None:
+    assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0
+    assert told[0].precisions == precisions
+    assert (told[0].max_drop, told[0].objective) == (0.01, "latency")
+
+
+def test_a_budget_beside_named_precisions_is_refused_and_not_forgotten(
+    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--precision", "int8", "--max-drop", "0.01", "--objective", "latency")
+    assert run("convert", "a/b", "-o", "x.mmedge", *options) == 1
+    assert capsys.readouterr().err.startswith("Error: --max-drop, --objective: for --precision")
+    assert told == []
+
+
+def test_a_page_that_would_be_empty_is_refused_before_any_work(
+    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--precision", "fp32", "--html", tmp_path / "x.html")
+    assert run("convert", "a/b", "-o", "x.mmedge", *options) == 1
+    assert "of fp32 alone there is neither" in capsys.readouterr().err
+    assert told == []
+
+
 def test_json_is_json_and_nothing_else(converted: tuple[Path, str]) -> None:
     out, printed = converted
     report = json.loads(printed)

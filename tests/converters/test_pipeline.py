@@ -440,6 +440,24 @@ def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
             ConvertConfig("m", out, template=template)
 
 
+def test_an_int8_image_encoder_beside_an_fp16_text_encoder(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    precisions = ("image_encoder:int8-dynamic", "text_encoder:fp16")
+    report = convert(ConvertConfig(str(clip_folder), tmp_path / "x.mmedge", precisions))
+    assert [(line.role, line.variant) for line in report.variants] == [
+        ("image_encoder", "int8-dynamic"),
+        ("text_encoder", "fp16"),
+    ]
+    verify_files(open_bundle(report.path))
+    with mmedge.load(report.path) as model:
+        assert model.encode_text(["a red circle"]).shape == (1, model.embedding_dim)
+    unknown = ConvertConfig(str(clip_folder), tmp_path / "y.mmedge", ("fp32", "decoder:fp16"))
+    with pytest.raises(ConversionError, match=r"'decoder:fp16': the model has no role 'decoder'"):
+        convert(unknown)
+    assert not unknown.out.exists()
+
+
 def test_int8_is_dynamic_and_with_calibration_static_too(tmp_path: Path) -> None:
     def names(*precisions: str, calibration: Path | None = None) -> list[str]:
         config = ConvertConfig("m", tmp_path / "x.mmedge", precisions, calibration=calibration)
