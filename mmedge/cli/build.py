@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +10,9 @@ import typer
 
 if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
+    from mmedge.cli.engine_progress import EngineProgress
+    from mmedge.errors import EngineBuildError
     from mmedge.models.engine_plan import Bounds, EnginePlan, PlannedEngine
-    from mmedge.runtimes.session import BuildProgress
     from mmedge.runtimes.trt.cache import LoadedEngine
     from mmedge.runtimes.trt.engines import Flavour
 
@@ -195,20 +195,13 @@ def _require_some(bundle: Path, plan: EnginePlan) -> None:
 
 
 def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, quiet: bool) -> None:
+    from mmedge.cli.engine_progress import EngineProgress
     from mmedge.cli.engine_tables import BuiltRow, build_document, print_built, print_layers
     from mmedge.cli.output import print_error, print_json
-    from mmedge.errors import EngineBuildError
-    from mmedge.models.engine_plan import build_planned
 
-    rows: list[BuiltRow] = []
     wanted = [engine for engine in plan.engines if engine.state != "refused"]
-    with _progress(len(wanted), shown=not quiet) as begin:
-        for engine in wanted:
-            try:
-                found: LoadedEngine | EngineBuildError = build_planned(plan, engine, begin(engine))
-            except EngineBuildError as error:
-                found = error
-            rows.append(BuiltRow.of(engine, found))
+    with EngineProgress(len(wanted), shown=not quiet) as shown:
+        rows = [BuiltRow.of(engine, _build(plan, engine, shown)) for engine in wanted]
     if as_json:
         print_json(build_document(bundle, plan, rows, layers=layers))
     elif not quiet:
@@ -222,60 +215,14 @@ def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, q
         raise typer.Exit(1)
 
 
-@contextmanager
-def _progress(
-    engines: int, *, shown: bool
-) -> Iterator[Callable[[PlannedEngine], BuildProgress | None]]:
-    """Show which engine is built and in which phase it is, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+def _build(
+    plan: EnginePlan, engine: PlannedEngine, shown: EngineProgress
+) -> LoadedEngine | EngineBuildError:
+    """Return an engine, or why it cannot be built: the others are to be built all the same."""
+    from mmedge.errors import EngineBuildError
+    from mmedge.models.engine_plan import build_planned
 
-    console = Console(stderr=True, markup=False, highlight=False)
-    if not shown:
-        yield lambda _: None
-        return
-    if not console.is_terminal:
-        # A log gets a line an engine, so that minutes of silence are no riddle.
-        yield lambda engine: console.print(f"{_doing(engine)} ...", soft_wrap=True)
-        return
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    total = bar.add_task("engines", total=engines)
-    phase_task = bar.add_task("", total=None, visible=False)
-
-    def begin(engine: PlannedEngine) -> BuildProgress:
-        if bar.tasks[0].description != "engines":
-            bar.advance(total)
-        bar.update(total, description=_doing(engine))
-
-        def on_progress(phase: str, done: int, steps: int) -> None:
-            bar.update(
-                phase_task, description=f"  {phase}", completed=done, total=steps, visible=True
-            )
-
-        return on_progress
-
-    with bar:
-        yield begin
-
-
-def _doing(engine: PlannedEngine) -> str:
-    from mmedge.cli.output import plain
-
-    key = engine.key
-    what = plain(engine.label)
-    return f"{what}, for {key.compute_capability}" if key is not None else what
+    try:
+        return build_planned(plan, engine, shown.begin(engine), shown.say)
+    except EngineBuildError as error:
+        return error

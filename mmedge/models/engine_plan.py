@@ -7,7 +7,7 @@ takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -188,9 +188,19 @@ def plan_engines(
 
 
 def build_planned(
-    plan: EnginePlan, engine: PlannedEngine, progress: BuildProgress | None = None
+    plan: EnginePlan,
+    engine: PlannedEngine,
+    progress: BuildProgress | None = None,
+    wait_told: Callable[[str], None] | None = None,
 ) -> LoadedEngine:
     """Return an engine of a plan, built into the cache if need be.
+
+    Args:
+        plan: That it is of.
+        engine: One of its engines.
+        progress: Told how far the build is.
+        wait_told: Told what there is to wait for, where another process builds the same; None
+            tells `progress`, as a phase.
 
     Raises:
         EngineBuildError: If it is refused by the plan, or the build fails.
@@ -217,7 +227,7 @@ def build_planned(
             progress(told, 0, 1)
 
     return cache.get_or_build(
-        key, build, label=model_label(model), or_in_memory=False, wait_told=waiting
+        key, build, label=model_label(model), or_in_memory=False, wait_told=wait_told or waiting
     )
 
 

@@ -216,6 +216,19 @@ def test_bad_input(
     assert told in err
 
 
+def test_a_cache_that_cannot_be_written_is_told_before_the_build(
+    tiny_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    requests: list[EngineRequest],
+) -> None:
+    monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tiny_bundle.path / "manifest.json"))
+    code, _, err = run(capsys, str(tiny_bundle.path), *ADA)
+    assert code == 1
+    assert "manifest.json" in err
+    assert requests == []
+
+
 def test_nothing_to_build_is_an_error_that_says_why(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
