@@ -106,15 +106,19 @@ def pictures(count: int, seed: int, size: tuple[int, int] = (480, 640)) -> Itera
         yield ((picture - low) / (high - low) * 255).astype(np.uint8)
 
 
-def bundle(size: Size = "b32", precisions: tuple[str, ...] = ("fp32", "int8")) -> Path:
+def bundle(
+    size: Size = "b32", precisions: tuple[str, ...] = ("fp32", "int8"), target: str = "cpu"
+) -> Path:
     """Return the bundle of `source(size)`, calibrated on 64 pictures and made on the first call.
 
     Args:
         size: See `source`.
         precisions: The ladder to make, as `ConvertConfig` takes it; other than the default, the
             bundle has a name of its own.
+        target: What the graphs are made for, as `ConvertConfig` takes it; likewise.
     """
     ladder = "" if precisions == ("fp32", "int8") else "-" + "-".join(precisions)
+    ladder += "" if target == "cpu" else f"-{target}"
     out = CACHE / f"clip-vit-{size}{ladder}.mmedge"
     calibration = CACHE / "calibration"
     if not calibration.is_dir():
@@ -128,6 +132,7 @@ def bundle(size: Size = "b32", precisions: tuple[str, ...] = ("fp32", "int8")) -
                 out=out,
                 precisions=precisions,
                 calibration=calibration,
+                target=target,
             )
         )
     return out

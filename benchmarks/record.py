@@ -20,7 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 
 _PACKAGES = (
     "mmedge", "numpy", "onnxruntime", "tokenizers", "pillow", "pydantic", "torch", "transformers",
-    "optimum", "onnx", "openvino", "nncf",
+    "optimum", "onnx", "openvino", "nncf", "onnxruntime-gpu", "cuda-bindings", "tensorrt",
+    "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings",
 )  # fmt: skip
 
 

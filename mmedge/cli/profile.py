@@ -39,7 +39,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     device: Annotated[
         str, typer.Option(help="cpu, cuda or cuda:N; gpu is another word for cuda.")
     ] = "cpu",
-    backend: Annotated[str, typer.Option(help="What runs the graphs: onnxruntime, openvino.")] = (
+    backend: Annotated[str, typer.Option(help="What runs the graphs, such as onnxruntime.")] = (
         "onnxruntime"
     ),
     seconds: Annotated[float, typer.Option(help="Measure each cell at least so long.")] = 3.0,

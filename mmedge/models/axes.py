@@ -15,7 +15,9 @@ TEXT_BATCH = 32
 _USUAL_TOKENS = 16  # of a caption or a label
 
 
-def dynamic_axes(manifest: Manifest, role: str) -> dict[str, tuple[int, int, int]]:
+def dynamic_axes(
+    manifest: Manifest, role: str, *, batch: int = 1
+) -> dict[str, tuple[int, int, int]]:
     """Return the least, usual and largest size of the dynamic axes of a role's inputs, by name.
 
     The first axis of an input is its batch: one is usual, and as many as DualEncoder runs at once
@@ -25,6 +27,7 @@ def dynamic_axes(manifest: Manifest, role: str) -> dict[str, tuple[int, int, int
     Args:
         manifest: Of the bundle.
         role: Name of a role that it holds.
+        batch: Samples that will be run at once, where they are more than DualEncoder's.
     """
     entry = manifest.roles[role]
     text = manifest.preprocessing.text
@@ -34,7 +37,7 @@ def dynamic_axes(manifest: Manifest, role: str) -> dict[str, tuple[int, int, int
             if not isinstance(axis, str):
                 continue
             if position == 0:
-                axes[axis] = (1, 1, _batch(entry))
+                axes[axis] = (1, 1, max(_batch(entry), batch))
             elif entry.modality is Modality.TEXT and text is not None and axis not in axes:
                 most = text.max_length
                 always = text.padding == "max_length"

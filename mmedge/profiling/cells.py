@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError, ProfileError
+from mmedge.models.axes import dynamic_axes
 from mmedge.models.opening import open_variant, takes
 from mmedge.profiling.baseline import Opponent
 from mmedge.profiling.config import Budget, ProfileConfig
@@ -95,7 +96,10 @@ def measure_cell(
         ProfileError: If the graph, or the baseline, cannot be fed so.
         BackendError: If the engine fails.
     """
-    bundle, options = inputs.bundle, SessionOptions(device=config.device, threads=key.threads)
+    bundle = inputs.bundle
+    # One engine for all batches of a profile, where the backend builds engines.
+    axes = dynamic_axes(bundle.manifest, key.role, batch=max(config.batches))
+    options = SessionOptions(device=config.device, threads=key.threads, axes=axes)
     feed = inputs.feed(key.role, key.batch, key.sequence)
     variant = bundle.variant(key.role, key.variant)
     with open_variant(bundle, variant, backend_name=config.backend, options=options) as session:

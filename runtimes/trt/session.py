@@ -17,7 +17,8 @@ from typing import TypeAlias
 import numpy as np
 
 from mmedge.errors import BackendError, InputError
-from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
+from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.cuda_streams import Event
 from mmedge.runtimes.trt.device_arrays import (
     DeviceArray,
@@ -28,51 +29,38 @@ from mmedge.runtimes.trt.device_arrays import (
 )
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.lane import Lane, Prepared
-from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+from mmedge.specs import Array, check_bindable, check_feed
 
 __all__ = ["TrtBinding", "TrtDeviceBinding", "TrtSession"]
 
 _Input: TypeAlias = Array | DeviceInput
 
 
-class TrtSession(Session):
+class TrtSession(SessionBase):
     """A Session on a TensorRT engine. Made by `open_session` of a TensorRT backend.
 
     Args:
         engine: What runs; the session is its owner from now on.
         options: How it is to be run.
-        placement: What runs where.
+        placement: What runs where; its `providers` count the engine's layers by precision.
     """
 
     def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
+        super().__init__(
+            tuple(tensor.spec for tensor in engine.inputs),
+            tuple(tensor.spec for tensor in engine.outputs),
+            placement,
+        )
         self._engine: DeviceEngine | None = engine
         self._device = engine.device
         self._model: Path = engine.model
         self._options = options
-        self._placement = placement
-        self._inputs = tuple(tensor.spec for tensor in engine.inputs)
-        self._outputs = tuple(tensor.spec for tensor in engine.outputs)
         self._turn = threading.Condition()
         self._idle: list[Lane] = []
         self._made = 0
         self._waiting = 0
         self._answered = False
         self._bindings: weakref.WeakSet[_Bound] = weakref.WeakSet()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Input specs, in the graph's order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Output specs, in the graph's order."""
-        return self._outputs
-
-    @property
-    def placement(self) -> Placement:
-        """What really runs where; `providers` counts the engine's layers by precision."""
-        return self._placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the engine; see Session.run.
@@ -191,7 +179,7 @@ class TrtSession(Session):
     def _opened(self) -> DeviceEngine:
         engine = self._engine
         if engine is None:
-            raise _closed(self._model)
+            raise closed_error(self._model)
         return engine
 
     @contextmanager
@@ -286,18 +274,22 @@ class _Bound:
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
         self._bound: tuple[Lane, Prepared] | None = lane, prepared
         self._lock = threading.Lock()
-        self._state = "the session is closed. Open another with open_session"
+        self._failed = False
 
     @contextmanager
     def _turn(self) -> Iterator[tuple[Lane, Prepared]]:
         """Take the lock and the device; a run that fails is the last one."""
         with self._lock, self._device.current():
+            if self._bound is None and self._failed:
+                raise BackendError(
+                    f"{self._model}: an earlier run of this binding failed. Bind again."
+                )
             if self._bound is None:
-                raise BackendError(f"{self._model}: {self._state}.")
+                raise closed_error(self._model)
             try:
                 yield self._bound
             except BackendError:
-                self._state = "an earlier run of this binding failed. Bind again"
+                self._failed = True
                 self._drop()
                 raise
 
@@ -321,7 +313,7 @@ class _Bound:
             _close(bound[0])
 
 
-class TrtBinding(_Bound):
+class TrtBinding(BindingBase, _Bound):
     """A Binding on a TensorRT engine. Made by `TrtSession.bind`; dead once the session is closed.
 
     Each run copies the inputs to the device, and the answers back into the same page-locked arrays.
@@ -335,19 +327,8 @@ class TrtBinding(_Bound):
         inputs: dict[str, Array],
         outputs: dict[str, Array],
     ) -> None:
-        super().__init__(engine, lane, prepared)
-        self._inputs = inputs
-        self._outputs = outputs
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        """Input buffers by name, to be written in place."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """Output buffers by name, overwritten by every run."""
-        return self._outputs
+        BindingBase.__init__(self, inputs, outputs)
+        _Bound.__init__(self, engine, lane, prepared)
 
     def run(self) -> Mapping[str, Array]:
         """Run the engine on the bound buffers and return `outputs`.
@@ -427,7 +408,3 @@ def _close(lane: Lane) -> None:
     """Free a lane; what had failed in it was told to whoever ran it."""
     with suppress(BackendError):
         lane.close()
-
-
-def _closed(model: Path) -> BackendError:
-    return BackendError(f"{model}: the session is closed. Open another with open_session.")

@@ -16,6 +16,9 @@ from mmedge.runtimes import SessionOptions
 def test_a_batch_is_what_is_encoded_at_once(tiny_bundle: Bundle) -> None:
     assert dynamic_axes(tiny_bundle.manifest, "image_encoder") == {"batch": (1, 1, 8)}
     assert dynamic_axes(tiny_bundle.manifest, "text_encoder")["batch"] == (1, 1, 32)
+    for asked, most in ((64, 64), (4, 8)):
+        axes = dynamic_axes(tiny_bundle.manifest, "image_encoder", batch=asked)
+        assert axes == {"batch": (1, 1, most)}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mmedge.errors import (
     IntegrityError,
     ProfileError,
 )
+from mmedge.models.axes import dynamic_axes
 from mmedge.profiling import Budget, Profile, ProfileConfig, profile
 from mmedge.profiling import cells as cells_module
 from mmedge.profiling.metrics import CellKey
@@ -174,6 +175,18 @@ class Spy:
 cells_module_open: object = cells_module.open_variant
 
 
+def test_an_engine_would_be_built_for_the_largest_batch(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy()
+    monkeypatch.setattr(cells_module, "open_variant", spy.open_variant)
+    config = bare(
+        roles=("image_encoder",), precisions=("fp32",), batches=(1, 40, 2), backend="fake"
+    )
+    profile(tiny_bundle, config)
+    assert [options.axes for _, options in spy.opened] == [{"batch": (1, 1, 40)}] * 3
+
+
 def test_what_is_asked_for_is_what_runs(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,8 +201,9 @@ def test_what_is_asked_for_is_what_runs(
         backend="fake",
     )
     made = profile(tiny_bundle, config)
+    axes = dynamic_axes(tiny_bundle.manifest, "text_encoder")
     assert [str(CellKey.of(cell)) for cell in made.cells] == ["text_encoder.int8-dynamic.b2.t3.s5"]
-    assert spy.opened == [("fake", SessionOptions(device="cpu", threads=3))]
+    assert spy.opened == [("fake", SessionOptions(device="cpu", threads=3, axes=axes))]
     assert set(spy.shapes) == {(2, 5)}
     assert len(spy.shapes) == 1 + 3 + 12  # a look, the warm-up, the runs
     assert made.cells[0].placement.engine == "fake"
