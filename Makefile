@@ -19,17 +19,19 @@ BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 # Passed on: make test ARGS="tests/bundle -x", make bench ARGS="import_time"
 ARGS ?=
 
-.PHONY: help demo test lint format typecheck bench clean
+.PHONY: help demo test lint format typecheck bench gpu-check jetson-check clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       convert, verify, profile and search with the trained CLIP; see demo-output/"
-	@echo "make test       the test suite (ARGS=... goes to pytest)"
-	@echo "make lint       ruff: rules and formatting"
-	@echo "make format     ruff: put the formatting right"
-	@echo "make typecheck  strict mypy over the package, the examples and the benchmarks"
-	@echo "make bench      run the benchmarks into benchmarks/results/ (ARGS=NAME for one)"
-	@echo "make clean      remove everything made, the environment in $(VENV) included"
+	@echo "make demo          convert, verify, profile and search with the trained CLIP; see demo-output/"
+	@echo "make test          the test suite (ARGS=... goes to pytest)"
+	@echo "make lint          ruff: rules and formatting"
+	@echo "make format        ruff: put the formatting right"
+	@echo "make typecheck     strict mypy over the package, the examples and the benchmarks"
+	@echo "make bench         run the benchmarks into benchmarks/results/ (ARGS=NAME for one)"
+	@echo "make gpu-check     on a machine with a GPU: the tests marked gpu, and benchmarks/gpu.py"
+	@echo "make jetson-check  on a Jetson, with BUNDLE=clip.mmedge; see docs/jetson-checks.md"
+	@echo "make clean         remove everything made, the environment in $(VENV) included"
 
 # An environment that could not be finished is removed, or the next call would take it for one.
 $(BIN)/python:
@@ -76,6 +78,13 @@ bench: $(BENCH)
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
+# Both make an environment of their own, which sees the system's packages.
+gpu-check:
+	@checks/gpu.sh
+
+jetson-check:
+	@BUNDLE="$(BUNDLE)" checks/jetson.sh
+
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output *.egg-info
+	rm -rf $(VENV) .venv-gpu .venv-jetson gpu-check-output jetson-check-output .typecheck .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output *.egg-info
 	find mmedge converters runtimes tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
