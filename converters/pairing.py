@@ -25,6 +25,7 @@ _LARGEST_SUM = 128
 # What the largest weight of a column becomes: from the range in which nothing is ever cut to the
 # whole range of int8.
 _TOPS = (64, 72, 80, 88, 96, 104, 112, 120, 127)
+_COLUMNS = 64  # at a time, so that what is tried stays in the caches
 
 
 def pair_weight(weight: Float32Array, scales: Float32Array) -> tuple[Array, Float32Array]:
@@ -37,28 +38,37 @@ def pair_weight(weight: Float32Array, scales: Float32Array) -> tuple[Array, Floa
     Returns:
         (in, out) int8, and (out,) float32 scales.
     """
-    rows = weight.shape[0]
-    # Two rows a pair; a last one without a neighbour has a row of zeros.
-    pairs = np.concatenate([weight, weight[:1] * 0])[: rows + rows % 2].reshape(-1, 2, len(scales))
-    least = np.full(len(scales), np.inf)
-    codes = np.zeros(pairs.shape, np.int8)
-    chosen = scales
+    codes = np.zeros((len(weight) + len(weight) % 2, len(scales)), np.int8)
+    chosen = np.zeros(len(scales), np.float32)
+    for start in range(0, len(scales), _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        codes[:, part], chosen[part] = _pair_columns(weight[:, part], scales[part])
+    return codes[: len(weight)], chosen
+
+
+def _pair_columns(weight: Float32Array, scales: Float32Array) -> tuple[Array, Float32Array]:
+    """Return the codes that err least, with a row of zeros after an odd number, and the scales."""
+    padded = np.pad(weight, ((0, len(weight) % 2), (0, 0)))
+    pairs = padded.reshape(-1, 2, len(scales))
+    least = np.full(len(scales), np.inf, np.float32)
+    codes, chosen = np.zeros_like(pairs), scales
     for top in _TOPS:
-        wider = (scales * np.float32(127 / top)).astype(np.float32)
+        wider = scales * np.float32(127 / top)
         found = _cut(np.rint(pairs / wider))
         errors = np.square(found * wider - pairs).sum(axis=(0, 1))
         better = errors < least
-        codes[:, :, better] = found[:, :, better]
+        np.copyto(codes, found, where=better)
         chosen = np.where(better, wider, chosen)
         least = np.minimum(errors, least)
-    return codes.reshape(-1, len(scales))[:rows], chosen
+    return codes.reshape(padded.shape), chosen
 
 
 def _cut(codes: Float32Array) -> Float32Array:
     """Take what is too much of a pair off both alike, (pairs, 2, out): the nearest that fits."""
     sizes = np.abs(codes)
     excess = np.maximum(sizes.sum(axis=1) - _LARGEST_SUM, 0)
-    # Codes are at most 127, so neither of a pair that is too much is smaller than half of what is.
-    sizes[:, 0] -= np.ceil(excess / 2)
-    sizes[:, 1] -= np.floor(excess / 2)
+    # Codes are at most 127, so each of a pair that is too much is larger than half of what is.
+    half = np.floor(excess / 2)
+    sizes[:, 0] -= excess - half
+    sizes[:, 1] -= half
     return np.copysign(sizes, codes)
