@@ -3,13 +3,14 @@
 - trained: both encoders of the shapes CLIP, over methods, group sizes and zero points: cosine with
   float32 on the test split, and text-to-image recall@1. The only weights here that were trained.
 - decoder: a GPT-2 of 124 million random parameters with heavy tails; cosine of the logits of the
-  last token. ONNX Runtime's tools get its graph with Gemm as MatMul and the head untied, as they
-  take no other.
+  last token, and time for one token (one row for every product, as in decoding) and for 64.
 - encoder: the image encoder of ViT-L/14, 304 million random parameters.
 
-Sizes are those of all constants of a graph, over the same weights in fp16 (float32 by half). Random
-weights tell size and time; their fidelity is weak evidence. GPTQ is calibrated on other inputs than
-those it is measured on. --all runs every combination on the decoder too, and GPTQ on the encoder.
+ONNX Runtime's tools get the same graph, with Gemm as MatMul and the decoder's head untied, as they
+take no other. Sizes are those of all constants of a graph, over the same weights in fp16 (float32
+by half). Random weights tell size and time; their fidelity is weak evidence. GPTQ and the choice of
+the layers at 2 bits (at25) see other inputs than those that fidelity is measured on. --all runs
+every combination on the decoder and the encoder too.
 """
 
 from __future__ import annotations
@@ -19,59 +20,79 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
+from racing import race, ratio
 from record import argument_parser, record
+from weight_only_peer import Peer
 from weight_only_subjects import Feed, Subject, decoder, encoder, trained
 
-from mmedge.converters.passes.building import replace_value
-from mmedge.converters.passes.matching import is_op, perm_of, producer
-from mmedge.converters.passes.weight_only import Rounding, WeightOnlyLinears, moment_inputs
+from mmedge.converters.methods import WeightOnly
+from mmedge.converters.passes.weight_only import moment_inputs
 from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.recipes import parse_recipe
+from mmedge.converters.size_target import (
+    choose_lowered,
+    constant_bytes,
+    half_bytes,
+    half_the_bits,
+    weight_only_pass,
+)
 from mmedge.converters.statistics import collect_moments
-from mmedge.converters.weight_only import Bits
 from mmedge.runtimes.session import Session, SessionOptions, open_session
 from mmedge.specs import Float32Array
 
-_ROUNDS = {"decoder": 30, "encoder": 7}
+_ROUNDS = {"decoder": 40, "encoder": 9}
 _GROUP_SIZES = (32, 64, 128)
-_ROUNDINGS: tuple[Rounding, ...] = ("rtn", "hqq", "gptq")
+_DECODER = (
+    "int4",
+    "int4-g128",
+    "int4-g128-asymmetric",
+    "int4-g256",
+    "int4-gptq",
+    "int4-g128-gptq",
+    "int4-g128-at25",
+    "int4-g128-gptq-at25",
+    "int8-weight-g128",
+)
+_ENCODER = (
+    "int4",
+    "int4-g128",
+    "int4-g128-asymmetric",
+    "int4-g128-gptq",
+    "int4-g128-gptq-at25",
+    "int8-weight-g128",
+)
+_PEERS = (Peer("rtn", 32), Peer("rtn", 128), Peer("rtn", 128, symmetric=False))
+_TIMED = (
+    "int4",
+    "int4-g128",
+    "int4-g128-gptq-at25",
+    "int8-weight-g128",
+    "onnxruntime int4-g32",
+    "onnxruntime int4-g128",
+)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way to quantize.
+class Ours:
+    """One way to quantize with mmedge: a recipe by name."""
 
-    Attributes:
-        tool: "mmedge", or "ort" for ONNX Runtime's MatMulNBitsQuantizer.
-        rounding: Of mmedge; "rtn" or "hqq" of ONNX Runtime.
-        group_size: Weights that share a scale.
-        symmetric: Without zero points.
-        bits: Of a weight.
-        quarter: Whether as many layers as needed take 2 bits, for a quarter of the fp16 size.
-        timed: Whether its time is measured.
-    """
-
-    tool: Literal["mmedge", "ort"]
-    rounding: Rounding
-    group_size: int
-    symmetric: bool = True
-    bits: Bits = 4
-    quarter: bool = False
-    timed: bool = False
+    name: str
 
     @property
-    def name(self) -> str:
-        """For the table."""
-        sign = "symmetric" if self.symmetric else "zero points"
-        less = ", some 2 bits" if self.quarter else ""
-        return f"{self.tool} {self.rounding} int{self.bits} g{self.group_size} {sign}{less}"
+    def config(self) -> WeightOnly:
+        """Return the method behind the name."""
+        (method,) = parse_recipe(self.name).methods.values()
+        if not isinstance(method, WeightOnly):
+            raise TypeError(f"{self.name} is not weight-only")
+        return method
 
 
 @dataclass
@@ -98,53 +119,27 @@ def main() -> None:
         work = Path(name)
         if "trained" in parts:
             results["trained"] = _trained(work)
-        if "decoder" in parts:
-            results["decoder"] = _full_size("decoder", decoder(), _decoder(arguments.all), work)
-        if "encoder" in parts:
-            results["encoder"] = _full_size("encoder", encoder(), _encoder(arguments.all), work)
+        for part, subject, names in (
+            ("decoder", decoder, _DECODER),
+            ("encoder", encoder, _ENCODER),
+        ):
+            if part in parts:
+                contestants = [*map(Ours, names), *_PEERS, *(_grid() if arguments.all else ())]
+                results[part] = _full_size(part, subject(), list(dict.fromkeys(contestants)), work)
     record(arguments.output, results)
 
 
-def _grid() -> Iterator[Contestant]:
+def _grid() -> Iterator[Ours | Peer]:
     """Every method with every group size, with and without zero points, and the peers."""
     for group_size in _GROUP_SIZES:
-        for symmetric in (True, False):
-            for rounding in _ROUNDINGS:
-                yield Contestant("mmedge", rounding, group_size, symmetric)
-            yield Contestant("ort", "rtn", group_size, symmetric)
-        yield Contestant("ort", "hqq", group_size, symmetric=False)
-
-
-def _decoder(everything: bool) -> list[Contestant]:
-    chosen = [
-        Contestant("mmedge", "rtn", 32, timed=True),
-        Contestant("mmedge", "rtn", 128, timed=True),
-        Contestant("mmedge", "rtn", 128, symmetric=False),
-        Contestant("mmedge", "rtn", 256),
-        Contestant("mmedge", "rtn", 128, bits=8, timed=True),
-        Contestant("ort", "rtn", 32, timed=True),
-        Contestant("ort", "rtn", 128, timed=True),
-        Contestant("ort", "rtn", 128, symmetric=False),
-        Contestant("mmedge", "rtn", 128, quarter=True),
-        Contestant("mmedge", "gptq", 128),
-        Contestant("mmedge", "gptq", 128, quarter=True, timed=True),
-    ]
-    return list(dict.fromkeys([*chosen, *_grid()])) if everything else chosen
-
-
-def _encoder(everything: bool) -> list[Contestant]:
-    chosen = [
-        Contestant("mmedge", "rtn", 32, timed=True),
-        Contestant("mmedge", "rtn", 128, timed=True),
-        Contestant("mmedge", "rtn", 128, symmetric=False),
-        Contestant("mmedge", "rtn", 128, quarter=True, timed=True),
-        Contestant("mmedge", "rtn", 128, bits=8, timed=True),
-        Contestant("ort", "rtn", 32),
-        Contestant("ort", "rtn", 128, timed=True),
-        Contestant("ort", "rtn", 128, symmetric=False),
-    ]
-    more = [Contestant("mmedge", "gptq", 128), Contestant("mmedge", "hqq", 128, symmetric=False)]
-    return [*chosen, *more] if everything else chosen
+        group = "" if group_size == 32 else f"-g{group_size}"
+        for settings in ("", "-asymmetric", "-hqq", "-gptq", "-gptq-asymmetric"):
+            yield Ours(f"int4{group}{settings}")
+        yield Ours(f"int4{group}-at25")
+        yield Ours(f"int4{group}-gptq-at25")
+        yield Peer("rtn", group_size)
+        yield Peer("rtn", group_size, symmetric=False)
+        yield Peer("hqq", group_size)
 
 
 def _trained(work: Path) -> dict[str, Any]:
@@ -157,8 +152,7 @@ def _trained(work: Path) -> dict[str, Any]:
         "contestants": {},
     }
     moments = [_moments(subject) for subject in pair]
-    eight = Contestant("mmedge", "rtn", 32, bits=8)
-    for contestant in (*_grid(), eight):
+    for contestant in (*_grid(), Ours("int8-weight")):
         sides: dict[str, Any] = {}
         answers = []
         for subject, expected, moment in zip(pair, reference, moments, strict=True):
@@ -171,18 +165,24 @@ def _trained(work: Path) -> dict[str, Any]:
             f"{side} {sides[side]['size_to_fp16']:.3f} {sides[side]['cosine_mean']:.5f}"
             for side in ("image", "text")
         )
-        print(f"trained  {contestant.name:44} {figures}  R@1 {sides['recall_at_1']:.3f}")
-    print(f"trained  {'fp32':44} R@1 {results['recall_at_1_fp32']:.3f}")
+        print(
+            f"trained  {contestant.name:34} {figures}  R@1 {sides['recall_at_1']:.3f}", flush=True
+        )
+    print(f"trained  {'fp32':34} R@1 {results['recall_at_1_fp32']:.3f}")
     return results
 
 
 def _full_size(
-    part: str, subject: Subject, contestants: Sequence[Contestant], work: Path
+    part: str, subject: Subject, contestants: Sequence[Ours | Peer], work: Path
 ) -> dict[str, Any]:
     expected = _answers(subject.model, subject.held_out)
-    calibrated = any(contestant.rounding == "gptq" for contestant in contestants)
-    moments = _moments(subject) if calibrated else {}
-    results: dict[str, Any] = {"samples": len(expected), "contestants": {}}
+    started = time.monotonic()
+    moments = _moments(subject)
+    results: dict[str, Any] = {
+        "samples": len(expected),
+        "moments_s": time.monotonic() - started,
+        "contestants": {},
+    }
     timed = {"fp32": subject.model}
     for index, contestant in enumerate(contestants):
         out = work / f"{part}-{index}.onnx"
@@ -190,13 +190,13 @@ def _full_size(
         results["contestants"][contestant.name] = figures
         error = figures["weight_error_mean"]
         print(
-            f"{part}  {contestant.name:44} {figures['size_to_fp16']:.4f} of fp16  "
+            f"{part}  {contestant.name:34} {figures['size_to_fp16']:.4f} of fp16  "
             f"weights {'     ' if error is None else f'{error:.3f}'}  cosine mean "
             f"{figures['cosine_mean']:.5f} min {figures['cosine_min']:.5f}  same largest "
             f"{figures['same_largest']:.2f}  made in {figures['made_in_s']:.0f} s",
             flush=True,
         )
-        if contestant.timed:
+        if contestant.name in _TIMED:
             timed[contestant.name] = out
         else:
             out.unlink()
@@ -206,22 +206,21 @@ def _full_size(
 
 
 def _measure(
-    contestant: Contestant,
+    contestant: Ours | Peer,
     subject: Subject,
     expected: Float32Array,
     moments: Mapping[str, Float32Array],
     out: Path,
 ) -> Measured:
     started = time.monotonic()
-    figures: dict[str, Any] = {}
-    if contestant.tool == "ort":
-        _quantize_with_onnxruntime(contestant, subject.model, out)
-        figures["weight_error_mean"] = None
+    figures: dict[str, Any] = {"weight_error_mean": None}
+    if isinstance(contestant, Peer):
+        contestant.quantize(subject.model, out)
     else:
-        figures.update(_quantize(contestant, subject.model, moments, out))
+        figures |= _quantize(contestant.config, subject, moments, out)
     figures["made_in_s"] = time.monotonic() - started
-    figures["size_bytes"] = _constant_bytes(ir.load(out))
-    figures["size_to_fp16"] = figures["size_bytes"] / _half_bytes(ir.load(subject.model))
+    figures["size_bytes"] = constant_bytes(ir.load(out))
+    figures["size_to_fp16"] = figures["size_bytes"] / half_bytes(ir.load(subject.model))
     answers = _answers(out, subject.held_out)
     norms = np.linalg.norm(answers, axis=1) * np.linalg.norm(expected, axis=1)
     cosines = (answers * expected).sum(axis=1) / norms
@@ -232,152 +231,29 @@ def _measure(
 
 
 def _quantize(
-    contestant: Contestant, source: Path, moments: Mapping[str, Float32Array], out: Path
+    config: WeightOnly, subject: Subject, moments: Mapping[str, Float32Array], out: Path
 ) -> dict[str, Any]:
-    bits_of: dict[str, Bits] = {}
-    if contestant.quarter:
-        bits_of = _two_bits(contestant, source)
-    model = ir.load(source)
-    step = _step(contestant, moments, bits_of)
+    lowered = choose_lowered(
+        subject.model,
+        config,
+        lambda: subject.calibration,
+        moments=moments,
+        samples=subject.sensitivity_samples,
+    )
+    model = ir.load(subject.model)
+    step = weight_only_pass(replace(config, lowered=tuple(lowered)), moments)
     step(model)
     ir.save(model, out, external_data=f"{out.name}.data", size_threshold_bytes=1024)
     errors = [weight.weight_error for weight in step.weights if weight.weight_error is not None]
     return {
         "weight_error_mean": statistics.fmean(errors),
         "left_in_float": [weight.name for weight in step.weights if weight.reason],
-        "two_bit_layers": len(bits_of),
+        "lowered": {
+            weight.name: {"bits": half_the_bits(config), "alone": lowered[weight.name]}
+            for weight in step.weights
+            if weight.name in lowered
+        },
     }
-
-
-def _step(
-    contestant: Contestant, moments: Mapping[str, Float32Array], bits_of: Mapping[str, Bits]
-) -> WeightOnlyLinears:
-    return WeightOnlyLinears(
-        "operators",
-        bits=contestant.bits,
-        group_size=contestant.group_size,
-        symmetric=contestant.symmetric,
-        rounding=contestant.rounding,
-        moments=moments,
-        bits_of=bits_of,
-    )
-
-
-def _two_bits(contestant: Contestant, source: Path) -> dict[str, Bits]:
-    """Choose layers for 2 bits until the whole is a quarter of fp16: those that 4 bits hurt least.
-
-    Four bits a weight are a quarter already, so scales and all that stays in float must be earned.
-    """
-    model = ir.load(source)
-    budget = _half_bytes(model) / 4
-    plain = Contestant("mmedge", "rtn", contestant.group_size, contestant.symmetric)
-    step = _step(plain, {}, {})
-    step(model)
-    excess = _constant_bytes(model) - budget
-    chosen: dict[str, Bits] = {}
-    layers = [w for w in step.weights if w.op_type != "Gather" and w.weight_error and w.bits == 4]
-    head = max(layers, key=lambda weight: weight.size_bytes)
-    for weight in sorted(layers, key=lambda weight: weight.weight_error or 0.0):
-        if excess <= 0:
-            break
-        if weight is not head:
-            chosen[weight.name] = 2
-            excess -= weight.shape[0] * weight.shape[1] / 4
-    return chosen
-
-
-def _quantize_with_onnxruntime(contestant: Contestant, source: Path, out: Path) -> None:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        HQQWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-    )
-
-    model = ir.load(source)
-    _as_products(model)
-    proto = ir.to_proto(model)
-    onnx.load_external_data_for_model(proto, str(source.parent))
-    kinds = ("MatMul", "Gather")
-    if contestant.rounding == "hqq":
-        config = HQQWeightOnlyQuantConfig(
-            block_size=contestant.group_size, bits=4, op_types_to_quantize=("MatMul",)
-        )
-    else:
-        config = DefaultWeightOnlyQuantConfig(
-            block_size=contestant.group_size,
-            is_symmetric=contestant.symmetric,
-            accuracy_level=4,
-            op_types_to_quantize=kinds,
-        )
-    quantizer = MatMulNBitsQuantizer(
-        proto,
-        block_size=contestant.group_size,
-        is_symmetric=contestant.symmetric,
-        accuracy_level=4,
-        op_types_to_quantize=kinds,
-        algo_config=config,
-    )
-    quantizer.process()
-    onnx.save(
-        quantizer.model.model,
-        out,
-        save_as_external_data=True,
-        location=f"{out.name}.data",
-        size_threshold=1024,
-    )
-
-
-def _as_products(model: ir.Model) -> None:
-    """Write every Gemm as MatMul and Add, and transposed constants as constants."""
-    graph = model.graph
-    for node in list(graph):
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        turned = None
-        if is_op(node, "Gemm") and weight is not None and weight.const_value is not None:
-            flipped = node.attributes.get("transB")
-            array = weight.const_value.numpy()
-            turned = array.T if flipped is not None and flipped.as_int() else array
-        elif is_op(node, "MatMul") and (turn := producer(weight, "Transpose")) is not None:
-            table = turn.inputs[0]
-            if table is not None and table.const_value is not None and perm_of(turn) == (1, 0):
-                turned = table.const_value.numpy().T
-        if turned is None or weight is None:
-            continue
-        constant = ir.Value(
-            name=f"{node.outputs[0].name}_matrix",
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape(turned.shape),
-            const_value=ir.tensor(np.ascontiguousarray(turned)),
-        )
-        graph.register_initializer(constant)
-        made = ir.node("MatMul", [node.inputs[0], constant], name=f"{node.name}_product")
-        made.outputs[0].name = f"{node.outputs[0].name}_product"
-        graph.insert_before(node, made)
-        result = made.outputs[0]
-        if is_op(node, "Gemm") and len(node.inputs) > 2 and node.inputs[2] is not None:
-            add = ir.node("Add", [result, node.inputs[2]], name=f"{node.name}_bias")
-            add.outputs[0].name = f"{node.outputs[0].name}_bias"
-            graph.insert_before(node, add)
-            result = add.outputs[0]
-        replace_value(node.outputs[0], result)
-    ir.passes.common.RemoveUnusedNodesPass()(model)
-
-
-def _constant_bytes(model: ir.Model) -> int:
-    return sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-
-
-def _half_bytes(model: ir.Model) -> float:
-    """Return the bytes of a float32 graph's constants with every float as fp16."""
-    return sum(
-        value.const_value.nbytes / (2 if value.dtype == ir.DataType.FLOAT else 1)
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
 
 
 def _moments(subject: Subject) -> dict[str, Float32Array]:
@@ -402,31 +278,26 @@ def _recall(images: Float32Array, texts: Float32Array) -> float:
 
 
 def _times(models: Mapping[str, Path], feeds: Mapping[str, Feed], rounds: int) -> dict[str, Any]:
-    """Let all take turns; return median CPU time of each, and its ratio to float32."""
+    """Let all take turns; return the time of each, and its ratio to float32 of the same round."""
     sessions = {name: _open(model) for name, model in models.items()}
     taken: dict[str, dict[str, Any]] = {}
     for about, feed in feeds.items():
-        samples: dict[str, list[float]] = {name: [] for name in sessions}
-        for turn in range(rounds + 2):
-            for name, session in sessions.items():
-                started = time.process_time()
-                session.run(feed)
-                if turn >= 2:
-                    samples[name].append(1e3 * (time.process_time() - started))
+        turns = {name: partial(session.run, feed) for name, session in sessions.items()}
+        wall, cpu = race(turns, rounds)
         taken[about] = {
             name: {
-                "cpu_p50_ms": statistics.median(times),
-                "ratio_to_fp32": statistics.median(
-                    mine / theirs for mine, theirs in zip(times, samples["fp32"], strict=True)
-                ),
-                "n": len(times),
+                "wall_p50_ms": round(float(np.median(wall[name])) * 1e3, 3),
+                "cpu_p50_ms": round(float(np.median(cpu[name])) * 1e3, 3),
+                "ratio_to_fp32": ratio(wall[name] / wall["fp32"]),
+                "n": rounds,
             }
-            for name, times in samples.items()
+            for name in sessions
         }
         for name, figures in taken[about].items():
+            found = figures["ratio_to_fp32"]
             print(
-                f"{about:10} {name:44} {figures['cpu_p50_ms']:8.2f} ms  "
-                f"{figures['ratio_to_fp32']:.2f} of fp32"
+                f"{about:10} {name:34} {figures['wall_p50_ms']:8.2f} ms  "
+                f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f}) of fp32"
             )
     for session in sessions.values():
         session.close()

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.datasets import read_dataset
+from mmedge.converters.embedding_errors import SENSITIVITY_SAMPLES
 from mmedge.converters.export import export_role
 from mmedge.converters.families import family_of
 from mmedge.converters.pipeline import convert
@@ -31,6 +32,8 @@ _ROOT = Path(__file__).parents[1]
 _CACHE = full_size.CACHE / "weight-only"
 _TOKENS = 64
 _HELD_OUT_SAMPLES = 16
+# Each of its 145 layers costs an opening of a large graph, and a run for each sample.
+_ENCODER_SENSITIVITY_SAMPLES = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Subject:
         calibration: Feeds for second moments.
         held_out: Feeds that fidelity is measured on.
         timed: Feeds that time is measured on, by name.
+        sensitivity_samples: Rows of the calibration data that the choice of layers for 2 bits is
+            measured on, each layer alone.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Subject:
     calibration: Sequence[Feed]
     held_out: Sequence[Feed]
     timed: dict[str, Feed]
+    sensitivity_samples: int = SENSITIVITY_SAMPLES
 
 
 def decoder() -> Subject:
@@ -68,6 +74,7 @@ def decoder() -> Subject:
         [ids(4, _TOKENS) for _ in range(16)],
         [ids(1, _TOKENS) for _ in range(_HELD_OUT_SAMPLES)],
         {"1 token": ids(1, 1), f"{_TOKENS} tokens": ids(1, _TOKENS)},
+        sensitivity_samples=4,
     )
 
 
@@ -125,11 +132,18 @@ def encoder() -> Subject:
         export_role("image_encoder", family.roles(family.load(source))["image_encoder"], model)
     process = ImageProcessor(family.image_preprocessing(source))
 
-    def feeds(count: int, seed: int) -> list[Feed]:
-        return [{"pixel_values": process([each])} for each in full_size.pictures(count, seed)]
-
-    held_out = feeds(4, seed=3)
-    return Subject("ViT-L/14, 304 M", model, feeds(8, seed=2), held_out, {"1 picture": held_out[0]})
+    first, *others = full_size.pictures(8, seed=2)
+    held_out = [{"pixel_values": process([each])} for each in full_size.pictures(4, seed=3)]
+    # Layers are measured on the first feed alone; the others in one batch are read faster.
+    calibration = [{"pixel_values": process([first])}, {"pixel_values": process(others)}]
+    return Subject(
+        "ViT-L/14, 304 M",
+        model,
+        calibration,
+        held_out,
+        {"1 picture": held_out[0]},
+        sensitivity_samples=_ENCODER_SENSITIVITY_SAMPLES,
+    )
 
 
 def trained() -> tuple[Subject, Subject]:
