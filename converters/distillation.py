@@ -7,7 +7,6 @@ never further from the teacher there than what went in.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from mmedge.converters.fake_quantization import FakeQuantized
 from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.graph_weights import with_weights
 from mmedge.converters.losses import contrastive_loss, joint_embedding_loss
 from mmedge.converters.passes.int8 import Range
 from mmedge.converters.statistics import Feeds
@@ -36,6 +36,10 @@ _FEWEST = 10
 _CHECKS = 10
 # Batches that wait to be drawn from, so that two rounds through the data differ.
 _SHUFFLED_BATCHES = 4
+# A start this much nearer than the first steps is returned to, and left again in smaller ones:
+# equalized, a student may be so near that the usual rate throws it back.
+_THROWN_BACK = 2.0
+_GENTLER = 0.1
 # A logarithm of a step, or a zero point as a share of its range, against a weight.
 _QUANTIZER_RATE = 10.0
 
@@ -47,7 +51,8 @@ class Distillation:
     Attributes:
         steps: Updates of the weights.
         batch_size: Samples of one update.
-        learning_rate: Of Adam (Kingma and Ba 2015), falling to zero along a cosine.
+        learning_rate: Of Adam (Kingma and Ba 2015), falling to zero along a cosine. Where the first
+            steps lead away from the teacher, the start is returned to with a tenth of it.
         loss: "joint-embedding" draws each embedding to the teacher's, "contrastive" makes it
             nearer to the teacher's of the same sample than to those of others, "both" adds them.
         temperature: Of the contrastive loss.
@@ -177,11 +182,13 @@ def distill(
             _require_finite(distance, step)
             if distance < best:
                 best, kept, at = distance, _snapshot(student), step
+            elif not at and distance > _THROWN_BACK * before and step < config.steps:
+                trainee = trainee.gentler(kept[0], config.steps - step)
         if advance is not None:
             advance(step, config.steps)
     weights, learned = kept
     return Distilled(
-        spec=replace(spec, module=_with_weights(spec.module, weights)),
+        spec=replace(spec, module=with_weights(spec.module, weights)),
         ranges=learned,
         loss_before=before,
         loss_after=best,
@@ -196,9 +203,11 @@ class _Trainee:
     """The student's parameters and what updates them."""
 
     def __init__(self, student: FakeQuantized, config: Distillation) -> None:
+        self._student = student
         self._config = config
         weights = [one for one in student.weights.values() if one.is_floating_point()]
         steps = [one for quantizer in student.quantizers for one in quantizer.parameters()]
+        self._steps = [(one, one.detach().clone()) for one in steps]
         for parameter in weights:
             parameter.requires_grad = True
         rate = config.learning_rate
@@ -221,6 +230,21 @@ class _Trainee:
         loss.backward()  # type: ignore[no-untyped-call]
         self._adam.step()
         self._schedule.step()
+
+    def gentler(self, weights: Mapping[str, torch.Tensor], steps: int) -> _Trainee:
+        """Return to the start, and return what takes smaller steps from there.
+
+        Args:
+            weights: As they were at the start.
+            steps: How many are left.
+        """
+        with torch.no_grad():
+            for name, one in self._student.weights.items():
+                one.copy_(weights[name])
+            for step, start in self._steps:
+                step.copy_(start)
+        rate = self._config.learning_rate * _GENTLER
+        return _Trainee(self._student, replace(self._config, learning_rate=rate, steps=steps))
 
     def _loss(self, embeddings: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
         loss = embeddings.new_zeros(())
@@ -357,14 +381,6 @@ def _embed(module: nn.Module, inputs: Sequence[str], rows: Sequence[Row]) -> tor
 def _snapshot(student: FakeQuantized) -> tuple[dict[str, torch.Tensor], dict[str, Range]]:
     weights = {name: one.detach().clone() for name, one in student.weights.items()}
     return weights, student.ranges()
-
-
-def _with_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a module with other values of its parameters."""
-    trained = copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
-    for name, parameter in trained.named_parameters():
-        parameter.copy_(weights[name])
-    return trained
 
 
 def _require_finite(loss: float, step: int) -> None:

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.agreement import emulated_halves, require_agreement
-from mmedge.converters.isolated import Worker
+from mmedge.converters.isolated import Worker, lent
 from mmedge.converters.passes.float16 import to_float16
 from mmedge.converters.peaks import collect_peaks
 from mmedge.converters.probing import written_beside
@@ -30,7 +30,9 @@ _MAX_DROP = 0.01
 _COSINE_MIN = 0.99
 
 
-def narrow_rest(model: ir.Model, source: Path, feeds: Feeds | None) -> ir.Model:
+def narrow_rest(
+    model: ir.Model, source: Path, feeds: Feeds | None, worker: Worker | None = None
+) -> ir.Model:
     """Return a quantized graph with what is not quantized in float16; it is changed.
 
     With data, what overflows float16 is found by measuring, on this graph, whose values have names
@@ -40,6 +42,7 @@ def narrow_rest(model: ir.Model, source: Path, feeds: Feeds | None) -> ir.Model:
         model: Portable graph whose quantized layers are Q/DQ around float32 products.
         source: Float32 file that it was made of; external data lies beside it.
         feeds: Calibration data, or None.
+        worker: Where graphs run; None starts one.
 
     Raises:
         QuantizationError: If they are not; the first node that is off is named.
@@ -54,15 +57,15 @@ def narrow_rest(model: ir.Model, source: Path, feeds: Feeds | None) -> ir.Model:
         return islice(iter(data()), _CHECKED)
 
     folder = source.parent
-    with Worker() as worker, written_beside(model, folder) as reference:
-        narrow = to_float16(model, collect_peaks(reference, data, worker)).model
+    with lent(worker) as runs, written_beside(model, folder) as reference:
+        narrow = to_float16(model, collect_peaks(reference, data, runs)).model
         with (
             written_beside(narrow, folder) as written,
             written_beside(emulated_halves(written), folder) as emulated,
         ):
-            drop = _cosine(source, reference, few, worker) - _cosine(source, emulated, few, worker)
+            drop = _cosine(source, reference, few, runs) - _cosine(source, emulated, few, runs)
             if not drop <= _MAX_DROP:
-                require_agreement(reference, written, few, cosine_min=_COSINE_MIN, worker=worker)
+                require_agreement(reference, written, few, cosine_min=_COSINE_MIN, worker=runs)
     return narrow
 
 

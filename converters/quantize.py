@@ -73,7 +73,8 @@ def quantize(
             Weights that both hold are read from its external data instead of being stored again.
         ranges: Of what linear layers read, by Linear.name, instead of collecting them: what
             distillation has learned. StaticInt8 alone takes it.
-        worker: Where graphs run that a size target has measured; None starts one when needed.
+        worker: Where graphs run that no engine has seen before, to measure or check them; None
+            starts one when needed.
 
     Returns:
         What became of every linear layer and embedding table, in the graph's order.
@@ -161,7 +162,7 @@ class _Quantizer:
         """Return a quantized graph, made of `source`, with what is not quantized as asked."""
         if rest == "float32":
             return graph
-        narrow = narrow_rest(graph, source, self.calibrator)
+        narrow = narrow_rest(graph, source, self.calibrator, self.worker)
         self.entries = describe_rest(self.entries, narrow)
         return narrow
 

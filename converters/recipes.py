@@ -180,11 +180,6 @@ def _static(settings: list[str]) -> _Made:
     ranges = _one_of(settings, _RANGES)
     parts = [] if ranges == "minmax" else [ranges]
     parts += _told(settings, "symmetric", "equalized", "corrected", "distilled", "paired", "half")
-    if {"equalized", "distilled"} <= set(settings):
-        raise ConversionError(
-            "Precision: equalized and distilled exclude each other, as the PyTorch module is "
-            "trained as it is. Name one."
-        )
     shared: dict[str, Any] = {
         "ranges": ranges,
         "bias_correction": "corrected" in settings,

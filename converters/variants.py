@@ -29,6 +29,7 @@ from mmedge.converters.export import (
     require_parity,
 )
 from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.graph_weights import with_graph_weights
 from mmedge.converters.isolated import Worker
 from mmedge.converters.methods import (
     BFloat16,
@@ -247,7 +248,11 @@ class VariantBuilder:
                 f"{self._role}/{variant}: distillation trains static int8 from the PyTorch module, "
                 "on calibration data. Pass --calibration DIR, and int8-static-distilled."
             )
-        source = self._source(layout)
+        spec, source = self._spec, self._source(layout)
+        if method.equalization is not None:
+            scaled = self._calibrator.equalized(source, method.equalization, method.activations)
+            spec = replace(spec, module=with_graph_weights(spec.module, source, scaled))
+            source = scaled
         graph = ir.load(source)
         ranges = self._calibrator.ranges(
             source,
@@ -260,12 +265,13 @@ class VariantBuilder:
             for linear in quantizable_linears(graph.graph, method.keep)
         }
         distilled = distill(
-            self._spec,
+            spec,
             by_layer,
             self._calibrator,
             Distillation(seed=self._seed),
             keep=method.keep,
             activations=method.activations,
+            teacher=self._spec.module,
         )
         if distilled.reason:
             raise QuantizationError(f"{self._role}/{variant}: {distilled.reason}.")
@@ -275,7 +281,7 @@ class VariantBuilder:
             sources = lay_out(student)
             return self._quantize(
                 variant,
-                methods,
+                {layout: _unequalized(method) for layout, method in methods.items()},
                 lambda layout: sources.get(layout, sources["portable"]),
                 distilled.ranges,
             )
@@ -404,6 +410,11 @@ def _lowering(
         else method
         for layout, method in methods.items()
     }
+
+
+def _unequalized(method: QuantizationConfig) -> QuantizationConfig:
+    """Return the method for a graph whose channels have been scaled already."""
+    return replace(method, equalization=None) if isinstance(method, StaticInt8) else method
 
 
 def _running(models: Mapping[Layout, Path]) -> int:

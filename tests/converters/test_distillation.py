@@ -187,7 +187,7 @@ def test_a_training_that_only_harms_gives_the_start_back(small: ExportSpec) -> N
     data = vectors(100)
     ranges = {"first": Range(-4.0, 4.0), "last": Range(0.0, 4.0)}
     before = {name: one.clone() for name, one in small.module.state_dict().items()}
-    distilled = distill(small, ranges, data, replace(QUICK, learning_rate=0.9))
+    distilled = distill(small, ranges, data, replace(QUICK, steps=1, learning_rate=0.9))
     assert distilled.step == 0
     assert distilled.loss_after == distilled.loss_before
     assert "no step of the training was nearer" in distilled.reason
@@ -195,6 +195,18 @@ def test_a_training_that_only_harms_gives_the_start_back(small: ExportSpec) -> N
         assert torch.equal(one, before[name])
     for name, one in distilled.ranges.items():
         assert one.affine()[1] == ranges[name].affine()[1]
+
+
+def test_a_start_that_the_first_steps_lead_away_from_is_left_in_smaller_ones(
+    small: ExportSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = {"first": Range(-4.0, 4.0), "last": Range(0.0, 4.0)}
+    config = Distillation(steps=60, batch_size=16, learning_rate=0.1)
+    distilled = distill(small, ranges, vectors(100), config)
+    assert distilled.step > 0
+    assert distilled.loss_after < distilled.loss_before
+    monkeypatch.setattr("mmedge.converters.distillation._THROWN_BACK", float("inf"))
+    assert distill(small, ranges, vectors(100), config).step == 0
 
 
 def test_the_module_given_is_not_changed(small: ExportSpec) -> None:
