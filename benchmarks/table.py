@@ -32,7 +32,10 @@ _MODELS = {"": "ViT-B/32", "_b16": "ViT-B/16"}
 # Recorded on machines of two kinds: by the beginning of the file's name.
 _MACHINES = {
     "clip_cpu": "with VNNI",
-    "clip_cpu_without_vnni": "without VNNI, where fast int8 sums saturate",
+    "clip_cpu_without_vnni": (
+        "without VNNI, where the fast int8 kernels saturate unless weights are "
+        "[paired](docs/quantization.md#processors-without-vnni)"
+    ),
 }
 _FP32 = ("torch eager", "torch.compile", "onnxruntime fp32", "openvino fp32")
 _INT8 = ("onnxruntime quantize_dynamic", "onnxruntime quantize_static u8", "openvino nncf int8")
