@@ -75,7 +75,16 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
         typer.Option("--weight-streaming", help="Weights may stay on the host and be streamed in."),
     ] = False,
     refittable: Annotated[
-        bool, typer.Option("--refittable", help="Weights can be exchanged. Needs a GPU here.")
+        bool,
+        typer.Option(
+            "--refittable", help="Weights can be exchanged, by programs of your own. Needs a GPU."
+        ),
+    ] = False,
+    stripped: Annotated[
+        bool,
+        typer.Option(
+            "--stripped", help="Leave the weights out, for programs that put them in. Needs a GPU."
+        ),
     ] = False,
     device: Annotated[
         int, typer.Option(min=0, help="Number of the GPU to build for, where none is named.")
@@ -111,6 +120,7 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
         settings=BuildSettings(
             workspace_bytes=workspace_mib << 20,
             weight_streaming=weight_streaming,
+            stripped=stripped,
             refittable=refittable,
         ),
         device=device,

@@ -14,7 +14,7 @@ from mmedge.cli import main
 from mmedge.errors import EngineBuildError
 from mmedge.models import engine_plan
 from mmedge.runtimes.onnx_file import read_onnx_file
-from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest
+from mmedge.runtimes.trt.engines import BuildSettings, BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
 
 pytestmark = pytest.mark.skipif(
@@ -162,14 +162,12 @@ def test_options_become_the_request(
 ) -> None:
     options = ["--compute-capability", "8.9,12.0", "--compute-capability", "8.6"]
     options += ["--batch", "1", "--batch", "2,4,16", "--sequence", "3,4,5"]
-    options += ["--workspace-mib", "64", "--weight-streaming", "--refittable"]
+    options += ["--workspace-mib", "64", "--weight-streaming", "--refittable", "--stripped"]
     run(capsys, str(tiny_bundle.path), "--target", "rtx", *options, "--precision", "fp32")
     image, text = requests
     assert image.compute_capabilities == text.compute_capabilities
     assert set(image.compute_capabilities) == {"8.6", "8.9", "12.0"}
-    assert image.settings.workspace_bytes == 64 << 20
-    assert image.settings.weight_streaming
-    assert image.settings.refittable
+    assert image.settings == BuildSettings(64 << 20, True, True, True)
     assert [profile.ranges["pixel_values"].most[0] for profile in image.profiles] == [1, 16]
     ranges = [profile.ranges["input_ids"] for profile in text.profiles]
     assert [(r.least, r.usual, r.most) for r in ranges] == [
