@@ -156,7 +156,11 @@ def alone_in_openvino(wanted: list[Product], threads: int) -> Callable[[], objec
     request = compiled.create_infer_request()
     for index, name in enumerate(inputs):
         request.set_input_tensor(index, openvino.Tensor(codes[name]))
-    return request.infer
+
+    def run() -> None:
+        request.infer()
+
+    return run
 
 
 def _name(product: Product) -> str:
