@@ -181,11 +181,12 @@ def require_size(graph: ir.Model, step: WeightOnlyLinears, model: Path, config: 
 
 def _too_large(config: WeightOnly, size: int, source: ir.Model, how: str) -> QuantizationError:
     half = half_bytes(source)
+    way_out = f"Raise the target, or take larger groups (g{2 * config.group_size})"
+    way_out += ", or keep fewer layers in float." if config.keep else "."
     return QuantizationError(
         f"The size target cannot be reached: got {size / half:.4f} of fp16 ({size:,} bytes) {how} "
         f"to {half_the_bits(config)} bits, expected at most {config.at_most:g} "
-        f"({int((config.at_most or 0.0) * half):,} bytes). Raise the target, take larger groups "
-        f"(g{2 * config.group_size}), or keep fewer layers in float."
+        f"({int((config.at_most or 0.0) * half):,} bytes). {way_out}"
     )
 
 
