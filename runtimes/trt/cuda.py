@@ -16,8 +16,6 @@ from __future__ import annotations
 import importlib
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from mmedge.specs import Array
 
 __all__ = [
+    "Current",
     "Device",
     "DeviceMemory",
     "DeviceProperties",
@@ -206,18 +205,9 @@ class Device:
         """
         return _call(self._runtime, name, *arguments)
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """Make this the thread's device, and put back the one before it afterwards."""
-        before = self.call("cudaGetDevice")
-        if before == self.index:
-            yield
-            return
-        self.call("cudaSetDevice", self.index)
-        try:
-            yield
-        finally:
-            self.call("cudaSetDevice", before)
+    def current(self) -> Current:
+        """Return a block in which this is the thread's device; afterwards the one before it is."""
+        return Current(self)
 
     def memory_bytes(self) -> tuple[int, int]:
         """Return how much of the device's memory is free, and all of it."""
@@ -317,6 +307,31 @@ class Device:
             self._runtime.cudaSetDevice(before[1])
 
 
+class Current:
+    """A block in which a device is the thread's own. Made by Device.current.
+
+    A class, as every call goes through here and a generator would cost several times as much.
+
+    Args:
+        device: The device.
+    """
+
+    __slots__ = ("_before", "_device")
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._before = device.index
+
+    def __enter__(self) -> None:
+        self._before = self._device.call("cudaGetDevice")
+        if self._before != self._device.index:
+            self._device.call("cudaSetDevice", self._device.index)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before != self._device.index:
+            self._device.call("cudaSetDevice", self._before)
+
+
 class Owned:
     """Something of CUDA's that is freed with its owner, or before.
 
@@ -386,7 +401,7 @@ def in_words(size_bytes: int) -> str:
 
 def _call(runtime: ModuleType, name: str, *arguments: object) -> Any:  # noqa: ANN401
     code, *values = getattr(runtime, name)(*arguments)
-    if int(code) != 0:
+    if code:
         raise _error(runtime, name, code)
     return values[0] if len(values) == 1 else tuple(values)
 

@@ -74,7 +74,7 @@ class TrtSession(SessionBase):
         """
         engine = self._opened()
         check_feed(self._inputs, feed)
-        with self._device.current(), self._lane(engine) as lane:
+        with self._device.current(), _Lent(self, engine) as lane:
             answers = lane.run(feed)
         if not self._answered:
             self._answered = True  # most kernels are compiled by now
@@ -102,7 +102,7 @@ class TrtSession(SessionBase):
             BackendError: As run.
         """
         engine = self._opened()
-        with self._device.current(), self._lane(engine) as lane:
+        with self._device.current(), _Lent(self, engine) as lane:
             host, views = self._split(feed, lane, stream)
             return lane.run_on_device(host, views)
 
@@ -142,9 +142,16 @@ class TrtSession(SessionBase):
 
         Raises:
             InputError: As run_device.
-            BackendError: As run, and if the size of an output is known only once it is computed.
+            BackendError: As run, and if the size of an output is known only once it is computed, or
+                follows from the values of an input.
         """
         engine = self._opened()
+        values = [tensor.spec.name for tensor in engine.inputs if tensor.on_host]
+        if values:
+            raise BackendError(
+                f"{self._model}: shapes follow from the values of {values}, so nothing can be "
+                "bound on the device. Use run_device."
+            )
         with self._device.current(), self._lane_for_binding(engine, {}) as lane:
             host, views = self._split(feed, lane, stream)
             prepared = lane.prepare(lane.call_of(host, views, "kept"), host)
@@ -181,21 +188,6 @@ class TrtSession(SessionBase):
         if engine is None:
             raise closed_error(self._model)
         return engine
-
-    @contextmanager
-    def _lane(self, engine: DeviceEngine) -> Iterator[Lane]:
-        """Lend a lane, and take it back unless it failed."""
-        lane = self._take(engine)
-        try:
-            yield lane
-        except InputError:
-            self._give(lane)  # refused before anything was run
-            raise
-        except BaseException:
-            self._give(None)
-            _close(lane)
-            raise
-        self._give(lane)
 
     def _take(self, engine: DeviceEngine) -> Lane:
         with self._turn:
@@ -264,6 +256,28 @@ class TrtSession(SessionBase):
         return f"<TrtSession {self._model.name} ({state})>"
 
 
+class _Lent:
+    """A block that has a lane to itself; one that failed in it is not used again."""
+
+    __slots__ = ("_engine", "_lane", "_session")
+
+    def __init__(self, session: TrtSession, engine: DeviceEngine) -> None:
+        self._session = session
+        self._engine = engine
+
+    def __enter__(self) -> Lane:
+        self._lane = self._session._take(self._engine)
+        return self._lane
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Wrong inputs are refused before anything has run.
+        if kind is None or issubclass(kind, InputError):
+            self._session._give(self._lane)
+        else:
+            self._session._give(None)
+            _close(self._lane)
+
+
 class _Bound:
     """A lane that runs one call again and again. Once closed it holds nothing of the engine."""
 
@@ -276,32 +290,37 @@ class _Bound:
         self._lock = threading.Lock()
         self._failed = False
 
-    @contextmanager
-    def _turn(self) -> Iterator[tuple[Lane, Prepared]]:
-        """Take the lock and the device; a run that fails is the last one."""
+    def _run(self, host: Mapping[str, Array], writer: int | None = None) -> None:
+        """Run once; a run that fails is the last one."""
         with self._lock, self._device.current():
-            if self._bound is None and self._failed:
-                raise BackendError(
-                    f"{self._model}: an earlier run of this binding failed. Bind again."
-                )
             if self._bound is None:
+                if self._failed:
+                    raise BackendError(
+                        f"{self._model}: an earlier run of this binding failed. Bind again."
+                    )
                 raise closed_error(self._model)
+            lane, prepared = self._bound
             try:
-                yield self._bound
+                if writer is not None:
+                    event = Event(self._device)
+                    event.record(writer)
+                    lane.stream.wait(event)
+                if self._reads_host and prepared.call is not None:
+                    call = lane.call_of(host, {}, prepared.call.answers)
+                    prepared = lane.prepare(call, host)
+                else:
+                    lane.fill(host)
+                lane.launch(prepared)
+                lane.wait()
+                if prepared.growing or self._reads_host:
+                    self._check(lane, prepared)
             except BackendError:
                 self._failed = True
                 self._drop()
                 raise
 
-    def _run(self, lane: Lane, prepared: Prepared, host: Mapping[str, Array]) -> Prepared:
-        call = prepared.call
-        if self._reads_host and call is not None:
-            prepared = lane.prepare(lane.call_of(host, {}, call.answers), host)
-        else:
-            lane.fill(host)
-        lane.launch(prepared)
-        lane.wait()
-        return prepared
+    def _check(self, lane: Lane, prepared: Prepared) -> None:
+        """Look at answers whose shapes may have changed."""
 
     def _release(self) -> None:
         with self._lock, self._device.current():
@@ -337,13 +356,10 @@ class TrtBinding(BindingBase, _Bound):
             BackendError: If it fails, the session is closed, or an output has got another shape
                 than when it was bound, as one may whose size depends on values.
         """
-        with self._turn() as (lane, bound):
-            prepared = self._run(lane, bound, self._inputs)
-            if prepared.growing or self._reads_host:
-                self._check_shapes(lane, prepared)
+        self._run(self._inputs)
         return self._outputs
 
-    def _check_shapes(self, lane: Lane, prepared: Prepared) -> None:
+    def _check(self, lane: Lane, prepared: Prepared) -> None:
         for name, array in lane.host_answers(prepared).items():
             bound = self._outputs[name]
             if array.shape != bound.shape:
@@ -395,12 +411,7 @@ class TrtDeviceBinding(_Bound):
         Raises:
             BackendError: If it fails, or the session is closed.
         """
-        with self._turn() as (lane, prepared):
-            if stream is not None:
-                event = Event(self._device)
-                event.record(stream)
-                lane.stream.wait(event)
-            self._run(lane, prepared, self._host)
+        self._run(self._host, stream)
         return self._outputs
 
 

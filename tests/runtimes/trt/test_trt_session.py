@@ -529,6 +529,11 @@ def test_shapes_may_follow_from_values_on_the_host(fake_gpu: FakeGpu, tmp_path: 
         feed["n"][...] = 4
         with pytest.raises(BackendError, match=r"'y' has got shape \(4, 2\), bound was \(3, 2\)"):
             binding.run()
+        with pytest.raises(BackendError, match=r"the values of \['n'\].*Use run_device"):
+            session.bind_device(feed)
+        on_device = session.run_device({"x": x, "n": np.array([2])})["y"]
+        np.testing.assert_array_equal(on_device.numpy(), np.tile(x, (2, 1)))
+        del on_device
     assert fake_gpu.cuda.calls["cudaStreamBeginCapture"] == 0
 
 
