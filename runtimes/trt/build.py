@@ -112,7 +112,7 @@ class _Build:
             config = builder.create_builder_config()
         except (TypeError, RuntimeError) as error:  # no GPU where the flavour needs one
             raise self._failed("the builder cannot be made", str(error)) from error
-        self._parse(network)
+        parser = self._parse(network)  # may own the weights until the engine is built
         inputs, outputs = read_specs(network, self.told)
         asked = asked_codes(network)
         self._configure(config, network)
@@ -129,7 +129,7 @@ class _Build:
             raise self._failed("the build failed")
         self._write_timings(config)
         plan = bytes(serialized)
-        del serialized, network, builder
+        del serialized, parser, network, builder
         layers = self._layers(plan)
         try:
             doubts = require_precision(layers, asked)
@@ -144,11 +144,11 @@ class _Build:
             warnings=(*doubts, *worth_telling((*self.log.errors, *self.log.warnings))),
         )
 
-    def _parse(self, network: Any) -> None:  # noqa: ANN401
+    def _parse(self, network: Any) -> Any:  # noqa: ANN401
         parser = self.loaded.module.OnnxParser(network, self.logger)
         # From its path, or external data would not be found.
         if parser.parse_from_file(str(self.model)):
-            return
+            return parser
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         if not errors:
             raise self._failed("the parser failed")
