@@ -271,15 +271,17 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
             shape=weight.shape,
             weight_error=weight.weight_error,
             embedding_error=errors.get(weight.name),
-            reason=weight.reason or _lowered(weight, config),
+            reason=weight.reason or _other_bits(weight, config),
         )
         for weight in step.weights
     )
     return made.with_rest(graph, made.model, config.rest)
 
 
-def _lowered(weight: QuantizedWeight, config: WeightOnly) -> str:
-    """Return why a weight takes fewer bits than the rest, "" where it does not."""
+def _other_bits(weight: QuantizedWeight, config: WeightOnly) -> str:
+    """Return why a weight takes fewer or more bits than the rest, "" where it does not."""
+    if config.bits < weight.bits < 32:
+        return "makes the embedding"
     if weight.name not in config.lowered:
         return ""
     if config.at_most is None:

@@ -32,6 +32,7 @@ __all__ = ["RoleSearch", "describe_search", "nothing_found"]
 _CLOSE_COSINE = 0.999
 # A candidate over the budget has to cost this much less than one within to be worth refining.
 _WORTH_REFINING = 0.9
+_ABOUT_AS_CHEAP = 1.25
 _KEPT = (1, 2, 4, 8, 16)
 _PLAIN: dict[Objective, tuple[str, ...]] = {
     "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
@@ -47,6 +48,7 @@ _PLAIN: dict[Objective, tuple[str, ...]] = {
 }
 # Below 4 bits, as long as the one before keeps to the budget.
 _SMALLER = ("int4-g128-gptq", "int4-g128-gptq-at25", "int4-g128-gptq-at20")
+_EQUALIZABLE = ("int8-dynamic", "int8-static")
 _EQUALIZED = ("int8-dynamic-equalized", "int8-static-mse-equalized-corrected")
 
 
@@ -143,10 +145,21 @@ class RoleSearch:
     def _close(self, trials: Sequence[Trial]) -> bool:
         """Tell whether something that serves the objective is near enough to fp32.
 
-        A task figure may hold while the embeddings have moved, and an index would feel it.
+        A task figure may hold while the embeddings have moved, and an index would feel it. And it
+        has to be about as cheap as plain int8, which is what equalization mends: fp16 holds for
+        nearly every model, at half the size.
         """
+        objective = self.budget.objective
+        int8 = [
+            trial.cost(objective)
+            for trial in trials
+            if trial.drop is not None and trial.name.startswith(_EQUALIZABLE)
+        ]
+        limit = _ABOUT_AS_CHEAP * min(int8, default=float("inf"))
         return any(
-            trial.loss()[0] <= self.budget.max_drop / 2 and trial.cosine_mean >= _CLOSE_COSINE
+            trial.loss()[0] <= self.budget.max_drop / 2
+            and trial.cosine_mean >= _CLOSE_COSINE
+            and trial.cost(objective) <= limit
             for trial in self._worthwhile(trials)
         )
 
@@ -184,6 +197,8 @@ class RoleSearch:
                 raise
             failed = Trial(recipe, None, None, None, None, None, str(error)[:1000] or "failed")
             trial = replace(failed, duration_s=time.monotonic() - started)
+            if isinstance(error, BackendError):
+                return trial  # not kept: what the engine ran out of may be there the next time
         else:
             quality = self.judge(built)
             runner = Runner(

@@ -15,6 +15,7 @@ from mmedge.converters.methods import (
     Float16,
     QuantizationConfig,
     StaticInt8,
+    WeightOnly,
 )
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.int8 import quantizable_inputs
@@ -86,6 +87,12 @@ def test_quantizing_twice_gives_the_same_bytes(layout: Path) -> None:
         quantize(layout, out, StaticInt8(), calibration=feeds)
     assert first.read_bytes() == second.read_bytes()
     assert Path(f"{first}.data").read_bytes() == Path(f"{second}.data").read_bytes()
+
+
+def test_the_layer_that_takes_more_bits_says_why(layout: Path) -> None:
+    entries = quantize(layout, layout.with_name("q.onnx"), WeightOnly(group_size=16))
+    reasons = {entry.precision: entry.reason for entry in entries}
+    assert reasons == {"int4": "", "int8": "makes the embedding"}
 
 
 def test_static_int8_without_calibration_is_refused(layout: Path) -> None:

@@ -168,6 +168,14 @@ def test_a_half_of_the_budget_used_calls_for_equalization(tmp_path: Path) -> Non
     assert tried(tmp_path, near) == PLAIN + EQUALIZED
 
 
+@pytest.mark.parametrize(("share", "equalized"), [(0.8, True), (0.45, False)])
+def test_what_is_near_but_costs_more_than_int8_does_not_stand_for_it(
+    share: float, equalized: bool, tmp_path: Path
+) -> None:
+    outcomes = dict.fromkeys(PLAIN, (0.3, 0.4, 0.9)) | {"fp16": (0.0, share, 1.0)}
+    assert (EQUALIZED[0] in tried(tmp_path, outcomes)) == equalized
+
+
 def test_what_is_near_but_hardly_faster_does_not_end_the_search(tmp_path: Path) -> None:
     slow = dict.fromkeys(PLAIN, (0.0, 0.95, 0.9999))
     assert tried(tmp_path, slow)[: len(PLAIN + EQUALIZED)] == PLAIN + EQUALIZED
@@ -240,6 +248,17 @@ def test_finished_candidates_are_not_made_again(tmp_path: Path) -> None:
         third = run(wider, store, Budget("recall@1", 0.05, "latency"))
     assert wider.made == []
     assert len(third) <= len(first)
+
+
+def test_a_crash_of_the_engine_is_tried_again_by_the_next_search(tmp_path: Path) -> None:
+    errors = {"int8-static": BackendError("out of memory"), "fp16": QuantizationError("no")}
+    with opened(tmp_path) as store:
+        run(Workshop(errors, tmp_path), store)
+    again = Workshop({}, tmp_path)
+    with opened(tmp_path) as store:
+        trials = run(again, store)
+    assert again.made == ["int8-static"]
+    assert [one.name for one in trials if one.failure] == ["fp16"]
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
