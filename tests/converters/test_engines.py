@@ -9,19 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from converted import write_pictures
 from towers import image_tower, pictures, text_tower, texts
 
+from mmedge.bundle import open_bundle
+from mmedge.converters.config import ConvertConfig
 from mmedge.converters.passes.linears import find_linears
+from mmedge.converters.pipeline import convert
 from mmedge.converters.quantize import quantize
 from mmedge.converters.recipes import parse_recipe
 from mmedge.errors import EngineBuildError
+from mmedge.models.engine_plan import PlanOptions, build_planned, plan_engines
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
 from mmedge.runtimes.trt.layers import count_precisions
 from mmedge.runtimes.trt.profiles import shape_profiles
-from mmedge.specs import Array
+from mmedge.specs import Array, Precision
 
 pytestmark = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
@@ -103,3 +108,40 @@ def test_quantized_towers(kind: str, recipe: str, codes: str, tmp_path: Path) ->
     if codes == "fp8":  # which "any" has left out
         with pytest.raises(EngineBuildError, match=r"fp8 needs compute capability 8\.9.*got 8\.6"):
             build(model, "8.6", "8.9")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both encoders of a ViT-B/32 with random weights, dynamic batch, from conversion on."""
+    monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import full_size
+
+    monkeypatch.setattr(full_size, "CACHE", tmp_path / "models")
+    config = ConvertConfig(
+        source=str(full_size.source("b32")),
+        out=tmp_path / "clip.mmedge",
+        precisions=("fp32", "fp16", "int8"),
+        calibration=write_pictures(tmp_path / "photos", 16, 1, captions=True),
+        target="tensorrt",
+    )
+    bundle = open_bundle(convert(config).path)
+    plan = plan_engines(bundle, "tensorrt-rtx", PlanOptions(compute_capabilities=("8.9", "12.0")))
+    assert [engine.state for engine in plan.engines] == ["build"] * 6
+    for engine in plan.engines:
+        built = build_planned(plan, engine)
+        assert built.path is not None
+        counts = count_precisions(built.record.layers)
+        assert built.record.input_specs[0].shape[0] == "batch"
+        if engine.precision is Precision.INT8:
+            coded = [layer for layer in built.record.layers if "int8" in layer.constants]
+            products = {node for layer in coded for node in layer.nodes if "_product" in node}
+            # q, k, v, output and two of the MLP in 12 blocks, and the patches of a picture
+            assert len(products) == 72 + (engine.role == "image_encoder")
+            assert not [told for told in built.record.warnings if "run in float" in told]
+            assert counts["fp16"] > 12
+        else:
+            assert next(iter(counts)) == engine.precision.value
+        size_bytes = bundle.variant(engine.role, engine.variant).size_bytes
+        assert 0.9 < len(built.plan) / size_bytes < 1.5
