@@ -23,7 +23,7 @@ Two floors stand beside them, neither of which could be a model:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,27 +31,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from full_size import SIZES, Size, bundle, pictures, source
+from clip_contestants import Call, contestants, tensors, token_ids
+from full_size import SIZES, Size, source
 from int8_floor import int8_rate, operations
 from products_alone import Product, alone_in_onnxruntime, alone_in_openvino, products
 from racing import race, ratio
 from record import argument_parser, int8_instructions, record
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 
-from mmedge.bundle import Bundle, open_bundle
-from mmedge.converters.export import export_role
-from mmedge.converters.families import family_of
-from mmedge.converters.methods import DynamicInt8, StaticInt8
-from mmedge.converters.quantize import quantize
-from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.source import open_source
-from mmedge.preprocess import ImageProcessor
-from mmedge.runtimes.session import SessionOptions, open_session
 from mmedge.specs import Array
 
 _TEXT_LENGTHS = (8, 12, 16, 32, 77)
-_END = 49407
-Call = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +82,8 @@ def main() -> None:
     config = CLIPConfig.from_pretrained(source(size))
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only != "text":
-            contestants = _contestants(size, "image_encoder", Path(folder), arguments.threads)
-            frames = _tensors(size, 33, seed=2)
+            entered = contestants(size, "image_encoder", Path(folder), arguments.threads)
+            frames = tensors(size, 33, seed=2)
             for batch in (1, 8):
                 feed = np.concatenate(frames[:batch])
                 rounds = arguments.rounds if batch == 1 else max(10, arguments.rounds // 6)
@@ -101,19 +91,17 @@ def main() -> None:
                     batch * operations(config.vision_config, "image") / rate,
                     _alone(products(config.vision_config, "image", batch), arguments.threads),
                 )
-                results[f"image_batch_{batch}"] = _race(
-                    contestants, feed, frames[1:], rounds, floors
-                )
+                results[f"image_batch_{batch}"] = _race(entered, feed, frames[1:], rounds, floors)
         if arguments.only != "image":
-            contestants = _contestants(size, "text_encoder", Path(folder), arguments.threads)
+            entered = contestants(size, "text_encoder", Path(folder), arguments.threads)
             for length in _TEXT_LENGTHS:
-                ids = [_ids(length, seed=1000 + seed) for seed in range(33)]
+                ids = [token_ids(length, seed=1000 + seed) for seed in range(33)]
                 floors = Floors(
                     operations(config.text_config, "text", length) / rate,
                     _alone(products(config.text_config, "text", 1, length), arguments.threads),
                 )
                 results[f"text_{length}_tokens"] = _race(
-                    contestants, ids[0], ids[1:], arguments.rounds, floors
+                    entered, ids[0], ids[1:], arguments.rounds, floors
                 )
     record(arguments.output, results)
 
@@ -125,209 +113,21 @@ def _alone(wanted: list[Product], threads: int) -> dict[str, Callable[[], object
     }
 
 
-def _tensors(size: Size, count: int, seed: int) -> list[Array]:
-    config = open_bundle(bundle(size)).manifest.preprocessing.image
-    if config is None:
-        raise ValueError("the bundle takes no pictures")
-    processor = ImageProcessor(config)
-    return [processor([picture]) for picture in pictures(count, seed)]
-
-
-def _ids(length: int, seed: int) -> Array:
-    ids = np.random.default_rng(seed).integers(1, _END - 1, (1, length))
-    ids[:, -1] = _END
-    return ids
-
-
-def _calibration(size: Size, role: str) -> list[Array]:
-    if role == "image_encoder":
-        return _tensors(size, 64, seed=1)
-    lengths = np.random.default_rng(9).integers(6, 40, 64)
-    return [_ids(int(length), seed=2000 + seed) for seed, length in enumerate(lengths)]
-
-
-def _contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str, Call]:
-    """Return every way to run a role, by name; torch eager first."""
-    opened = open_bundle(bundle(size))
-    calls = _torch(size, role)
-    for variant in opened.role(role).variants:
-        calls[f"mmedge {variant.name}"] = _mmedge(opened.model_path(variant), threads)
-    calls["mmedge int8-dynamic-paired"] = _mmedge(_paired(opened, role, folder), threads)
-    portable = opened.file(opened.variant(role, "fp32").models["portable"])
-    # What other tools are given is what torch exports: early selection is part of mmedge.
-    plain = folder / role / "plain.onnx"
-    exported = open_source(str(source(size)), None)
-    family = family_of(exported)
-    with quiet_libraries():
-        export_role(role, family.roles(family.load(exported))[role], plain, plain=True)
-    calls |= _onnxruntime(size, role, plain, folder, threads)
-    # QDQ for OpenVINO and others, unsigned; from what the peers are calibrated on.
-    ours = folder / f"{role}-qdq.onnx"
-    feeds = [{_input_name(portable): feed} for feed in _calibration(size, role)]
-    quantize(portable, ours, StaticInt8(form="qdq"), calibration=lambda: feeds)
-    calls |= _openvino(size, role, plain, {"fp32": portable, "int8-static qdq": ours}, threads)
-    return calls
-
-
-def _paired(opened: Bundle, role: str, folder: Path) -> Path:
-    """Return what a bundle made for a processor without VNNI holds."""
-    out = folder / f"{role}-paired.onnx"
-    fp32 = opened.file(opened.variant(role, "fp32").models["onnxruntime"])
-    quantize(fp32, out, DynamicInt8(paired=True))
-    return out
-
-
-def _mmedge(model: Path, threads: int) -> Call:
-    session = open_session(model, options=SessionOptions(threads=threads))
-    name, output = session.inputs[0].name, session.outputs[0].name
-    return lambda x: session.run({name: x})[output]
-
-
-def _input_name(model: Path) -> str:
-    with open_session(model) as session:
-        return session.inputs[0].name
-
-
-def _torch(size: Size, role: str) -> dict[str, Call]:
-    model = CLIPModel.from_pretrained(source(size)).eval()
-
-    def image(x: torch.Tensor) -> torch.Tensor:
-        pooled = model.vision_model(pixel_values=x).pooler_output
-        return torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
-
-    def text(x: torch.Tensor) -> torch.Tensor:
-        pooled = model.text_model(input_ids=x).pooler_output
-        return torch.nn.functional.normalize(model.text_projection(pooled), dim=-1)
-
-    eager = image if role == "image_encoder" else text
-    # One graph a shape, as a user with fixed shapes would have it.
-    compiled = torch.compile(eager, dynamic=False)
-
-    def call(function: Callable[[torch.Tensor], torch.Tensor]) -> Call:
-        def run(x: Array) -> Array:
-            with torch.inference_mode():
-                return function(torch.from_numpy(x)).numpy()
-
-        return run
-
-    return {"torch eager": call(eager), "torch.compile": call(compiled)}
-
-
-def _onnxruntime(
-    size: Size, role: str, exported: Path, folder: Path, threads: int
-) -> dict[str, Call]:
-    from onnxruntime import InferenceSession
-    from onnxruntime import SessionOptions as EngineOptions
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
-
-    options = EngineOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Calibration feeds, one at a time."""
-
-        def __init__(self, feeds: Iterable[Array], name: str) -> None:
-            self._feeds = ({name: feed} for feed in feeds)
-
-        def get_next(self) -> dict[str, Array] | None:
-            """Return the next feed."""
-            return next(self._feeds, None)
-
-    def call(model: Path) -> Call:
-        session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda x: session.run(None, {name: x})[0]
-
-    plain = call(exported)
-    name = InferenceSession(exported, options).get_inputs()[0].name
-    dynamic, static = folder / f"{role}-dynamic.onnx", folder / f"{role}-static.onnx"
-    # Per channel and signed weights: the best that its own options give on this CPU.
-    quantize_dynamic(
-        exported,
-        dynamic,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # ConvInteger is slower than Conv
-    )
-    quantize_static(
-        exported,
-        static,
-        Reader(_calibration(size, role), name),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return {
-        "onnxruntime fp32": plain,
-        "onnxruntime quantize_dynamic": call(dynamic),
-        "onnxruntime quantize_static u8": call(static),
-    }
-
-
-def _openvino(
-    size: Size, role: str, plain: Path, ours: dict[str, Path], threads: int
-) -> dict[str, Call]:
-    import nncf
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(plain)
-    quantized = nncf.quantize(
-        core.read_model(plain),
-        nncf.Dataset(_calibration(size, role), lambda x: {0: x}),
-        model_type=nncf.ModelType.TRANSFORMER,
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=64,
-    )
-
-    def call(network: Any) -> Call:  # noqa: ANN401
-        compiled = core.compile_model(
-            network,
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",  # else it takes bf16 where the CPU has it
-            },
-        )
-        request = compiled.create_infer_request()
-
-        def run(x: Array) -> Array:
-            request.infer({0: x}, share_inputs=True)
-            return np.array(request.get_output_tensor(0).data)
-
-        return run
-
-    return {
-        "openvino fp32": call(model),
-        "openvino nncf int8": call(quantized),
-        **{
-            f"mmedge {name} in openvino": call(core.read_model(path)) for name, path in ours.items()
-        },
-    }
-
-
 def _race(
-    contestants: dict[str, Call],
+    entered: dict[str, Call],
     feed: Array,
     held_out: list[Array],
     rounds: int,
     floors: Floors,
 ) -> dict[str, Any]:
     """Let all run in turns and compare them within each round."""
-    reference = np.concatenate([contestants["torch eager"](x) for x in held_out])
+    reference = np.concatenate([entered["torch eager"](x) for x in held_out])
     cosines = {}
-    for name, call in contestants.items():
+    for name, call in entered.items():
         answers = np.concatenate([call(x) for x in held_out])
         cosines[name] = (answers * reference).sum(axis=1)
     turns: dict[str, Callable[[], object]] = {
-        name: partial(call, feed) for name, call in contestants.items()
+        name: partial(call, feed) for name, call in entered.items()
     }
     turns |= {_alone_in(engine): call for engine, call in floors.alone.items()}
     wall, cpu = race(turns, rounds)
@@ -360,8 +160,8 @@ def _race(
             f"{line['times_the_products_alone']['wall']['median']:9.2f}"
         )
     ratios: dict[str, Any] = {}
-    for ours in (name for name in contestants if name.startswith("mmedge")):
-        for peer in (name for name in contestants if not name.startswith("mmedge")):
+    for ours in (name for name in entered if name.startswith("mmedge")):
+        for peer in (name for name in entered if not name.startswith("mmedge")):
             ratios[f"{ours} / {peer}"] = {
                 kind: ratio(times[ours] / times[peer])
                 for kind, times in (("wall", wall), ("cpu", cpu))
