@@ -184,10 +184,9 @@ class Device:
             )
         self.index = index
         found = self.call("cudaGetDeviceProperties", index)
-        name = found.name
         self.properties = DeviceProperties(
             index=index,
-            name=name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name),
+            name=_text(found.name),
             compute_capability=f"{found.major}.{found.minor}",
             memory_bytes=int(found.totalGlobalMem),
             integrated=bool(found.integrated),
@@ -407,11 +406,8 @@ def _call(runtime: ModuleType, name: str, *arguments: object) -> Any:  # noqa: A
 
 
 def _error(runtime: ModuleType, name: str, code: object) -> BackendError:
-    said = []
-    for ask in (runtime.cudaGetErrorName, runtime.cudaGetErrorString):
-        text = ask(code)[1]
-        said.append(text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text))
-    error, text = said
+    error = _text(runtime.cudaGetErrorName(code)[1])
+    text = _text(runtime.cudaGetErrorString(code)[1])
     if error == "cudaErrorInsufficientDriver":
         return BackendUnavailableError(_driver_too_old(runtime))
     kind = BackendUnavailableError if error in _UNAVAILABLE else BackendError
@@ -449,3 +445,8 @@ _DRIVERS = {"12": "525 or newer", "13": "580 or newer"}
 def _version(number: int) -> str:
     """Return "13.0" for 13000, "" for 0."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
+
+
+def _text(said: object) -> str:
+    """Return a text of CUDA's, which may be a field of a struct with what is left of it behind."""
+    return said.split(b"\0")[0].decode("utf-8", "replace") if isinstance(said, bytes) else str(said)

@@ -242,7 +242,7 @@ class FakeCuda(ModuleType):
         return (
             *OK,
             SimpleNamespace(
-                name=f"Fake GPU {device}".encode(),
+                name=f"Fake GPU {device}".encode() + b"\0" * 9,
                 major=major,
                 minor=minor,
                 totalGlobalMem=self.memory_bytes,
