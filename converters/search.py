@@ -107,7 +107,7 @@ class RoleSearch:
             yield from self._paired(self._known(_EQUALIZED))
         yield from self._refined(trials)
         if not any(within(trial, self.budget) for trial in self._worthwhile(trials)):
-            yield parse_recipe("int8-static-percentile-distilled")
+            yield parse_recipe("int8-static-mse-equalized-distilled")
 
     def _smaller(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
         """Yield 4 bits, and then ever more layers at 2, until that loses too much."""
