@@ -12,6 +12,7 @@ On CUDA, shape arithmetic may stay on the CPU, where the engine puts it on purpo
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,10 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         PlacementError: If nodes would run elsewhere than on the device asked for.
         BackendError: If the file is missing, damaged, or refused by the engine.
         StorageError: If `options.profile_to` cannot be made.
+
+    Warns:
+        RuntimeWarning: If int8 sums may saturate on this processor, because the engine cannot sum
+            this graph exactly.
     """
     engine = load_engine()
     providers = providers_for(engine, options.device)
@@ -95,18 +100,37 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
     level = options.graph_optimization
     if level == "auto":
         level = "extended" if glance.has_fp16 else "all"
-    settings = session_settings(engine, options, level, paired=glance.paired)
+    exact = int8_saturates() and not glance.paired
     # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product, and
     # at the extended level that answers with something else. Where exact int8 sums are asked for,
     # it turns signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-    if glance.has_fp16 or (glance.signed_codes and int8_saturates()):
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
+    as_it_stands = glance.has_fp16 or (glance.signed_codes and int8_saturates())
+
+    def opened(*, exact: bool) -> OrtSession:
+        settings = session_settings(engine, options, level, exact=exact)
+        if as_it_stands:
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         native = engine.InferenceSession(
             str(model), sess_options=settings, providers=providers, enable_fallback=0
         )
-        placement = read_placement(engine, native, options.device, model)
-        return OrtSession(native, model, placement)
+        return OrtSession(native, model, read_placement(engine, native, options.device, model))
+
+    try:
+        try:
+            return opened(exact=exact)
+        except engine_exceptions() as error:
+            # ONNX Runtime 1.32 rewrites weights for exact sums, and fails where two products read
+            # one of them.
+            if not exact or "replace the existing tensor" not in str(error):
+                raise
+        warnings.warn(
+            f"{model}: ONNX Runtime {engine.__version__} has no exact int8 sums for a graph in "
+            "which two products share a weight, so they may saturate on this processor. Run "
+            "`mmedge verify`, or convert with int8-dynamic-paired, whose sums are exact.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return opened(exact=False)
     except engine_exceptions() as error:
         raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
 

@@ -204,7 +204,7 @@ def _cuda_device_count() -> int:
 
 
 def session_settings(
-    engine: ModuleType, options: SessionOptions, level: str, *, paired: bool = False
+    engine: ModuleType, options: SessionOptions, level: str, *, exact: bool = False
 ) -> Any:  # noqa: ANN401
     """Return the engine's SessionOptions.
 
@@ -212,7 +212,7 @@ def session_settings(
         engine: The onnxruntime module.
         options: What the caller wants.
         level: Graph optimization, "auto" resolved.
-        paired: The graph's int8 weights are such that the fast kernel's sums are exact anywhere.
+        exact: Sum int8 products exactly where the fast kernel would saturate.
 
     Raises:
         StorageError: If `options.profile_to` cannot be made.
@@ -236,8 +236,7 @@ def session_settings(
         "session.intra_op.allow_spinning": options.spin,
         "session.disable_prepacking": not options.prepack,
         "session.record_ep_graph_assignment_info": True,
-        # Twice as slow, and exact, where the fast kernel would saturate.
-        "session.x64quantprecision": int8_saturates() and not paired,
+        "session.x64quantprecision": exact,  # up to twice as slow
     }
     for key, value in entries.items():
         settings.add_session_config_entry(key, "1" if value else "0")

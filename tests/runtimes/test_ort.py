@@ -26,7 +26,8 @@ from mmedge.errors import (
     PlacementError,
     StorageError,
 )
-from mmedge.runtimes import SessionOptions, open_session, ort_engine
+from mmedge.runtimes import SessionOptions, open_session, ort, ort_engine
+from mmedge.runtimes.onnx_file import PAIRED_KEY
 from mmedge.runtimes.ort import OrtBinding, OrtSession, available_devices
 from mmedge.runtimes.session import Placement
 from mmedge.specs import Array
@@ -537,13 +538,48 @@ def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> 
     [(True, False, "1"), (True, True, "0"), (False, False, "0"), (False, True, "0")],
 )
 def test_paired_weights_need_no_slower_sums(
-    saturates: bool, paired: bool, asked: str, monkeypatch: pytest.MonkeyPatch
+    saturates: bool, paired: bool, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: saturates)
-    settings = ort_engine.session_settings(
-        ort_engine.load_engine(), SessionOptions(), "all", paired=paired
+    model = save_embedder(tmp_path / "m.onnx")
+    if paired:
+        proto = onnx.load(model)
+        helper.set_model_props(proto, {PAIRED_KEY: "true"})
+        onnx.save(proto, model)
+    made: list[Any] = []
+
+    def settings(*arguments: Any, **named: Any) -> Any:
+        made.append(ort_engine.session_settings(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(ort, "int8_saturates", lambda: saturates)
+    monkeypatch.setattr(ort, "session_settings", settings)
+    open_session(model).close()
+    (only,) = made
+    assert only.get_session_config_entry("session.x64quantprecision") == asked
+
+
+@pytest.mark.skipif(
+    not ort_engine.int8_saturates(), reason="needs an x86 processor without VNNI: exact sums"
+)
+def test_a_weight_of_two_products_runs_with_a_warning_where_sums_cannot_be_exact(
+    tmp_path: Path,
+) -> None:
+    model = save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("MatMulInteger", ["x", "w"], ["a"]),
+            helper.make_node("MatMulInteger", ["x2", "w"], ["b"]),
+            helper.make_node("Add", ["a", "b"], ["y"]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["n", 4]) for name in ("x", "x2")],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 4])],
+        {"w": np.full((4, 4), 100, np.int8)},
     )
-    assert settings.get_session_config_entry("session.x64quantprecision") == asked
+    with pytest.warns(RuntimeWarning, match=r"two products share a weight.*int8-dynamic-paired"):
+        session = open_session(model)
+    x = np.ones((2, 4), np.uint8)  # small enough for any sum
+    np.testing.assert_array_equal(session.run({"x": x, "x2": x})["y"], np.full((2, 4), 800))
+    session.close()
 
 
 def test_signed_codes_run_where_exact_sums_are_asked_for(
