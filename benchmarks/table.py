@@ -1,22 +1,23 @@
-"""The benchmark section of the README, made from benchmarks/results/*.json.
+"""The benchmark sections of README and docs, made from benchmarks/results/*.json.
 
-python benchmarks/table.py          # prints it
-python benchmarks/table.py --write  # puts it between the README's markers
+python benchmarks/table.py README.md  # prints that of one document; of all without a name
+python benchmarks/table.py --write    # puts each between the markers of its document
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import weight_only_table
+from presenting import load, ratio_cell, table
 from record import RESULTS
 
 __all__ = ["BEGIN", "END", "section"]
 
-README = Path(__file__).parents[1] / "README.md"
+_ROOT = Path(__file__).parents[1]
 BEGIN = "<!-- made by benchmarks/table.py: begin -->"
 END = "<!-- made by benchmarks/table.py: end -->"
 _RACES = {
@@ -50,7 +51,7 @@ _OUR_INT8 = {
 
 def section() -> str:
     """Return the section as Markdown."""
-    cold, over = (_load(name) for name in ("cold_start", "encode_overhead"))
+    cold, over = (load(name) for name in ("cold_start", "encode_overhead"))
     intro = (
         "Full-size CLIP with random weights, one thread, on two machines. Wall time of mmedge over "
         "that of the fastest peer of the same run: below 1 mmedge is faster. Median over the "
@@ -82,7 +83,7 @@ def section() -> str:
         for name, figures in cold["results"].items()
         if isinstance(figures, dict)
     ]
-    lines += _table(["", "wall, s", "CPU, s", "peak memory, MiB"], starts)
+    lines += table(["", "wall, s", "CPU, s", "peak memory, MiB"], starts)
     shares = ", ".join(
         f"{name} {100 * over['results'][name]['overhead_share']:+.1f} %"
         for name in ("fp32", "int8")
@@ -92,13 +93,14 @@ def section() -> str:
         f"`encode_image` on a ready tensor, batch 1, over the bare session call: {shares} of the "
         f"call, noise included; the session wrapper alone costs {wrapper_us:.1f} µs."
     )
-    return "\n".join([*lines, "", overhead, "", _calibration(), "", *_search()])
+    lines += ["", overhead, "", _calibration(), "", *_search()]
+    return "\n".join([*lines, "", *weight_only_table.summary()])
 
 
 def _speed(machine: str, kind: str) -> list[str]:
     """Return the tables of one machine."""
     documents = {
-        model: _load(f"{machine}{model}")
+        model: load(f"{machine}{model}")
         for model in _MODELS
         if (RESULTS / f"{machine}{model}.json").is_file()
     }
@@ -119,20 +121,20 @@ def _speed(machine: str, kind: str) -> list[str]:
     return [
         f"**{processor}, {kind}**, fp32:",
         "",
-        *_table(["", "fastest peer", *_OUR_FP32.values()], _against(races, _OUR_FP32, _FP32)),
+        *table(["", "fastest peer", *_OUR_FP32.values()], _against(races, _OUR_FP32, _FP32)),
         "",
         "int8:",
         "",
-        *_table(heads, rows),
+        *table(heads, rows),
         "",
         "Mean cosine with torch's embedding on held-out inputs, int8 of the same runs:",
         "",
-        *_table(["", *ours.values(), *_INT8], _cosines(races, ours)),
+        *table(["", *ours.values(), *_INT8], _cosines(races, ours)),
     ]
 
 
 def _search() -> list[str]:
-    results = _load("precision_search")["results"]
+    results = load("precision_search")["results"]
     intro = (
         "The search against ONNX Runtime's plain static int8, on trained models: `--precision auto "
         f"--max-drop {results['max_drop']}` on the shapes CLIP and on the same function with "
@@ -145,11 +147,11 @@ def _search() -> list[str]:
             chosen = ", ".join(f"{role}: {name}" for role, name in figures["chosen"].items())
             recalls = (figures[name]["recall@1"] for name in ("fp32", "auto", "naive int8"))
             rows.append([model, *(f"{recall:.3f}" for recall in recalls), chosen])
-    return [intro, "", *_table(["", "fp32", "auto", "naive int8", "what auto chose"], rows)]
+    return [intro, "", *table(["", "fp32", "auto", "naive int8", "what auto chose"], rows)]
 
 
 def _calibration() -> str:
-    results = _load("calibration_memory")["results"]
+    results = load("calibration_memory")["results"]
     few, many = sorted((name for name in results if name.isdigit()), key=int)
     encoder = {"small": "the shapes CLIP", "full": "full-size ViT-B/32"}[results["size"]]
     return (
@@ -178,7 +180,9 @@ def _against(
         held = race["contestants"]
         peer = min(peers, key=lambda name: held[name]["wall_p50_ms"])
         found = (race["ratios"].get(f"{name} / {peer}") for name in ours)
-        rows.append([title, peer, *("" if pair is None else _cell(pair["wall"]) for pair in found)])
+        rows.append(
+            [title, peer, *("" if pair is None else ratio_cell(pair["wall"]) for pair in found)]
+        )
     return rows
 
 
@@ -188,7 +192,7 @@ def _floors(race: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
     cells = [f"{min(one['times_the_floor'] for one in held):.2f}"]
     if "products_alone" in race:
         found = (one["times_the_products_alone"]["wall"] for one in held)
-        cells.append(_cell(min(found, key=lambda ratio: ratio["median"])))
+        cells.append(ratio_cell(min(found, key=lambda ratio: ratio["median"])))
     return cells
 
 
@@ -200,31 +204,28 @@ def _cosines(races: Sequence[tuple[str, Any]], ours: Mapping[str, str]) -> list[
     return rows
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
-def _load(name: str) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return document
-
-
-def _cell(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+_DOCUMENTS: dict[str, Callable[[], str]] = {
+    "README.md": section,
+    "docs/weight-only.md": weight_only_table.page,
+}
 
 
 def main() -> None:
-    """Print the section, or write it into the README."""
+    """Print sections, or write them into their documents."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="replace the README's section")
-    if not parser.parse_args().write:
-        print(section())
-        return
-    text = README.read_text("utf-8")
-    before, rest = text.split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}", "utf-8")
+    parser.add_argument("documents", nargs="*", help=f"some of {', '.join(_DOCUMENTS)}")
+    parser.add_argument("--write", action="store_true", help="replace the documents' sections")
+    arguments = parser.parse_args()
+    for name in arguments.documents or _DOCUMENTS:
+        made, document = _DOCUMENTS[name](), _ROOT / name
+        if not arguments.write:
+            print(made)
+            continue
+        text = document.read_text("utf-8")
+        before, rest = text.split(BEGIN)
+        document.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.split(END)[1]}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README says of benchmarks is what the recorded runs say."""
+"""What the documents say of benchmarks is what the recorded runs say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_holds_the_figures_of_the_recorded_runs() -> None:
+@pytest.mark.parametrize(
+    ("document", "row"),
+    [
+        ("README.md", "| ViT-B/32 image, batch 1 | openvino nncf int8 |"),
+        ("docs/weight-only.md", "| int4-g128-gptq-at25 |"),
+    ],
+)
+def test_documents_hold_the_figures_of_the_recorded_runs(document: str, row: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "table.py"],
+        [sys.executable, ROOT / "benchmarks" / "table.py", document],
         capture_output=True,
         text=True,
         check=True,
     )
     section = done.stdout.strip()
-    assert "| ViT-B/32 image, batch 1 | openvino nncf int8 |" in section
-    assert section in (ROOT / "README.md").read_text("utf-8")
+    assert row in section
+    assert section in (ROOT / document).read_text("utf-8")
