@@ -22,7 +22,9 @@ def test_the_package_offers_the_contract_whole() -> None:
 def test_all_is_sorted_and_there(name: str) -> None:
     module = importlib.import_module(f"mmedge.runtimes.{name}")
 
-    assert list(module.__all__) == sorted(module.__all__)
+    # Constants, classes, functions, as ruff sorts them.
+    order = sorted(module.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert list(module.__all__) == order
     assert [missing for missing in module.__all__ if not hasattr(module, missing)] == []
 
 
