@@ -19,7 +19,6 @@ from mmedge.specs import Array, Float32Array
 __all__ = ["Ranks", "Search", "neighbour_agreement", "rank_correlation", "ranks_of_relevant"]
 
 _TIE = 1e-6
-_TIE_DECIMALS = 6
 # Below every cosine: what cannot be found, and the query itself where it does not count.
 _NOWHERE, _ONESELF = -2.0, -3.0
 # Similarities that one block holds: 8 MB of float32.
@@ -263,18 +262,18 @@ def _kth(similarity: Array, k: int) -> Array:
 
 def _centred_ranks(similarity: Array) -> Array:
     """Return the rank of each value in its row, less the mean rank; ties share their mean."""
-    values = np.round(similarity, _TIE_DECIMALS)
-    order = values.argsort(axis=1)
-    ranked = np.take_along_axis(values, order, axis=1)
-    places = np.arange(values.shape[1])
-    starts = np.ones(values.shape, bool)
-    starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    ends = np.ones(values.shape, bool)
+    order = similarity.argsort(axis=1)
+    ranked = np.take_along_axis(similarity, order, axis=1)
+    places = np.arange(similarity.shape[1])
+    starts = np.ones(similarity.shape, bool)
+    # By their distance: rounded values fall apart where an edge of rounding lies between them.
+    starts[:, 1:] = ranked[:, 1:] - ranked[:, :-1] > _TIE
+    ends = np.ones(similarity.shape, bool)
     ends[:, :-1] = starts[:, 1:]
     first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
     last = np.where(ends, places, places[-1])
     last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty(values.shape)
+    ranks = np.empty(similarity.shape)
     np.put_along_axis(ranks, order, (first + last) / 2, axis=1)
-    centred: Array = ranks - (values.shape[1] - 1) / 2
+    centred: Array = ranks - (similarity.shape[1] - 1) / 2
     return centred

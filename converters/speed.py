@@ -174,8 +174,12 @@ class SpeedTest:
 
 
 def installed_backends() -> tuple[str, ...]:
-    """Return the backends whose engine is installed here."""
-    return tuple(name for name in BACKENDS if backend(name).engine_version() is not None)
+    """Return the backends whose engine is installed here and runs graphs on the CPU."""
+    return tuple(
+        name
+        for name in BACKENDS
+        if backend(name).engine_version() is not None and backend(name).layouts("cpu")
+    )
 
 
 def _speed(

@@ -165,6 +165,7 @@ def test_static_int8_is_operators_here_and_qdq_for_others_with_the_weights_once(
         "bias_correction": False,
         "equalization": None,
         "keep": [],
+        "paired": False,
         "rest": "float32",
     }
 
