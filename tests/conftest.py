@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ pytest_plugins = ("converted",)
 # The same examples every time, and no verdict by the clock of a busy machine.
 settings.register_profile("mmedge", derandomize=True, deadline=None)
 settings.load_profile("mmedge")
+
+# A shell starts what it sends to the background with Ctrl-C ignored, and children inherit that:
+# tests that interrupt something hold there too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
