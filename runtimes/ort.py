@@ -100,11 +100,12 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
     level = options.graph_optimization
     if level == "auto":
         level = "extended" if glance.has_fp16 else "all"
-    exact = int8_saturates() and not glance.paired
+    saturates = int8_saturates()
+    exact = saturates and not glance.paired
     # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product, and
     # at the extended level that answers with something else. Where exact int8 sums are asked for,
     # it turns signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-    as_it_stands = glance.has_fp16 or (glance.signed_codes and int8_saturates())
+    as_it_stands = glance.has_fp16 or (glance.signed_codes and saturates)
 
     def opened(*, exact: bool) -> OrtSession:
         settings = session_settings(engine, options, level, exact=exact)

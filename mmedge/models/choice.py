@@ -34,12 +34,11 @@ from mmedge.models.verification import replay
 from mmedge.runtimes.choices import Choice, recall_choice, remember_choice
 from mmedge.runtimes.race import race
 from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend
+from mmedge.runtimes.trt.engines import FLAVOURS
 from mmedge.specs import Array
 
 __all__ = ["candidates", "engine_backend", "leading_backend", "open_fastest"]
 
-# Backends that build an engine first, which takes minutes.
-_ENGINES = ("tensorrt", "tensorrt-rtx")
 _LOG = logging.getLogger("mmedge.engines")
 _TIE = 0.03
 _ROUNDS = 30
@@ -58,7 +57,7 @@ def leading_backend() -> str:
             name
             for name in BACKENDS
             if backend(name).engine_version()
-            and (name not in _ENGINES or backend(name).available_devices())
+            and (name not in FLAVOURS or backend(name).available_devices())
         ),
         DEFAULT_BACKEND,
     )
@@ -66,7 +65,7 @@ def leading_backend() -> str:
 
 def engine_backend() -> str:
     """Return the backend that builds engines for GPUs here; where there is none, the usual one."""
-    return next((name for name in _ENGINES if backend(name).engine_version()), _ENGINES[0])
+    return next((name for name in FLAVOURS if backend(name).engine_version()), FLAVOURS[0])
 
 
 def candidates(variant: Variant, device: str) -> tuple[str, ...]:

@@ -110,15 +110,16 @@ def _load_warm(
         open_variant(
             bundle, next(iter(variants.values())), backend_name=name, options=options
         ).close()
-    sessions = open_meanwhile(bundle, variants, warm, options)
-    choices = {role: Choice(warm, f"answers until {name} is ready") for role in sessions}
-    try:
-        warming = warm_up(bundle, variants, sessions, name, options, report)
-    except BaseException:
+    with ExitStack() as stack:
+        sessions = open_meanwhile(bundle, variants, warm, options)
         for session in sessions.values():
-            session.close()
-        raise
-    return DualEncoder(bundle, sessions, variants, choices, warming)
+            stack.callback(session.close)
+        warming = warm_up(bundle, variants, sessions, name, options, report)
+        stack.callback(warming.stop)
+        choices = {role: Choice(warm, f"answers until {name} is ready") for role in sessions}
+        model = DualEncoder(bundle, sessions, variants, choices, warming)
+        stack.pop_all()
+    return model
 
 
 def _wanted_roles(bundle: Bundle, roles: Sequence[str] | None) -> tuple[str, ...]:

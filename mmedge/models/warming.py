@@ -69,6 +69,8 @@ class WarmingState:
         return self.stage in {"ready", "refused", "failed", "stopped"}
 
 
+_STOPPED = WarmingState("stopped", "the model was closed")
+
 WarmingReport: TypeAlias = Callable[[str, WarmingState], None]
 """Told of every change: a role's name, and how far its engine is."""
 
@@ -140,17 +142,12 @@ class WarmingUp:
     def _run(self) -> None:
         for each in self._roles:
             if self._stop.is_set():
-                self._tell(each.role, WarmingState("stopped", "the model was closed"))
+                self._tell(each.role, _STOPPED)
                 continue
             try:
                 state = self._warm(each)
             except MmedgeError as error:
-                stopped = self._stop.is_set()
-                state = (
-                    WarmingState("stopped", "the model was closed")
-                    if stopped
-                    else WarmingState("failed", str(error))
-                )
+                state = _STOPPED if self._stop.is_set() else WarmingState("failed", str(error))
             except Exception as error:  # noqa: BLE001, a thread has nobody to raise to
                 _log.exception("%s: making its engine failed", each.role)
                 state = WarmingState("failed", f"{type(error).__name__}: {error}")
@@ -183,7 +180,7 @@ class WarmingUp:
             )
         if self._stop.is_set():
             engine.close()
-            return WarmingState("stopped", "the model was closed")
+            return _STOPPED
         each.session.swap(engine)
         placement = engine.placement
         return WarmingState("ready", f"{placement.engine} on {placement.device}")
