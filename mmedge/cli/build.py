@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import words
+
 if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
     from mmedge.cli.engine_progress import EngineProgress
@@ -113,9 +115,12 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
 
     opened = open_bundle(bundle)
     options = PlanOptions(
-        compute_capabilities=_words("--compute-capability", ",".join(compute_capability or ())),
-        roles=_words("--role", role) or None,
-        precisions=_words("--precision", precision) or None,
+        compute_capabilities=words(
+            "--compute-capability", ",".join(compute_capability or ()) or None
+        )
+        or (),
+        roles=words("--role", role or None),
+        precisions=words("--precision", precision or None),
         axes=_axes(opened, batch or [], sequence or []),
         settings=BuildSettings(
             workspace_bytes=workspace_mib << 20,
@@ -146,15 +151,6 @@ def _flavour(target: str) -> Flavour:
     return _TARGETS[target]
 
 
-def _words(option: str, text: str | None) -> tuple[str, ...]:
-    if not text:
-        return ()
-    words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
-        raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
-    return words
-
-
 def _axes(
     bundle: Bundle, batches: list[str], sequences: list[str]
 ) -> tuple[Mapping[str, Bounds], ...]:
@@ -183,9 +179,9 @@ def _axes(
 
 
 def _bounds(option: str, text: str) -> Bounds:
-    words = text.split(",")
-    if len(words) in (1, 3) and all(word.strip().isdecimal() for word in words):
-        numbers = [int(word) for word in words] * (3 // len(words))
+    parts = text.split(",")
+    if len(parts) in (1, 3) and all(part.strip().isdecimal() for part in parts):
+        numbers = [int(part) for part in parts] * (3 // len(parts))
         least, usual, most = numbers
         if 1 <= least <= usual <= most:
             return least, usual, most

@@ -216,6 +216,5 @@ def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:
 def _cell(way: Way, obstacles: list[tuple[str, str]]) -> Text:
     from rich.text import Text
 
-    words = {"ready": "ready", "build": "build", "needs": "needs", "no": "no"}[way.state]
     mark = f" ({obstacles.index((way.reason, way.command)) + 1})" if way.reason else ""
-    return Text(f"{words}{mark}", style=_STYLES[way.state])
+    return Text(f"{way.state}{mark}", style=_STYLES[way.state])

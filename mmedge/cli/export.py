@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import words
+
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
     from mmedge.bundle.manifest import Layout
@@ -101,15 +103,15 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     where = _DEVICES[device]
     chosen = select(
         opened,
-        roles=_words("--role", role),
-        precisions=_words("--precision", precision),
+        roles=words("--role", role),
+        precisions=words("--precision", precision),
         layouts=_layouts(where) if triton is not None and not with_engines else ("portable",),
         engines=with_engines or triton is None,
     )
     notes = [each.note for each in chosen if each.note]
     if build:
         wanted = target or ("tensorrt" if triton is not None else None)
-        _build(opened, chosen, wanted, _words("--compute-capability", compute_capability) or ())
+        _build(opened, chosen, wanted, words("--compute-capability", compute_capability) or ())
     if engine_dir is not None:
         document = _export_engine_dir(
             opened, engine_dir, chosen, notes, engines=with_engines, overwrite=overwrite
@@ -150,15 +152,6 @@ def _check_usage(
 def _layouts(device: Device) -> tuple[Layout, ...]:
     """Return what Triton's ONNX Runtime takes, the better layout for the device first."""
     return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
-
-
-def _words(option: str, text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
-        raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
-    return words
 
 
 def _build(

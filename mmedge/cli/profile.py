@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import words
+
 if TYPE_CHECKING:
     from mmedge.bundle import NodeTable
     from mmedge.bundle.manifest import Role
@@ -86,11 +88,11 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
 
     config = _config(
         {
-            "roles": _words("--role", role),
-            "precisions": _words("--precision", precision),
-            "batches": _words("--batch", batch),
-            "threads": _words("--threads", threads),
-            "sequences": _words("--sequence", sequence),
+            "roles": words("--role", role),
+            "precisions": words("--precision", precision),
+            "batches": words("--batch", batch),
+            "threads": words("--threads", threads),
+            "sequences": words("--sequence", sequence),
             "device": device_name(device),
             "backend": backend,
             "budget": {
@@ -127,15 +129,6 @@ _OPTIONS = {
     "warmup_seconds": "--warmup",
     "gates": "--fail-if",
 }
-
-
-def _words(option: str, text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
-        raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
-    return words
 
 
 def _config(fields: Mapping[str, object]) -> ProfileConfig:

@@ -17,18 +17,16 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import BackendUnavailableError, EngineBuildError, InputError
 from mmedge.models.axes import dynamic_axes
 from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.cache import CachedEngine, EngineCache, LoadedEngine
 from mmedge.runtimes.trt.cuda import Device, cuda_version, driver_version
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
-    BuiltEngine,
     EngineKey,
     EngineRequest,
     Flavour,
 )
 from mmedge.runtimes.trt.flavours import ANY, LoadedFlavour, installed_version, load_flavour
-from mmedge.runtimes.trt.model_hash import model_label
+from mmedge.runtimes.trt.opening import find_or_build
 from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.specs import Precision, did_you_mean
@@ -212,22 +210,14 @@ def build_planned(
     model, key, library = engine.model, engine.key, plan.library
     if model is None or key is None or library is None:
         raise EngineBuildError(f"{engine.label} cannot be built here: {engine.reason}")
-    cache = EngineCache()
-
-    def build() -> BuiltEngine:
-        timing = None
-        if library.has_timing_cache:
-            timing = cache.timing_cache(library.flavour, library.version, key.compute_capability)
-        return build_engine(
-            model, key.request, progress=progress, timing_cache=timing, device=plan.device
-        )
-
-    def waiting(told: str) -> None:
-        if progress is not None:
-            progress(told, 0, 1)
-
-    return cache.get_or_build(
-        key, build, label=model_label(model), or_in_memory=False, wait_told=wait_told or waiting
+    return find_or_build(
+        library,
+        model,
+        key,
+        device=plan.device,
+        progress=progress,
+        wait_told=wait_told,
+        or_in_memory=False,
     )
 
 

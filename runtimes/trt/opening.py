@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from mmedge.runtimes.trt.wider import key_that_serves
 __all__ = [
     "NeededEngine",
     "engine_request",
+    "find_or_build",
     "is_prepared",
     "needed_engine",
     "open_engine",
@@ -185,35 +187,74 @@ def _engine_of(
     needed: NeededEngine, progress: BuildProgress | None, *, or_in_memory: bool = True
 ) -> LoadedEngine:
     """Return an engine from the cache, built into it if need be."""
-    cache = EngineCache()
     key = needed.key
     with suppress(StorageError):  # get_or_build says whether it goes without the cache
-        key = key_that_serves(cache, key)
-    library, capability = needed.library, needed.device.properties.compute_capability
+        key = key_that_serves(EngineCache(), key)
+    return find_or_build(
+        needed.library,
+        needed.model,
+        key,
+        device=needed.device.index,
+        progress=_Telling(needed, progress),
+        wait_told=_as_phase(progress),
+        or_in_memory=or_in_memory,
+    )
+
+
+def find_or_build(
+    library: LoadedFlavour,
+    model: Path,
+    key: EngineKey,
+    *,
+    device: int,
+    progress: BuildProgress | None = None,
+    wait_told: Callable[[str], None] | None = None,
+    or_in_memory: bool = True,
+) -> LoadedEngine:
+    """Return the engine of a key from the cache, built into it if need be.
+
+    Args:
+        library: The TensorRT that builds.
+        model: The ONNX file.
+        key: What the engine is found by.
+        device: Number of the GPU to build for, where the key names no compute capability.
+        progress: Told how far the build is.
+        wait_told: Told what there is to wait for, where another process builds the same; None
+            tells `progress`, as a phase.
+        or_in_memory: Whether an engine that cannot be kept is worth building.
+
+    Raises:
+        EngineBuildError: If it cannot be built.
+        StorageError: If others may write the cache's folder; without `or_in_memory`, also if it
+            cannot be written, which is seen before the build.
+    """
+    cache = EngineCache()
 
     def build() -> BuiltEngine:
         timing = None
         if library.has_timing_cache:
-            timing = cache.timing_cache(library.flavour, library.version, capability)
+            timing = cache.timing_cache(library.flavour, library.version, key.compute_capability)
         return build_engine(
-            needed.model,
-            key.request,
-            progress=_Telling(needed, progress),
-            timing_cache=timing,
-            device=needed.device.index,
+            model, key.request, progress=progress, timing_cache=timing, device=device
         )
-
-    def waiting(told: str) -> None:
-        if progress is not None:
-            progress(told, 0, 1)
 
     return cache.get_or_build(
         key,
         build,
-        label=model_label(needed.model),
+        label=model_label(model),
         or_in_memory=or_in_memory,
-        wait_told=waiting,
+        wait_told=wait_told or _as_phase(progress),
     )
+
+
+def _as_phase(progress: BuildProgress | None) -> Callable[[str], None]:
+    """Return what tells a message as a phase of a build."""
+
+    def told(message: str) -> None:
+        if progress is not None:
+            progress(message, 0, 1)
+
+    return told
 
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:

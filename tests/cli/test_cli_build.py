@@ -12,8 +12,8 @@ from bundles import edit_manifest
 from mmedge.bundle import Bundle
 from mmedge.cli import main
 from mmedge.errors import EngineBuildError
-from mmedge.models import engine_plan
 from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.trt import opening
 from mmedge.runtimes.trt.engines import BuildSettings, BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
 
@@ -53,7 +53,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[EngineRequest]:
         told = read_onnx_file(model)
         return BuiltEngine(b"plan" * 500, told.inputs, told.outputs, LAYERS, 61.5, ("a \x1b[2J b",))
 
-    monkeypatch.setattr(engine_plan, "build_engine", build)
+    monkeypatch.setattr(opening, "build_engine", build)
     return asked
 
 
