@@ -79,13 +79,15 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     refittable: Annotated[
         bool,
         typer.Option(
-            "--refittable", help="Weights can be exchanged, by programs of your own. Needs a GPU."
+            "--refittable",
+            help="Your own programs can exchange weights; load takes no such engine. Needs a GPU.",
         ),
     ] = False,
     stripped: Annotated[
         bool,
         typer.Option(
-            "--stripped", help="Leave the weights out, for programs that put them in. Needs a GPU."
+            "--stripped",
+            help="Leave the weights out; load puts them in from the bundle. Needs a GPU.",
         ),
     ] = False,
     device: Annotated[

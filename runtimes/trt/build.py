@@ -30,7 +30,7 @@ from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, load_flavour, 
 from mmedge.runtimes.trt.layers import inspect_layers, parse_layers, require_precision
 from mmedge.runtimes.trt.network import asked_codes, computes_float32_products, dtypes, read_specs
 from mmedge.runtimes.trt.profiles import shape_profile
-from mmedge.runtimes.trt.reasons import reason_of, short, worth_telling
+from mmedge.runtimes.trt.reasons import parser_errors, reason_of, worth_telling
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
 from mmedge.specs import TensorSpec
@@ -149,10 +149,9 @@ class _Build:
         # From its path, or external data would not be found.
         if parser.parse_from_file(str(self.model)):
             return parser
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        if not errors:
+        told = parser_errors(parser)
+        if not told:
             raise self._failed("the parser failed")
-        told = "; ".join(dict.fromkeys(_parser_error(error) for error in errors))
         raise EngineBuildError(
             f"{self.model}: the parser of {self._name} does not take it: {told}. Engines are built "
             "from the portable layout, in standard operators: convert with `mmedge convert "
@@ -270,7 +269,7 @@ class _Build:
     def _layers(self, plan: bytes) -> tuple[EngineLayer, ...]:
         layers = parse_layers(self.log.layers)
         # TensorRT-RTX would compile every kernel to tell; TensorRT has a GPU and can be asked.
-        if layers or self.loaded.flavour != "tensorrt" or self.request.settings.stripped:
+        if layers or self.loaded.flavour != "tensorrt":
             return layers
         runtime = self.loaded.module.Runtime(self.logger)
         engine = runtime.deserialize_cuda_engine(plan)
@@ -307,12 +306,3 @@ def _flags(settings: BuildSettings) -> tuple[str, ...]:
     elif settings.stripped:
         names.append("REFIT_IDENTICAL")  # by the very weights that were left out
     return tuple(names)
-
-
-def _parser_error(error: Any) -> str:  # noqa: ANN401, the library's ParserError
-    """Return which node the parser does not take, and why."""
-    name, operator = (str(getattr(error, part)()) for part in ("node_name", "node_operator"))
-    said = short(str(error.desc()))
-    if not operator:
-        return said
-    return f"node '{name or error.node()}' ({operator}): {said}"

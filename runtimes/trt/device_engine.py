@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmedge.errors import BackendError, EngineMismatchError, ShapeError, StorageError
 from mmedge.files import write_atomic
+from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.session import EngineOptions
 from mmedge.runtimes.trt.cuda import Device, in_words
 from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, new_log
 from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
 from mmedge.runtimes.trt.model_hash import model_label
 from mmedge.runtimes.trt.private_folder import UnsafeFileError, read_private
+from mmedge.runtimes.trt.refitting import put_weights
 from mmedge.specs import TensorSpec
 
 __all__ = ["DeviceEngine", "EngineTensor", "Shapes"]
@@ -62,10 +63,10 @@ class DeviceEngine:
         library: The TensorRT that built it.
         plan: The serialized engine.
         device: Where it is to run; the calling thread's current one.
-        model: The ONNX file that it was built from, for messages.
-        inputs: Specs of the graph, which name its axes.
-        outputs: Specs of the graph.
+        model: The ONNX file that it was built from: for messages, and for its weights.
+        graph: What that file says of itself; it names the axes.
         options: How it is to be run.
+        stripped: Whether it was built without weights: they are put in from the ONNX file.
         runtime_cache: Where TensorRT-RTX keeps the kernels that it compiles; None for nowhere.
 
     Attributes:
@@ -90,9 +91,9 @@ class DeviceEngine:
         device: Device,
         *,
         model: Path,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        graph: OnnxFile,
         options: EngineOptions,
+        stripped: bool = False,
         runtime_cache: Path | None = None,
     ) -> None:
         self.device = device
@@ -104,8 +105,10 @@ class DeviceEngine:
         self._logger = logger  # must outlive what is made with it
         self._runtime = self._trt.Runtime(logger)
         self._engine = self._load(plan)
-        self.inputs = tuple(self._tensor(spec, "INPUT") for spec in inputs)
-        self.outputs = tuple(self._tensor(spec, "OUTPUT") for spec in outputs)
+        if stripped:
+            self._put_weights()
+        self.inputs = tuple(self._tensor(spec, "INPUT") for spec in graph.inputs)
+        self.outputs = tuple(self._tensor(spec, "OUTPUT") for spec in graph.outputs)
         self._check_names()
         count = int(self._engine.num_optimization_profiles)
         self._profiles = tuple(self._bounds(index) for index in range(count))
@@ -206,6 +209,20 @@ class DeviceEngine:
             f"capability {found.compute_capability}): {said or 'no reason given'}. It was built "
             "for another version or GPU, or is damaged. Remove it with `mmedge cache prune --model "
             f"'{model_label(self.model)}'`, and build it again with `mmedge build`."
+        )
+
+    def _put_weights(self) -> None:
+        wrong = put_weights(self._trt, self._logger, self._engine, self.model)
+        if not wrong:
+            return
+        said = self._said()
+        if any(word in said.lower() for word in _MEMORY_WORDS):
+            raise self.device.out_of_memory(0, f"the weights of {self.model}", said)
+        raise EngineMismatchError(
+            f"{self.model}: its engine was built without weights, and {self.name} cannot put them "
+            f"in from this file: {wrong}{f' ({said})' if said else ''}. Remove the engine with "
+            f"`mmedge cache prune --model '{model_label(self.model)}'`, and build it without "
+            "--stripped."
         )
 
     def _tensor(self, spec: TensorSpec, mode: str) -> EngineTensor:

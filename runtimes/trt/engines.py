@@ -86,9 +86,9 @@ class BuildSettings:
         workspace_bytes: The most device memory that a kernel may use for scratch; without a GPU
             the library would otherwise assume 64 GiB.
         weight_streaming: Weights may stay in host memory and be streamed in.
-        stripped: Leave the weights out of the plan, to be refitted from the ONNX file on the
-            device. Needs a GPU to build.
-        refittable: Weights can be exchanged after the build. Needs a GPU to build.
+        stripped: Leave the weights out of the plan; they are put in from the ONNX file each time
+            the engine is loaded. Needs a GPU to build.
+        refittable: Weights can be exchanged for others after the build. Needs a GPU to build.
     """
 
     workspace_bytes: int = 1 << 30

@@ -168,9 +168,9 @@ def open_engine(flavour: Flavour, model: Path, options: SessionOptions) -> TrtSe
             found.plan,
             device,
             model=model,
-            inputs=needed.graph.inputs,
-            outputs=needed.graph.outputs,
+            graph=needed.graph,
             options=options.engine,
+            stripped=found.record.key.request.settings.stripped,
             runtime_cache=_runtime_cache(needed, found),
         )
     layers = Counter(layer.precision for layer in found.record.layers)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from mmedge.runtimes.trt.flavours import BuildLog
 
-__all__ = ["reason_of", "short", "worth_telling"]
+__all__ = ["parser_errors", "reason_of", "short", "worth_telling"]
 
 _NO_GPU = r"cudaError|CUDA driver|no CUDA-capable device|CUDA initialization"
 # What the library says, and what to do about it; the first that is found is told.
@@ -64,3 +65,18 @@ def short(message: str) -> str:
     """Return a message without the places in the library's source, 500 characters at most."""
     said = " ".join(_PLACES.sub("", message).split())
     return said if len(said) <= _MOST else f"{said[:_MOST]}..."
+
+
+def parser_errors(parser: Any) -> str:  # noqa: ANN401, of the library
+    """Return what an ONNX parser, or one that refits, does not take; "" if it says nothing."""
+    errors = (parser.get_error(index) for index in range(parser.num_errors))
+    return "; ".join(dict.fromkeys(_parser_error(error) for error in errors))
+
+
+def _parser_error(error: Any) -> str:  # noqa: ANN401, the library's ParserError
+    """Return which node is not taken, and why."""
+    name, operator = (str(getattr(error, part)()) for part in ("node_name", "node_operator"))
+    said = short(str(error.desc()))
+    if not operator:
+        return said
+    return f"node '{name or error.node()}' ({operator}): {said}"

@@ -1,4 +1,4 @@
-"""Engines in the cache that do more than is wanted: larger batches, a larger workspace."""
+"""Engines in the cache that do what is wanted and are not the very one: larger batches, say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmedge.runtimes.trt.cache import CachedEngine, EngineCache
-from mmedge.runtimes.trt.engines import EngineKey, ShapeProfile
+from mmedge.runtimes.trt.engines import BuildSettings, EngineKey, ShapeProfile
 
 __all__ = ["key_that_serves"]
 
@@ -14,8 +14,10 @@ __all__ = ["key_that_serves"]
 def key_that_serves(cache: EngineCache, wanted: EngineKey) -> EngineKey:
     """Return the key of an engine in the cache that does what is wanted; else what is wanted.
 
-    So what `mmedge build` made for larger batches is found by whoever asks for the usual ones. Of
-    several the one used last is taken.
+    So what `mmedge build` made for larger batches, or stripped, is found by whoever asks for the
+    usual engine. Of several the one used last is taken, one that holds its weights before one that
+    is stripped. One that is refittable serves only who asks for that: TensorRT 11.3 may drop a bias
+    there (its release notes, known issues).
 
     Args:
         cache: Where to look.
@@ -27,12 +29,13 @@ def key_that_serves(cache: EngineCache, wanted: EngineKey) -> EngineKey:
     found = cache.find(wanted)
     if isinstance(found, CachedEngine) or found.kind == "damaged":
         return wanted
-    for entry in cache.entries():
-        if entry.record is None or entry.record.key.model_sha256 != wanted.model_sha256:
-            continue
-        request = entry.record.key.request
-        same = replace(request.settings, workspace_bytes=wanted.request.settings.workspace_bytes)
-        if same != wanted.request.settings:
+    requests = [
+        entry.record.key.request
+        for entry in cache.entries()
+        if entry.record is not None and entry.record.key.model_sha256 == wanted.model_sha256
+    ]
+    for request in sorted(requests, key=lambda request: request.settings.stripped):
+        if not _alike(request.settings, wanted.request.settings):
             continue
         if not _take(request.profiles, wanted.request.profiles):
             continue
@@ -41,6 +44,11 @@ def key_that_serves(cache: EngineCache, wanted: EngineKey) -> EngineKey:
         if isinstance(cache.find(other), CachedEngine):  # of this version, for this GPU
             return other
     return wanted
+
+
+def _alike(held: BuildSettings, wanted: BuildSettings) -> bool:
+    """Tell whether an engine runs the same, whatever it was built with and is loaded from."""
+    return held == replace(wanted, workspace_bytes=held.workspace_bytes, stripped=held.stripped)
 
 
 def _take(held: Sequence[ShapeProfile], wanted: Sequence[ShapeProfile]) -> bool:

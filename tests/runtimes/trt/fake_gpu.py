@@ -57,7 +57,11 @@ class FakeGpu:
         self.built.append(request)
         told = read_onnx_file(model)
         major, minor = self.cuda.capability
-        made = {"version": VERSIONS[request.flavour], "capability": f"{major}.{minor}"}
+        made = {
+            "version": VERSIONS[request.flavour],
+            "capability": f"{major}.{minor}",
+            "stripped": request.settings.stripped,
+        }
         plan = fake_plan(model, request, **(made | self.plan))
         layers = (
             EngineLayer("project", "gemm", ("fp16",), ("fp16",)),

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from fake_cuda import ALIGNMENT, FakeCuda, FaultError, cudaMemoryType
+from onnx import numpy_helper
 
 from mmedge.runtimes.trt.engines import EngineRequest
 from mmedge.specs import Array
@@ -32,6 +33,7 @@ Bounds = list[dict[str, tuple[Shape, Shape, Shape]]]
 _MAGIC = b"a fake plan\n"
 _PERSISTENT_BYTES = 1024  # of each execution context
 _SCRATCH_PER_ELEMENT = 64
+_WEIGHTS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
 
 
 class DataType(enum.Enum):
@@ -88,6 +90,8 @@ def fake_plan(
     capability: str = "8.9",
     on_host: Sequence[str] = (),
     streamable: bool = False,
+    stripped: bool = False,
+    refit: bool = True,
 ) -> bytes:
     """Return a plan of a graph.
 
@@ -98,6 +102,8 @@ def fake_plan(
         capability: Of the GPU it was built for.
         on_host: Inputs that are read on the host, and from whose values shapes follow.
         streamable: Whether its weights can be streamed.
+        stripped: Whether it is without weights; they are zero until they are put in.
+        refit: Whether they can be put in, where it is stripped.
     """
     profiles = [
         {name: (r.least, r.usual, r.most) for name, r in profile.ranges.items()}
@@ -109,9 +115,19 @@ def fake_plan(
         "profiles": profiles,
         "on_host": list(on_host),
         "streamable": streamable,
+        "refit": stripped and refit,
     }
-    graph = onnx.load(model).SerializeToString()
-    return _MAGIC + json.dumps(head).encode() + b"\n" + graph
+    graph = onnx.load(model)
+    if stripped:
+        for weight in _weights(graph):
+            zeros = np.zeros_like(numpy_helper.to_array(weight))
+            weight.CopyFrom(numpy_helper.from_array(zeros, weight.name))
+    return _MAGIC + json.dumps(head).encode() + b"\n" + graph.SerializeToString()
+
+
+def _weights(graph: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return what is left out of a plan: numbers that are no shapes."""
+    return [w for w in graph.graph.initializer if w.data_type in _WEIGHTS]
 
 
 class FakeTensorRT(ModuleType):
@@ -154,6 +170,14 @@ class FakeTensorRT(ModuleType):
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802
         return Runtime(self, logger)
+
+    def Refitter(self, engine: Engine, logger: ILogger) -> Refitter:  # noqa: N802
+        return Refitter(engine, logger)
+
+    def OnnxParserRefitter(  # noqa: N802
+        self, refitter: Refitter, logger: ILogger
+    ) -> OnnxParserRefitter:
+        return OnnxParserRefitter(refitter, logger)
 
 
 class Runtime:
@@ -206,10 +230,9 @@ class Engine:
         self.logger = logger
         self.device = library.cuda.current
         weakref.finalize(self, library.cuda.cudaFree, weights).atexit = False
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = 1
-        settings.log_severity_level = 4
-        self.session = onnxruntime.InferenceSession(graph, settings)
+        self.graph = graph
+        self.refit = bool(told["refit"])
+        self.start()
         self.inputs = {arg.name: arg for arg in self.session.get_inputs()}
         self.outputs = {arg.name: arg for arg in self.session.get_outputs()}
         self.profiles: Bounds = told["profiles"]
@@ -220,6 +243,13 @@ class Engine:
             {name: ranges[2] for name, ranges in profile.items()} for profile in self.profiles
         ]
         self.device_memory_size_v2 = max(map(self.scratch_bytes, largest), default=1)
+
+    def start(self) -> None:
+        """Take the weights that the graph has now."""
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = 1
+        settings.log_severity_level = 4
+        self.session = onnxruntime.InferenceSession(self.graph, settings)
 
     num_optimization_profiles = property(lambda self: len(self.profiles))
     num_io_tensors = property(lambda self: len(self.inputs) + len(self.outputs))
@@ -275,6 +305,85 @@ class Engine:
         self.library.contexts.add(context)
         weakref.finalize(context, self.library.cuda.cudaFree, address).atexit = False
         return context
+
+
+class Refitter:
+    """An IRefitter: weights are handed over by name, and put in all at once."""
+
+    def __init__(self, engine: Engine, logger: ILogger) -> None:
+        if not engine.refit:
+            logger.log(Severity.ERROR, "The engine was not built with kREFIT")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self.engine = engine
+        self.logger = logger
+        self.graph = onnx.load_from_string(engine.graph)
+        self.needed = {weight.name: weight for weight in _weights(self.graph)}
+        self.given: dict[str, Array] = {}
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.needed if name not in self.given]
+
+    def refit_cuda_engine(self) -> bool:
+        engine = self.engine
+        if self.get_missing_weights() or any(c.engine is engine for c in engine.library.contexts):
+            self.logger.log(Severity.ERROR, "weights are missing, or the engine is in use")
+            return False
+        code, address = engine.library.cuda.cudaMalloc(len(engine.graph))  # for the time of it
+        if int(code):
+            self.logger.log(
+                Severity.ERROR, f"OutOfMemory (Requested size was {len(engine.graph)} bytes.)"
+            )
+            return False
+        engine.library.cuda.cudaFree(address)
+        for name, weight in self.needed.items():
+            weight.CopyFrom(numpy_helper.from_array(self.given[name], name))
+        engine.graph = self.graph.SerializeToString()
+        engine.start()
+        engine.library.done["refitted"] += 1
+        return True
+
+
+class OnnxParserRefitter:
+    """Reads the weights of an ONNX file."""
+
+    def __init__(self, refitter: Refitter, _logger: ILogger) -> None:
+        self.refitter = refitter
+        self.errors: list[RefitError] = []
+
+    num_errors = property(lambda self: len(self.errors))
+
+    def get_error(self, index: int) -> RefitError:
+        return self.errors[index]
+
+    def refit_from_file(self, path: str) -> bool:
+        for weight in _weights(onnx.load(path)):
+            held = self.refitter.needed.get(weight.name)
+            if held is None:
+                continue  # of a layer that was computed when the engine was built, say
+            given = numpy_helper.to_array(weight)
+            if given.shape != tuple(held.dims):
+                self.errors.append(
+                    RefitError(f"{weight.name} is {given.shape}, expected {tuple(held.dims)}")
+                )
+                return False
+            self.refitter.given[weight.name] = given
+        return True
+
+
+class RefitError:
+    """An IParserError, of no node."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def desc(self) -> str:
+        return self.text
+
+    def node_name(self) -> str:
+        return ""
+
+    def node_operator(self) -> str:
+        return ""
 
 
 class RuntimeCache:

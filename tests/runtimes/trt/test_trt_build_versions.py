@@ -121,10 +121,13 @@ def test_what_progress_raises_ends_the_build(library: FakeBuilderLibrary, model:
         build_engine(model, request_for(model), progress=listen)
 
 
-def test_the_layers_are_those_of_the_inspector(library: FakeBuilderLibrary, model: Path) -> None:
+@pytest.mark.parametrize("stripped", [False, True])
+def test_the_layers_are_those_of_the_inspector(
+    stripped: bool, library: FakeBuilderLibrary, model: Path
+) -> None:
     library.layers = quantized_layers()
     library.inspected = [INT8_PRODUCT]
-    built = build_engine(model, request_for(model))
+    built = build_engine(model, request_for(model, stripped=stripped))
     assert built.layers == (
         EngineLayer("product", "gemm", ("int8",), ("fp32",), nodes=("product",)),
     )
@@ -148,13 +151,12 @@ def test_int8_that_came_out_in_float_is_an_error(library: FakeBuilderLibrary, mo
         build_engine(model, request_for(model))
 
 
-@pytest.mark.parametrize("stripped", [False, True])
 def test_an_engine_that_tells_no_layers_is_not_claimed_to_be_int8(
-    stripped: bool, library: FakeBuilderLibrary, model: Path
+    library: FakeBuilderLibrary, model: Path
 ) -> None:
     library.layers = quantized_layers()
-    library.inspected = [INT8_PRODUCT] if stripped else None  # it cannot be loaded as it is
-    built = build_engine(model, request_for(model, stripped=stripped))
+    library.inspected = None
+    built = build_engine(model, request_for(model))
     assert built.layers == ()
     assert "whether int8 is used is not known" in built.warnings[0]
 

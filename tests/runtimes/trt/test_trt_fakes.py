@@ -15,6 +15,7 @@ from tiny_graphs import INPUTS, OUTPUTS, save_embedder
 
 from mmedge.errors import BackendUnavailableError, EngineMismatchError
 from mmedge.runtimes import EngineOptions, SessionOptions, open_session
+from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.trt import cuda
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.flavours import LoadedFlavour, installed_version, load_flavour
@@ -27,12 +28,16 @@ CLASSES = {
     fake_tensorrt.RuntimeCache: "IRuntimeCache",
     fake_tensorrt.RuntimeConfig: "IRuntimeConfig",
     fake_tensorrt.Context: "IExecutionContext",
+    fake_tensorrt.Refitter: "Refitter",
+    fake_tensorrt.OnnxParserRefitter: "OnnxParserRefitter",
+    fake_tensorrt.RefitError: "ParserError",
 }
 # What tests look at.
 OWN = {
     "scratch_bytes", "dtype", "strategy", "cache", "kernels", "profiles", "shapes", "addresses",
     "allocators", "scratch", "changes", "flushed", "profile", "engine", "library", "logger",
-    "device", "session", "inputs", "outputs", "on_host",
+    "device", "session", "inputs", "outputs", "on_host", "graph", "refit", "start", "needed",
+    "given", "refitter", "errors", "text",
 }  # fmt: skip
 
 
@@ -86,8 +91,7 @@ def test_the_library_itself_says_why_a_plan_is_refused(library: LoadedFlavour) -
             b"no plan" * 999,
             device,
             model=Path("m.onnx"),
-            inputs=INPUTS,
-            outputs=OUTPUTS,
+            graph=OnnxFile(10, 20, INPUTS, OUTPUTS, has_fp16=False, external_data=()),
             options=EngineOptions(),
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ from tiny_graphs import embed, feed_of, save, save_embedder
 from mmedge.errors import EngineBuildError, ShapeError
 from mmedge.runtimes import EngineOptions, SessionOptions, backend
 from mmedge.runtimes.trt.backend import TrtBackend
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.cache import EngineCache
 from mmedge.runtimes.trt.cuda import Device
 from mmedge.runtimes.trt.device_arrays import DeviceArray
-from mmedge.runtimes.trt.engines import FLAVOURS, Flavour
+from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings, Flavour
+from mmedge.runtimes.trt.opening import needed_engine
 from mmedge.runtimes.trt.session import TrtSession
 
 pytestmark = pytest.mark.gpu
@@ -25,15 +30,21 @@ pytestmark = pytest.mark.gpu
 AXES = {"batch": (1, 2, 8)}
 
 
-def open_on_gpu(flavour: Flavour, model: Path, axes: Any = None, **engine: Any) -> TrtSession:
+@contextmanager
+def on_gpu(flavour: Flavour) -> Iterator[None]:
     if "cuda" not in backend(flavour).available_devices():
         pytest.skip(f"needs an NVIDIA GPU, its driver, cuda-bindings and {flavour}")
-    options = SessionOptions(device="cuda", axes=axes or AXES, engine=EngineOptions(**engine))
     try:
-        return TrtBackend(flavour).open_session(model, options)
+        yield
     except EngineBuildError as error:
         # TensorRT-RTX serves desktop GPUs alone; what it says of another is to be read in -ra.
         pytest.skip(f"{Device(0).properties}: {error}")
+
+
+def open_on_gpu(flavour: Flavour, model: Path, axes: Any = None, **engine: Any) -> TrtSession:
+    options = SessionOptions(device="cuda", axes=axes or AXES, engine=EngineOptions(**engine))
+    with on_gpu(flavour):
+        return TrtBackend(flavour).open_session(model, options)
 
 
 @pytest.fixture(params=FLAVOURS)
@@ -147,6 +158,24 @@ def test_an_output_is_as_large_as_its_values_make_it(flavour: Flavour, tmp_path:
         for ones in (2, 6, 0, 3):
             x = np.array([1] * ones + [0] * (6 - ones), np.float32)
             np.testing.assert_array_equal(session.run({"x": x})["where"], np.arange(ones)[None])
+
+
+def test_a_stripped_engine_takes_its_weights_from_the_onnx_file(
+    flavour: Flavour, tmp_path: Path
+) -> None:
+    model = save_embedder(tmp_path / "m.onnx")
+    with on_gpu(flavour):
+        needed = needed_engine(flavour, model, SessionOptions(device="cuda", axes=AXES))
+        request = replace(needed.request, settings=BuildSettings(stripped=True))
+        built = build_engine(model, request)
+    if flavour == "tensorrt":
+        assert built.layers
+    EngineCache().store(replace(needed.key, request=request), built)
+    for seed in range(2):
+        with open_on_gpu(flavour, model) as session:
+            feed = feed_of(3, seed)
+            assert_embedded(session.run(feed), feed)
+    assert len(EngineCache().entries()) == 1
 
 
 def test_shapes_outside_are_refused(session: TrtSession) -> None:

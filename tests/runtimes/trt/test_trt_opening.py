@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from fake_gpu import AXES, FakeGpu
-from fake_tensorrt import FakeTensorRT
-from onnx import TensorProto, helper
+from fake_tensorrt import FakeTensorRT, Refitter, Severity, fake_plan
+from onnx import TensorProto, helper, numpy_helper
 from tiny_graphs import INPUTS, embed, feed_of, save, save_embedder
 
 import mmedge
@@ -181,7 +183,7 @@ def test_an_engine_that_does_more_serves_as_well(model: Path, fake_gpu: FakeGpu)
     [
         ({"batch": (1, 2, 7)}, {}),
         ({"batch": (2, 2, 8)}, {}),
-        ({"batch": (1, 2, 8)}, {"stripped": True}),
+        ({"batch": (1, 2, 8)}, {"refittable": True}),
         ({"batch": (1, 2, 8)}, {"weight_streaming": True}),
     ],
 )
@@ -207,6 +209,79 @@ def test_the_first_profile_that_takes_the_shapes_is_taken(model: Path, fake_gpu:
             session.run(feed_of(40))
     for told in ("profile 0: 'batch' 1 to 1", "profile 1: 'batch' 2 to 8", "profile 2: 'batch' 1"):
         assert told in str(caught.value)
+
+
+# Engines without weights.
+
+
+def test_a_stripped_engine_takes_its_weights_from_the_onnx_file(
+    model: Path, fake_gpu: FakeGpu
+) -> None:
+    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+    assert backend("tensorrt").is_prepared(model, CUDA)
+    for opened in (1, 2):
+        with fake_gpu.open(model) as session:
+            feed = feed_of(3)
+            assert session.run(feed)["y"] == pytest.approx(embed(feed)["y"], abs=1e-5)
+        assert fake_gpu.library.done["refitted"] == opened
+    assert len(fake_gpu.built) == 1
+
+
+@pytest.mark.parametrize("full_first", [True, False])
+def test_an_engine_that_holds_its_weights_is_taken_before_a_stripped_one(
+    full_first: bool, model: Path, fake_gpu: FakeGpu
+) -> None:
+    for stripped in (False, True) if full_first else (True, False):
+        store(fake_gpu, model, {"batch": (1, 4, 64)}, stripped=stripped)
+    fake_gpu.open(model).close()
+    assert len(fake_gpu.built) == 2
+    assert fake_gpu.library.done["refitted"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [("name", "lacks the weights W"), ("shape", r"W is \(8, 5\), expected \(8, 4\)")],
+)
+def test_weights_that_do_not_fit_the_engine_are_refused(
+    change: str, says: str, model: Path, fake_gpu: FakeGpu
+) -> None:
+    """A fault of whoever built it, since the file's hash is in the key."""
+    plan = fake_plan(model, needed_engine("tensorrt", model, CUDA).request, stripped=True)
+    graph = onnx.load(model)
+    weight = next(weight for weight in graph.graph.initializer if weight.name == "W")
+    if change == "name":
+        weight.name = graph.graph.node[0].input[1] = "other"
+    else:
+        weight.CopyFrom(numpy_helper.from_array(np.zeros((8, 5), np.float32), "W"))
+    onnx.save(graph, model)
+    needed = needed_engine("tensorrt", model, CUDA)
+    request = replace(needed.request, settings=BuildSettings(stripped=True))
+    made = replace(fake_gpu.build(model, request), plan=plan)
+    EngineCache().store(replace(needed.key, request=request), made)
+    with pytest.raises(EngineMismatchError, match=f"built without weights.*{says}") as caught:
+        fake_gpu.open(model)
+    assert "mmedge cache prune --model" in str(caught.value)
+
+
+def test_an_engine_that_takes_no_weights_is_refused(model: Path, fake_gpu: FakeGpu) -> None:
+    fake_gpu.plan["refit"] = False
+    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+    with pytest.raises(EngineMismatchError, match=r"takes no weights.*not built with kREFIT"):
+        fake_gpu.open(model)
+
+
+def test_memory_for_the_weights_is_told(
+    model: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+
+    def full(refitter: Refitter) -> bool:
+        refitter.logger.log(Severity.ERROR, "OutOfMemory (Requested size was 99 bytes.)")
+        return False
+
+    monkeypatch.setattr(Refitter, "refit_cuda_engine", full)
+    with pytest.raises(BackendError, match=r"out of memory|free"):
+        fake_gpu.open(model)
 
 
 # Engines that do not fit.
