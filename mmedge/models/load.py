@@ -105,7 +105,8 @@ def _load_warm(
     """Load a model that answers in one backend while the engines of another are made."""
     for variant in variants.values():
         graph_of(bundle, variant, name, options.device)  # said now, not in the background
-    if options.device.split(":")[0] not in module_of(name).available_devices():
+    device = "cuda" if options.device == "cuda:0" else options.device
+    if device not in module_of(name).available_devices():
         # Opening says what is missing. Nobody asked for an answer on another device for good.
         open_variant(
             bundle, next(iter(variants.values())), backend_name=name, options=options

@@ -53,7 +53,7 @@ def prepare(model, options, progress=None):
 
 
 def open_session(model, options):
-    if not available_devices():
+    if options.device not in available_devices() + ("cuda:0",):
         raise BackendUnavailableError("There is no GPU here. Use another machine.")
     assert (FOLDER / f"{model.parent.name}.engine").exists()
     OPENED.append(model)
@@ -175,10 +175,27 @@ def test_closing_ends_the_build(tiny_bundle: Bundle, registered: Path) -> None:
     assert {state.stage for state in model.warming.values()} == {"stopped"}
 
 
-def test_without_the_gpu_it_is_an_error_at_once(tiny_bundle: Bundle, registered: Path) -> None:
-    (registered / "no-gpu").touch()
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_the_gpu_it_is_an_error_at_once(
+    device: str, tiny_bundle: Bundle, registered: Path
+) -> None:
+    if device == "cuda":
+        (registered / "no-gpu").touch()
     with pytest.raises(BackendUnavailableError, match="no GPU here"):
-        mmedge.load(tiny_bundle.path, device="cuda", backend="slow", warm="onnxruntime")
+        mmedge.load(tiny_bundle.path, device=device, backend="slow", warm="onnxruntime")
+    assert not list(registered.glob("*.building"))
+
+
+def test_the_first_gpu_has_two_names(tiny_bundle: Bundle, registered: Path) -> None:
+    (registered / "go").touch()
+    with mmedge.load(
+        tiny_bundle.path,
+        device="cuda:0",
+        backend="slow",
+        warm="onnxruntime",
+        roles=["text_encoder"],
+    ) as model:
+        assert model.wait_until_warm(60)
 
 
 def test_a_variant_without_a_graph_for_engines_is_an_error_at_once(
