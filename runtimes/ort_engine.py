@@ -174,13 +174,20 @@ def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, 
         raise BackendUnavailableError(
             f"ONNX Runtime has no device '{device}': expected 'cpu', 'cuda' or 'cuda:N'."
         )
+    count = _cuda_device_count()
     if _CUDA not in engine.get_available_providers():
+        built = f"the installed onnxruntime {engine.__version__} is built without CUDA"
+        if not count:
+            raise BackendUnavailableError(
+                f"Device '{device}': there is no NVIDIA GPU here, or this process does not see it, "
+                f"and {built}. Take device 'cpu', or see `mmedge doctor`."
+            )
         raise BackendUnavailableError(
-            f"Device '{device}': the installed onnxruntime {engine.__version__} is built without "
-            "CUDA. Replace it: pip uninstall onnxruntime, pip install onnxruntime-gpu."
+            f"Device '{device}': {built}. Replace it: pip uninstall onnxruntime, pip install "
+            "onnxruntime-gpu."
         )
     index = int(match.group(1) or 0)
-    if index >= (count := _cuda_device_count()):
+    if index >= count:
         raise BackendUnavailableError(
             f"Device '{device}': the CUDA driver sees {count} GPU(s). Check nvidia-smi and "
             "CUDA_VISIBLE_DEVICES."

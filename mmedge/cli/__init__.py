@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
 
 from mmedge.errors import MmedgeError
 
@@ -17,7 +20,8 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
-    An MmedgeError becomes its message on stderr; MMEDGE_TRACEBACK=1 shows where it came from.
+    An MmedgeError becomes its message on stderr, and so does a RuntimeWarning;
+    MMEDGE_TRACEBACK=1 shows where an error came from.
     Anything else that escapes a command is a bug and keeps its traceback.
 
     Args:
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from mmedge.cli.app import run
 
-        code = run(arguments)
+        with _warnings_as_messages():
+            code = run(arguments)
         sys.stdout.flush()
     except MmedgeError as error:
         if os.environ.get("MMEDGE_TRACEBACK", "0") not in ("", "0"):
@@ -47,6 +52,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _FAILED
     sys.exit(code)
+
+
+@contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Print a RuntimeWarning as a message, without the line of code that it came from."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if file is not None or not issubclass(category, RuntimeWarning):
+                show(message, category, filename, lineno, file, line)
+                return
+            from mmedge.cli.output import print_warning
+
+            print_warning(str(message))
+
+        warnings.showwarning = shown
+        yield
 
 
 def _accept_any_text() -> None:

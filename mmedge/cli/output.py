@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["human_bytes", "new_table", "plain", "print_error", "print_json", "stdout_console"]
+__all__ = [
+    "human_bytes",
+    "new_table",
+    "plain",
+    "print_error",
+    "print_json",
+    "print_warning",
+    "stdout_console",
+]
 
 _PIPE_WIDTH = 10_000
 
@@ -53,11 +61,20 @@ def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
 
 def print_error(message: str) -> None:
     """Print an error's message to stderr, in red where that is a terminal."""
+    _print_told("Error: ", message, "red")
+
+
+def print_warning(message: str) -> None:
+    """Print a warning's message to stderr, in yellow where that is a terminal."""
+    _print_told("Warning: ", message, "yellow")
+
+
+def _print_told(what: str, message: str, colour: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("Error: ", "bold red"), (plain(message), "red")))
+    console.print(Text.assemble((what, f"bold {colour}"), (plain(message), colour)))
 
 
 def print_json(document: object) -> None:

@@ -101,7 +101,9 @@ def open_fastest(
     """
     known = candidates(variant, options.device)
     names = tuple(name for name in known if _is_prepared(bundle, variant, name, options))
-    unprepared = tuple(name for name in known if name not in names)
+    unprepared = tuple(
+        name for name in known if name not in names and backend(name).available_devices()
+    )
     if unprepared:
         _LOG.info("%s/%s: %s", role, variant.name, _without_engine(unprepared))
     if len(names) < 2:

@@ -93,6 +93,26 @@ def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     assert "mmedge.errors.BundleError: Cannot open bundle" in done.stderr
 
 
+def test_a_warning_is_one_line_without_code() -> None:
+    script = (
+        "import warnings; from mmedge.cli import app, main\n"
+        "def warned(_):\n"
+        "    for category in (RuntimeWarning, UserWarning):\n"
+        "        warnings.warn_explicit(category.__name__, category, 'there.py', 3)\n"
+        "app.run = warned\n"
+        "main([])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # A library's of another kind is for whoever mends it.
+    assert done.stderr == "Warning: RuntimeWarning\nthere.py:3: UserWarning: UserWarning\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> int:
         raise ZeroDivisionError

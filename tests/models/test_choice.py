@@ -155,6 +155,7 @@ class Engines:
         self.asked: list[SessionOptions] = []
         for name, value in (
             ("engine_version", lambda: "1.7.1"),
+            ("available_devices", lambda: ("cuda",)),
             ("is_prepared", self.is_prepared),
             ("open_session", self.open_session),
         ):
@@ -196,6 +197,11 @@ def test_an_engine_that_would_have_to_be_built_is_not(
     with pytest.raises(BackendUnavailableError, match=r"without CUDA.*Or tensorrt-rtx .*build"):
         mmedge.load(tiny_bundle.path, device="cuda")
     assert "tensorrt-rtx can run it once its engine is built" in caplog.text
+    with monkeypatch.context() as there_is:
+        there_is.setattr(rtx, "available_devices", tuple)  # no GPU for an engine
+        with pytest.raises(BackendUnavailableError, match="without CUDA") as caught:
+            mmedge.load(tiny_bundle.path, device="cuda")
+        assert "tensorrt-rtx" not in str(caught.value)
     assert running(tiny_bundle, device="cuda", backend=RTX) == both(RTX)  # named, it builds
 
 

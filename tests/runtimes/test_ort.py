@@ -248,10 +248,20 @@ def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this is a GPU build"
 )
-def test_cuda_on_a_cpu_build_names_the_package_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "says"),
+    [
+        (1, r"'cuda': the installed .* built without CUDA.*onnxruntime-gpu"),
+        (0, r"'cuda': there is no NVIDIA GPU here.*built without CUDA.*device 'cpu'"),
+    ],
+)
+def test_cuda_on_a_cpu_build_says_whether_a_package_or_a_gpu_is_missing(
+    gpus: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_engine, "_cuda_device_count", lambda: gpus)
     model = save_embedder(tmp_path / "m.onnx")
 
-    with pytest.raises(BackendUnavailableError, match=r"built without CUDA.*onnxruntime-gpu"):
+    with pytest.raises(BackendUnavailableError, match=says):
         open_session(model, options=SessionOptions(device="cuda"))
 
 
