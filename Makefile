@@ -11,7 +11,7 @@ BENCH := $(VENV)/.installed-bench
 SETUP := pyproject.toml setup.py constraints.txt
 # Folders of scripts, which import each other by bare names; mypy takes them so too.
 SPACE := $(subst ,, )
-SCRIPTS := benchmarks examples examples/shapes
+SCRIPTS := benchmarks checks examples examples/shapes
 SCRIPT_NAMES := $(basename $(notdir $(wildcard $(addsuffix /*.py,$(SCRIPTS)))))
 # Those that can be started; the others are what they share.
 BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))

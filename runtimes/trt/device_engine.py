@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmedge.errors import BackendError, EngineMismatchError, ShapeError, StorageError
+from mmedge.errors import (
+    BackendError,
+    BackendUnavailableError,
+    EngineMismatchError,
+    ShapeError,
+    StorageError,
+)
 from mmedge.files import write_atomic
 from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.session import EngineOptions
@@ -103,7 +109,7 @@ class DeviceEngine:
         self._lock = threading.Lock()
         logger, self._log = new_log(library.module)
         self._logger = logger  # must outlive what is made with it
-        self._runtime = self._trt.Runtime(logger)
+        self._runtime = self._start(logger)
         self._engine = self._load(plan)
         if stripped:
             self._put_weights()
@@ -195,6 +201,17 @@ class DeviceEngine:
         said = " ".join(" ".join(self._log.errors).split())
         self._log.errors.clear()
         return said if len(said) <= 600 else f"{said[:600]}..."
+
+    def _start(self, logger: Any) -> Any:  # noqa: ANN401, an IRuntime
+        try:
+            return self._trt.Runtime(logger)
+        except TypeError as error:  # what the binding makes of a null pointer
+            raise BackendUnavailableError(
+                f"{self.name} does not start on {self.device.properties.name}: "
+                f"{self._said() or 'no reason given'}. It may be built for a newer CUDA than the "
+                "driver serves: update the driver, or install the TensorRT for the driver's CUDA "
+                "(such as tensorrt-cu12); `mmedge doctor` names both."
+            ) from error
 
     def _load(self, plan: bytes) -> Any:  # noqa: ANN401, an ICudaEngine
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -294,6 +311,11 @@ class DeviceEngine:
                     "option out."
                 )
             return
+        if not hasattr(self._engine, "weight_streaming_budget_v2"):
+            raise BackendError(
+                f"{self.model}: {self.name} cannot be told how much of its weights may lie on the "
+                "device. Stream weights with TensorRT 10.1 or newer."
+            )
         wanted = streamable if budget_bytes is None else min(budget_bytes, streamable)
         self._engine.weight_streaming_budget_v2 = wanted
         if self._engine.weight_streaming_budget_v2 != wanted:

@@ -121,6 +121,9 @@ class TimingCache:
 class Config:
     """What a build was asked for."""
 
+    progress_monitor: Any
+    profiling_verbosity: Any
+
     def __init__(self, library: FakeBuilderLibrary) -> None:
         self._library = library
         self.flags: set[str] = {"TF32"}

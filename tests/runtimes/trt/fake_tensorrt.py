@@ -143,6 +143,7 @@ class FakeTensorRT(ModuleType):
         graphs: Strategies that contexts were made with.
         compiled: What TensorRT-RTX compiled and did not find in its cache.
         refuse_capture: Whether runs cannot be captured.
+        refuse_start: Whether no runtime can be made, as with a driver that is too old.
         fail_runs: How many of the next runs fail.
         on_run: Called on the host whenever a run is put into a stream.
     """
@@ -163,12 +164,15 @@ class FakeTensorRT(ModuleType):
         self.done: Counter[str] = Counter()
         self.graphs: list[CudaGraphStrategy] = []
         self.compiled: list[str] = []
-        self.refuse_capture = False
+        self.refuse_capture = self.refuse_start = False
         self.fail_runs = 0
         self.on_run: Callable[[], None] | None = None
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802
+        if self.refuse_start:
+            logger.log(Severity.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return Runtime(self, logger)
 
     def Refitter(self, engine: Engine, logger: ILogger) -> Refitter:  # noqa: N802
@@ -218,6 +222,10 @@ class Runtime:
 class Engine:
     """An ICudaEngine as TensorRT 10.3 has it."""
 
+    device_memory_size_v2: int
+    streamable_weights_size: int
+    weight_streaming_budget_v2: int
+
     def __init__(
         self,
         library: FakeTensorRT,
@@ -238,7 +246,8 @@ class Engine:
         self.profiles: Bounds = told["profiles"]
         self.on_host = set(told["on_host"])
         self.streamable_weights_size = len(graph) if told["streamable"] else 0
-        self.weight_streaming_budget_v2 = 0
+        if not library.version.startswith("10.0."):
+            self.weight_streaming_budget_v2 = 0
         largest = [
             {name: ranges[2] for name, ranges in profile.items()} for profile in self.profiles
         ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_builder
 import fake_tensorrt
 import pytest
 from fake_cuda import FakeCuda
@@ -16,7 +18,7 @@ from tiny_graphs import INPUTS, OUTPUTS, save_embedder
 from mmedge.errors import BackendUnavailableError, EngineMismatchError
 from mmedge.runtimes import EngineOptions, SessionOptions, open_session
 from mmedge.runtimes.onnx_file import OnnxFile
-from mmedge.runtimes.trt import cuda
+from mmedge.runtimes.trt import cuda, network
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.flavours import LoadedFlavour, installed_version, load_flavour
 from mmedge.specs import TensorSpec
@@ -41,11 +43,92 @@ OWN = {
 }  # fmt: skip
 
 
+# Fakes of TensorRT 10 and 11 -> the library's classes; by value where a fake shares its class.
+BINDINGS = [
+    (fake_tensorrt.Runtime, "Runtime"),
+    (fake_tensorrt.Engine, "ICudaEngine"),
+    (fake_tensorrt.Context, "IExecutionContext"),
+    (fake_tensorrt.Refitter, "Refitter"),
+    (fake_tensorrt.OnnxParserRefitter, "OnnxParserRefitter"),
+    (fake_tensorrt.RefitError, "ParserError"),
+    (fake_tensorrt.DataType, "DataType"),
+    (fake_tensorrt.TensorIOMode, "TensorIOMode"),
+    (fake_tensorrt.TensorLocation, "TensorLocation"),
+    (fake_tensorrt.ExecutionContextAllocationStrategy, "ExecutionContextAllocationStrategy"),
+    (fake_builder.Builder, "Builder"),
+    (fake_builder.BuilderFlag, "BuilderFlag"),
+    (fake_builder.Config, "IBuilderConfig"),
+    (fake_builder.Profile, "IOptimizationProfile"),
+    (fake_builder.Network, "INetworkDefinition"),
+    (fake_builder.Layer, "ILayer"),
+    (fake_builder.Tensor, "ITensor"),
+    (fake_builder.TimingCache, "ITimingCache"),
+    (fake_builder.Parser, "OnnxParser"),
+    (fake_builder.ParserError, "ParserError"),
+    (fake_builder.NewCreationFlag, "NetworkDefinitionCreationFlag"),
+    (fake_builder.DataType, "DataType"),
+    (fake_builder._Inspector, "EngineInspector"),
+]
+NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text())
+# What is asked for only where it is there, and what stands in for it where it is not.
+STAND_INS = {
+    "10.0.1": {
+        "device_memory_size_v2": "device_memory_size",
+        "set_device_memory": "device_memory",
+        "weight_streaming_budget_v2": "",  # refused
+    }
+}
+
+
 @pytest.fixture(scope="module")
 def library() -> LoadedFlavour:
     if installed_version("tensorrt-rtx") is None:
         pytest.skip("needs tensorrt-rtx")
     return load_flavour("tensorrt-rtx")
+
+
+@pytest.mark.parametrize("version", NAMES["versions"])
+def test_what_the_fakes_offer_every_tensorrt_has(version: str) -> None:
+    """By what checks/tensorrt_names.py wrote down of TensorRT's own bindings."""
+
+    def has(name: str, word: str) -> bool:
+        return version not in NAMES["lacking"][name].get(word, [version])
+
+    missing = {
+        (name, word)
+        for fake, name in BINDINGS
+        for word in (*vars(fake), *getattr(fake, "__annotations__", ()))
+        if not word.startswith("_") and word not in OWN and not has(name, word)
+    }
+    stand_ins = STAND_INS.get(version, {})
+    missing -= {("ParserError", "name"), ("ParserError", "operator"), ("ILayer", "kind")}  # its own
+    assert {word for _, word in missing} == set(stand_ins)
+    for name, word in missing:
+        assert not stand_ins[word] or has(name, stand_ins[word])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LayerType", (*network._MOVING, "CONSTANT", "DEQUANTIZE", "MATRIX_MULTIPLY")),
+        ("LayerInformationFormat", ("JSON",)),
+        ("MemoryPoolType", ("WORKSPACE",)),
+        ("ProfilingVerbosity", ("DETAILED",)),
+        ("IProgressMonitor", ("phase_start", "step_complete", "phase_finish")),
+    ],
+)
+def test_words_that_every_tensorrt_has(name: str, words: tuple[str, ...]) -> None:
+    assert [NAMES["lacking"][name].get(word) for word in words] == [[] for _ in words]
+
+
+def test_contexts_are_made_from_a_configuration_where_there_is_one() -> None:
+    lacking = NAMES["lacking"]
+    older = lacking["ICudaEngine"]["create_runtime_config"]
+    assert older == ["10.0.1", "10.3.0", "10.10.0.31"]
+    config = lacking["IRuntimeConfig"]
+    assert config["set_execution_context_allocation_strategy"] == older
+    # TensorRT-RTX's own.
+    assert not {"cuda_graph_strategy", "create_runtime_cache"} & set(config)
 
 
 @pytest.mark.parametrize("fake", CLASSES, ids=lambda fake: fake.__name__)

@@ -287,6 +287,12 @@ def test_memory_for_the_weights_is_told(
 # Engines that do not fit.
 
 
+def test_a_library_that_does_not_start_is_told(model: Path, fake_gpu: FakeGpu) -> None:
+    fake_gpu.library.refuse_start = True
+    with pytest.raises(BackendUnavailableError, match=r"not start on Fake GPU 0.*error: 35.*CUDA"):
+        fake_gpu.open(model)
+
+
 @pytest.mark.parametrize(
     ("made", "says"),
     [

@@ -558,3 +558,10 @@ def test_a_budget_for_weights_that_cannot_be_streamed_is_refused(
 ) -> None:
     with pytest.raises(BackendError, match=r"weight_streaming_bytes is 5, but .* without weight"):
         fake_gpu.embedder(tmp_path, weight_streaming_bytes=5)
+
+
+def test_a_library_that_takes_no_budget_is_told(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+    fake_gpu.library.version = "10.0.1"
+    fake_gpu.plan |= {"streamable": True, "version": "10.0.1"}
+    with pytest.raises(BackendError, match=r"Stream weights with TensorRT 10\.1 or newer"):
+        fake_gpu.embedder(tmp_path, weight_streaming_bytes=100)
