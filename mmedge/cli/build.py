@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import words
+from mmedge.cli.options import BundleArgument, JsonOption, PrecisionsOption, RolesOption, words
 
 if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
@@ -28,7 +28,7 @@ _TARGETS: dict[str, Flavour] = {
 
 
 def build(  # noqa: PLR0913, PLR0917, one parameter an option
-    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    bundle: BundleArgument,
     target: Annotated[
         str | None,
         typer.Option(
@@ -45,13 +45,8 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
             show_default="the GPU of this machine",
         ),
     ] = None,
-    role: Annotated[
-        str | None, typer.Option(help="Only these roles, a,b,c.", show_default="all")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Only these precisions or variants, a,b,c.", show_default="all"),
-    ] = None,
+    role: RolesOption = None,
+    precision: PrecisionsOption = None,
     batch: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +94,7 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     layers: Annotated[
         bool, typer.Option("--layers", help="Print the layers of each engine and their precision.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
     """Build TensorRT engines of a bundle into the engine cache, where `load` finds them.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -29,7 +31,7 @@ def list_(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every engine and look at its hash.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """List the engines, the one used last first, and count what else is kept."""
     from mmedge.cli.output import print_json

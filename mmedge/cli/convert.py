@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from mmedge.cli.options import JsonOption
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Convert a model to a bundle: export, quantize, check against PyTorch, describe."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -34,7 +36,7 @@ def doctor(
         Path | None,
         typer.Argument(help="A bundle, NAME.mmedge, to say what of it can run here."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Say what this machine has: GPU, driver, CUDA, JetPack, engines, memory, power mode.
 

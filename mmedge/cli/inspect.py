@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmedge.cli.options import BundleArgument, JsonOption
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,7 +22,7 @@ _NONE = "-"
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    bundle: BundleArgument,
     nodes: Annotated[
         bool, typer.Option("--nodes", help="Show what became of each node, and why.")
     ] = False,
@@ -37,7 +39,7 @@ def inspect(
             show_default="no",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Show what is in a bundle: roles, variants, fidelity, search, preprocessing, provenance."""
     from mmedge.bundle import open_bundle

@@ -1,10 +1,27 @@
-"""Values of options that several commands read alike."""
+"""What several commands take alike: arguments, options and how their values are read."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
 import typer
 
-__all__ = ["words"]
+__all__ = ["BundleArgument", "JsonOption", "PrecisionsOption", "RolesOption", "words"]
+
+BundleArgument: TypeAlias = Annotated[
+    Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)
+]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+RolesOption: TypeAlias = Annotated[
+    str | None, typer.Option("--role", help="Only these roles, a,b,c.", show_default="all")
+]
+PrecisionsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="Only these precisions or variants, a,b,c.", show_default="all"
+    ),
+]
 
 
 def words(option: str, text: str | None) -> tuple[str, ...] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import words
+from mmedge.cli.options import BundleArgument, PrecisionsOption, RolesOption, words
 
 if TYPE_CHECKING:
     from mmedge.bundle import NodeTable
@@ -20,14 +20,9 @@ __all__ = ["profile"]
 
 
 def profile(  # noqa: PLR0913, PLR0917, typer's options
-    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
-    role: Annotated[
-        str | None, typer.Option(help="Only these roles, a,b,c.", show_default="all")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Only these precisions or variants, a,b,c.", show_default="all"),
-    ] = None,
+    bundle: BundleArgument,
+    role: RolesOption = None,
+    precision: PrecisionsOption = None,
     batch: Annotated[str, typer.Option(help="Samples a run, e.g. 1,8.")] = "1",
     threads: Annotated[
         str | None, typer.Option(help="Threads, e.g. 1,2.", show_default="one a processor")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmedge.cli.options import BundleArgument, JsonOption
+
 if TYPE_CHECKING:
     from mmedge.models.verification import RoleVerification
 
@@ -15,7 +17,7 @@ __all__ = ["verify"]
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    bundle: BundleArgument,
     device: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +33,7 @@ def verify(
         str,
         typer.Option(help="What runs the graphs: onnxruntime, openvino, tensorrt, tensorrt-rtx."),
     ] = "onnxruntime",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Check every file's hash, then replay the golden vectors on this machine.
 
