@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -80,6 +81,14 @@ for _name in _COMMANDS:
         app.command(_name)(_command)
 
 
+def _unfold(command: Any) -> None:  # noqa: ANN401, typer's Command has moved between releases
+    """Make each paragraph of the help texts one line: typer keeps the line ends of docstrings."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _unfold(inner)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; usage errors exit by themselves with 2.
 
@@ -88,6 +97,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         MmedgeError: Whatever the command raises.
     """
     command = typer.main.get_command(app)
+    _unfold(command)
     try:
         command.main(args=None if arguments is None else list(arguments), prog_name="mmedge")
     except _InterruptedRunError as error:

@@ -54,6 +54,14 @@ def test_every_command_explains_itself(name: str) -> None:
     assert f"Usage: mmedge {name}" in done.stdout
 
 
+def test_help_fills_its_lines() -> None:
+    done = run("cache", "prune", "--help", COLUMNS="400")
+    paragraph = (
+        "Without options: those that are damaged, left behind by a build that was killed, or"
+    )
+    assert f"{paragraph} built for another version" in done.stdout
+
+
 def test_version() -> None:
     done = run("--version")
     assert done.returncode == 0
