@@ -16,6 +16,7 @@ from mmedge.models.engine_plan import why_not
 from mmedge.models.opening import graph_of, takes, with_axes
 from mmedge.runtimes.machine import Engine, Machine
 from mmedge.runtimes.session import SessionOptions, backend
+from mmedge.runtimes.trt.cuda import FOR_CUDA_12
 from mmedge.runtimes.trt.targets import takes as lacking_dtype
 from mmedge.specs import Precision
 
@@ -251,7 +252,7 @@ def _cuda_bindings(machine: Machine) -> _Need | None:
 
 def _bindings(machine: Machine) -> str:
     """Return what brings CUDA's Python bindings for the driver that is there, for a shell."""
-    return '"cuda-bindings>=12.6,<13"' if _cuda_major(machine) == 12 else '"mmedge[cuda]"'
+    return FOR_CUDA_12 if _cuda_major(machine) == 12 else '"mmedge[cuda]"'
 
 
 def _cuda_major(machine: Machine) -> int:

@@ -2,7 +2,7 @@
 
 Errors, versions, devices and memory; streams, events and graphs are in cuda_streams.py.
 
-13.x of the bindings, or 12.x where the driver or JetPack 6 has CUDA 12. They are imported when a
+13.x of the bindings, or 12.9 where the driver or JetPack 6 has CUDA 12. They are imported when a
 function here is first called. Every call's error code is looked at; it becomes a BackendError with
 CUDA's own name and text and what to do about it.
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmedge.specs import Array
 
 __all__ = [
+    "FOR_CUDA_12",
     "Current",
     "Device",
     "DeviceMemory",
@@ -44,6 +45,9 @@ __all__ = [
     "in_words",
     "load_bindings",
 ]
+
+FOR_CUDA_12 = '"cuda-bindings>=12.9,<13"'
+"""What pip installs of the bindings, in a shell, where the driver serves CUDA 12."""
 
 _MODULE = "cuda.bindings.runtime"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
@@ -123,7 +127,7 @@ def load_bindings() -> ModuleType:
     except ImportError as error:
         raise BackendUnavailableError(
             f"CUDA's Python bindings cannot be imported ({error}). Install mmedge[cuda]; on "
-            'JetPack 6, or with a driver for CUDA 12: pip install "cuda-bindings>=12.6,<13".'
+            f"JetPack 6, or with a driver for CUDA 12: pip install {FOR_CUDA_12}."
         ) from error
 
 
@@ -429,12 +433,11 @@ def _driver_too_old(runtime: ModuleType) -> str:
             "it (a Jetson has it from JetPack; in a container, start that with --gpus all)."
         )
     major = bindings.split(".")[0]
-    older = driver.split(".")[0]
+    older = f", or install bindings for it: pip install {FOR_CUDA_12}"
     return (
         f"The NVIDIA driver is too old: it serves CUDA {driver}, the installed cuda-bindings need "
         f"CUDA {major}.0 or newer (driver {_DRIVERS.get(major, 'of that CUDA')}). Update the "
-        f'driver, or install bindings for it: pip install "cuda-bindings>={older},<{int(older) + 1}'
-        '".'
+        f"driver{older if driver.startswith('12.') else ''}."
     )
 
 

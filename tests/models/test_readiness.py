@@ -105,12 +105,12 @@ def test_a_desktop(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_driver_of_cuda_12_gets_wheels_for_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
     found = ways(tiny_bundle, SERVER, tmp_path)
-    wheels = 'tensorrt-cu12 "cuda-bindings>=12.6,<13"'
+    wheels = 'tensorrt-cu12 "cuda-bindings>=12.9,<13"'
     assert way(found, "tensorrt", "cuda").command == f"pip install {wheels}"
     assert "onnxruntime-gpu" in way(found, "onnxruntime", "cuda").command
     engines = {"onnxruntime": "1", "tensorrt": "10.8"}
     found = ways(tiny_bundle, replace(SERVER, engines=engines), tmp_path)
-    assert way(found, "tensorrt", "cuda").command == 'pip install "cuda-bindings>=12.6,<13"'
+    assert way(found, "tensorrt", "cuda").command == 'pip install "cuda-bindings>=12.9,<13"'
 
 
 def test_cuda_that_does_not_start(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -160,6 +162,54 @@ def test_what_the_fake_cuda_offers_the_bindings_have() -> None:
             assert int(getattr(getattr(real, name), word)) == int(value)
     for name in ("cudaStreamNonBlocking", "cudaEventBlockingSync", "cudaEventDisableTiming"):
         assert getattr(real, name) == getattr(FakeCuda, name)
+
+
+# Every call as mmedge makes it, handles null: without a driver the bindings answer, and do nothing.
+_CALLS = """
+import json
+from cuda.bindings import runtime as r
+to_device, mode = r.cudaMemcpyKind.cudaMemcpyHostToDevice, r.cudaStreamCaptureMode
+stream, event = r.cudaStream_t(0), r.cudaEvent_t(0)
+graph, launched = r.cudaGraph_t(0), r.cudaGraphExec_t(0)
+calls = [
+    ("cudaDriverGetVersion",), ("cudaRuntimeGetVersion",), ("cudaGetDeviceCount",),
+    ("cudaGetErrorName", r.cudaError_t(2)), ("cudaGetErrorString", r.cudaError_t(2)),
+    ("cudaGetDeviceProperties", 0), ("cudaGetDevice",), ("cudaSetDevice", 0), ("cudaMemGetInfo",),
+    ("cudaMalloc", 256), ("cudaHostAlloc", 256, r.cudaHostAllocPortable), ("cudaFree", 0),
+    ("cudaFreeHost", 0), ("cudaPointerGetAttributes", 4096),
+    ("cudaStreamCreateWithFlags", r.cudaStreamNonBlocking), ("cudaStreamSynchronize", 0),
+    ("cudaStreamWaitEvent", 0, 0, 0), ("cudaStreamDestroy", stream),
+    ("cudaEventCreateWithFlags", r.cudaEventDisableTiming | r.cudaEventBlockingSync),
+    ("cudaEventRecord", event, 0), ("cudaEventSynchronize", event), ("cudaEventDestroy", event),
+    ("cudaEventElapsedTime", event, event),
+    ("cudaMemcpyAsync", 4096, 8192, 16, to_device, 0),
+    ("cudaStreamBeginCapture", 0, mode.cudaStreamCaptureModeThreadLocal),
+    ("cudaStreamEndCapture", 0), ("cudaGraphInstantiate", graph, 0), ("cudaGraphDestroy", graph),
+    ("cudaGraphLaunch", launched, 0), ("cudaGraphExecDestroy", launched),
+]
+answers = {}
+for name, *arguments in calls:
+    code, *values = getattr(r, name)(*arguments)
+    answers[name] = [int(code), len(values)]
+print(json.dumps(answers))
+"""
+
+
+def test_the_bindings_take_what_mmedge_passes() -> None:
+    if Path("/proc/driver/nvidia").exists() or not cuda.bindings_installed():
+        pytest.skip("there is a driver, or no cuda-bindings")
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLS], check=True, capture_output=True, text=True, timeout=60
+    )
+    answers = json.loads(done.stdout)
+    functions = {name for name in vars(FakeCuda) if name.startswith("cuda")}
+    assert set(answers) == {
+        name for name in functions if inspect.isfunction(getattr(FakeCuda, name))
+    }
+    assert {code for code, _ in answers.values()} == {0, 35}  # cudaErrorInsufficientDriver
+    assert {name: count for name, (_, count) in answers.items() if count > 1} == {
+        "cudaMemGetInfo": 2
+    }
 
 
 def test_the_library_itself_says_why_a_plan_is_refused(library: LoadedFlavour) -> None:

@@ -72,7 +72,8 @@ def test_without_cudas_bindings_the_wheel_is_named(
     ("driver", "devices", "device", "says"),
     [
         (0, 1, "cuda", "no NVIDIA driver.*JetPack.*--gpus all"),
-        (12040, 1, "cuda", r'too old: it serves CUDA 12\.4.*13\.0.*580.*cuda-bindings>=12,<13"'),
+        (11080, 1, "cuda", r"too old: it serves CUDA 11\.8.*Update the driver\.$"),
+        (12040, 1, "cuda", r'too old: it serves CUDA 12\.4.*13\.0.*580.*cuda-bindings>=12\.9,<13"'),
         (13000, 0, "cuda", "cudaErrorNoDevice.*nvidia-smi"),
         (13000, 1, "cuda:1", r"'cuda:1'.* sees 1 GPU\(s\)"),
     ],
