@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from mmedge.cli.engine_tables import capabilities
 from mmedge.cli.output import plain
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ class EngineProgress:
 
     def begin(self, engine: PlannedEngine) -> BuildProgress | None:
         """Show that an engine is built next; return what is told how far it is."""
-        target = f", for {engine.key.compute_capability}" if engine.key is not None else ""
-        doing = f"{plain(engine.label)}{target}"
+        doing = f"{plain(engine.label)}, for {capabilities(engine)}"
         if self._bar is None:
             self._console.print(f"{doing} ...", soft_wrap=True)
             return None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BuiltRow",
     "build_document",
+    "capabilities",
     "plan_document",
     "print_built",
     "print_layers",
@@ -77,7 +78,7 @@ def print_plan(plan: EnginePlan) -> None:
             table.add_row(
                 f"  {plain(engine.variant)}",
                 _STATES[engine.state],
-                _capabilities(engine),
+                capabilities(engine),
                 "; ".join(map(_axes, engine.axes)),
                 plain(engine.reason) if engine.state == "build" else "",
             )
@@ -99,7 +100,7 @@ def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
         _add_role(table, role)
         for engine in engines:
             row = by_label.get(engine.label)
-            table.add_row(f"  {plain(engine.variant)}", _capabilities(engine), *_figures(row))
+            table.add_row(f"  {plain(engine.variant)}", capabilities(engine), *_figures(row))
     console.print(table)
     for row in rows:
         for warning in row.record.warnings if row.record is not None else ():
@@ -226,7 +227,8 @@ def _add_role(table: Table, role: str) -> None:
     table.add_row(Text(plain(role), style="bold"))
 
 
-def _capabilities(engine: PlannedEngine) -> str:
+def capabilities(engine: PlannedEngine) -> str:
+    """Return what an engine is for, "8.9 12.0"; "-" where nothing is built here."""
     if engine.key is None:
         return "-"
     names = engine.key.compute_capability.split("+")

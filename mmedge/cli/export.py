@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mmedge.exports import IoDocument, Selection
     from mmedge.exports.triton import TritonModel
     from mmedge.exports.triton_configs import Device
-    from mmedge.models.engine_plan import PlannedEngine
     from mmedge.runtimes.trt.engines import Flavour
 
 __all__ = ["export"]
@@ -111,7 +110,8 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     notes = [each.note for each in chosen if each.note]
     if build:
         wanted = target or ("tensorrt" if triton is not None else None)
-        _build(opened, chosen, wanted, words("--compute-capability", compute_capability) or ())
+        named = words("--compute-capability", compute_capability) or ()
+        _build(opened, chosen, wanted, named, quiet=quiet)
     if engine_dir is not None:
         document = _export_engine_dir(
             opened, engine_dir, chosen, notes, engines=with_engines, overwrite=overwrite
@@ -159,24 +159,22 @@ def _build(
     chosen: tuple[Selection, ...],
     target: str | None,
     compute_capabilities: tuple[str, ...],
+    *,
+    quiet: bool,
 ) -> None:
-    from rich.console import Console
-
+    from mmedge.cli.engine_progress import EngineProgress
     from mmedge.exports.cached_engines import build_engines
     from mmedge.models.engine_plan import default_flavour
 
-    console = Console(stderr=True, markup=False, highlight=False)
-
-    def told(engine: PlannedEngine) -> None:
-        console.print(f"Building {engine.label} ...", soft_wrap=True)
-
-    build_engines(
-        bundle,
-        chosen,
-        default_flavour() if target is None else _FLAVOURS[target],
-        compute_capabilities=compute_capabilities,
-        progress=told,
-    )
+    with EngineProgress(len(chosen), shown=not quiet) as shown:
+        build_engines(
+            bundle,
+            chosen,
+            default_flavour() if target is None else _FLAVOURS[target],
+            compute_capabilities=compute_capabilities,
+            progress=shown.begin,
+            wait_told=shown.say,
+        )
 
 
 def _export_engine_dir(

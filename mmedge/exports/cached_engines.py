@@ -72,16 +72,18 @@ def build_engines(
     *,
     compute_capabilities: Sequence[str] = (),
     progress: Callable[[PlannedEngine], BuildProgress | None] = lambda _: None,
+    wait_told: Callable[[str], None] | None = None,
 ) -> None:
-    """Build an engine of every graph into the cache, where there is none yet.
+    """Build an engine of every graph into the cache, where there is none yet or a damaged one.
 
     Args:
         bundle: An opened bundle.
         selections: The graphs.
         flavour: Of TensorRT.
         compute_capabilities: See EngineRequest.
-        progress: Called with each engine before it is built; what it returns is told how far the
-            build is.
+        progress: Called with each engine before it is built or found; what it returns is told how
+            far the build is.
+        wait_told: See build_planned.
 
     Raises:
         EngineBuildError: If one of them cannot be built.
@@ -95,8 +97,8 @@ def build_engines(
         )
         plan = plan_engines(bundle, flavour, options)
         for engine in plan.engines:
-            if engine.variant == selection.variant.name and engine.state != "cached":
-                build_planned(plan, engine, progress(engine))
+            if engine.variant == selection.variant.name:
+                build_planned(plan, engine, progress(engine), wait_told)
 
 
 def _name(selection: Selection, key: EngineKey) -> str:

@@ -2,7 +2,8 @@
 
 trtexec comes with TensorRT and JetPack, tensorrt_rtx with TensorRT for RTX. TensorRT 10 needs
 `--stronglyTyped`; TensorRT 11, whose networks are always so, takes and ignores it; TensorRT for RTX
-does without.
+does without. `--noTF32`, as in engines that mmedge builds: with TF32, products of float32 have 10
+bits of mantissa, and fp32 would miss its tolerance.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def trtexec_lines(
     check.append("--loadInputs=" + ",".join(f"{_name(v.name)}:{v.file}" for v in vectors.inputs))
     check.append(f"--exportOutput={PurePosixPath(engine).with_suffix('.outputs.json')}")
     return TrtexecLines(
-        build=shlex.join(["trtexec", *files, "--stronglyTyped", *shapes, memory]),
+        build=shlex.join(["trtexec", *files, "--stronglyTyped", "--noTF32", *shapes, memory]),
         build_rtx=shlex.join(["tensorrt_rtx", *files, *shapes]),
         check=shlex.join(["trtexec", *check]),
     )

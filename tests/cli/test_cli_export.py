@@ -223,14 +223,23 @@ def test_engines_are_built_where_they_are_missing(
     named = ("--compute-capability", "8.9,12.0", "--json")
     code, printed, errors = export(capsys, tiny_bundle.path, *arguments, *named)
     assert code == 0, errors
-    assert "Building text_encoder/fp32" in errors
+    assert "text_encoder/fp32, for 8.9 12.0 ..." in errors
     (graph,) = json.loads(printed)["graphs"]
     (engine,) = graph["engines"]
     assert set(engine["compute_capability"].split("+")) == {"8.9", "12.0"}
     assert engine["profiles"][0]["input_ids"]["most"] == [32, 6]
     assert (out / engine["file"]).stat().st_size > 1000
-    code, _, errors = export(capsys, tiny_bundle.path, *arguments, *named, "--overwrite")
-    assert (code, errors) == (0, "")  # it is in the cache now
+    (plan,) = cache.folder.glob("*.plan")
+    built = plan.read_bytes()
+    again = (*arguments, *named, "--overwrite", "--quiet")
+    assert export(capsys, tiny_bundle.path, *again)[::2] == (0, "")
+    assert list(cache.folder.glob("*.plan")) == [plan]
+    plan.write_bytes(b"damaged")
+    code, _, errors = export(capsys, tiny_bundle.path, *again)
+    assert code == 0
+    assert "Warning: " in errors
+    assert "is built anew" in errors
+    assert (out / engine["file"]).read_bytes() == built  # the same, it builds so
 
 
 def test_what_tensorrt_builds_no_engine_of_is_passed_over_and_that_is_said(

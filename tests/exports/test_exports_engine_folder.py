@@ -119,6 +119,7 @@ def test_axes_and_command_lines(tiny_bundle: Bundle, out: Path) -> None:
         "--onnx=image_encoder/fp32.onnx",
         "--saveEngine=image_encoder/fp32.engine",
         "--stronglyTyped",
+        "--noTF32",
         "--minShapes=pixel_values:1x3x8x8",
         "--optShapes=pixel_values:1x3x8x8",
         "--maxShapes=pixel_values:8x3x8x8",
