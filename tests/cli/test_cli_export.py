@@ -213,6 +213,7 @@ def test_an_older_export_is_kept_unless_told_otherwise(
     assert (other / "a.jpg").exists()
 
 
+@pytest.mark.filterwarnings("always:.*is built anew:RuntimeWarning")
 def test_engines_are_built_where_they_are_missing(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
