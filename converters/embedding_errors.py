@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ SENSITIVITY_SAMPLES = 8
 
 def embedding_errors(
     model: Path,
-    names: Iterable[str],
+    names: Collection[str],
     write: Callable[[Path, str], None],
     feeds: Feeds,
     *,
     samples: int = SENSITIVITY_SAMPLES,
     what: str = "only '{}' quantized",
     worker: Worker | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Float32Array]:
     """Return 1 - cosine of each sample's embedding with what the float graph gives, for each node.
 
@@ -44,6 +45,7 @@ def embedding_errors(
         samples: Rows to compare, at least 1.
         what: What is done to a node, for messages.
         worker: None starts one.
+        advance: Called with (done, total) after each node.
 
     Returns:
         (rows,) float32 by name, in the order of `names`.
@@ -58,12 +60,14 @@ def embedding_errors(
     errors: dict[str, Float32Array] = {}
     with lent(worker) as runs:
         reference = _embed(model, subset, model.name, runs)
-        for name in names:
+        for done, name in enumerate(names, 1):
             changed = what.format(name)
             with beside(model.parent) as path:
                 write(path, name)
                 found = _embed(path, subset, f"{model.name} with {changed}", runs)
             errors[name] = _errors(changed, reference, found)
+            if advance is not None:
+                advance(done, len(names))
     return errors
 
 

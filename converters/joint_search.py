@@ -122,10 +122,14 @@ class StartedSearch:
             speed=speed,
             store=self.store,
             calibrated=self.calibrated,
-            tell=lambda name: progress(ProgressEvent(f"Try {self.name} {name}", 0, 1)),
+            tell=lambda name, there: progress(ProgressEvent(_stage(self.name, name, there), 0, 1)),
             paired=self.budget.objective != "size" and int8_saturates(),
         )
         return search.run(reference)
+
+
+def _stage(role: str, name: str, there: bool) -> str:
+    return f"Take {role} {name} from before" if there else f"Try {role} {name}"
 
 
 def choose_together(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.passes.float16 import Island
 from mmedge.converters.passes.int8 import Range, quantizable_tables
-from mmedge.converters.passes.linears import find_linears, makes_embedding
+from mmedge.converters.passes.linears import KEPT, find_linears, makes_embedding
 from mmedge.converters.passes.matching import is_op, sizes
 
 __all__ = ["Layer", "describe_islands", "describe_layers", "plan_layers"]
@@ -65,7 +65,7 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
 
 
 def _kept(name: str, keep: Collection[str]) -> str:
-    return "among the most sensitive layers" if name in keep else ""
+    return KEPT if name in keep else ""
 
 
 def describe_layers(

@@ -188,9 +188,16 @@ def _search(job: _Job) -> tuple[_Facts, dict[str, BuiltRole], list[str]]:
             for name, spec in specs.items()
         }
         fp32 = {name: search.role for name, search in started.items()}
-        tried = {
-            name: search.run(fp32, job.samples, job.progress) for name, search in started.items()
-        }
+        try:
+            tried = {
+                name: search.run(fp32, job.samples, job.progress)
+                for name, search in started.items()
+            }
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"What was tried is kept in {folder}; the same command goes on from there."
+            ) from error
+        job.progress(ProgressEvent("Choose what to keep", 0, 1))
         if message := nothing_found(tried, budget):
             raise ConversionError(message)
         chosen, joint = choose_together(tried, fp32, job.samples, budget)
@@ -309,6 +316,7 @@ def _builder(
         spec=spec,
         explain=job.config.explain,
         seed=job.config.seed,
+        tell=lambda what, done, total: job.progress(ProgressEvent(what, done, total)),
     )
 
 

@@ -58,6 +58,7 @@ def quantize(
     share: Path | None = None,
     ranges: Mapping[str, Range] | None = None,
     worker: Worker | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> tuple[NodeEntry, ...]:
     """Write the quantized graph of `model` to `out`, its weights to `out` + ".data" beside it.
 
@@ -75,6 +76,7 @@ def quantize(
             distillation has learned. StaticInt8 alone takes it.
         worker: Where graphs run that no engine has seen before, to measure or check them; None
             starts one when needed.
+        advance: Called with (done, total) where layers are measured one by one, for a size target.
 
     Returns:
         What became of every linear layer and embedding table, in the graph's order.
@@ -92,7 +94,7 @@ def quantize(
             f"Ranges are for StaticInt8; got {type(config).__name__}, which has no use for them."
         )
     try:
-        made = _Quantizer(model, calibrator, ranges, worker)
+        made = _Quantizer(model, calibrator, ranges, worker, advance)
         quantized = _apply(config, made)
         if share is not None:
             _share_weights(quantized, share)
@@ -128,11 +130,13 @@ class _Quantizer:
         calibrator: Calibrator | None,
         ranges: Mapping[str, Range] | None,
         worker: Worker | None,
+        advance: Callable[[int, int], None] | None,
     ) -> None:
         self.model = model
         self.calibrator = calibrator
         self.given = ranges
         self.worker = worker
+        self.advance = advance
         self.entries: tuple[NodeEntry, ...] = ()
 
     def needed(self, what: str) -> Calibrator:
@@ -258,7 +262,14 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
     errors: Mapping[str, float] = {}
     if config.at_most is not None and not config.lowered:
         feeds = made.needed("A size target")
-        errors = choose_lowered(made.model, config, feeds, moments=moments, worker=made.worker)
+        errors = choose_lowered(
+            made.model,
+            config,
+            feeds,
+            moments=moments,
+            worker=made.worker,
+            advance=made.advance,
+        )
         config = replace(config, lowered=tuple(errors))
     step = weight_only_pass(config, moments)
     step(graph)

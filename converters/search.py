@@ -21,7 +21,16 @@ from mmedge.converters.recipes import FP32, Recipe, parse_recipe
 from mmedge.converters.speed import Runner, SpeedTest
 from mmedge.converters.trials import TrialStore, drop_of
 from mmedge.converters.variants import TOLERANCES, BuiltVariant
-from mmedge.converters.verdicts import Budget, Trial, choose, front, judge_trials, within
+from mmedge.converters.verdicts import (
+    Budget,
+    Trial,
+    choose,
+    front,
+    gains,
+    in_words,
+    judge_trials,
+    within,
+)
 from mmedge.errors import BackendError, CalibrationError, ConversionError
 from mmedge.runtimes.energy import energy_counter
 from mmedge.runtimes.processor import allowed_processors, processor_name
@@ -64,7 +73,8 @@ class RoleSearch:
         speed: Times a candidate.
         store: Finished candidates.
         calibrated: Whether there is calibration data for the role.
-        tell: Called with a candidate's name when work on it begins.
+        tell: Called with a candidate's name when work on it begins, and whether it is there from a
+            search before.
         paired: Whether weights with exact sums in 16 bits are worth trying: the processor's fast
             int8 sums saturate, and time or energy is at stake.
     """
@@ -76,7 +86,7 @@ class RoleSearch:
     speed: SpeedTest
     store: TrialStore
     calibrated: bool
-    tell: Callable[[str], None]
+    tell: Callable[[str, bool], None]
     paired: bool = False
 
     def run(self, fp32: BuiltVariant) -> list[Trial]:
@@ -183,9 +193,10 @@ class RoleSearch:
         return min(over, key=Trial.loss, default=None)
 
     def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
-        self.tell(recipe.variant)
         known = self.store.load(self.role, recipe, self.budget.metric)
-        if known is not None and self._complete(known):
+        there = known is not None and self._complete(known)
+        self.tell(recipe.variant, there)
+        if known is not None and there:
             if recipe == FP32:
                 self.speed.fp32()
             return known
@@ -268,17 +279,19 @@ def nothing_found(searches: dict[str, list[Trial]], budget: Budget) -> str | Non
     """Return the message for a search that found nothing for any role, None where it found some."""
     if any(choose(front(t, budget), budget.objective) is not t[0] for t in searches.values()):
         return None
-    closest = []
-    for role, trials in searches.items():
-        tried = [trial for trial in trials[1:] if trial.drop is not None]
-        if not tried:
-            continue
-        best = min(tried, key=Trial.loss)
-        if best.drop is not None:
-            closest.append(f"{role}: {best.name} loses {best.drop.value:.4f}")
-    told = "; ".join(closest) or "no candidate could be made"
+    told = "; ".join(f"{role}: {_closest(trials)}" for role, trials in searches.items())
     return (
         f"Nothing loses at most {budget.max_drop:g} of {budget.metric} and gains on fp32. The "
         f"closest: {told}. Raise --max-drop, give more calibration data, or choose another "
         "--objective; what was tried is kept, and the next search goes on from there."
     )
+
+
+def _closest(trials: Sequence[Trial]) -> str:
+    """Return what loses least of what gains on fp32."""
+    fp32, *others = trials
+    made = [trial for trial in others if trial.drop is not None]
+    best = min((trial for trial in made if gains(trial, fp32)), key=Trial.loss, default=None)
+    if best is None or best.drop is None:
+        return f"none of {len(made)} gains" if made else "no candidate could be made"
+    return f"{best.name} loses {in_words(best.drop)}"

@@ -110,6 +110,7 @@ def measure_sensitivity(
     calibration: Feeds | None = None,
     samples: int = SENSITIVITY_SAMPLES,
     worker: Worker | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Return 1 - mean cosine of the embedding with only one node quantized, for each node.
 
@@ -122,11 +123,12 @@ def measure_sensitivity(
         calibration=calibration,
         samples=samples,
         worker=worker,
+        advance=advance,
     )
     return {name: float(rows.mean()) for name, rows in errors.items()}
 
 
-def measure_errors(
+def measure_errors(  # noqa: PLR0913, what is measured, on what, and how
     model: Path,
     config: QuantizationConfig,
     feeds: Feeds,
@@ -136,6 +138,7 @@ def measure_errors(
     alone: bool = True,
     nodes: Collection[str] | None = None,
     worker: Worker | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Float32Array]:
     """Return 1 - cosine of each sample's embedding with only one node quantized, for each node.
 
@@ -156,6 +159,7 @@ def measure_errors(
             of the error when that node is put back to float.
         nodes: Names to measure; None measures all in quantizable_nodes.
         worker: None starts one.
+        advance: Called with (done, total) after each node.
 
     Returns:
         (rows,) float32 by name, in the graph's order.
@@ -183,6 +187,7 @@ def measure_errors(
         samples=samples,
         what=f"{'only' if alone else 'all but'} '{{}}' quantized",
         worker=worker,
+        advance=advance,
     )
 
 

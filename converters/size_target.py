@@ -13,7 +13,7 @@ layer does, 0.0043 to 0.018. Measured with plain rounding, and then rounded by G
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def choose_lowered(
     moments: Mapping[str, Array] | None = None,
     samples: int = SENSITIVITY_SAMPLES,
     worker: Worker | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Choose the layers that go to half the bits until `config.at_most` holds.
 
@@ -106,6 +107,7 @@ def choose_lowered(
         moments: Of what GPTQ needs (moment_inputs); None collects them where it needs them.
         samples: Rows of calibration data that each layer is measured on.
         worker: Where the graphs that are measured run; None starts one.
+        advance: Called with (done, total) after each layer is measured.
 
     Returns:
         The names of the layers and tables, in the graph's order, with 1 - mean cosine of the
@@ -148,6 +150,7 @@ def choose_lowered(
         samples=samples,
         what=f"only '{{}}' quantized, at {half_the_bits(config)} bits",
         worker=worker,
+        advance=advance,
     )
     errors = {name: float(found.mean()) for name, found in rows.items()}
     return {name: errors[name] for name in _enough(errors, saved, size - limit)}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -135,7 +136,7 @@ class VariantBuilder:
         worker: Where they run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, all that variants are made from
         self,
         role: str,
         folder: Path,
@@ -146,6 +147,7 @@ class VariantBuilder:
         spec: ExportSpec | None = None,
         explain: bool = False,
         seed: int = 0,
+        tell: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """Take what the variants are made from.
 
@@ -159,6 +161,7 @@ class VariantBuilder:
             explain: Measure what quantizing each layer alone does to the embedding, where there is
                 calibration data to measure it on.
             seed: Of distillation.
+            tell: Told of what takes minutes: what it is, its steps done, its steps in all.
         """
         self._role = role
         self._folder = folder
@@ -169,6 +172,7 @@ class VariantBuilder:
         self._spec = spec
         self._explain = explain and calibration is not None
         self._seed = seed
+        self._tell = tell
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 
     def close(self) -> None:
@@ -272,6 +276,7 @@ class VariantBuilder:
             keep=method.keep,
             activations=method.activations,
             teacher=self._spec.module,
+            advance=partial(self._tell, f"Train {self._role} {variant}"),
         )
         if distilled.reason:
             raise QuantizationError(f"{self._role}/{variant}: {distilled.reason}.")
@@ -312,6 +317,7 @@ class VariantBuilder:
                     share=first,
                     ranges=ranges,
                     worker=self.worker,
+                    advance=partial(self._tell, f"Measure layers of {self._role} {variant}"),
                 )
             if isinstance(method, Float16):
                 require_agreement(source(layout), out, self._probe_feeds, worker=self.worker)
@@ -354,7 +360,11 @@ class VariantBuilder:
                 activations: Literal["uint8", "int8"] = "int8" if signed else "uint8"
                 model = self._calibrator.equalized(model, equalization, activations)
             self._errors[method] = measure_sensitivity(
-                model, method, self._calibrator, worker=self.worker
+                model,
+                method,
+                self._calibrator,
+                worker=self.worker,
+                advance=partial(self._tell, f"Measure layers of {self._role}"),
             )
         return self._errors[method]
 

@@ -12,7 +12,17 @@ from mmedge.converters.recipes import Recipe
 from mmedge.converters.variants import BuiltVariant
 from mmedge.errors import ConversionError
 
-__all__ = ["Budget", "Judgement", "Trial", "choose", "front", "judge_trials", "within"]
+__all__ = [
+    "Budget",
+    "Judgement",
+    "Trial",
+    "choose",
+    "front",
+    "gains",
+    "in_words",
+    "judge_trials",
+    "within",
+]
 
 # What is not this much faster or smaller than fp32 is not worth its loss.
 _GAIN = 0.97
@@ -114,7 +124,7 @@ def front(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
         Cheapest first; fp32 is always among them, last unless something loses nothing.
     """
     fp32, *others = trials
-    pool = [fp32, *(t for t in others if within(t, budget) and _gains(t, fp32))]
+    pool = [fp32, *(t for t in others if within(t, budget) and gains(t, fp32))]
     kept = [
         trial
         for trial in pool
@@ -150,6 +160,11 @@ def judge_trials(
     return [_judge(trial, trials[0], kept, chosen, budget) for trial in trials]
 
 
+def in_words(drop: Figure) -> str:
+    """Return a loss with four decimals, or as many as tell it from none."""
+    return f"{drop.value:.4f}" if abs(drop.value) >= 5e-5 else f"{drop.value:.1e}"
+
+
 def _judge(
     trial: Trial, fp32: Trial, kept: Sequence[Trial], chosen: Trial, budget: Budget
 ) -> Judgement:
@@ -174,15 +189,15 @@ def _why_dropped(trial: Trial, fp32: Trial, kept: Sequence[Trial], budget: Budge
     if trial.failure or trial.drop is None:
         return trial.failure or "not measured"
     if not within(trial, budget):
-        return f"loses {trial.drop.value:.4f} of {budget.metric}, more than {budget.max_drop:g}"
-    if not _gains(trial, fp32):
+        return f"loses {in_words(trial.drop)} of {budget.metric}, more than {budget.max_drop:g}"
+    if not gains(trial, fp32):
         return f"no gain: {_gain(trial, fp32, 'latency')}"
     better = next(other for other in kept if _beats(other, trial, budget.objective))
     what = {"latency": "faster", "size": "smaller", "energy": "more frugal"}[budget.objective]
     return f"{better.name} is {what} and loses no more"
 
 
-def _gains(trial: Trial, fp32: Trial) -> bool:
+def gains(trial: Trial, fp32: Trial) -> bool:
     """Tell whether a candidate is at least a few per cent faster or smaller than fp32."""
     faster = (
         trial.speed is not None

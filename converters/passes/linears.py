@@ -11,7 +11,10 @@ from mmedge.converters.passes.matching import constant, is_op, only_consumer, ra
 from mmedge.errors import QuantizationError
 from mmedge.specs import Float32Array
 
-__all__ = ["Linear", "find_linears", "makes_embedding"]
+__all__ = ["KEPT", "Linear", "find_linears", "makes_embedding"]
+
+KEPT = "among the most sensitive layers"
+"""Why a layer stays in float that a method's `keep` names; see sensitivity.choose_kept."""
 
 # What may stand between the layer that makes the embedding and the output.
 _LIGHT = frozenset(

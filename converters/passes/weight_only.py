@@ -29,7 +29,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.passes.building import replace_value
-from mmedge.converters.passes.linears import Linear, find_linears, makes_embedding
+from mmedge.converters.passes.linears import KEPT, Linear, find_linears, makes_embedding
 from mmedge.converters.passes.matching import constant, is_op, perm_of, producer, rank, sizes
 from mmedge.converters.passes.weight_only_nodes import (
     StoredWeight,
@@ -232,7 +232,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         group_size = self._group_for(linear.shape[0], bits)
         reason = ""
         if linear.name in self._keep:
-            reason = "kept by name"
+            reason = KEPT
         elif self._form == "blocked" and makes_embedding(linear):
             reason = "makes the embedding"
         elif group_size is None:
@@ -285,7 +285,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             stored = None
         reason = ""
         if name in self._keep:
-            reason = "kept by name"
+            reason = KEPT
         elif self._form == "blocked":
             reason = "engines look up in float"
         elif group_size is None and stored is None:

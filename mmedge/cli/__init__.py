@@ -41,10 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print_error(str(error))
         code = _FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         from mmedge.cli.output import print_error
 
-        print_error("Interrupted. Nothing half-written is left behind.")
+        print_error(
+            " ".join(["Interrupted. Nothing half-written is left behind.", *map(str, error.args)])
+        )
         code = _INTERRUPTED
     except BrokenPipeError:
         # The reader has seen enough (`mmedge inspect ... | head`). What is still buffered goes

@@ -101,7 +101,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         command.main(args=None if arguments is None else list(arguments), prog_name="mmedge")
     except _InterruptedRunError as error:
-        raise KeyboardInterrupt from error
+        raise KeyboardInterrupt(*(error.__cause__.args if error.__cause__ else ())) from error
     except SystemExit as done:
         if done.code is None or isinstance(done.code, int):
             return done.code or 0

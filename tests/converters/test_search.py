@@ -43,7 +43,12 @@ class Workshop:
         self.folder = folder
         self.made: list[str] = []
         self.told: list[str] = []
+        self.there: list[str] = []
         self.energy_mj: float | None = None
+
+    def tell(self, name: str, there: bool) -> None:
+        self.told.append(name)
+        self.there += [name] * there
 
     def build(self, recipe: Recipe) -> BuiltVariant:
         self.made.append(recipe.variant)
@@ -96,7 +101,7 @@ def run(
         speed=cast("SpeedTest", shop),
         store=store,
         calibrated=calibrated,
-        tell=shop.told.append,
+        tell=shop.tell,
         paired=paired,
     )
     return search.run(built("fp32", shop.folder))
@@ -270,6 +275,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         trials = run(again, store)
     assert again.made == ["int8-static", "int8-static-mse"]
+    assert again.there == ["fp32", "fp16", "int8-dynamic"]
     assert [one.name for one in trials[1:]] == PLAIN
 
 
@@ -293,6 +299,9 @@ def test_nothing_found_names_the_closest_of_each_role() -> None:
     assert "int8-static" not in message
     assert "--max-drop" in message
     assert "\n" not in message
+    larger = [fp32_trial(), trial("fp16", 0.0, 1.2, size_bytes=4_000_000)]
+    message = nothing_found({"image_encoder": lossy, "text_encoder": larger}, BUDGET)
+    assert "text_encoder: none of 1 gains" in str(message)
     assert "no candidate could be made" in str(nothing_found({"text_encoder": failed}, BUDGET))
 
 

@@ -110,7 +110,11 @@ def test_what_is_chosen_hurts_less_than_its_opposite(tower: Path) -> None:
     plain, all_names = share_at(tower, INT4), [x.name for x in weight_layers(ir.load(tower).graph)]
     least = share_at(tower, replace(INT4, lowered=tuple(all_names[:-1])))
     config = replace(INT4, at_most=(plain + least) / 2)
-    chosen = choose_lowered(tower, config, feeds)
+    steps: list[tuple[int, int]] = []
+    chosen = choose_lowered(
+        tower, config, feeds, advance=lambda done, total: steps.append((done, total))
+    )
+    assert steps == [(done, len(all_names) - 1) for done in range(1, len(all_names))]
     others = tuple(name for name in all_names[:-1] if name not in chosen)
     feed, errors = pictures(6, seed=9), []
     for names in (tuple(chosen), others):

@@ -42,6 +42,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ExportSpec:
     return replace(known, module=with_weights(known.module, drawn))
 
 
+told_steps: list[tuple[str, int, int]] = []
+
+
 @pytest.fixture
 def builder(spec: ExportSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
     name = spec.inputs[0].name
@@ -66,7 +69,9 @@ def builder(spec: ExportSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
             inputs,
             calibration,
             spec=spec,
+            tell=lambda *step: told_steps.append(step),
         )
+        told_steps.clear()
         yield made
         made.close()
 
@@ -80,6 +85,7 @@ def taught_nothing(
 ) -> Distilled:
     """Return the student as it starts."""
     assert settings["teacher"] is not None
+    settings["advance"](3, 9)  # type: ignore[operator]
     return Distilled(spec, ranges, 1.0, 0.5, step=1, samples=8, held_back=2, untrained=())
 
 
@@ -91,6 +97,7 @@ def test_a_student_starts_as_what_it_is_named_after(
     plain = builder.build(parse_recipe(start))
     before = {path.name for path in tmp_path.iterdir()}
     student = builder.build(parse_recipe(f"{start}-distilled"))
+    assert told_steps == [(f"Train image_encoder {start}-distilled", 3, 9)]
     assert (student.recipe.distilled, student.recipe.variant) == (True, f"{start}-distilled")
     assert student.models.keys() == plain.models.keys() == {"onnxruntime", "portable"}
     np.testing.assert_array_equal(student.embeddings, plain.embeddings)

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from towers import VOCABULARY, WIDTH, image_tower, pictures, text_tower, texts
 
 from mmedge.converters.passes import to_onnxruntime_layout
+from mmedge.converters.passes.linears import KEPT
 from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
 from mmedge.converters.statistics import collect_moments
 from mmedge.converters.weight_only import Bits, hqq, round_to_nearest
@@ -183,7 +184,7 @@ def test_kept_layers_and_bits_of_their_own(tmp_path: Path) -> None:
     )
     step(model)
     found = {weight.name: weight for weight in step.weights}
-    assert (found[names[0]].bits, found[names[0]].reason) == (32, "kept by name")
+    assert (found[names[0]].bits, found[names[0]].reason) == (32, KEPT)
     assert (found[names[-1]].bits, found[names[1]].bits, found[names[-2]].bits) == (32, 2, 4)
     counted = Counter(node.op_type for node in model.graph)
     assert counted["GatherBlockQuantized"] == 0
