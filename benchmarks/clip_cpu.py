@@ -68,7 +68,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     size: Size = arguments.model
     if arguments.output.name == "clip_cpu.json":  # not named by the caller
-        kind = "" if int8_instructions() else "_without_vnni"
+        instructions = int8_instructions()
+        kind = "_amx" if "amx_int8" in instructions else "" if instructions else "_without_vnni"
         model = "" if size == "b32" else f"_{size}"
         arguments.output = arguments.output.with_name(f"clip_cpu{kind}{model}.json")
     rates = int8_rate()

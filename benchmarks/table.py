@@ -30,12 +30,13 @@ _RACES = {
     "text_77_tokens": "text, 77 tokens",
 }
 _MODELS = {"": "ViT-B/32", "_b16": "ViT-B/16"}
-# Recorded on machines of two kinds: by the beginning of the file's name.
+# Recorded on machines of three kinds: by the beginning of the file's name.
 _MACHINES = {
     "clip_cpu": "with VNNI",
+    "clip_cpu_amx": "with AMX",
     "clip_cpu_without_vnni": (
         "without VNNI, where the fast int8 kernels saturate unless weights are "
-        "[paired](docs/quantization.md#processors-without-vnni)"
+        "[paired](quantization.md#processors-without-vnni)"
     ),
 }
 _FP32 = ("torch eager", "torch.compile", "onnxruntime fp32", "openvino fp32")
@@ -49,23 +50,34 @@ _OUR_INT8 = {
 }
 
 
-def section() -> str:
-    """Return the section as Markdown."""
-    cold, over = (load(name) for name in ("cold_start", "encode_overhead"))
-    intro = (
-        "Full-size CLIP with random weights, one thread, on two machines. Wall time of mmedge over "
-        "that of the fastest peer of the same run: below 1 mmedge is faster. Median over the "
-        "rounds of one interleaved run, 95 % interval in brackets. Peers in fp32: torch, "
-        "torch.compile, ONNX Runtime, OpenVINO; in int8: ONNX Runtime's quantize_dynamic and "
-        "quantize_static, OpenVINO with NNCF. Two floors, for the fastest of ours: the encoder's "
-        "operations at the int8 rate of one large product in the caches, computed; and its int8 "
-        "products alone, in their sizes and with weights of their own that come from memory, "
-        "measured in the same rounds."
-    )
-    lines = [intro]
+_INTRO = (
+    "Full-size CLIP with random weights, one thread. Wall time of mmedge over that of the fastest "
+    "peer of the same run: below 1 mmedge is faster. Median over the rounds of one interleaved "
+    "run, 95 % interval in brackets. Peers in fp32: torch, torch.compile, ONNX Runtime, OpenVINO; "
+    "in int8: ONNX Runtime's quantize_dynamic and quantize_static, OpenVINO with NNCF. Two floors, "
+    "for the fastest of ours: the encoder's operations at the int8 rate of one large product in "
+    "the caches, computed; and its int8 products alone, in their sizes and with weights of their "
+    "own that come from memory, measured in the same rounds."
+)
+
+
+def speed_page() -> str:
+    """Return the tables of every machine, for docs/cpu-speed.md."""
+    lines = [_INTRO]
     for machine, kind in _MACHINES.items():
         lines += ["", *_speed(machine, kind)]
+    return "\n".join(lines)
+
+
+def section() -> str:
+    """Return the section of the README."""
+    cold, over = (load(name) for name in ("cold_start", "encode_overhead"))
+    machine, kind = next(iter(_MACHINES.items()))
+    lines = [_INTRO, "", *_speed(machine, kind)]
     lines += [
+        "",
+        "On an Intel Xeon with AMX and on an AMD EPYC without VNNI: "
+        "[docs/cpu-speed.md](docs/cpu-speed.md).",
         "",
         (
             "From process start to the first image embedding, both towers loaded but where said "
@@ -206,6 +218,7 @@ def _cosines(races: Sequence[tuple[str, Any]], ours: Mapping[str, str]) -> list[
 
 _DOCUMENTS: dict[str, Callable[[], str]] = {
     "README.md": section,
+    "docs/cpu-speed.md": speed_page,
     "docs/weight-only.md": weight_only_table.page,
 }
 

@@ -109,8 +109,9 @@ def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
         _print_reason("No engine", reason, engines)
     if any(row.record is not None for row in rows):
         console.print(
-            f"mmedge.load(..., backend='{plan.flavour}') finds them on such a GPU; `mmedge cache "
-            "list` shows all engines."
+            f"mmedge.load(..., backend='{plan.flavour}') finds them on such a GPU. There, `mmedge "
+            f"verify BUNDLE --device gpu --backend {plan.flavour}` says whether they answer right. "
+            "`mmedge cache list` shows all engines."
         )
 
 

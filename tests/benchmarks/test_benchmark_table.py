@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
     ("document", "row"),
     [
         ("README.md", "| ViT-B/32 image, batch 1 | openvino nncf int8 |"),
+        ("docs/cpu-speed.md", "| ViT-B/32 image, batch 1 | onnxruntime quantize_dynamic |"),
         ("docs/weight-only.md", "| int4-g128-gptq-at25 |"),
     ],
 )
