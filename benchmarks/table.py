@@ -76,8 +76,10 @@ def section() -> str:
     lines = [_INTRO, "", *_speed(machine, kind)]
     lines += [
         "",
-        "On an Intel Xeon with AMX and on an AMD EPYC without VNNI: "
-        "[docs/cpu-speed.md](docs/cpu-speed.md).",
+        (
+            "On an Intel Xeon with AMX and on an AMD EPYC without VNNI: "
+            "[docs/cpu-speed.md](docs/cpu-speed.md)."
+        ),
         "",
         (
             "From process start to the first image embedding, both towers loaded but where said "
