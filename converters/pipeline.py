@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -316,7 +317,7 @@ def _builder(
         spec=spec,
         explain=job.config.explain,
         seed=job.config.seed,
-        tell=lambda what, done, total: job.progress(ProgressEvent(what, done, total)),
+        tell=partial(_tell_steps, job.progress),
     )
 
 
@@ -369,6 +370,12 @@ def _uncalibrated(job: _Job, roles: Mapping[str, BuiltRole]) -> list[str]:
         return []
     why = "Pass --calibration FOLDER." if data is None else f"{data.name} has no captions."
     return [f"{', '.join(names)}: {' and '.join(left_out)}. {why}"]
+
+
+def _tell_steps(progress: Progress, what: str, done: int, total: int) -> None:
+    """Report a step of what has several; one alone would be a stage of its own."""
+    if total > 1:
+        progress(ProgressEvent(what, done, total))
 
 
 def _counter(progress: Progress, stage: str, total: int) -> Callable[[], None]:
