@@ -252,6 +252,21 @@ def test_progress_counts_stages_and_calibration_pictures(
     assert stages[-1] == "Write the manifest"
 
 
+def test_layers_that_are_measured_are_counted(
+    clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    events: list[ProgressEvent] = []
+    precisions = ("fp32", "image_encoder:int8-dynamic-keep1")
+    config = ConvertConfig(
+        str(clip_folder), tmp_path / "clip.mmedge", precisions, calibration=photo_folder
+    )
+    convert(config, events.append)
+    stage = "Measure layers of image_encoder"
+    steps = [(event.done, event.total) for event in events if event.stage == stage]
+    assert steps == [(done, len(steps)) for done in range(1, len(steps) + 1)]
+    assert len(steps) > 4
+
+
 def test_provenance_names_tools_and_no_path_of_this_machine(
     full: tuple[ConversionReport, Bundle, list[ProgressEvent]], clip_folder: Path
 ) -> None:
