@@ -5,6 +5,7 @@ For time, memory and size; never for accuracy.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def bundle(
 ) -> Path:
     """Return the bundle of `source(size)`, calibrated on 64 pictures and made on the first call.
 
+    For a CPU its text encoder is quantized dynamically; for other targets 64 texts calibrate it.
+
     Args:
         size: See `source`.
         precisions: The ladder to make, as `ConvertConfig` takes it; other than the default, the
@@ -120,19 +123,37 @@ def bundle(
     ladder = "" if precisions == ("fp32", "int8") else "-" + "-".join(precisions)
     ladder += "" if target == "cpu" else f"-{target}"
     out = CACHE / f"clip-vit-{size}{ladder}.mmedge"
-    calibration = CACHE / "calibration"
-    if not calibration.is_dir():
-        calibration.mkdir(parents=True)
-        for index, picture in enumerate(pictures(64, seed=1)):
-            Image.fromarray(picture).save(calibration / f"{index:03}.png")
     if not (out / "manifest.json").is_file():
         convert(
             ConvertConfig(
                 source=str(source(size)),
                 out=out,
                 precisions=precisions,
-                calibration=calibration,
+                calibration=_calibration(captions=target != "cpu"),
                 target=target,
             )
         )
     return out
+
+
+def _calibration(*, captions: bool) -> Path:
+    """Return a folder of 64 pictures, or a list of them with a text of 4 to 40 letters each."""
+    folder = CACHE / "calibration"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        for index, picture in enumerate(pictures(64, seed=1)):
+            Image.fromarray(picture).save(folder / f"{index:03}.png")
+    if not captions:
+        return folder
+    rng = np.random.default_rng(9)
+    lines = [
+        json.dumps({"image": f"calibration/{index:03}.png", "caption": _letters(rng)})
+        for index in range(64)
+    ]
+    listed = CACHE / "calibration.jsonl"
+    listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return listed
+
+
+def _letters(rng: np.random.Generator) -> str:
+    return "".join(chr(code) for code in rng.integers(97, 123, rng.integers(4, 41)))

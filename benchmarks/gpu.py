@@ -14,16 +14,22 @@ is how it is recorded what TensorRT-RTX says of a GPU that it does not name as a
 
     python benchmarks/gpu.py
 
+Where a GPU is there for a while only, `--minutes 8` begins nothing new after that time and writes
+"no time was left" for what it did not reach; batches come in the order in which they are named. The
+file is written anew after every batch, so that whoever stops it keeps what was measured.
+
 Without a GPU it says so and measures nothing.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +48,42 @@ from mmedge.runtimes.trt.cuda import Device
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 _BATCHES = (1, 8, 64)
-_TOKENS = 16
-_WARMUP_S = 1.0
+_WARMUP_S = 0.5
 _LEAST_CALLS, _MOST_CALLS = 200, 2000
 _ROUNDS = 300
+_NO_TIME = {"outcome": "no time was left"}
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How long to measure.
+
+    Attributes:
+        seconds: For each contestant.
+        until: Of time.monotonic(), after which nothing new is begun.
+    """
+
+    seconds: float
+    until: float = math.inf
+
+    def is_over(self) -> bool:
+        """Tell whether no time is left."""
+        return time.monotonic() >= self.until
 
 
 def main() -> None:
     """Measure what can be measured here, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="a contestant; default: 3")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for a contestant; default: 1")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for all of it")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=_BATCHES, help="default: 1 8 64", metavar="N"
+    )
     parser.add_argument(
         "--require", action="store_true", help="fail where there is no GPU, instead of saying so"
     )
     arguments = parser.parse_args()
+    clock = Clock(arguments.seconds, time.monotonic() + 60 * arguments.minutes)
     try:
         device = Device(0)
     except BackendError as error:
@@ -66,19 +94,24 @@ def main() -> None:
 
     opened = open_bundle(bundle(precisions=_PRECISIONS, target="tensorrt"))
     results: dict[str, Any] = {
+        "complete": False,
         "gpu": asdict(device.properties),
         "cuda": asdict(look_at_machine().cuda),
         "installed": {name: backend(name).engine_version() for name in ("onnxruntime", *_ENGINES)},
-        "parity": _parity(opened),
+        "parity": _parity(opened, clock),
     }
-    for role in opened.manifest.roles:
-        for batch in _BATCHES:
-            subject = _subject(opened, role, batch, source())
-            print(f"== {role}, batch {batch}")
-            results[f"{role}_batch_{batch}"] = _measure(subject, batch, arguments.seconds)
     record(arguments.output, results)
-    for name in ("parity", *(key for key in results if "_batch_" in key)):
-        print(name, results[name])
+    largest = max(arguments.batches)
+    for batch in arguments.batches:
+        for role in opened.manifest.roles:
+            print(f"== {role}, batch {batch}")
+            subject = _subject(opened, role, batch, largest, source())
+            name = f"{role}_batch_{batch}"
+            results[name] = _measure(subject, batch, clock)
+            print(name, results[name])
+            record(arguments.output, results)
+    results["complete"] = not clock.is_over()
+    record(arguments.output, results)
 
 
 def _models(opened: Bundle, role: str) -> dict[str, Path]:
@@ -90,24 +123,25 @@ def _models(opened: Bundle, role: str) -> dict[str, Path]:
     }
 
 
-def _subject(opened: Bundle, role: str, batch: int, source: Path) -> Subject:
-    axes = {"batch": (1, batch, max(_BATCHES)), "sequence": (1, _TOKENS, 77)}
-    random = np.random.default_rng(0)
+def _subject(opened: Bundle, role: str, batch: int, largest: int, source: Path) -> Subject:
+    """Return a role at a batch: what its golden vectors were made from, as often as needed."""
+    made_from = opened.golden().inputs[role]
+    feed = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in made_from.items()}
     (entry, *_) = opened.role(role).inputs
-    if role == "image_encoder":
-        feed = random.standard_normal((batch, 3, 224, 224)).astype(np.float32)
-    else:
-        feed = random.integers(1, 400, (batch, _TOKENS)).astype(entry.dtype)
-        feed[:, -1] = 49407  # the end, where CLIP's text encoder pools
-    return Subject(role, source, _models(opened, role), {entry.name: feed}, axes)
+    axes = {"batch": (1, batch, largest)}
+    if "sequence" in entry.shape:
+        length = feed[entry.name].shape[entry.shape.index("sequence")]
+        axes["sequence"] = (1, length, max(length, 77))
+    return Subject(role, source, _models(opened, role), feed, axes)
 
 
-def _parity(opened: Bundle) -> list[dict[str, Any]]:
+def _parity(opened: Bundle, clock: Clock) -> list[dict[str, Any]]:
     """Replay the golden vectors of every variant in every backend."""
     rows: list[dict[str, Any]] = []
     for name in ("onnxruntime", *_ENGINES):
         for precision in _PRECISIONS:
-            for row in _replayed(opened, name, precision):
+            replayed = [_NO_TIME] if clock.is_over() else _replayed(opened, name, precision)
+            for row in replayed:
                 rows.append({"backend": name, "precision": precision} | row)
                 print(rows[-1])
     return rows
@@ -116,7 +150,7 @@ def _parity(opened: Bundle) -> list[dict[str, Any]]:
 def _replayed(opened: Bundle, name: str, precision: str) -> list[dict[str, Any]]:
     try:
         found = verify_bundle(opened, device="cuda", precision=precision, backend=name)
-    except MmedgeError as error:
+    except Exception as error:  # noqa: BLE001, the other backends are to have their turn
         return [{"outcome": _outcome(error)}]
     return [
         {
@@ -131,45 +165,51 @@ def _replayed(opened: Bundle, name: str, precision: str) -> list[dict[str, Any]]
     ]
 
 
-def _measure(subject: Subject, batch: int, seconds: float) -> dict[str, Any]:
+def _measure(subject: Subject, batch: int, clock: Clock) -> dict[str, Any]:
     """Return latencies of all contestants, what mmedge adds, and the precisions compared."""
     found: dict[str, Any] = {"latency": {}}
-    for name, make in torch_calls(subject):
-        found["latency"][name] = _alone(make, batch, seconds)
-    for precision in subject.models:
-        with ExitStack() as stack:
-            for name, make in onnxruntime_calls(subject, precision, stack):
-                found["latency"][name] = _alone(make, batch, seconds)
     for name in _ENGINES:
         if backend(name).engine_version() is None:
             found["latency"][name] = {"outcome": "not installed"}
             continue
         for precision in subject.models:
-            found["latency"] |= _engine(subject, name, precision, batch, seconds)
-        found[f"{name}_overhead"] = _overhead(subject, name)
-        found[f"{name}_against_fp16"] = _against_fp16(subject, name)
+            found["latency"] |= _engine(subject, name, precision, batch, clock)
+        found[f"{name}_overhead"] = _NO_TIME if clock.is_over() else _overhead(subject, name)
+        found[f"{name}_against_fp16"] = (
+            _NO_TIME if clock.is_over() else _against_fp16(subject, name)
+        )
+    for precision in subject.models:
+        with ExitStack() as stack:
+            for name, make in onnxruntime_calls(subject, precision, stack):
+                found["latency"][name] = _alone(make, batch, clock)
+    for name, make in torch_calls(subject):
+        found["latency"][name] = _alone(make, batch, clock)
     return found
 
 
 def _engine(
-    subject: Subject, name: str, precision: str, batch: int, seconds: float
+    subject: Subject, name: str, precision: str, batch: int, clock: Clock
 ) -> dict[str, Any]:
     """Build or find an engine, which may end the matter, and time its contestants."""
+    if clock.is_over():
+        return {f"{name} {precision}": _NO_TIME}
     options = SessionOptions(device="cuda", axes=subject.axes)
     begun = time.monotonic()
     try:
         backend(name).prepare(subject.models[precision], options)
-    except MmedgeError as error:
+    except Exception as error:  # noqa: BLE001, as above
         print(f"{name} {precision}: {_outcome(error)}")
         return {f"{name} {precision}": {"outcome": _outcome(error)}}
     print(f"{name} {precision}: engine there after {time.monotonic() - begun:.0f} s")
     with ExitStack() as stack:
         calls = tensorrt_calls(subject, name, precision, stack)
-        return {call: _alone(make, batch, seconds) for call, make in calls}
+        return {call: _alone(make, batch, clock) for call, make in calls}
 
 
-def _alone(make: Callable[[], Call], batch: int, seconds: float) -> dict[str, Any]:
+def _alone(make: Callable[[], Call], batch: int, clock: Clock) -> dict[str, Any]:
     """Time one contestant by itself; what it raises is its outcome."""
+    if clock.is_over():
+        return _NO_TIME
     try:
         call = make()
         warm = time.monotonic() + _WARMUP_S
@@ -178,7 +218,7 @@ def _alone(make: Callable[[], Call], batch: int, seconds: float) -> dict[str, An
         while time.monotonic() < warm:
             call()
         times: list[float] = []
-        end = time.monotonic() + seconds
+        end = time.monotonic() + clock.seconds
         while len(times) < _LEAST_CALLS or (time.monotonic() < end and len(times) < _MOST_CALLS):
             started = time.perf_counter()
             call()
@@ -192,16 +232,6 @@ def _alone(make: Callable[[], Call], batch: int, seconds: float) -> dict[str, An
         "throughput_per_s": round(batch / float(p50), 1),
         "calls": len(times),
     }
-
-
-def _turns(
-    subject: Subject, name: str, wanted: Mapping[str, str], stack: ExitStack
-) -> Iterator[tuple[str, Call]]:
-    """Yield some contestants of a backend, by what they are called here."""
-    for precision in subject.models:
-        for call, make in tensorrt_calls(subject, name, precision, stack):
-            if call in wanted:
-                yield wanted[call], make()
 
 
 def _overhead(subject: Subject, name: str) -> dict[str, Any]:
@@ -224,19 +254,38 @@ def _against_fp16(subject: Subject, name: str) -> dict[str, Any]:
 
 
 def _compared(subject: Subject, name: str, wanted: Mapping[str, str], first: str) -> dict[str, Any]:
-    """Return the time of contestants over that of the first, in turns."""
-    try:
-        with ExitStack() as stack:
-            turns = dict(_turns(subject, name, wanted, stack))
-            if first not in turns:
-                return {"outcome": f"there is no {first}"}
+    """Return the time of contestants over that of the first, in turns.
+
+    Args:
+        subject: What they run.
+        name: Their backend.
+        wanted: The contestants, and what they are called in the answer.
+        first: What they are compared with, as it is called in the answer.
+    """
+    turns: dict[str, Call] = {}
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for precision in subject.models:
+            for call, make in tensorrt_calls(subject, name, precision, stack):
+                if call not in wanted:
+                    continue
+                try:
+                    turns[wanted[call]] = make()
+                except Exception as error:  # noqa: BLE001, one that refuses keeps no other away
+                    found[wanted[call]] = {"outcome": _outcome(error)}
+        if first not in turns:
+            return dict(found.get(first, {"outcome": f"there is no {first}"}))
+        try:
             wall, _ = race(turns, _ROUNDS)
-    except MmedgeError as error:
-        return {"outcome": _outcome(error)}
-    return {key: ratio(times / wall[first]) for key, times in wall.items() if key != first}
+        except Exception as error:  # noqa: BLE001, as _alone
+            return {"outcome": _outcome(error)}
+    return found | {key: ratio(times / wall[first]) for key, times in wall.items() if key != first}
 
 
 def _outcome(error: Exception) -> str:
+    """Return what became of something; what mmedge did not foresee is printed whole."""
+    if not isinstance(error, MmedgeError):
+        traceback.print_exception(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 

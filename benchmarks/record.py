@@ -14,6 +14,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from mmedge.files.atomic import write_atomic
+
 __all__ = ["RESULTS", "argument_parser", "int8_instructions", "machine", "record", "versions"]
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +59,7 @@ def record(output: Path, results: Mapping[str, Any]) -> None:
         "results": dict(results),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_atomic(output, (json.dumps(document, indent=2) + "\n").encode())
     print(f"wrote {output}")
 
 

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one go: the tests marked gpu, then benchmarks/gpu.py. `make gpu-check`.
 #
-#   VENV=.venv-gpu      the environment; it sees the system's packages (torch, TensorRT)
+#   VENV=.venv-gpu      the environment; it sees the packages of python3 (torch, TensorRT), or of PYTHON
 #   WHEELS=FOLDER       install these wheels and nothing else, for a machine without a network
 #   PACKAGES="..."      what to install beside mmedge where there is a network
+#   MINUTES=N           let the benchmark begin nothing new after N minutes; what it did not reach
+#                       is noted in gpu.json
 #   OUT=FOLDER          where doctor.txt, tests.txt, gpu.json and gpu.txt go
 #
 # Every stage runs, whatever became of the one before; one that fails makes the exit code non-zero.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source checks/environment.sh
 
 venv=${VENV:-.venv-gpu}
 out=${OUT:-gpu-check-output}
@@ -23,7 +26,7 @@ mkdir -p "$out"
 python=$venv/bin/python
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 if [[ ! -x $python ]]; then
-    "${PYTHON:-python3}" -m venv --system-site-packages "$venv" || exit 1
+    environment "$venv" || exit 1
 fi
 if [[ -n ${WHEELS:-} ]]; then
     "${pip[@]}" install --no-index --no-deps "$WHEELS"/*.whl || exit 1
@@ -52,7 +55,8 @@ stage doctor doctor.txt "$venv/bin/mmedge" doctor
 stage tests tests.txt "$python" -m pytest -m gpu -ra --confcutdir=tests/runtimes \
     tests/runtimes/test_session_contract.py tests/runtimes/trt/test_trt_cuda.py \
     tests/runtimes/trt/test_trt_gpu.py
-stage benchmark gpu.txt "$python" benchmarks/gpu.py --require --output "$out/gpu.json"
+stage benchmark gpu.txt "$python" benchmarks/gpu.py --require --output "$out/gpu.json" \
+    ${MINUTES:+--minutes "$MINUTES"}
 
 if ((${#failed[@]})); then
     echo "== gpu-check: FAILED: ${failed[*]}; see $out/"

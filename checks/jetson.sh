@@ -9,6 +9,7 @@
 # Every stage runs, whatever became of the one before; one that fails makes the exit code non-zero.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+source checks/environment.sh
 
 venv=${VENV:-.venv-jetson}
 out=${OUT:-jetson-check-output}
@@ -27,18 +28,20 @@ if [[ ! -f $bundle/manifest.json ]]; then
 fi
 mkdir -p "$out"
 
-# JetPack 6 has CUDA 12, JetPack 7 has CUDA 13; the bindings are to be of the very same, or of its
-# major version at least.
-cuda=$(sed -n 's/.*"version" *: *"\([0-9]*\.[0-9]*\).*/\1/p' /usr/local/cuda/version.json 2>/dev/null | head -1)
-cuda=${cuda:-13.0}
+# JetPack 6 has CUDA 12, JetPack 7 has CUDA 13; the bindings are to be of the same major version.
+bindings="cuda-bindings>=13,<14"
+toolkit=$(grep -Eom1 '"version" *: *"[0-9]+' /usr/local/cuda/version.json 2>/dev/null) # CUDA itself comes first
+if [[ $toolkit == *'"12' ]]; then
+    bindings="cuda-bindings>=12.9,<13"
+fi
 
 python=$venv/bin/python
 if [[ ! -x $python ]]; then
-    "${PYTHON:-python3}" -m venv --system-site-packages "$venv" || exit 1
+    environment "$venv" || exit 1
 fi
 pip=("$python" -m pip --quiet --disable-pip-version-check)
 "${pip[@]}" install --editable . "onnx>=1.19" "pytest>=8.3" "pytest-timeout>=2.3" || exit 1
-"${pip[@]}" install "cuda-bindings==$cuda.*" || "${pip[@]}" install "cuda-bindings==${cuda%%.*}.*" || exit 1
+"${pip[@]}" install "$bindings" || exit 1
 
 failed=()
 stage() { # NAME COMMAND...
