@@ -176,7 +176,8 @@ def check_text_preprocessing(source: Source, folder: Path, config: TextPreproces
 
 
 def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
-    from transformers import AutoImageProcessor
+    # Not from transformers itself, whose 5.4 to 5.17 give a stand-in where there is no torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     try:
         return AutoImageProcessor.from_pretrained(

@@ -45,6 +45,7 @@ _DTYPES = {
     13: "uint64",
 }
 _UINT8, _INT8, _FLOAT16 = 2, 3, 10
+_FLOAT8 = (17, 18, 19, 20)  # E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
 
@@ -75,6 +76,7 @@ class OnnxFile:
         signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
             Q/DQ with signed codes does.
         paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
+        has_fp8: Whether an initializer is a float of 8 bits.
     """
 
     ir_version: int
@@ -85,6 +87,7 @@ class OnnxFile:
     external_data: tuple[ExternalData, ...]
     signed_codes: bool = False
     paired: bool = False
+    has_fp8: bool = False
 
 
 def axis_name(tensor: str, axis: int) -> str:
@@ -165,6 +168,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._has_fp16 = False
+        self._has_fp8 = False
         self._codes: set[int] = set()
         self._external: list[ExternalData] = []
 
@@ -198,6 +202,7 @@ class _Reader:
             tuple(self._external),
             signed_codes=self._codes == {_INT8} and self._data.find(b"DequantizeLinear") >= 0,
             paired=paired,
+            has_fp8=self._has_fp8,
         )
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -299,6 +304,8 @@ class _Reader:
         for number, first, second in self._fields(begin, end):
             if number == 2 and first == _FLOAT16:
                 self._has_fp16 = True
+            elif number == 2 and first in _FLOAT8:
+                self._has_fp8 = True
             elif number == 2 and first in (_INT8, _UINT8):
                 self._codes.add(first)
             elif number == 8:

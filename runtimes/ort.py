@@ -103,9 +103,10 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
     saturates = int8_saturates()
     exact = saturates and not glance.paired
     # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product, and
-    # at the extended level that answers with something else. Where exact int8 sums are asked for,
-    # it turns signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-    as_it_stands = glance.has_fp16 or (glance.signed_codes and saturates)
+    # at the extended level that answers with something else. Up to 1.31 it makes int8 operators of
+    # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns signed
+    # Q/DQ into unsigned, and then refuses the graph or fails in a call.
+    as_it_stands = glance.has_fp16 or glance.has_fp8 or (glance.signed_codes and saturates)
 
     def opened(*, exact: bool) -> OrtSession:
         settings = session_settings(engine, options, level, exact=exact)

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
@@ -252,27 +253,25 @@ def converted(
     return bundle
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("version", "ends"), [("3.10", "lowest"), ("3.13", "newest")])
-def test_a_device_runs_at_both_ends_of_the_ranges(
-    version: str, ends: str, wheel: Path, converted: Path, tmp_path: Path
-) -> None:
-    """Needs a package index: the lowest versions that pyproject.toml allows, and today's newest."""
-    python = interpreter(version)
-    folder = tmp_path / "venv"
-    subprocess.run([python, "-m", "venv", str(folder)], check=True, timeout=120)
+def declared(wheel: Path) -> list[Requirement]:
+    """What a wheel says that it needs."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode("utf-8")
-    requirements = map(Requirement, re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE))
-    base = [found for found in requirements if not found.marker]
-    wanted = [lowest(found) if ends == "lowest" else str(found) for found in base]
+    return [Requirement(found) for found in re.findall(r"(?m)^Requires-Dist: (.*)$", metadata)]
+
+
+def fresh(python: str, folder: Path) -> Callable[..., str]:
+    """Make an environment in a folder; what is returned runs a command of it and gives its output.
+
+    A command that fails fails the test.
+    """
+    subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True, timeout=120)
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            [str(folder / "bin" / command[0]), *command[1:]],
-            cwd=tmp_path,
+            [str(folder / "venv" / "bin" / command[0]), *command[1:]],
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=600,
@@ -280,6 +279,20 @@ def test_a_device_runs_at_both_ends_of_the_ranges(
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("version", "ends"), [("3.10", "lowest"), ("3.13", "newest")])
+def test_a_device_runs_at_both_ends_of_the_ranges(
+    version: str, ends: str, wheel: Path, converted: Path, tmp_path: Path
+) -> None:
+    """Needs a package index: the lowest versions that pyproject.toml allows, and today's newest."""
+    base = [found for found in declared(wheel) if not found.marker]
+    wanted = [lowest(found) if ends == "lowest" else str(found) for found in base]
+    run = fresh(interpreter(version), tmp_path)
 
     run("pip", "install", "--quiet", "--only-binary", ":all:", *wanted, str(wheel))
     bundle = str(converted)
@@ -295,3 +308,32 @@ def test_a_device_runs_at_both_ends_of_the_ranges(
     for precision, expected in json.loads(here.stdout).items():
         tolerance = 0.02 if precision.startswith("int8") else 0.005
         np.testing.assert_allclose(similarities[precision], expected, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ends", ["lowest", "newest"])
+def test_a_workstation_converts_at_both_ends_of_the_ranges(
+    ends: str, wheel: Path, clip_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    """Needs a package index. torch is the pinned one at both ends: each further one is gigabytes.
+
+    By hand, on the whole of tests/converters: torch 2.10, 2.11 and 2.14.
+    """
+    pins = (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8")
+    (torch,) = re.findall(r"(?m)^torch==\S+$", pins)
+    ours = {"extra": "convert"}
+    extra = [found for found in declared(wheel) if found.marker and found.marker.evaluate(ours)]
+    wanted = [
+        lowest(found) if ends == "lowest" else f"{found.name}{found.specifier}"
+        for found in extra
+        if found.name != "torch"
+    ]
+    run = fresh(interpreter("3.11"), tmp_path)
+    run("pip", "install", "--quiet", torch, *wanted, str(wheel))
+
+    names = "fp32,fp16,bf16,int8-dynamic,int8-static,int8-weight,int4,fp8"
+    options = ["-o", "tiny.mmedge", "--precision", names, "--calibration", str(photo_folder)]
+    told = json.loads(run("mmedge", "convert", str(clip_folder), *options, "--json"))
+    assert {entry["variant"] for entry in told["variants"]} == set(names.split(","))
+    run("mmedge", "verify", "tiny.mmedge")

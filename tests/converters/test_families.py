@@ -207,6 +207,23 @@ def test_a_half_precision_checkpoint_is_loaded_in_fp32(clip_folder: Path, tmp_pa
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+def test_image_processors_need_no_torchvision(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5.4 to 5.17 export a stand-in that refuses everything where there is none."""
+
+    class Refuses:
+        @staticmethod
+        def from_pretrained(*_: object, **__: object) -> None:
+            raise ImportError("AutoImageProcessor requires the Torchvision library")
+
+    monkeypatch.setattr("transformers.AutoImageProcessor", Refuses)
+    source = open_source(str(clip_folder))
+    with quiet_libraries():
+        frozen = freeze(source, family_of(source), tmp_path)
+    assert frozen.preprocessing.image is not None
+
+
 @pytest.mark.parametrize(
     ("remove", "reason"),
     [

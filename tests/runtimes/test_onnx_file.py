@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -86,6 +87,20 @@ def test_float16_is_seen_wherever_it_is(where: str, tmp_path: Path) -> None:
     )
 
     assert read_onnx_file(model).has_fp16
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int8"])
+def test_float8_is_seen(dtype: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    zero = np.zeros((), getattr(ml_dtypes, dtype, dtype))
+    constants = {"scale": np.array(1, np.float32), "zero": zero}
+    model = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], constants)
+
+    assert read_onnx_file(model).has_fp8 is (dtype != "int8")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -612,3 +613,42 @@ def test_signed_codes_run_where_exact_sums_are_asked_for(
     with open_session(model) as session:
         found = session.run({"x": np.array([2, 0])})["y"]
     np.testing.assert_array_equal(found, [[300, -300], [-128, 127]])
+
+
+@pytest.mark.parametrize(("dtype", "entry"), [(ml_dtypes.float8_e4m3fn, "1"), (np.int8, None)])
+def test_fp8_is_no_business_of_the_passes_for_int8(
+    dtype: Any, entry: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime up to 1.31 makes int8 operators of Q/DQ in fp8, and refuses them."""
+    made: list[Any] = []
+
+    def noted(*how: Any, **more: Any) -> Any:
+        made.append(ort_engine.session_settings(*how, **more))
+        return made[-1]
+
+    monkeypatch.setattr("mmedge.runtimes.ort.session_settings", noted)
+    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: False)
+    model = save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dequantized"]),
+            helper.make_node("MatMul", ["dequantized", "weight"], ["y"]),
+        ],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        {
+            "scale": np.array(1, np.float32),
+            "zero": np.zeros((), dtype),
+            "weight": np.eye(2, dtype=np.float32),
+        },
+    )
+    x = np.array([[1, -2]], np.float32)
+    with open_session(model) as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], x)
+    (settings,) = made
+    try:
+        found = settings.get_session_config_entry("session.disable_quant_qdq")
+    except RuntimeError:  # there is no such entry
+        found = None
+    assert found == entry
