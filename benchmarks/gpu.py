@@ -198,8 +198,9 @@ def _engine(
     try:
         backend(name).prepare(subject.models[precision], options)
     except Exception as error:  # noqa: BLE001, as above
-        print(f"{name} {precision}: {_outcome(error)}")
-        return {f"{name} {precision}": {"outcome": _outcome(error)}}
+        outcome = _outcome(error)
+        print(f"{name} {precision}: {outcome}")
+        return {f"{name} {precision}": {"outcome": outcome}}
     print(f"{name} {precision}: engine there after {time.monotonic() - begun:.0f} s")
     with ExitStack() as stack:
         calls = tensorrt_calls(subject, name, precision, stack)

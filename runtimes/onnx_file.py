@@ -167,9 +167,8 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._has_fp16 = False
-        self._has_fp8 = False
-        self._codes: set[int] = set()
+        self._held: set[int] = set()  # dtypes of initializers
+        self._passed: set[int] = set()  # dtypes of inputs and outputs
         self._external: list[ExternalData] = []
 
     def model(self) -> OnnxFile:
@@ -198,11 +197,12 @@ class _Reader:
             opset,
             inputs,
             outputs,
-            self._has_fp16,
+            _FLOAT16 in self._held | self._passed,
             tuple(self._external),
-            signed_codes=self._codes == {_INT8} and self._data.find(b"DequantizeLinear") >= 0,
+            signed_codes=self._held & {_INT8, _UINT8} == {_INT8}
+            and self._data.find(b"DequantizeLinear") >= 0,
             paired=paired,
-            has_fp8=self._has_fp8,
+            has_fp8=not self._held.isdisjoint(_FLOAT8),
         )
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -302,12 +302,8 @@ class _Reader:
         name, external = "", False
         entries: dict[str, str] = {}
         for number, first, second in self._fields(begin, end):
-            if number == 2 and first == _FLOAT16:
-                self._has_fp16 = True
-            elif number == 2 and first in _FLOAT8:
-                self._has_fp8 = True
-            elif number == 2 and first in (_INT8, _UINT8):
-                self._codes.add(first)
+            if number == 2:
+                self._held.add(first)
             elif number == 8:
                 name = self._text(first, second)
             elif number == 13:
@@ -339,7 +335,7 @@ class _Reader:
                     shape = (a, b)
         if code not in _DTYPES:
             raise _UnsupportedTypeError(f"'{name}' has ONNX element type {code}")
-        self._has_fp16 |= code == _FLOAT16
+        self._passed.add(code)
         axes = [self._axis(a, b) for number, a, b in self._fields(*shape) if number == 1]
         return TensorSpec(
             name,

@@ -10,7 +10,6 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
@@ -36,16 +35,22 @@ class Environment:
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         return self.folder / "lib" / version / "site-packages"
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment in its own folder, away from the source tree."""
         return subprocess.run(
             [str(self.folder / "bin" / command[0]), *command[1:]],
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=timeout_s,
             check=False,
         )
+
+    def output(self, *command: str) -> str:
+        """Run a command that must succeed, as run, and return what it prints."""
+        done = self.run(*command, timeout_s=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def import_all(self, modules: list[str]) -> dict[str, str]:
         """Import modules in one process and return the file that each came from."""
@@ -261,26 +266,10 @@ def declared(wheel: Path) -> list[Requirement]:
     return [Requirement(found) for found in re.findall(r"(?m)^Requires-Dist: (.*)$", metadata)]
 
 
-def fresh(python: str, folder: Path) -> Callable[..., str]:
-    """Make an environment in a folder; what is returned runs a command of it and gives its output.
-
-    A command that fails fails the test.
-    """
-    subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True, timeout=120)
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            [str(folder / "venv" / "bin" / command[0]), *command[1:]],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    return run
+def fresh(python: str, folder: Path) -> Environment:
+    """An environment of a Python, with its pip and nothing else."""
+    subprocess.run([python, "-m", "venv", str(folder)], check=True, timeout=120)
+    return Environment(folder)
 
 
 @pytest.mark.slow
@@ -292,7 +281,7 @@ def test_a_device_runs_at_both_ends_of_the_ranges(
     """Needs a package index: the lowest versions that pyproject.toml allows, and today's newest."""
     base = [found for found in declared(wheel) if not found.marker]
     wanted = [lowest(found) if ends == "lowest" else str(found) for found in base]
-    run = fresh(interpreter(version), tmp_path)
+    run = fresh(interpreter(version), tmp_path / "venv").output
 
     run("pip", "install", "--quiet", "--only-binary", ":all:", *wanted, str(wheel))
     bundle = str(converted)
@@ -318,9 +307,9 @@ def test_a_workstation_converts_at_both_ends_of_the_ranges(
 ) -> None:
     """Needs a package index. torch is the pinned one at both ends: each further one is gigabytes.
 
-    By hand, on the whole of tests/converters: torch 2.10, 2.11 and 2.14.
+    By hand, on the whole of tests/converters: torch 2.10 and 2.11; one conversion: torch 2.14.
     """
-    pins = (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8")
+    pins = (ROOT / "constraints.txt").read_text("utf-8")
     (torch,) = re.findall(r"(?m)^torch==\S+$", pins)
     ours = {"extra": "convert"}
     extra = [found for found in declared(wheel) if found.marker and found.marker.evaluate(ours)]
@@ -329,7 +318,7 @@ def test_a_workstation_converts_at_both_ends_of_the_ranges(
         for found in extra
         if found.name != "torch"
     ]
-    run = fresh(interpreter("3.11"), tmp_path)
+    run = fresh(interpreter("3.11"), tmp_path / "venv").output
     run("pip", "install", "--quiet", torch, *wanted, str(wheel))
 
     names = "fp32,fp16,bf16,int8-dynamic,int8-static,int8-weight,int4,fp8"

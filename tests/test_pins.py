@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mmedge.runtimes.trt.cuda import FOR_CUDA_12
+
 if sys.version_info < (3, 11):
     pytest.skip("the pins are for Python 3.11 and later", allow_module_level=True)
 import tomllib
@@ -56,3 +58,8 @@ def test_pins_are_public_exact_and_single() -> None:
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert sorted(set(names)) == sorted(names)
     assert "mmedge" not in names
+
+
+def test_a_jetson_is_checked_with_the_bindings_that_doctor_names() -> None:
+    script = (ROOT / "checks" / "jetson.sh").read_text("utf-8")
+    assert f"bindings={FOR_CUDA_12}" in script
