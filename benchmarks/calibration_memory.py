@@ -24,10 +24,10 @@ from typing import Any
 from record import argument_parser, record
 
 from mmedge.bundle import open_bundle
-from mmedge.converters.calibration import check_dataset, image_feeds
-from mmedge.converters.datasets import read_dataset
-from mmedge.converters.methods import StaticInt8
-from mmedge.converters.quantize import quantize
+from mmedge.converters.data.datasets import read_dataset
+from mmedge.converters.data.feeds import check_dataset, image_feeds
+from mmedge.converters.methods.configs import StaticInt8
+from mmedge.converters.quantization.quantize import quantize
 from mmedge.preprocess import ImageProcessor
 from mmedge.specs import Array
 

@@ -12,12 +12,12 @@ from full_size import Size, bundle, pictures, source
 from transformers import CLIPModel
 
 from mmedge.bundle import Bundle, open_bundle
-from mmedge.converters.export import export_role
 from mmedge.converters.families import family_of
-from mmedge.converters.methods import DynamicInt8, StaticInt8
-from mmedge.converters.quantize import quantize
+from mmedge.converters.graphs.export import export_role
+from mmedge.converters.methods.configs import DynamicInt8, StaticInt8
+from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.source import open_source
+from mmedge.converters.sources.source import open_source
 from mmedge.preprocess import ImageProcessor
 from mmedge.runtimes.session import SessionOptions, open_session
 from mmedge.specs import Array

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, save
 from record import argument_parser, record
 
 import mmedge
-from mmedge.runtimes.ort import OrtSession
+from mmedge.runtimes.ort.session import OrtSession
 from mmedge.runtimes.session import Session, SessionOptions, open_session
 
 

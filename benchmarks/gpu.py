@@ -40,10 +40,10 @@ from record import argument_parser, record
 
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.errors import BackendError, MmedgeError
+from mmedge.machine.report import look_at_machine
 from mmedge.models import verify_bundle
-from mmedge.runtimes.machine import look_at_machine
+from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.session import SessionOptions, backend
-from mmedge.runtimes.trt.cuda import Device
 
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _PRECISIONS = ("fp32", "fp16", "int8", "fp8")

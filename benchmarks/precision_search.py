@@ -28,8 +28,8 @@ from record import argument_parser, record
 import mmedge
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.converters.config import ConvertConfig
+from mmedge.converters.evaluation.embedding import Embeddings, EvaluationLabels, task_quality
 from mmedge.converters.pipeline import convert
-from mmedge.converters.quality import Embeddings, EvaluationLabels, task_quality
 from mmedge.preprocess import ImageProcessor, TextProcessor
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array, Float32Array

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from mmedge.runtimes.ort_engine import load_engine, session_settings
+from mmedge.runtimes.ort.engine import load_engine, session_settings
 from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Array
 

@@ -33,18 +33,18 @@ from record import argument_parser, record
 from weight_only_peer import Peer
 from weight_only_subjects import Feed, Subject, decoder, encoder, trained
 
-from mmedge.converters.methods import WeightOnly
+from mmedge.converters.methods.configs import WeightOnly
+from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.passes.weight_only import moment_inputs
-from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.recipes import parse_recipe
-from mmedge.converters.size_target import (
+from mmedge.converters.quantization.size_target import (
     choose_lowered,
     constant_bytes,
     half_bytes,
     half_the_bits,
     weight_only_pass,
 )
-from mmedge.converters.statistics import collect_moments
+from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.statistics.collect import collect_moments
 from mmedge.runtimes.session import Session, SessionOptions, open_session
 from mmedge.specs import Float32Array
 

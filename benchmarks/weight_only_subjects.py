@@ -16,12 +16,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.datasets import read_dataset
-from mmedge.converters.embedding_errors import SENSITIVITY_SAMPLES
-from mmedge.converters.export import export_role
+from mmedge.converters.data.datasets import read_dataset
 from mmedge.converters.families import family_of
+from mmedge.converters.graphs.export import export_role
 from mmedge.converters.pipeline import convert
-from mmedge.converters.source import open_source
+from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES
+from mmedge.converters.sources.source import open_source
 from mmedge.preprocess import ImageProcessor, TextProcessor
 from mmedge.specs import Array
 

@@ -6,15 +6,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmedge.converters.config import ConversionReport, ConvertConfig, Progress, ProgressEvent
+    from mmedge.converters.config import ConvertConfig
     from mmedge.converters.pipeline import convert
+    from mmedge.converters.progress import Progress, ProgressEvent
+    from mmedge.converters.report import ConversionReport
 
 __all__ = ["ConversionReport", "ConvertConfig", "Progress", "ProgressEvent", "convert"]
+
+_HOMES = {
+    "ConversionReport": "report",
+    "ConvertConfig": "config",
+    "Progress": "progress",
+    "ProgressEvent": "progress",
+    "convert": "pipeline",
+}
 
 
 def __getattr__(name: str) -> object:
     """Import public names when they are asked for: workers that run graphs need no torch."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = "pipeline" if name == "convert" else "config"
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

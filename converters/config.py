@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import get_args
 
-from mmedge.bundle.manifest import Parity, Quality, Role
 from mmedge.bundle.search import Objective
-from mmedge.converters.metrics import METRICS
-from mmedge.converters.recipes import Recipe, parse_recipe
+from mmedge.converters.methods.recipes import Recipe, parse_recipe
 from mmedge.errors import ConversionError
 from mmedge.specs import Precision, did_you_mean
 
 __all__ = [
     "AUTO",
     "TARGETS",
-    "ConversionReport",
     "ConvertConfig",
-    "Progress",
-    "ProgressEvent",
-    "VariantReport",
     "recipes",
     "refuse_of_search",
     "short_names",
@@ -61,8 +55,8 @@ class ConvertConfig:
         seed: Of everything that is drawn.
         explain: Measure what quantizing each layer alone does to the embedding.
         max_drop: For "auto": how much of the metric may be lost.
-        metric: For "auto": a name of quality.METRICS; None takes recall@1 where the evaluation data
-            has captions, zero-shot where it has labels, and else cosine-p1.
+        metric: For "auto": a name in evaluation.metrics.METRICS; None takes recall@1 where the
+            evaluation data has captions, zero-shot where it has labels, and else cosine-p1.
         objective: For "auto": what is to be made small.
     """
 
@@ -168,11 +162,6 @@ class ConvertConfig:
                 f"Precision auto measures on this machine, which runs no '{self.target}' graphs. "
                 "Name the precisions, or search for the CPU."
             )
-        if self.metric is not None and self.metric not in METRICS:
-            raise ConversionError(
-                f"Unknown metric: got '{self.metric}', expected one of {', '.join(METRICS)}."
-                + did_you_mean(self.metric, METRICS)
-            )
         if self.objective not in get_args(Objective):
             raise ConversionError(
                 f"Unknown objective: got '{self.objective}', expected one of "
@@ -238,85 +227,3 @@ def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...
 
 def _has_data(recipe: Recipe, config: ConvertConfig) -> bool:
     return config.calibration is not None or not recipe.needs_calibration
-
-
-@dataclass(frozen=True, slots=True)
-class ProgressEvent:
-    """Where a conversion stands.
-
-    Attributes:
-        stage: What is being done ("Export image_encoder").
-        done: Steps done of this stage.
-        total: Steps of this stage, at least 1.
-    """
-
-    stage: str
-    done: int
-    total: int
-
-
-Progress: TypeAlias = Callable[[ProgressEvent], None]
-
-
-@dataclass(frozen=True)
-class VariantReport:
-    """One line of the summary."""
-
-    role: str
-    variant: str
-    size_bytes: int
-    parity: Parity | None
-    quality: Quality | None
-    duration_s: float
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What came of a conversion.
-
-    Attributes:
-        path: The bundle.
-        family: The model's family.
-        variants: In the order of the manifest.
-        notes: What a user should know: pictures skipped, variants left out.
-        calibration_samples: Pictures that ranges were chosen from.
-        duration_s: Wall time of the whole.
-        skipped: A message for each picture that was left out.
-        searched: The roles whose precision was searched for, as the manifest has them.
-    """
-
-    path: Path
-    family: str
-    variants: tuple[VariantReport, ...]
-    notes: tuple[str, ...]
-    calibration_samples: int
-    duration_s: float
-    skipped: tuple[str, ...] = field(default=())
-    searched: Mapping[str, Role] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return {
-            "bundle": str(self.path),
-            "family": self.family,
-            "variants": [
-                {
-                    "role": line.role,
-                    "variant": line.variant,
-                    "size_bytes": line.size_bytes,
-                    "parity": None if line.parity is None else line.parity.model_dump(),
-                    "quality": None if line.quality is None else line.quality.model_dump(),
-                    "duration_s": round(line.duration_s, 3),
-                }
-                for line in self.variants
-            ],
-            "search": {
-                name: {"chosen": role.default, **role.search.model_dump(mode="json")}
-                for name, role in self.searched.items()
-                if role.search is not None
-            },
-            "notes": list(self.notes),
-            "skipped": list(self.skipped),
-            "calibration_samples": self.calibration_samples,
-            "duration_s": round(self.duration_s, 3),
-        }

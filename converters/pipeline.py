@@ -13,23 +13,24 @@ from pathlib import Path
 from mmedge.bundle import Golden, create_bundle, describe_files, save_golden, write_manifest
 from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import ContrastiveHead, Layout, Manifest, Quality
-from mmedge.converters.calibration import image_feeds, text_feeds
-from mmedge.converters.config import (
-    ConversionReport,
-    ConvertConfig,
-    Progress,
-    ProgressEvent,
-    VariantReport,
-    recipes,
-)
-from mmedge.converters.datasets import Dataset
-from mmedge.converters.evaluation import EvaluationSet, evaluation_set
-from mmedge.converters.export import export_role, probe_role
+from mmedge.converters.config import ConvertConfig, recipes
+from mmedge.converters.data.checks import Data, load_data, plan_role
+from mmedge.converters.data.datasets import Dataset
+from mmedge.converters.data.feeds import image_feeds, text_feeds
+from mmedge.converters.evaluation.dataset import EvaluationSet, evaluation_set
+from mmedge.converters.evaluation.metrics import METRICS
 from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ExportSpec, Family
-from mmedge.converters.frozen import Frozen, freeze
-from mmedge.converters.inputs import Data, load_data, plan_role
-from mmedge.converters.joint_search import (
+from mmedge.converters.graphs.export import export_role, probe_role
+from mmedge.converters.methods.recipes import FP32, Recipe
+from mmedge.converters.progress import Progress, ProgressEvent
+from mmedge.converters.provenance import describe_provenance, tool_versions
+from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.report import ConversionReport, VariantReport
+from mmedge.converters.sources.frozen import Frozen, freeze
+from mmedge.converters.sources.source import Source, open_source
+from mmedge.converters.statistics.collect import Feeds
+from mmedge.converters.tuning.joint import (
     StartedSearch,
     choose_together,
     default_metric,
@@ -38,20 +39,15 @@ from mmedge.converters.joint_search import (
     require_told,
     search_notes,
 )
-from mmedge.converters.ladder import BuiltRole, describe_role, external_files, judge
-from mmedge.converters.provenance import describe_provenance, tool_versions
-from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.recipes import FP32, Recipe
-from mmedge.converters.search import describe_search, nothing_found
-from mmedge.converters.source import Source, open_source
-from mmedge.converters.statistics import Feeds
-from mmedge.converters.trials import TrialStore
-from mmedge.converters.variants import BuiltVariant, RoleInputs, VariantBuilder, lay_out
-from mmedge.converters.verdicts import Budget, Trial
+from mmedge.converters.tuning.pareto import Budget, Trial
+from mmedge.converters.tuning.role import describe_search, nothing_found
+from mmedge.converters.tuning.trials import TrialStore
+from mmedge.converters.variants.builder import BuiltVariant, RoleInputs, VariantBuilder, lay_out
+from mmedge.converters.variants.describe import BuiltRole, describe_role, external_files, judge
+from mmedge.energy.counter import why_not
 from mmedge.errors import ConversionError
-from mmedge.runtimes.energy import why_not
 from mmedge.runtimes.processor import allowed_processors, processor_name
-from mmedge.specs import Array, Modality
+from mmedge.specs import Array, Modality, did_you_mean
 
 __all__ = ["convert"]
 
@@ -129,6 +125,7 @@ def _say_nothing(_: ProgressEvent) -> None:
 
 def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progress) -> _Job:
     """Read everything that can be refused before the work begins."""
+    _check_metric_name(config.metric)
     if config.searches and config.objective == "energy" and (reason := why_not()):
         raise ConversionError(f"Objective energy: {reason}")
     progress(ProgressEvent("Open the source", 0, 1))
@@ -146,6 +143,14 @@ def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progre
     if config.searches:
         require_told(_budget(config, samples).metric, samples)
     return _Job(config, folder, kept, source, family, data, frozen, samples, progress)
+
+
+def _check_metric_name(metric: str | None) -> None:
+    if metric is not None and metric not in METRICS:
+        raise ConversionError(
+            f"Unknown metric: got '{metric}', expected one of {', '.join(METRICS)}."
+            + did_you_mean(metric, METRICS)
+        )
 
 
 def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:

@@ -12,7 +12,7 @@ from importlib import metadata
 
 from mmedge.bundle.manifest import Provenance
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.source import Source
+from mmedge.converters.sources.source import Source
 from mmedge.errors import ConversionError
 
 __all__ = ["describe_provenance", "tool_versions"]

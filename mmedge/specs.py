@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,14 @@ from mmedge.errors import DTypeError, InputError, ShapeError
 
 __all__ = [
     "Array",
+    "Axis",
+    "Compare",
+    "Dim",
     "Float32Array",
     "Modality",
     "Precision",
+    "State",
+    "StateTensor",
     "Task",
     "TensorSpec",
     "check_bindable",
@@ -47,6 +52,7 @@ class Modality(str, Enum):
     TEXT = "text"
     AUDIO = "audio"
     VIDEO = "video"
+    VECTOR = "vector"
 
 
 class Task(str, Enum):
@@ -56,6 +62,49 @@ class Task(str, Enum):
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 
 
+class Compare(str, Enum):
+    """How an output is compared with the reference's."""
+
+    ROWS = "rows"
+    """By the cosine of vectors along the last axis: embeddings, hidden states."""
+    VALUES = "values"
+    """By the largest absolute difference: boxes, actions, scores."""
+    TOKENS = "tokens"
+    """By the index of the largest value along the last axis: logits over a vocabulary."""
+    NONE = "none"
+    """Not at all: state that later calls show."""
+
+
+Dim: TypeAlias = int | str
+"""A size of an axis: a number, the name of a dynamic axis ("batch"), or in outputs a sum of such
+names and numbers ("past + sequence")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A dynamic axis: bounds for engines, and whether it may be empty (the past at prefill).
+
+    Attributes:
+        min: Smallest size.
+        opt: Usual size.
+        max: Largest size.
+
+    Raises:
+        InputError: If not 0 <= min <= opt <= max and 1 <= max.
+    """
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.opt <= self.max or self.max < 1:
+            raise InputError(
+                f"Axis: got min {self.min}, opt {self.opt}, max {self.max}, expected "
+                "0 <= min <= opt <= max and 1 <= max."
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, dtype and shape of one input or output of a graph.
@@ -63,16 +112,52 @@ class TensorSpec:
     Attributes:
         name: The tensor's name in the graph.
         dtype: Element type.
-        shape: One entry an axis: an int is fixed, a str names a dynamic axis ("batch",
-            "sequence"). The same name stands for the same size across all inputs of one call.
+        shape: One entry per axis (see Dim). The same name stands for the same size across all
+            inputs of one call.
     """
 
     name: str
     dtype: np.dtype[Any]
-    shape: tuple[int | str, ...]
+    shape: tuple[Dim, ...]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype.name}({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor that one call hands to the next.
+
+    Attributes:
+        input: The graph's input that takes it.
+        output: The graph's output that gives it; None where it is made once, by `source`.
+        update: `append`: the past, and the new part joined to it. `in_place`: one buffer of
+            `capacity`, written at `length`. `replace`: a new value each call (a GRU, a causal
+            convolution, a sliding window). `constant`: made once a sequence (cross-attention).
+        axis: The axis that grows; for append and in_place.
+        source: (role, output) that makes it; for constant.
+    """
+
+    input: str
+    output: str | None
+    update: Literal["append", "in_place", "replace", "constant"]
+    axis: int | None = None
+    source: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of a role: what its calls hand to each other.
+
+    Attributes:
+        tensors: One entry for each tensor.
+        length: Name of the growing axis ("past"); None where nothing grows.
+        capacity: Largest length; None where nothing grows.
+    """
+
+    tensors: tuple[StateTensor, ...]
+    length: str | None = None
+    capacity: int | None = None
 
 
 def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dict[str, int]:

@@ -300,7 +300,7 @@ def nothing_to_prepare(
 
 # One line a backend; its module is imported when it is asked for.
 BACKENDS: dict[str, str] = {
-    "onnxruntime": "mmedge.runtimes.ort",
+    "onnxruntime": "mmedge.runtimes.ort.session",
     "openvino": "mmedge.runtimes.openvino",
     "tensorrt": "mmedge.runtimes.trt.standard",
     "tensorrt-rtx": "mmedge.runtimes.trt.rtx",

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from mmedge.bundle import Bundle, open_bundle
 
-pytest_plugins = ("converted",)
+pytest_plugins = ("converted", "profiles")
 
 
 # The same examples every time, and no verdict by the clock of a busy machine.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmedge.runtimes.host import Host, PythonFacts
+from mmedge.machine.host import Host, PythonFacts
 
 GIB = 1 << 30
 CPU_PROVIDERS = {"providers": ["CPUExecutionProvider"]}

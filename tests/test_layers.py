@@ -15,29 +15,84 @@ ROOT = Path(__file__).parents[1]
 TREES = {"mmedge": ROOT / "mmedge", "mmedge.converters": ROOT / "converters"}
 TREES["mmedge.runtimes"] = ROOT / "runtimes"
 
-BASE = {"errors", "specs", "files"}
-DEVICE = BASE | {"preprocess", "bundle", "runtimes"}
-# Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__.
+# Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__; a row is
+# a folder or, at the top of `converters/` and `runtimes/`, a file.
+BASE = {"errors", "specs", "files", "energy"}
+GRAPHS = {"runtimes", "runtimes.session", "runtimes.processor", "runtimes.onnx_file"}
+DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection"} | GRAPHS
+SESSIONS = DEVICE | {"machine", "sessions"}
+MODELS = SESSIONS | {"generation", "postprocess", "models"}
+PLAN = {f"converters.{name}" for name in ("config", "progress", "report", "methods", "provenance")}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "specs": {"errors"},
     "files": {"errors"},
+    "energy": {"errors"},
     "preprocess": BASE,
-    "bundle": BASE | {"preprocess"},
-    "runtimes": BASE,
-    "models": DEVICE,
-    "generation": DEVICE,
-    "retrieval": DEVICE | {"models", "generation"},
-    "streaming": DEVICE | {"models", "generation"},
-    "profiling": DEVICE | {"models", "generation"},
-    "exports": DEVICE | {"models"},
-    "converters": DEVICE,
-    "mmedge": DEVICE | {"models"},
-    "cli": DEVICE
-    | {"models", "generation", "retrieval", "streaming", "profiling", "exports", "mmedge"},
+    "runtimes": GRAPHS,
+    "runtimes.session": BASE,
+    "runtimes.processor": BASE,
+    "runtimes.onnx_file": BASE,
+    "runtimes.base": BASE | GRAPHS,
+    "runtimes.selection": BASE | GRAPHS,
+    "runtimes.cuda": BASE,
+    "runtimes.fake": BASE | GRAPHS | {"runtimes.base"},
+    "runtimes.ort": BASE | GRAPHS | {"runtimes.base"},
+    "runtimes.openvino": BASE | GRAPHS | {"runtimes.base"},
+    "runtimes.trt": BASE | GRAPHS | {"runtimes.base", "runtimes.cuda"},
+    "bundle": BASE | {"preprocess", "runtimes.onnx_file"},
+    "machine": BASE | GRAPHS | {"runtimes.selection"},
+    "media": BASE | {"preprocess"},
+    "postprocess": BASE,
+    "sessions": DEVICE | {"machine"},
+    "generation": BASE | GRAPHS | {"preprocess"},
+    "models": SESSIONS | {"generation", "postprocess"},
+    "exports": SESSIONS,
+    "retrieval": MODELS | {"media"},
+    "streaming": MODELS | {"media"},
+    "profiling": MODELS,
+    "reports": DEVICE | {"profiling"},
+    "serving": MODELS | {"media", "retrieval", "streaming"},
+    "mmedge": MODELS,
+    "cli": MODELS
+    | {"exports", "media", "mmedge", "profiling", "reports", "retrieval", "serving", "streaming"},
 }
+# The workstation's rows, in the order of the work. Each may import those before it, its own device
+# layers, and the settings and reports of a conversion.
+_CONVERTERS = (
+    {"quiet"},
+    {"methods"},
+    {"progress"},
+    {"report"},
+    {"config"},
+    {"numerics"},
+    {"passes"},
+    {"sources"},
+    {"families", "heads"},
+    {"graphs"},
+    {"data"},
+    {"provenance"},
+    {"statistics", "evaluation"},
+    {"quantization", "distillation"},
+    {"variants"},
+    {"tuning"},
+    {"pipeline"},
+)
+_below: set[str] = set()
+for _names in _CONVERTERS:
+    for _name in _names:
+        ARROWS[f"converters.{_name}"] = DEVICE | {"generation", "postprocess"} | _below
+    _below |= {f"converters.{_name}" for _name in _names}
+ARROWS["converters"] = _below
+# The gate runs the loop that the device runs.
+ARROWS["converters.evaluation"] |= MODELS | {"retrieval"}
 # The one place where the two halves meet, inside the command's function.
 CONVERTERS_ALLOWED_IN = {"mmedge.cli.convert"}
+# Formats made for one engine: they may name that engine's own modules.
+ENGINE_FORMATS = {
+    f"mmedge.exports.{name}"
+    for name in ("cached_engines", "document", "engine_folder", "trtexec", "triton")
+}
 
 WORKSTATION = {"torch", "torchvision", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"}
 ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "openvino", "cuda"}
@@ -56,9 +111,30 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 MODULES = dict(modules())
 
+# Still to be moved behind a contract; a module that keeps to the arrows leaves this list.
+PENDING = {
+    "mmedge.cli.build",
+    "mmedge.cli.cache",
+    "mmedge.cli.engine_tables",
+    "mmedge.cli.export",
+    "mmedge.converters.sources.frozen",
+    "mmedge.converters.tuning.joint",
+    "mmedge.machine.probes",
+    "mmedge.sessions.choice",
+    "mmedge.sessions.preparation",
+    "mmedge.sessions.readiness",
+}
+
 
 def layer_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else "mmedge"
+    """The row of a module: a folder, or a file at the top of converters/ and runtimes/."""
+    _, *parts = module.split(".")
+    depth = 2 if parts and parts[0] in {"converters", "runtimes"} else 1
+    return ".".join(parts[:depth]) or "mmedge"
+
+
+def half_of(layer: str) -> str:
+    return layer.split(".", maxsplit=1)[0]
 
 
 def imports(
@@ -104,19 +180,23 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
         top = imported.split(".")[0]
         if top == "mmedge":
             target = layer_of(imported)
-            if target == "converters" and layer != "converters":
+            if half_of(target) == "converters" and half_of(layer) != "converters":
                 if module not in CONVERTERS_ALLOWED_IN:
                     found.append(f"{imported}: only {sorted(CONVERTERS_ALLOWED_IN)} may")
                 elif at_import:
                     found.append(f"{imported}: only inside the command's function")
+            elif target == "runtimes.trt" and module in ENGINE_FORMATS:
+                continue
             elif target != layer and target not in ARROWS[layer]:
                 found.append(f"{imported}: {layer} may import {sorted(ARROWS[layer])}")
         elif top in UNSAFE:
             found.append(f"{imported}: nothing is unpickled")
-        elif layer != "converters":
+        elif half_of(layer) != "converters":
             if top in WORKSTATION:
                 found.append(f"{imported}: only converters may")
-            elif top in ENGINES and (at_import or layer not in {"runtimes", "profiling", "cli"}):
+            elif top in ENGINES and (
+                at_import or half_of(layer) not in {"runtimes", "profiling", "cli"}
+            ):
                 found.append(f"{imported}: engines are imported in runtimes, inside functions")
     return found
 
@@ -125,7 +205,28 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
 def test_module_keeps_to_the_arrows(module: str) -> None:
     file = MODULES[module]
     is_package = file.name == "__init__.py"
-    assert violations(file.read_text("utf-8"), module, is_package=is_package) == []
+    found = violations(file.read_text("utf-8"), module, is_package=is_package)
+    assert bool(found) == (module in PENDING), found
+
+
+def test_no_module_imports_itself_round_about() -> None:
+    """Imports at the top of modules form no circle."""
+    graph: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        is_package = file.name == "__init__.py"
+        found = imports(file.read_text("utf-8"), module, is_package=is_package, known=set(MODULES))
+        graph[module] = {name for name, at_import in found if at_import and name in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for imported in sorted(graph[module]):
+                visit(imported, (*path, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
 
 
 def test_every_layer_has_its_row() -> None:
@@ -142,9 +243,9 @@ def test_every_layer_has_its_row() -> None:
         ("mmedge.preprocess.image", "from ..bundle import manifest"),
         ("mmedge.preprocess.image", "from mmedge import load"),
         ("mmedge.bundle.manifest", "from mmedge.runtimes.session import Session"),
-        ("mmedge.runtimes.ort", "import onnxruntime"),
-        ("mmedge.runtimes.ort", "def f():\n    import torch"),
-        ("mmedge.runtimes.ort", "import onnx.numpy_helper"),
+        ("mmedge.runtimes.ort.session", "import onnxruntime"),
+        ("mmedge.runtimes.ort.session", "def f():\n    import torch"),
+        ("mmedge.runtimes.ort.session", "import onnx.numpy_helper"),
         ("mmedge.models.dual", "def f():\n    import onnxruntime"),
         ("mmedge.models.dual", "import importlib\nimportlib.import_module('mmedge.converters')"),
         ("mmedge.models.dual", "import pickle"),
@@ -161,9 +262,12 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("mmedge.runtimes.ort", "def f():\n    import onnxruntime"),
+        ("mmedge.runtimes.ort.session", "def f():\n    import onnxruntime"),
         ("mmedge.cli.convert", "def f():\n    from mmedge.converters.pipeline import convert"),
-        ("mmedge.converters.export", "import torch\nfrom mmedge.runtimes import open_session"),
+        (
+            "mmedge.converters.graphs.export",
+            "import torch\nfrom mmedge.runtimes import open_session",
+        ),
         ("mmedge.bundle.manifest", "from mmedge.preprocess.config import Preprocessing"),
         ("mmedge.models.dual", "from . import other\nfrom ..errors import MmedgeError"),
     ],

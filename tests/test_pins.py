@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mmedge.runtimes.trt.cuda import FOR_CUDA_12
+from mmedge.runtimes.cuda.runtime import FOR_CUDA_12
 
 if sys.version_info < (3, 11):
     pytest.skip("the pins are for Python 3.11 and later", allow_module_level=True)

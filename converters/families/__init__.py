@@ -9,7 +9,7 @@ from mmedge.errors import SourceError
 
 if TYPE_CHECKING:
     from mmedge.converters.families.base import Family
-    from mmedge.converters.source import Source
+    from mmedge.converters.sources.source import Source
 
 __all__ = ["FAMILIES", "family_of"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmedge.bundle.manifest import ContrastiveHead
-from mmedge.converters.source import Source
+from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
 from mmedge.specs import Modality, Task, TensorSpec

@@ -11,10 +11,14 @@ from transformers import AutoConfig
 
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.families.base import ExportSpec, load_model
-from mmedge.converters.families.dual_encoder import image_spec, text_spec
-from mmedge.converters.processors import backend_json, load_tokenizer, read_image_preprocessing
-from mmedge.converters.sentencepieces import is_sentencepiece, unigram_json
-from mmedge.converters.source import Source
+from mmedge.converters.families.towers import image_spec, text_spec
+from mmedge.converters.sources.reference_processors import (
+    backend_json,
+    load_tokenizer,
+    read_image_preprocessing,
+)
+from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
+from mmedge.converters.sources.source import Source
 from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
 from mmedge.specs import Task
 

@@ -20,14 +20,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mmedge.converters.passes.building import NodeBuilder, add_initializer, replace_value
-from mmedge.converters.passes.int8 import (
+from mmedge.converters.numerics.int8_rounding import (
     Range,
     calibrated_range,
     half_scales,
-    quantizable_linears,
     relative_error,
 )
+from mmedge.converters.passes.building import NodeBuilder, add_initializer, replace_value
+from mmedge.converters.passes.int8 import quantizable_linears
 from mmedge.converters.passes.linears import Linear
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array

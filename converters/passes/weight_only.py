@@ -28,6 +28,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.numerics.group_rounding import (
+    Bits,
+    GroupCodes,
+    blank_codes,
+    gptq,
+    hqq,
+    relative_error,
+    round_to_nearest,
+)
 from mmedge.converters.passes.building import replace_value
 from mmedge.converters.passes.linears import KEPT, Linear, find_linears, makes_embedding
 from mmedge.converters.passes.matching import constant, is_op, perm_of, producer, rank, sizes
@@ -37,15 +46,6 @@ from mmedge.converters.passes.weight_only_nodes import (
     write_blocked,
     write_lookup,
     write_nbits,
-)
-from mmedge.converters.weight_only import (
-    Bits,
-    GroupCodes,
-    blank_codes,
-    gptq,
-    hqq,
-    relative_error,
-    round_to_nearest,
 )
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array, Float32Array

@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.numerics.group_rounding import GroupCodes
 from mmedge.converters.passes.building import NodeBuilder
 from mmedge.converters.passes.linears import Linear
 from mmedge.converters.passes.matching import sizes
-from mmedge.converters.weight_only import GroupCodes
 from mmedge.specs import Array
 
 __all__ = ["StoredWeight", "WeightBuilder", "write_blocked", "write_lookup", "write_nbits"]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
     from mmedge.cli.engine_progress import EngineProgress
     from mmedge.errors import EngineBuildError
-    from mmedge.models.engine_plan import Bounds, EnginePlan, PlannedEngine
-    from mmedge.runtimes.trt.cache import LoadedEngine
+    from mmedge.runtimes.trt.cache.store import LoadedEngine
     from mmedge.runtimes.trt.engines import Flavour
+    from mmedge.sessions.preparation import Bounds, EnginePlan, PlannedEngine
 
 __all__ = ["build"]
 
@@ -107,8 +107,8 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     from mmedge.bundle import open_bundle
     from mmedge.cli.engine_tables import plan_document, print_plan
     from mmedge.cli.output import print_json
-    from mmedge.models.engine_plan import PlanOptions, default_flavour, plan_engines
     from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings
+    from mmedge.sessions.preparation import PlanOptions, default_flavour, plan_engines
 
     opened = open_bundle(bundle)
     options = PlanOptions(
@@ -223,7 +223,7 @@ def _build(
 ) -> LoadedEngine | EngineBuildError:
     """Return an engine, or why it cannot be built: the others are to be built all the same."""
     from mmedge.errors import EngineBuildError
-    from mmedge.models.engine_plan import build_planned
+    from mmedge.sessions.preparation import build_planned
 
     try:
         return build_planned(plan, engine, shown.begin(engine), shown.say)

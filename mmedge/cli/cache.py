@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from mmedge.runtimes.trt.cache import CacheEntry, EngineCache
+    from mmedge.runtimes.trt.cache.store import CacheEntry, EngineCache
     from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
 
 __all__ = ["cache"]
@@ -35,7 +35,7 @@ def list_(
 ) -> None:
     """List the engines, the one used last first, and count what else is kept."""
     from mmedge.cli.output import print_json
-    from mmedge.runtimes.trt.cache import EngineCache
+    from mmedge.runtimes.trt.cache.store import EngineCache
 
     engines = EngineCache()
     entries = engines.entries(verify=verify)
@@ -85,8 +85,8 @@ def prune(
     """
     from mmedge.cli.output import human_bytes, plain
     from mmedge.files import storage_errors
-    from mmedge.runtimes.choices import choice_files
-    from mmedge.runtimes.trt.cache import EngineCache, PruneRule
+    from mmedge.runtimes.selection.remembered import choice_files
+    from mmedge.runtimes.trt.cache.store import EngineCache, PruneRule
     from mmedge.runtimes.trt.engines import FLAVOURS
     from mmedge.runtimes.trt.flavours import installed_version
 
@@ -124,8 +124,8 @@ def prune(
 
 
 def _others(engines: EngineCache) -> dict[str, tuple[Path, ...]]:
-    from mmedge.runtimes.choices import choice_files
-    from mmedge.runtimes.trt.pruning import side_files
+    from mmedge.runtimes.selection.remembered import choice_files
+    from mmedge.runtimes.trt.cache.pruning import side_files
 
     return {
         "timing_caches": side_files(engines.folder, "timing"),
@@ -167,7 +167,7 @@ def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
-    from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
+    from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
 
     console = stdout_console()
     console.print(f"In {plain(str(engines.folder.parent))}:", soft_wrap=True)

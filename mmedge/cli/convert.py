@@ -13,7 +13,8 @@ from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from mmedge.bundle.search import Objective
-    from mmedge.converters.config import ConversionReport, ConvertConfig, VariantReport
+    from mmedge.converters.config import ConvertConfig
+    from mmedge.converters.report import ConversionReport, VariantReport
 
 __all__ = ["convert"]
 

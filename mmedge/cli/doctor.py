@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mmedge.bundle import Bundle
-    from mmedge.models.readiness import Way
-    from mmedge.runtimes.gpus import Gpu
-    from mmedge.runtimes.machine import Engine, Machine
+    from mmedge.machine.gpus import Gpu
+    from mmedge.machine.report import Engine, Machine
+    from mmedge.sessions.readiness import Way
 
 __all__ = ["doctor"]
 
@@ -45,8 +45,8 @@ def doctor(
     """
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_error, print_json
-    from mmedge.models.readiness import judge, runs_here
-    from mmedge.runtimes.machine import look_at_machine
+    from mmedge.machine.report import look_at_machine
+    from mmedge.sessions.readiness import judge, runs_here
 
     opened = open_bundle(bundle) if bundle is not None else None
     machine = look_at_machine()

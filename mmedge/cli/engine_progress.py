@@ -12,8 +12,8 @@ from mmedge.cli.output import plain
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from mmedge.models.engine_plan import PlannedEngine
     from mmedge.runtimes.session import BuildProgress
+    from mmedge.sessions.preparation import PlannedEngine
 
 __all__ = ["EngineProgress"]
 

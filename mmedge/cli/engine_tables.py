@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
 from mmedge.runtimes.trt.layers import count_precisions
-from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mmedge.errors import EngineBuildError
-    from mmedge.models.engine_plan import Bounds, EnginePlan, PlannedEngine
-    from mmedge.runtimes.trt.cache import LoadedEngine
-    from mmedge.runtimes.trt.engine_record import EngineRecord
+    from mmedge.runtimes.trt.cache.record import EngineRecord
+    from mmedge.runtimes.trt.cache.store import LoadedEngine
+    from mmedge.sessions.preparation import Bounds, EnginePlan, PlannedEngine
 
 __all__ = [
     "BuiltRow",

@@ -164,7 +164,7 @@ def _build(
 ) -> None:
     from mmedge.cli.engine_progress import EngineProgress
     from mmedge.exports.cached_engines import build_engines
-    from mmedge.models.engine_plan import default_flavour
+    from mmedge.sessions.preparation import default_flavour
 
     with EngineProgress(len(chosen), shown=not quiet) as shown:
         build_engines(

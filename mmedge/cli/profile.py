@@ -78,8 +78,8 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
 
     Exits with 1 if a gate fails; the reports are written all the same.
     """
-    from mmedge.models.opening import device_name
     from mmedge.profiling import profile as measure
+    from mmedge.sessions.opening import device_name
 
     config = _config(
         {
@@ -219,7 +219,7 @@ def _write(
     roles: Mapping[str, Role],
 ) -> None:
     from mmedge.files import write_atomic
-    from mmedge.profiling.html_report import render_html
+    from mmedge.reports.html_report import render_html
 
     if json_file is not None:
         write_atomic(json_file, (made.model_dump_json(indent=2) + "\n").encode())

@@ -25,7 +25,7 @@ def write_search_page(bundle: Bundle, file: Path) -> None:
     """
     from mmedge.errors import InputError
     from mmedge.files import write_atomic
-    from mmedge.profiling.html_search import render_search
+    from mmedge.reports.html_tuning import render_search
 
     manifest = bundle.manifest
     nodes = {

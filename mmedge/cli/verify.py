@@ -11,7 +11,7 @@ import typer
 from mmedge.cli.options import BundleArgument, JsonOption
 
 if TYPE_CHECKING:
-    from mmedge.models.verification import RoleVerification
+    from mmedge.sessions.verification import RoleVerification
 
 __all__ = ["verify"]
 
@@ -42,7 +42,7 @@ def verify(
     """
     from mmedge.bundle import open_bundle, verify_files
     from mmedge.cli.output import print_json
-    from mmedge.models.verification import verify_bundle
+    from mmedge.sessions.verification import verify_bundle
 
     opened = open_bundle(bundle)
     verify_files(opened)

@@ -8,11 +8,11 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import EngineMismatchError
 from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.selection import Selection
-from mmedge.models.engine_plan import PlannedEngine, PlanOptions, build_planned, plan_engines
 from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache.model_hash import model_sha256
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import EngineKey, Flavour
-from mmedge.runtimes.trt.model_hash import model_sha256
+from mmedge.sessions.preparation import PlannedEngine, PlanOptions, build_planned, plan_engines
 
 __all__ = ["build_engines", "cached_engines"]
 

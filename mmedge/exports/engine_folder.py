@@ -27,8 +27,8 @@ from mmedge.exports.selection import Selection
 from mmedge.exports.steps import describe_images, describe_texts
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.exports.vectors import write_graph_vectors
-from mmedge.models.axes import dynamic_axes
 from mmedge.runtimes.trt.engines import EngineKey
+from mmedge.sessions.axes import dynamic_axes
 from mmedge.specs import Modality
 
 __all__ = ["EngineSource", "SuppliedEngine", "axis_bounds", "export_engine_folder"]

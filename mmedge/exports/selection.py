@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmedge.bundle.manifest import Layout, Role, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
-from mmedge.models.engine_plan import why_not
+from mmedge.sessions.preparation import why_not
 
 __all__ = ["Selection", "select"]
 

@@ -182,7 +182,7 @@ def _graph_level(model: Path, precision: Precision) -> int | None:
     """Return how much ONNX Runtime may rewrite a graph: less where float16 is in it.
 
     It crashed on some such graphs at the full level, and answers wrongly where it fuses blocked
-    quantized weights into a float16 product (runtimes/ort.py keeps from both).
+    quantized weights into a float16 product (runtimes/ort/session.py keeps from both).
     """
     if not read_onnx_file(model).has_fp16:
         return None

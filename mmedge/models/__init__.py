@@ -3,7 +3,7 @@
 from mmedge.models.batches import BadImage
 from mmedge.models.classification import Classification, ScoredLabel
 from mmedge.models.dual_encoder import DualEncoder, EncodedFiles
-from mmedge.models.verification import RoleVerification, verify_bundle
+from mmedge.sessions.verification import RoleVerification, verify_bundle
 
 __all__ = [
     "BadImage",

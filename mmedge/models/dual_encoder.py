@@ -16,7 +16,6 @@ from PIL import Image
 from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import BundleError, DTypeError, ImageError, InputError, ShapeError
-from mmedge.models.axes import IMAGE_BATCH, TEXT_BATCH
 from mmedge.models.batches import BadImage, image_batches, length_buckets
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
@@ -24,12 +23,13 @@ from mmedge.models.classification import (
     label_prompts,
     probabilities,
 )
-from mmedge.models.warming import WarmingState, WarmingUp
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
-from mmedge.runtimes.choices import Choice
+from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
+from mmedge.sessions.axes import IMAGE_BATCH, TEXT_BATCH
+from mmedge.sessions.warming import WarmingState, WarmingUp
 from mmedge.specs import Array, Float32Array
 
 if TYPE_CHECKING:

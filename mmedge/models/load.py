@@ -9,13 +9,13 @@ from pathlib import Path
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BundleError, InputError
-from mmedge.models.choice import engine_backend, leading_backend, open_fastest
 from mmedge.models.dual_encoder import IMAGE_ENCODER, TEXT_ENCODER, DualEncoder
-from mmedge.models.opening import graph_of, open_variant, session_options
-from mmedge.models.warming import WarmingReport, open_meanwhile, warm_up
-from mmedge.runtimes.choices import Choice
+from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.runtimes.session import backend as module_of
+from mmedge.sessions.choice import engine_backend, leading_backend, open_fastest
+from mmedge.sessions.opening import graph_of, open_variant, session_options
+from mmedge.sessions.warming import WarmingReport, open_meanwhile, warm_up
 
 __all__ = ["load"]
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError, ProfileError
-from mmedge.models.axes import dynamic_axes
-from mmedge.models.opening import open_variant, takes
 from mmedge.profiling.baseline import Opponent
 from mmedge.profiling.config import Budget, ProfileConfig
 from mmedge.profiling.inputs import Inputs
@@ -19,6 +17,8 @@ from mmedge.profiling.statistics import median_ratio, required_samples, summariz
 from mmedge.profiling.timing import Call, measure
 from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import Session, SessionOptions
+from mmedge.sessions.axes import dynamic_axes
+from mmedge.sessions.opening import open_variant, takes
 from mmedge.specs import Array
 
 __all__ = ["choose_variants", "measure_cell", "plan_cells", "thread_counts"]

@@ -44,8 +44,8 @@ def _load(task: dict[str, Any]) -> Callable[[], object]:
 def _open(task: dict[str, Any]) -> Callable[[], object]:
     """Open a role that no model class knows, and return what answers its golden inputs."""
     from mmedge.bundle.opening import open_bundle
-    from mmedge.models.opening import open_variant
     from mmedge.runtimes.session import SessionOptions
+    from mmedge.sessions.opening import open_variant
 
     bundle = open_bundle(task["bundle"])
     session = open_variant(
@@ -66,7 +66,7 @@ def _main() -> None:
     started_ns = time.perf_counter_ns()
     # What a user's first line costs, before the bundle is touched.
     import mmedge.models.load
-    import mmedge.models.opening  # noqa: F401
+    import mmedge.sessions.opening  # noqa: F401
 
     imported_ns = time.perf_counter_ns()
     memory_before = _memory()

@@ -14,24 +14,20 @@ What each of SessionOptions comes to here:
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedge.errors import BackendError
 from mmedge.runtimes.session import BuildProgress, SessionOptions
+from mmedge.runtimes.trt.engines import device_index
 
 if TYPE_CHECKING:
     from mmedge.runtimes.trt.engines import Flavour
     from mmedge.runtimes.trt.session import TrtSession
 
-__all__ = ["TrtBackend", "device_index"]
-
-
-def device_index(device: str) -> int | None:
-    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    return None if match is None else int(match.group(1) or 0)
+__all__ = [
+    "TrtBackend",
+]
 
 
 class TrtBackend:
@@ -57,7 +53,7 @@ class TrtBackend:
 
     def available_devices(self) -> tuple[str, ...]:
         """Return "cuda", "cuda:1", ... for every GPU. Neither raises nor prints."""
-        from mmedge.runtimes.trt.cuda import bindings_installed, device_count
+        from mmedge.runtimes.cuda.runtime import bindings_installed, device_count
 
         if self.engine_version() is None or not bindings_installed():
             return ()

@@ -16,9 +16,9 @@ from typing import Any
 
 from mmedge.errors import EngineBuildError, StorageError
 from mmedge.files import write_atomic
+from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.cuda import Device
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
     BuiltEngine,

@@ -16,13 +16,13 @@ from mmedge.errors import (
     StorageError,
 )
 from mmedge.files import write_atomic
+from mmedge.files.private import UnsafeFileError, read_private
+from mmedge.runtimes.cuda.runtime import Device, in_words
 from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.session import EngineOptions
-from mmedge.runtimes.trt.cuda import Device, in_words
+from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
+from mmedge.runtimes.trt.cache.model_hash import model_label
 from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, new_log
-from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
-from mmedge.runtimes.trt.model_hash import model_label
-from mmedge.runtimes.trt.private_folder import UnsafeFileError, read_private
 from mmedge.runtimes.trt.refitting import put_weights
 from mmedge.specs import TensorSpec
 

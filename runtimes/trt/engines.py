@@ -7,6 +7,7 @@ be made again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -25,6 +26,7 @@ __all__ = [
     "Flavour",
     "ShapeProfile",
     "ShapeRange",
+    "device_index",
 ]
 
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
@@ -193,3 +195,9 @@ class BuiltEngine:
     layers: tuple[EngineLayer, ...]
     duration_s: float
     warnings: tuple[str, ...] = ()
+
+
+def device_index(device: str) -> int | None:
+    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    return None if match is None else int(match.group(1) or 0)

@@ -22,10 +22,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from mmedge.errors import BackendError, InputError
+from mmedge.runtimes.cuda.arrays import DeviceArray, DeviceView
+from mmedge.runtimes.cuda.runtime import DeviceMemory
+from mmedge.runtimes.cuda.streams import Event, Graph, Stream
 from mmedge.runtimes.session import SessionOptions
-from mmedge.runtimes.trt.cuda import DeviceMemory
-from mmedge.runtimes.trt.cuda_streams import Event, Graph, Stream
-from mmedge.runtimes.trt.device_arrays import DeviceArray, DeviceView
 from mmedge.runtimes.trt.device_engine import DeviceEngine, EngineTensor, Shapes
 from mmedge.runtimes.trt.lane_memory import Buffer, GrowingOutput, size_bytes
 from mmedge.specs import Array

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.runtimes.trt.cuda import Device, DeviceMemory, PinnedMemory
+from mmedge.runtimes.cuda.runtime import Device, DeviceMemory, PinnedMemory
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.specs import Array, TensorSpec
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, StorageError
+from mmedge.runtimes.cuda.runtime import Device, cuda_version, driver_version
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.session import BuildProgress, Placement, SessionOptions
-from mmedge.runtimes.trt.backend import device_index
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache import CachedEngine, EngineCache, LoadedEngine
-from mmedge.runtimes.trt.cuda import Device, cuda_version, driver_version
+from mmedge.runtimes.trt.cache.compatible import key_that_serves
+from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
+from mmedge.runtimes.trt.cache.model_hash import model_label
+from mmedge.runtimes.trt.cache.store import CachedEngine, EngineCache, LoadedEngine
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
@@ -24,13 +26,11 @@ from mmedge.runtimes.trt.engines import (
     EngineKey,
     EngineRequest,
     Flavour,
+    device_index,
 )
 from mmedge.runtimes.trt.flavours import LoadedFlavour, load_flavour
-from mmedge.runtimes.trt.misses import FLAVOUR_NAMES
-from mmedge.runtimes.trt.model_hash import model_label
 from mmedge.runtimes.trt.profiles import shape_profile
 from mmedge.runtimes.trt.session import TrtSession
-from mmedge.runtimes.trt.wider import key_that_serves
 
 __all__ = [
     "NeededEngine",

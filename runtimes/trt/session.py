@@ -18,15 +18,15 @@ import numpy as np
 
 from mmedge.errors import BackendError, InputError
 from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
-from mmedge.runtimes.session import Placement, SessionOptions
-from mmedge.runtimes.trt.cuda_streams import Event
-from mmedge.runtimes.trt.device_arrays import (
+from mmedge.runtimes.cuda.arrays import (
     DeviceArray,
     DeviceInput,
     DeviceView,
     is_device_array,
     view,
 )
+from mmedge.runtimes.cuda.streams import Event
+from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.lane import Lane, Prepared
 from mmedge.specs import Array, check_bindable, check_feed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmedge.cli import main
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import (
     BuiltEngine,
     EngineKey,

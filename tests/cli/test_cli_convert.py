@@ -14,13 +14,9 @@ import pytest
 from mmedge.bundle import open_bundle
 from mmedge.cli import main
 from mmedge.converters import pipeline
-from mmedge.converters.config import (
-    ConversionReport,
-    ConvertConfig,
-    Progress,
-    ProgressEvent,
-    VariantReport,
-)
+from mmedge.converters.config import ConvertConfig
+from mmedge.converters.progress import Progress, ProgressEvent
+from mmedge.converters.report import ConversionReport, VariantReport
 
 
 def run(*arguments: str | Path) -> int:

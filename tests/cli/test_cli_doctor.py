@@ -13,8 +13,8 @@ from machines import BARE, DESKTOP, MACHINES, ORIN, THOR, Described
 
 from mmedge.bundle import Bundle
 from mmedge.cli import main
-from mmedge.runtimes import machine as machine_module
-from mmedge.runtimes.machine import look_at_machine
+from mmedge.machine import report as machine_module
+from mmedge.machine.report import look_at_machine
 
 Stand = Callable[[Described], None]
 
@@ -26,7 +26,7 @@ def on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stand:
     def stand(described: Described) -> None:
         host = described.host(tmp_path / "root")
         monkeypatch.setattr(machine_module, "look_at_machine", lambda: look_at_machine(host))
-        monkeypatch.setattr("mmedge.models.readiness._is_prepared", lambda *_: False)
+        monkeypatch.setattr("mmedge.sessions.readiness._is_prepared", lambda *_: False)
 
     return stand
 

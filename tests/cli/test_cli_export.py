@@ -12,7 +12,8 @@ from bundles import edit_manifest
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.cli import main
 from mmedge.exports import IoDocument
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache.model_hash import model_sha256
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
     BuiltEngine,
@@ -22,7 +23,6 @@ from mmedge.runtimes.trt.engines import (
     ShapeProfile,
     ShapeRange,
 )
-from mmedge.runtimes.trt.model_hash import model_sha256
 from mmedge.specs import TensorSpec
 
 

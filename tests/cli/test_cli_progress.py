@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mmedge.cli import progress
 from mmedge.cli.progress import Stages
-from mmedge.converters.config import ProgressEvent
+from mmedge.converters.progress import ProgressEvent
 
 
 def work(stages: Stages, *, candidates: int) -> None:

@@ -11,7 +11,7 @@ __all__ = ["crash_on"]
 
 _WORKER = """
 import fnmatch, os, signal, sys
-from mmedge.converters import isolated
+from mmedge.converters.graphs import worker as isolated
 from mmedge.runtimes import session
 
 opened = session.open_session
@@ -38,4 +38,4 @@ def crash_on(
     """Let workers die of SIGSEGV when they open a file of such a name in that backend."""
     script = folder / "crashing_worker.py"
     script.write_text(_WORKER.format(pattern=pattern, backend_name=backend_name))
-    monkeypatch.setattr("mmedge.converters.isolated._COMMAND", (sys.executable, script))
+    monkeypatch.setattr("mmedge.converters.graphs.worker._COMMAND", (sys.executable, script))

@@ -24,14 +24,15 @@ from mmedge.bundle import load_nodes, open_bundle, verify_files
 from mmedge.bundle.manifest import Quality
 from mmedge.bundle.search import SearchRecord
 from mmedge.cli import main
-from mmedge.converters.config import ConversionReport, ConvertConfig
-from mmedge.converters.evaluation import EvaluationSet
-from mmedge.converters.inputs import load_data
-from mmedge.converters.ladder import BuiltRole, judge
+from mmedge.converters.config import ConvertConfig
+from mmedge.converters.data.checks import load_data
+from mmedge.converters.evaluation.dataset import EvaluationSet
+from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.pipeline import convert
-from mmedge.converters.recipes import Recipe
-from mmedge.converters.search import RoleSearch
-from mmedge.converters.variants import BuiltVariant, VariantBuilder
+from mmedge.converters.report import ConversionReport
+from mmedge.converters.tuning.role import RoleSearch
+from mmedge.converters.variants.builder import BuiltVariant, VariantBuilder
+from mmedge.converters.variants.describe import BuiltRole, judge
 from mmedge.errors import CalibrationError, ConversionError, StorageError
 
 LADDER = ("fp16", "int8-dynamic", "int8-static")
@@ -199,7 +200,7 @@ def test_a_budget_that_cannot_be_met_names_the_closest_and_keeps_what_was_tried(
 
 
 _AS_HERE = """
-from mmedge.converters.search import RoleSearch
+from mmedge.converters.tuning.role import RoleSearch
 RoleSearch._ladder = lambda self, _: self._known({ladder!r})
 import mmedge.runtimes.openvino as openvino
 openvino.engine_version = lambda: None
@@ -282,7 +283,7 @@ def test_a_disk_that_is_full_when_the_bundle_is_written_costs_no_candidate(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmedge.converters.joint_search._link", write)
+        patch.setattr("mmedge.converters.tuning.joint._link", write)
         with pytest.raises(StorageError, match="disk is full"):
             convert(config)
     assert [path.name for path in config.out.parent.iterdir()] == [work_folder(config).name]
@@ -298,7 +299,7 @@ def test_a_disk_that_is_full_while_candidates_are_made_is_one_error(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mmedge.converters.variants.quantize", write)
+        patch.setattr("mmedge.converters.variants.builder.quantize", write)
         with pytest.raises(StorageError, match="disk is full"):
             convert(config)
     assert not config.out.exists()

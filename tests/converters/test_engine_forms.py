@@ -15,12 +15,12 @@ import onnx_ir as ir
 import pytest
 from towers import image_tower, pictures, text_tower, texts
 
-from mmedge.converters.methods import StaticInt8
+from mmedge.converters.methods.configs import StaticInt8
+from mmedge.converters.methods.recipes import METHODS, parse_recipe
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
 from mmedge.converters.passes.linears import find_linears
-from mmedge.converters.quantize import quantize
-from mmedge.converters.recipes import METHODS, parse_recipe
+from mmedge.converters.quantization.quantize import quantize
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array, Precision
 

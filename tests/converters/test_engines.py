@@ -14,18 +14,18 @@ from towers import image_tower, pictures, text_tower, texts
 
 from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
+from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.pipeline import convert
-from mmedge.converters.quantize import quantize
-from mmedge.converters.recipes import parse_recipe
+from mmedge.converters.quantization.quantize import quantize
 from mmedge.errors import EngineBuildError
-from mmedge.models.engine_plan import PlanOptions, build_planned, plan_engines
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
 from mmedge.runtimes.trt.layers import count_precisions
 from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.sessions.preparation import PlanOptions, build_planned, plan_engines
 from mmedge.specs import Array, Precision
 
 pytestmark = pytest.mark.skipif(

@@ -24,15 +24,17 @@ from converted import write_pictures
 from models.tiny_models import write_clip
 
 import mmedge
-import mmedge.converters.variants
+import mmedge.converters.variants.builder
 from mmedge.bundle import Bundle, load_golden, open_bundle, verify_files
-from mmedge.converters.config import ConversionReport, ConvertConfig, ProgressEvent, recipes
-from mmedge.converters.datasets import read_dataset
-from mmedge.converters.inputs import Data, plan_role
+from mmedge.converters.config import ConvertConfig, recipes
+from mmedge.converters.data.checks import Data, plan_role
+from mmedge.converters.data.datasets import read_dataset
+from mmedge.converters.evaluation.embedding import interchangeable
 from mmedge.converters.pipeline import convert
+from mmedge.converters.progress import ProgressEvent
 from mmedge.converters.provenance import describe_provenance
-from mmedge.converters.quality import interchangeable
-from mmedge.converters.source import Source
+from mmedge.converters.report import ConversionReport
+from mmedge.converters.sources.source import Source
 from mmedge.errors import (
     BundleError,
     CalibrationError,
@@ -416,7 +418,7 @@ def test_a_graph_that_disagrees_is_never_written(
                 tensor.CopyFrom(numpy_helper.from_array(array[::-1].copy(), tensor.name))
         onnx.save(model, out)
 
-    monkeypatch.setattr(mmedge.converters.variants, "to_onnxruntime_layout", spoil)
+    monkeypatch.setattr(mmedge.converters.variants.builder, "to_onnxruntime_layout", spoil)
     with pytest.raises(ParityError, match=r"image_encoder/fp32 \(onnxruntime\): .*cosine"):
         convert(ConvertConfig(str(siglip_folder), tmp_path / "x.mmedge"))
     assert list(tmp_path.iterdir()) == []

@@ -203,7 +203,7 @@ def test_one_variant_of_a_role(tiny_bundle: Bundle, out: Path) -> None:
 def test_a_graph_with_float16_is_rewritten_less(
     bundle_with_half: Bundle, out: Path, precision: str, level: int
 ) -> None:
-    """What runtimes/ort.py does for the same reason, in Triton's numbers."""
+    """What runtimes/ort/session.py does for the same reason, in Triton's numbers."""
     steps = ("roles", "image_encoder", "variants", 0, "precision")
     edit_manifest(bundle_with_half.path, *steps, value=precision)
     bundle = open_bundle(bundle_with_half.path)

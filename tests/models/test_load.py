@@ -13,9 +13,9 @@ from bundles import edit_manifest
 import mmedge
 from mmedge.bundle import Bundle, Variant
 from mmedge.errors import BackendError, BackendUnavailableError, BundleError, InputError
-from mmedge.models.opening import open_variant, session_options
 from mmedge.runtimes.fake import FakeSession
 from mmedge.runtimes.session import SessionOptions
+from mmedge.sessions.opening import open_variant, session_options
 
 
 def names(path: Path, **arguments: Any) -> dict[str, str]:
@@ -94,7 +94,7 @@ def test_first_session_is_closed_if_the_second_cannot_be_opened(
         opened.append(FakeSession((), ()))
         return opened[0]
 
-    monkeypatch.setattr("mmedge.models.choice.open_variant", open_once)
+    monkeypatch.setattr("mmedge.sessions.choice.open_variant", open_once)
     with pytest.raises(BackendError, match="refused"):
         mmedge.load(tiny_bundle.path)
     with pytest.raises(BackendError, match="closed"):
@@ -142,7 +142,7 @@ def test_layout_suits_backend_and_device(
     def ask(model: Path, *, backend_name: str, options: SessionOptions) -> None:
         asked.append(model)
 
-    monkeypatch.setattr("mmedge.models.opening.open_session", ask)
+    monkeypatch.setattr("mmedge.sessions.opening.open_session", ask)
 
     def opened(variant: Variant) -> None:
         open_variant(

@@ -13,8 +13,8 @@ from bundles import edit_manifest
 import mmedge
 from mmedge.bundle import Bundle
 from mmedge.errors import BackendUnavailableError, InputError, IntegrityError
-from mmedge.models.warming import WarmingState
 from mmedge.runtimes import BACKENDS
+from mmedge.sessions.warming import WarmingState
 
 # Stands for TensorRT: "builds" by writing a file, then computes in ONNX Runtime.
 _BACKEND = '''
@@ -23,7 +23,8 @@ import os, pathlib, time
 from dataclasses import replace
 
 from mmedge.errors import BackendUnavailableError, EngineBuildError
-from mmedge.runtimes import ort, session
+from mmedge.runtimes import session
+from mmedge.runtimes.ort import session as ort
 
 session.BACKENDS["slow"] = __name__
 FOLDER = pathlib.Path(os.environ["SLOW_FOLDER"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models.tiny_models import train_unigram
 from transformers.models.siglip.tokenization_siglip import SiglipTokenizer
 
-from mmedge.converters.sentencepieces import unigram_json
+from mmedge.converters.sources.sentencepiece import unigram_json
 from mmedge.preprocess import TextPreprocessing, TextProcessor
 
 LENGTH = 12

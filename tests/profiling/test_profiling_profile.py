@@ -17,12 +17,12 @@ from mmedge.errors import (
     IntegrityError,
     ProfileError,
 )
-from mmedge.models.axes import dynamic_axes
 from mmedge.profiling import Budget, Profile, ProfileConfig, profile
 from mmedge.profiling import cells as cells_module
 from mmedge.profiling.metrics import CellKey
 from mmedge.profiling.schema import profile_schema
 from mmedge.runtimes.session import Session, SessionOptions
+from mmedge.sessions.axes import dynamic_axes
 
 QUICK = Budget(seconds=0.0, warmup_seconds=0.0, min_runs=12)
 BARE = ProfileConfig(threads=(1,), budget=QUICK, cold_starts=0, stages=False)

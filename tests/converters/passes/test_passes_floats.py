@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper
 from towers import image_tower, pictures, text_tower, texts
 
-from mmedge.converters.agreement import require_agreement
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16, to_bfloat16
 from mmedge.converters.passes.float8 import (
     Float8Linears,
@@ -24,8 +23,9 @@ from mmedge.converters.passes.float16 import Float16Result, to_float16
 from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
 from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.passes.narrowing import ComputeInFloat32, NarrowFloats
-from mmedge.converters.peaks import collect_peaks
-from mmedge.converters.statistics import collect_ranges
+from mmedge.converters.quantization.float16_check import require_agreement
+from mmedge.converters.statistics.collect import collect_ranges
+from mmedge.converters.statistics.peaks import collect_peaks
 from mmedge.errors import BackendError, CalibrationError, QuantizationError
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array

@@ -13,9 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 from towers import HEADS, VOCABULARY, WIDTH, Graph, convolution_tower, text_tower
 
+from mmedge.converters.numerics.int8_rounding import Range, quantize_weight
 from mmedge.converters.passes.attention import FuseAttention
 from mmedge.converters.passes.building import add_initializer
-from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs, quantize_weight
+from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
 from mmedge.converters.passes.matching import constant
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly

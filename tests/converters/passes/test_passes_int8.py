@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from towers import image_tower, pictures, text_tower, texts
 
+from mmedge.converters.numerics.int8_rounding import Range, quantize_weight
 from mmedge.converters.passes import to_onnxruntime_layout
-from mmedge.converters.passes.int8 import Int8Linears, Range, quantizable_inputs, quantize_weight
+from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
 from mmedge.errors import QuantizationError
 from mmedge.runtimes.onnx_file import PAIRED_KEY
 from mmedge.runtimes.session import open_session

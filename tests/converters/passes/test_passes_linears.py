@@ -11,9 +11,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.passes.building import replace_value
 from mmedge.converters.passes.float8 import Float8Linears
-from mmedge.converters.passes.int8 import Int8Linears, Range
+from mmedge.converters.passes.int8 import Int8Linears
 from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.passes.weight_only import WeightOnlyLinears
 from mmedge.runtimes.session import open_session

@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from towers import VOCABULARY, WIDTH, image_tower, pictures, text_tower, texts
 
+from mmedge.converters.numerics.group_rounding import Bits, hqq, round_to_nearest
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.linears import KEPT
 from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
-from mmedge.converters.statistics import collect_moments
-from mmedge.converters.weight_only import Bits, hqq, round_to_nearest
+from mmedge.converters.statistics.collect import collect_moments
 from mmedge.errors import QuantizationError
 from mmedge.runtimes.session import open_session
 from mmedge.specs import Array, Float32Array

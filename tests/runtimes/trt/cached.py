@@ -14,8 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from mmedge.files import atomic
-from mmedge.runtimes.trt import engine_files
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache import files as engine_files
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import (
     BuiltEngine,
     EngineKey,

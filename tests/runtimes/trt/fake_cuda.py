@@ -1,5 +1,5 @@
 # ruff: noqa: N801, N802, N815, CUDA has its own way with names
-"""CUDA's runtime API on host memory, as far as mmedge.runtimes.trt.cuda calls it.
+"""CUDA's runtime API on host memory, as far as mmedge.runtimes.cuda.runtime calls it.
 
 Stands where `cuda.bindings.runtime` does. It is on the side of the bugs: what is put into a stream
 is not done before somebody waits for it, memory that was freed is poisoned and told from memory

@@ -18,11 +18,11 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, fake_plan
 from tiny_graphs import save_embedder
 
+from mmedge.runtimes.cuda.streams import Stream
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.session import EngineOptions, SessionOptions
 from mmedge.runtimes.trt import flavours, opening
 from mmedge.runtimes.trt.backend import TrtBackend
-from mmedge.runtimes.trt.cuda_streams import Stream
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest, Flavour
 from mmedge.runtimes.trt.session import TrtSession
 from mmedge.specs import Array

@@ -20,7 +20,7 @@ from fake_gpu import FakeGpu
 from tiny_graphs import feed_of, save_embedder
 
 from mmedge.bundle import Bundle
-from mmedge.runtimes.trt import cuda
+from mmedge.runtimes.cuda import runtime as cuda
 
 ROOT = Path(__file__).parents[3]
 KINDS = (

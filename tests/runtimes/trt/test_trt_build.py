@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from mmedge.errors import BackendError, EngineBuildError
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import (
     BuildSettings,
     BuiltEngine,
@@ -281,7 +281,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache import EngineCache
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import EngineRequest
 from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.runtimes.onnx_file import read_onnx_file

@@ -19,8 +19,9 @@ from tiny_graphs import INPUTS, OUTPUTS, save_embedder
 
 from mmedge.errors import BackendUnavailableError, EngineMismatchError
 from mmedge.runtimes import EngineOptions, SessionOptions, open_session
+from mmedge.runtimes.cuda import runtime as cuda
 from mmedge.runtimes.onnx_file import OnnxFile
-from mmedge.runtimes.trt import cuda, network
+from mmedge.runtimes.trt import network
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.flavours import LoadedFlavour, installed_version, load_flavour
 from mmedge.specs import TensorSpec

@@ -16,11 +16,11 @@ from tiny_graphs import embed, feed_of, save, save_embedder
 
 from mmedge.errors import EngineBuildError, ShapeError
 from mmedge.runtimes import EngineOptions, SessionOptions, backend
+from mmedge.runtimes.cuda.arrays import DeviceArray
+from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.trt.backend import TrtBackend
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache import EngineCache
-from mmedge.runtimes.trt.cuda import Device
-from mmedge.runtimes.trt.device_arrays import DeviceArray
+from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings, Flavour
 from mmedge.runtimes.trt.opening import needed_engine
 from mmedge.runtimes.trt.session import TrtSession

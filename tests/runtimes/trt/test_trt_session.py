@@ -18,8 +18,8 @@ from onnx import TensorProto, helper
 from tiny_graphs import embed, feed_of, save
 
 from mmedge.errors import BackendError, ShapeError
+from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.session import Session
-from mmedge.runtimes.trt.cuda import Device
 from mmedge.specs import Array
 
 HOST = cudaMemoryType.cudaMemoryTypeHost

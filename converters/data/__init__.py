@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: reading, checking, streaming, synthetic samples."""

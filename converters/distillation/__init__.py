@@ -1,0 +1,1 @@
+"""Recovery of int8 accuracy by distillation from fp32."""

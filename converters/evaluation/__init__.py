@@ -1,0 +1,1 @@
+"""Fidelity of variants: metrics, intervals and neighbours."""

@@ -1,0 +1,1 @@
+"""Exporting graphs and running them in a worker."""

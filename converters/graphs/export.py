@@ -1,0 +1,277 @@
+"""torch -> ONNX: one role at a time, stripped of local paths, proven at other sizes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmedge.bundle.manifest import Parity
+from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.graphs.nan_trace import where_broken
+from mmedge.converters.graphs.worker import IsolatedGraph
+from mmedge.converters.numerics.distance import cosines
+from mmedge.errors import ExportError, ParityError, StorageError
+from mmedge.files import storage_errors
+from mmedge.specs import Array
+
+__all__ = [
+    "OPSET",
+    "Probe",
+    "export_role",
+    "graph_storage_errors",
+    "measure_parity",
+    "probe_role",
+    "require_parity",
+]
+
+# Opset 23 brings Attention, which TensorRT-RTX refuses in fp32 and the int8 tools cannot read.
+OPSET = 20
+# Tensors below stay in the graph: engines read shapes and axes without opening the data file.
+_INLINE_BYTES = 1024
+_COSINE_MIN = 0.9999
+_MAX_ABS_ERROR = 1e-3
+_SHORT_WRITE = re.compile(r"writing element|requested and \d+ written")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An input of a role, and what the PyTorch module answers to it."""
+
+    feed: Array
+    expected: Array
+
+
+def probe_role(spec: ExportSpec) -> tuple[Probe, ...]:
+    """Ask the module at the sizes it is traced with and at every other size to be proven.
+
+    Raises:
+        ExportError: If the module's own answer is not finite; the part that is to blame is named.
+    """
+    probes = []
+    with torch.inference_mode():
+        for seed, sizes in enumerate((spec.trace_sizes, *spec.proof_sizes), start=1):
+            feed = spec.sample(sizes, seed)
+            inputs = [feed[item.name] for item in spec.inputs]
+            answer = spec.module.eval()(*inputs)
+            if not torch.isfinite(answer).all():
+                raise ExportError(
+                    "The PyTorch model itself gives NaN or infinity, first in "
+                    f"{where_broken(spec.module, inputs)}. Fetch its weights again, or mend them."
+                )
+            probes.append(Probe(feed[spec.inputs[0].name].numpy(), answer.numpy()))
+    return tuple(probes)
+
+
+def export_role(role: str, spec: ExportSpec, out: Path, *, plain: bool = False) -> None:
+    """Export one role in fp32.
+
+    Weights go to `out.name + ".data"` beside `out`, whatever their size: no limit of 2 GB, and a
+    device can map them. The same module gives the same bytes.
+
+    Args:
+        role: The role's name, for messages.
+        spec: What to export.
+        out: The ONNX file to write.
+        plain: Leave the graph as torch exports it, without the passes of the portable layout: for
+            comparisons with other tools.
+
+    Raises:
+        ExportError: If the module cannot be traced, or an axis is not dynamic as specified.
+        StorageError: If the disk is full.
+    """
+    import onnx_ir
+    from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+
+    from mmedge.converters.passes import PORTABLE_PASSES
+
+    model = _trace(role, spec).model
+    RemoveUnusedNodesPass()(model)
+    # torch names values after operators and outputs as told, and does not see that they collide.
+    NameFixPass()(model)
+    _name_weights(model)
+    for step in () if plain else PORTABLE_PASSES:
+        step()(model)
+    _strip(model)
+    _check_interface(role, spec, model)
+    with graph_storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        onnx_ir.save(
+            model, out, external_data=f"{out.name}.data", size_threshold_bytes=_INLINE_BYTES
+        )
+
+
+@contextmanager
+def graph_storage_errors(out: Path) -> Iterator[None]:
+    """Turn what goes wrong on the disk while a graph is written into a StorageError.
+
+    onnx_ir writes weights with numpy, whose error for a short write has lost its errno.
+
+    Raises:
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    with storage_errors(out):
+        try:
+            yield
+        except OSError as error:
+            if error.errno is None and _SHORT_WRITE.search(str(error)):
+                raise StorageError(
+                    f"Cannot write {out}: the weights were cut off ({error}), most likely because "
+                    "the disk is full. Free some space, or write elsewhere."
+                ) from error
+            raise
+
+
+def measure_parity(label: str, graph: IsolatedGraph, probes: Sequence[Probe]) -> Parity:
+    """Compare a graph with the PyTorch module.
+
+    Args:
+        label: What the graph is called in errors ("image_encoder/fp32").
+        graph: The graph.
+        probes: What the module answers.
+
+    Raises:
+        ParityError: If an answer has another shape or is not finite.
+        BackendError: If ONNX Runtime cannot run the graph.
+    """
+    errors: list[float] = []
+    values: list[Array] = []
+    for probe in probes:
+        got = graph.answer(probe.feed)
+        if got.shape != probe.expected.shape:
+            raise ParityError(
+                f"{label}: for an input {probe.feed.shape} the graph gives {got.shape}, the module "
+                f"{probe.expected.shape}. The export has frozen an axis; please report the model."
+            )
+        if not np.isfinite(got).all():
+            raise ParityError(
+                f"{label}: gives NaN or infinity where the PyTorch model does not. Leave this "
+                "precision out."
+            )
+        errors.append(float(np.abs(got - probe.expected).max()))
+        values.append(cosines(probe.expected, got))
+    every = np.concatenate(values)
+    return Parity(
+        max_abs_error=max(errors),
+        cosine_mean=float(every.mean()),
+        cosine_min=float(every.min()),
+        samples=len(every),
+    )
+
+
+def require_parity(label: str, parity: Parity) -> None:
+    """Check that an fp32 graph answers as the PyTorch module does.
+
+    Raises:
+        ParityError: If it does not; the figures are in the message.
+    """
+    if parity.cosine_min < _COSINE_MIN or parity.max_abs_error > _MAX_ABS_ERROR:
+        raise ParityError(
+            f"{label}: the exported graph does not answer as the PyTorch model does: smallest "
+            f"cosine {parity.cosine_min:.6f} (expected at least {_COSINE_MIN}), largest error "
+            f"{parity.max_abs_error:.2e} (expected at most {_MAX_ABS_ERROR:.0e}). Nothing was "
+            "written; please report the model."
+        )
+
+
+def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNXProgram
+    axes = {
+        name: torch.export.Dim(name, max=spec.limits.get(name))
+        for item in spec.inputs
+        for name in item.shape
+        if isinstance(name, str)
+    }
+    shapes = {
+        item.name: {
+            axis: axes[name] for axis, name in enumerate(item.shape) if isinstance(name, str)
+        }
+        for item in spec.inputs
+    }
+    feed = spec.sample(spec.trace_sizes, 0)
+    try:
+        program = torch.onnx.export(
+            spec.module.eval(),
+            tuple(feed[item.name] for item in spec.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[item.name for item in spec.inputs],
+            output_names=[item.name for item in spec.outputs],
+            # By position: the module's own argument names need not be the graph's.
+            dynamic_shapes=tuple(shapes[item.name] for item in spec.inputs),
+            verbose=False,
+        )
+    except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        raise ExportError(f"{role}: torch cannot export it: {_reason(error)}") from error
+    if program is None:
+        raise ExportError(f"{role}: torch exported nothing.")
+    return program
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error at the root, where torch says what it met."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _name_weights(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
+    """Name the weights that the exporter transposed as the module does: "layers.0.fc1.weight".
+
+    The quantization methods name linear layers by their weights, in every layout alike.
+    """
+    initializers = model.graph.initializers
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if node.op_type != "MatMul" or len(scopes) < 2:
+            continue
+        weight = node.inputs[1]
+        name = f"{scopes[-2]}.weight"
+        alone = weight.is_initializer() and len(weight.consumers()) == 1
+        if alone and weight.name.startswith("val_") and name not in initializers:
+            initializers.pop(weight.name)
+            weight.name = name
+            initializers.add(weight)
+
+
+def _strip(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
+    """Remove what the exporter noted for debugging: stack traces, and with them local paths."""
+    _clear((model, *model.functions.values()))
+    for graph in model.graphs():
+        _clear((graph, *graph.inputs, *graph.outputs, *graph.initializers.values()))
+        for node in graph:
+            _clear((node, *node.outputs))
+
+
+def _clear(items: Iterable[Any]) -> None:
+    for item in items:
+        item.metadata_props.clear()
+        item.doc_string = None
+
+
+def _check_interface(role: str, spec: ExportSpec, model: Any) -> None:  # noqa: ANN401
+    """Check that names and dynamic axes came out as specified."""
+    for what, specs, values in (
+        ("input", spec.inputs, model.graph.inputs),
+        ("output", spec.outputs, model.graph.outputs),
+    ):
+        got = {value.name: _shape(value) for value in values}
+        expected: Mapping[str, Any] = {item.name: item.shape for item in specs}
+        if got != expected:
+            raise ExportError(
+                f"{role}: exported {what}s are {got}, expected {dict(expected)}. torch has frozen "
+                "or renamed an axis; please report the model."
+            )
+
+
+def _shape(value: Any) -> tuple[int | str, ...]:  # noqa: ANN401, onnx_ir.Value
+    return tuple(
+        dimension if isinstance(dimension, int) else str(dimension.value)
+        for dimension in value.shape
+    )

@@ -1,0 +1,191 @@
+"""Reading values inside a graph: the graph's outputs are replaced by what is measured of them.
+
+What is measured is computed by the engine, so an activation never leaves it: only a few numbers, a
+histogram or a matrix a tensor come out, and memory does not grow with the batch or the data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mmedge.converters.graphs.worker import IsolatedGraph, Worker
+from mmedge.converters.passes.building import add_initializer
+from mmedge.errors import QuantizationError
+from mmedge.files import storage_errors
+from mmedge.files.renaming import lock, remove
+from mmedge.runtimes.session import Session, open_session
+from mmedge.specs import Array
+
+__all__ = ["Measure", "Probe", "ProbeBuilder", "beside", "open_probe", "written_beside"]
+
+_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{8}\.onnx")
+
+
+class ProbeBuilder:
+    """Appends nodes to the end of a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._count = 0
+
+    def constant(self, array: Array) -> ir.Value:
+        """Add a constant and return its value."""
+        return add_initializer(self._graph, self._name(), array)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, int | str] | None = None,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+    ) -> ir.Value:
+        """Add a node of ONNX's own domain and return its only output, which has that dtype."""
+        made = ir.node(op_type, inputs, attributes or {}, name=self._name())
+        made.outputs[0].name = self._name()
+        made.outputs[0].type = ir.TensorType(dtype)
+        self._graph.append(made)
+        return made.outputs[0]
+
+    def rows(self, value: ir.Value) -> ir.Value:
+        """Return the value as a matrix (rows, C), C being its last axis; nothing is copied."""
+        return self.node("Flatten", [value], {"axis": -1})
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"mmedge_probe_{self._count}"
+
+
+Measure: TypeAlias = Callable[[ProbeBuilder, str, ir.Value], Mapping[str, ir.Value]]
+"""Adds to a graph what is measured of the named value, and returns it by what it is."""
+
+
+class Probe:
+    """An open session that answers with measures of tensors."""
+
+    def __init__(
+        self, session: Session | IsolatedGraph, outputs: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self._session = session
+        self._outputs = outputs
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+        """Return, for each tensor, what was measured of it by what it is."""
+        results = self._session.run(feed)
+        return {
+            name: {what: results[output] for what, output in outputs.items()}
+            for name, outputs in self._outputs.items()
+        }
+
+
+@contextmanager
+def open_probe(
+    model: Path, tensors: Sequence[str], measure: Measure, worker: Worker | None = None
+) -> Iterator[Probe]:
+    """Open a session of `model` whose outputs are measures of tensors.
+
+    Without a worker it runs in this process. That is for float graphs, which is what calibration
+    reads: each has answered in a worker before, or is such a graph with other numbers.
+
+    Args:
+        model: ONNX file in any layout. It is not changed. A small file lies beside it, where its
+            external data is found, while the engine reads it; one that a killed process left there
+            is removed by the next probe in that folder.
+        tensors: Names of float32 values of its main graph, graph inputs among them.
+        measure: What to measure of each.
+        worker: Where a graph runs that has not run before, such as a quantized one.
+
+    Raises:
+        QuantizationError: If there is no such tensor, or it is not float32.
+        BackendError: If the engine refuses the graph, or crashes in the worker.
+        StorageError: If the folder of `model` cannot be written.
+    """
+    graph = ir.load(model)
+    outputs = _replace_outputs(graph, tensors, measure)
+    session: Session | IsolatedGraph
+    with ExitStack() as stack:
+        with written_beside(graph, model.parent) as path:
+            if worker is None:
+                session = stack.enter_context(open_session(path))
+            else:
+                session = stack.enter_context(worker.open(path, model.name))
+        yield Probe(session, outputs)
+
+
+def _replace_outputs(
+    model: ir.Model, tensors: Sequence[str], measure: Measure
+) -> dict[str, dict[str, str]]:
+    graph = model.graph
+    builder = ProbeBuilder(graph)
+    values = {value.name: value for value in graph.inputs}
+    values.update({value.name: value for node in graph for value in node.outputs})
+    names: dict[str, dict[str, str]] = {}
+    outputs: list[ir.Value] = []
+    for name in dict.fromkeys(tensors):
+        value = values.get(name)
+        if value is None or value.dtype not in (ir.DataType.FLOAT, None):
+            what = "no such tensor" if value is None else f"it is {value.dtype}"
+            raise QuantizationError(
+                f"Statistics of '{name}': {what}. Name float32 values of the main graph."
+            )
+        found = measure(builder, name, value)
+        names[name] = {what: output.name or "" for what, output in found.items()}
+        outputs.extend(found.values())
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    RemoveUnusedNodesPass()(model)
+    return names
+
+
+@contextmanager
+def written_beside(model: ir.Model, folder: Path) -> Iterator[Path]:
+    """Write a graph into a folder for as long as the block runs."""
+    with beside(folder) as path:
+        ir.save(model, path)
+        yield path
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """Make a file for a graph in the folder of its external data for as long as the block runs."""
+    with storage_errors(folder):
+        _remove_leftovers(folder)
+        path, descriptor = _claim(folder)
+        try:
+            yield path
+        finally:
+            remove(path)
+            os.close(descriptor)
+
+
+def _claim(folder: Path) -> tuple[Path, int]:
+    """Make a file that is locked, so that the next probe can tell a leftover from one in use."""
+    while True:
+        path = folder / f".probe-{secrets.token_hex(4)}.onnx"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        lock(descriptor, wait=True)  # dropped by the kernel when the process dies
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                return path, descriptor
+        os.close(descriptor)  # another probe took it for a leftover before it was locked
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for entry in list(folder.iterdir()):
+        if _LEFTOVER.fullmatch(entry.name) is None:
+            continue
+        with suppress(OSError):  # another probe was faster, or it is not ours to remove
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if lock(descriptor, wait=False):
+                    remove(entry)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Quantization methods: typed configs, and their names."""

@@ -1,0 +1,1 @@
+"""Arithmetic of quantization: rounding, scales, distances."""

@@ -1,0 +1,27 @@
+"""Progress of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = ["Progress", "ProgressEvent"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """Where a conversion stands.
+
+    Attributes:
+        stage: What is being done ("Export image_encoder").
+        done: Steps done of this stage.
+        total: Steps of this stage, at least 1.
+    """
+
+    stage: str
+    done: int
+    total: int
+
+
+Progress: TypeAlias = Callable[[ProgressEvent], None]

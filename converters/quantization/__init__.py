@@ -1,0 +1,1 @@
+"""Quantizing a graph, and choosing which layers to exclude."""

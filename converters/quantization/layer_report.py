@@ -1,0 +1,120 @@
+"""What became of every layer of a graph, told before the graph is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mmedge.bundle.nodes import NodeEntry
+from mmedge.converters.numerics.int8_rounding import Range
+from mmedge.converters.passes.float16 import Island
+from mmedge.converters.passes.int8 import quantizable_tables
+from mmedge.converters.passes.linears import KEPT, find_linears, makes_embedding
+from mmedge.converters.passes.matching import is_op, sizes
+
+__all__ = ["Layer", "describe_islands", "describe_layers", "plan_layers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of the float graph.
+
+    Attributes:
+        name: Linear.name, or that of a table.
+        op_type: Of its node.
+        shape: (in, out), or (rows, columns) of a table.
+        x: Name of the value that it reads; "" for a table.
+        reason: Why it stays in float; "" where it need not.
+    """
+
+    name: str
+    op_type: str
+    shape: tuple[int, int]
+    x: str
+    reason: str
+
+
+def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
+    """Return every layer that has weights, with why it stays in float, in the graph's order.
+
+    Args:
+        graph: In float.
+        keep: Names of layers that are to stay in float.
+    """
+    found: dict[str, Layer] = {}
+    for name, lookups in quantizable_tables(graph).items():
+        rows, columns = (size or 1 for size in sizes(lookups[0].inputs[0]) or (1, 1))
+        found[name] = Layer(name, "Gather", (rows, columns), "", _kept(name, keep))
+    for linear in find_linears(graph):
+        reason = "makes the embedding" if makes_embedding(linear) else _kept(linear.name, keep)
+        x = linear.x.name or ""
+        found[linear.name] = Layer(linear.name, linear.node.op_type, linear.shape, x, reason)
+    for node in graph:
+        shape = sizes(node.inputs[1]) if is_op(node, "Conv") else None
+        weight = node.inputs[1] if shape is not None else None
+        if weight is not None and shape is not None and weight.is_initializer():
+            columns, *kernel = (size or 1 for size in shape)
+            rows = 1
+            for size in kernel:
+                rows *= size
+            name = (weight.name or "").removesuffix(".weight")
+            reason = "a convolution; the method takes matrix products"
+            found[name] = Layer(name, "Conv", (rows, columns), "", reason)
+    return tuple(found.values())
+
+
+def _kept(name: str, keep: Collection[str]) -> str:
+    return KEPT if name in keep else ""
+
+
+def describe_layers(
+    layers: Sequence[Layer],
+    precision: str,
+    weight_errors: Mapping[str, float],
+    ranges: Mapping[str, Range],
+) -> tuple[NodeEntry, ...]:
+    """Return what became of each layer.
+
+    Args:
+        layers: Before.
+        precision: Of those that were quantized.
+        weight_errors: Of those that were quantized, by name.
+        ranges: By the name of the value read, empty where none were calibrated.
+    """
+    entries = []
+    for layer in layers:
+        quantized = layer.name in weight_errors
+        found = ranges.get(layer.x) if quantized else None
+        entries.append(
+            NodeEntry(
+                name=layer.name,
+                op_type=layer.op_type,
+                precision=precision if quantized else "float32",
+                shape=layer.shape,
+                low=None if found is None else found.low,
+                high=None if found is None else found.high,
+                weight_error=weight_errors.get(layer.name),
+                reason="" if quantized else layer.reason or "the method does not take it",
+            )
+        )
+    return tuple(entries)
+
+
+def describe_islands(
+    graph: ir.Graph, islands: Sequence[Island], precision: str
+) -> tuple[NodeEntry, ...]:
+    """Return what became of each layer of a graph that was narrowed but for islands."""
+    kept = {island.name: island.reason for island in islands}
+    names = {linear.name: linear.node.name or "" for linear in find_linears(graph)}
+    return tuple(
+        NodeEntry(
+            name=layer.name,
+            op_type=layer.op_type,
+            precision="float32" if names.get(layer.name) in kept else precision,
+            shape=layer.shape,
+            reason=kept.get(names.get(layer.name, ""), ""),
+        )
+        for layer in plan_layers(graph, ())
+    )

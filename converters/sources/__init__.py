@@ -1,0 +1,1 @@
+"""Model sources: reading a folder or a hub repository safely."""

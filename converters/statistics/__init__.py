@@ -1,0 +1,1 @@
+"""Activation statistics, collected inside the graph."""

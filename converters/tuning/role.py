@@ -1,0 +1,297 @@
+"""The search for a precision: a ladder of candidates a role, each measured, the front kept.
+
+What is tried depends on what was found. First the plain methods, dynamic int8 with paired weights
+as well where the processor's int8 sums saturate, and for size as many layers at 2 bits as the
+budget bears; where the plain methods lose much, the same after equalization; where the
+cheapest lose too much, the best of these with its most sensitive layers left in float, one, two,
+four, ... of them; and where nothing else keeps to the budget, recovery by distillation. Fidelity is
+measured on held-out data, speed on this machine in turns with fp32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from mmedge.bundle.manifest import Quality
+from mmedge.bundle.search import Candidate, Objective, SearchRecord
+from mmedge.converters.methods.recipes import FP32, Recipe, parse_recipe
+from mmedge.converters.tuning.pareto import (
+    Budget,
+    Trial,
+    choose,
+    front,
+    gains,
+    in_words,
+    judge_trials,
+    within,
+)
+from mmedge.converters.tuning.speed import Runner, SpeedTest
+from mmedge.converters.tuning.trials import TrialStore, drop_of
+from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
+from mmedge.converters.variants.describe import files_of
+from mmedge.energy.counter import energy_counter
+from mmedge.errors import BackendError, CalibrationError, ConversionError
+from mmedge.runtimes.processor import allowed_processors, processor_name
+
+__all__ = ["RoleSearch", "describe_search", "nothing_found"]
+
+# Embeddings this near to fp32's leave neighbours as they are: see docs/search.md.
+_CLOSE_COSINE = 0.999
+# A candidate over the budget has to cost this much less than one within to be worth refining.
+_WORTH_REFINING = 0.9
+_ABOUT_AS_CHEAP = 1.25
+_KEPT = (1, 2, 4, 8, 16)
+_PLAIN: dict[Objective, tuple[str, ...]] = {
+    "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
+    "energy": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
+    "size": (
+        "fp16",
+        "int8-dynamic",
+        "int8-static-mse",
+        "int8-weight-g128",
+        "int4-g128",
+        "int4-g64-hqq",
+    ),
+}
+# Below 4 bits, as long as the one before keeps to the budget.
+_SMALLER = ("int4-g128-gptq", "int4-g128-gptq-at25", "int4-g128-gptq-at20")
+_EQUALIZABLE = ("int8-dynamic", "int8-static")
+_EQUALIZED = ("int8-dynamic-equalized", "int8-static-mse-equalized-corrected")
+
+
+@dataclass(frozen=True)
+class RoleSearch:
+    """The search for one role.
+
+    Attributes:
+        role: Its name.
+        budget: What to keep to.
+        build: Makes a variant and runs it on everything.
+        judge: Compares a variant with fp32; the other roles are in fp32.
+        speed: Times a candidate.
+        store: Finished candidates.
+        calibrated: Whether there is calibration data for the role.
+        tell: Called with a candidate's name when work on it begins, and whether it is there from a
+            search before.
+        paired: Whether weights with exact sums in 16 bits are worth trying: the processor's fast
+            int8 sums saturate, and time or energy is at stake.
+    """
+
+    role: str
+    budget: Budget
+    build: Callable[[Recipe], BuiltVariant]
+    judge: Callable[[BuiltVariant], Quality | None]
+    speed: SpeedTest
+    store: TrialStore
+    calibrated: bool
+    tell: Callable[[str, bool], None]
+    paired: bool = False
+
+    def run(self, fp32: BuiltVariant) -> list[Trial]:
+        """Try what is worth trying.
+
+        Args:
+            fp32: The role in fp32.
+
+        Returns:
+            Every candidate in the order in which it was tried, fp32 first.
+
+        Raises:
+            CalibrationError: If the data does not tell the metric.
+        """
+        trials = [self._try(FP32, fp32)]
+        for recipe in self._ladder(trials):
+            trials.append(self._try(recipe))  # noqa: PERF401, the ladder looks at what is there
+        return trials
+
+    def _ladder(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield what to try next; `trials` grows by each before the next is asked for."""
+        yield from self._paired(self._known(_PLAIN[self.budget.objective]))
+        if not self.calibrated:
+            return
+        if self.budget.objective == "size":
+            yield from self._smaller(trials)
+        if not self._close(trials):
+            yield from self._paired(self._known(_EQUALIZED))
+        yield from self._refined(trials)
+        if not any(within(trial, self.budget) for trial in self._worthwhile(trials)):
+            yield parse_recipe("int8-static-mse-equalized-distilled")
+
+    def _smaller(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield 4 bits, and then ever more layers at 2, until that loses too much."""
+        for name in _SMALLER:
+            yield parse_recipe(name)
+            if not within(trials[-1], self.budget):
+                return
+
+    def _refined(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
+        """Yield what is cheap and loses too much, more and more of its layers left in float."""
+        objective = self.budget.objective
+        # What keeps to the budget already; at worst, fp32 does.
+        least = min(trial.cost(objective) for trial in trials if within(trial, self.budget))
+        best = self._best(trials, _WORTH_REFINING * least)
+        if best is None:
+            return
+        for kept in _KEPT:
+            yield parse_recipe(f"{best.name}-keep{kept}")
+            if within(trials[-1], self.budget) or trials[-1].cost(objective) > least:
+                return
+
+    def _known(self, names: Sequence[str]) -> Iterator[Recipe]:
+        for name in names:
+            recipe = parse_recipe(name)
+            if self.calibrated or not recipe.needs_calibration:
+                yield recipe
+
+    def _paired(self, recipes: Iterator[Recipe]) -> Iterator[Recipe]:
+        """Yield recipes, and dynamic int8 with paired weights as well where that is faster."""
+        for recipe in recipes:
+            yield recipe
+            if self.paired and recipe.variant.startswith("int8-dynamic"):
+                yield parse_recipe(f"{recipe.variant}-paired")
+
+    def _close(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether something that serves the objective is near enough to fp32.
+
+        A task figure may hold while the embeddings have moved, and an index would feel it. And it
+        has to be about as cheap as plain int8, which is what equalization mends: fp16 holds for
+        nearly every model, at half the size.
+        """
+        objective = self.budget.objective
+        int8 = [
+            trial.cost(objective)
+            for trial in trials
+            if trial.drop is not None and trial.name.startswith(_EQUALIZABLE)
+        ]
+        limit = _ABOUT_AS_CHEAP * min(int8, default=float("inf"))
+        return any(
+            trial.loss()[0] <= self.budget.max_drop / 2
+            and trial.cosine_mean >= _CLOSE_COSINE
+            and trial.cost(objective) <= limit
+            for trial in self._worthwhile(trials)
+        )
+
+    def _worthwhile(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the candidates that cost clearly less than fp32."""
+        objective = self.budget.objective
+        limit = 0.9 * trials[0].cost(objective)
+        return [t for t in trials[1:] if t.drop is not None and t.cost(objective) <= limit]
+
+    def _best(self, trials: Sequence[Trial], limit: float) -> Trial | None:
+        """Return the candidate over the budget that loses least, below a cost, and has layers."""
+        over = [
+            trial
+            for trial in trials[1:]
+            if trial.drop is not None
+            and not within(trial, self.budget)
+            and trial.cost(self.budget.objective) <= limit
+            and trial.name.startswith(("int8", "int4"))
+            and "-at" not in trial.name  # what is kept would have to be saved elsewhere
+        ]
+        return min(over, key=Trial.loss, default=None)
+
+    def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
+        known = self.store.load(self.role, recipe, self.budget.metric)
+        there = known is not None and self._complete(known)
+        self.tell(recipe.variant, there)
+        if known is not None and there:
+            if recipe == FP32:
+                self.speed.fp32()
+            return known
+        started = time.monotonic()
+        try:
+            built = built or self.build(recipe)
+        except (ConversionError, BackendError) as error:
+            if recipe == FP32 or isinstance(error, CalibrationError):
+                raise
+            failed = Trial(recipe, None, None, None, None, None, str(error)[:1000] or "failed")
+            trial = replace(failed, duration_s=time.monotonic() - started)
+            if isinstance(error, BackendError):
+                return trial  # not kept: what the engine ran out of may be there the next time
+        else:
+            quality = self.judge(built)
+            runner = Runner(
+                built.models, built.golden, TOLERANCES[built.recipe.precision].cosine_min
+            )
+            trial = Trial(
+                recipe=built.recipe,
+                built=built,
+                quality=quality,
+                drop=drop_of(self.budget.metric, quality),
+                size_bytes=sum(path.stat().st_size for path in files_of(built)),
+                speed=self.speed.fp32() if recipe == FP32 else self.speed.candidate(runner),
+                duration_s=time.monotonic() - started,
+            )
+        self.store.save(self.role, trial)
+        return trial
+
+    def _complete(self, trial: Trial) -> bool:
+        """Tell whether a stored candidate has all that this search asks for."""
+        needs_energy = self.budget.objective == "energy" and trial.speed is not None
+        return not needs_energy or (trial.speed is not None and trial.speed.energy_mj is not None)
+
+
+def describe_search(
+    trials: Sequence[Trial], budget: Budget, chosen: Trial, *, joint: object = None
+) -> SearchRecord:
+    """Return a role's search for the manifest.
+
+    Args:
+        trials: fp32 first.
+        budget: What was asked for.
+        chosen: What is loaded.
+        joint: What all roles together lose (a Figure), or None.
+    """
+    judgements = judge_trials(trials, budget, chosen)
+    counter = energy_counter() if budget.objective == "energy" else None
+    measured = next((t.quality for t in trials if t.quality is not None), None)
+    return SearchRecord.model_validate(
+        {
+            "metric": budget.metric,
+            "max_drop": budget.max_drop,
+            "objective": budget.objective,
+            "processor": processor_name(),
+            "threads": len(allowed_processors()),
+            "data": "nothing" if measured is None else measured.data,
+            "samples": 1 if measured is None else measured.samples,
+            "joint_drop": joint,
+            "energy_counter": counter.what if counter is not None else None,
+            "candidates": [
+                Candidate(
+                    variant=trial.name,
+                    drop=trial.drop,
+                    cosine_mean=None if trial.built is None else trial.cosine_mean,
+                    size_bytes=trial.size_bytes,
+                    speed=trial.speed,
+                    verdict=judgement.verdict,
+                    reason=judgement.reason[:1000],
+                    duration_s=round(trial.duration_s, 3),
+                )
+                for trial, judgement in zip(trials, judgements, strict=True)
+            ],
+        }
+    )
+
+
+def nothing_found(searches: dict[str, list[Trial]], budget: Budget) -> str | None:
+    """Return the message for a search that found nothing for any role, None where it found some."""
+    if any(choose(front(t, budget), budget.objective) is not t[0] for t in searches.values()):
+        return None
+    told = "; ".join(f"{role}: {_closest(trials)}" for role, trials in searches.items())
+    return (
+        f"Nothing loses at most {budget.max_drop:g} of {budget.metric} and gains on fp32. The "
+        f"closest: {told}. Raise --max-drop, give more calibration data, or choose another "
+        "--objective; what was tried is kept, and the next search goes on from there."
+    )
+
+
+def _closest(trials: Sequence[Trial]) -> str:
+    """Return what loses least of what gains on fp32."""
+    fp32, *others = trials
+    made = [trial for trial in others if trial.drop is not None]
+    best = min((trial for trial in made if gains(trial, fp32)), key=Trial.loss, default=None)
+    if best is None or best.drop is None:
+        return f"none of {len(made)} gains" if made else "no candidate could be made"
+    return f"{best.name} loses {in_words(best.drop)}"

@@ -1,0 +1,1 @@
+"""Making, measuring and describing variants."""

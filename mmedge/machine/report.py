@@ -1,0 +1,293 @@
+"""What this machine has: processor, memory, GPUs, Jetson, engines, cache, energy counters.
+
+Everything is read through a Host. Engines are asked in processes of their own, so that one that
+crashes on import costs an entry and not the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmedge.energy.counter import energy_counter, why_not
+from mmedge.errors import MmedgeError
+from mmedge.files.cache_folder import cache_folder
+from mmedge.machine.gpus import Cuda, Gpu, read_cuda, read_gpus, undriven_gpus
+from mmedge.machine.host import Host, PythonFacts
+from mmedge.machine.jetson import Jetson, installed_deb, read_jetson
+from mmedge.runtimes.processor import processor_name
+
+__all__ = ["ENGINES", "Engine", "Machine", "Processor", "look_at_machine"]
+
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+"""The engines that are asked for, by the names of their backends."""
+
+# What products of small numbers are computed with: names in /proc/cpuinfo -> as people know them.
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
+    "asimd": "NEON",
+    "asimdhp": "fp16",
+    "asimddp": "dot product",
+    "i8mm": "int8 matrices",
+    "bf16": "bf16",
+    "sve": "SVE",
+    "sve2": "SVE2",
+}
+# Arm's cores tell numbers alone: include/asm/cputype.h of the Linux kernel.
+_ARM_CORES = {
+    "0xd03": "Cortex-A53",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
+    "0xd83": "Neoverse-V3AE",
+}
+# TensorRT's library as a Debian package, the newest first.
+_LIBNVINFER = ("libnvinfer11", "libnvinfer10", "libnvinfer8")
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """The processor.
+
+    Attributes:
+        name: Of the processor or its cores.
+        architecture: As `uname -m` tells it.
+        online: Processors of the machine.
+        allowed: Processors that this process may use.
+        features: What it computes small numbers with.
+    """
+
+    name: str
+    architecture: str
+    online: int
+    allowed: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine, as this Python sees it.
+
+    Attributes:
+        name: Of its backend.
+        version: Installed version, None if it is not installed.
+        builds: Its distributions; more than one contradict each other.
+        offers: What it says that it can use: execution providers, devices, or the compute
+            capabilities that it builds for.
+        fault: Why it does not start, "" if it does or is not installed.
+        elsewhere: Version that the system has and this Python does not see, "" for none.
+    """
+
+    name: str
+    version: str | None
+    builds: tuple[str, ...] = ()
+    offers: tuple[str, ...] = ()
+    fault: str = ""
+    elsewhere: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is installed and starts."""
+        return self.version is not None and not self.fault
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine, as `mmedge doctor` tells it.
+
+    Attributes:
+        system: Operating system and its kernel.
+        container: Whether this process runs in one.
+        processor: The processor.
+        memory_bytes: Of the machine, or of the control group if that allows less; None if unknown.
+        free_bytes: Of the memory, what could be had now; None if unknown.
+        python: The Python that runs mmedge.
+        mmedge: Version.
+        jetson: What it is, if it is one.
+        gpus: NVIDIA's GPUs that the driver shows.
+        cuda: What drives them.
+        engines: One for each of ENGINES.
+        cache: Where mmedge keeps engines and choices.
+        cache_free_bytes: Free space there, None if unknown.
+        energy: What counts energy, "" for nothing.
+        energy_missing: Why nothing does, "" where something does.
+        notes: What is odd, each with what to do.
+    """
+
+    system: str
+    container: bool
+    processor: Processor
+    memory_bytes: int | None
+    free_bytes: int | None
+    python: PythonFacts
+    mmedge: str
+    jetson: Jetson | None
+    gpus: tuple[Gpu, ...]
+    cuda: Cuda
+    engines: tuple[Engine, ...]
+    cache: Path
+    cache_free_bytes: int | None
+    energy: str
+    energy_missing: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def engine(self, name: str) -> Engine:
+        """Return an engine by the name of its backend."""
+        return next(engine for engine in self.engines if engine.name == name)
+
+
+def look_at_machine(host: Host | None = None) -> Machine:
+    """Return what a machine has. It does not raise: what cannot be learned is left out.
+
+    Args:
+        host: The machine; None is this one.
+    """
+    host = host or Host()
+    jetson = read_jetson(host)
+    probed = _asked_cuda(host, jetson)
+    gpus = read_gpus(host, jetson, probed)
+    cuda = read_cuda(host, jetson, probed)
+    memory_bytes, free_bytes = _memory(host)
+    cache = cache_folder()
+    counter, missing = _energy(host)
+    engines = tuple(_engine(host, name) for name in ENGINES)
+    return Machine(
+        system=_system(host),
+        container=_is_container(host),
+        processor=_processor(host),
+        memory_bytes=memory_bytes,
+        free_bytes=free_bytes,
+        python=host.python,
+        mmedge=host.package("mmedge") or "",
+        jetson=jetson,
+        gpus=gpus,
+        cuda=cuda,
+        engines=engines,
+        cache=cache,
+        cache_free_bytes=host.free_bytes(cache),
+        energy=counter,
+        energy_missing=missing,
+        notes=tuple(_notes(host, gpus, cuda, engines)),
+    )
+
+
+def _asked_cuda(host: Host, jetson: Jetson | None) -> Mapping[str, object]:
+    """Ask CUDA where there may be one: its bindings are here, and so is a driver or a Jetson."""
+    driven = host.text("proc/driver/nvidia/version") or host.run(["nvidia-smi", "-L"])
+    if host.package("cuda-bindings") is None or not (driven or jetson is not None):
+        return {}
+    return host.probe("cuda")
+
+
+def _system(host: Host) -> str:
+    release = re.search(r'^PRETTY_NAME="?([^"\n]+)', host.text("etc/os-release"), re.MULTILINE)
+    kernel = host.text("proc/sys/kernel/osrelease")
+    parts = [release[1] if release else "", f"Linux {kernel}" if kernel else ""]
+    return ", ".join(part for part in parts if part) or "unknown"
+
+
+def _is_container(host: Host) -> bool:
+    return host.has(".dockerenv") or host.has("run/.containerenv")
+
+
+def _processor(host: Host) -> Processor:
+    cpuinfo = host.text("proc/cpuinfo")
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    part = fields.get("CPU part", "").lower()
+    if "model name" not in fields and fields.get("CPU implementer") == "0x41":
+        named = _ARM_CORES.get(part, f"Arm core {part}")
+    else:
+        named = processor_name(host.root / "proc/cpuinfo")
+    return Processor(
+        name=named,
+        architecture=host.architecture,
+        online=len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or len(host.processors),
+        allowed=len(host.processors),
+        features=tuple(spelled for flag, spelled in _FEATURES.items() if flag in flags),
+    )
+
+
+def _memory(host: Host) -> tuple[int | None, int | None]:
+    """Return all of the memory and what is free, the control group's limit kept to."""
+    told = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
+    total = int(told["MemTotal"]) * 1024 if "MemTotal" in told else None
+    free = int(told["MemAvailable"]) * 1024 if "MemAvailable" in told else None
+    limit = host.text("sys/fs/cgroup/memory.max")
+    if limit.isdecimal() and total is not None and int(limit) < total:
+        used = host.text("sys/fs/cgroup/memory.current")
+        left = int(limit) - (int(used) if used.isdecimal() else 0)
+        return int(limit), left if free is None else min(free, left)
+    return total, free
+
+
+def _energy(host: Host) -> tuple[str, str]:
+    try:
+        counter = energy_counter(host.root / "sys")
+        return ("", why_not(host.root / "sys")) if counter is None else (counter.what, "")
+    except (MmedgeError, OSError, ValueError) as error:
+        return "", str(error)
+
+
+def _engine(host: Host, name: str) -> Engine:
+    version = host.engine_version(name)
+    elsewhere = ""
+    if version is None:
+        if name == "tensorrt":
+            found = (installed_deb(host, package) for package in _LIBNVINFER)
+            elsewhere = next(filter(None, found), "").partition("-")[0]
+        return Engine(name, None, elsewhere=elsewhere)
+    told = host.probe(name)
+    offers = told.get("providers") or told.get("devices") or told.get("compute_capabilities") or ()
+    builds = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else ()
+    return Engine(
+        name,
+        version,
+        builds=tuple(build for build in builds if host.package(build) is not None),
+        offers=tuple(map(str, offers)) if isinstance(offers, (list, tuple)) else (),
+        fault=str(told.get("fault") or ""),
+    )
+
+
+def _notes(
+    host: Host, gpus: tuple[Gpu, ...], cuda: Cuda, engines: tuple[Engine, ...]
+) -> Iterator[str]:
+    if not gpus and undriven_gpus(host):
+        container = _is_container(host)
+        yield (
+            "An NVIDIA GPU stands on the PCI bus and no driver answers. "
+            + (
+                "Start the container with --gpus all (the NVIDIA container toolkit on the host)."
+                if container
+                else "Install NVIDIA's driver, then see that nvidia-smi answers."
+            )
+        )
+    if not gpus and host.environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        yield "CUDA_VISIBLE_DEVICES hides every GPU from this process. Unset it."
+    if gpus and cuda.fault:
+        yield f"CUDA does not start from Python: {cuda.fault}"
+    for engine in engines:
+        if len(engine.builds) > 1:
+            yield (
+                f"{' and '.join(engine.builds)} are installed at once, and one hides the other. "
+                "Remove both and install the one you want."
+            )
+        if engine.fault:
+            yield f"{engine.name} is installed and does not start: {engine.fault}"

@@ -1,0 +1,1 @@
+"""From a variant of a bundle to a session that runs."""

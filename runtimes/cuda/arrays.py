@@ -1,0 +1,278 @@
+"""Arrays that lie on the device: those that others hand in, and those that a session hands out.
+
+Handed in is whatever offers `__cuda_array_interface__` (version 2 or 3: torch, CuPy, Numba, JAX,
+https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) or `__dlpack__`
+(https://dmlc.github.io/dlpack/latest/). Both say where an array lies and in which stream it is
+being written; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from mmedge.errors import InputError
+from mmedge.runtimes.cuda.runtime import Device, DeviceMemory
+from mmedge.runtimes.cuda.streams import Event, Stream
+from mmedge.specs import Array
+
+__all__ = ["ALIGNMENT_BYTES", "DeviceArray", "DeviceInput", "DeviceView", "is_device_array", "view"]
+
+ALIGNMENT_BYTES = 256
+"""What TensorRT asks of the address of an input or output."""
+
+_DEFAULT_STREAM = 1  # CUDA's handle of the one that waits for all others, and they for it
+# DLPack: DLDeviceType and DLDataTypeCode, as far as numpy has the type.
+_CUDA_KINDS = {2: "device", 13: "managed"}
+_LETTERS = {0: "i", 1: "u", 2: "f", 6: "b"}
+
+
+@runtime_checkable
+class _OffersInterface(Protocol):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class _OffersDlpack(Protocol):
+    def __dlpack__(self, *, stream: int | None = None) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+DeviceInput: TypeAlias = _OffersInterface | _OffersDlpack
+"""An array on the device, whoever made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """Where an array lies on the device.
+
+    Attributes:
+        address: Of its first element.
+        shape: Its shape.
+        dtype: Its dtype.
+        contiguous: Whether its elements follow each other in C order.
+        stream: Handle of the stream that may still be writing to it, None where it is complete.
+        owner: What must be kept until it has been read.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    contiguous: bool
+    stream: int | None
+    owner: object
+
+    def stand_in(self) -> Array:
+        """Return a host array of the same shape and dtype that takes no memory, for checks."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+
+def is_device_array(value: object) -> bool:
+    """Tell whether a value says that it lies on a CUDA device."""
+    if isinstance(value, np.ndarray):
+        return False
+    if _has_interface(value):
+        return True
+    return isinstance(value, _OffersDlpack) and value.__dlpack_device__()[0] in _CUDA_KINDS
+
+
+def view(
+    name: str, value: object, device: Device, stream: Stream, writer: int | None = None
+) -> DeviceView:
+    """Return where an array lies, ready to be read in a stream.
+
+    Args:
+        name: Of the input, for messages.
+        value: The array.
+        device: On which it must lie.
+        stream: What is put into it from now on comes after the array is complete.
+        writer: Handle of the stream that writes the array; None believes what the array says of
+            it, and takes CUDA's default stream where it says nothing, as torch's do.
+
+    Raises:
+        InputError: If it lies elsewhere, is not contiguous, is not aligned to 256 bytes, or cannot
+            be read by what it offers.
+    """
+    read = _by_interface if _has_interface(value) else _by_dlpack
+    found = read(name, value, stream)
+    if not device.holds(found.address):
+        raise InputError(
+            f"Input '{name}': does not lie on cuda:{device.index}, where the session runs. Copy it "
+            "there, or open the session on its device."
+        )
+    if not found.contiguous:
+        raise InputError(
+            f"Input '{name}': its elements on the device are not contiguous. Pass a contiguous "
+            "copy, as torch's .contiguous() and CuPy's ascontiguousarray make them."
+        )
+    if found.address % ALIGNMENT_BYTES:
+        raise InputError(
+            f"Input '{name}': starts at {found.address:#x}, expected an address aligned to "
+            f"{ALIGNMENT_BYTES} bytes. Pass a copy (.clone(), .copy()) instead of a slice."
+        )
+    writer = found.stream if writer is None else writer
+    if writer is not None and writer != stream.handle:
+        event = Event(device)
+        event.record(writer)
+        stream.wait(event)
+    return found
+
+
+class DeviceArray:
+    """An array on the device that a session answered with, complete and owned by the caller.
+
+    torch.as_tensor, cupy.asarray and numba.cuda.as_cuda_array take it without a copy. Its memory is
+    freed once neither it nor anything made from it is left.
+
+    Args:
+        memory: Where it lies.
+        shape: Its shape.
+        dtype: Its dtype.
+    """
+
+    def __init__(self, memory: DeviceMemory, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._memory = memory
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self._memory.address, False),
+            "strides": None,
+            "stream": None,
+        }
+
+    @property
+    def address(self) -> int:
+        """Where it lies on the device."""
+        return self._memory.address
+
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def numpy(self) -> Array:
+        """Return a copy in host memory.
+
+        Raises:
+            BackendError: If the copy fails.
+        """
+        device = self._memory.device
+        answer = np.empty(self.shape, self.dtype)
+        if answer.nbytes:
+            with device.current():
+                stream = Stream(device)
+                stream.copy_to_host(answer.ctypes.data, self.address, answer.nbytes)
+                stream.synchronize()
+        return answer
+
+    def __repr__(self) -> str:
+        return f"<DeviceArray {self.dtype.name}{self.shape} on cuda:{self._memory.device.index}>"
+
+
+def _has_interface(value: object) -> bool:
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:  # torch, of a tensor that requires a gradient: it has one, and refuses
+        return True
+
+
+def _by_interface(name: str, value: object, _: Stream) -> DeviceView:
+    try:
+        offered: dict[str, Any] = value.__cuda_array_interface__  # type: ignore[attr-defined]
+        shape = tuple(int(size) for size in offered["shape"])
+        dtype = np.dtype(offered["typestr"])
+        address = int(offered["data"][0] or 0)
+        strides, stream = offered.get("strides"), offered.get("stream", _DEFAULT_STREAM)
+    except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"Input '{name}': its __cuda_array_interface__ cannot be read ({error})."
+        ) from error
+    if offered.get("mask") is not None:
+        raise InputError(f"Input '{name}': masked arrays are not taken. Fill it first.")
+    return DeviceView(
+        address,
+        shape,
+        dtype,
+        strides is None or _is_contiguous(shape, strides, dtype.itemsize),
+        None if stream is None else int(stream),
+        value,
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
+    """Tell whether strides are those of C order; the stride of an axis of one does not matter."""
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
+    """Read a DLManagedTensor, the form of DLPack before 1.0 that every producer still offers.
+
+    The capsule stays with the view: it is not marked as used, so whoever drops it last frees the
+    array, as its own destructor does.
+    """
+    if not isinstance(value, _OffersDlpack):
+        raise InputError(
+            f"Input '{name}': got {type(value).__name__}, expected a numpy array, or an array on "
+            "the device with __cuda_array_interface__ or __dlpack__."
+        )
+    kind = value.__dlpack_device__()[0]
+    if kind not in _CUDA_KINDS:
+        raise InputError(
+            f"Input '{name}': lies on DLPack's device of type {kind}, expected CUDA memory. Pass a "
+            "numpy array, or move it to the GPU."
+        )
+    try:
+        capsule = value.__dlpack__(stream=stream.handle)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise InputError(f"Input '{name}': its __dlpack__ refuses: {error}.") from error
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype = ctypes.c_void_p
+    pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    try:
+        address = pointer(capsule, b"dltensor")
+    except ValueError as error:
+        raise InputError(f"Input '{name}': its __dlpack__ gives no 'dltensor'.") from error
+    tensor = _DLTensor.from_address(address)
+    letter = _LETTERS.get(tensor.code)
+    if letter is None or tensor.lanes != 1 or tensor.bits % 8:
+        raise InputError(
+            f"Input '{name}': its DLPack type ({tensor.code}, {tensor.bits} bits) is none of "
+            "numpy's. Convert it to the dtype of the graph."
+        )
+    dtype = np.dtype("bool" if letter == "b" else f"{letter}{tensor.bits // 8}")
+    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    contiguous = True
+    if tensor.strides:
+        elements = tuple(tensor.strides[axis] for axis in range(tensor.ndim))
+        contiguous = _is_contiguous(shape, elements, 1)
+    where = int(tensor.data or 0) + int(tensor.byte_offset)
+    return DeviceView(where, shape, dtype, contiguous, None, (capsule, value))

@@ -1,0 +1,114 @@
+"""Streams, events and graphs of CUDA; what they are made of is in cuda.py."""
+
+from __future__ import annotations
+
+from mmedge.runtimes.cuda.runtime import Device, Owned, capturing, load_bindings
+
+__all__ = ["Event", "Graph", "Stream"]
+
+
+class Event(Owned):
+    """A mark in a stream.
+
+    Args:
+        device: Of the streams it is used with.
+        timing: Whether the time between two of them can be told.
+        blocking: Whether who waits for it sleeps, instead of asking without pause.
+    """
+
+    def __init__(self, device: Device, *, timing: bool = False, blocking: bool = False) -> None:
+        runtime = load_bindings()
+        with device.current():
+            flags = 0 if timing else runtime.cudaEventDisableTiming
+            flags |= runtime.cudaEventBlockingSync if blocking else 0
+            self._handle = device.call("cudaEventCreateWithFlags", flags)
+        super().__init__(device, "cudaEventDestroy", self._handle)
+
+    @property
+    def handle(self) -> int:
+        """CUDA's handle."""
+        return int(self._handle)
+
+    def record(self, stream: int) -> None:
+        """Mark what was put into a stream so far, by the stream's handle."""
+        self.device.call("cudaEventRecord", self._handle, stream)
+
+    def synchronize(self) -> None:
+        """Wait until everything before the mark is done."""
+        self.device.call("cudaEventSynchronize", self._handle)
+
+    def since_ms(self, earlier: Event) -> float:
+        """Return the milliseconds between another mark and this one; both made with timing."""
+        return float(self.device.call("cudaEventElapsedTime", earlier._handle, self._handle))
+
+
+class Graph(Owned):
+    """A captured graph, ready to be launched. Made by Stream.end_capture."""
+
+    def __init__(self, device: Device, captured: object) -> None:
+        try:
+            self._handle = device.call("cudaGraphInstantiate", captured, 0)
+        finally:
+            device.call("cudaGraphDestroy", captured)
+        super().__init__(device, "cudaGraphExecDestroy", self._handle)
+
+    def launch(self, stream: Stream) -> None:
+        """Put the graph into a stream."""
+        self.device.call("cudaGraphLaunch", self._handle, stream.handle)
+
+
+class Stream(Owned):
+    """A queue of work on a device, in order, beside every other stream.
+
+    Args:
+        device: Where it works.
+    """
+
+    def __init__(self, device: Device) -> None:
+        runtime = load_bindings()
+        with device.current():
+            self._handle = device.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        super().__init__(device, "cudaStreamDestroy", self._handle)
+        self.handle = int(self._handle)
+        kinds = runtime.cudaMemcpyKind
+        self._to_device = kinds.cudaMemcpyHostToDevice
+        self._to_host = kinds.cudaMemcpyDeviceToHost
+        # Others may allocate while this thread captures.
+        self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+
+    def copy_to_device(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy from host memory to device memory, by address, later."""
+        self.device.call(
+            "cudaMemcpyAsync", target, source, size_bytes, self._to_device, self.handle
+        )
+
+    def copy_to_host(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy from device memory to host memory, by address, later."""
+        self.device.call("cudaMemcpyAsync", target, source, size_bytes, self._to_host, self.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let what comes next wait for an event of another stream."""
+        self.device.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
+    def synchronize(self) -> None:
+        """Wait until everything in the stream is done."""
+        self.device.call("cudaStreamSynchronize", self.handle)
+
+    def begin_capture(self) -> None:
+        """Record from now on what is put into the stream, instead of running it."""
+        self.device.call("cudaStreamBeginCapture", self.handle, self._capture_mode)
+        capturing.later = []
+
+    def end_capture(self) -> Graph:
+        """Return what was recorded, ready to be launched.
+
+        Raises:
+            BackendError: If something cannot be captured. The stream runs as before.
+        """
+        try:
+            captured = self.device.call("cudaStreamEndCapture", self.handle)
+        finally:
+            later, capturing.later = capturing.later, None
+            for device, name, handle in later:
+                device.free(name, handle)
+        return Graph(self.device, captured)

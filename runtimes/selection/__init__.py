@@ -1,0 +1,1 @@
+"""Choosing a backend by measurement, and swapping engines."""

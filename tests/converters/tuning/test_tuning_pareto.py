@@ -1,0 +1,180 @@
+"""What becomes of candidates, by their figures alone."""
+
+from __future__ import annotations
+
+import pytest
+from trials_of import fp32_trial, speed, trial
+
+from mmedge.bundle.search import Objective
+from mmedge.converters.tuning.pareto import Budget, Trial, choose, front, judge_trials, within
+from mmedge.errors import ConversionError
+
+BUDGET = Budget("recall@1", 0.01, "latency")
+SIZE = Budget("recall@1", 0.01, "size")
+ENERGY = Budget("recall@1", 0.01, "energy")
+
+
+def names(trials: list[Trial], budget: Budget = BUDGET) -> list[str]:
+    return [one.name for one in front(trials, budget)]
+
+
+def verdicts(trials: list[Trial], budget: Budget = BUDGET) -> dict[str, tuple[str, str]]:
+    judged = judge_trials(trials, budget)
+    return {one.name: (j.verdict, j.reason) for one, j in zip(trials, judged, strict=True)}
+
+
+def test_fp32_alone_is_chosen() -> None:
+    assert verdicts([fp32_trial()]) == {
+        "fp32": ("chosen", "nothing within the budget gains on it"),
+    }
+
+
+def test_the_front_is_what_nothing_beats_cheapest_first() -> None:
+    trials = [
+        fp32_trial(),
+        trial("fp16", 0.001, 0.8),
+        trial("int8-dynamic", 0.005, 0.4),
+        trial("int8-static", 0.008, 0.5),
+        trial("int8-static-mse", 0.5, 0.3),
+        trial("bf16", None, failure="no kernel for bfloat16"),
+    ]
+    assert names(trials) == ["int8-dynamic", "fp16", "fp32"]
+    told = verdicts(trials)
+    assert told["fp32"] == ("front", "the reference")
+    assert told["int8-dynamic"][0] == "chosen"
+    assert told["int8-dynamic"][1].startswith("within the budget, 0.40 of fp32's time, 1.00 of")
+    assert told["fp16"] == ("front", "within the budget, nearer to fp32 than int8-dynamic")
+    assert told["int8-static"] == ("dropped", "int8-dynamic is faster and loses no more")
+    assert told["int8-static-mse"] == ("dropped", "loses 0.5000 of recall@1, more than 0.01")
+    assert told["bf16"] == ("dropped", "no kernel for bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("drop", "kept"), [(0.01, True), (0.01 + 1e-9, False), (-0.02, True), (None, False)]
+)
+def test_the_budget_is_the_most_that_may_be_lost(drop: float | None, kept: bool) -> None:
+    assert within(trial("int8-dynamic", drop, 0.5), BUDGET) is kept
+
+
+def test_a_budget_of_nothing_takes_what_loses_nothing() -> None:
+    trials = [fp32_trial(), trial("int8-dynamic", 0.0, 0.5), trial("fp16", 0.001, 0.4)]
+    assert names(trials, Budget("recall@1", 0.0, "latency")) == ["int8-dynamic", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "width", "size_bytes", "gains"),
+    [
+        (0.98, 0.001, 1000, False),  # two per cent are not worth a loss
+        (0.96, 0.001, 1000, True),
+        (0.90, 0.15, 1000, False),  # its interval reaches beyond fp32
+        (1.00, 0.001, 960, True),
+        (1.00, 0.001, 980, False),
+    ],
+)
+def test_what_gains_too_little_is_dropped(
+    ratio: float,
+    width: float,
+    size_bytes: int,
+    gains: bool,
+) -> None:
+    one = trial("int8-dynamic", 0.001, None, size_bytes)
+    one = Trial(one.recipe, None, one.quality, one.drop, size_bytes, speed(ratio, width), "", 0.0)
+    told = verdicts([fp32_trial(), one], SIZE)["int8-dynamic"]
+    assert told[1].startswith("no gain: ") is not gains
+
+
+def test_smaller_and_slower_is_no_gain_for_latency_and_one_for_size() -> None:
+    trials = [fp32_trial(), trial("int4", 0.001, 1.2, 250)]
+    assert verdicts(trials)["int4"] == ("dropped", "fp32 is faster and loses no more")
+    told = verdicts(trials, SIZE)["int4"]
+    assert told == ("chosen", "within the budget, 1.20 of fp32's time, 0.25 of its size")
+
+
+def test_of_costs_about_equal_the_nearer_to_fp32_is_chosen() -> None:
+    trials = [
+        fp32_trial(),
+        trial("int8-static", 0.009, 0.400),
+        trial("int8-dynamic", 0.002, 0.405),
+        trial("fp16", 0.001, 0.45),
+    ]
+    kept = front(trials, BUDGET)
+    assert choose(kept, "latency").name == "int8-dynamic"
+    told = verdicts(trials)
+    assert told["int8-static"] == ("front", "int8-dynamic costs about as much and loses less")
+    assert told["fp16"][1] == "within the budget, nearer to fp32 than int8-dynamic"
+
+
+def test_between_equal_drops_the_cosine_tells() -> None:
+    trials = [
+        fp32_trial(),
+        trial("int8-static", 0.0, 0.40, cosine=0.97),
+        trial("int8-dynamic", 0.0, 0.40, cosine=0.99),
+    ]
+    told = verdicts(trials)
+    assert told["int8-dynamic"][0] == "chosen"
+    assert told["int8-static"][0] == "dropped"
+
+
+def test_a_gain_of_the_task_counts_as_no_loss() -> None:
+    assert trial("int8-dynamic", -0.02, 0.5, cosine=0.99).loss() == (0.0, pytest.approx(0.01))
+
+
+def test_exact_equals_are_both_kept_and_one_is_chosen() -> None:
+    trials = [fp32_trial(), trial("int8-static", 0.001, 0.4), trial("int8-dynamic", 0.001, 0.4)]
+    told = [verdict for verdict, _ in verdicts(trials).values()]
+    assert sorted(told) == ["chosen", "front", "front"]
+
+
+def test_what_was_not_timed_cannot_be_chosen_for_latency() -> None:
+    trials = [fp32_trial(), trial("bf16", 0.0001, None, 500)]
+    assert choose(front(trials, BUDGET), "latency").name == "fp32"
+    assert verdicts(trials)["bf16"][0] == "dropped"
+    assert choose(front(trials, SIZE), "size").name == "bf16"
+
+
+def test_energy_chooses_by_energy() -> None:
+    trials = [
+        fp32_trial(energy_mj=100.0),
+        trial("int8-static", 0.001, 0.4, energy_mj=60.0),
+        trial("int8-dynamic", 0.002, 0.5, energy_mj=50.0),
+    ]
+    told = verdicts(trials, ENERGY)
+    assert told["int8-dynamic"][0] == "chosen"
+    assert told["int8-dynamic"][1].endswith("50 mJ a call")
+    assert told["int8-static"][0] == "front"
+
+
+def test_energy_that_was_not_measured_gains_nothing() -> None:
+    trials = [fp32_trial(), trial("int8-dynamic", 0.001, 0.4)]
+    assert choose(front(trials, ENERGY), "energy").name == "fp32"
+
+
+def test_what_holds_beside_the_other_roles_may_not_be_the_best_alone() -> None:
+    trials = [fp32_trial(), trial("fp16", 0.001, 0.8), trial("int8-dynamic", 0.005, 0.4)]
+    judged = judge_trials(trials, BUDGET, trials[1])
+    assert [one.verdict for one in judged] == ["front", "chosen", "front"]
+    assert judged[2].reason == "alone within the budget, not with the other roles' choice"
+    judged = judge_trials(trials, BUDGET, trials[0])
+    assert judged[0].verdict == "chosen"
+    assert "other roles" in judged[0].reason
+
+
+def test_a_choice_that_is_not_of_the_front_is_refused() -> None:
+    trials = [fp32_trial(), trial("int8-dynamic", 0.5, 0.4)]
+    with pytest.raises(ConversionError, match="int8-dynamic was chosen, but is not of the front"):
+        judge_trials(trials, BUDGET, trials[1])
+
+
+@pytest.mark.parametrize("objective", ["latency", "size", "energy"])
+def test_every_candidate_has_a_reason_and_one_is_chosen(objective: Objective) -> None:
+    trials = [
+        fp32_trial(energy_mj=9.0),
+        *(
+            trial(f"int4-keep{index}", index / 300, 1 - index / 9, 1000 - 90 * index, energy_mj=9.0)
+            for index in range(1, 8)
+        ),
+        trial("bf16", None),
+    ]
+    judged = judge_trials(trials, Budget("recall@1", 0.01, objective))
+    assert all(one.reason for one in judged)
+    assert [one.verdict for one in judged].count("chosen") == 1

@@ -1,0 +1,127 @@
+"""Variants as they are built: what distillation starts from, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from models.tiny_models import write_clip
+
+from mmedge.converters.distillation.graph_weights import with_weights
+from mmedge.converters.distillation.train import Distillation, Distilled
+from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.clip import FAMILY
+from mmedge.converters.graphs.export import export_role, probe_role
+from mmedge.converters.methods.recipes import parse_recipe
+from mmedge.converters.numerics.int8_rounding import Range
+from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.sources.source import open_source
+from mmedge.converters.statistics.collect import Feeds
+from mmedge.converters.variants.builder import RoleInputs, VariantBuilder, lay_out
+from mmedge.specs import Array
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ExportSpec:
+    """The image encoder of a tiny CLIP whose channels are as uneven as powers of two can mend."""
+    folder = write_clip(tmp_path_factory.mktemp("source") / "clip")
+    with quiet_libraries():
+        known = FAMILY.roles(FAMILY.load(open_source(str(folder))))["image_encoder"]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        name: parameter * torch.randn(parameter.shape, generator=generator).exp2()
+        + 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in known.module.named_parameters()
+        if parameter.ndim == 1
+    }
+    return replace(known, module=with_weights(known.module, drawn))
+
+
+told_steps: list[tuple[str, int, int]] = []
+
+
+@pytest.fixture
+def builder(spec: ExportSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
+    name = spec.inputs[0].name
+    samples = [spec.sample({**spec.trace_sizes, "batch": 4}, seed)[name].numpy() for seed in (1, 2)]
+
+    def calibration() -> Iterator[dict[str, Array]]:
+        yield from ({name: sample} for sample in samples)
+
+    with quiet_libraries():
+        export_role("image_encoder", spec, tmp_path / "fp32.onnx")
+        inputs = RoleInputs(
+            name=name,
+            probes=probe_role(spec),
+            golden=samples[0],
+            feeds=lambda: iter([row[None] for row in samples[1]]),
+            started=lambda _: lambda: None,
+        )
+        made = VariantBuilder(
+            "image_encoder",
+            tmp_path,
+            lay_out(tmp_path / "fp32.onnx"),
+            inputs,
+            calibration,
+            spec=spec,
+            tell=lambda *step: told_steps.append(step),
+        )
+        told_steps.clear()
+        yield made
+        made.close()
+
+
+def taught_nothing(
+    spec: ExportSpec,
+    ranges: dict[str, Range],
+    calibration: Feeds,
+    config: Distillation,
+    **settings: object,
+) -> Distilled:
+    """Return the student as it starts."""
+    assert settings["teacher"] is not None
+    settings["advance"](3, 9)  # type: ignore[operator]
+    return Distilled(spec, ranges, 1.0, 0.5, step=1, samples=8, held_back=2, untrained=())
+
+
+@pytest.mark.parametrize("start", ["int8-static", "int8-static-equalized"])
+def test_a_student_starts_as_what_it_is_named_after(
+    start: str, builder: VariantBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmedge.converters.variants.builder.distill", taught_nothing)
+    plain = builder.build(parse_recipe(start))
+    before = {path.name for path in tmp_path.iterdir()}
+    student = builder.build(parse_recipe(f"{start}-distilled"))
+    assert told_steps == [(f"Train image_encoder {start}-distilled", 3, 9)]
+    assert (student.recipe.distilled, student.recipe.variant) == (True, f"{start}-distilled")
+    assert student.models.keys() == plain.models.keys() == {"onnxruntime", "portable"}
+    np.testing.assert_array_equal(student.embeddings, plain.embeddings)
+    assert student.parity == plain.parity
+    new = {path.name for path in tmp_path.iterdir()} - before
+    assert {name.removeprefix(f"{start}-distilled") for name in new} == {
+        ".onnx",
+        ".onnx.data",
+        ".portable.onnx",
+        ".nodes.json",
+    }
+
+
+def test_equalization_is_what_makes_the_two_starts_differ(builder: VariantBuilder) -> None:
+    """Else the test above could not tell a student that starts from the wrong one."""
+    plain, equalized = (
+        ir.load(builder.build(parse_recipe(name)).models["onnxruntime"]).graph.initializers
+        for name in ("int8-static", "int8-static-equalized")
+    )
+    different = [
+        name
+        for name, value in plain.items()
+        if value.const_value is not None
+        and equalized[name].const_value is not None
+        and not np.array_equal(value.const_value.numpy(), equalized[name].const_value.numpy())
+    ]
+    assert len(different) > 10
