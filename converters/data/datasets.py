@@ -12,6 +12,7 @@ from typing import Any
 
 from mmedge.errors import CalibrationError
 from mmedge.files import sha256_file
+from mmedge.files.json_file import parse_json
 
 __all__ = ["CAPTIONS_NAME", "Dataset", "Sample", "read_dataset"]
 
@@ -111,10 +112,7 @@ def _read_lines(path: Path) -> Iterator[Sample]:
 
 
 def _sample(path: Path, place: str, line: str) -> Sample:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise CalibrationError(f"{place}: not valid JSON: {error}.") from error
+    entry = parse_json(line.encode(), place, error=CalibrationError)
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         got = f"fields {', '.join(sorted(entry)) or 'none'}" if isinstance(entry, dict) else line
         raise CalibrationError(

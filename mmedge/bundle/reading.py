@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from mmedge.bundle.manifest import FORMAT_VERSION, Manifest
 from mmedge.errors import ManifestError
+from mmedge.files.json_file import parse_json, read_file
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
@@ -79,16 +78,7 @@ def read_document(path: Path, kind: DocumentKind[ModelT]) -> ModelT:
     Raises:
         ManifestError: If it cannot be read, is too large, or is refused by parse_document.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(kind.max_bytes + 1)
-    except OSError as error:
-        raise ManifestError(f"Cannot read {path}: {error.strerror}.") from error
-    if len(data) > kind.max_bytes:
-        raise ManifestError(
-            f"{path} is larger than {kind.max_bytes >> 20} MiB, which no {kind.name} is. "
-            "Copy the bundle again, or convert again."
-        )
+    data = read_file(path, max_bytes=kind.max_bytes, error=_damaged)
     return parse_document(data, path, kind)
 
 
@@ -104,11 +94,11 @@ def parse_document(data: bytes, path: Path, kind: DocumentKind[ModelT]) -> Model
         ManifestError: If it is not UTF-8 JSON, repeats a key, is of a newer version, or does not
             hold together; the first few faults are named with their place.
     """
-    text, document = _parse_json(data, path, kind.name)
+    document = parse_json(data, path, error=_damaged)
     newer_minor = _check_version(document, path, kind)
     try:
         # From the text, not the document: strict JSON mode takes no "8" for 8 and no true for 1.
-        return kind.model.model_validate_json(text, strict=True)
+        return kind.model.model_validate_json(data, strict=True)
     except ValidationError as error:
         faults = "\n".join(_faults(error, kind.name))
         if newer_minor is not None:
@@ -121,53 +111,8 @@ def parse_document(data: bytes, path: Path, kind: DocumentKind[ModelT]) -> Model
         ) from error
 
 
-def _parse_json(data: bytes, path: Path, what: str) -> tuple[str, object]:
-    way_out = "Copy the bundle again, or convert again."
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{path} is not UTF-8 (byte {error.start}). It is damaged. {way_out}"
-        ) from error
-    try:
-        document = json.loads(
-            text,
-            object_pairs_hook=_without_repeats,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
-    except json.JSONDecodeError as error:
-        raise ManifestError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. "
-            f"It is damaged or cut off. {way_out}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ManifestError(f"{path} is not a valid {what}: {reason}. {way_out}") from error
-    return text, document
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Two readers may pick different ones of two equal keys, so neither is trusted.
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key!r} appears twice in one object")
-            seen.add(key)
-    return made
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _finite_float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is beyond the range of a float")
-    return value
+def _damaged(message: str) -> ManifestError:
+    return ManifestError(f"{message} Copy the bundle again, or convert again.")
 
 
 def _check_version(document: object, path: Path, kind: DocumentKind[ModelT]) -> str | None:

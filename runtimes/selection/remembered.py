@@ -20,12 +20,14 @@ from pathlib import Path
 from mmedge.errors import StorageError
 from mmedge.files import write_atomic
 from mmedge.files.cache_folder import cache_folder
+from mmedge.files.json_file import read_json
 from mmedge.runtimes.processor import allowed_processors, processor_name
 from mmedge.runtimes.session import BACKENDS, SessionOptions, backend
 
 __all__ = ["Choice", "choice_files", "recall_choice", "remember_choice"]
 
 _FORMAT = 1
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,9 @@ def recall_choice(files_sha256: Sequence[str], options: SessionOptions) -> Choic
     """
     path = _path(_key(files_sha256, options))
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return _choice(read_json(path, max_bytes=_MAX_BYTES, error=StorageError))
+    except StorageError:
         return None  # never remembered, damaged, or not to be read by us
-    return _choice(document)
 
 
 def remember_choice(files_sha256: Sequence[str], options: SessionOptions, choice: Choice) -> None:

@@ -91,7 +91,7 @@ def parse_inspection(text: str) -> tuple[EngineLayer, ...]:
     """
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     entries = document.get("Layers", ()) if isinstance(document, dict) else ()
     return tuple(_inspected(entry) for entry in entries if isinstance(entry, dict | str))

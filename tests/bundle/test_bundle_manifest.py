@@ -206,8 +206,8 @@ BROKEN = {
     "NaN": (b'{"format_version": "1.0", "x": NaN}', "NaN is not a JSON number"),
     "infinity": (b'{"format_version": "1.0", "x": -Infinity}', "-Infinity is not a JSON number"),
     "overflow": (b'{"format_version": "1.0", "x": 1e999}', "1e999 is beyond the range"),
-    "depth": (b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
-    "digits": (b'{"x": ' + b"1" * 10_000 + b"}", "not a valid manifest"),
+    "depth": (b'{"x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested deeper than 64 levels"),
+    "digits": (b'{"x": ' + b"1" * 10_000 + b"}", "a number of 10000 digits"),
     "lone surrogate": (b'{"format_version": "1.0", "name": "\\ud800"}', "not a valid manifest"),
 }
 

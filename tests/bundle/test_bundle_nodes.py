@@ -97,9 +97,9 @@ def test_what_does_not_hold_together_is_refused_with_its_place(
         (b"\xff{}", "not UTF-8"),
         (b'{"format_version": "1.0", "nodes": NaN}', "NaN is not a JSON number"),
         (b'{"format_version": "1.0", "role": "a", "role": "b"}', "'role' appears twice"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
         (b"[]", "no JSON object"),
-        (b" " * (MAX_NODES_BYTES + 1), "larger than 16 MiB, which no node table is"),
+        (b" " * (MAX_NODES_BYTES + 1), "larger than 16 MiB"),
     ],
     ids=["empty", "encoding", "nan", "twice", "deep", "list", "large"],
 )

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from mmedge.errors import BackendError, StorageError
 from mmedge.files import sha256_file, write_atomic
+from mmedge.files.json_file import parse_json
 from mmedge.files.private import UnsafeFileError, make_private, read_private
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 
@@ -77,8 +78,9 @@ def _marks(paths: dict[str, Path]) -> list[_Mark]:
 
 def _recall(memory: Path, model: Path, marks: list[_Mark]) -> str | None:
     try:
-        document = json.loads(read_private(_place(memory, model), _MAX_BYTES))
-    except (FileNotFoundError, UnsafeFileError, ValueError, RecursionError):
+        data = read_private(_place(memory, model), _MAX_BYTES)
+        document = parse_json(data, model, error=StorageError)
+    except (FileNotFoundError, UnsafeFileError, StorageError):
         return None
     if not isinstance(document, dict) or document.get("files") != [list(mark) for mark in marks]:
         return None

@@ -1,0 +1,135 @@
+"""Reading JSON that others wrote: bounded in size, depth and numbers, without repeated keys."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from mmedge.errors import MmedgeError
+
+__all__ = ["parse_json", "read_file", "read_json"]
+
+_MAX_DEPTH = 64
+_MAX_VALUES = 1 << 21  # each costs some 50 bytes of memory, however few in the file
+_MAX_DIGITS = 400
+
+_NumberT = TypeVar("_NumberT", int, float)
+_Error = Callable[[str], MmedgeError]
+
+
+def read_json(path: Path, *, max_bytes: int, error: _Error) -> object:
+    """Read a JSON file; see read_file and parse_json.
+
+    Args:
+        path: The file.
+        max_bytes: A larger file is refused before it is read.
+        error: Makes the error from its message: a class of MmedgeError.
+
+    Raises:
+        MmedgeError: `error`.
+    """
+    return parse_json(read_file(path, max_bytes=max_bytes, error=error), path, error=error)
+
+
+def read_file(path: Path, *, max_bytes: int, error: _Error) -> bytes:
+    """Return the content of a regular file of bounded size; a pipe or a device is not opened.
+
+    Raises:
+        MmedgeError: `error`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise error(f"{path} is not a regular file. Copy it again.")
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as failure:  # ValueError: a null byte in the path
+        reason = getattr(failure, "strerror", None) or failure
+        raise error(f"Cannot read {path}: {reason}.") from failure
+    if len(data) > max_bytes:
+        raise error(f"{path} is larger than {max_bytes / 2**20:g} MiB, the most that is read.")
+    return data
+
+
+def parse_json(data: bytes, place: object, *, error: _Error) -> object:
+    """Parse JSON.
+
+    Args:
+        data: UTF-8.
+        place: Where it came from, for messages.
+        error: Makes the error from its message: a class of MmedgeError.
+
+    Raises:
+        MmedgeError: `error`, if it is not UTF-8 JSON, repeats a key in one object, is nested
+            deeper than 64 levels, has more than two million values, or holds NaN, an infinity, a
+            number beyond a float's range or of more than 400 digits.
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > _MAX_VALUES:
+        raise error(f"{place} has more than {_MAX_VALUES} JSON values. It is damaged.")
+    try:
+        text = data.decode("utf-8")
+        document: object = json.loads(
+            text,
+            object_pairs_hook=_without_repeats,
+            parse_constant=_refuse_constant,
+            parse_float=lambda digits: _number(digits, float),
+            parse_int=lambda digits: _number(digits, int),
+        )
+        _check_depth(document)
+    except UnicodeDecodeError as failure:
+        raise error(f"{place} is not UTF-8 (byte {failure.start}). It is damaged.") from failure
+    except json.JSONDecodeError as failure:
+        raise error(
+            f"{place} is not JSON: {failure.msg} at line {failure.lineno}, column {failure.colno}. "
+            "It is damaged or cut off."
+        ) from failure
+    except ValueError as failure:
+        raise error(f"{place} is not valid JSON: {failure}.") from failure
+    except RecursionError:
+        raise error(f"{place} is not valid JSON: {_TOO_DEEP}.") from None
+    return document
+
+
+_TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
+
+
+def _check_depth(document: object) -> None:
+    level = [document]
+    for _ in range(_MAX_DEPTH + 1):
+        level = [node for node in level if isinstance(node, (dict, list))]
+        if not level:
+            return
+        level = [
+            child for node in level for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    raise ValueError(_TOO_DEEP)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Two readers may pick different ones of two equal keys, so neither is trusted.
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} appears twice in one object")
+            seen.add(key)
+    return made
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _number(digits: str, kind: Callable[[str], _NumberT]) -> _NumberT:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    value = kind(digits)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{digits} is beyond the range of a float")
+    return value
