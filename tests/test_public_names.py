@@ -61,7 +61,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_every_name_of_all_exists(name: str) -> None:
     module = importlib.import_module(name)
-    names = module.__all__
+    only_a_docstring = len(ast.parse(MODULES[name].read_text("utf-8")).body) == 1
+    names = [] if only_a_docstring else module.__all__
     assert len(set(names)) == len(names)
     missing = [listed for listed in names if not hasattr(module, listed)]
     assert missing == []
