@@ -1,1 +1,3 @@
 """Fidelity of variants: metrics, intervals and neighbours."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Exporting graphs and running them in a worker."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Quantization methods: typed configs, and their names."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Arithmetic of quantization: rounding, scales, distances."""
+
+__all__: list[str] = []

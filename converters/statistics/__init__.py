@@ -1,1 +1,3 @@
 """Activation statistics, collected inside the graph."""
+
+__all__: list[str] = []

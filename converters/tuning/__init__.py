@@ -1,1 +1,3 @@
 """The search for a precision."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Making, measuring and describing variants."""
+
+__all__: list[str] = []

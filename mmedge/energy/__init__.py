@@ -1,1 +1,3 @@
 """Energy counters."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """Facts about this machine."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """HTML reports."""
+
+__all__: list[str] = []

@@ -1,1 +1,3 @@
 """The ONNX Runtime backend."""
+
+__all__: list[str] = []

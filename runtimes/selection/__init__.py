@@ -1,1 +1,3 @@
 """Choosing a backend by measurement, and swapping engines."""
+
+__all__: list[str] = []

@@ -108,7 +108,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, asked: ConvertConfig) -> 
         return judge(role, variant, roles, samples)
 
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("joint_search", "pipeline"):
+        for place in ("tuning.joint", "pipeline"):
             patch.setattr(f"mmedge.converters.{place}.judge", noted)
         return Searched(convert(replace(asked, out=out, explain=True)), out, judged)
 

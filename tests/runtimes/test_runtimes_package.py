@@ -9,7 +9,7 @@ import pytest
 import mmedge.runtimes
 from mmedge.runtimes import BACKENDS, session
 
-MODULES = ["session", "ort", "ort_engine", "onnx_file", "fake"]
+MODULES = ["session", "ort.session", "ort.engine", "onnx_file", "fake"]
 
 
 def test_the_package_offers_the_contract_whole() -> None:

@@ -125,7 +125,7 @@ def test_one_backend_alone_is_taken_without_measuring(
 def test_without_any_backend_the_error_says_what_to_install(
     tiny_bundle: Bundle, races: Races, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ort", "openvino"):
+    for module in ("ort.session", "openvino"):
         monkeypatch.setattr(f"mmedge.runtimes.{module}.engine_version", lambda: None)
     monkeypatch.setattr(rtx, "available_devices", tuple)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -1,1 +1,3 @@
 """The cache of TensorRT engines."""
+
+__all__: list[str] = []

@@ -512,7 +512,7 @@ except StorageError as error:
 
 def test_a_disk_without_room_for_the_plan(cache: EngineCache) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(cache.folder), str(Path(__file__).parent)],
+        [sys.executable, "-c", LIMITED, str(cache.folder), str(Path(__file__).parents[1])],
         check=True,
         capture_output=True,
         text=True,
