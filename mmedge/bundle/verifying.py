@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmedge.bundle.external_data import external_locations
@@ -13,7 +13,7 @@ from mmedge.bundle.paths import MANIFEST_NAME, check_relative_path
 from mmedge.errors import IntegrityError
 from mmedge.files import sha256_file
 
-__all__ = ["verify_files"]
+__all__ = ["external_files", "verify_files"]
 
 
 def verify_files(bundle: Bundle) -> None:
@@ -52,27 +52,41 @@ def verify_files(bundle: Bundle) -> None:
     for role in bundle.manifest.roles.values():
         for variant in role.variants:
             for model in variant.models.values():
-                _check_external_data(bundle, variant, model)
+                external_files(bundle, variant, model)
 
 
-def _check_external_data(bundle: Bundle, variant: Variant, model: str) -> None:
+def external_files(bundle: Bundle, variant: Variant, model: str) -> dict[str, str]:
+    """Return the files that a model reads besides itself: as it names them, and in the bundle.
+
+    Args:
+        bundle: An opened bundle.
+        variant: The variant that the model belongs to.
+        model: POSIX path of the model in the bundle.
+
+    Raises:
+        IntegrityError: If the model cannot be read, or reads a file that is not its variant's.
+    """
     path = bundle.file(model)
-    held = {bundle.file(relative) for relative in variant.files}
+    held = {bundle.file(relative): relative for relative in variant.files}
+    files: dict[str, str] = {}
     for location in sorted(external_locations(path)):
-        if not _is_among(path.parent, location, held):
+        relative = _held_file(path.parent, location, held)
+        if relative is None:
             raise IntegrityError(
                 f"{bundle.path}: model '{model}' keeps weights in {location!r}, which is not among "
                 f"the files of variant '{variant.name}'. Do not load it: copy the bundle again, "
                 "or convert again."
             )
+        files[location] = relative
+    return files
 
 
-def _is_among(folder: Path, location: str, held: set[Path]) -> bool:
+def _held_file(folder: Path, location: str, held: Mapping[Path, str]) -> str | None:
     try:
         check_relative_path(location)
     except ValueError:
-        return False
-    return Path(os.path.realpath(folder / location)) in held
+        return None
+    return held.get(Path(os.path.realpath(folder / location)))
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from mmedge.specs import Modality, Precision
 __all__ = [
     "IO_FORMAT_VERSION",
     "IO_NAME",
+    "TOKENIZER_NAME",
     "AxisBounds",
     "Crop",
     "Decode",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 IO_NAME = "io.json"
+TOKENIZER_NAME = "tokenizer.json"
 IO_FORMAT_VERSION = "1.0"
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

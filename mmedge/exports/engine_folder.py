@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mmedge.bundle.creating import describe_files
 from mmedge.bundle.golden import Golden
@@ -14,6 +14,7 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import BundleError
 from mmedge.exports.document import (
     IO_NAME,
+    TOKENIZER_NAME,
     AxisBounds,
     EngineFile,
     Graph,
@@ -22,7 +23,7 @@ from mmedge.exports.document import (
     ShapeBounds,
     TextSteps,
 )
-from mmedge.exports.place import copied, external_files, fresh_folder
+from mmedge.exports.place import ExportFolder, fresh_folder
 from mmedge.exports.selection import Selection
 from mmedge.exports.steps import describe_images, describe_texts
 from mmedge.exports.trtexec import trtexec_lines
@@ -78,7 +79,7 @@ def export_engine_folder(
     """
     golden = bundle.golden()
     manifest = bundle.manifest
-    with fresh_folder(out, IO_NAME, overwrite=overwrite) as folder:
+    with fresh_folder(bundle, out, IO_NAME, overwrite=overwrite) as folder:
         graphs = tuple(_graph(bundle, golden, each, folder, engines) for each in selections)
         modalities = {graph.modality for graph in graphs}
         document = IoDocument(
@@ -89,10 +90,10 @@ def export_engine_folder(
             image=_image(bundle, folder) if Modality.IMAGE in modalities else None,
             text=_text(bundle, folder) if Modality.TEXT in modalities else None,
             scores=manifest.contrastive_head,
-            files=describe_files(folder),
+            files=describe_files(folder.path),
         )
         text = json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (folder / IO_NAME).write_bytes(f"{text}\n".encode())
+        folder.write(IO_NAME, f"{text}\n".encode())
     return document
 
 
@@ -118,18 +119,20 @@ def axis_bounds(bundle: Bundle, role: str) -> dict[str, AxisBounds]:
 
 
 def _graph(
-    bundle: Bundle, golden: Golden, selection: Selection, folder: Path, engines: EngineSource
+    bundle: Bundle,
+    golden: Golden,
+    selection: Selection,
+    folder: ExportFolder,
+    engines: EngineSource,
 ) -> Graph:
     name, variant = selection.role, selection.variant
     role = bundle.role(name)
-    model = variant.models[selection.layout]
-    external = tuple(external_files(bundle, variant, model).values())
-    for relative in (model, *external):
-        if not (folder / relative).exists():  # two variants may read one data file
-            copied(bundle, relative, folder / relative)
+    # Names of our own: a name in a bundle is the bundle's choice, and the export is not its place.
+    stem = f"{name}/{variant.name}"
+    model = f"{stem}.onnx"
+    external = folder.copy_model(variant, variant.models[selection.layout], model)
     axes = axis_bounds(bundle, name)
     vectors = write_graph_vectors(folder, golden, name, role, variant, axes)
-    stem = PurePosixPath(model).with_suffix("")
     return Graph(
         role=name,
         variant=variant.name,
@@ -147,11 +150,11 @@ def _graph(
     )
 
 
-def _engine(engine: SuppliedEngine, stem: PurePosixPath, folder: Path) -> EngineFile:
+def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFile:
     key = engine.key
     gpu = key.compute_capability.replace("+", "_").replace(".", "")
     relative = f"{stem}.{key.request.flavour}-{key.version}.sm{gpu}.engine"
-    (folder / relative).write_bytes(engine.plan)
+    folder.write(relative, engine.plan)
     return EngineFile(
         file=relative,
         flavour=key.request.flavour,
@@ -169,14 +172,15 @@ def _engine(engine: SuppliedEngine, stem: PurePosixPath, folder: Path) -> Engine
     )
 
 
-def _image(bundle: Bundle, folder: Path) -> ImageSteps | None:
+def _image(bundle: Bundle, folder: ExportFolder) -> ImageSteps | None:
     config = bundle.manifest.preprocessing.image
     return None if config is None else describe_images(config, folder)
 
 
-def _text(bundle: Bundle, folder: Path) -> TextSteps | None:
+def _text(bundle: Bundle, folder: ExportFolder) -> TextSteps | None:
     config = bundle.manifest.preprocessing.text
     if config is None:
         return None
-    copied(bundle, config.tokenizer_file, folder / config.tokenizer_file)
-    return describe_texts(config, bundle.file(config.tokenizer_file), config.tokenizer_file)
+    steps = describe_texts(config, bundle.file(config.tokenizer_file), TOKENIZER_NAME)
+    folder.copy(config.tokenizer_file, TOKENIZER_NAME)  # a tokenizer: describing the steps used it
+    return steps

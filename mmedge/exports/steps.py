@@ -19,6 +19,7 @@ from mmedge.exports.document import (
     TextExample,
     TextSteps,
 )
+from mmedge.exports.place import ExportFolder
 from mmedge.exports.vectors import VECTORS, write_raw
 from mmedge.preprocess.config import ImagePreprocessing, Resize, TextPreprocessing
 from mmedge.preprocess.decode import decode_image
@@ -45,7 +46,7 @@ _TEXTS = (
 )
 
 
-def describe_images(config: ImagePreprocessing, folder: Path) -> ImageSteps:
+def describe_images(config: ImagePreprocessing, folder: ExportFolder) -> ImageSteps:
     """Describe how pictures become the graph's input, and write an example of it.
 
     Args:

@@ -19,10 +19,10 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Role
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
-from mmedge.exports.document import AxisBounds
+from mmedge.exports.document import TOKENIZER_NAME, AxisBounds
 from mmedge.exports.engine_folder import SuppliedEngine, axis_bounds
 from mmedge.exports.pbtxt import Message, to_pbtxt
-from mmedge.exports.place import copied, external_files, fresh_folder
+from mmedge.exports.place import ExportFolder, fresh_folder
 from mmedge.exports.selection import Selection
 from mmedge.exports.triton_configs import (
     FRAME,
@@ -42,6 +42,7 @@ from mmedge.exports.triton_python import (
     TextPreprocessor,
 )
 from mmedge.preprocess.config import Preprocessing
+from mmedge.preprocess.text import TextProcessor
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.engines import EngineKey
 from mmedge.specs import Modality, Precision
@@ -103,7 +104,7 @@ def export_triton(
     _check(selections, engines)
     golden = bundle.golden()
     models: list[TritonModel] = []
-    with fresh_folder(out, TRITON_MARKER, overwrite=overwrite) as folder:
+    with fresh_folder(bundle, out, TRITON_MARKER, overwrite=overwrite) as folder:
         for selection in selections:
             encoder = _write_encoder(
                 bundle, golden, selection, folder, engines.get(selection.role), device
@@ -142,29 +143,25 @@ def _write_encoder(
     bundle: Bundle,
     golden: Golden,
     selection: Selection,
-    folder: Path,
+    folder: ExportFolder,
     engine: SuppliedEngine | None,
     device: Device,
 ) -> Message:
     name, variant = selection.role, selection.variant
     role = bundle.role(name)
-    target = folder / name / _VERSION
-    target.mkdir(parents=True)
     level: int | None = None
     platform: Platform
     if engine is None:
         platform = "onnxruntime_onnx"
         model = variant.models[selection.layout]
-        copied(bundle, model, target / "model.onnx")
-        for location, relative in external_files(bundle, variant, model).items():
-            copied(bundle, relative, target / location)
+        folder.copy_model(variant, model, f"{name}/{_VERSION}/model.onnx")
         axes = axis_bounds(bundle, name)
-        level = _graph_level(target / "model.onnx", variant.precision)
+        level = _graph_level(bundle.file(model), variant.precision)
     else:
         platform, device = "tensorrt_plan", "cuda"
-        (target / "model.plan").write_bytes(engine.plan)
+        folder.write(f"{name}/{_VERSION}/model.plan", engine.plan)
         axes = _engine_bounds(bundle, name, engine.key)
-    warmup = _write_warmup(golden, name, folder / name, batched=max_batch(role, axes) > 0)
+    warmup = _write_warmup(golden, name, folder, batched=max_batch(role, axes) > 0)
     config = encoder_config(
         name,
         role,
@@ -174,7 +171,7 @@ def _write_encoder(
         warmup=warmup,
         graph_level=level,
     )
-    _write_config(folder / name, config)
+    _write_config(folder, name, config)
     return config
 
 
@@ -204,20 +201,19 @@ def _engine_bounds(bundle: Bundle, role: str, key: EngineKey) -> dict[str, AxisB
     return bounds
 
 
-def _write_warmup(golden: Golden, role: str, folder: Path, *, batched: bool) -> Warmup:
-    (folder / "warmup").mkdir()
+def _write_warmup(golden: Golden, role: str, folder: ExportFolder, *, batched: bool) -> Warmup:
     shapes: dict[str, Sequence[int]] = {}
     files: dict[str, str] = {}
     for index, (name, array) in enumerate(golden.inputs[role].items()):
         sample = array[0] if batched else array
         little = np.ascontiguousarray(sample).astype(sample.dtype.newbyteorder("<"), copy=False)
         files[name], shapes[name] = f"input-{index}", sample.shape
-        (folder / "warmup" / files[name]).write_bytes(little.tobytes())
+        folder.write(f"{role}/warmup/{files[name]}", little.tobytes())
     return Warmup(shapes, files)
 
 
 def _write_ensemble(
-    bundle: Bundle, selection: Selection, folder: Path, encoder: Message
+    bundle: Bundle, selection: Selection, folder: ExportFolder, encoder: Message
 ) -> list[TritonModel]:
     """Write the preprocessing model and the ensemble, where the bundle tells how to preprocess."""
     role = bundle.role(selection.role)
@@ -234,17 +230,21 @@ def _write_ensemble(
         int(batch) if isinstance(batch, int) else 0,
         instances=_INSTANCES[role.modality],
     )
-    target = folder / name / _VERSION
-    target.mkdir(parents=True)
-    (target / "model.py").write_text(_model_py(worker), encoding="utf-8")
-    document = config.model_dump(mode="json")
-    (target / PREPROCESSING_NAME).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-    if config.text is not None and role.modality is Modality.TEXT:
-        copied(bundle, config.text.tokenizer_file, target / config.text.tokenizer_file)
-    _write_config(folder / name, preprocessing)
+    place = f"{name}/{_VERSION}"
+    folder.write(f"{place}/model.py", _model_py(worker).encode())
+    if config.text is not None:
+        if role.modality is Modality.TEXT:
+            tokenizer = config.text.tokenizer_file
+            TextProcessor(config.text, bundle.file(tokenizer))  # an error unless it is a tokenizer
+            folder.copy(tokenizer, f"{place}/{TOKENIZER_NAME}")
+        text = config.text.model_copy(update={"tokenizer_file": TOKENIZER_NAME})
+        config = config.model_copy(update={"text": text})
+    document = json.dumps(config.model_dump(mode="json"), indent=2)
+    folder.write(f"{place}/{PREPROCESSING_NAME}", f"{document}\n".encode())
+    _write_config(folder, name, preprocessing)
     ensemble = f"encode_{role.modality.value}"
-    (folder / ensemble / _VERSION).mkdir(parents=True)  # Triton wants the folder, empty as it is
-    _write_config(folder / ensemble, ensemble_config(ensemble, preprocessing, encoder))
+    _write_config(folder, ensemble, ensemble_config(ensemble, preprocessing, encoder))
+    (folder.path / ensemble / _VERSION).mkdir()  # Triton wants the folder, empty as it is
     return [
         TritonModel(name, "python", f"preprocessing for {selection.role}"),
         TritonModel(ensemble, "ensemble", what),
@@ -273,12 +273,15 @@ def _model_py(worker: str) -> str:
     )
 
 
-def _write_config(folder: Path, config: Message) -> None:
-    (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
+def _write_config(folder: ExportFolder, model: str, config: Message) -> None:
+    folder.write(f"{model}/config.pbtxt", to_pbtxt(config).encode())
 
 
 def _write_marker(
-    bundle: Bundle, selections: Sequence[Selection], models: Sequence[TritonModel], folder: Path
+    bundle: Bundle,
+    selections: Sequence[Selection],
+    models: Sequence[TritonModel],
+    folder: ExportFolder,
 ) -> None:
     document = {
         "made_by": f"mmedge {version('mmedge')}",
@@ -286,4 +289,4 @@ def _write_marker(
         "variants": {each.role: each.variant.name for each in selections},
         "models": {each.name: each.platform for each in models},
     }
-    (folder / TRITON_MARKER).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    folder.write(TRITON_MARKER, (json.dumps(document, indent=2) + "\n").encode())

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import InputError, MmedgeError, TextError
+from mmedge.exports.document import TOKENIZER_NAME
 from mmedge.exports.triton_configs import FRAME, IMAGE, TEXT
 from mmedge.preprocess.config import Preprocessing
 from mmedge.preprocess.decode import ImageSource
@@ -120,7 +121,7 @@ class TextPreprocessor(_Preprocessor):
     def _open(self, config: Preprocessing, folder: Path) -> None:
         if config.text is None:
             raise InputError(f"{folder}: no text preprocessing. Export the bundle again.")
-        self._processor = TextProcessor(config.text, folder / config.text.tokenizer_file)
+        self._processor = TextProcessor(config.text, folder / TOKENIZER_NAME)
 
     def _prepare(self, request: Any) -> Mapping[str, Array]:  # noqa: ANN401
         given = self._given(request, TEXT)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Role, Variant
 from mmedge.exports.document import AxisBounds, GraphVectors, VectorFile
+from mmedge.exports.place import ExportFolder
 from mmedge.specs import Array
 
 __all__ = ["VECTORS", "write_graph_vectors", "write_raw"]
@@ -19,7 +19,7 @@ VECTORS = "vectors"
 """Folder of all raw files, relative to the document."""
 
 
-def write_raw(folder: Path, relative: str, name: str, array: Array) -> VectorFile:
+def write_raw(folder: ExportFolder, relative: str, name: str, array: Array) -> VectorFile:
     """Write an array little-endian, row-major and without a header.
 
     Args:
@@ -29,14 +29,12 @@ def write_raw(folder: Path, relative: str, name: str, array: Array) -> VectorFil
         array: Of a numeric dtype, any byte order.
     """
     plain = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-    path = folder / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(plain.tobytes())
+    folder.write(relative, plain.tobytes())
     return VectorFile(name=name, file=relative, dtype=array.dtype.name, shape=array.shape)
 
 
 def write_graph_vectors(
-    folder: Path,
+    folder: ExportFolder,
     golden: Golden,
     role_name: str,
     role: Role,

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from bundles import tokenizer_json
 
+from mmedge.bundle import Bundle
 from mmedge.exports.document import Crop, ImageSteps, Normalize, Rescale, ResizeTo, VectorFile
+from mmedge.exports.place import ExportFolder
 from mmedge.exports.steps import describe_images, describe_texts, example_frame
 from mmedge.preprocess.config import ImagePreprocessing, Resample, Resize, TextPreprocessing
 from mmedge.specs import Array
@@ -85,49 +87,54 @@ def followed(steps: ImageSteps, frame: Array) -> tuple[Array, Array]:
     return picture, floats.transpose(2, 0, 1)[None]
 
 
+@pytest.fixture
+def folder(tiny_bundle: Bundle, tmp_path: Path) -> ExportFolder:
+    return ExportFolder(tmp_path, tiny_bundle)
+
+
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "hamming"])
-def test_the_words_are_enough_to_do_it_again(tmp_path: Path, resample: Resample) -> None:
+def test_the_words_are_enough_to_do_it_again(folder: ExportFolder, resample: Resample) -> None:
     assert CLIP.resize is not None
     resize = CLIP.resize.model_copy(update={"resample": resample})
-    steps = describe_images(CLIP.model_copy(update={"resize": resize}), tmp_path)
-    frame = read(tmp_path, steps.example.frame)
+    steps = describe_images(CLIP.model_copy(update={"resize": resize}), folder)
+    frame = read(folder.path, steps.example.frame)
     picture, tensor = followed(steps, frame)
-    off = np.abs(picture.astype(int) - read(tmp_path, steps.example.resized))
+    off = np.abs(picture.astype(int) - read(folder.path, steps.example.resized))
     assert off.max() <= 1  # Pillow's weights have 22 bits
     assert np.count_nonzero(off) <= off.size // 100
-    assert np.abs(tensor - read(tmp_path, steps.example.tensor)).max() <= 1.01 / 255 / 0.26
+    assert np.abs(tensor - read(folder.path, steps.example.tensor)).max() <= 1.01 / 255 / 0.26
     assert f"Pillow's {resample} filter" in steps.steps[1].words
 
 
-def test_stretching_and_a_picture_smaller_than_its_crop(tmp_path: Path) -> None:
+def test_stretching_and_a_picture_smaller_than_its_crop(folder: ExportFolder) -> None:
     resize = Resize(mode="exact", height=10, width=20, resample="bilinear")
     config = CLIP.model_copy(update={"resize": resize, "crop_height": 16, "crop_width": 12})
-    steps = describe_images(config, tmp_path)
-    picture, tensor = followed(steps, read(tmp_path, steps.example.frame))
+    steps = describe_images(config, folder)
+    picture, tensor = followed(steps, read(folder.path, steps.example.frame))
     assert picture.shape == (16, 12, 3)
     assert picture[0].max() == 0  # beyond the border
-    assert np.abs(picture.astype(int) - read(tmp_path, steps.example.resized)).max() <= 1
+    assert np.abs(picture.astype(int) - read(folder.path, steps.example.resized)).max() <= 1
     assert tensor.shape == steps.example.tensor.shape
 
 
-def test_numbers_are_exact_after_the_resize(tmp_path: Path) -> None:
-    steps = describe_images(CLIP, tmp_path)
-    resized = read(tmp_path, steps.example.resized)
+def test_numbers_are_exact_after_the_resize(folder: ExportFolder) -> None:
+    steps = describe_images(CLIP, folder)
+    resized = read(folder.path, steps.example.resized)
     plain = ImageSteps(
         input=steps.input,
         steps=tuple(step for step in steps.steps if not isinstance(step, (ResizeTo, Crop))),
         example=steps.example,
     )
     _, tensor = followed(plain, resized)
-    np.testing.assert_array_equal(tensor, read(tmp_path, steps.example.tensor))
+    np.testing.assert_array_equal(tensor, read(folder.path, steps.example.tensor))
 
 
-def test_no_resize_and_no_crop_give_no_such_steps(tmp_path: Path) -> None:
+def test_no_resize_and_no_crop_give_no_such_steps(folder: ExportFolder) -> None:
     config = CLIP.model_copy(update={"resize": None, "crop_height": None, "crop_width": None})
-    steps = describe_images(config, tmp_path)
+    steps = describe_images(config, folder)
     assert [step.step for step in steps.steps] == ["decode", "rescale", "normalize", "layout"]
     np.testing.assert_array_equal(
-        read(tmp_path, steps.example.frame), read(tmp_path, steps.example.resized)
+        read(folder.path, steps.example.frame), read(folder.path, steps.example.resized)
     )
 
 
