@@ -27,6 +27,7 @@ from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.provenance import describe_provenance, tool_versions
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, VariantReport
+from mmedge.converters.sources.fingerprint import computing_config, tensors_sha256
 from mmedge.converters.sources.frozen import Frozen, freeze
 from mmedge.converters.sources.source import Source, open_source
 from mmedge.converters.statistics.collect import Feeds
@@ -156,13 +157,15 @@ def _check_metric_name(metric: str | None) -> None:
 def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:
     """Load the model, and tell of it what the manifest needs."""
     job.progress(ProgressEvent("Load the weights", 0, 1))
-    weights_sha256 = job.source.weights_sha256()
     model = job.family.load(job.source)
+    weights_sha256 = tensors_sha256(model)
     dim = job.family.embedding_dim(model)
     facts = _Facts(
         head=job.family.head(model),
         dim=dim,
-        space=job.frozen.space(job.family.name, dim, weights_sha256),
+        space=job.frozen.space(
+            job.family.name, dim, weights_sha256, computing_config(model.config)
+        ),
         weights_sha256=weights_sha256,
     )
     return facts, dict(job.family.roles(model))

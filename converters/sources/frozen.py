@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +45,22 @@ class Frozen:
         texts = synthetic_texts(count, seed, self.tokenizer_file)
         return self.texts(texts)[self.texts.config.input_name]
 
-    def space(self, family: str, dim: int, weights_sha256: str) -> str:
-        """Return the embedding-space fingerprint of the fp32 model."""
+    def space(
+        self, family: str, dim: int, weights_sha256: str, config: Mapping[str, object]
+    ) -> str:
+        """Return the embedding-space fingerprint of the fp32 model.
+
+        Args:
+            family: The family's name.
+            dim: D of the embedding.
+            weights_sha256: As `tensors_sha256` returns it.
+            config: As `computing_config` returns it.
+        """
         tokenizer = hashlib.sha256(self.tokenizer_file.read_bytes()).hexdigest()
-        known = [weights_sha256, self.preprocessing.model_dump(mode="json"), tokenizer, dim]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        processors = self.preprocessing.model_dump(mode="json")
+        known = [weights_sha256, config, processors, tokenizer, dim]
+        content = json.dumps(known, sort_keys=True, default=str)
+        digest = hashlib.sha256(content.encode()).hexdigest()
         return f"{family}-{dim}-{digest[:32]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -49,15 +48,6 @@ class Source:
     def model_type(self) -> str:
         """The architecture's name in `config.json`."""
         return str(self.config["model_type"])
-
-    def weights_sha256(self) -> str:
-        """Return one sha256 over the weight files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in self.weight_files:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        return digest.hexdigest()
 
 
 def open_source(spec: str, revision: str | None = None) -> Source:

@@ -115,12 +115,13 @@ def test_freezing_is_reproducible(source: Source, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         frozen = freeze(source, family_of(source), tmp_path / name)
-        spaces.append(frozen.space("f", 8, "0"))
+        spaces.append(frozen.space("f", 8, "0", {}))
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (
         tmp_path / "b/tokenizer.json"
     ).read_bytes()
     assert spaces[0] == spaces[1]
-    assert spaces[0] != frozen.space("f", 8, "1")
+    assert spaces[0] != frozen.space("f", 8, "1", {})
+    assert spaces[0] != frozen.space("f", 8, "0", {"hidden_act": "gelu"})
 
 
 def test_a_tokenizer_that_differs_is_refused(
