@@ -159,7 +159,7 @@ def test_the_wheel_holds_the_three_trees_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
-    assert names == {*source_files(), "mmedge/py.typed"}
+    assert names == {*source_files(), "mmedge/py.typed", "mmedge/reports/page.html"}
     assert len(licences) == 1
 
 

@@ -144,9 +144,10 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
             report = run(config, stages)
     if html is not None:
         from mmedge.bundle import open_bundle
-        from mmedge.cli.search_page import write_search_page
+        from mmedge.files import write_atomic
+        from mmedge.reports.tuning import render_bundle
 
-        write_search_page(open_bundle(out), html)
+        write_atomic(html, render_bundle(open_bundle(out)).encode())
     if json:
         print_json(report.to_json())
     elif not quiet:

@@ -49,9 +49,10 @@ def inspect(
         raise typer.BadParameter("--role and --variant choose among node tables: add --nodes.")
     opened = open_bundle(bundle)
     if html is not None:
-        from mmedge.cli.search_page import write_search_page
+        from mmedge.files import write_atomic
+        from mmedge.reports.tuning import render_bundle
 
-        write_search_page(opened, html)
+        write_atomic(html, render_bundle(opened).encode())
     if nodes:
         _print_nodes(opened, role, variant, as_json=json)
     elif json:

@@ -219,12 +219,12 @@ def _write(
     roles: Mapping[str, Role],
 ) -> None:
     from mmedge.files import write_atomic
-    from mmedge.reports.html_report import render_html
+    from mmedge.reports.profile import render_profile
 
     if json_file is not None:
         write_atomic(json_file, (made.model_dump_json(indent=2) + "\n").encode())
     if html is not None:
-        write_atomic(html, render_html(made, tables, roles=roles).encode())
+        write_atomic(html, render_profile(made, tables, roles=roles).encode())
 
 
 def _apply_gates(made: Profile) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from mmedge.cli.output import plain
 from mmedge.profiling.result import Cell, Profile
 from mmedge.profiling.statistics import PERCENTILES
-from mmedge.reports.svg_parts import number
+from mmedge.reports.charts import number
 
 __all__ = ["print_profile"]
 

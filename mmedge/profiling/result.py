@@ -65,6 +65,11 @@ class Latency(BaseModel):
     relative_iqr: float
     curve_ms: tuple[float, ...]
 
+    @property
+    def median_ms(self) -> float:
+        """Median of the sample, with or without the runs for a p50 and its interval."""
+        return self.curve_ms[len(self.curve_ms) // 2]
+
 
 class Ratio(BaseModel):
     """Median over interleaved pairs of ours / theirs, with its 95 % interval; below 1 is faster."""

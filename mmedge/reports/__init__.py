@@ -1,3 +1,1 @@
-"""HTML reports."""
-
-__all__: list[str] = []
+"""HTML reports. They read results and never measure."""

@@ -9,8 +9,8 @@ import pytest
 
 from mmedge.bundle import NodeEntry, NodeTable
 from mmedge.profiling import Profile
-from mmedge.reports.html_nodes import render_nodes
-from mmedge.reports.html_report import render_html
+from mmedge.reports.nodes import render_nodes
+from mmedge.reports.profile import render_profile
 
 
 def entry(name: str, error: float | None, **fields: object) -> NodeEntry:
@@ -118,7 +118,7 @@ def test_a_graph_narrowed_as_a_whole_is_not_said_to_lack_explain(narrow: str) ->
     island = entry("b", None, precision="float32")
     html = render_nodes(table(entry("a", None, precision=narrow), island))
     assert "--explain" not in html
-    assert "narrowed as a whole" in html
+    assert "whole graph was converted" in html
 
 
 def test_a_table_without_nodes_is_no_error() -> None:
@@ -128,7 +128,7 @@ def test_a_table_without_nodes_is_no_error() -> None:
 def test_strings_of_a_bundle_stay_strings(sample_profile: Profile) -> None:
     evil = "</td><script>alert(1)</script>\"'&<img src=x onerror=y>"
     made = table(entry(evil, 0.1, op_type=evil, reason=evil), variant=evil)
-    page = Page(render_html(sample_profile, [made]))
+    page = Page(render_profile(sample_profile, [made]))
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert not any(name.startswith("on") or name in {"src", "href"} for name, _ in page.attributes)
@@ -137,7 +137,7 @@ def test_strings_of_a_bundle_stay_strings(sample_profile: Profile) -> None:
 
 def test_the_report_has_a_section_for_each_table(sample_profile: Profile) -> None:
     nodes = [table(entry("n", 0.1), variant=name) for name in ("int8-static", "int8-dynamic")]
-    with_nodes = render_html(sample_profile, nodes)
+    with_nodes = render_profile(sample_profile, nodes)
     assert "Nodes of image_encoder, int8-static" in with_nodes
     assert "Nodes of image_encoder, int8-dynamic" in with_nodes
-    assert "Nodes of" not in render_html(sample_profile)
+    assert "Nodes of" not in render_profile(sample_profile)

@@ -13,9 +13,9 @@ from searches import candidate, figure, large_search, nothing_gained, search, sm
 from mmedge.bundle import Bundle, Manifest, NodeEntry, NodeTable
 from mmedge.bundle.search import SearchRecord
 from mmedge.profiling import Profile
-from mmedge.reports.html_report import render_html
-from mmedge.reports.html_tuning import render_search, search_sections
-from mmedge.reports.svg_front import Mark, front_plot
+from mmedge.reports.pareto import OUTCOMES, Mark, pareto_chart
+from mmedge.reports.profile import render_profile
+from mmedge.reports.tuning import render_search, search_sections
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 NODES = {
@@ -43,7 +43,7 @@ def mark(label: str, x: float, y: float, kind: str = "dropped", *, half: float =
 
 
 def plot(*marks: Mark, budget: float = 0.01) -> ET.Element:
-    svg = front_plot("Loss", marks, budget=budget, x_name="ms", y_name="lost")
+    svg = pareto_chart("Loss", marks, budget=budget, x_name="ms", y_name="lost")
     return ET.fromstring(svg)  # noqa: S314, written here
 
 
@@ -187,18 +187,18 @@ def test_every_candidate_is_in_the_table_with_its_reason(tiny_bundle: Bundle) ->
     page = render_search(told(tiny_bundle, image_encoder=record), NODES)
     text = re.sub(r"\s+", " ", read(page).text)
     for index, one in enumerate(record.candidates):
-        assert f"{index + 1} {one.variant}{one.verdict}{one.reason}" in text
+        assert f"{index + 1} {one.variant}{OUTCOMES[one.verdict]}{one.reason}" in text
     for words in (
         "Search: image_encoder",
         "Chosen: int8-static-mse-equalized-corrected-keep8",
-        "as fast as possible",
+        "objectivelatency",
         "0.01 of recall@1",
         "test: 300 pictures (n = 300)",
         "Example CPU @ 2.60GHz, 2 threads",
-        "15, of which 11 dropped",
+        "15, 11 dropped",
         "-0.002 (-0.011 to 0.008)",
         "0.000 (-0.012 to 0.012)",
-        "Not measured, so not here: 1.",
+        "Not measured: 1 of 15.",
         "Nodes of image_encoder, int8-dynamic",
     ):
         assert words in text, words
@@ -214,7 +214,7 @@ def test_plots_tell_what_they_show_to_who_cannot_see_them(tiny_bundle: Bundle) -
         "Loss against size: image_encoder",
     ]
     assert (
-        "14 candidates, 4 kept; recall@1 lost to fp32 over time of a call, fp32 (104 ms) being 1"
+        "14 candidates, 4 kept; recall@1 loss against fp32 over time relative to fp32 (104 ms)"
         in said[0]
     )
 
@@ -224,9 +224,9 @@ def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
     record = search(first, objective="energy", energy_counter="RAPL: package-0")
     page = render_search(told(tiny_bundle, image_encoder=record), {})
     text = read(page).text
-    assert "RAPL: package-0, what the idle machine takes included" in text
+    assert "RAPL: package-0, including the idle machine" in text
     assert "Loss against energy: image_encoder" in text
-    assert "as frugal as possible" in text
+    assert "objectiveenergy" in text
     assert "2,345 mJ" in text
     assert "Loss against size" not in text
 
@@ -234,7 +234,7 @@ def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
 def test_fp32_alone_is_told(tiny_bundle: Bundle) -> None:
     text = read(render_search(told(tiny_bundle, text_encoder=nothing_gained()), {})).text
     assert "Chosen: fp32nothing within the budget gains on it" in text
-    assert "of fp32's size" not in text
+    assert "size relative to fp32" not in text
 
 
 def test_fp32_is_drawn_though_it_was_not_compared_with_itself(tiny_bundle: Bundle) -> None:
@@ -273,10 +273,10 @@ def test_without_a_search_the_page_is_on_nodes(tiny_bundle: Bundle) -> None:
 
 def test_the_profile_has_the_search_too(sample_profile: Profile, tiny_bundle: Bundle) -> None:
     roles = told(tiny_bundle, image_encoder=small_search()).roles
-    page = render_html(sample_profile, roles=roles)
+    page = render_profile(sample_profile, roles=roles)
     assert "Search: image_encoder" in read(page).text
     assert "no backend here runs it" in page
-    assert "Search: " not in read(render_html(sample_profile)).text
+    assert "Search: " not in read(render_profile(sample_profile)).text
     assert not search_sections(tiny_bundle.manifest.roles)
 
 

@@ -7,17 +7,19 @@ from collections.abc import Callable
 
 import pytest
 
-from mmedge.reports.svg import (
+from mmedge.reports.charts import (
+    WIDTH,
     Bar,
     Point,
     Range,
     Series,
-    line_plot,
-    range_plot,
-    scatter_plot,
+    line_chart,
+    nice_ticks,
+    number,
+    range_chart,
+    scatter_chart,
     stacked_bars,
 )
-from mmedge.reports.svg_parts import WIDTH, nice_ticks, number
 
 HOSTILE = '<script>alert("x")</script>&\'"'
 
@@ -59,11 +61,11 @@ def test_ticks_are_round_and_inside(low: float, high: float, ticks: tuple[float,
 
 PLOTS: dict[str, Callable[[str], str]] = {
     "bars": lambda name: stacked_bars(name, [Bar(name, {name: 1.0}, name, 2.0)], unit=name),
-    "ranges": lambda name: range_plot(name, [Range(name, 1, 3, 2, {name: 3}, name)], unit=name),
-    "lines": lambda name: line_plot(
+    "ranges": lambda name: range_chart(name, [Range(name, 1, 3, 2, {name: 3}, name)], unit=name),
+    "lines": lambda name: line_chart(
         name, [Series(name, [(0, 1), (1, 2)], dots=True)], x_name=name, y_name=name
     ),
-    "scatter": lambda name: scatter_plot(
+    "scatter": lambda name: scatter_chart(
         name, [Point(name, 1, 2, 3, name)], x_name=name, y_name=name
     ),
 }
@@ -93,9 +95,9 @@ def test_whatever_stands_in_a_name_is_text(plot: str) -> None:
 def test_figures_of_nothing_are_drawn_too(plot: str) -> None:
     zero: dict[str, Callable[[], str]] = {
         "bars": lambda: stacked_bars("t", [Bar("a", {"x": 0.0})], unit="ms"),
-        "ranges": lambda: range_plot("t", [Range("a", 0, 0, 0, {})], unit="ms"),
-        "lines": lambda: line_plot("t", [Series("a", [(0, 0)])], x_name="x", y_name="y"),
-        "scatter": lambda: scatter_plot("t", [Point("a", 0, 0, 0)], x_name="x", y_name="y"),
+        "ranges": lambda: range_chart("t", [Range("a", 0, 0, 0, {})], unit="ms"),
+        "lines": lambda: line_chart("t", [Series("a", [(0, 0)])], x_name="x", y_name="y"),
+        "scatter": lambda: scatter_chart("t", [Point("a", 0, 0, 0)], x_name="x", y_name="y"),
     }
     assert "nan" not in zero[plot]().lower()
 
@@ -124,7 +126,7 @@ def test_plots_that_share_an_order_agree_on_the_colours() -> None:
 
 
 def test_a_line_rises_with_its_figures() -> None:
-    drawn = line_plot("t", [Series("a", [(0, 1), (1, 2), (2, 4)])], x_name="x", y_name="y")
+    drawn = line_chart("t", [Series("a", [(0, 1), (1, 2), (2, 4)])], x_name="x", y_name="y")
     points = ET.fromstring(drawn).find("polyline").get("points")  # type: ignore[union-attr]  # noqa: S314
     places = [tuple(map(float, pair.split(","))) for pair in points.split()]
     assert [x for x, _ in places] == sorted(x for x, _ in places)
@@ -133,6 +135,8 @@ def test_a_line_rises_with_its_figures() -> None:
 
 
 def test_the_area_of_a_disc_grows_with_the_size() -> None:
-    drawn = scatter_plot("t", [Point("a", 1, 1, 100), Point("b", 2, 2, 25)], x_name="x", y_name="y")
+    drawn = scatter_chart(
+        "t", [Point("a", 1, 1, 100), Point("b", 2, 2, 25)], x_name="x", y_name="y"
+    )
     large, small = (float(c.get("r", 0)) for c in ET.fromstring(drawn).iter("circle"))  # noqa: S314
     assert large > small > 5

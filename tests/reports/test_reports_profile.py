@@ -13,7 +13,7 @@ from pages import WIDTHS, browse, read
 from mmedge.profiling import Profile
 from mmedge.profiling.gates import evaluate, parse_gate
 from mmedge.profiling.metrics import metrics
-from mmedge.reports.html_report import render_html
+from mmedge.reports.profile import render_profile
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
@@ -25,17 +25,17 @@ def gated(sample_profile: Profile) -> Profile:
 
 
 def test_every_tag_is_closed_and_none_loads_or_runs_anything(gated: Profile) -> None:
-    reader = read(render_html(gated))
+    reader = read(render_profile(gated))
     assert not {"script", "img", "link", "iframe", "object", "embed"} & set(reader.tags)
     names = {name for name, _ in reader.attributes}
     assert not {name for name in names if name.startswith("on")} | ({"src", "href"} & names)
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in reader.attributes
-    assert "@import" not in render_html(gated)
-    assert "url(" not in render_html(gated)
+    assert "@import" not in render_profile(gated)
+    assert "url(" not in render_profile(gated)
 
 
 def test_the_figures_are_on_the_page(gated: Profile) -> None:
-    text = read(render_html(gated)).text
+    text = read(render_profile(gated)).text
     cell = gated.cells[0]
     assert f"{cell.latency.percentiles['p50'].value_ms:.0f}" in text
     for words in (
@@ -54,13 +54,13 @@ def test_the_figures_are_on_the_page(gated: Profile) -> None:
 
 
 def test_a_percentile_without_support_is_a_dash_that_says_why(gated: Profile) -> None:
-    page = render_html(gated)
+    page = render_profile(gated)
     assert page.count('title="needs 500 runs, has 140"') == len(gated.cells)
     assert "needs 100 runs" not in page
 
 
 def test_there_is_a_plot_of_everything(gated: Profile) -> None:
-    titles = re.findall(r'<svg [^>]*aria-label="([^"]*?)\. "', render_html(gated))
+    titles = re.findall(r'<svg [^>]*aria-label="([^"]*?)\. "', render_profile(gated))
     for start in (
         "Latency: image_encoder, batch 1",
         "Latency: text_encoder, batch 1, 77 tokens",
@@ -93,7 +93,7 @@ def test_whatever_comes_from_the_bundle_is_text(gated: Profile) -> None:
 
     document = poison(document)
     document["warnings"] = [HOSTILE]
-    reader = read(render_html(Profile.model_validate(document)))
+    reader = read(render_profile(Profile.model_validate(document)))
     assert not {"script", "img"} & set(reader.tags)
     assert reader.text.count("alert(1)") > 20
 
@@ -111,19 +111,19 @@ def test_what_was_not_measured_is_left_out(sample_profile: Profile, left_out: st
         "quality": {"variants": variants},
     }
     absent = {
-        "stages": "End to end",
+        "stages": "Stages of an end-to-end call",
         "cold starts": "Resident memory",
-        "gates and warnings": "Take with care",
+        "gates and warnings": "Warnings",
         "quality": "Size, latency, quality",
     }
-    page = render_html(sample_profile.model_copy(update=update[left_out]))
+    page = render_profile(sample_profile.model_copy(update=update[left_out]))
     assert absent[left_out] not in read(page).text
-    assert absent[left_out] in render_html(sample_profile)
+    assert absent[left_out] in render_profile(sample_profile)
 
 
 @pytest.mark.timeout(300)
 def test_the_page_as_a_browser_shows_it(gated: Profile, tmp_path: Path) -> None:
-    page = render_html(gated)
+    page = render_profile(gated)
     seen = browse(page, tmp_path)
     assert seen.console == []
     for width in WIDTHS:
