@@ -44,6 +44,7 @@ from mmedge.machine.report import look_at_machine
 from mmedge.models import verify_bundle
 from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.session import SessionOptions, backend
+from mmedge.specs import Axis
 
 _ENGINES = ("tensorrt", "tensorrt-rtx")
 _PRECISIONS = ("fp32", "fp16", "int8", "fp8")
@@ -128,10 +129,10 @@ def _subject(opened: Bundle, role: str, batch: int, largest: int, source: Path) 
     made_from = opened.golden().inputs[role]
     feed = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in made_from.items()}
     (entry, *_) = opened.role(role).inputs
-    axes = {"batch": (1, batch, largest)}
+    axes = {"batch": Axis(1, batch, largest)}
     if "sequence" in entry.shape:
         length = feed[entry.name].shape[entry.shape.index("sequence")]
-        axes["sequence"] = (1, length, max(length, 77))
+        axes["sequence"] = Axis(1, length, max(length, 77))
     return Subject(role, source, _models(opened, role), feed, axes)
 
 

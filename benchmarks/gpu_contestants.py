@@ -20,7 +20,7 @@ from mmedge.runtimes.cuda.streams import Stream
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.session import EngineOptions, SessionOptions, open_session
 from mmedge.runtimes.trt.session import TrtSession
-from mmedge.specs import Array, TensorSpec
+from mmedge.specs import Array, Axis, TensorSpec
 
 __all__ = ["Call", "Subject", "onnxruntime_calls", "tensorrt_calls", "torch_calls"]
 
@@ -43,7 +43,7 @@ class Subject:
     source: Path
     models: Mapping[str, Path]
     feed: Mapping[str, Array]
-    axes: Mapping[str, tuple[int, int, int]]
+    axes: Mapping[str, Axis]
 
     def feed_of(self, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
         """Return the inputs in the dtypes that a graph takes."""

@@ -25,9 +25,12 @@ __all__ = [
     "StateTensor",
     "Task",
     "TensorSpec",
+    "as_dim",
     "check_bindable",
     "check_feed",
     "did_you_mean",
+    "dim_size",
+    "shape_of",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -76,8 +79,8 @@ class Compare(str, Enum):
 
 
 Dim: TypeAlias = int | str
-"""A size of an axis: a number, the name of a dynamic axis ("batch"), or in outputs a sum of such
-names and numbers ("past + sequence")."""
+"""A size of an axis: a number, the name of a dynamic axis ("batch"), or a sum of such names and
+numbers ("past + sequence"), spelled as as_dim does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class TensorSpec:
         name: The tensor's name in the graph.
         dtype: Element type.
         shape: One entry per axis (see Dim). The same name stands for the same size across all
-            inputs of one call.
+            inputs of one call; a sum of names that no other axis has is a name of its own.
     """
 
     name: str
@@ -153,19 +156,57 @@ class State:
         tensors: One entry for each tensor.
         length: Name of the growing axis ("past"); None where nothing grows.
         capacity: Largest length; None where nothing grows.
+        batch: Name of the axis whose rows are sequences of their own.
+        new: Name of the axis of a call's new positions; a graph that lacks it takes one a call.
     """
 
     tensors: tuple[StateTensor, ...]
     length: str | None = None
     capacity: int | None = None
+    batch: str = "batch"
+    new: str = "sequence"
 
 
-def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dict[str, int]:
+def as_dim(text: str) -> Dim:
+    """Return the Dim that a graph spells: a number as int, the terms of a sum joined by " + "."""
+    terms = [term.strip() for term in text.split("+")]
+    if all(term.isdecimal() for term in terms):
+        return sum(map(int, terms))
+    return " + ".join(terms)
+
+
+def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis from those of the named axes; None where they do not give it."""
+    if isinstance(dim, int):
+        return dim
+    if dim in sizes:
+        return sizes[dim]
+    total = 0
+    for term in dim.split(" + "):
+        size = int(term) if term.isdecimal() else sizes.get(term)
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Return a tensor's shape from the sizes of the named axes; None where they do not give it."""
+    shape = tuple(size for dim in spec.shape if (size := dim_size(dim, sizes)) is not None)
+    return shape if len(shape) == len(spec.shape) else None
+
+
+def check_feed(
+    inputs: tuple[TensorSpec, ...],
+    feed: Mapping[str, Array],
+    axes: Mapping[str, Axis] | None = None,
+) -> dict[str, int]:
     """Check what is about to be fed to a graph against its input specs.
 
     Args:
         inputs: The graph's input specs.
         feed: Arrays by input name.
+        axes: Bounds of dynamic axes by name; one whose `min` is 0 may be empty.
 
     Returns:
         The size of every dynamic axis, by its name.
@@ -182,7 +223,9 @@ def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dic
             f"Inputs do not match the graph: got {sorted(feed)}, expected {expected}. "
             "Pass every input by its name and nothing else."
         )
+    axes = axes or {}
     sizes: dict[str, int] = {}
+    sums: list[tuple[TensorSpec, Array, int, str]] = []
     for spec in inputs:
         array = feed[spec.name]
         if not isinstance(array, np.ndarray):
@@ -203,16 +246,30 @@ def check_feed(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dic
                     raise _shape_error(
                         spec, array, "Preprocess it with mmedge.preprocess, or pass the raw frame."
                     )
-            elif got == 0:
-                raise _shape_error(spec, array, f"Axis '{expected_size}' must not be empty.")
+            elif "+" in expected_size:  # once the names in it are known
+                sums.append((spec, array, got, expected_size))
+            elif got == 0 and (expected_size not in axes or axes[expected_size].min):
+                raise _shape_error(
+                    spec,
+                    array,
+                    f"Axis '{expected_size}' must not be empty, unless its Axis has min 0.",
+                )
             elif sizes.setdefault(expected_size, got) != got:
                 raise _shape_error(
                     spec, array, f"Axis '{expected_size}' is {sizes[expected_size]} elsewhere."
                 )
+    for spec, array, got, dim in sums:
+        size = dim_size(dim, sizes)
+        if got != sizes.setdefault(dim, got if size is None else size):
+            raise _shape_error(spec, array, f"Axis '{dim}' is {sizes[dim]} elsewhere.")
     return sizes
 
 
-def check_bindable(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) -> dict[str, int]:
+def check_bindable(
+    inputs: tuple[TensorSpec, ...],
+    feed: Mapping[str, Array],
+    axes: Mapping[str, Axis] | None = None,
+) -> dict[str, int]:
     """Check arrays that are to become a graph's input buffers: check_feed, and their memory.
 
     Returns:
@@ -221,7 +278,7 @@ def check_bindable(inputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]) ->
     Raises:
         InputError: As check_feed, and if an array is not C-contiguous and aligned.
     """
-    sizes = check_feed(inputs, feed)
+    sizes = check_feed(inputs, feed, axes)
     for name, array in feed.items():
         if not (array.flags.c_contiguous and array.flags.aligned):
             raise InputError(

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.specs import TensorSpec
+from mmedge.specs import Dim, TensorSpec, as_dim
 
 __all__ = [
     "PAIRED_KEY",
     "ExternalData",
     "OnnxFile",
-    "axis_name",
+    "axis_dim",
     "check_external_data",
     "read_onnx_file",
 ]
@@ -90,9 +90,11 @@ class OnnxFile:
     has_fp8: bool = False
 
 
-def axis_name(tensor: str, axis: int) -> str:
-    """Return the name of a dynamic axis that the model leaves unnamed."""
-    return f"{tensor}.{axis}"
+def axis_dim(size: int | str | None, tensor: str, axis: int) -> Dim:
+    """Return the Dim of an axis as a file or an engine spells it; an unnamed one gets a name."""
+    if isinstance(size, int) and size >= 0:
+        return size
+    return as_dim(size) if isinstance(size, str) and size.strip() else f"{tensor}.{axis}"
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
@@ -340,9 +342,7 @@ class _Reader:
         return TensorSpec(
             name,
             np.dtype(_DTYPES[code]),
-            tuple(
-                axis_name(name, index) if size is None else size for index, size in enumerate(axes)
-            ),
+            tuple(axis_dim(size, name, axis) for axis, size in enumerate(axes)),
         )
 
     def _axis(self, begin: int, end: int) -> int | str | None:

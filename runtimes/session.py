@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from mmedge.errors import BackendUnavailableError, InputError
-from mmedge.specs import Array, TensorSpec
+from mmedge.specs import Array, Axis, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,12 +85,12 @@ class SessionOptions:
             measured to be safe and fast for the graph at hand.
         profile_to: Folder for the engine's own trace of every node, complete once the session is
             closed; None for none.
-        axes: Least, usual and largest size of each dynamic axis, by its name, for a backend that
-            builds an engine for ranges of shapes; the others do not look at it.
+        axes: Bounds of dynamic axes, by name. TensorRT builds engines for them; every backend
+            takes an empty axis only where its `min` is 0.
         engine: How a TensorRT engine is run; the other backends do not look at it.
 
     Raises:
-        InputError: If `threads` is below 1, or an axis is not 1 <= least <= usual <= largest.
+        InputError: If `threads` is below 1.
     """
 
     device: str = "cpu"
@@ -100,7 +100,7 @@ class SessionOptions:
     prepack: bool = True
     graph_optimization: Literal["auto", "none", "basic", "extended", "all"] = "auto"
     profile_to: Path | None = None
-    axes: Mapping[str, tuple[int, int, int]] | None = None
+    axes: Mapping[str, Axis] | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
@@ -108,12 +108,6 @@ class SessionOptions:
             raise InputError(
                 f"threads: got {self.threads}, expected at least 1, or None for one a processor."
             )
-        for name, (least, usual, most) in (self.axes or {}).items():
-            if not 1 <= least <= usual <= most:
-                raise InputError(
-                    f"axes: '{name}' is {(least, usual, most)}, expected 1 <= least <= usual <= "
-                    "largest."
-                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedge.errors import DTypeError, InputError, ShapeError
-from mmedge.specs import Array, TensorSpec, check_feed, did_you_mean
+from mmedge.specs import (
+    Array,
+    Axis,
+    TensorSpec,
+    as_dim,
+    check_feed,
+    did_you_mean,
+    dim_size,
+    shape_of,
+)
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 IMAGE = TensorSpec("pixel_values", FLOAT, ("batch", 3, 4, 4))
@@ -83,6 +92,74 @@ def test_a_wrong_image_size_points_to_the_preprocessing() -> None:
 def test_a_feed_of_the_other_byte_order_is_refused() -> None:
     with pytest.raises(DTypeError):
         check_feed((IDS,), {"input_ids": _ids(1, 2).astype(">i8")})
+
+
+PAST = TensorSpec("past.0.key", FLOAT, ("batch", 2, "past", 4))
+TOTAL = TensorSpec("total_mask", INT, ("batch", "past + sequence"))
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_an_axis_may_be_empty_where_its_min_is_0(past: int) -> None:
+    feed = {"past.0.key": np.zeros((1, 2, past, 4), FLOAT), "input_ids": _ids(1, 2)}
+    axes = {"past": Axis(0, 8, 16), "batch": Axis(1, 1, 4)}
+
+    sizes = check_feed((PAST, IDS), feed, axes)
+
+    assert sizes == {"batch": 1, "past": past, "sequence": 2}
+    for bounds in (None, {}, {"past": Axis(1, 8, 16)}):
+        if past == 0:
+            with pytest.raises(ShapeError, match=r"'past' must not be empty, unless .* min 0"):
+                check_feed((PAST, IDS), feed, bounds)
+    with pytest.raises(ShapeError, match="'sequence' must not be empty"):
+        check_feed((IDS,), {"input_ids": _ids(1, 0)}, axes)
+
+
+@given(past=st.integers(1, 5), sequence=st.integers(1, 5), total=st.integers(1, 10))
+def test_a_sum_in_an_input_must_be_that_sum(past: int, sequence: int, total: int) -> None:
+    arrays = {"past.0.key": np.zeros((1, 2, past, 4), FLOAT), "input_ids": _ids(1, sequence)}
+    feed = {"total_mask": _ids(1, total)} | arrays
+    if total == past + sequence:
+        assert check_feed((TOTAL, PAST, IDS), feed)["past + sequence"] == total
+    else:
+        with pytest.raises(ShapeError, match=f"'past \\+ sequence' is {past + sequence} elsewhere"):
+            check_feed((TOTAL, PAST, IDS), feed)
+
+
+def test_a_sum_of_names_that_nothing_else_has_is_a_name() -> None:
+    assert check_feed((TOTAL,), {"total_mask": _ids(2, 7)}) == {"batch": 2, "past + sequence": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "dim", "size"),
+    [
+        ("batch", "batch", 2),
+        (" batch ", "batch", 2),
+        ("past+sequence", "past + sequence", 8),
+        ("past +  sequence + 1", "past + sequence + 1", 9),
+        ("1 + past", "1 + past", 6),
+        ("12", 12, 12),
+        ("1 + 2", 3, 3),
+        ("unk__7", "unk__7", None),
+        ("past + unk__7", "past + unk__7", None),
+        ("2*past + (batch - 1)", "2*past + (batch - 1)", None),
+        ("past + ", "past + ", None),
+        ("größe", "größe", None),
+    ],
+)
+def test_a_graphs_spelling_of_a_size_is_read_and_evaluated(
+    text: str, dim: int | str, size: int | None
+) -> None:
+    sizes = {"batch": 2, "past": 5, "sequence": 3}
+    assert as_dim(text) == dim
+    assert dim_size(as_dim(text), sizes) == size
+    shape = shape_of(TensorSpec("y", FLOAT, ("batch", as_dim(text), 4)), sizes)
+    assert shape == (None if size is None else (2, size, 4))
+
+
+@pytest.mark.parametrize("bounds", [(-1, 1, 2), (2, 1, 2), (1, 3, 2), (0, 0, 0)])
+def test_bounds_out_of_order_are_refused(bounds: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="expected 0 <= min <= opt <= max and 1 <= max"):
+        Axis(*bounds)
 
 
 def test_a_misspelt_name_is_put_right() -> None:

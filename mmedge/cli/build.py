@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mmedge.errors import EngineBuildError
     from mmedge.runtimes.trt.cache.store import LoadedEngine
     from mmedge.runtimes.trt.engines import Flavour
-    from mmedge.sessions.preparation import Bounds, EnginePlan, PlannedEngine
+    from mmedge.sessions.preparation import EnginePlan, PlannedEngine
+    from mmedge.specs import Axis
 
 __all__ = ["build"]
 
@@ -51,7 +52,7 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
         list[str] | None,
         typer.Option(
             metavar="MIN,OPT,MAX",
-            help="Samples a call: least, usual, most. Given several times, there is an "
+            help="Samples a call: min, opt, max. Given several times, there is an "
             "optimization profile for each.",
             show_default="1,1,8 for images, 1,1,32 for texts",
         ),
@@ -150,7 +151,7 @@ def _flavour(target: str) -> Flavour:
 
 def _axes(
     bundle: Bundle, batches: list[str], sequences: list[str]
-) -> tuple[Mapping[str, Bounds], ...]:
+) -> tuple[Mapping[str, Axis], ...]:
     """Return the bounds of axes by name, a set for each profile."""
     from mmedge.specs import Modality
 
@@ -165,7 +166,7 @@ def _axes(
     texts = [shape for modality, shape in shapes if modality is Modality.TEXT]
     later = {axis for shape in texts for axis in shape[1:] if isinstance(axis, str)} - first
     count = max(len(batches), len(sequences))
-    sets: list[dict[str, Bounds]] = [{} for _ in range(count)]
+    sets: list[dict[str, Axis]] = [{} for _ in range(count)]
     for option, given, names in (("--batch", batches, first), ("--sequence", sequences, later)):
         if given and not names:
             raise typer.BadParameter(f"{option}: no input of the bundle has such an axis.")
@@ -175,13 +176,14 @@ def _axes(
     return tuple(sets)
 
 
-def _bounds(option: str, text: str) -> Bounds:
+def _bounds(option: str, text: str) -> Axis:
+    from mmedge.specs import Axis
+
     parts = text.split(",")
     if len(parts) in (1, 3) and all(part.strip().isdecimal() for part in parts):
         numbers = [int(part) for part in parts] * (3 // len(parts))
-        least, usual, most = numbers
-        if 1 <= least <= usual <= most:
-            return least, usual, most
+        if 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+            return Axis(*numbers)
     raise typer.BadParameter(
         f"{option}: got {text!r}, expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX, or one number."
     )

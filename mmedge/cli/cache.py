@@ -229,8 +229,8 @@ def _shapes(profiles: tuple[ShapeProfile, ...]) -> str:
 
 def _shape(ranges: ShapeRange) -> str:
     return "x".join(
-        str(least) if least == most else f"{least}..{most}"
-        for least, most in zip(ranges.least, ranges.most, strict=True)
+        str(low) if low == high else f"{low}..{high}"
+        for low, high in zip(ranges.min, ranges.max, strict=True)
     )
 
 

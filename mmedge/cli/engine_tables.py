@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mmedge.errors import EngineBuildError
     from mmedge.runtimes.trt.cache.record import EngineRecord
     from mmedge.runtimes.trt.cache.store import LoadedEngine
-    from mmedge.sessions.preparation import Bounds, EnginePlan, PlannedEngine
+    from mmedge.sessions.preparation import EnginePlan, PlannedEngine
+    from mmedge.specs import Axis
 
 __all__ = [
     "BuiltRow",
@@ -173,7 +174,7 @@ def _planned(engine: PlannedEngine) -> dict[str, object]:
         "state": engine.state,
         "reason": engine.reason,
         "compute_capability": engine.key.compute_capability if engine.key else None,
-        "profiles": [dict(axes) for axes in engine.axes],
+        "profiles": [{name: asdict(axis) for name, axis in axes.items()} for axes in engine.axes],
     }
 
 
@@ -236,8 +237,8 @@ def capabilities(engine: PlannedEngine) -> str:
     return " ".join(sorted(names, key=lambda name: tuple(map(int, name.split(".")))))
 
 
-def _axes(axes: Mapping[str, Bounds]) -> str:
-    told = (f"{name} {'/'.join(map(str, bounds))}" for name, bounds in axes.items())
+def _axes(axes: Mapping[str, Axis]) -> str:
+    told = (f"{name} {axis.min}/{axis.opt}/{axis.max}" for name, axis in axes.items())
     return plain(", ".join(told)) or "fixed"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 from mmedge.bundle.manifest import (
     AxisName,
@@ -21,13 +21,12 @@ from mmedge.bundle.manifest import (
 from mmedge.bundle.paths import BundlePath
 from mmedge.preprocess.config import Resample
 from mmedge.runtimes.trt.engines import Flavour
-from mmedge.specs import Modality, Precision
+from mmedge.specs import Axis, Modality, Precision
 
 __all__ = [
     "IO_FORMAT_VERSION",
     "IO_NAME",
     "TOKENIZER_NAME",
-    "AxisBounds",
     "Crop",
     "Decode",
     "EngineFile",
@@ -71,28 +70,13 @@ class VectorFile(BaseModel):
     shape: tuple[AxisSize, ...]
 
 
-class AxisBounds(BaseModel):
-    """What an engine is built for along one dynamic axis.
-
-    Attributes:
-        least: Smallest size.
-        usual: The size that kernels are chosen for.
-        most: Largest size; more is refused by an engine built so, not by the ONNX file.
-    """
-
-    model_config = _FROZEN
-    least: AxisSize
-    usual: AxisSize
-    most: AxisSize
-
-
 class ShapeBounds(BaseModel):
     """The shapes of one input that an engine takes in one of its profiles."""
 
     model_config = _FROZEN
-    least: tuple[AxisSize, ...]
-    usual: tuple[AxisSize, ...]
-    most: tuple[AxisSize, ...]
+    min: tuple[NonNegativeInt, ...]
+    opt: tuple[NonNegativeInt, ...]
+    max: tuple[NonNegativeInt, ...]
 
 
 class EngineFile(BaseModel):
@@ -163,7 +147,8 @@ class Graph(BaseModel):
         opset: Of the default ONNX domain.
         inputs: In the graph's order. A str in a shape names a dynamic axis.
         outputs: In the graph's order.
-        axes: Bounds of the dynamic axes, by name.
+        axes: Bounds of the dynamic axes, by name. An engine built so refuses what lies outside, the
+            ONNX file does not.
         engines: Engines built from this ONNX file.
         trtexec: How to build one.
         vectors: To check it by.
@@ -179,7 +164,7 @@ class Graph(BaseModel):
     opset: int = Field(ge=1)
     inputs: tuple[TensorEntry, ...] = Field(min_length=1)
     outputs: tuple[TensorEntry, ...] = Field(min_length=1)
-    axes: dict[AxisName, AxisBounds]
+    axes: dict[AxisName, Axis]
     engines: tuple[EngineFile, ...] = ()
     trtexec: TrtexecLines
     vectors: GraphVectors

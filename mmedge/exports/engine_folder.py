@@ -15,7 +15,6 @@ from mmedge.errors import BundleError
 from mmedge.exports.document import (
     IO_NAME,
     TOKENIZER_NAME,
-    AxisBounds,
     EngineFile,
     Graph,
     ImageSteps,
@@ -30,7 +29,7 @@ from mmedge.exports.trtexec import trtexec_lines
 from mmedge.exports.vectors import write_graph_vectors
 from mmedge.runtimes.trt.engines import EngineKey
 from mmedge.sessions.axes import dynamic_axes
-from mmedge.specs import Modality
+from mmedge.specs import Axis, Modality, dim_size
 
 __all__ = ["EngineSource", "SuppliedEngine", "axis_bounds", "export_engine_folder"]
 
@@ -97,19 +96,17 @@ def export_engine_folder(
     return document
 
 
-def axis_bounds(bundle: Bundle, role: str) -> dict[str, AxisBounds]:
+def axis_bounds(bundle: Bundle, role: str) -> dict[str, Axis]:
     """Return the bounds of all dynamic axes of a role's inputs.
 
     Raises:
         BundleError: If nothing bounds one of them.
     """
-    bounds = {
-        name: AxisBounds(least=least, usual=usual, most=most)
-        for name, (least, usual, most) in dynamic_axes(bundle.manifest, role).items()
-    }
+    bounds = dynamic_axes(bundle.manifest, role)
+    largest = {name: axis.max for name, axis in bounds.items()}
     for entry in bundle.role(role).inputs:
         for axis in entry.shape:
-            if isinstance(axis, str) and axis not in bounds:
+            if dim_size(axis, largest) is None:
                 raise BundleError(
                     f"{bundle.path}: nothing in the manifest bounds axis '{axis}' of input "
                     f"'{entry.name}' of role '{role}', so no engine can be built for it. Leave the "
@@ -164,7 +161,7 @@ def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFi
         driver=key.driver,
         profiles=tuple(
             {
-                name: ShapeBounds(least=shapes.least, usual=shapes.usual, most=shapes.most)
+                name: ShapeBounds(min=shapes.min, opt=shapes.opt, max=shapes.max)
                 for name, shapes in profile.ranges.items()
             }
             for profile in key.request.profiles

@@ -19,7 +19,7 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Role
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
-from mmedge.exports.document import TOKENIZER_NAME, AxisBounds
+from mmedge.exports.document import TOKENIZER_NAME
 from mmedge.exports.engine_folder import SuppliedEngine, axis_bounds
 from mmedge.exports.pbtxt import Message, to_pbtxt
 from mmedge.exports.place import ExportFolder, fresh_folder
@@ -45,7 +45,7 @@ from mmedge.preprocess.config import Preprocessing
 from mmedge.preprocess.text import TextProcessor
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.engines import EngineKey
-from mmedge.specs import Modality, Precision
+from mmedge.specs import Axis, Modality, Precision
 
 __all__ = ["TRITON_MARKER", "TritonModel", "export_triton"]
 
@@ -186,18 +186,15 @@ def _graph_level(model: Path, precision: Precision) -> int | None:
     return _EXTENDED if precision in (Precision.FP16, Precision.FP32) else _BASIC
 
 
-def _engine_bounds(bundle: Bundle, role: str, key: EngineKey) -> dict[str, AxisBounds]:
+def _engine_bounds(bundle: Bundle, role: str, key: EngineKey) -> dict[str, Axis]:
     """Return the bounds of the dynamic axes in the engine's first profile."""
     bounds = axis_bounds(bundle, role)
     for profile in key.request.profiles[:1]:
         for entry in bundle.role(role).inputs:
             shapes = profile.ranges[entry.name]
-            for axis, *sizes in zip(
-                entry.shape, shapes.least, shapes.usual, shapes.most, strict=True
-            ):
+            for axis, *sizes in zip(entry.shape, shapes.min, shapes.opt, shapes.max, strict=True):
                 if isinstance(axis, str):
-                    least, usual, most = sizes
-                    bounds[axis] = AxisBounds(least=least, usual=usual, most=most)
+                    bounds[axis] = Axis(*sizes)
     return bounds
 
 

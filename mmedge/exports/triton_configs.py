@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mmedge.bundle.manifest import Role, TensorEntry
-from mmedge.exports.document import AxisBounds
 from mmedge.exports.pbtxt import Field, Message, Word
+from mmedge.specs import Axis
 
 __all__ = [
     "FRAME",
@@ -55,17 +55,17 @@ class Warmup:
     files: Mapping[str, str]
 
 
-def max_batch(role: Role, axes: Mapping[str, AxisBounds]) -> int:
+def max_batch(role: Role, axes: Mapping[str, Axis]) -> int:
     """Return the largest batch of a role, 0 where its inputs and outputs share no batch axis."""
     firsts = {entry.shape[0] if entry.shape else 0 for entry in (*role.inputs, *role.outputs)}
     first = firsts.pop() if len(firsts) == 1 else 0
-    return axes[first].most if isinstance(first, str) and first in axes else 0
+    return axes[first].max if isinstance(first, str) and first in axes else 0
 
 
 def encoder_config(
     name: str,
     role: Role,
-    axes: Mapping[str, AxisBounds],
+    axes: Mapping[str, Axis],
     *,
     platform: Platform,
     device: Device,

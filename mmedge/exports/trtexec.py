@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from mmedge.bundle.manifest import TensorEntry
-from mmedge.exports.document import AxisBounds, GraphVectors, TrtexecLines
+from mmedge.exports.document import GraphVectors, TrtexecLines
+from mmedge.specs import Axis, shape_of
 
 __all__ = ["trtexec_lines"]
 
@@ -24,7 +25,7 @@ def trtexec_lines(
     onnx: str,
     engine: str,
     inputs: Sequence[TensorEntry],
-    axes: Mapping[str, AxisBounds],
+    axes: Mapping[str, Axis],
     vectors: GraphVectors,
 ) -> TrtexecLines:
     """Return the command lines for one graph, to be run in the folder that paths start from.
@@ -38,9 +39,9 @@ def trtexec_lines(
     """
     shapes = []
     if any(isinstance(axis, str) for entry in inputs for axis in entry.shape):
-        for option, which in (("min", "least"), ("opt", "usual"), ("max", "most")):
+        for option in ("min", "opt", "max"):
             spelled = ",".join(
-                f"{_name(entry.name)}:{_times(_sized(entry, axes, which))}" for entry in inputs
+                f"{_name(entry.name)}:{_times(_sized(entry, axes, option))}" for entry in inputs
             )
             shapes.append(f"--{option}Shapes={spelled}")
     files = [f"--onnx={onnx}", f"--saveEngine={engine}"]
@@ -63,10 +64,8 @@ def _name(name: str) -> str:
     return f"'{name}'" if set(name) & set(":, ") else name
 
 
-def _sized(entry: TensorEntry, axes: Mapping[str, AxisBounds], which: str) -> list[int]:
-    return [
-        axis if isinstance(axis, int) else int(getattr(axes[axis], which)) for axis in entry.shape
-    ]
+def _sized(entry: TensorEntry, axes: Mapping[str, Axis], bound: str) -> Sequence[int]:
+    return shape_of(entry.spec(), {name: getattr(axis, bound) for name, axis in axes.items()}) or ()
 
 
 def _times(shape: Sequence[int]) -> str:

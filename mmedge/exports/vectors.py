@@ -9,9 +9,9 @@ import numpy as np
 
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Role, Variant
-from mmedge.exports.document import AxisBounds, GraphVectors, VectorFile
+from mmedge.exports.document import GraphVectors, VectorFile
 from mmedge.exports.place import ExportFolder
-from mmedge.specs import Array
+from mmedge.specs import Array, Axis
 
 __all__ = ["VECTORS", "write_graph_vectors", "write_raw"]
 
@@ -39,7 +39,7 @@ def write_graph_vectors(
     role_name: str,
     role: Role,
     variant: Variant,
-    axes: Mapping[str, AxisBounds],
+    axes: Mapping[str, Axis],
 ) -> GraphVectors:
     """Write the golden vectors of one variant.
 
@@ -57,7 +57,7 @@ def write_graph_vectors(
     batch = role.inputs[0].shape[0]
     samples = len(inputs[role.inputs[0].name])
     if isinstance(batch, str) and batch in axes:
-        samples = min(samples, axes[batch].most)
+        samples = min(samples, axes[batch].max)
     names = _file_names([entry.name for entry in (*role.inputs, *role.outputs)])
 
     def written(array: Array, name: str, part: str) -> VectorFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmedge.bundle.manifest import Manifest, Role, Variant
-from mmedge.specs import Modality
+from mmedge.specs import Axis, Modality
 
 __all__ = ["IMAGE_BATCH", "TEXT_BATCH", "dynamic_axes", "role_of"]
 
@@ -15,14 +15,12 @@ TEXT_BATCH = 32
 _USUAL_TOKENS = 16  # of a caption or a label
 
 
-def dynamic_axes(
-    manifest: Manifest, role: str, *, batch: int = 1
-) -> dict[str, tuple[int, int, int]]:
-    """Return the least, usual and largest size of the dynamic axes of a role's inputs, by name.
+def dynamic_axes(manifest: Manifest, role: str, *, batch: int = 1) -> dict[str, Axis]:
+    """Return the bounds of the dynamic axes of a role's inputs, by name.
 
-    The first axis of an input is its batch: one is usual, and as many as DualEncoder runs at once
-    are the most. Any other axis of a text goes up to the tokenizer's length. What nothing in the
-    manifest bounds is left out.
+    The first axis of an input is its batch: opt is one, max what DualEncoder runs at once. Any
+    other axis of a text goes up to the tokenizer's length. What nothing in the manifest bounds is
+    left out.
 
     Args:
         manifest: Of the bundle.
@@ -31,17 +29,17 @@ def dynamic_axes(
     """
     entry = manifest.roles[role]
     text = manifest.preprocessing.text
-    axes: dict[str, tuple[int, int, int]] = {}
+    axes: dict[str, Axis] = {}
     for shape in (each.shape for each in entry.inputs):
         for position, axis in enumerate(shape):
             if not isinstance(axis, str):
                 continue
             if position == 0:
-                axes[axis] = (1, 1, max(_batch(entry), batch))
+                axes[axis] = Axis(1, 1, max(_batch(entry), batch))
             elif entry.modality is Modality.TEXT and text is not None and axis not in axes:
-                most = text.max_length
+                length = text.max_length
                 always = text.padding == "max_length"
-                axes[axis] = (1, most if always else min(_USUAL_TOKENS, most), most)
+                axes[axis] = Axis(1, length if always else min(_USUAL_TOKENS, length), length)
     return axes
 
 

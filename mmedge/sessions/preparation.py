@@ -29,10 +29,9 @@ from mmedge.runtimes.trt.opening import find_or_build
 from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.sessions.axes import dynamic_axes
-from mmedge.specs import Precision, did_you_mean
+from mmedge.specs import Axis, Precision, did_you_mean
 
 __all__ = [
-    "Bounds",
     "EnginePlan",
     "PlanOptions",
     "PlanState",
@@ -42,9 +41,6 @@ __all__ = [
     "plan_engines",
     "why_not",
 ]
-
-Bounds: TypeAlias = tuple[int, int, int]
-"""Least, usual and largest size of a dynamic axis."""
 
 PlanState: TypeAlias = Literal["build", "cached", "elsewhere", "refused"]
 """What is to become of a variant, see PlannedEngine."""
@@ -69,7 +65,7 @@ class PlanOptions:
     compute_capabilities: tuple[str, ...] = ()
     roles: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
-    axes: tuple[Mapping[str, Bounds], ...] = ()
+    axes: tuple[Mapping[str, Axis], ...] = ()
     settings: BuildSettings = field(default_factory=BuildSettings)
     device: int = 0
 
@@ -96,7 +92,7 @@ class PlannedEngine:
     state: PlanState
     reason: str = ""
     model: Path | None = None
-    axes: tuple[Mapping[str, Bounds], ...] = ()
+    axes: tuple[Mapping[str, Axis], ...] = ()
     key: EngineKey | None = None
 
     @property

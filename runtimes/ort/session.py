@@ -22,7 +22,7 @@ import numpy as np
 
 from mmedge.errors import BackendError
 from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
-from mmedge.runtimes.onnx_file import axis_name, check_external_data, read_onnx_file
+from mmedge.runtimes.onnx_file import axis_dim, check_external_data, read_onnx_file
 from mmedge.runtimes.ort.engine import (
     available_devices,
     engine_exceptions,
@@ -268,8 +268,5 @@ def _spec(arg: Any, model: Path) -> TensorSpec:  # noqa: ANN401
             f"{model}: '{arg.name}' is a {arg.type}, which numpy has not. Convert the model with "
             "float32, float16 or integer inputs and outputs."
         )
-    shape = tuple(
-        size if isinstance(size, int) and size >= 0 else size or axis_name(arg.name, axis)
-        for axis, size in enumerate(arg.shape)
-    )
+    shape = tuple(axis_dim(size, arg.name, axis) for axis, size in enumerate(arg.shape))
     return TensorSpec(arg.name, np.dtype(_DTYPES[arg.type]), shape)

@@ -211,14 +211,14 @@ class _Build:
             axes = sorted({axis for s in inputs for axis in s.shape if isinstance(axis, str)})
             raise EngineBuildError(
                 f"{self.model}: the axes {axes} are dynamic, and the request has no profile: give "
-                "least, usual and largest size of each."
+                "min, opt and max of each."
             )
         for index, profile in enumerate(profiles):
             self._check_profile(profile, inputs)
             made = builder.create_optimization_profile()
             try:
                 for name, shapes in profile.ranges.items():
-                    made.set_shape(name, shapes.least, shapes.usual, shapes.most)
+                    made.set_shape(name, shapes.min, shapes.opt, shapes.max)
             except (RuntimeError, TypeError) as error:  # numbers past what the library counts in
                 raise self._failed(f"profile {index} is refused", str(error)) from error
             if config.add_optimization_profile(made) < 0:
@@ -233,7 +233,7 @@ class _Build:
             )
         for spec in inputs:
             given = profile.ranges[spec.name]
-            for shape in (given.least, given.usual, given.most):
+            for shape in (given.min, given.opt, given.max):
                 if not _fits(shape, spec):
                     raise EngineBuildError(
                         f"{self.model}: a profile has {shape} for '{spec.name}', which is "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from mmedge.errors import InputError
-from mmedge.specs import TensorSpec
+from mmedge.specs import Axis, TensorSpec
 
 __all__ = [
     "CODES",
@@ -43,30 +43,26 @@ class ShapeRange:
     """The shapes of one input that an optimization profile takes.
 
     Attributes:
-        least: Smallest shape.
-        usual: The shape that kernels are chosen for.
-        most: Largest shape.
+        min: Smallest shape.
+        opt: The shape that kernels are chosen for.
+        max: Largest shape.
 
     Raises:
-        InputError: If the ranks differ, or a size is not 1 <= least <= usual <= most.
+        InputError: If the ranks differ, or a size is not 0 <= min <= opt <= max and 1 <= max.
     """
 
-    least: tuple[int, ...]
-    usual: tuple[int, ...]
-    most: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.least) == len(self.usual) == len(self.most):
+        if not len(self.min) == len(self.opt) == len(self.max):
             raise InputError(
-                f"Shape range: got {self.least}, {self.usual} and {self.most}, expected three "
-                "shapes of one rank."
+                f"Shape range: got {self.min}, {self.opt} and {self.max}, expected three shapes of "
+                "one rank."
             )
-        for least, usual, most in zip(self.least, self.usual, self.most, strict=True):
-            if not 1 <= least <= usual <= most:
-                raise InputError(
-                    f"Shape range: got {self.least}, {self.usual} and {self.most}, expected "
-                    "1 <= least <= usual <= most on every axis."
-                )
+        for sizes in zip(self.min, self.opt, self.max, strict=True):
+            Axis(*sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.onnx_file import OnnxFile, axis_name
+from mmedge.runtimes.onnx_file import OnnxFile, axis_dim
 from mmedge.runtimes.trt.engines import CODES
 from mmedge.specs import TensorSpec
 
@@ -63,7 +63,7 @@ def _spec(tensor: Any, told: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
         tensor.name,
         np.dtype(dtype),
         tuple(
-            size if size >= 0 else axis if isinstance(axis, str) else axis_name(tensor.name, index)
+            axis_dim(size if size >= 0 else axis, tensor.name, index)
             for index, (size, axis) in enumerate(zip(sizes, axes, strict=True))
         ),
     )

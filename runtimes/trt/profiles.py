@@ -6,48 +6,41 @@ from collections.abc import Mapping, Sequence
 
 from mmedge.errors import InputError
 from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
-from mmedge.specs import TensorSpec
+from mmedge.specs import Axis, TensorSpec, shape_of
 
 __all__ = ["shape_profile", "shape_profiles"]
 
-Bounds = tuple[int, int, int]
 
-
-def shape_profile(inputs: Sequence[TensorSpec], axes: Mapping[str, Bounds]) -> ShapeProfile:
+def shape_profile(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis]) -> ShapeProfile:
     """Return the profile that takes every input in the bounds of its dynamic axes.
 
     Args:
-        inputs: Of the graph; a str in a shape names a dynamic axis.
-        axes: Least, usual and largest size of each dynamic axis, by name. Names that no input has
-            are not looked at: one set of bounds serves all graphs of a model.
+        inputs: Inputs of the graph.
+        axes: Bounds of each dynamic axis, by name. Names that no input has are ignored, so that
+            one set of bounds serves all graphs of a model; a sum of names needs none of its own.
 
     Raises:
-        InputError: If a dynamic axis has no bounds, or they are not 1 <= least <= usual <= largest.
+        InputError: If a dynamic axis has no bounds.
     """
-    unbound = {
-        axis: spec.name
-        for spec in inputs
-        for axis in spec.shape
-        if isinstance(axis, str) and axis not in axes
-    }
-    if unbound:
-        told = ", ".join(f"'{axis}' of input '{name}'" for axis, name in unbound.items())
-        raise InputError(
-            f"An engine is built for ranges of shapes: got no bounds for the axis {told}, only for "
-            f"{sorted(axes)}. Give least, usual and largest size, such as axes={{'batch': (1, 1, "
-            "8)}}."
-        )
-    for name, (least, usual, most) in axes.items():
-        if not 1 <= least <= usual <= most:
+    made: dict[str, ShapeRange] = {}
+    for spec in inputs:
+        shapes = [
+            shape_of(spec, {name: getattr(axis, bound) for name, axis in axes.items()})
+            for bound in ("min", "opt", "max")
+        ]
+        sizes = [shape for shape in shapes if shape is not None]
+        if len(sizes) < len(shapes):
             raise InputError(
-                f"Axis '{name}': got the bounds {(least, usual, most)}, expected 1 <= least <= "
-                "usual <= largest."
+                f"Input {spec}: an engine is built for ranges of shapes, got bounds only for "
+                f"{sorted(axes)}. Give min, opt and max of each dynamic axis, such as "
+                "axes={'batch': Axis(1, 1, 8)}."
             )
-    return ShapeProfile({spec.name: _range(spec, axes) for spec in inputs})
+        made[spec.name] = ShapeRange(*sizes)
+    return ShapeProfile(made)
 
 
 def shape_profiles(
-    inputs: Sequence[TensorSpec], ranges: Sequence[Mapping[str, Bounds]]
+    inputs: Sequence[TensorSpec], ranges: Sequence[Mapping[str, Axis]]
 ) -> tuple[ShapeProfile, ...]:
     """Return a profile for each set of bounds, in their order; equal ones once.
 
@@ -67,11 +60,3 @@ def shape_profiles(
         if profile not in made:
             made.append(profile)
     return tuple(made)
-
-
-def _range(spec: TensorSpec, axes: Mapping[str, Bounds]) -> ShapeRange:
-    least, usual, most = (
-        tuple(axes[axis][bound] if isinstance(axis, str) else axis for axis in spec.shape)
-        for bound in range(3)
-    )
-    return ShapeRange(least, usual, most)

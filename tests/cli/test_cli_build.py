@@ -86,7 +86,7 @@ def test_an_engine_is_really_built_and_then_found(
     assert Path(engine["engine"]).is_file()
     assert engine["size_bytes"] == Path(engine["engine"]).stat().st_size
     assert engine["compute_capability"] == "8.9"
-    assert engine["profiles"] == [{"batch": [1, 1, 8]}]
+    assert engine["profiles"] == [{"batch": {"min": 1, "opt": 1, "max": 8}}]
     assert set(engine["precisions"]) == {"fp32"}
 
 
@@ -168,9 +168,9 @@ def test_options_become_the_request(
     assert image.compute_capabilities == text.compute_capabilities
     assert set(image.compute_capabilities) == {"8.6", "8.9", "12.0"}
     assert image.settings == BuildSettings(64 << 20, True, True, True)
-    assert [profile.ranges["pixel_values"].most[0] for profile in image.profiles] == [1, 16]
+    assert [profile.ranges["pixel_values"].max[0] for profile in image.profiles] == [1, 16]
     ranges = [profile.ranges["input_ids"] for profile in text.profiles]
-    assert [(r.least, r.usual, r.most) for r in ranges] == [
+    assert [(r.min, r.opt, r.max) for r in ranges] == [
         ((1, 3), (1, 4), (1, 5)),
         ((2, 3), (4, 4), (16, 5)),
     ]

@@ -93,7 +93,7 @@ def test_json_tells_all_that_an_engine_depends_on(
     assert engine["label"] == "clip.mmedge/image_encoder/fp16.onnx"
     assert (engine["fault"], engine["being_built"]) == (None, False)
     assert engine["key"]["version"] == "10.3"
-    assert engine["key"]["request"]["profiles"][0]["ranges"]["pixels"]["most"] == [4, 3, 8, 8]
+    assert engine["key"]["request"]["profiles"][0]["ranges"]["pixels"]["max"] == [4, 3, 8, 8]
     assert engine["size_bytes"] > len(BUILT.plan)
 
 

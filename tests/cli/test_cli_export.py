@@ -228,7 +228,7 @@ def test_engines_are_built_where_they_are_missing(
     (graph,) = json.loads(printed)["graphs"]
     (engine,) = graph["engines"]
     assert set(engine["compute_capability"].split("+")) == {"8.9", "12.0"}
-    assert engine["profiles"][0]["input_ids"]["most"] == [32, 6]
+    assert engine["profiles"][0]["input_ids"]["max"] == [32, 6]
     assert (out / engine["file"]).stat().st_size > 1000
     (plan,) = cache.folder.glob("*.plan")
     built = plan.read_bytes()

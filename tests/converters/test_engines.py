@@ -26,13 +26,13 @@ from mmedge.runtimes.trt.flavours import installed_version
 from mmedge.runtimes.trt.layers import count_precisions
 from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.sessions.preparation import PlanOptions, build_planned, plan_engines
-from mmedge.specs import Array, Precision
+from mmedge.specs import Array, Axis, Precision
 
 pytestmark = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
 )
 
-AXES = {"batch": (1, 1, 8), "sequence": (1, 16, 77)}
+AXES = {"batch": Axis(1, 1, 8), "sequence": Axis(1, 16, 77)}
 TOWERS = {
     "image": (image_tower, lambda seed: pictures(3, seed)),
     "text": (text_tower, lambda seed: texts(3, 9, seed)),

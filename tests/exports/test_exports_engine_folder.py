@@ -110,7 +110,7 @@ def test_a_changed_file_is_not_exported(tiny_bundle: Bundle, out: Path) -> None:
 
 def test_axes_and_command_lines(tiny_bundle: Bundle, out: Path) -> None:
     image, text = export_engine_folder(tiny_bundle, out, select(tiny_bundle)).graphs
-    assert {name: (a.least, a.usual, a.most) for name, a in text.axes.items()} == {
+    assert {name: (a.min, a.opt, a.max) for name, a in text.axes.items()} == {
         "batch": (1, 1, 32),
         "sequence": (1, 6, 6),
     }
@@ -155,7 +155,7 @@ def test_no_more_golden_samples_than_an_engine_takes(tiny_bundle: Bundle, out: P
         for vector in graph.vectors.inputs:
             entry = next(each for each in graph.inputs if each.name == vector.name)
             for size, axis in zip(vector.shape, entry.shape, strict=True):
-                assert size <= (graph.axes[axis].most if isinstance(axis, str) else axis)
+                assert size <= (graph.axes[axis].max if isinstance(axis, str) else axis)
 
 
 def test_engines_lie_beside_their_graph(tiny_bundle: Bundle, out: Path) -> None:
@@ -166,7 +166,7 @@ def test_engines_lie_beside_their_graph(tiny_bundle: Bundle, out: Path) -> None:
     assert (out / told.file).read_bytes() == b"a plan"
     assert told.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
     assert told.compute_capability == "8.9+12.0"
-    assert told.profiles[0]["pixel_values"].most == (4, 3, 8, 8)
+    assert told.profiles[0]["pixel_values"].max == (4, 3, 8, 8)
 
 
 def test_an_axis_that_nothing_bounds_is_an_error(tiny_bundle: Bundle, out: Path) -> None:

@@ -115,7 +115,7 @@ def test_it_answers_at_once_and_the_engines_take_over(
         for stage in ("building", "checking", "ready")
     ]
     bounds = (registered / "image_encoder.building").read_text()
-    assert bounds == "{'batch': (1, 1, 8)}"  # from the manifest
+    assert bounds == "{'batch': Axis(min=1, opt=1, max=8)}"  # from the manifest
 
 
 def test_calls_go_on_through_the_swap(tiny_bundle: Bundle, registered: Path) -> None:

@@ -23,6 +23,7 @@ from mmedge.profiling.metrics import CellKey
 from mmedge.profiling.schema import profile_schema
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.axes import dynamic_axes
+from mmedge.specs import Axis
 
 QUICK = Budget(seconds=0.0, warmup_seconds=0.0, min_runs=12)
 BARE = ProfileConfig(threads=(1,), budget=QUICK, cold_starts=0, stages=False)
@@ -184,7 +185,7 @@ def test_an_engine_would_be_built_for_the_largest_batch(
         roles=("image_encoder",), precisions=("fp32",), batches=(1, 40, 2), backend="fake"
     )
     profile(tiny_bundle, config)
-    assert [options.axes for _, options in spy.opened] == [{"batch": (1, 1, 40)}] * 3
+    assert [options.axes for _, options in spy.opened] == [{"batch": Axis(1, 1, 40)}] * 3
 
 
 def test_what_is_asked_for_is_what_runs(

@@ -44,7 +44,8 @@ def test_the_opset_is_that_of_the_default_domain(tmp_path: Path) -> None:
 def test_shapes_of_every_kind(tmp_path: Path) -> None:
     inputs = [
         helper.make_tensor_value_info("fixed", TensorProto.INT8, [1, 300, 70000]),
-        helper.make_tensor_value_info("unknown", TensorProto.BOOL, ["n", None, -1]),
+        helper.make_tensor_value_info("unknown", TensorProto.BOOL, ["n", None, -1, ""]),
+        helper.make_tensor_value_info("sums", TensorProto.INT64, ["past+sequence", "4"]),
         helper.make_tensor_value_info("scalar", TensorProto.DOUBLE, []),
         helper.make_tensor_value_info("überlänge", TensorProto.UINT16, ["größe"]),
     ]
@@ -58,7 +59,8 @@ def test_shapes_of_every_kind(tmp_path: Path) -> None:
 
     assert [str(spec) for spec in found.inputs] == [
         "fixed int8(1, 300, 70000)",
-        "unknown bool(n, unknown.1, unknown.2)",
+        "unknown bool(n, unknown.1, unknown.2, unknown.3)",
+        "sums int64(past + sequence, 4)",
         "scalar float64()",
         "überlänge uint16(größe)",
     ]

@@ -31,6 +31,7 @@ from mmedge.runtimes.trt import rtx
 from mmedge.sessions import choice as choosing
 from mmedge.sessions.choice import candidates, leading_backend
 from mmedge.sessions.opening import session_options
+from mmedge.specs import Axis
 
 ORT, OPENVINO, RTX = "onnxruntime", "openvino", "tensorrt-rtx"
 
@@ -185,7 +186,7 @@ def test_an_engine_that_is_there_is_in_the_race(
     assert running(tiny_bundle, device="gpu", roles=["image_encoder"]) == {"image_encoder": RTX}
     (asked,) = engines.asked
     assert asked.device == "cuda"
-    assert asked.axes == {"batch": (1, 1, 8)}
+    assert asked.axes == {"batch": Axis(1, 1, 8)}
 
 
 def test_an_engine_that_would_have_to_be_built_is_not(

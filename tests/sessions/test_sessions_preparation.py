@@ -22,6 +22,7 @@ from mmedge.sessions.preparation import (
     plan_engines,
     why_not,
 )
+from mmedge.specs import Axis
 
 needs_rtx = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
@@ -119,25 +120,25 @@ def test_profiles_are_as_load_has_them(tiny_bundle: Bundle) -> None:
     text = next(engine for engine in plan.engines if engine.role == "text_encoder")
     assert text.key is not None
     (profile,) = text.key.request.profiles
-    assert profile.ranges["input_ids"].most == (32, 6)
+    assert profile.ranges["input_ids"].max == (32, 6)
     assert text.key.compute_capability == "8.9"
     assert (text.key.cuda, text.key.driver) == ("", "")
 
 
 @needs_rtx
 def test_axes_can_be_given_a_set_for_each_profile(tiny_bundle: Bundle) -> None:
-    axes = ({"batch": (1, 1, 1)}, {"batch": (2, 4, 16), "sequence": (4, 4, 4)})
+    axes = ({"batch": Axis(1, 1, 1)}, {"batch": Axis(2, 4, 16), "sequence": Axis(4, 4, 4)})
     settings = BuildSettings(workspace_bytes=1 << 20)
     plan = plan_engines(tiny_bundle, "tensorrt-rtx", replace(ADA, axes=axes, settings=settings))
     image, text = (
         next(engine for engine in plan.engines if engine.role == role)
         for role in ("image_encoder", "text_encoder")
     )
-    assert image.axes == ({"batch": (1, 1, 1)}, {"batch": (2, 4, 16)})
+    assert image.axes == ({"batch": Axis(1, 1, 1)}, {"batch": Axis(2, 4, 16)})
     usual = dynamic_axes(tiny_bundle.manifest, "text_encoder")["sequence"]
     assert text.axes == (
-        {"batch": (1, 1, 1), "sequence": usual},
-        {"batch": (2, 4, 16), "sequence": (4, 4, 4)},
+        {"batch": Axis(1, 1, 1), "sequence": usual},
+        {"batch": Axis(2, 4, 16), "sequence": Axis(4, 4, 4)},
     )
     assert image.key is not None
     assert len(image.key.request.profiles) == 2
@@ -160,7 +161,7 @@ def test_roles_and_precisions_are_chosen_by_name_and_by_kind(tiny_bundle: Bundle
 @needs_rtx
 def test_a_misspelt_axis_is_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"no input has a dynamic axis 'bach'.*batch"):
-        told(tiny_bundle, replace(ADA, axes=({"bach": (1, 1, 1)},)))
+        told(tiny_bundle, replace(ADA, axes=({"bach": Axis(1, 1, 1)},)))
 
 
 @needs_rtx
@@ -219,7 +220,7 @@ def test_a_plan_for_elsewhere_needs_neither_library_nor_gpu(tiny_bundle: Bundle)
     ]
     (first, *_) = plan.in_state("elsewhere")
     assert "TensorRT is not installed" in first.reason
-    assert first.axes == ({"batch": (1, 1, 8)},)
+    assert first.axes == ({"batch": Axis(1, 1, 8)},)
     with pytest.raises(EngineBuildError, match=r"image_encoder/fp32 cannot be built here"):
         build_planned(plan, first)
 
@@ -252,7 +253,7 @@ def test_what_was_built_is_found_and_not_built_again(tiny_bundle: Bundle) -> Non
     (cached,) = again.in_state("cached")
     assert cached.reason == ""
     assert build_planned(again, cached).plan == built.plan
-    wider = replace(options, axes=({"batch": (1, 1, 64)},))
+    wider = replace(options, axes=({"batch": Axis(1, 1, 64)},))
     (missed,) = plan_engines(tiny_bundle, "tensorrt-rtx", wider).engines
     assert missed.state == "build"
     assert missed.reason != ""

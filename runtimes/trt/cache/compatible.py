@@ -58,8 +58,8 @@ def _take(held: Sequence[ShapeProfile], wanted: Sequence[ShapeProfile]) -> bool:
 
 def _within(inner: ShapeProfile, outer: ShapeProfile) -> bool:
     return inner.ranges.keys() == outer.ranges.keys() and all(
-        len(small.least) == len(large.least)
-        and all(a >= b for a, b in zip(small.least, large.least, strict=True))
-        and all(a <= b for a, b in zip(small.most, large.most, strict=True))
+        len(small.min) == len(large.min)
+        and all(a >= b for a, b in zip(small.min, large.min, strict=True))
+        and all(a <= b for a, b in zip(small.max, large.max, strict=True))
         for small, large in ((inner.ranges[name], outer.ranges[name]) for name in inner.ranges)
     )

@@ -111,7 +111,7 @@ def _profile_differences(
                 told.append(f"built {'without' if had is None else 'with'} input '{name}'{where}")
             else:
                 told.append(
-                    f"built for '{name}' from {had.least} over {had.usual} to {had.most}, asked "
-                    f"for {now.least} over {now.usual} to {now.most}{where}"
+                    f"built for '{name}' from {had.min} over {had.opt} to {had.max}, asked "
+                    f"for {now.min} over {now.opt} to {now.max}{where}"
                 )
     return told

@@ -15,6 +15,7 @@ from mmedge.errors import BackendError, BackendUnavailableError, EngineBuildErro
 from mmedge.runtimes.selection import preparing
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.session import SessionOptions
+from mmedge.specs import Axis
 
 # A backend of the tests' own; the worker imports it through PYTHONPATH.
 _BACKEND = '''
@@ -57,11 +58,11 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_progress_comes_through_and_what_was_made_stays(model: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    options = SessionOptions(device="cuda:1", axes={"batch": (1, 2, 8)})
+    options = SessionOptions(device="cuda:1", axes={"batch": Axis(1, 2, 8)})
 
     prepare_apart("slow", model, options, progress=lambda *told: seen.append(told))
 
-    assert seen == [("parse", 1, 1), ("build for cuda:1 {'batch': (1, 2, 8)}", 3, 7)]
+    assert seen == [("parse", 1, 1), (f"build for cuda:1 {options.axes}", 3, 7)]
     assert int(model.with_suffix(".made").read_text()) > os.nice(0)  # at a lower priority
 
 

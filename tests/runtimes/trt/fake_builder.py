@@ -167,8 +167,8 @@ class Profile:
     def __init__(self) -> None:
         self.shapes: dict[str, Any] = {}
 
-    def set_shape(self, name: str, least: Any, usual: Any, most: Any) -> None:
-        self.shapes[name] = (least, usual, most)
+    def set_shape(self, name: str, low: Any, usual: Any, high: Any) -> None:
+        self.shapes[name] = (low, usual, high)
 
 
 @dataclass

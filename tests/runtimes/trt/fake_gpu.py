@@ -25,11 +25,11 @@ from mmedge.runtimes.trt import flavours, opening
 from mmedge.runtimes.trt.backend import TrtBackend
 from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest, Flavour
 from mmedge.runtimes.trt.session import TrtSession
-from mmedge.specs import Array
+from mmedge.specs import Array, Axis
 
 VERSIONS: dict[Flavour, str] = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-AXES = {"batch": (1, 2, 8)}
+AXES = {"batch": Axis(1, 2, 8)}
 
 
 @dataclass

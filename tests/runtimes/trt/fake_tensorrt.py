@@ -106,7 +106,7 @@ def fake_plan(
         refit: Whether they can be put in, where it is stripped.
     """
     profiles = [
-        {name: (r.least, r.usual, r.most) for name, r in profile.ranges.items()}
+        {name: (r.min, r.opt, r.max) for name, r in profile.ranges.items()}
         for profile in request.profiles
     ]
     head = {

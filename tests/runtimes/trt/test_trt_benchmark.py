@@ -21,6 +21,7 @@ from tiny_graphs import feed_of, save_embedder
 
 from mmedge.bundle import Bundle
 from mmedge.runtimes.cuda import runtime as cuda
+from mmedge.specs import Axis
 
 ROOT = Path(__file__).parents[3]
 KINDS = (
@@ -64,7 +65,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def _subject(gpu: ModuleType, folder: Path) -> Any:
     model = save_embedder(folder / "m.onnx")
     models = {"fp32": model, "fp16": model}
-    return gpu.Subject("image_encoder", folder, models, feed_of(2), {"batch": (1, 2, 64)})
+    return gpu.Subject("image_encoder", folder, models, feed_of(2), {"batch": Axis(1, 2, 64)})
 
 
 @pytest.mark.usefixtures("fake_gpu")

@@ -30,25 +30,25 @@ from mmedge.runtimes.trt.engines import (
 from mmedge.runtimes.trt.flavours import installed_version
 from mmedge.runtimes.trt.layers import count_precisions
 from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.specs import Axis
 
 pytestmark = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed"
 )
 
-Bounds = tuple[int, int, int]
-BATCH: dict[str, Bounds] = {"batch": (1, 1, 8)}
-AXES: dict[str, Bounds] = BATCH | {
-    "sequence": (1, 1, 16),
-    "past": (1, 8, 32),
-    "total": (2, 9, 48),
-    "patches": (1, 50, 200),
+BATCH: dict[str, Axis] = {"batch": Axis(1, 1, 8)}
+AXES: dict[str, Axis] = BATCH | {
+    "sequence": Axis(1, 1, 16),
+    "past": Axis(1, 8, 32),
+    "total": Axis(2, 9, 48),
+    "patches": Axis(1, 50, 200),
 }
 
 
 def request_for(
     model: Path,
     *capabilities: str,
-    axes: tuple[Mapping[str, Bounds], ...] = (AXES,),
+    axes: tuple[Mapping[str, Axis], ...] = (AXES,),
     **settings: object,
 ) -> EngineRequest:
     return EngineRequest(
@@ -106,7 +106,7 @@ def test_a_fusion_head_of_two_towers(tmp_path: Path) -> None:
 
 def test_several_profiles_and_capabilities(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx", external=True)
-    narrow: dict[str, Bounds] = {"batch": (1, 1, 1)}
+    narrow: dict[str, Axis] = {"batch": Axis(1, 1, 1)}
     one = build_engine(model, request_for(model, axes=(narrow,)))
     both = build_engine(model, request_for(model, "8.9", "12.0", axes=(narrow, AXES)))
     assert both.plan != one.plan
@@ -255,7 +255,7 @@ def test_shapes_that_do_not_go_together_are_told(tmp_path: Path) -> None:
     net = Net()
     net.node("Add", "x", "z", out="y")
     model = net.save(tmp_path / "m.onnx", {"x": ("a", 4), "z": ("b", 4)}, {"y": ("c", 4)})
-    axes: dict[str, Bounds] = {"a": (2, 2, 4), "b": (3, 3, 4)}
+    axes: dict[str, Axis] = {"a": Axis(2, 2, 4), "b": Axis(3, 3, 4)}
     with pytest.raises(EngineBuildError, match=r"add_0: .*2 != 3") as caught:
         build_engine(model, request_for(model, axes=(axes,)))
     assert "Check the bounds" in str(caught.value)
@@ -285,9 +285,10 @@ from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import EngineRequest
 from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.specs import Axis
 
 model, cache = Path(sys.argv[1]), EngineCache(Path(sys.argv[2]))
-profiles = shape_profiles(read_onnx_file(model).inputs, [{"batch": (1, 1, 8)}])
+profiles = shape_profiles(read_onnx_file(model).inputs, [{"batch": Axis(1, 1, 8)}])
 request = EngineRequest("tensorrt-rtx", ("8.9",), profiles)
 
 def die(phase, done, total):

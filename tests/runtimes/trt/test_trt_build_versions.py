@@ -28,6 +28,7 @@ from mmedge.runtimes.trt import flavours
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.engines import BuildSettings, EngineLayer, EngineRequest
 from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.specs import Axis
 
 INT8_PRODUCT = {
     "Name": "product",
@@ -54,7 +55,7 @@ def model(tmp_path: Path) -> Path:
 
 def request_for(model: Path, **settings: object) -> EngineRequest:
     inputs = read_onnx_file(model).inputs
-    profiles = shape_profiles(inputs, [{"batch": (1, 1, 1)}, {"batch": (1, 4, 8)}])
+    profiles = shape_profiles(inputs, [{"batch": Axis(1, 1, 1)}, {"batch": Axis(1, 4, 8)}])
     return EngineRequest(
         "tensorrt",
         profiles=profiles,

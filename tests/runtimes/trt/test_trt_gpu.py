@@ -24,10 +24,11 @@ from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings, Flavour
 from mmedge.runtimes.trt.opening import needed_engine
 from mmedge.runtimes.trt.session import TrtSession
+from mmedge.specs import Axis
 
 pytestmark = pytest.mark.gpu
 
-AXES = {"batch": (1, 2, 8)}
+AXES = {"batch": Axis(1, 2, 8)}
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from mmedge.runtimes.trt.cache.store import EngineCache
 from mmedge.runtimes.trt.engines import BuildSettings
 from mmedge.runtimes.trt.opening import needed_engine
 from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.specs import Axis
 
 CUDA = SessionOptions(device="cuda", axes=AXES)
 
@@ -131,8 +132,8 @@ def test_an_engine_is_built_once(model: Path, fake_gpu: FakeGpu) -> None:
             assert session.run(feed_of(2))["y"].shape == (2, 4)
     assert len(fake_gpu.built) == 1
     (profile,) = fake_gpu.built[0].profiles
-    assert profile.ranges["x"].most == (8, 8)
-    assert not module.is_prepared(model, replace(CUDA, axes={"batch": (1, 1, 9)}))
+    assert profile.ranges["x"].max == (8, 8)
+    assert not module.is_prepared(model, replace(CUDA, axes={"batch": Axis(1, 1, 9)}))
 
 
 def test_building_is_told_to_the_log(
@@ -172,7 +173,7 @@ def store(gpu: FakeGpu, model: Path, *axes: Any, **settings: Any) -> None:
 
 
 def test_an_engine_that_does_more_serves_as_well(model: Path, fake_gpu: FakeGpu) -> None:
-    store(fake_gpu, model, {"batch": (1, 4, 64)}, workspace_bytes=1 << 20)
+    store(fake_gpu, model, {"batch": Axis(1, 4, 64)}, workspace_bytes=1 << 20)
     assert backend("tensorrt").is_prepared(model, CUDA)
     with fake_gpu.open(model) as session:
         assert session.run(feed_of(64))["y"].shape == (64, 4)
@@ -182,10 +183,10 @@ def test_an_engine_that_does_more_serves_as_well(model: Path, fake_gpu: FakeGpu)
 @pytest.mark.parametrize(
     ("axes", "settings"),
     [
-        ({"batch": (1, 2, 7)}, {}),
-        ({"batch": (2, 2, 8)}, {}),
-        ({"batch": (1, 2, 8)}, {"refittable": True}),
-        ({"batch": (1, 2, 8)}, {"weight_streaming": True}),
+        ({"batch": Axis(1, 2, 7)}, {}),
+        ({"batch": Axis(2, 2, 8)}, {}),
+        ({"batch": Axis(1, 2, 8)}, {"refittable": True}),
+        ({"batch": Axis(1, 2, 8)}, {"weight_streaming": True}),
     ],
 )
 def test_an_engine_that_does_less_does_not(
@@ -198,7 +199,8 @@ def test_an_engine_that_does_less_does_not(
 
 
 def test_the_first_profile_that_takes_the_shapes_is_taken(model: Path, fake_gpu: FakeGpu) -> None:
-    store(fake_gpu, model, {"batch": (1, 1, 1)}, {"batch": (2, 4, 8)}, {"batch": (1, 8, 32)})
+    bounds = ((1, 1, 1), (2, 4, 8), (1, 8, 32))
+    store(fake_gpu, model, *({"batch": Axis(*each)} for each in bounds))
     with fake_gpu.open(model, graphs=4) as session:
         for batch, profile in ((1, 0), (2, 1), (8, 1), (9, 2), (1, 0), (1, 0)):
             feed = feed_of(batch)
@@ -218,7 +220,7 @@ def test_the_first_profile_that_takes_the_shapes_is_taken(model: Path, fake_gpu:
 def test_a_stripped_engine_takes_its_weights_from_the_onnx_file(
     model: Path, fake_gpu: FakeGpu
 ) -> None:
-    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+    store(fake_gpu, model, {"batch": Axis(1, 2, 8)}, stripped=True)
     assert backend("tensorrt").is_prepared(model, CUDA)
     for opened in (1, 2):
         with fake_gpu.open(model) as session:
@@ -233,7 +235,7 @@ def test_an_engine_that_holds_its_weights_is_taken_before_a_stripped_one(
     full_first: bool, model: Path, fake_gpu: FakeGpu
 ) -> None:
     for stripped in (False, True) if full_first else (True, False):
-        store(fake_gpu, model, {"batch": (1, 4, 64)}, stripped=stripped)
+        store(fake_gpu, model, {"batch": Axis(1, 4, 64)}, stripped=stripped)
     fake_gpu.open(model).close()
     assert len(fake_gpu.built) == 2
     assert fake_gpu.library.done["refitted"] == 0
@@ -266,7 +268,7 @@ def test_weights_that_do_not_fit_the_engine_are_refused(
 
 def test_an_engine_that_takes_no_weights_is_refused(model: Path, fake_gpu: FakeGpu) -> None:
     fake_gpu.plan["refit"] = False
-    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+    store(fake_gpu, model, {"batch": Axis(1, 2, 8)}, stripped=True)
     with pytest.raises(EngineMismatchError, match=r"takes no weights.*not built with kREFIT"):
         fake_gpu.open(model)
 
@@ -274,7 +276,7 @@ def test_an_engine_that_takes_no_weights_is_refused(model: Path, fake_gpu: FakeG
 def test_memory_for_the_weights_is_told(
     model: Path, fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store(fake_gpu, model, {"batch": (1, 2, 8)}, stripped=True)
+    store(fake_gpu, model, {"batch": Axis(1, 2, 8)}, stripped=True)
 
     def full(refitter: Refitter) -> bool:
         refitter.logger.log(Severity.ERROR, "OutOfMemory (Requested size was 99 bytes.)")
@@ -440,7 +442,7 @@ def test_a_bundle_loads_and_verifies_on_a_gpu(tiny_bundle: Bundle, fake_gpu: Fak
     with mmedge.load(tiny_bundle.path, device="cpu", precision="fp32") as cpu:
         assert answers == pytest.approx(cpu.encode_text(["a red circle", "blue"]), abs=1e-5)
     text = fake_gpu.built[1].profiles[0].ranges["input_ids"]
-    assert text.most[0] == 32
+    assert text.max[0] == 32
     results = verify_bundle(tiny_bundle, device="gpu", precision="fp32", backend="tensorrt")
     assert [(result.role, result.passed) for result in results] == [
         ("image_encoder", True),

@@ -20,7 +20,7 @@ from tiny_graphs import embed, feed_of, save
 from mmedge.errors import BackendError, ShapeError
 from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.session import Session
-from mmedge.specs import Array
+from mmedge.specs import Array, Axis
 
 HOST = cudaMemoryType.cudaMemoryTypeHost
 WIDTH_BYTES = 8 * 4  # a row of x
@@ -491,7 +491,7 @@ def test_a_binding_keeps_the_size_it_was_bound_with(fake_gpu: FakeGpu, tmp_path:
 
 
 def test_out_of_memory_for_an_output_that_grows_is_told(fake_gpu: FakeGpu, tmp_path: Path) -> None:
-    with fake_gpu.open(_save_nonzero(tmp_path), axes={"batch": (1, 1, 9000)}) as session:
+    with fake_gpu.open(_save_nonzero(tmp_path), axes={"batch": Axis(1, 1, 9000)}) as session:
         session.run(_mixed(1, 9000))
         fake_gpu.cuda.memory_bytes = fake_gpu.cuda.used() + 1000
         with pytest.raises(BackendError, match=r"Out of memory.*needed for output 'where'"):

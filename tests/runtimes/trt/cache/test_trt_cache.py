@@ -269,7 +269,7 @@ def of_another(path: Path) -> None:
 
 def with_no_range(path: Path) -> None:
     document = json.loads(path.read_text())
-    document["key"]["request"]["profiles"][0]["ranges"]["x"]["least"] = [0, 3]
+    document["key"]["request"]["profiles"][0]["ranges"]["x"]["min"] = [9, 3]
     path.write_text(json.dumps(document))
 
 
@@ -296,7 +296,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "record of a word for a size": ("record", edit(plan_size_bytes="7000"), "plan_size_bytes"),
     "record of endless time": ("record", edit(duration_s=float("inf")), "its record is damaged"),
     "record of another format": ("record", edit(format=2), "format"),
-    "record with no range": ("record", with_no_range, "1 <= least"),
+    "record with no range": ("record", with_no_range, "min <= opt"),
 }
 
 
