@@ -7,11 +7,12 @@ same bytes, and a reader needs neither a decompressor nor trust in what a header
 
 from __future__ import annotations
 
-import ast
 import io
 import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from mmedge.errors import InputError, IntegrityError
 from mmedge.files import write_atomic
+from mmedge.files.json_file import read_file
 from mmedge.specs import Array
 
 __all__ = ["MAX_GOLDEN_BYTES", "Golden", "load_golden", "save_golden"]
@@ -31,9 +33,15 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
 _NUMERIC_KINDS = "biuf"
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
-    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': False, "
-    rb"'shape': (\([0-9, ]{0,200}\)), \} *\n"
+    rb"\{'descr': '(\|[biu]1|<[iu][248]|<f[248])', 'fortran_order': False, "
+    rb"'shape': \(((?:[0-9]{1,10}, ){0,40}[0-9]{0,10},?)\), \} *\n"
 )
+_MAX_AXES = 32  # what every numpy has
+
+# The parts of a zip file: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,69 +111,97 @@ def load_golden(path: Path) -> Golden:
         IntegrityError: If the file is missing, damaged, larger than MAX_GOLDEN_BYTES, or holds
             anything but plain numeric arrays under the names that save_golden gives.
     """
+    data = memoryview(read_file(path, max_bytes=MAX_GOLDEN_BYTES, error=IntegrityError))
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_GOLDEN_BYTES:
-            raise _damaged(path, f"{size_bytes} bytes, more than {MAX_GOLDEN_BYTES}")
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_members(path, members, size_bytes)
-            arrays = {
-                member.filename.removesuffix(".npy"): _array(path, member, archive.read(member))
-                for member in members
-            }
-    except OSError as error:
+        return _unflatten(_arrays(data))
+    except ValueError as error:
         raise IntegrityError(
-            f"Cannot read golden vectors {path}: {error.strerror or error}."
+            f"Golden vectors {path} cannot be trusted: {error}. Copy the bundle again, or convert "
+            "again."
         ) from error
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        # ValueError: zipfile meets an impossible offset or an undecodable name.
-        raise _damaged(path, str(error) or type(error).__name__) from error
-    return _unflatten(path, arrays)
 
 
-def _damaged(path: Path, reason: str) -> IntegrityError:
-    return IntegrityError(
-        f"Golden vectors {path} cannot be trusted: {reason}. Copy the bundle again, or convert "
-        "again."
-    )
+def _arrays(data: memoryview) -> dict[str, Array]:
+    """Return the arrays of an archive by the names of its members.
+
+    Raises:
+        ValueError: If it is anything but stored members, each listed once in the directory at the
+            end, of together no more bytes than the archive.
+    """
+    end = len(data) - _END.size
+    if end < 0:
+        raise ValueError(f"it has {len(data)} bytes")
+    signature, _, _, _, count, directory_bytes, at, comment = _END.unpack_from(data, end)
+    if signature != b"PK\5\6" or comment or at + directory_bytes != end:
+        raise ValueError("it has no directory of members at its end")
+    arrays: dict[str, Array] = {}
+    declared_bytes = 0
+    for _ in range(count):
+        name, body, at = _member(data, at, end)
+        if name in arrays:
+            raise ValueError(f"two members have one name, {name!r}")
+        declared_bytes += len(body)
+        if declared_bytes > len(data):  # members that overlap, as in a zip bomb
+            raise ValueError(f"it declares {declared_bytes} bytes and has {len(data)}")
+        arrays[name] = _array(name, body)
+    if at != end:
+        raise ValueError("its directory lists more than its end says")
+    return arrays
 
 
-def _check_members(path: Path, members: list[zipfile.ZipInfo], size_bytes: int) -> None:
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
-        raise _damaged(path, "two members have one name")
-    for member in members:
-        if not member.filename.endswith(".npy"):
-            raise _damaged(path, f"{member.filename!r} is not an array")
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise _damaged(path, f"{member.filename!r} is compressed or encrypted")
-        if member.file_size != member.compress_size:
-            raise _damaged(path, f"{member.filename!r} contradicts itself on its size")
-    declared_bytes = sum(member.file_size for member in members)
-    if declared_bytes > size_bytes:  # members that overlap, as in a zip bomb
-        raise _damaged(path, f"it declares {declared_bytes} bytes and has {size_bytes}")
+def _member(data: memoryview, at: int, end: int) -> tuple[str, memoryview, int]:
+    """Read the entry of the directory at `at`: its name, its content, and where the next begins."""
+    if at + _ENTRY.size > end:
+        raise ValueError("its directory is cut off")
+    fields = _ENTRY.unpack_from(data, at)
+    signature, flags, method, checksum = fields[0], fields[3], fields[4], fields[7]
+    packed_bytes, size_bytes, name_bytes, extra_bytes, comment_bytes = fields[8:13]
+    name = bytes(data[at + _ENTRY.size : at + _ENTRY.size + name_bytes])
+    what = repr(name.decode(errors="replace"))
+    if signature != b"PK\1\2":
+        raise ValueError("its directory is damaged")
+    if method or flags & 1:
+        raise ValueError(f"{what} is compressed or encrypted")
+    start = fields[16]
+    local = _LOCAL.unpack_from(data, start) if start + _LOCAL.size <= len(data) else ()
+    if not local or local[0] != b"PK\3\4":
+        raise ValueError(f"{what} is not where the directory says")
+    start += _LOCAL.size
+    body = start + local[9] + local[10]
+    if (
+        packed_bytes != size_bytes
+        or body + size_bytes > len(data)
+        or data[start : start + local[9]] != name
+        or zlib.crc32(data[body : body + size_bytes]) != checksum
+    ):
+        raise ValueError(f"{what} is cut off, or contradicts itself on its size, name or content")
+    text = name.decode()
+    if not text.endswith(".npy"):
+        raise ValueError(f"{what} is not an array")
+    following = at + _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+    return text.removesuffix(".npy"), data[body : body + size_bytes], following
 
 
-def _array(path: Path, member: zipfile.ZipInfo, data: bytes) -> Array:
+def _array(name: str, data: memoryview) -> Array:
     start = len(_MAGIC) + 2
     length = int.from_bytes(data[len(_MAGIC) : start], "little")
     match = _HEADER.fullmatch(data[start : start + length])
-    if not data.startswith(_MAGIC) or match is None:
-        raise _damaged(path, f"{member.filename!r} is not a plain numeric array")
+    if data[: len(_MAGIC)] != _MAGIC or match is None:
+        raise ValueError(f"{name!r} is not a plain numeric array")
+    shape = tuple(int(size) for size in match[2].split(b",") if size.strip())
+    # What numpy writes, and nothing that one reader takes for another shape than the next.
+    if repr(shape).encode() != b"(%s)" % match[2] or len(shape) > _MAX_AXES:
+        raise ValueError(f"{name!r} has no shape that numpy writes")
     dtype = np.dtype(match[1].decode())
-    shape = ast.literal_eval(match[2].decode())
-    body = memoryview(data)[start + length :]
+    body = data[start + length :]
     if math.prod(shape) * dtype.itemsize != len(body):
-        raise _damaged(
-            path, f"{member.filename!r} declares {dtype.name}{shape} and has {len(body)} bytes"
-        )
-    array = np.frombuffer(body, dtype).reshape(shape)
+        raise ValueError(f"{name!r} declares {dtype.name}{shape} and has {len(body)} bytes")
+    array = np.frombuffer(body, dtype).reshape(shape).copy()  # a buffer aligned for its dtype
     array.setflags(write=False)
     return array
 
 
-def _unflatten(path: Path, arrays: Mapping[str, Array]) -> Golden:
+def _unflatten(arrays: Mapping[str, Array]) -> Golden:
     inputs: dict[str, dict[str, Array]] = {}
     outputs: dict[str, dict[str, dict[str, Array]]] = {}
     for key, array in arrays.items():
@@ -178,5 +214,5 @@ def _unflatten(path: Path, arrays: Mapping[str, Array]) -> Golden:
             role, variant, name = rest.split("/", 2)
             outputs.setdefault(role, {}).setdefault(variant, {})[name] = array
         else:
-            raise _damaged(path, f"{key!r} is neither an input nor an output")
+            raise ValueError(f"{key!r} is neither an input nor an output")
     return Golden(MappingProxyType(inputs), MappingProxyType(outputs))

@@ -43,17 +43,22 @@ def read_file(path: Path, *, max_bytes: int, error: _Error) -> bytes:
         MmedgeError: `error`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise error(f"{path} is not a regular file. Copy it again.")
-            data = file.read(max_bytes + 1)
+            if status.st_size > max_bytes:
+                raise error(
+                    f"{path} has {status.st_size} bytes, expected at most {max_bytes >> 10} KiB."
+                )
+            return file.read(status.st_size)
     except (OSError, ValueError) as failure:  # ValueError: a null byte in the path
         reason = getattr(failure, "strerror", None) or failure
         raise error(f"Cannot read {path}: {reason}.") from failure
-    if len(data) > max_bytes:
-        raise error(f"{path} is larger than {max_bytes / 2**20:g} MiB, the most that is read.")
-    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
 
 
 def parse_json(data: bytes, place: object, *, error: _Error) -> object:

@@ -222,7 +222,7 @@ def test_what_is_no_manifest_is_refused(tiny_bundle: Bundle, kind: str) -> None:
 def test_a_huge_manifest_is_not_read(tiny_bundle: Bundle) -> None:
     with (tiny_bundle.path / "manifest.json").open("ab") as file:
         file.truncate(MAX_MANIFEST_BYTES + 1)
-    assert "larger than 64 MiB" in refusal(tiny_bundle.path)
+    assert "expected at most 65536 KiB" in refusal(tiny_bundle.path)
 
 
 @given(

@@ -88,7 +88,7 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path: Path, na
 
 def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
-    path.write_bytes(b" " * 98 + b"17")
-    assert read_json(path, max_bytes=100, error=IntegrityError) == 17
-    with pytest.raises(IntegrityError, match=r"data\.json is larger than 9\.44138e-05 MiB"):
-        read_file(path, max_bytes=99, error=IntegrityError)
+    path.write_bytes(b" " * 4094 + b"17")
+    assert read_json(path, max_bytes=4096, error=IntegrityError) == 17
+    with pytest.raises(IntegrityError, match=r"data\.json has 4096 bytes, expected at most 3 KiB"):
+        read_file(path, max_bytes=4095, error=IntegrityError)
