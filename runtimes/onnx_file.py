@@ -1,13 +1,16 @@
-"""A glance at an ONNX file without onnx or protobuf: specs, opset, fp16, external data.
+"""The reader of ONNX files, without onnx or protobuf: specs, opset, dtypes, external data.
 
 Reads the protobuf wire format (https://protobuf.dev/programming-guides/encoding/) of the few
-fields that a device needs, named as in onnx.proto. The file is mapped, not read: weights are
-stepped over, so a glance at a large model costs some milliseconds.
+fields that a device needs, numbered as in onnx.proto
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). The file is mapped, not read: weights are
+stepped over, so a large model costs some milliseconds. Numbers, names, nesting and the number of
+fields are bounded, so a hostile file costs seconds at most and ends in a BackendError.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,14 @@ _UINT8, _INT8, _FLOAT16 = 2, 3, 10
 _FLOAT8 = (17, 18, 19, 20)  # E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
+# What no honest model has, and what a hostile one could cost time or memory by.
+_MAX_FIELDS = 4_000_000
+_MAX_GRAPHS = 32  # nested in each other, which is what protobuf allows
+_MAX_NAME_BYTES = 1 << 16
+_MAX_AXES = 32  # what every numpy has
+_MAX_SIZE = 2**31 - 1
+_OFFSET = re.compile("[0-9]{1,18}")
+
 
 @dataclass(frozen=True, slots=True)
 class ExternalData:
@@ -72,7 +83,7 @@ class OnnxFile:
         inputs: Input specs, initializers left out.
         outputs: Output specs.
         has_fp16: Whether an input, an output or an initializer is float16.
-        external_data: One entry for every tensor whose bytes lie elsewhere.
+        external_data: One entry for every tensor whose bytes lie elsewhere, or might.
         signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
             Q/DQ with signed codes does.
         paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
@@ -89,6 +100,11 @@ class OnnxFile:
     paired: bool = False
     has_fp8: bool = False
 
+    @property
+    def external_locations(self) -> tuple[str, ...]:
+        """Every path that a tensor names as its external data, sorted."""
+        return tuple(sorted({entry.location for entry in self.external_data}))
+
 
 def axis_dim(size: int | str | None, tensor: str, axis: int) -> Dim:
     """Return the Dim of an axis as a file or an engine spells it; an unnamed one gets a name."""
@@ -101,7 +117,8 @@ def read_onnx_file(path: Path) -> OnnxFile:
     """Read what an ONNX file says of itself.
 
     Raises:
-        BackendError: If the file is missing, is not ONNX, or is cut short.
+        BackendError: If the file is missing, is not ONNX, is cut short, or is beyond the bounds of
+            this module.
     """
     try:
         if not path.is_file():
@@ -120,10 +137,9 @@ def read_onnx_file(path: Path) -> OnnxFile:
             f"{path}: {error}, which cannot be fed as a numpy array. Convert the model with "
             "float32, float16 or integer tensors as inputs and outputs."
         ) from error
-    except (ValueError, IndexError, RecursionError) as error:
-        reason = "a field runs past the end" if isinstance(error, IndexError) else str(error)
+    except ValueError as error:
         raise BackendError(
-            f"{path}: not a readable ONNX model ({reason}). It is cut short, damaged or of another "
+            f"{path}: not a readable ONNX model ({error}). It is cut short, damaged or of another "
             "format: copy the file again, or `mmedge verify` the bundle."
         ) from error
 
@@ -172,6 +188,7 @@ class _Reader:
         self._held: set[int] = set()  # dtypes of initializers
         self._passed: set[int] = set()  # dtypes of inputs and outputs
         self._external: list[ExternalData] = []
+        self._steps = self._depth = 0
 
     def model(self) -> OnnxFile:
         ir_version = opset = 0
@@ -179,19 +196,25 @@ class _Reader:
         outputs: tuple[TensorSpec, ...] = ()
         paired = False
         for number, first, second in self._fields(0, len(self._data)):
-            if number == 1:
+            if number == 1 and second < 0:
                 ir_version = first
             elif number == 7:
+                if inputs is not None:
+                    raise ValueError("it holds two graphs")
                 inputs, outputs = self._graph(first, second)
             elif number == 8:
                 opset = self._opset(first, second) or opset
             elif number == 14:
-                entry = {inner: self._text(a, b) for inner, a, b in self._fields(first, second)}
-                paired |= entry == {1: PAIRED_KEY, 2: "true"}
-            elif number == 25 and self._mentions_external(first, second):  # functions
-                for inner, begin, end in self._fields(first, second):
-                    if inner == 7:
-                        self._node(begin, end)
+                entry = [(inner, self._data[a:b]) for inner, a, b in self._fields(first, second)]
+                paired |= entry == [(1, PAIRED_KEY.encode()), (2, b"true")]
+            elif number in (20, 25) and self._mentions_external(first, second):
+                for inner, a, b in self._fields(first, second):
+                    if number == 20:  # training
+                        self._graph(a, b)
+                    elif inner == 7:  # a function's nodes
+                        self._node(a, b)
+                    elif inner == 11:  # and defaults
+                        self._attribute(a, b)
         if inputs is None:
             raise ValueError("it holds no graph")
         return OnnxFile(
@@ -209,40 +232,48 @@ class _Reader:
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield (number, begin, end) for messages and bytes, (number, value, -1) for integers."""
-        data = self._data
+        if end < 0:
+            raise ValueError(f"a number stands where a message is expected: {begin}")
         at = begin
         while at < end:
-            tag, at = self._varint(at)
+            self._steps += 1
+            if self._steps > _MAX_FIELDS:
+                raise ValueError(f"it has more than {_MAX_FIELDS} fields")
+            tag, at = self._varint(at, end)
             wire = tag & 7
             if wire == 0:
-                value, at = self._varint(at)
+                value, at = self._varint(at, end)
                 yield tag >> 3, value, -1
-            elif wire == 2:
-                length, at = self._varint(at)
-                yield tag >> 3, at, at + length
-                at += length
+                continue
+            if wire == 2:
+                length, at = self._varint(at, end)
             elif wire in (1, 5):
-                at += 8 if wire == 1 else 4
+                length = 8 if wire == 1 else 4
             else:
                 raise ValueError(f"wire type {wire} at byte {at} is not protobuf")
-        if at != end or at > len(data):
-            raise ValueError(f"a field runs past byte {end}")
+            if length > end - at:
+                raise ValueError(f"a field runs past byte {end}")
+            if wire == 2:
+                yield tag >> 3, at, at + length
+            at += length
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        byte = self._data[at]
-        if byte < 0x80:
-            return byte, at + 1
-        value, shift = 0, 0
-        while byte >= 0x80:
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            at += 1
-            if shift > 63:
-                raise ValueError(f"a number at byte {at} is longer than 64 bits")
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        value = 0
+        for shift in range(0, 70, 7):
+            if at >= end:
+                raise ValueError(f"a number at byte {at} is cut off")
             byte = self._data[at]
-        return value | byte << shift, at + 1
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if value >> 64:
+                    break
+                return value, at
+        raise ValueError(f"a number at byte {at} is longer than 64 bits")
 
     def _text(self, begin: int, end: int) -> str:
+        if end - begin not in range(_MAX_NAME_BYTES + 1):
+            raise ValueError(f"a name at byte {begin} is none, or is longer than 64 KiB")
         return self._data[begin:end].decode()
 
     def _opset(self, begin: int, end: int) -> int:
@@ -251,7 +282,7 @@ class _Reader:
         for number, first, second in self._fields(begin, end):
             if number == 1:
                 domain = self._text(first, second)
-            elif number == 2:
+            elif number == 2 and second < 0:
                 version = first
         return version if domain in ("", "ai.onnx") else 0
 
@@ -261,6 +292,9 @@ class _Reader:
         return self._data.find(b"location", begin, end) >= 0
 
     def _graph(self, begin: int, end: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        self._depth += 1
+        if self._depth > _MAX_GRAPHS:
+            raise ValueError(f"more than {_MAX_GRAPHS} graphs are nested in each other")
         initializers: set[str] = set()
         inputs: list[tuple[int, int]] = []
         outputs: list[tuple[int, int]] = []
@@ -275,6 +309,7 @@ class _Reader:
                 outputs.append((first, second))
             elif number == 15:
                 self._sparse_tensor(first, second)
+        self._depth -= 1
         return (
             tuple(spec for spec in map(self._value, inputs) if spec.name not in initializers),
             tuple(map(self._value, outputs)),
@@ -302,20 +337,26 @@ class _Reader:
     def _tensor(self, begin: int, end: int) -> str:
         """Note a tensor's dtype and external data, and return its name."""
         name, external = "", False
-        entries: dict[str, str] = {}
+        entries: dict[str, list[str]] = {}
         for number, first, second in self._fields(begin, end):
-            if number == 2:
+            if number == 2 and second < 0:
                 self._held.add(first)
             elif number == 8:
                 name = self._text(first, second)
             elif number == 13:
-                parts = {inner: self._text(a, b) for inner, a, b in self._fields(first, second)}
-                entries[parts.get(1, "")] = parts.get(2, "")
+                key, values = "", []
+                for inner, a, b in self._fields(first, second):
+                    if inner == 1:
+                        key = self._text(a, b)
+                    elif inner == 2:
+                        values.append(self._text(a, b))
+                entries.setdefault(key, []).extend(values)
             elif number == 14:
                 external = first == _EXTERNAL
-        if external:
-            end_bytes = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-            self._external.append(ExternalData(entries.get("location", ""), end_bytes))
+        end_bytes = _size(entries, "offset") + _size(entries, "length")
+        # A location is noted also where the tensor does not say that it is used, or says two.
+        for location in entries.get("location", []) or [""] * external:
+            self._external.append(ExternalData(location, end_bytes))
         return name
 
     def _value(self, span: tuple[int, int]) -> TensorSpec:
@@ -331,7 +372,7 @@ class _Reader:
             if number != 1:
                 raise _UnsupportedTypeError(f"'{name}' is not a dense tensor")
             for inner, a, b in self._fields(first, second):
-                if inner == 1:
+                if inner == 1 and b < 0:
                     code = a
                 elif inner == 2:
                     shape = (a, b)
@@ -339,6 +380,9 @@ class _Reader:
             raise _UnsupportedTypeError(f"'{name}' has ONNX element type {code}")
         self._passed.add(code)
         axes = [self._axis(a, b) for number, a, b in self._fields(*shape) if number == 1]
+        sizes = [size for size in axes if isinstance(size, int)]
+        if len(axes) > _MAX_AXES or max(sizes, default=0) > _MAX_SIZE:
+            raise ValueError(f"'{name}' has {len(axes)} axes of up to {max(sizes, default=0)}")
         return TensorSpec(
             name,
             np.dtype(_DTYPES[code]),
@@ -347,8 +391,16 @@ class _Reader:
 
     def _axis(self, begin: int, end: int) -> int | str | None:
         for number, first, second in self._fields(begin, end):
-            if number == 1 and first < 1 << 63:  # a negative size means unknown
+            if number == 1 and second < 0 and first < 1 << 63:  # a negative size means unknown
                 return first
             if number == 2 and second > first:
                 return self._text(first, second)
         return None
+
+
+def _size(entries: dict[str, list[str]], key: str) -> int:
+    """Return the number of bytes that an entry of a tensor's external data states."""
+    stated = entries.get(key, ["0"])
+    if not all(_OFFSET.fullmatch(text) for text in stated):
+        raise ValueError(f"the {key} of external data is no number: {stated[0][:40]!r}")
+    return max(map(int, stated), default=0)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmedge.bundle.external_data import external_locations
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.bundle.paths import MANIFEST_NAME, check_relative_path
-from mmedge.errors import IntegrityError
+from mmedge.errors import BackendError, IntegrityError
 from mmedge.files import sha256_file
+from mmedge.runtimes.onnx_file import read_onnx_file
 
 __all__ = ["external_files", "verify_files"]
 
@@ -69,7 +69,11 @@ def external_files(bundle: Bundle, variant: Variant, model: str) -> dict[str, st
     path = bundle.file(model)
     held = {bundle.file(relative): relative for relative in variant.files}
     files: dict[str, str] = {}
-    for location in sorted(external_locations(path)):
+    try:
+        described = read_onnx_file(path)
+    except BackendError as error:
+        raise IntegrityError(str(error)) from error
+    for location in described.external_locations:
         relative = _held_file(path.parent, location, held)
         if relative is None:
             raise IntegrityError(

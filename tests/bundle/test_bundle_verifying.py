@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
-from bundles import write_tiny_bundle
+from bundles import edit_manifest, image_encoder_onnx, write_tiny_bundle
+from onnx import TensorProto
 
-from mmedge.bundle import Bundle, open_bundle, verify_files
+from mmedge.bundle import Bundle, describe_files, open_bundle, verify_files
 from mmedge.errors import IntegrityError, MmedgeError
 
 FILES = [
@@ -83,3 +85,78 @@ def test_any_single_bit_of_the_manifest_is_refused_or_harmless(tmp_path: Path) -
             messages.append(str(error))
     assert len(messages) > 10
     assert all(str(bundle.path) in message for message in messages)
+
+
+MODEL = "image_encoder/fp32.onnx"
+VARIANT = ("roles", "image_encoder", "variants", 0)
+
+
+def outside(name: str, location: str) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("offset", "0"), ("location", location), ("length", "8")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def with_weights_in(location: str) -> bytes:
+    model = onnx.load_from_string(image_encoder_onnx())
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.MergeFrom(outside("weights", location))
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def replace_model(bundle: Bundle, data: bytes, *others: str) -> Bundle:
+    """Put another model into a bundle, with a manifest that agrees."""
+    (bundle.path / MODEL).write_bytes(data)
+    files = describe_files(bundle.path)
+    documents = {path: entry.model_dump() for path, entry in files.items()}
+    edit_manifest(bundle.path, "files", value=documents)
+    paths = [MODEL, *others]
+    edit_manifest(bundle.path, *VARIANT, "files", value=paths)
+    size_bytes = sum(files[path].size_bytes for path in paths)
+    edit_manifest(bundle.path, *VARIANT, "size_bytes", value=size_bytes)
+    return open_bundle(bundle.path)
+
+
+def test_weights_among_the_variants_files_are_fine(tiny_bundle: Bundle) -> None:
+    (tiny_bundle.path / "image_encoder" / "fp32.data").write_bytes(b"\0" * 48)
+    data = "image_encoder/fp32.data"
+    verify_files(replace_model(tiny_bundle, with_weights_in("fp32.data"), data))
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/etc/passwd",
+        "../../outside.bin",
+        "../text_encoder/fp32.onnx",
+        "missing.data",
+        "int8-dynamic.onnx",
+        "*/_ORT_MEM_ADDR_/*",
+        "",
+        "nul\0",
+    ],
+)
+def test_weights_elsewhere_are_refused(tiny_bundle: Bundle, location: str) -> None:
+    (tiny_bundle.path.parent / "outside.bin").write_bytes(b"\0" * 48)
+    opened = replace_model(tiny_bundle, with_weights_in(location))
+    with pytest.raises(IntegrityError, match=f"'{MODEL}' keeps weights in '"):
+        verify_files(opened)
+
+
+def test_weights_by_an_absolute_path_are_refused_even_inside(tiny_bundle: Bundle) -> None:
+    data = "image_encoder/fp32.data"
+    (tiny_bundle.path / data).write_bytes(b"\0" * 48)
+    absolute = str(tiny_bundle.path / data)
+    opened = replace_model(tiny_bundle, with_weights_in(absolute), data)
+    with pytest.raises(IntegrityError, match="keeps weights in '/"):
+        verify_files(opened)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"\x3a\x7f", b"\x3b", b"\xff" * 99])
+def test_what_is_no_model_is_refused(tiny_bundle: Bundle, data: bytes) -> None:
+    with pytest.raises(IntegrityError, match="not a readable ONNX model"):
+        verify_files(replace_model(tiny_bundle, data))
