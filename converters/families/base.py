@@ -1,24 +1,20 @@
-"""What a model family says about itself, and how its model is loaded."""
+"""What a model family says about itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.sources.source import Source
-from mmedge.errors import SourceError
 from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
 from mmedge.specs import Modality, Task, TensorSpec
 
-__all__ = ["DUAL_ENCODER_TASK", "ExportSpec", "Family", "load_model"]
-
-# optimum's name for what dual encoders are loaded for.
-DUAL_ENCODER_TASK = "zero-shot-image-classification"
+__all__ = ["ExportSpec", "Family"]
 
 
 @dataclass(frozen=True)
@@ -106,46 +102,3 @@ class Family(Protocol):
             SourceError: If the tokenizer is missing or cannot be converted.
         """
         ...
-
-
-def load_model(source: Source, task: str = DUAL_ENCODER_TASK) -> nn.Module:
-    """Load a model of transformers for a task, from safetensors and without remote code.
-
-    The class comes from optimum's table of tasks, so that a family names what it does and not the
-    class that does it.
-
-    Raises:
-        SourceError: If weights are missing or of another shape. transformers would fill them with
-            random numbers and go on.
-    """
-    from optimum.exporters.tasks import TasksManager
-
-    loader = TasksManager.get_model_class_for_task(
-        task, model_type=source.model_type, library="transformers"
-    )
-    try:
-        model, report = loader.from_pretrained(
-            source.folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            attn_implementation="sdpa",
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{source.name}: its weights cannot be loaded: {reason}") from error
-    _check_complete(source, report)
-    return cast(nn.Module, model.eval().requires_grad_(requires_grad=False))
-
-
-def _check_complete(source: Source, report: Mapping[str, Any]) -> None:
-    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "holds in another shape")):
-        names = sorted(str(name) for name in report.get(key) or ())
-        if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise SourceError(
-                f"{source.name}: the weights do not fit config.json: the checkpoint {what} "
-                f"{len(names)} tensors ({listed}). Fetch weights and config.json of one revision."
-            )

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from mmedge.bundle.manifest import ContrastiveHead
-from mmedge.converters.families.base import ExportSpec, load_model
+from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.loading import load_model, read_architecture
 from mmedge.converters.families.towers import image_spec, text_spec
 from mmedge.converters.sources.reference_processors import (
     backend_json,
@@ -104,7 +104,7 @@ class Clip:
     def text_preprocessing(self, source: Source) -> TextPreprocessing:
         """Return truncation to the context length and padding to the longest text of a call."""
         tokenizer = load_tokenizer(source)
-        text = AutoConfig.for_model(**source.config).text_config
+        text = read_architecture(source).text_config
         _check_end_token(source, tokenizer, int(text.eos_token_id))
         return TextPreprocessing(
             max_length=min(int(tokenizer.model_max_length), int(text.max_position_embeddings)),

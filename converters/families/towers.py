@@ -12,7 +12,8 @@ from optimum.utils import DummyTextInputGenerator, DummyVisionInputGenerator
 from optimum.utils.normalized_config import NormalizedTextAndVisionConfig
 from torch import nn
 
-from mmedge.converters.families.base import DUAL_ENCODER_TASK, ExportSpec
+from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.loading import DUAL_ENCODER_TASK
 from mmedge.specs import Modality, TensorSpec
 
 __all__ = ["image_spec", "text_spec"]

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedge.converters.sources.config import Fields, check_architecture, read_fields
 from mmedge.errors import SourceError
 from mmedge.files import storage_errors
 
 __all__ = ["Source", "open_source"]
 
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What transformers may open of a folder beside the weights; of these, objects of settings.
+_READ = (".json", ".txt", ".model", ".jinja")
+_SETTINGS = {
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    _ADAPTER,
+}
+_MAX_TOKENIZER_BYTES = 256 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What is fetched from a hub: weights as safetensors, configuration, tokenizer. Never code.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -32,8 +45,9 @@ class Source:
         folder: Where its files lie.
         name: How the source is called in the provenance; no path of this machine.
         revision: Commit of the hub repository, None for a folder.
-        config: The content of `config.json`.
+        config: The content of `config.json`, its sizes checked against the tensors.
         weight_files: Safetensors files, sorted by name.
+        shapes: Shape of each tensor, by name.
         notes: What was left out, for the user to read.
     """
 
@@ -42,7 +56,13 @@ class Source:
     revision: str | None
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fields(self) -> Fields:
+        """The content of `config.json`, for typed reading."""
+        return Fields(self.folder / "config.json", self.config)
 
     @property
     def model_type(self) -> str:
@@ -125,44 +145,72 @@ def _fetch(repository: str, revision: str | None) -> Path:
 def _read_folder(folder: Path, name: str, revision: str | None) -> Source:
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder. Pass the folder that holds config.json.")
+    _check_files(folder)
     config = _read_config(folder)
     notes = []
-    if "auto_map" in config:
+    if "auto_map" in config.values:
         notes.append(
             f"{name} brings its own code (auto_map in config.json); it is not run, transformers' "
-            f"own classes for '{config['model_type']}' are used."
+            f"own classes for '{config.text('model_type')}' are used."
         )
     weight_files = _weight_files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files:
-        _check_safetensors(path)
-    return Source(folder, name, revision, config, weight_files, tuple(notes))
+        shapes.update(_read_shapes(path))
+    check_architecture(config, shapes)
+    return Source(folder, name, revision, config.values, weight_files, shapes, tuple(notes))
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
+def _check_files(folder: Path) -> None:
+    """Check that what transformers may open of a folder is regular files of bounded size."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            if path.name in _SETTINGS:
+                read_fields(path)
+            elif path.suffix in _READ and path.stat().st_size > _MAX_TOKENIZER_BYTES:
+                raise SourceError(
+                    f"{path} is larger than {_MAX_TOKENIZER_BYTES >> 20} MiB, the most that is "
+                    "read. Remove it if it is not part of the model."
+                )
+        elif path.suffix in (*_READ, ".safetensors"):
+            raise SourceError(
+                f"{path} is not a regular file (a folder, a pipe, a device or a broken link). "
+                "Replace it by the file itself."
+            )
+
+
+def _read_config(folder: Path) -> Fields:
     path = folder / "config.json"
     if not path.is_file():
+        adapter = (folder / _ADAPTER).is_file()
         raise SourceError(
-            f"{folder} has no config.json. Pass a folder written by model.save_pretrained."
+            f"{folder} holds an adapter without its base model. Put both into one folder and pass "
+            "--merge-adapter."
+            if adapter
+            else f"{folder} has no config.json. Pass a folder written by model.save_pretrained."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SourceError(f"{path} is not valid JSON: {error}. Fetch it again.") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise SourceError(
-            f"{path} does not say which architecture it is: expected a string 'model_type'. "
-            "Pass a folder written by model.save_pretrained."
-        )
+    config = read_fields(path)
+    config.text("model_type")
     return config
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
+    """Return the files that transformers would load, in its order of preference."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return (single,)
     if index.is_file():
         return _shards(index)
-    found = tuple(sorted(folder.glob("*.safetensors")))
+    found = sorted(folder.glob("*.safetensors"))
+    found = [path for path in found if path.name != _ADAPTER_WEIGHTS]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise SourceError(
+            f"{folder} holds {names}: expected model.safetensors, or its index of several files. "
+            "Name the one that is the model so."
+        )
     if found:
-        return found
+        return tuple(found)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise SourceError(
@@ -175,10 +223,11 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise SourceError(f"{index} is damaged: {error!r}. Fetch it again.") from error
+    files = read_fields(index)
+    section = files.section("weight_map")
+    if section is None or not section.values:
+        raise files.error("weight_map", "the file of each tensor")
+    names = sorted({section.text(tensor) for tensor in section.values})
     for name in names:
         if Path(name).name != name:
             raise SourceError(f"{index} names a file outside its folder: {name}. It is refused.")
@@ -187,16 +236,18 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _check_safetensors(path: Path) -> None:
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Read a file's header, which tells whether the file is whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise SourceError(
             f"{path} is not a whole safetensors file: {error}. Download it again."
         ) from error
-    if not names:
+    if not shapes:
         raise SourceError(f"{path} holds no tensors. Download it again.")
+    return shapes

@@ -61,7 +61,8 @@ def test_shards_are_read_in_the_order_of_their_names(folder: Path) -> None:
 
 
 def test_an_index_may_not_point_outside_the_folder(folder: Path) -> None:
-    index = {"weight_map": {"a": "../model/model.safetensors"}}
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = {"weight_map": {"a": "../model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(SourceError, match="outside its folder"):
         open_source(str(folder))

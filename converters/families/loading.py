@@ -1,0 +1,115 @@
+"""Loading a model of transformers from a checked source: no code, no pickle, nothing filled in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mmedge.converters.sources.config import foreign_errors
+from mmedge.converters.sources.source import Source
+from mmedge.errors import SourceError
+
+__all__ = ["DUAL_ENCODER_TASK", "load_model", "read_architecture"]
+
+# optimum's name for what dual encoders are loaded for.
+DUAL_ENCODER_TASK = "zero-shot-image-classification"
+# Keys that every configuration takes and that change what a module returns, not what it computes.
+_CALL_OPTIONS = {"dtype", "output_attentions", "output_hidden_states", "return_dict", "torch_dtype"}
+# Tied weights are stored once, and what is missing is reported after loading; beyond this factor
+# config.json is of another model.
+_LARGER = 4
+
+
+def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
+    """Return the configuration of a source as transformers understands it, defaults resolved.
+
+    Only keys that the architecture's own class declares are passed on: no code (`auto_map`), no
+    attention kernel, no file name.
+
+    Raises:
+        SourceError: If transformers refuses it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with foreign_errors(f"{source.fields.file}: transformers refuses it", "Correct the file."):
+        return _build_config(CONFIG_MAPPING[source.model_type], source.config, CONFIG_MAPPING)
+
+
+def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # noqa: ANN401
+    declared = {*inspect.signature(kind).parameters, *kind.attribute_map} - _CALL_OPTIONS
+    kept = {key: value for key, value in values.items() if key in declared}
+    for key, inner in kind.sub_configs.items():
+        if isinstance(part := kept.get(key), Mapping):
+            typed = known[part["model_type"]] if inner.__name__ == "AutoConfig" else inner
+            kept[key] = _build_config(typed, part, known)
+    return kind(**kept)
+
+
+def load_model(source: Source, task: str = DUAL_ENCODER_TASK) -> nn.Module:
+    """Load a model of transformers for a task, in fp32, from the source's own tensors.
+
+    The class comes from optimum's table of tasks, so that a family names what it does and not the
+    class that does it.
+
+    Raises:
+        SourceError: If weights are missing, of another shape or quantized. transformers would fill
+            them with random numbers and go on.
+    """
+    from optimum.exporters.tasks import TasksManager
+    from safetensors.torch import load_file
+
+    config = read_architecture(source)
+    place = f"{source.name}: its weights cannot be loaded"
+    with foreign_errors(place, "Fetch weights and config.json of one revision."):
+        loader = TasksManager.get_model_class_for_task(
+            task, model_type=source.model_type, library="transformers"
+        )
+        with torch.device("meta"):
+            outline = loader.from_config(config, attn_implementation="sdpa")
+        weights: dict[str, torch.Tensor] = {}
+        for path in source.weight_files:
+            weights.update(load_file(path))
+        _check_outline(source, outline, weights)
+        model, report = type(outline).from_pretrained(
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+        )
+    _check_complete(source, report)
+    return cast(nn.Module, model.eval().requires_grad_(requires_grad=False))
+
+
+def _check_outline(source: Source, outline: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Check the weights against the model before memory is taken for it."""
+    expected = outline.state_dict()
+    claimed = sum(tensor.numel() for tensor in expected.values())
+    held = sum(tensor.numel() for tensor in weights.values())
+    if claimed > _LARGER * held:
+        raise SourceError(
+            f"{source.fields.file} describes a model of {claimed} values, the checkpoint holds "
+            f"{held}. Fetch weights and config.json of one revision."
+        )
+    for name, tensor in weights.items():
+        if name in expected and expected[name].is_floating_point() > tensor.is_floating_point():
+            raise SourceError(
+                f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
+                "weights are quantized: pass the model that they were made from."
+            )
+
+
+def _check_complete(source: Source, report: Mapping[str, Any]) -> None:
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "holds in another shape")):
+        names = sorted(str(name) for name in report.get(key) or ())
+        if names:
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise SourceError(
+                f"{source.name}: the weights do not fit config.json: the checkpoint {what} "
+                f"{len(names)} tensors ({listed}). Fetch weights and config.json of one revision."
+            )
