@@ -108,7 +108,7 @@ def _calibrate(path: Path, folder: Path, ranges: Any) -> dict[str, float]:  # no
     def feeds() -> Iterator[Mapping[str, Array]]:
         nonlocal pictures_read
         for feed in image_feeds(dataset.samples, processor):
-            pictures_read += len(feed[processor.config.input_name])
+            pictures_read += len(feed[processor.config.input])
             yield feed
 
     model = bundle.model_path(bundle.variant("image_encoder", "fp32"))

@@ -35,7 +35,7 @@ def tensors(size: Size, count: int, seed: int) -> list[Array]:
     if config is None:
         raise ValueError("the bundle takes no pictures")
     processor = ImageProcessor(config)
-    return [processor([picture]) for picture in pictures(count, seed)]
+    return [processor([picture])[config.input] for picture in pictures(count, seed)]
 
 
 def token_ids(length: int, seed: int) -> Array:

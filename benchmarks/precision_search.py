@@ -121,11 +121,15 @@ def _naive(
     seen, said = _read(folder / "calibration")
     made = []
     for role, calibration, queries in (
-        ("image_encoder", [image([x]) for x in seen], [image([x]) for x in pictures]),
+        (
+            "image_encoder",
+            [image([x])[image.config.input] for x in seen],
+            [image([x])[image.config.input] for x in pictures],
+        ),
         (
             "text_encoder",
-            [text([x])[text.config.input_name] for x in said],
-            [text([x])[text.config.input_name] for x in captions],
+            [text([x])[text.config.input] for x in said],
+            [text([x])[text.config.input] for x in captions],
         ),
     ):
         portable = bundle.file(bundle.variant(role, "fp32").models["portable"])

@@ -133,9 +133,9 @@ def encoder() -> Subject:
     process = ImageProcessor(family.image_preprocessing(source))
 
     first, *others = full_size.pictures(8, seed=2)
-    held_out = [{"pixel_values": process([each])} for each in full_size.pictures(4, seed=3)]
+    held_out = [process([each]) for each in full_size.pictures(4, seed=3)]
     # Layers are measured on the first feed alone; the others in one batch are read faster.
-    calibration = [{"pixel_values": process([first])}, {"pixel_values": process(others)}]
+    calibration = [process([first]), process(others)]
     return Subject(
         "ViT-L/14, 304 M",
         model,
@@ -161,7 +161,7 @@ def trained() -> tuple[Subject, Subject]:
     feeds: dict[str, list[list[Feed]]] = {"image": [], "text": []}
     for split, count in (("calibration", 128), ("test", 500)):
         samples = read_dataset(_shapes(split, count)).samples
-        feeds["image"].append([{"pixel_values": images([sample.image])} for sample in samples])
+        feeds["image"].append([dict(images([sample.image])) for sample in samples])
         feeds["text"].append([dict(texts([sample.caption or ""])) for sample in samples])
     made = []
     for modality, (calibration, held_out) in feeds.items():

@@ -10,6 +10,7 @@ MmedgeError
 │   ├── ShapeError
 │   ├── DTypeError
 │   ├── ImageError               an image cannot be read or is refused
+│   ├── AudioError               audio cannot be read or is refused
 │   └── TextError                a text cannot be encoded or is refused
 ├── ConversionError
 │   ├── SourceError              the model to convert is missing, unsafe or unknown
@@ -33,6 +34,7 @@ A message says what happened, what was got and expected, and what to do.
 """
 
 __all__ = [
+    "AudioError",
     "BackendError",
     "BackendUnavailableError",
     "BundleError",
@@ -96,6 +98,10 @@ class DTypeError(InputError):
 
 class ImageError(InputError):
     """An image cannot be read or is refused."""
+
+
+class AudioError(InputError):
+    """Audio cannot be read or is refused."""
 
 
 class TextError(InputError):

@@ -42,7 +42,8 @@ from mmedge.bundle.manifest import (
     Tolerance,
     Variant,
 )
-from mmedge.preprocess.config import ImagePreprocessing, Preprocessing, Resize, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, Preprocessing, TextConfig
+from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
 from mmedge.specs import Array, Modality, Precision, Task
 
 DIM = 4
@@ -197,17 +198,21 @@ def tiny_manifest(files: dict[str, FileEntry]) -> Manifest:
             ),
         },
         preprocessing=Preprocessing(
-            image=ImagePreprocessing(
-                resize=Resize(
-                    mode="shortest_edge", height=IMAGE_SIZE, width=IMAGE_SIZE, resample="bicubic"
-                ),
-                crop_height=IMAGE_SIZE,
-                crop_width=IMAGE_SIZE,
-                rescale=1 / 255,
-                mean=(0.5, 0.5, 0.5),
-                std=(0.25, 0.25, 0.25),
+            image=ImageConfig(
+                steps=(
+                    Decode(),
+                    Resize(
+                        mode="shortest_edge",
+                        height=IMAGE_SIZE,
+                        width=IMAGE_SIZE,
+                        resample="bicubic",
+                    ),
+                    Crop(height=IMAGE_SIZE, width=IMAGE_SIZE),
+                    Rescale(factor=1 / 255),
+                    Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+                )
             ),
-            text=TextPreprocessing(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
+            text=TextConfig(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
         ),
         contrastive_head=ContrastiveHead(activation="softmax", logit_scale=20.0),
         label_banks={"colours": ("red", "green", "blue")},

@@ -101,7 +101,7 @@ def image_feeds(
     """
     with _calibration_errors():
         for group in batched(samples, batch):
-            yield {processor.config.input_name: processor([sample.image for sample in group])}
+            yield processor([sample.image for sample in group])
 
 
 def text_feeds(

@@ -55,10 +55,10 @@ class EvaluationSet:
         try:
             if modality is Modality.IMAGE:
                 for image in self.images:
-                    yield images([image])
+                    yield images([image])[images.config.input]
             else:
                 for text in (*self.texts, *self.class_texts):
-                    yield texts([text])[texts.config.input_name]
+                    yield texts([text])[texts.config.input]
         except InputError as error:
             raise CalibrationError(f"{self.about_images}: {error}") from error
 

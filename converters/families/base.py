@@ -11,7 +11,7 @@ from torch import nn
 
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.sources.source import Source
-from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Modality, Task, TensorSpec
 
 __all__ = ["ExportSpec", "Family"]
@@ -79,7 +79,7 @@ class Family(Protocol):
         """Return how similarities become scores."""
         ...
 
-    def image_preprocessing(self, source: Source) -> ImagePreprocessing:
+    def image_preprocessing(self, source: Source) -> ImageConfig:
         """Return the frozen image preprocessing.
 
         Raises:
@@ -87,7 +87,7 @@ class Family(Protocol):
         """
         ...
 
-    def text_preprocessing(self, source: Source) -> TextPreprocessing:
+    def text_preprocessing(self, source: Source) -> TextConfig:
         """Return the frozen text preprocessing.
 
         Raises:

@@ -19,7 +19,7 @@ from mmedge.converters.sources.reference_processors import (
 )
 from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
-from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Task
 
 __all__ = ["FAMILY"]
@@ -97,16 +97,16 @@ class Clip:
         scale = float(cast(Any, model).logit_scale.exp())
         return ContrastiveHead(activation="softmax", logit_scale=scale)
 
-    def image_preprocessing(self, source: Source) -> ImagePreprocessing:
+    def image_preprocessing(self, source: Source) -> ImageConfig:
         """Return what `preprocessor_config.json` says."""
         return read_image_preprocessing(source)
 
-    def text_preprocessing(self, source: Source) -> TextPreprocessing:
+    def text_preprocessing(self, source: Source) -> TextConfig:
         """Return truncation to the context length and padding to the longest text of a call."""
         tokenizer = load_tokenizer(source)
         text = read_architecture(source).text_config
         _check_end_token(source, tokenizer, int(text.eos_token_id))
-        return TextPreprocessing(
+        return TextConfig(
             max_length=min(int(tokenizer.model_max_length), int(text.max_position_embeddings)),
             padding="longest",
             pad_id=int(tokenizer.pad_token_id),

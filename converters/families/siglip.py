@@ -19,7 +19,7 @@ from mmedge.converters.sources.reference_processors import (
 )
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
-from mmedge.preprocess.config import ImagePreprocessing, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Task
 
 __all__ = ["FAMILY"]
@@ -89,15 +89,15 @@ class Siglip:
             logit_bias=float(siglip.logit_bias),
         )
 
-    def image_preprocessing(self, source: Source) -> ImagePreprocessing:
+    def image_preprocessing(self, source: Source) -> ImageConfig:
         """Return what `preprocessor_config.json` says."""
         return read_image_preprocessing(source)
 
-    def text_preprocessing(self, source: Source) -> TextPreprocessing:
+    def text_preprocessing(self, source: Source) -> TextConfig:
         """Return padding to the context length, which the model was trained with."""
         tokenizer = load_tokenizer(source)
         text = read_architecture(source).text_config
-        return TextPreprocessing(
+        return TextConfig(
             max_length=int(text.max_position_embeddings),
             padding="max_length",
             pad_id=int(tokenizer.pad_token_id),

@@ -41,9 +41,9 @@ class Frozen:
     def golden(self, modality: Modality, count: int, seed: int) -> Array:
         """Return one batch of made-up samples: golden inputs hold nobody's pictures."""
         if modality is Modality.IMAGE:
-            return self.images(synthetic_pictures(count, seed))
+            return self.images(synthetic_pictures(count, seed))[self.images.config.input]
         texts = synthetic_texts(count, seed, self.tokenizer_file)
-        return self.texts(texts)[self.texts.config.input_name]
+        return self.texts(texts)[self.texts.config.input]
 
     def space(
         self, family: str, dim: int, weights_sha256: str, config: Mapping[str, object]

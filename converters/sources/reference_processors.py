@@ -12,7 +12,8 @@ from PIL import Image
 from mmedge.converters.sources.source import Source
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
-from mmedge.preprocess.config import ImagePreprocessing, Resize, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Rescale, Resize
 
 __all__ = [
     "backend_json",
@@ -40,8 +41,6 @@ _PROBE_TEXTS = (
     "tabs\tand\nnew lines  and   spaces ",
     "word " * 300,
 )
-# One step of uint8, after the division by the smallest std: rounding in the resize may differ.
-_UINT8_STEP = 1 / 255
 
 
 def load_tokenizer(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
@@ -81,7 +80,7 @@ def backend_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def read_image_preprocessing(source: Source) -> ImagePreprocessing:
+def read_image_preprocessing(source: Source) -> ImageConfig:
     """Freeze the Pillow image processor of transformers.
 
     Raises:
@@ -89,16 +88,15 @@ def read_image_preprocessing(source: Source) -> ImagePreprocessing:
     """
     processor = _load_image_processor(source)
     side = processor.size
-    resize: Resize | None = None
+    steps: list[ImageStep] = [Decode()]
     if processor.do_resize:
         resample = _RESAMPLE[int(processor.resample)]
         if side.shortest_edge:
             edge = int(side.shortest_edge)
-            resize = Resize(mode="shortest_edge", height=edge, width=edge, resample=resample)
+            steps.append(Resize(mode="shortest_edge", height=edge, width=edge, resample=resample))
         elif side.height and side.width:
-            resize = Resize(
-                mode="exact", height=int(side.height), width=int(side.width), resample=resample
-            )
+            height, width = int(side.height), int(side.width)
+            steps.append(Resize(mode="exact", height=height, width=width, resample=resample))
         else:
             raise SourceError(
                 f"{source.name}: preprocessor_config.json resizes by {side}; expected "
@@ -107,19 +105,17 @@ def read_image_preprocessing(source: Source) -> ImagePreprocessing:
     crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
     if getattr(processor, "do_pad", None):
         raise SourceError(f"{source.name}: preprocessor_config.json pads pictures (do_pad).")
-    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
-    std = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
-    return ImagePreprocessing(
-        resize=resize,
-        crop_height=int(crop.height) if crop else None,
-        crop_width=int(crop.width) if crop else None,
-        rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
-        mean=_triple(mean),
-        std=_triple(std),
-    )
+    if crop:
+        steps.append(Crop(height=int(crop.height), width=int(crop.width)))
+    if processor.do_rescale:
+        steps.append(Rescale(factor=float(processor.rescale_factor)))
+    if processor.do_normalize:
+        mean, std = _triple(processor.image_mean), _triple(processor.image_std)
+        steps.append(Normalize(mean=mean, std=std))
+    return ImageConfig(steps=tuple(steps))
 
 
-def check_image_preprocessing(source: Source, config: ImagePreprocessing) -> None:
+def check_image_preprocessing(source: Source, config: ImageConfig) -> None:
     """Compare the frozen preprocessing with transformers' Pillow processor on noise pictures.
 
     Raises:
@@ -128,11 +124,13 @@ def check_image_preprocessing(source: Source, config: ImagePreprocessing) -> Non
     reference = _load_image_processor(source)
     ours = ImageProcessor(config)
     rng = np.random.default_rng(0)
-    allowed = config.rescale * 255 * _UINT8_STEP / min(config.std) + 1e-5
+    # One step of uint8 after rescale and normalize: rounding in the resize may differ.
+    rescale, normalize = config.find(Rescale), config.find(Normalize)
+    allowed = (rescale.factor if rescale else 1.0) / (min(normalize.std) if normalize else 1) + 1e-5
     for height, width in _PROBE_SIZES:
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         expected = np.asarray(reference(picture, return_tensors="np")["pixel_values"])
-        got = ours([picture])
+        got = ours([picture])[config.input]
         if got.shape != expected.shape:
             raise ExportError(
                 f"{source.name}: a {width}x{height} picture becomes {got.shape}, with transformers "
@@ -147,7 +145,7 @@ def check_image_preprocessing(source: Source, config: ImagePreprocessing) -> Non
             )
 
 
-def check_text_preprocessing(source: Source, folder: Path, config: TextPreprocessing) -> None:
+def check_text_preprocessing(source: Source, folder: Path, config: TextConfig) -> None:
     """Compare the frozen tokenizer with transformers' on texts of several scripts.
 
     Args:
@@ -167,7 +165,7 @@ def check_text_preprocessing(source: Source, folder: Path, config: TextPreproces
             truncation=True,
             max_length=config.max_length,
         )["input_ids"]
-        got = ours([text])[config.input_name][0].tolist()
+        got = ours([text])[config.input][0].tolist()
         if got != list(expected):
             raise ExportError(
                 f"{source.name}: the text {text[:40]!r} becomes {got[:12]}, with transformers "

@@ -339,9 +339,9 @@ class Manifest(BaseModel):
     def _preprocessed_inputs(self) -> Iterator[tuple[Modality, list[str]]]:
         image, text = self.preprocessing.image, self.preprocessing.text
         if image is not None:
-            yield Modality.IMAGE, [image.input_name]
+            yield Modality.IMAGE, [image.input]
         if text is not None:
-            names = (text.input_name, text.attention_mask_name)
+            names = (text.input, text.attention_mask)
             yield Modality.TEXT, [name for name in names if name is not None]
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmedge.bundle import Bundle, Manifest, Variant
+    from mmedge.preprocess.steps import ImageStep
 
 __all__ = ["inspect"]
 
@@ -275,26 +276,31 @@ def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _preprocessing(manifest: Manifest) -> Iterator[tuple[str, str]]:
     image, text = manifest.preprocessing.image, manifest.preprocessing.text
     if image is not None:
-        steps = []
-        if image.resize is not None:
-            size = f"{image.resize.height} x {image.resize.width}"
-            if image.resize.mode == "shortest_edge":
-                size = f"shorter edge {image.resize.height}"
-            steps.append(f"resize to {size} ({image.resize.resample})")
-        if image.crop_height is not None:
-            steps.append(f"centre crop {image.crop_height} x {image.crop_width}")
-        steps.append(f"times {image.rescale:.6g}")
-        steps.append(f"minus {_triple(image.mean)}")
-        steps.append(f"divided by {_triple(image.std)}")
-        yield f"image -> {image.input_name}", ", ".join(steps)
+        yield f"image -> {image.input}", ", ".join(map(_step, image.steps))
     if text is not None:
-        names = " + ".join(filter(None, (text.input_name, text.attention_mask_name)))
+        names = " + ".join(filter(None, (text.input, text.attention_mask)))
         steps = ["canonicalized"] if text.canonicalize else []
         steps.append(text.tokenizer_file)
         steps.append(f"at most {text.max_length} tokens")
         to = "the longest" if text.padding == "longest" else str(text.max_length)
         steps.append(f"padded to {to} with id {text.pad_id}")
         yield f"text -> {names}", ", ".join(steps)
+
+
+def _step(step: ImageStep) -> str:
+    from mmedge.preprocess.steps import Crop, Decode, Rescale, Resize
+
+    if isinstance(step, Decode):
+        return "alpha on white" if step.alpha == "white" else "alpha dropped"
+    if isinstance(step, Resize):
+        exact = f"{step.height} x {step.width}"
+        size = exact if step.mode == "exact" else f"shorter edge {step.height}"
+        return f"resize to {size} ({step.resample})"
+    if isinstance(step, Crop):
+        return f"centre crop {step.height} x {step.width}"
+    if isinstance(step, Rescale):
+        return f"times {step.factor:.6g}"
+    return f"minus {_triple(step.mean)}, divided by {_triple(step.std)}"
 
 
 def _triple(values: tuple[float, float, float]) -> str:

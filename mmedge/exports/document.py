@@ -6,7 +6,7 @@ itself by: raw arrays, little-endian, row-major, without a header.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
@@ -19,7 +19,7 @@ from mmedge.bundle.manifest import (
     Tolerance,
 )
 from mmedge.bundle.paths import BundlePath
-from mmedge.preprocess.config import Resample
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.runtimes.trt.engines import Flavour
 from mmedge.specs import Axis, Modality, Precision
 
@@ -27,18 +27,12 @@ __all__ = [
     "IO_FORMAT_VERSION",
     "IO_NAME",
     "TOKENIZER_NAME",
-    "Crop",
-    "Decode",
     "EngineFile",
     "Graph",
     "GraphVectors",
     "ImageExample",
     "ImageSteps",
     "IoDocument",
-    "Layout",
-    "Normalize",
-    "Rescale",
-    "ResizeTo",
     "ShapeBounds",
     "TextExample",
     "TextSteps",
@@ -170,97 +164,6 @@ class Graph(BaseModel):
     vectors: GraphVectors
 
 
-class _Step(BaseModel):
-    """One step of preprocessing.
-
-    Attributes:
-        words: What to do, exactly.
-    """
-
-    model_config = _FROZEN
-    words: str
-
-
-class Decode(_Step):
-    """To 8-bit RGB."""
-
-    step: Literal["decode"] = "decode"
-
-
-class ResizeTo(_Step):
-    """To another size.
-
-    Attributes:
-        mode: `shortest_edge` keeps the aspect ratio, `exact` stretches.
-        height: Pixels.
-        width: Pixels.
-        resample: Pillow's filter of that name.
-        antialias: The filter widens when the picture shrinks; it always does.
-    """
-
-    step: Literal["resize"] = "resize"
-    mode: Literal["shortest_edge", "exact"]
-    height: AxisSize
-    width: AxisSize
-    resample: Resample
-    antialias: Literal[True] = True
-
-
-class Crop(_Step):
-    """The centre alone.
-
-    Attributes:
-        height: Pixels; None keeps the height.
-        width: Pixels; None keeps the width.
-        fill: Value of pixels beyond the border.
-    """
-
-    step: Literal["center_crop"] = "center_crop"
-    height: AxisSize | None
-    width: AxisSize | None
-    fill: Literal[0] = 0
-
-
-class Rescale(_Step):
-    """From 0..255 to floats.
-
-    Attributes:
-        factor: What the uint8 values are multiplied with.
-    """
-
-    step: Literal["rescale"] = "rescale"
-    factor: float = Field(gt=0)
-
-
-class Normalize(_Step):
-    """To the range that the model was trained on.
-
-    Attributes:
-        mean: Subtracted, for R, G, B.
-        std: Divides then, for R, G, B.
-    """
-
-    step: Literal["normalize"] = "normalize"
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class Layout(_Step):
-    """To the order of the graph's axes.
-
-    Attributes:
-        order: Of the axes; C is R, G, B.
-    """
-
-    step: Literal["layout"] = "layout"
-    order: Literal["NCHW"] = "NCHW"
-
-
-ImageStep = Annotated[
-    Decode | ResizeTo | Crop | Rescale | Normalize | Layout, Field(discriminator="step")
-]
-
-
 class ImageExample(BaseModel):
     """A made-up frame on its way through the steps.
 
@@ -277,17 +180,17 @@ class ImageExample(BaseModel):
 
 
 class ImageSteps(BaseModel):
-    """From a picture to the graph's input.
+    """From an image to the graph's input.
 
     Attributes:
-        input: The input that takes the tensor.
-        steps: In this order.
+        config: The input, and the steps in order.
+        words: What to do in each step, exactly, and last the layout: (batch, 3, height, width).
         example: To check them by.
     """
 
     model_config = _FROZEN
-    input: str
-    steps: tuple[ImageStep, ...]
+    config: ImageConfig
+    words: tuple[str, ...]
     example: ImageExample
 
 
@@ -300,29 +203,17 @@ class TextExample(BaseModel):
 
 
 class TextSteps(BaseModel):
-    """From a text to the graph's inputs.
+    """From a text to the graph's inputs, (batch, sequence) int64.
 
     Attributes:
-        input: The input that takes the ids, (batch, sequence) int64.
-        attention_mask: The input that takes 1 for a token and 0 for padding; None if there is none.
-        tokenizer: A `tokenizer.json`, the format of the tokenizers library.
-        max_length: Tokens, special ones included.
-        padding: `longest` pads to the longest text of the batch, `max_length` always to max_length.
-        pad_id: Id that pads, on the right.
-        canonicalize: Lower-case, strip ASCII punctuation, fold white space before tokenization.
-        steps: The same in words, in order.
+        config: Inputs, tokenizer (a file of this folder), length and padding.
+        words: The same in words, in order.
         examples: To check them by.
     """
 
     model_config = _FROZEN
-    input: str
-    attention_mask: str | None
-    tokenizer: BundlePath
-    max_length: int = Field(ge=1)
-    padding: Literal["longest", "max_length"]
-    pad_id: int = Field(ge=0)
-    canonicalize: bool
-    steps: tuple[str, ...]
+    config: TextConfig
+    words: tuple[str, ...]
     examples: tuple[TextExample, ...]
 
 

@@ -178,6 +178,9 @@ def _text(bundle: Bundle, folder: ExportFolder) -> TextSteps | None:
     config = bundle.manifest.preprocessing.text
     if config is None:
         return None
-    steps = describe_texts(config, bundle.file(config.tokenizer_file), TOKENIZER_NAME)
+    steps = describe_texts(
+        config.model_copy(update={"tokenizer_file": TOKENIZER_NAME}),
+        bundle.file(config.tokenizer_file),
+    )
     folder.copy(config.tokenizer_file, TOKENIZER_NAME)  # a tokenizer: describing the steps used it
     return steps

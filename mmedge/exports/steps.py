@@ -6,24 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmedge.exports.document import (
-    Crop,
-    Decode,
-    ImageExample,
-    ImageStep,
-    ImageSteps,
-    Layout,
-    Normalize,
-    Rescale,
-    ResizeTo,
-    TextExample,
-    TextSteps,
-)
+from mmedge.exports.document import ImageExample, ImageSteps, TextExample, TextSteps
 from mmedge.exports.place import ExportFolder
 from mmedge.exports.vectors import VECTORS, write_raw
-from mmedge.preprocess.config import ImagePreprocessing, Resize, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.decode import decode_image
 from mmedge.preprocess.image import ImageProcessor
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Rescale, Resize
 from mmedge.preprocess.text import TextProcessor
 from mmedge.specs import Array
 
@@ -46,36 +35,38 @@ _TEXTS = (
 )
 
 
-def describe_images(config: ImagePreprocessing, folder: ExportFolder) -> ImageSteps:
-    """Describe how pictures become the graph's input, and write an example of it.
+def describe_images(config: ImageConfig, folder: ExportFolder) -> ImageSteps:
+    """Describe how images become the graph's input, and write an example of it.
 
     Args:
-        config: The bundle's frozen preprocessing.
+        config: The bundle's frozen configuration.
         folder: Of the document; three files are written under it.
     """
     processor = ImageProcessor(config)
     frame = example_frame(*(processor.output_size or (64, 64)))
     resized = processor.resize(decode_image(frame))
-    tensor = processor([frame])
+    tensor = processor([frame])[config.input]
     place = f"{VECTORS}/image"
     return ImageSteps(
-        input=config.input_name,
-        steps=tuple(_image_steps(config)),
+        config=config,
+        words=(
+            *map(_words, config.steps),
+            "Lay out as (batch, 3, height, width): all R, then all G, then all B, row by row.",
+        ),
         example=ImageExample(
             frame=write_raw(folder, f"{place}/frame.bin", "frame", frame),
             resized=write_raw(folder, f"{place}/resized.bin", "resized", resized),
-            tensor=write_raw(folder, f"{place}/tensor.bin", config.input_name, tensor),
+            tensor=write_raw(folder, f"{place}/tensor.bin", config.input, tensor),
         ),
     )
 
 
-def describe_texts(config: TextPreprocessing, tokenizer_file: Path, tokenizer: str) -> TextSteps:
+def describe_texts(config: TextConfig, tokenizer_file: Path) -> TextSteps:
     """Describe how texts become the graph's inputs, with examples.
 
     Args:
-        config: The bundle's frozen preprocessing.
+        config: The bundle's frozen configuration, with the tokenizer's name in the export.
         tokenizer_file: The bundle's tokenizer.
-        tokenizer: Where it lies in the export, as the document names it.
 
     Raises:
         IntegrityError, BundleError: See TextProcessor.
@@ -83,14 +74,8 @@ def describe_texts(config: TextPreprocessing, tokenizer_file: Path, tokenizer: s
     processor = TextProcessor(config, tokenizer_file)
     examples = zip(_TEXTS, processor.tokenize(_TEXTS), strict=True)
     return TextSteps(
-        input=config.input_name,
-        attention_mask=config.attention_mask_name,
-        tokenizer=tokenizer,
-        max_length=config.max_length,
-        padding=config.padding,
-        pad_id=config.pad_id,
-        canonicalize=config.canonicalize,
-        steps=tuple(_text_steps(config, tokenizer)),
+        config=config,
+        words=tuple(_text_words(config)),
         examples=tuple(TextExample(text=text, ids=tuple(ids)) for text, ids in examples),
     )
 
@@ -117,46 +102,27 @@ def example_frame(height: int, width: int) -> Array:
     return frame
 
 
-def _image_steps(config: ImagePreprocessing) -> list[ImageStep]:
-    steps: list[ImageStep] = [
-        Decode(
-            words="Decode to 8-bit R, G, B in this order (OpenCV gives B, G, R). Apply the EXIF "
-            "orientation of a file. Put transparent pixels on white; repeat greyscale three times."
+def _words(step: ImageStep) -> str:
+    if isinstance(step, Decode):
+        alpha = "Put transparent pixels on white" if step.alpha == "white" else "Ignore alpha"
+        return (
+            "Decode to 8-bit R, G, B in this order (OpenCV gives B, G, R). Apply the EXIF "
+            f"orientation of a file. {alpha}; repeat greyscale three times."
         )
-    ]
-    if config.resize is not None:
-        steps.append(_resize_step(config.resize))
-    if config.crop_height is not None or config.crop_width is not None:
-        height, width = config.crop_height, config.crop_width
-        steps.append(
-            Crop(
-                height=height,
-                width=width,
-                words=f"Cut {_size(height, width)} from the centre: left = floor((width - "
-                "crop_width) / 2), top = floor((height - crop_height) / 2), rounding towards "
-                "minus infinity; where the picture is smaller, pixels beyond its border are 0.",
-            )
+    if isinstance(step, Resize):
+        return _resize_words(step)
+    if isinstance(step, Crop):
+        return (
+            f"Cut height {step.height}, width {step.width} from the centre: left = floor((width - "
+            "crop_width) / 2), top = floor((height - crop_height) / 2), rounding towards minus "
+            "infinity; where the image is smaller, pixels beyond its border are 0."
         )
-    steps += [
-        Rescale(
-            factor=config.rescale,
-            words=f"Multiply every value by {config.rescale!r}, giving float32.",
-        ),
-        Normalize(
-            mean=config.mean,
-            std=config.std,
-            words=f"In float32, for each of R, G, B: subtract {_triple(config.mean)}, then divide "
-            f"by {_triple(config.std)}.",
-        ),
-        Layout(
-            words="Lay out as (batch, 3, height, width): all of R, then all of G, then all of B, "
-            "each row by row."
-        ),
-    ]
-    return steps
+    if isinstance(step, Rescale):
+        return f"Multiply every value by {step.factor!r}, giving float32."
+    return f"In float32, for each of R, G, B: subtract {step.mean!r}, then divide by {step.std!r}."
 
 
-def _resize_step(resize: Resize) -> ResizeTo:
+def _resize_words(resize: Resize) -> str:
     if resize.mode == "exact":
         size = f"Stretch to height {resize.height}, width {resize.width}"
     else:
@@ -175,16 +141,10 @@ def _resize_step(resize: Resize) -> ResizeTo:
             "bits, then all columns, rounded to 8 bits. OpenCV's and most GPU resizers differ from "
             "it"
         )
-    return ResizeTo(
-        mode=resize.mode,
-        height=resize.height,
-        width=resize.width,
-        resample=resize.resample,
-        words=f"{size}, {how}. A picture that has this size already is left alone.",
-    )
+    return f"{size}, {how}. An image that has this size already is left alone."
 
 
-def _text_steps(config: TextPreprocessing, tokenizer: str) -> list[str]:
+def _text_words(config: TextConfig) -> list[str]:
     steps = ["Decode the text as UTF-8."]
     if config.canonicalize:
         steps.append(
@@ -193,7 +153,7 @@ def _text_steps(config: TextPreprocessing, tokenizer: str) -> list[str]:
             "trim both ends."
         )
     steps += [
-        f"Tokenize with {tokenizer} (tokenizers library; special tokens on, its padding off).",
+        f"Tokenize with {config.tokenizer_file} (tokenizers library, special tokens, no padding).",
         f"Truncate to {config.max_length} ids so that the closing special token stays.",
     ]
     if config.padding == "longest":
@@ -205,16 +165,6 @@ def _text_steps(config: TextPreprocessing, tokenizer: str) -> list[str]:
         steps.append(
             f"Pad on the right with {config.pad_id} to exactly {config.max_length} ids, always."
         )
-    if config.attention_mask_name is not None:
-        steps.append(f"Set {config.attention_mask_name} to 1 for tokens and 0 for padding, int64.")
+    if config.attention_mask is not None:
+        steps.append(f"Set {config.attention_mask} to 1 for tokens and 0 for padding, int64.")
     return steps
-
-
-def _size(height: int | None, width: int | None) -> str:
-    parts = [f"height {height}"] if height is not None else []
-    parts += [f"width {width}"] if width is not None else []
-    return ", ".join(parts)
-
-
-def _triple(values: tuple[float, float, float]) -> str:
-    return "(" + ", ".join(repr(value) for value in values) + ")"

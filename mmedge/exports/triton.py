@@ -255,9 +255,9 @@ def _front(
     image, text = config.image, config.text
     if role.modality is Modality.IMAGE and image is not None:
         what = f"'{IMAGE}' (bytes of image files) or '{FRAME}' (raw frames) to embeddings"
-        return ImagePreprocessor.__name__, (IMAGE, FRAME), (image.input_name,), what
+        return ImagePreprocessor.__name__, (IMAGE, FRAME), (image.input,), what
     if role.modality is Modality.TEXT and text is not None:
-        made = (text.input_name, text.attention_mask_name)
+        made = (text.input, text.attention_mask)
         return TextPreprocessor.__name__, (TEXT,), made, f"'{TEXT}' (UTF-8) to embeddings"
     return "", (), (), ""
 

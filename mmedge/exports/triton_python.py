@@ -112,7 +112,7 @@ class ImagePreprocessor(_Preprocessor):
             pictures += [bytes(file) for file in files.reshape(-1)]
         if frames is not None:
             pictures += list(frames)
-        return {self._processor.config.input_name: self._processor(pictures)}
+        return self._processor(pictures)
 
 
 class TextPreprocessor(_Preprocessor):
@@ -131,7 +131,7 @@ class TextPreprocessor(_Preprocessor):
         feed = self._processor(texts)
         config = self._processor.config
         if config.padding == "longest":
-            feed = _lengthened(feed, config.pad_id, config.input_name, config.max_length)
+            feed = _lengthened(feed, config.pad_id, config.input, config.max_length)
         return feed
 
 

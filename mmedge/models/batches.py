@@ -86,7 +86,7 @@ def _prepare(
     """Prepare one picture, into `target` if there is one; return None if it was put aside."""
     try:
         if target is None:
-            return processor([source])
+            return processor([source])[processor.config.input]
         processor.into([source], target)
     except InputError as error:
         if bad is None or not isinstance(error, ImageError):

@@ -224,9 +224,9 @@ class DualEncoder:
             if images.ndim == 4 and images.dtype != np.uint8:
                 return self._encode_tensor(images, size)
             if images.ndim != 4:
-                return self._run_image(processor([images]))
+                return self._run(IMAGE_ENCODER, processor([images]))
         elif isinstance(images, (str, os.PathLike, bytes, Image.Image)):
-            return self._run_image(processor([images]))
+            return self._run(IMAGE_ENCODER, processor([images]))
         elif not isinstance(images, Iterable):
             raise InputError(
                 f"Images: got {type(images).__name__}, expected a path, bytes, a PIL image, a "
@@ -390,7 +390,7 @@ class DualEncoder:
         return np.concatenate([self._run_image(tensor[i : i + batch_size]) for i in starts])
 
     def _run_image(self, tensor: Float32Array) -> Float32Array:
-        return self._run(IMAGE_ENCODER, {self.image_processor.config.input_name: tensor})
+        return self._run(IMAGE_ENCODER, {self.image_processor.config.input: tensor})
 
     def _run(self, role: str, feed: dict[str, Array]) -> Float32Array:
         """Run a role and return its first output, converting where the graph wants other dtypes."""

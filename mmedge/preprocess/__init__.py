@@ -1,19 +1,31 @@
-"""From pictures and texts to tensors, in numpy and Pillow: equal to the reference processors."""
+"""From images, texts, audio and vectors to tensors, equal to the reference processors."""
 
-from mmedge.preprocess.config import ImagePreprocessing, Preprocessing, Resize, TextPreprocessing
+from mmedge.preprocess.config import (
+    AudioConfig,
+    ImageConfig,
+    Preprocessing,
+    ProcessorConfig,
+    TextConfig,
+    VectorConfig,
+)
 from mmedge.preprocess.decode import MAX_PIXELS, ImageSource, decode_image
 from mmedge.preprocess.image import ImageProcessor
+from mmedge.preprocess.registry import Processor, open_processor
 from mmedge.preprocess.text import MAX_TEXT_BYTES, TextProcessor
 
 __all__ = [
     "MAX_PIXELS",
     "MAX_TEXT_BYTES",
-    "ImagePreprocessing",
+    "AudioConfig",
+    "ImageConfig",
     "ImageProcessor",
     "ImageSource",
     "Preprocessing",
-    "Resize",
-    "TextPreprocessing",
+    "Processor",
+    "ProcessorConfig",
+    "TextConfig",
     "TextProcessor",
+    "VectorConfig",
     "decode_image",
+    "open_processor",
 ]

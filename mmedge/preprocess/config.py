@@ -1,72 +1,81 @@
-"""How inputs become tensors, frozen into the manifest at conversion."""
+"""Configurations of the processors, frozen into the manifest at conversion."""
 
 from __future__ import annotations
 
-from typing import Literal
+import builtins
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ImagePreprocessing", "Preprocessing", "Resize", "TextPreprocessing"]
+from mmedge.preprocess.steps import (
+    AudioStep,
+    Crop,
+    Decode,
+    FitLength,
+    ImageStep,
+    LogMel,
+    Normalize,
+    Rescale,
+    Resize,
+    Step,
+)
 
-_FROZEN = ConfigDict(extra="forbid", frozen=True)
+__all__ = [
+    "AudioConfig",
+    "ImageConfig",
+    "Preprocessing",
+    "ProcessorConfig",
+    "TextConfig",
+    "VectorConfig",
+]
 
-Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+_Step = TypeVar("_Step", bound=Step)
+_FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_Input: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+
+_IMAGE_ORDER = (Decode, Resize, Crop, Rescale, Normalize)
 
 
-class Resize(BaseModel):
-    """How a frame is scaled before the crop.
+class ImageConfig(BaseModel):
+    """From an image to `(batch, 3, height, width)` float32.
 
     Attributes:
-        mode: `shortest_edge` keeps the aspect ratio and scales the shorter side to `height`
-            (which equals `width`); `exact` stretches to (height, width).
-        height: Pixels.
-        width: Pixels.
-        resample: Pillow's filter of that name, with its antialiasing.
+        input: Graph input that takes the tensor.
+        steps: Decode, then at most one each of resize, crop, rescale and normalize, in this order.
     """
 
     model_config = _FROZEN
-    mode: Literal["shortest_edge", "exact"]
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    resample: Resample
+    type: Literal["image"] = "image"
+    input: _Input = "pixel_values"
+    steps: tuple[ImageStep, ...]
+
+    @model_validator(mode="after")
+    def _check_order(self) -> ImageConfig:
+        order = [_IMAGE_ORDER.index(type(step)) for step in self.steps]
+        if order[:1] != [0] or order != sorted(set(order)):
+            raise ValueError(
+                f"steps {[step.op for step in self.steps]}; expected decode, then at most one each "
+                "of resize, crop, rescale, normalize, in this order"
+            )
+        return self
+
+    def find(self, kind: builtins.type[_Step]) -> _Step | None:
+        """Return the step of a kind, None where there is none."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
 
 
-class ImagePreprocessing(BaseModel):
-    """From a picture to `(batch, 3, height, width)` float32, in the order of the fields.
-
-    Attributes:
-        input_name: Graph input that takes the tensor.
-        resize: None leaves the size alone.
-        crop_height: Centre crop after the resize, zero-padded where the picture is smaller; None
-            for no crop.
-        crop_width: See crop_height.
-        rescale: Factor applied to the uint8 values (1/255 for most models).
-        mean: Per channel (R, G, B), subtracted after the rescale.
-        std: Per channel (R, G, B), divides after the mean is subtracted.
-    """
-
-    model_config = _FROZEN
-    input_name: str = "pixel_values"
-    resize: Resize | None
-    crop_height: int | None = Field(default=None, ge=1)
-    crop_width: int | None = Field(default=None, ge=1)
-    rescale: float = Field(gt=0)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-class TextPreprocessing(BaseModel):
+class TextConfig(BaseModel):
     """From a text to `(batch, sequence)` token ids.
 
     Attributes:
-        input_name: Graph input that takes the ids.
-        attention_mask_name: Graph input that takes the mask (1 for a token, 0 for padding), or
-            None where the graph has none.
+        input: Graph input that takes the ids.
+        attention_mask: Graph input that takes the mask (1 for a token, 0 for padding), or None
+            where the graph has none.
         tokenizer_file: Path in the bundle of a `tokenizer.json`, special tokens included in its
             post-processor.
         max_length: Tokens, special ones included; longer texts are truncated so that the closing
             special token stays.
-        padding: `longest` pads to the longest text of the call (models whose answer does not
+        padding: `longest` pads to the longest text of the call (models whose output does not
             depend on the padding), `max_length` always pads to max_length (models trained so).
         pad_id: Id that pads on the right.
         canonicalize: Lower-case, strip punctuation and fold white space before tokenization, as
@@ -74,18 +83,100 @@ class TextPreprocessing(BaseModel):
     """
 
     model_config = _FROZEN
-    input_name: str = "input_ids"
-    attention_mask_name: str | None = None
-    tokenizer_file: str = "tokenizer.json"
-    max_length: int = Field(ge=1)
+    type: Literal["text"] = "text"
+    input: _Input = "input_ids"
+    attention_mask: _Input | None = None
+    tokenizer_file: Annotated[str, Field(min_length=1, max_length=1024)] = "tokenizer.json"
+    max_length: int = Field(ge=1, le=1_000_000)
     padding: Literal["longest", "max_length"]
-    pad_id: int = Field(ge=0)
+    pad_id: int = Field(ge=0, lt=1 << 31)
     canonicalize: bool = False
+
+
+class AudioConfig(BaseModel):
+    """From audio to a log-mel spectrogram, float32.
+
+    `(batch, mels, frames)` where the spectrogram's `log` is `whisper`, else `(batch, channels,
+    frames, mels)` with four channels where the audio is truncated by `fusion`, else one.
+
+    Attributes:
+        input: Graph input that takes the spectrogram.
+        is_longer: Graph input (batch, 1) bool of CLAP, or None.
+        sampling_rate: Hz; audio of another rate is resampled.
+        steps: fit_length, then log_mel.
+    """
+
+    model_config = _FROZEN
+    type: Literal["audio"] = "audio"
+    input: _Input = "input_features"
+    is_longer: _Input | None = None
+    sampling_rate: int = Field(ge=1000, le=384_000)
+    steps: tuple[AudioStep, ...]
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> AudioConfig:
+        if [step.op for step in self.steps] != ["fit_length", "log_mel"]:
+            raise ValueError(
+                f"steps {[step.op for step in self.steps]}; expected fit_length, log_mel"
+            )
+        if self.log_mel.max_hz > self.sampling_rate / 2:
+            raise ValueError(
+                f"max_hz {self.log_mel.max_hz} is above half the sampling rate {self.sampling_rate}"
+            )
+        if self.length.samples <= self.log_mel.fft_size // 2:
+            raise ValueError(
+                f"{self.length.samples} samples; expected more than half of fft_size "
+                f"{self.log_mel.fft_size}"
+            )
+        if self.length.truncate == "fusion" and self.log_mel.log != "db":
+            raise ValueError("truncation by fusion; expected log 'db' with it")
+        return self
+
+    @property
+    def length(self) -> FitLength:
+        """The step that fixes the number of samples."""
+        return next(step for step in self.steps if isinstance(step, FitLength))
+
+    @property
+    def log_mel(self) -> LogMel:
+        """The spectrogram."""
+        return next(step for step in self.steps if isinstance(step, LogMel))
+
+
+class VectorConfig(BaseModel):
+    """From numbers, such as a robot's joint positions, to `(batch, size)` float32.
+
+    Attributes:
+        input: Graph input that takes them.
+        size: Values in a vector.
+        mean: Subtracted from each value; for min/max normalisation to -1..1, (min + max) / 2.
+        std: Divides then; for min/max normalisation, (max - min) / 2.
+    """
+
+    model_config = _FROZEN
+    type: Literal["vector"] = "vector"
+    input: _Input
+    size: int = Field(ge=1, le=65_536)
+    mean: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...]
+    std: tuple[Annotated[float, Field(ge=1e-6, le=1e9)], ...]
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> VectorConfig:
+        if not len(self.mean) == len(self.std) == self.size:
+            raise ValueError(
+                f"{len(self.mean)} means and {len(self.std)} stds; expected {self.size} of each"
+            )
+        return self
+
+
+ProcessorConfig: TypeAlias = Annotated[
+    ImageConfig | TextConfig | AudioConfig | VectorConfig, Field(discriminator="type")
+]
 
 
 class Preprocessing(BaseModel):
     """Preprocessing of every modality that a bundle takes; None where it takes none."""
 
     model_config = _FROZEN
-    image: ImagePreprocessing | None = None
-    text: TextPreprocessing | None = None
+    image: ImageConfig | None = None
+    text: TextConfig | None = None

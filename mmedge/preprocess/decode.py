@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
+from mmedge.preprocess.steps import Alpha
 from mmedge.specs import Array
 
 __all__ = ["MAX_PIXELS", "ImageSource", "decode_image", "describe_source"]
@@ -64,10 +65,11 @@ _DAMAGED = (
 )
 
 
-def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    source: ImageSource, *, alpha: Alpha = "white", max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Return a picture as an upright RGB image.
 
-    Transparent pixels are composited onto white, as transformers 5 does (`convert_to_rgb`).
     16-bit greyscale is scaled to 8 bits, rounding to nearest. Floating-point images ("F") are
     taken as 0..1 where all their values lie there, as 0..255 otherwise. Of an animation the first
     frame is taken. The EXIF orientation is applied to files and bytes; a PIL image is taken as it
@@ -76,6 +78,8 @@ def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.
     Args:
         source: Path; bytes of an image file; PIL image; uint8 array (H, W, 3) RGB, (H, W, 4) RGBA,
             (H, W) or (H, W, 1) greyscale.
+        alpha: `white` composites transparent pixels onto white, as transformers 5 does
+            (`convert_to_rgb`); `drop` ignores the alpha channel.
         max_pixels: Larger pictures are refused before they are decoded.
 
     Raises:
@@ -85,20 +89,20 @@ def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.
         InputError: If the source is of another type.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
+        return _from_array(source, alpha, max_pixels)
     name = describe_source(source)
     if isinstance(source, Image.Image):
         _check_pixels(source.size, max_pixels, name)
-        return _to_rgb(source, name)
+        return _to_rgb(source, alpha, name)
     if isinstance(source, bytes):
         if not source:
             raise ImageError(f"{name}: got no bytes. Check where they come from.")
-        return _read(io.BytesIO(source), name, max_pixels)
+        return _read(io.BytesIO(source), alpha, max_pixels, name)
     if isinstance(source, (str, os.PathLike)):
         path = _checked_path(source)
         try:
             with path.open("rb") as file:
-                return _read(file, name, max_pixels)
+                return _read(file, alpha, max_pixels, name)
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror or error}).") from error
     raise InputError(
@@ -142,7 +146,7 @@ def _checked_path(source: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _read(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _read(file: IO[bytes], alpha: Alpha, max_pixels: int, name: str) -> Image.Image:
     image = _open(file, name)
     with image:
         _check_pixels(image.size, max_pixels, name)
@@ -153,7 +157,7 @@ def _read(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
             raise ImageError(
                 f"{name}: damaged or truncated ({error}). Fetch or write it again."
             ) from error
-        return _to_rgb(image, name)
+        return _to_rgb(image, alpha, name)
 
 
 def _open(file: IO[bytes], name: str) -> Image.Image:
@@ -207,7 +211,7 @@ def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise ImageError(f"{name}: has no pixels ({width}x{height}).")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, alpha: Alpha, name: str) -> Image.Image:
     try:
         has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
         if image.mode == "RGB" and not has_alpha:
@@ -221,6 +225,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             return _from_float(np.asarray(image), name).convert("RGB")
         if has_alpha:
             image = image.convert("RGBA")
+            if alpha == "drop":
+                return image.convert("RGB")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             return Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
@@ -259,7 +265,7 @@ def _from_float(values: Array, name: str) -> Image.Image:
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
-def _from_array(array: Array, max_pixels: int) -> Image.Image:
+def _from_array(array: Array, alpha: Alpha, max_pixels: int) -> Image.Image:
     name = describe_source(array)
     if array.dtype != np.uint8:
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
@@ -277,10 +283,12 @@ def _from_array(array: Array, max_pixels: int) -> Image.Image:
             "them empty. Channels come last: array.transpose(1, 2, 0) where they come first."
         )
     _check_pixels((array.shape[1], array.shape[0]), max_pixels, name)
-    if array.ndim == 3 and array.shape[2] == 4:
+    if array.ndim == 3 and array.shape[2] == 4 and alpha == "drop":
+        array = np.ascontiguousarray(array[..., :3])
+    elif array.ndim == 3 and array.shape[2] == 4:
         # transformers blends arrays in float64 and rounds, where Pillow's own compositing may
         # differ by one; equal to the reference goes first.
-        alpha = array[..., 3:] / 255
-        array = np.round(alpha * array[..., :3] + (1 - alpha) * 255).astype(np.uint8)
+        share = array[..., 3:] / 255
+        array = np.round(share * array[..., :3] + (1 - share) * 255).astype(np.uint8)
     image = Image.fromarray(array)
     return image if image.mode == "RGB" else image.convert("RGB")

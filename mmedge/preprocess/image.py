@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
-from mmedge.preprocess.config import ImagePreprocessing, Resize
+from mmedge.preprocess.config import ImageConfig
 from mmedge.preprocess.decode import MAX_PIXELS, ImageSource, decode_image
-from mmedge.specs import Array, Float32Array
+from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
+from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["ImageProcessor"]
 
@@ -31,25 +34,31 @@ class ImageProcessor:
     A processor holds no state between calls and may be used from several threads at once.
 
     Args:
-        config: The bundle's frozen preprocessing.
-        max_pixels: Pictures larger than this, before or after the resize, are refused.
+        config: The bundle's frozen configuration.
+        max_pixels: Images larger than this, before or after the resize, are refused.
     """
 
-    def __init__(self, config: ImagePreprocessing, *, max_pixels: int = MAX_PIXELS) -> None:
+    modality: ClassVar[Modality] = Modality.IMAGE
+
+    def __init__(self, config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> None:
         self.config = config
         self._max_pixels = max_pixels
+        self._alpha = (config.find(Decode) or Decode()).alpha
+        self._resize, self._crop = config.find(Resize), config.find(Crop)
         self._table = _lookup_table(config)
+
+    @classmethod
+    def open(cls, config: ImageConfig, folder: Path) -> ImageProcessor:  # noqa: ARG003
+        """Open from a bundle's folder, of which an image needs nothing."""
+        return cls(config)
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """Height and width of every prepared frame, None where they follow the picture."""
-        config = self.config
-        if config.crop_height is not None or config.crop_width is not None:
-            if config.crop_height is not None and config.crop_width is not None:
-                return config.crop_height, config.crop_width
-            return None
-        if config.resize is not None and config.resize.mode == "exact":
-            return config.resize.height, config.resize.width
+        """Height and width of every prepared frame, None where they follow the image."""
+        if self._crop is not None:
+            return self._crop.height, self._crop.width
+        if self._resize is not None and self._resize.mode == "exact":
+            return self._resize.height, self._resize.width
         return None
 
     def resize(self, image: Image.Image) -> Array:
@@ -69,8 +78,8 @@ class ImageProcessor:
             raise InputError(
                 f"Image mode: got {image.mode}, expected RGB. Pass it through decode_image."
             )
-        if self.config.resize is not None:
-            size = _resized(self.config.resize, image.size)
+        if self._resize is not None:
+            size = _resized(self._resize, image.size)
             if size[0] * size[1] > self._max_pixels:
                 raise ImageError(
                     f"Image of {image.width}x{image.height} pixels: too long and thin, it would be "
@@ -78,16 +87,15 @@ class ImageProcessor:
                     "pixels allowed. Crop it first."
                 )
             if size != image.size:
-                image = image.resize(size, _RESAMPLE[self.config.resize.resample])
-        crop_height = self.config.crop_height or image.height
-        crop_width = self.config.crop_width or image.width
-        # Floor division on a negative difference and Pillow's black beyond the border give the
-        # very place and padding of transformers' center_crop, picture larger or smaller.
-        left = (image.width - crop_width) // 2
-        top = (image.height - crop_height) // 2
-        box = (left, top, left + crop_width, top + crop_height)
-        if box != (0, 0, *image.size):
-            image = image.crop(box)
+                image = image.resize(size, _RESAMPLE[self._resize.resample])
+        if self._crop is not None:
+            # Floor division on a negative difference and Pillow's black beyond the border give the
+            # very place and padding of transformers' center_crop, image larger or smaller.
+            left = (image.width - self._crop.width) // 2
+            top = (image.height - self._crop.height) // 2
+            box = (left, top, left + self._crop.width, top + self._crop.height)
+            if box != (0, 0, *image.size):
+                image = image.crop(box)
         return np.asarray(image)
 
     def normalize(self, frames: Array) -> Float32Array:
@@ -112,33 +120,33 @@ class ImageProcessor:
         self._normalize_into(frames, out)
         return out
 
-    def __call__(self, images: Sequence[ImageSource]) -> Float32Array:
-        """Prepare pictures.
+    def __call__(self, items: Sequence[ImageSource]) -> dict[str, Array]:
+        """Prepare images.
 
         Args:
-            images: Pictures, or an array of frames (N, H, W, 3) uint8.
+            items: Images, or an array of frames (N, H, W, 3) uint8.
 
         Returns:
-            (N, 3, h, w) float32, C-contiguous.
+            (N, 3, h, w) float32, C-contiguous, by the configured input.
 
         Raises:
             InputError: If a picture cannot be used (ImageError, ShapeError, DTypeError; see
                 decode_image), if there is none, or, without resize and crop, if their sizes
                 differ. Where there are several, the message begins with the picture's position.
         """
-        _check_is_sequence(images)
+        _check_is_sequence(items)
         if self.output_size is not None:
-            out = np.empty((len(images), 3, *self.output_size), np.float32)
-            self.into(images, out)
-            return out
-        frames = [self._frame(image, _place(images, i)) for i, image in enumerate(images)]
+            out = np.empty((len(items), 3, *self.output_size), np.float32)
+            self.into(items, out)
+            return {self.config.input: out}
+        frames = [self._frame(image, _place(items, i)) for i, image in enumerate(items)]
         sizes = {frame.shape[:2] for frame in frames}
         if len(sizes) != 1:
             raise ShapeError(
                 f"Images of several sizes {sorted(sizes)} do not fit into one batch: this model "
                 "neither resizes nor crops to one size. Pass them one by one."
             )
-        return self.normalize(np.stack(frames))
+        return {self.config.input: self.normalize(np.stack(frames))}
 
     def into(self, images: Sequence[ImageSource], out: Float32Array) -> None:
         """Prepare pictures into a buffer, such as the input of `Session.bind`.
@@ -168,7 +176,7 @@ class ImageProcessor:
 
     def _frame(self, source: ImageSource, place: str) -> Array:
         try:
-            return self.resize(decode_image(source, max_pixels=self._max_pixels))
+            return self.resize(decode_image(source, alpha=self._alpha, max_pixels=self._max_pixels))
         except InputError as error:
             if not place:
                 raise
@@ -180,18 +188,22 @@ class ImageProcessor:
             np.take(self._table[channel], frames[..., channel], out=out[:, channel], mode="clip")
 
 
-def _lookup_table(config: ImagePreprocessing) -> Float32Array:
+def _lookup_table(config: ImageConfig) -> Float32Array:
     """Return the float of every uint8 value: (3, 256) float32.
 
     In the steps and roundings of transformers' image_transforms: rescale in float64 rounded to
     float32, then subtract and divide in float32. A table is as fast as a multiply-add to within
     0.05 ms for 224x224, and unlike one it is bitwise equal to the reference.
     """
-    rescaled = (np.arange(256, dtype=np.float64) * config.rescale).astype(np.float32)
-    mean = np.array(config.mean, np.float32)[:, None]
-    std = np.array(config.std, np.float32)[:, None]
-    table: Float32Array = (rescaled - mean) / std
-    return table
+    rescale, normalize = config.find(Rescale), config.find(Normalize)
+    factor = 1.0 if rescale is None else rescale.factor
+    table: Float32Array = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+    if normalize is None:
+        return np.tile(table, (3, 1))
+    mean = np.array(normalize.mean, np.float32)[:, None]
+    std = np.array(normalize.std, np.float32)[:, None]
+    normalized: Float32Array = (table - mean) / std
+    return normalized
 
 
 def _resized(resize: Resize, size: tuple[int, int]) -> tuple[int, int]:

@@ -6,13 +6,13 @@ import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from mmedge.errors import BundleError, IntegrityError, TextError
-from mmedge.preprocess.config import TextPreprocessing
-from mmedge.specs import Array
+from mmedge.preprocess.config import TextConfig
+from mmedge.specs import Array, Modality
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +32,7 @@ class TextProcessor:
     A processor may be used from several threads at once.
 
     Args:
-        config: The bundle's frozen preprocessing.
+        config: The bundle's frozen configuration.
         tokenizer_file: A `tokenizer.json`.
 
     Raises:
@@ -41,7 +41,9 @@ class TextProcessor:
             tokens.
     """
 
-    def __init__(self, config: TextPreprocessing, tokenizer_file: Path) -> None:
+    modality: ClassVar[Modality] = Modality.TEXT
+
+    def __init__(self, config: TextConfig, tokenizer_file: Path) -> None:
         self.config = config
         self._tokenizer = _load(tokenizer_file)
         special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -53,6 +55,11 @@ class TextProcessor:
         # What the file says of padding and truncation is one library's habit; ours is config.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(config.max_length)
+
+    @classmethod
+    def open(cls, config: TextConfig, folder: Path) -> TextProcessor:
+        """Open with the tokenizer in a bundle's folder."""
+        return cls(config, folder / config.tokenizer_file)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated, not padded.
@@ -85,18 +92,18 @@ class TextProcessor:
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        feed: dict[str, Array] = {config.input_name: padded}
-        if config.attention_mask_name is not None:
-            feed[config.attention_mask_name] = mask
+        feed: dict[str, Array] = {config.input: padded}
+        if config.attention_mask is not None:
+            feed[config.attention_mask] = mask
         return feed
 
-    def __call__(self, texts: Sequence[str]) -> dict[str, Array]:
+    def __call__(self, items: Sequence[str]) -> dict[str, Array]:
         """Tokenize and pad texts: see tokenize and pad.
 
         Raises:
             TextError: As for tokenize.
         """
-        return self.pad(self.tokenize(texts))
+        return self.pad(self.tokenize(items))
 
     def _checked(self, text: object, position: int) -> str:
         if not isinstance(text, str):

@@ -53,12 +53,12 @@ def input_kind(bundle: Bundle, role: str) -> Literal["image", "text", "golden"]:
     entry, preprocessing = bundle.role(role), bundle.manifest.preprocessing
     names = {spec.name for spec in entry.inputs}
     image, text = preprocessing.image, preprocessing.text
-    if entry.modality is Modality.IMAGE and image and names == {image.input_name}:
+    if entry.modality is Modality.IMAGE and image and names == {image.input}:
         return "image"
     if (
         entry.modality is Modality.TEXT
         and text
-        and names == {text.input_name, text.attention_mask_name} - {None}
+        and names == {text.input, text.attention_mask} - {None}
     ):
         return "text"
     return "golden"
@@ -165,16 +165,16 @@ class Inputs:
         row = processor.tokenize([" ".join([TEXT] * config.max_length)])[0]
         row = [*row[: sequence - 1], row[-1]]
         row += [config.pad_id] * (sequence - len(row))
-        feed: dict[str, Array] = {config.input_name: np.tile(np.array(row, np.int64), (batch, 1))}
-        if config.attention_mask_name is not None:
-            feed[config.attention_mask_name] = np.ones((batch, sequence), np.int64)
+        feed: dict[str, Array] = {config.input: np.tile(np.array(row, np.int64), (batch, 1))}
+        if config.attention_mask is not None:
+            feed[config.attention_mask] = np.ones((batch, sequence), np.int64)
         return feed
 
     def _fixed_length(self, role: str) -> int | None:
         """Return the only length that is ever run, None where it follows the text."""
         text = self.bundle.manifest.preprocessing.text
         assert text is not None  # noqa: S101 - called for text roles only
-        axis = next(e for e in self.bundle.role(role).inputs if e.name == text.input_name).shape[1]
+        axis = next(e for e in self.bundle.role(role).inputs if e.name == text.input).shape[1]
         if isinstance(axis, int):
             return axis
         return text.max_length if text.padding == "max_length" else None
@@ -182,7 +182,7 @@ class Inputs:
     def _golden_width(self, role: str) -> int:
         text = self.bundle.manifest.preprocessing.text
         assert text is not None  # noqa: S101 - called for text roles only
-        return int(self.golden.inputs[role][text.input_name].shape[1])
+        return int(self.golden.inputs[role][text.input].shape[1])
 
     def _golden_length(self, role: str) -> int:
         """Return the median number of tokens of the golden texts, padding not counted."""
@@ -190,7 +190,7 @@ class Inputs:
         config = processor.config
         closing = processor.tokenize(["a"])[0][-1]
         lengths: list[int] = []
-        for row in self.golden.inputs[role][config.input_name]:
+        for row in self.golden.inputs[role][config.input]:
             tokens = np.flatnonzero(row != config.pad_id)
             length = int(tokens[-1]) + 1 if len(tokens) else 0
             # Where the closing token also pads (CLIP's does), the first of them is a real one.

@@ -97,7 +97,7 @@ def _image_calls(model: DualEncoder, jpeg: bytes) -> dict[str, Call]:
     processor = model.image_processor
     image = decode_image(jpeg)
     frames = processor.resize(image)[None]
-    feed = {processor.config.input_name: processor.normalize(frames)}
+    feed = {processor.config.input: processor.normalize(frames)}
     return {
         "end to end": lambda: model.encode_image(jpeg),
         "decode": lambda: decode_image(jpeg),

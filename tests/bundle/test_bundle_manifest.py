@@ -83,7 +83,7 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
         "tokenizer '../tokenizer.json' is not listed in files",
     ),
     "input that no role takes": (
-        ("preprocessing", "image", "input_name"),
+        ("preprocessing", "image", "input"),
         "pixels",
         "makes the input 'pixels'; the roles of that modality take ['pixel_values']",
     ),

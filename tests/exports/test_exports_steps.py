@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,14 @@ import pytest
 from bundles import tokenizer_json
 
 from mmedge.bundle import Bundle
-from mmedge.exports.document import Crop, ImageSteps, Normalize, Rescale, ResizeTo, VectorFile
+from mmedge.exports.document import VectorFile
 from mmedge.exports.place import ExportFolder
 from mmedge.exports.steps import describe_images, describe_texts, example_frame
-from mmedge.preprocess.config import ImagePreprocessing, Resample, Resize, TextPreprocessing
+from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Resample, Rescale, Resize
 from mmedge.specs import Array
 
-CLIP = ImagePreprocessing(
-    resize=Resize(mode="shortest_edge", height=24, width=24, resample="bicubic"),
-    crop_height=24,
-    crop_width=24,
-    rescale=1 / 255,
-    mean=(0.48, 0.46, 0.41),
-    std=(0.27, 0.26, 0.28),
-)
+FLOATS = (Rescale(factor=1 / 255), Normalize(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28)))
 
 
 def read(folder: Path, vector: VectorFile) -> Array:
@@ -57,11 +52,16 @@ def resized_rows(frame: Array, wanted: int, resample: str) -> Array:
     return np.clip(np.floor(sums + 0.5), 0, 255).astype(np.uint8)
 
 
-def followed(steps: ImageSteps, frame: Array) -> tuple[Array, Array]:
+def clip(resample: Resample = "bicubic") -> ImageConfig:
+    resize = Resize(mode="shortest_edge", height=24, width=24, resample=resample)
+    return ImageConfig(steps=(Decode(), resize, Crop(height=24, width=24), *FLOATS))
+
+
+def followed(steps: Sequence[ImageStep], frame: Array) -> tuple[Array, Array]:
     """Do what the steps say; return the 8-bit picture after resize and crop, and the tensor."""
     values = frame
-    for step in steps.steps:
-        if isinstance(step, ResizeTo):
+    for step in steps:
+        if isinstance(step, Resize):
             height, width = step.height, step.width
             if step.mode == "shortest_edge":
                 short, long = sorted(values.shape[:2])
@@ -71,15 +71,15 @@ def followed(steps: ImageSteps, frame: Array) -> tuple[Array, Array]:
             values = resized_rows(values, width, step.resample)
             values = resized_rows(values.swapaxes(0, 1), height, step.resample).swapaxes(0, 1)
         elif isinstance(step, Crop):
-            height, width = step.height or values.shape[0], step.width or values.shape[1]
+            height, width = step.height, step.width
             top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
-            cut = np.full((height, width, 3), step.fill, np.uint8)
+            cut = np.zeros((height, width, 3), np.uint8)
             for y in range(max(0, top), min(values.shape[0], top + height)):
                 for x in range(max(0, left), min(values.shape[1], left + width)):
                     cut[y - top, x - left] = values[y, x]
             values = cut
     picture, floats = values, values.astype(np.float32)
-    for step in steps.steps:
+    for step in steps:
         if isinstance(step, Rescale):
             floats = (values.astype(np.float64) * step.factor).astype(np.float32)
         elif isinstance(step, Normalize):
@@ -94,23 +94,21 @@ def folder(tiny_bundle: Bundle, tmp_path: Path) -> ExportFolder:
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos", "hamming"])
 def test_the_words_are_enough_to_do_it_again(folder: ExportFolder, resample: Resample) -> None:
-    assert CLIP.resize is not None
-    resize = CLIP.resize.model_copy(update={"resample": resample})
-    steps = describe_images(CLIP.model_copy(update={"resize": resize}), folder)
+    steps = describe_images(clip(resample), folder)
     frame = read(folder.path, steps.example.frame)
-    picture, tensor = followed(steps, frame)
+    picture, tensor = followed(steps.config.steps, frame)
     off = np.abs(picture.astype(int) - read(folder.path, steps.example.resized))
     assert off.max() <= 1  # Pillow's weights have 22 bits
     assert np.count_nonzero(off) <= off.size // 100
     assert np.abs(tensor - read(folder.path, steps.example.tensor)).max() <= 1.01 / 255 / 0.26
-    assert f"Pillow's {resample} filter" in steps.steps[1].words
+    assert f"Pillow's {resample} filter" in steps.words[1]
 
 
 def test_stretching_and_a_picture_smaller_than_its_crop(folder: ExportFolder) -> None:
     resize = Resize(mode="exact", height=10, width=20, resample="bilinear")
-    config = CLIP.model_copy(update={"resize": resize, "crop_height": 16, "crop_width": 12})
+    config = ImageConfig(steps=(Decode(), resize, Crop(height=16, width=12), *FLOATS))
     steps = describe_images(config, folder)
-    picture, tensor = followed(steps, read(folder.path, steps.example.frame))
+    picture, tensor = followed(config.steps, read(folder.path, steps.example.frame))
     assert picture.shape == (16, 12, 3)
     assert picture[0].max() == 0  # beyond the border
     assert np.abs(picture.astype(int) - read(folder.path, steps.example.resized)).max() <= 1
@@ -118,21 +116,14 @@ def test_stretching_and_a_picture_smaller_than_its_crop(folder: ExportFolder) ->
 
 
 def test_numbers_are_exact_after_the_resize(folder: ExportFolder) -> None:
-    steps = describe_images(CLIP, folder)
-    resized = read(folder.path, steps.example.resized)
-    plain = ImageSteps(
-        input=steps.input,
-        steps=tuple(step for step in steps.steps if not isinstance(step, (ResizeTo, Crop))),
-        example=steps.example,
-    )
-    _, tensor = followed(plain, resized)
+    steps = describe_images(clip(), folder)
+    _, tensor = followed(FLOATS, read(folder.path, steps.example.resized))
     np.testing.assert_array_equal(tensor, read(folder.path, steps.example.tensor))
 
 
 def test_no_resize_and_no_crop_give_no_such_steps(folder: ExportFolder) -> None:
-    config = CLIP.model_copy(update={"resize": None, "crop_height": None, "crop_width": None})
-    steps = describe_images(config, folder)
-    assert [step.step for step in steps.steps] == ["decode", "rescale", "normalize", "layout"]
+    steps = describe_images(ImageConfig(steps=(Decode(), *FLOATS)), folder)
+    assert [words.split()[0] for words in steps.words] == ["Decode", "Multiply", "In", "Lay"]
     np.testing.assert_array_equal(
         read(folder.path, steps.example.frame), read(folder.path, steps.example.resized)
     )
@@ -153,26 +144,26 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def test_texts_have_their_ids_and_steps(tokenizer: Path) -> None:
-    config = TextPreprocessing(max_length=6, padding="longest", pad_id=0)
-    steps = describe_texts(config, tokenizer, "tokenizer.json")
+    config = TextConfig(max_length=6, padding="longest", pad_id=0)
+    steps = describe_texts(config, tokenizer)
     first = steps.examples[0]
     assert first.text == "a photo of a cat"
     assert first.ids == (1, 9, 10, 11, 9, 2)  # truncated, the closing token kept
     assert all(len(example.ids) <= 6 for example in steps.examples)
-    assert "to the longest text of the batch" in steps.steps[-1]
-    assert not any("punctuation" in step for step in steps.steps)
+    assert "to the longest text of the batch" in steps.words[-1]
+    assert not any("punctuation" in step for step in steps.words)
 
 
 def test_canonicalization_mask_and_fixed_length_are_told(tokenizer: Path) -> None:
-    config = TextPreprocessing(
+    config = TextConfig(
         max_length=6,
         padding="max_length",
         pad_id=0,
         canonicalize=True,
-        attention_mask_name="attention_mask",
+        attention_mask="attention_mask",
     )
-    steps = describe_texts(config, tokenizer, "tokenizer.json")
-    words = " ".join(steps.steps)
+    steps = describe_texts(config, tokenizer)
+    words = " ".join(steps.words)
     assert "punctuation" in words
     assert "exactly 6 ids" in words
     assert "attention_mask to 1" in words

@@ -29,6 +29,8 @@ from mmedge.errors import (
 )
 from mmedge.models import DualEncoder
 from mmedge.models.batches import length_buckets
+from mmedge.preprocess.config import ImageConfig
+from mmedge.preprocess.steps import Decode
 from mmedge.runtimes.fake import FakeSession
 from mmedge.specs import Array, TensorSpec
 
@@ -64,7 +66,7 @@ def frame(seed: int = 0, height: int = 12, width: int = 10) -> Array:
 
 
 def expected_embedding(model: DualEncoder, picture: Array) -> Array:
-    return bundles.encode_image(model.image_processor([picture]))
+    return bundles.encode_image(model.image_processor([picture])["pixel_values"])
 
 
 def widths(session: FakeSession) -> list[tuple[int, ...]]:
@@ -82,7 +84,14 @@ def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Pat
     expected = expected_embedding(model, picture)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    sources = [path, str(path), buffer.getvalue(), image, picture, model.image_processor([picture])]
+    sources = [
+        path,
+        str(path),
+        buffer.getvalue(),
+        image,
+        picture,
+        model.image_processor([picture])["pixel_values"],
+    ]
     for source in sources:
         got = model.encode_image(source)
         assert got.shape == (1, DIM)
@@ -112,7 +121,7 @@ def test_many_pictures_in_any_container_keep_their_order(model: DualEncoder) -> 
         (picture for picture in pictures),
         np.stack(pictures),
         [Image.fromarray(picture) for picture in pictures],
-        model.image_processor(pictures),
+        model.image_processor(pictures)["pixel_values"],
     ]
     for container in containers:
         np.testing.assert_allclose(model.encode_image(container, batch_size=3), expected, atol=1e-6)
@@ -124,7 +133,7 @@ def test_pictures_are_split_into_batches(ready: bool, tiny_bundle: Bundle) -> No
     model = encoder(tiny_bundle, sessions)
     pictures: Any = [frame(seed) for seed in range(20)]
     if ready:
-        pictures = model.image_processor(pictures)
+        pictures = model.image_processor(pictures)["pixel_values"]
     assert model.encode_image(pictures).shape == (20, DIM)
     assert [shape[0] for shape in widths(sessions["image_encoder"])] == [8, 8, 4]
     model.encode_image(pictures, batch_size=20)
@@ -174,7 +183,7 @@ def test_model_without_a_common_size_takes_pictures_one_by_one(tiny_bundle: Bund
     manifest = tiny_bundle.manifest
     image = manifest.preprocessing.image
     assert image is not None
-    free = image.model_copy(update={"resize": None, "crop_height": None, "crop_width": None})
+    free = ImageConfig(steps=(Decode(), *image.steps[3:]))
     preprocessing = manifest.preprocessing.model_copy(update={"image": free})
     sessions = fake_sessions()
     pixels = TensorSpec("pixel_values", np.dtype("float32"), ("batch", 3, "height", "width"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,32 +14,38 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
-from mmedge.preprocess import ImagePreprocessing, ImageProcessor, Resize
+from mmedge.preprocess import ImageConfig, ImageProcessor, ImageSource
+from mmedge.preprocess.steps import Crop, Decode, Normalize, Resample, Rescale, Resize
 from mmedge.specs import Array
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+FLOATS = (Rescale(factor=1 / 255), Normalize(mean=CLIP_MEAN, std=CLIP_STD))
+RESAMPLE: dict[Resample, int] = {
+    "nearest": 0,
+    "lanczos": 1,
+    "bilinear": 2,
+    "bicubic": 3,
+    "box": 4,
+    "hamming": 5,
+}
 
 
-def clip_config(edge: int = 224, crop: int = 224, resample: str = "bicubic") -> ImagePreprocessing:
-    return ImagePreprocessing(
-        resize=Resize(mode="shortest_edge", height=edge, width=edge, resample=resample),
-        crop_height=crop,
-        crop_width=crop,
-        rescale=1 / 255,
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-    )
+def clip_config(edge: int = 224, crop: int = 224, resample: Resample = "bicubic") -> ImageConfig:
+    resize = Resize(mode="shortest_edge", height=edge, width=edge, resample=resample)
+    return ImageConfig(steps=(Decode(), resize, Crop(height=crop, width=crop), *FLOATS))
 
 
-def siglip_config(height: int = 224, width: int = 224) -> ImagePreprocessing:
-    return ImagePreprocessing(
-        resize=Resize(mode="exact", height=height, width=width, resample="bicubic"),
-        rescale=1 / 255,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
+def siglip_config(height: int = 224, width: int = 224) -> ImageConfig:
+    halves = Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    resize = Resize(mode="exact", height=height, width=width, resample="bicubic")
+    return ImageConfig(steps=(Decode(), resize, Rescale(factor=1 / 255), halves))
+
+
+def prepared(processor: ImageProcessor, images: Sequence[ImageSource]) -> Array:
+    feed = processor(images)
+    assert list(feed) == ["pixel_values"]
+    return feed["pixel_values"]
 
 
 def clip_reference(image: Image.Image, edge: int = 224, crop: int = 224) -> Array:
@@ -66,7 +73,7 @@ SIZES = [
 def test_clip_is_bitwise_equal(height: int, width: int) -> None:
     image = picture(height, width)
     expected = clip_reference(image)
-    got = ImageProcessor(clip_config())([image])
+    got = prepared(ImageProcessor(clip_config()), [image])
     assert got.dtype == expected.dtype == np.float32
     np.testing.assert_array_equal(got, expected)
 
@@ -75,7 +82,7 @@ def test_clip_is_bitwise_equal(height: int, width: int) -> None:
 def test_siglip_is_bitwise_equal(height: int, width: int) -> None:
     image = picture(height, width)
     expected = SiglipImageProcessorPil()(image, return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(ImageProcessor(siglip_config())([image]), expected)
+    np.testing.assert_array_equal(prepared(ImageProcessor(siglip_config()), [image]), expected)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -91,12 +98,12 @@ def test_any_size_crop_and_mode_is_bitwise_equal(
 ) -> None:
     # A crop larger than the resized picture is padded with zeros, by the reference's rounding.
     image = picture(height, width, mode)
-    got = ImageProcessor(clip_config(edge, crop))([image])
+    got = prepared(ImageProcessor(clip_config(edge, crop)), [image])
     np.testing.assert_array_equal(got, clip_reference(image, edge, crop))
 
 
 @pytest.mark.parametrize("resample", RESAMPLE)
-def test_every_filter_is_bitwise_equal(resample: str) -> None:
+def test_every_filter_is_bitwise_equal(resample: Resample) -> None:
     image = picture(61, 83)
     reference = CLIPImageProcessorPil(
         size={"shortest_edge": 32},
@@ -104,7 +111,8 @@ def test_every_filter_is_bitwise_equal(resample: str) -> None:
         resample=RESAMPLE[resample],
     )
     expected = reference(image, return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(ImageProcessor(clip_config(32, 32, resample))([image]), expected)
+    got = prepared(ImageProcessor(clip_config(32, 32, resample)), [image])
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_uint8_stage_is_pillows_own() -> None:
@@ -117,9 +125,9 @@ def test_uint8_stage_is_pillows_own() -> None:
 
 
 def test_without_rescale_mean_and_std_are_exact() -> None:
-    config = ImagePreprocessing(resize=None, rescale=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    config = ImageConfig(steps=(Decode(),))
     image = picture(5, 6)
-    got = ImageProcessor(config)([image])
+    got = prepared(ImageProcessor(config), [image])
     np.testing.assert_array_equal(got[0].transpose(1, 2, 0), np.asarray(image))
 
 
@@ -136,8 +144,8 @@ def test_normalize_takes_a_batch_of_frames() -> None:
 def test_batch_equals_its_pictures_one_by_one() -> None:
     processor = ImageProcessor(clip_config(32, 32))
     images = [picture(40, 50), picture(90, 33), picture(5, 5)]
-    single = np.concatenate([processor([image]) for image in images])
-    np.testing.assert_array_equal(processor(images), single)
+    single = np.concatenate([prepared(processor, [image]) for image in images])
+    np.testing.assert_array_equal(prepared(processor, images), single)
     buffer = np.full((3, 3, 32, 32), np.nan, np.float32)
     processor.into(images, buffer)
     np.testing.assert_array_equal(buffer, single)
@@ -146,21 +154,20 @@ def test_batch_equals_its_pictures_one_by_one() -> None:
 def test_array_of_frames_is_a_batch() -> None:
     frames = np.stack([np.asarray(picture(40, 50)), np.asarray(picture(40, 50))[::-1]])
     processor = ImageProcessor(clip_config(32, 32))
-    np.testing.assert_array_equal(processor(frames), processor(list(frames)))
+    np.testing.assert_array_equal(prepared(processor, frames), prepared(processor, list(frames)))
 
 
 def test_output_size_says_what_is_known() -> None:
     assert ImageProcessor(clip_config(40, 32)).output_size == (32, 32)
     assert ImageProcessor(siglip_config(24, 48)).output_size == (24, 48)
-    assert ImageProcessor(siglip_config(24, 48))([picture(9, 9)]).shape == (1, 3, 24, 48)
-    uncropped = clip_config().model_copy(update={"crop_height": None, "crop_width": None})
-    assert ImageProcessor(uncropped).output_size is None
+    assert prepared(ImageProcessor(siglip_config(24, 48)), [picture(9, 9)]).shape == (1, 3, 24, 48)
+    uncropped = clip_config().steps[:2]
+    assert ImageProcessor(ImageConfig(steps=uncropped)).output_size is None
 
 
 def test_without_a_common_size_only_equal_pictures_make_a_batch() -> None:
-    config = ImagePreprocessing(resize=None, rescale=1 / 255, mean=CLIP_MEAN, std=CLIP_STD)
-    processor = ImageProcessor(config)
-    assert processor([picture(5, 6), picture(5, 6)]).shape == (2, 3, 5, 6)
+    processor = ImageProcessor(ImageConfig(steps=(Decode(), *FLOATS)))
+    assert prepared(processor, [picture(5, 6), picture(5, 6)]).shape == (2, 3, 5, 6)
     with pytest.raises(ShapeError, match=r"several sizes \[\(5, 6\), \(6, 5\)\]"):
         processor([picture(5, 6), picture(6, 5)])
 
@@ -203,8 +210,8 @@ def test_misuse_is_explained() -> None:
 def test_threads_share_a_processor() -> None:
     processor = ImageProcessor(clip_config(32, 32))
     images = [picture(40 + i, 60 - i) for i in range(20)]
-    alone = [processor([image]) for image in images]
+    alone = [prepared(processor, [image]) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda image: processor([image]), images * 5))
+        together = list(pool.map(lambda image: prepared(processor, [image]), images * 5))
     for position, got in enumerate(together):
         np.testing.assert_array_equal(got, alone[position % len(images)])

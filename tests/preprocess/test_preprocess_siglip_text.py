@@ -13,7 +13,7 @@ from models.tiny_models import train_unigram
 from transformers.models.siglip.tokenization_siglip import SiglipTokenizer
 
 from mmedge.converters.sources.sentencepiece import unigram_json
-from mmedge.preprocess import TextPreprocessing, TextProcessor
+from mmedge.preprocess import TextConfig, TextProcessor
 
 LENGTH = 12
 WORDS = ("red", "green", "circle", "square", "left", "of", "naïve", "日本", "É", "3")
@@ -32,7 +32,7 @@ def processor(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> TextP
     path = tmp_path_factory.mktemp("converted") / "tokenizer.json"
     source: Any = SimpleNamespace(name="siglip")
     path.write_text(unigram_json(source, reference), encoding="utf-8")
-    config = TextPreprocessing(
+    config = TextConfig(
         max_length=LENGTH,
         padding="max_length",
         pad_id=reference.pad_token_id,

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from transformers.models.siglip.tokenization_siglip import SiglipTokenizer
 
 from mmedge.errors import BundleError, IntegrityError, TextError
-from mmedge.preprocess import MAX_TEXT_BYTES, TextPreprocessing, TextProcessor
+from mmedge.preprocess import MAX_TEXT_BYTES, TextConfig, TextProcessor
 
 LENGTH = 16
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -49,9 +49,9 @@ def tokenizer_file(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "tokenizer.json"
 
 
-def config(**changes: object) -> TextPreprocessing:
+def config(**changes: object) -> TextConfig:
     settled: dict[str, object] = {"max_length": LENGTH, "padding": "longest", "pad_id": 0}
-    return TextPreprocessing.model_validate(settled | changes)
+    return TextConfig.model_validate(settled | changes)
 
 
 TEXTS = st.lists(st.text(min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=4)
@@ -63,7 +63,7 @@ def test_ids_and_mask_equal_transformers(
 ) -> None:
     pad_id = reference.pad_token_id
     processor = TextProcessor(
-        config(padding=padding, pad_id=pad_id, attention_mask_name="attention_mask"), tokenizer_file
+        config(padding=padding, pad_id=pad_id, attention_mask="attention_mask"), tokenizer_file
     )
 
     @settings(max_examples=300, deadline=None, derandomize=True)
@@ -102,7 +102,7 @@ def test_padding_follows_the_longest_text_of_the_call(tokenizer_file: Path) -> N
 
 
 def test_only_the_inputs_of_the_graph_are_made(tokenizer_file: Path) -> None:
-    processor = TextProcessor(config(input_name="tokens"), tokenizer_file)
+    processor = TextProcessor(config(input="tokens"), tokenizer_file)
     assert processor(["the cat"]).keys() == {"tokens"}
 
 

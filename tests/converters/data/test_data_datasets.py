@@ -12,14 +12,16 @@ from mmedge.converters.data.checks import load_data
 from mmedge.converters.data.datasets import Dataset, Sample, read_dataset
 from mmedge.converters.data.feeds import check_dataset, image_feeds, text_feeds
 from mmedge.errors import CalibrationError
-from mmedge.preprocess import ImagePreprocessing, ImageProcessor, Resize
+from mmedge.preprocess import ImageConfig, ImageProcessor
+from mmedge.preprocess.steps import Decode, Rescale, Resize
 
 PROCESSOR = ImageProcessor(
-    ImagePreprocessing(
-        resize=Resize(mode="exact", height=8, width=8, resample="bilinear"),
-        rescale=1 / 255,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
+    ImageConfig(
+        steps=(
+            Decode(),
+            Resize(mode="exact", height=8, width=8, resample="bilinear"),
+            Rescale(factor=1 / 255),
+        )
     )
 )
 
@@ -122,7 +124,7 @@ def test_image_feeds_are_batches_of_the_frozen_preprocessing(tmp_path: Path) -> 
     feeds = [feed["pixel_values"] for feed in image_feeds(data.samples, PROCESSOR, batch=2)]
     assert [feed.shape for feed in feeds] == [(2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]
     np.testing.assert_array_equal(
-        np.concatenate(feeds), PROCESSOR([sample.image for sample in data.samples])
+        np.concatenate(feeds), PROCESSOR([sample.image for sample in data.samples])["pixel_values"]
     )
 
 
@@ -173,7 +175,7 @@ def test_text_feeds_name_a_text_that_cannot_be_encoded(tiny_bundle: object) -> N
     assert text is not None
     processor = TextProcessor(text, tiny_bundle.path / text.tokenizer_file)
     feeds = list(text_feeds(["a", "b", "a b"], processor, batch=2))
-    assert [len(feed[text.input_name]) for feed in feeds] == [2, 1]
+    assert [len(feed[text.input]) for feed in feeds] == [2, 1]
     with pytest.raises(CalibrationError, match="empty"):
         list(text_feeds([" "], processor))
 

@@ -20,6 +20,7 @@ from mmedge.converters.sources.frozen import freeze
 from mmedge.converters.sources.reference_processors import load_tokenizer
 from mmedge.converters.sources.source import Source, open_source
 from mmedge.errors import ExportError, SourceError
+from mmedge.preprocess.steps import Crop, Normalize, Rescale
 from mmedge.specs import Modality
 
 TEXTS = ("a red circle", "Größe: naïve, 東京 🗼", "x" * 200, "tabs\tand\nlines")
@@ -141,9 +142,9 @@ def test_a_preprocessing_that_differs_is_refused(
 ) -> None:
     family = family_of(source)
     config = family.image_preprocessing(source)
-    assert config.resize is not None
-    resize = config.resize.model_copy(update={"resample": "nearest"})
-    changed = config.model_copy(update={"resize": resize})
+    decode, resize, *rest = config.steps
+    nearest = resize.model_copy(update={"resample": "nearest"})
+    changed = config.model_copy(update={"steps": (decode, nearest, *rest)})
     monkeypatch.setattr(type(family), "image_preprocessing", lambda *_: changed)
     with pytest.raises(ExportError, match="The preprocessing cannot be frozen"):
         freeze(source, family, tmp_path)
@@ -246,11 +247,11 @@ def test_a_processor_that_is_missing_is_named(
 @pytest.mark.parametrize(
     ("settings", "check"),
     [
-        ({"size": {"height": 20, "width": 30}}, lambda c: (c.resize.mode, c.resize.width)),
-        ({"do_center_crop": False}, lambda c: c.crop_height),
-        ({"do_normalize": False}, lambda c: (c.mean, c.std)),
-        ({"do_rescale": False}, lambda c: c.rescale),
-        ({"resample": 2}, lambda c: c.resize.resample),
+        ({"size": {"height": 20, "width": 30}}, lambda c: (c.steps[1].mode, c.steps[1].width)),
+        ({"do_center_crop": False}, lambda c: c.find(Crop)),
+        ({"do_normalize": False}, lambda c: c.find(Normalize)),
+        ({"do_rescale": False}, lambda c: c.find(Rescale)),
+        ({"resample": 2}, lambda c: c.steps[1].resample),
     ],
 )
 def test_image_settings_are_read_from_the_folder(
@@ -262,8 +263,8 @@ def test_image_settings_are_read_from_the_folder(
     expected = {
         "size": ("exact", 30),
         "do_center_crop": None,
-        "do_normalize": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        "do_rescale": 1.0,
+        "do_normalize": None,
+        "do_rescale": None,
         "resample": "bilinear",
     }
     source = open_source(str(folder))

@@ -1,0 +1,178 @@
+"""Typed preprocessing steps, as the manifest and `io.json` hold them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Alpha",
+    "AudioStep",
+    "Crop",
+    "Decode",
+    "FitLength",
+    "ImageStep",
+    "LogMel",
+    "Normalize",
+    "Resample",
+    "Rescale",
+    "Resize",
+    "Step",
+]
+
+MAX_AREA = 1 << 26
+"""Largest height x width of a step's output: 192 MiB of RGB."""
+
+Alpha: TypeAlias = Literal["white", "drop"]
+Resample: TypeAlias = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+Side: TypeAlias = Annotated[int, Field(ge=1, le=16_384)]
+Mean: TypeAlias = Annotated[float, Field(ge=-1e3, le=1e3)]
+Deviation: TypeAlias = Annotated[float, Field(ge=1e-6, le=1e3)]
+
+
+class Step(BaseModel):
+    """One step of preprocessing; `op` says which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Sized(Step):
+    height: Side
+    width: Side
+
+    @model_validator(mode="after")
+    def _check_area(self) -> _Sized:
+        if self.height * self.width > MAX_AREA:
+            raise ValueError(f"{self.height} x {self.width} is more than {MAX_AREA} pixels")
+        return self
+
+
+class Decode(Step):
+    """From an image file, PIL image or array to 8-bit RGB.
+
+    Attributes:
+        alpha: `white` composites transparent pixels onto white, `drop` ignores the alpha channel.
+    """
+
+    op: Literal["decode"] = "decode"
+    alpha: Alpha = "white"
+
+
+class Resize(_Sized):
+    """To another size, before the crop.
+
+    Attributes:
+        mode: `shortest_edge` keeps the aspect ratio and scales the shorter side to `height`
+            (which equals `width`); `exact` stretches to (height, width).
+        height: Pixels.
+        width: Pixels.
+        resample: Pillow's filter of that name, with its antialiasing.
+    """
+
+    op: Literal["resize"] = "resize"
+    mode: Literal["shortest_edge", "exact"]
+    resample: Resample
+
+    @model_validator(mode="after")
+    def _check_edge(self) -> Resize:
+        if self.mode == "shortest_edge" and self.height != self.width:
+            raise ValueError(
+                f"shortest_edge: height {self.height} and width {self.width} differ; expected the "
+                "length of the shorter side in both"
+            )
+        return self
+
+
+class Crop(_Sized):
+    """The centre; where the image is smaller, pixels beyond its border are 0.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+    """
+
+    op: Literal["crop"] = "crop"
+
+
+class Rescale(Step):
+    """From 0..255 to floats.
+
+    Attributes:
+        factor: Multiplies the uint8 values (1/255 for most models).
+    """
+
+    op: Literal["rescale"] = "rescale"
+    factor: float = Field(ge=1e-6, le=1e3)
+
+
+class Normalize(Step):
+    """To the range that the model was trained on.
+
+    Attributes:
+        mean: Subtracted, for R, G, B.
+        std: Divides then, for R, G, B.
+    """
+
+    op: Literal["normalize"] = "normalize"
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+
+
+ImageStep: TypeAlias = Annotated[
+    Decode | Resize | Crop | Rescale | Normalize, Field(discriminator="op")
+]
+
+
+class FitLength(Step):
+    """To a fixed number of samples.
+
+    Attributes:
+        samples: At the processor's sampling rate.
+        pad: For shorter audio: `zeros` appends silence; `repeat` repeats the audio and cuts it;
+            `repeat_zeros` repeats the whole audio as often as it fits, then appends silence.
+        truncate: For longer audio: `first` keeps the beginning, `centre` the middle; `fusion`
+            keeps all, and gives four spectrograms: one of the whole, shrunk, and those of the
+            middle window of each third (CLAP's fusion models).
+    """
+
+    op: Literal["fit_length"] = "fit_length"
+    samples: int = Field(ge=1, le=1 << 24)
+    pad: Literal["zeros", "repeat", "repeat_zeros"]
+    truncate: Literal["first", "centre", "fusion"]
+
+
+class LogMel(Step):
+    """Log-mel spectrogram: periodic Hann window, reflected borders, power of 2.
+
+    Attributes:
+        fft_size: Samples in a window.
+        hop: Samples from one window to the next.
+        mels: Mel filters.
+        min_hz: Lower edge of the first filter.
+        max_hz: Upper edge of the last filter.
+        scale: Formula of the mel scale.
+        norm: `slaney` divides a filter by its width; None leaves its peak at 1.
+        log: `db`: 10 log10(max(x, 1e-10)), laid out (frames, mels). `whisper`: v = log10(max(x,
+            1e-10)) without the last frame, then (max(v, max(v) - 8) + 4) / 4, laid out (mels,
+            frames).
+    """
+
+    op: Literal["log_mel"] = "log_mel"
+    fft_size: int = Field(ge=16, le=65_536)
+    hop: int = Field(ge=1, le=65_536)
+    mels: int = Field(ge=1, le=1024)
+    min_hz: float = Field(ge=0, le=1e6)
+    max_hz: float = Field(gt=0, le=1e6)
+    scale: Literal["htk", "slaney"]
+    norm: Literal["slaney"] | None
+    log: Literal["db", "whisper"]
+
+    @model_validator(mode="after")
+    def _check_band(self) -> LogMel:
+        if self.min_hz >= self.max_hz:
+            raise ValueError(f"min_hz {self.min_hz} is not below max_hz {self.max_hz}")
+        return self
+
+
+AudioStep: TypeAlias = Annotated[FitLength | LogMel, Field(discriminator="op")]
