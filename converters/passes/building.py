@@ -29,11 +29,12 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`, which takes over its name, type and shape.
+    """Let everything that reads `old` read `new`, which takes over name, type, shape and metadata.
 
     What is known of a value, such as its range, goes by its name and so holds for `new` too.
     """
     new.type, new.shape = old.type, old.shape
+    new.metadata_props.update(old.metadata_props)
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     new.name, old.name = old.name, f"{old.name}_replaced"
 

@@ -7,11 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.passes.matching import constant, is_op, only_consumer, rank, sizes
+from mmedge.converters.passes.matching import (
+    constant,
+    is_op,
+    only_consumer,
+    perm_of,
+    producer,
+    rank,
+    sizes,
+)
 from mmedge.errors import QuantizationError
-from mmedge.specs import Float32Array
+from mmedge.specs import Compare, Float32Array
 
-__all__ = ["KEPT", "Linear", "find_linears", "makes_embedding"]
+__all__ = ["COMPARE_KEY", "KEPT", "Linear", "find_linears", "makes_embedding"]
+
+COMPARE_KEY = "mmedge.compare"
+"""In the metadata of a graph output: how it is compared with the reference's (mmedge.Compare)."""
 
 KEPT = "among the most sensitive layers"
 """Why a layer stays in float that a method's `keep` names; see sensitivity.choose_kept."""
@@ -29,7 +40,8 @@ class Linear:
     Attributes:
         node: The MatMul or Gemm.
         weight: The constant matrix, (in, out), or (out, in) where `transposed`.
-        transposed: Whether the weight is stored (out, in).
+        transposed: Whether the weight is stored (out, in): a Gemm says so, a Transpose stands
+            between it and a MatMul (the head of a decoder that shares its embedding table).
         bias: Added to the product, or None.
         output: The value after the bias.
     """
@@ -86,12 +98,16 @@ def find_linears(graph: ir.Graph) -> list[Linear]:
         if not (is_op(node, "MatMul") or is_op(node, "Gemm")):
             continue
         x, weight = node.inputs[0], node.inputs[1]
+        turn = producer(weight, "Transpose") if is_op(node, "MatMul") else None
+        if turn is not None and perm_of(turn) == (1, 0):
+            weight = turn.inputs[0]
         if x is None or weight is None or rank(weight) != 2 or not weight.is_initializer():
             continue
         if x.is_initializer() or weight.dtype != ir.DataType.FLOAT:
             continue
         if is_op(node, "MatMul"):
-            found.append(_with_bias(Linear(node, weight, False, None, node.outputs[0])))
+            transposed = weight is not node.inputs[1]
+            found.append(_with_bias(Linear(node, weight, transposed, None, node.outputs[0])))
         elif (linear := _plain_gemm(node, weight)) is not None:
             found.append(linear)
     return found
@@ -123,11 +139,16 @@ def _with_bias(linear: Linear) -> Linear:
 
 
 def makes_embedding(linear: Linear) -> bool:
-    """Tell whether only a bias or a normalization stands between a layer and an output."""
+    """Tell whether only a bias or a normalization stands between a layer and an embedding.
+
+    An embedding is an output that is compared by rows (see COMPARE_KEY). Logits and boxes are not.
+    """
     reached, pending = False, [linear.node.outputs[0]]
     while pending:
         value = pending.pop()
         if value.is_graph_output():
+            if value.metadata_props.get(COMPARE_KEY) != Compare.ROWS.value:
+                return False
             reached = True
         for reader in value.consumers():
             if reader.op_type not in _LIGHT:

@@ -149,6 +149,7 @@ class NarrowFloats(ir.passes.InPlacePass):
         wide = self._casts.get(value) or _cast_after(graph, value, _WIDE)
         wide.name = name
         wide.shape = value.shape
+        wide.metadata_props.update(value.metadata_props)
         return wide
 
 
@@ -191,6 +192,7 @@ class ComputeInFloat32(ir.passes.InPlacePass):
                 if cast is not None:
                     cast.replace_input_with(0, value)
                 value.name, narrow.name = f"{value.name}_unrounded", value.name
+                narrow.metadata_props.update(value.metadata_props)
                 value.type = ir.TensorType(_WIDE)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)

@@ -39,7 +39,7 @@ from mmedge.converters.numerics.group_rounding import (
 )
 from mmedge.converters.passes.building import replace_value
 from mmedge.converters.passes.linears import KEPT, Linear, find_linears, makes_embedding
-from mmedge.converters.passes.matching import constant, is_op, perm_of, producer, rank, sizes
+from mmedge.converters.passes.matching import constant, is_op, rank, sizes
 from mmedge.converters.passes.weight_only_nodes import (
     StoredWeight,
     WeightBuilder,
@@ -56,7 +56,6 @@ __all__ = [
     "WeightOnlyLinears",
     "embedding_makers",
     "moment_inputs",
-    "weight_layers",
 ]
 
 Rounding: TypeAlias = Literal["rtn", "gptq", "hqq"]
@@ -95,23 +94,6 @@ class QuantizedWeight:
     reason: str
 
 
-def weight_layers(graph: ir.Graph) -> list[Linear]:
-    """Return the linear layers of a graph, with products by a transposed table among them.
-
-    A decoder's head is often its embedding table: Transpose before a MatMul, which is no constant
-    matrix to other methods.
-    """
-    found = find_linears(graph)
-    for node in graph:
-        turn = producer(node.inputs[1], "Transpose") if is_op(node, "MatMul") else None
-        table = turn.inputs[0] if turn is not None and perm_of(turn) == (1, 0) else None
-        if table is None or not table.is_initializer() or rank(table) != 2:
-            continue
-        if table.dtype == ir.DataType.FLOAT and node.inputs[0] is not None:
-            found.append(Linear(node, table, True, None, node.outputs[0]))
-    return found
-
-
 def moment_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
     """Return the names of the activations whose second moments GPTQ needs, in order, each once.
 
@@ -123,7 +105,7 @@ def moment_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
     return list(
         dict.fromkeys(
             linear.x.name or ""
-            for linear in weight_layers(model.graph)
+            for linear in find_linears(model.graph)
             if linear.name not in keep and linear.weight not in tied and not makes_embedding(linear)
         )
     )
@@ -137,7 +119,7 @@ def embedding_makers(graph: ir.Graph) -> frozenset[str]:
     tied = _tables(graph)
     return frozenset(
         linear.name
-        for linear in weight_layers(graph)
+        for linear in find_linears(graph)
         if linear.weight not in tied and makes_embedding(linear)
     )
 
@@ -213,7 +195,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         else:
             graph.opset_imports.setdefault("com.microsoft", 1)
         tables = _tables(graph)
-        for linear in weight_layers(graph):
+        for linear in find_linears(graph):
             self._linear(graph, linear, tied=linear.weight in tables)
         for table, gathers in tables.items():
             self._table(graph, table, gathers)

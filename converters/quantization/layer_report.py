@@ -43,14 +43,15 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
         graph: In float.
         keep: Names of layers that are to stay in float.
     """
-    found: dict[str, Layer] = {}
+    found: dict[tuple[str, bool], Layer] = {}  # a table may share its weight, and so its name
     for name, lookups in quantizable_tables(graph).items():
         rows, columns = (size or 1 for size in sizes(lookups[0].inputs[0]) or (1, 1))
-        found[name] = Layer(name, "Gather", (rows, columns), "", _kept(name, keep))
+        found[name, True] = Layer(name, "Gather", (rows, columns), "", _kept(name, keep))
     for linear in find_linears(graph):
         reason = "makes the embedding" if makes_embedding(linear) else _kept(linear.name, keep)
         x = linear.x.name or ""
-        found[linear.name] = Layer(linear.name, linear.node.op_type, linear.shape, x, reason)
+        layer = Layer(linear.name, linear.node.op_type, linear.shape, x, reason)
+        found[linear.name, False] = layer
     for node in graph:
         shape = sizes(node.inputs[1]) if is_op(node, "Conv") else None
         weight = node.inputs[1] if shape is not None else None
@@ -61,7 +62,7 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
                 rows *= size
             name = (weight.name or "").removesuffix(".weight")
             reason = "a convolution; the method takes matrix products"
-            found[name] = Layer(name, "Conv", (rows, columns), "", reason)
+            found[name, False] = Layer(name, "Conv", (rows, columns), "", reason)
     return tuple(found.values())
 
 

@@ -10,8 +10,9 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
-from mmedge.specs import Array
+from mmedge.specs import Array, Compare
 
 WIDTH, HEADS, MLP, EMBED = 32, 4, 64, 16
 PICTURE, PATCH = 24, 8
@@ -96,6 +97,7 @@ class Graph:
 
     def save(self, path: Path, inputs: list[onnx.ValueInfoProto]) -> Path:
         output = helper.make_tensor_value_info("embeds", TensorProto.FLOAT, ["batch", EMBED])
+        output.metadata_props.add(key=COMPARE_KEY, value=Compare.ROWS.value)
         model = helper.make_model(
             helper.make_graph(self.nodes, "tower", inputs, [output], self.initializers),
             opset_imports=[helper.make_opsetid("", 20)],

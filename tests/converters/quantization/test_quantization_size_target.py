@@ -15,7 +15,7 @@ from mmedge.converters.graphs.export import Probe
 from mmedge.converters.methods.configs import WeightOnly
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.passes import to_onnxruntime_layout
-from mmedge.converters.passes.weight_only import weight_layers
+from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quantization.size_target import (
     choose_lowered,
@@ -53,7 +53,7 @@ def tower(tmp_path: Path) -> Path:
     portable, out = image_tower(tmp_path / "image.onnx"), tmp_path / "image.ort.onnx"
     model = ir.load(portable)
     ir.external_data.load_to_model(model)
-    weight = next(x.weight for x in weight_layers(model.graph) if x.name == idle(model)[1])
+    weight = next(x.weight for x in find_linears(model.graph) if x.name == idle(model)[1])
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() / 1000, name=weight.name)
     ir.save(model, portable, external_data=f"{portable.name}.data")
@@ -63,7 +63,7 @@ def tower(tmp_path: Path) -> Path:
 
 def idle(model: ir.Model) -> tuple[str, str]:
     """The MLP of the first block, which its residual connection goes around."""
-    linears = weight_layers(model.graph)
+    linears = find_linears(model.graph)
     first = next(linear.name for linear in linears if linear.shape == (32, 64))
     return first, next(linear.name for linear in linears if linear.shape == (64, 32))
 
@@ -107,7 +107,7 @@ def test_the_layer_that_matters_least_is_lowered_and_it_is_said_why(tower: Path)
 
 
 def test_what_is_chosen_hurts_less_than_its_opposite(tower: Path) -> None:
-    plain, all_names = share_at(tower, INT4), [x.name for x in weight_layers(ir.load(tower).graph)]
+    plain, all_names = share_at(tower, INT4), [x.name for x in find_linears(ir.load(tower).graph)]
     least = share_at(tower, replace(INT4, lowered=tuple(all_names[:-1])))
     config = replace(INT4, at_most=(plain + least) / 2)
     steps: list[tuple[int, int]] = []
@@ -145,7 +145,7 @@ def test_lowered_layers_are_rounded_as_the_others(tower: Path) -> None:
 
 
 def test_gptq_is_measured_as_gptq(tower: Path) -> None:
-    *names, _last = (linear.name for linear in weight_layers(ir.load(tower).graph))
+    *names, _last = (linear.name for linear in find_linears(ir.load(tower).graph))
     least = share_at(tower, replace(INT4, lowered=tuple(names)))
     errors = {}
     for rounding in ("rtn", "gptq"):
