@@ -38,6 +38,8 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
             )
+            # Two inputs that share an axis, as they are meant to.
+            warnings.filterwarnings("ignore", message="# The axis name: ", category=UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

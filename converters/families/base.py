@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.sources.source import Source
 from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.specs import Modality, Task, TensorSpec
+from mmedge.specs import Compare, Modality, Task, TensorSpec
 
 __all__ = ["ExportSpec", "Family"]
 
@@ -27,6 +27,7 @@ class ExportSpec:
         inputs: Specs of the inputs; a str in a shape is a dynamic axis.
         outputs: Specs of the outputs.
         limits: Largest size of each dynamic axis that has one ("sequence").
+        compare: How each output is compared with the reference's; the graph says so too.
         sample: Makes inputs of the given sizes of the dynamic axes from a seed.
         trace_sizes: Sizes to trace with; 2 or more, since 0 and 1 are specialised.
         proof_sizes: Further sizes at which the exported graph must agree with the module.
@@ -40,6 +41,7 @@ class ExportSpec:
     trace_sizes: Mapping[str, int]
     proof_sizes: tuple[Mapping[str, int], ...]
     limits: Mapping[str, int]
+    compare: Mapping[str, Compare] = field(default_factory=dict)
 
 
 class Family(Protocol):

@@ -14,7 +14,7 @@ from torch import nn
 
 from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.families.loading import DUAL_ENCODER_TASK
-from mmedge.specs import Modality, TensorSpec
+from mmedge.specs import Compare, Modality, TensorSpec
 
 __all__ = ["image_spec", "text_spec"]
 
@@ -53,6 +53,7 @@ def image_spec(module: nn.Module, config: Any, dim: int) -> ExportSpec:  # noqa:
         trace_sizes={"batch": 2},
         proof_sizes=({"batch": 1}, {"batch": 3}),
         limits={},
+        compare={"embedding": Compare.ROWS},
     )
 
 
@@ -109,6 +110,7 @@ def text_spec(
             {"batch": batch, **sequence} for batch in (1, 3) for sequence in sequences
         ),
         limits={"sequence": longest} if dynamic_sequence else {},
+        compare={"embedding": Compare.ROWS},
     )
 
 

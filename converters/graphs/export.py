@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mmedge.converters.families.base import ExportSpec
 from mmedge.converters.graphs.nan_trace import where_broken
 from mmedge.converters.graphs.worker import IsolatedGraph
 from mmedge.converters.numerics.distance import cosines
+from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.errors import ExportError, ParityError, StorageError
 from mmedge.files import storage_errors
 from mmedge.specs import Array
@@ -39,6 +41,7 @@ _INLINE_BYTES = 1024
 _COSINE_MIN = 0.9999
 _MAX_ABS_ERROR = 1e-3
 _SHORT_WRITE = re.compile(r"writing element|requested and \d+ written")
+_INVENTED = re.compile(r"s\d+")  # torch's name of an axis that it was given none for
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ def export_role(role: str, spec: ExportSpec, out: Path, *, plain: bool = False) 
         step()(model)
     _strip(model)
     _check_interface(role, spec, model)
+    for value in model.graph.outputs:
+        if value.name in spec.compare:
+            value.metadata_props[COMPARE_KEY] = spec.compare[value.name].value
     with graph_storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         onnx_ir.save(
@@ -182,18 +188,24 @@ def require_parity(label: str, parity: Parity) -> None:
 
 
 def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNXProgram
+    # torch takes no sum ("past + sequence") and finds by itself what such an axis follows from.
     axes = {
-        name: torch.export.Dim(name, max=spec.limits.get(name))
+        name: torch.export.Dim.AUTO
+        if " + " in name
+        else torch.export.Dim(name, max=spec.limits.get(name))
         for item in spec.inputs
         for name in item.shape
         if isinstance(name, str)
     }
-    shapes = {
-        item.name: {
-            axis: axes[name] for axis, name in enumerate(item.shape) if isinstance(name, str)
-        }
+    # By position: the module's own argument names need not be the graph's.
+    shapes: list[Any] = [
+        {axis: axes[name] for axis, name in enumerate(item.shape) if isinstance(name, str)}
         for item in spec.inputs
-    }
+    ]
+    parameters = list(inspect.signature(spec.module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # one argument to torch
+        given = len(parameters) - 1
+        shapes[given:] = [tuple(shapes[given:])]
     feed = spec.sample(spec.trace_sizes, 0)
     try:
         program = torch.onnx.export(
@@ -203,8 +215,7 @@ def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNX
             opset_version=OPSET,
             input_names=[item.name for item in spec.inputs],
             output_names=[item.name for item in spec.outputs],
-            # By position: the module's own argument names need not be the graph's.
-            dynamic_shapes=tuple(shapes[item.name] for item in spec.inputs),
+            dynamic_shapes=tuple(shapes),
             verbose=False,
         )
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -255,8 +266,29 @@ def _clear(items: Iterable[Any]) -> None:
         item.doc_string = None
 
 
+def _name_sums(spec: ExportSpec, model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
+    """Name axes that are sums as specified: torch orders terms its way, or invents a symbol."""
+    specified = {item.name: item.shape for item in (*spec.inputs, *spec.outputs)}
+    names = {
+        got: name
+        for value in (*model.graph.inputs, *model.graph.outputs)
+        for got, name in zip(_shape(value), specified.get(value.name, ()), strict=False)
+        if isinstance(name, str) and " + " in name and _is_sum(str(got), name)
+    }
+    for values in (model.graph.inputs, *(node.outputs for node in model.graph)) if names else ():
+        for value in values:
+            for axis, size in enumerate(value.shape or ()):
+                if not isinstance(size, int) and size.value in names:
+                    value.shape[axis] = names[size.value]
+
+
+def _is_sum(got: str, name: str) -> bool:
+    return bool(_INVENTED.fullmatch(got)) or sorted(got.split(" + ")) == sorted(name.split(" + "))
+
+
 def _check_interface(role: str, spec: ExportSpec, model: Any) -> None:  # noqa: ANN401
     """Check that names and dynamic axes came out as specified."""
+    _name_sums(spec, model)
     for what, specs, values in (
         ("input", spec.inputs, model.graph.inputs),
         ("output", spec.outputs, model.graph.outputs),

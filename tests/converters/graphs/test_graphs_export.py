@@ -21,9 +21,11 @@ from mmedge.converters.graphs.export import (
     require_parity,
 )
 from mmedge.converters.graphs.worker import Worker
+from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.errors import ExportError, ParityError, StorageError
-from mmedge.specs import Modality, TensorSpec
+from mmedge.runtimes.session import open_session
+from mmedge.specs import Compare, Modality, TensorSpec
 
 
 class Scale(nn.Module):
@@ -157,3 +159,55 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(onnx_ir, "save", save)
     with pytest.raises(StorageError, match="disk is full"):
         export("scale", spec_of(Scale()), tmp_path / "fp32.onnx")
+
+
+class Joined(nn.Module):
+    """x and all that was seen before, two layers of it, where the mask is not 0."""
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor, *past: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        torch._check(mask.shape[1] == past[0].shape[1] + x.shape[1])
+        present = [torch.cat([one, x * scale], 1) for scale, one in enumerate(past, start=1)]
+        return (sum(present) * mask[:, :, None], *present)
+
+
+def test_axes_that_are_sums_keep_their_names(tmp_path: Path) -> None:
+    float32, names = np.dtype("float32"), ("first", "second")
+    total = ("batch", "past + sequence", 4)
+    spec = ExportSpec(
+        modality=Modality.TEXT,
+        module=Joined(),
+        inputs=(
+            TensorSpec("x", float32, ("batch", "sequence", 4)),
+            TensorSpec("mask", float32, total[:2]),
+            *(TensorSpec(f"past.{name}", float32, ("batch", "past", 4)) for name in names),
+        ),
+        outputs=(
+            TensorSpec("y", float32, total),
+            *(TensorSpec(f"present.{name}", float32, ("batch", "past + sequence", 4))
+              for name in names),
+        ),
+        sample=lambda sizes, seed: {
+            "x": torch.full((sizes["batch"], sizes["sequence"], 4), float(seed)),
+            "mask": torch.ones(sizes["batch"], sizes["past"] + sizes["sequence"]),
+            **{f"past.{name}": torch.ones(sizes["batch"], sizes["past"], 4) for name in names},
+        },
+        trace_sizes={"batch": 2, "sequence": 3, "past": 5},
+        proof_sizes=(),
+        limits={"past": 63},
+        compare={"y": Compare.VALUES, "present.first": Compare.NONE},
+    )  # fmt: skip
+    export("joined", spec, tmp_path / "joined.onnx")
+    with open_session(tmp_path / "joined.onnx") as session:
+        assert session.inputs == spec.inputs
+        assert session.outputs == spec.outputs
+    marks = [
+        {prop.key: prop.value for prop in output.metadata_props}
+        for output in onnx.load(tmp_path / "joined.onnx").graph.output
+    ]
+    assert marks == [{COMPARE_KEY: "values"}, {COMPARE_KEY: "none"}, {}]
+    frozen = replace(spec, outputs=(TensorSpec("y", float32, ("batch", "past", 4)),
+                                    *spec.outputs[1:]))  # fmt: skip
+    with pytest.raises(ExportError, match=r"past \+ sequence.*expected"):
+        export("joined", frozen, tmp_path / "frozen.onnx")
