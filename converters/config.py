@@ -45,6 +45,7 @@ class ConvertConfig:
             data, int8-static. "ROLE:NAME" is for one role, which then has nothing but its own; a
             name alone is for all other roles. Or "auto" alone, to search.
         revision: Branch, tag or commit of a hub repository.
+        merge_adapter: Merge the LoRA adapter that lies beside the weights.
         calibration: Pictures (and captions) to choose ranges from.
         evaluate: Pictures with captions or labels to measure quality on; never the calibration
             data. None measures on synthetic samples.
@@ -64,6 +65,7 @@ class ConvertConfig:
     out: Path
     precisions: tuple[str, ...] = ("fp32",)
     revision: str | None = None
+    merge_adapter: bool = False
     calibration: Path | None = None
     evaluate: Path | None = None
     target: str = "cpu"

@@ -130,7 +130,7 @@ def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progre
     if config.searches and config.objective == "energy" and (reason := why_not()):
         raise ConversionError(f"Objective energy: {reason}")
     progress(ProgressEvent("Open the source", 0, 1))
-    source = open_source(config.source, config.revision)
+    source = open_source(config.source, config.revision, merge_adapter=config.merge_adapter)
     family = family_of(source)
     data = load_data(config, progress)
     progress(ProgressEvent("Check the preprocessing", 0, 1))

@@ -75,6 +75,8 @@ def _command(source: Source, config: ConvertConfig) -> str:
     words = ["mmedge", "convert", source.name]
     if source.revision is not None:
         words += ["--revision", source.revision]
+    if source.adapter is not None:
+        words.append("--merge-adapter")
     words += ["-o", config.out.name, "--precision", ",".join(config.precisions)]
     for option, path in (("--calibration", config.calibration), ("--evaluate", config.evaluate)):
         if path is not None:

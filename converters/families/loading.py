@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mmedge.converters.sources.adapter import merge_adapter
 from mmedge.converters.sources.config import foreign_errors
 from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
@@ -52,8 +53,8 @@ def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # n
 def load_model(source: Source, task: str = DUAL_ENCODER_TASK) -> nn.Module:
     """Load a model of transformers for a task, in fp32, from the source's own tensors.
 
-    The class comes from optimum's table of tasks, so that a family names what it does and not the
-    class that does it.
+    A LoRA adapter of the source is merged. The class comes from optimum's table of tasks, so that
+    a family names what it does and not the class that does it.
 
     Raises:
         SourceError: If weights are missing, of another shape or quantized. transformers would fill
@@ -83,6 +84,8 @@ def load_model(source: Source, task: str = DUAL_ENCODER_TASK) -> nn.Module:
             attn_implementation="sdpa",
         )
     _check_complete(source, report)
+    if source.adapter is not None:
+        merge_adapter(model, source.adapter)
     return cast(nn.Module, model.eval().requires_grad_(requires_grad=False))
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmedge.converters.sources.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from mmedge.converters.sources.config import Fields, check_architecture, read_fields
 from mmedge.errors import SourceError
 from mmedge.files import storage_errors
 
 __all__ = ["Source", "open_source"]
 
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What transformers may open of a folder beside the weights; of these, objects of settings.
 _READ = (".json", ".txt", ".model", ".jinja")
 _SETTINGS = {
@@ -24,7 +24,7 @@ _SETTINGS = {
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
-    _ADAPTER,
+    ADAPTER_CONFIG,
 }
 _MAX_TOKENIZER_BYTES = 256 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -48,6 +48,7 @@ class Source:
         config: The content of `config.json`, its sizes checked against the tensors.
         weight_files: Safetensors files, sorted by name.
         shapes: Shape of each tensor, by name.
+        adapter: The settings of a LoRA adapter to merge into the weights; None for no adapter.
         notes: What was left out, for the user to read.
     """
 
@@ -57,6 +58,7 @@ class Source:
     config: Mapping[str, Any]
     weight_files: tuple[Path, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    adapter: Fields | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -70,16 +72,18 @@ class Source:
         return str(self.config["model_type"])
 
 
-def open_source(spec: str, revision: str | None = None) -> Source:
+def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool = False) -> Source:
     """Open a local folder, or fetch a hub repository, and check that it can be converted.
 
     Args:
         spec: A folder, or a hub id such as "openai/clip-vit-base-patch32". An existing folder wins.
         revision: Branch, tag or commit of the hub repository; None takes its default branch.
+        merge_adapter: Merge the LoRA adapter that lies beside the weights.
 
     Raises:
         SourceError: If the source does not exist or cannot be fetched, has no `config.json`, has
-            no safetensors weights (a pickle is never opened), or its weights are damaged.
+            no safetensors weights (a pickle is never opened), its weights are damaged, or there
+            is no adapter to merge.
     """
     path = Path(spec).expanduser()
     if path.exists():
@@ -87,14 +91,14 @@ def open_source(spec: str, revision: str | None = None) -> Source:
             raise SourceError(
                 f"{spec} is a local folder and has no revision '{revision}'. Omit it."
             )
-        return _read_folder(path, _local_name(spec), None)
+        return _read_folder(path, _local_name(spec), None, merge_adapter=merge_adapter)
     if spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec):
         raise SourceError(
             f"No such folder: {spec}. Pass a folder in transformers' format, or a hub id such as "
             "openai/clip-vit-base-patch32."
         )
     folder = _fetch(spec, revision)
-    return _read_folder(folder, spec, folder.name)
+    return _read_folder(folder, spec, folder.name, merge_adapter=merge_adapter)
 
 
 def _local_name(spec: str) -> str:
@@ -142,7 +146,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _read_folder(folder: Path, name: str, revision: str | None) -> Source:
+def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter: bool) -> Source:
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder. Pass the folder that holds config.json.")
     _check_files(folder)
@@ -153,12 +157,20 @@ def _read_folder(folder: Path, name: str, revision: str | None) -> Source:
             f"{name} brings its own code (auto_map in config.json); it is not run, transformers' "
             f"own classes for '{config.text('model_type')}' are used."
         )
+    adapter = read_adapter(folder) if merge_adapter else None
+    if adapter is None and (folder / ADAPTER_CONFIG).is_file():
+        notes.append(
+            f"{name} holds an adapter ({ADAPTER_CONFIG}), which was not applied: the bundle is of "
+            "the base model. Pass --merge-adapter to merge it."
+        )
     weight_files = _weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files:
         shapes.update(_read_shapes(path))
     check_architecture(config, shapes)
-    return Source(folder, name, revision, config.values, weight_files, shapes, tuple(notes))
+    return Source(
+        folder, name, revision, config.values, weight_files, shapes, adapter, tuple(notes)
+    )
 
 
 def _check_files(folder: Path) -> None:
@@ -182,7 +194,7 @@ def _check_files(folder: Path) -> None:
 def _read_config(folder: Path) -> Fields:
     path = folder / "config.json"
     if not path.is_file():
-        adapter = (folder / _ADAPTER).is_file()
+        adapter = (folder / ADAPTER_CONFIG).is_file()
         raise SourceError(
             f"{folder} holds an adapter without its base model. Put both into one folder and pass "
             "--merge-adapter."
@@ -202,7 +214,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if index.is_file():
         return _shards(index)
     found = sorted(folder.glob("*.safetensors"))
-    found = [path for path in found if path.name != _ADAPTER_WEIGHTS]
+    found = [path for path in found if path.name != ADAPTER_WEIGHTS]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise SourceError(

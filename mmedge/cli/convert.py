@@ -89,6 +89,9 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
+    merge_adapter: Annotated[
+        bool, typer.Option("--merge-adapter", help="Merge the LoRA adapter beside the weights.")
+    ] = False,
     template: Annotated[
         str, typer.Option(help="Text of a label for zero-shot accuracy, {} standing for it.")
     ] = "a photo of a {}",
@@ -119,6 +122,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         out=out,
         precisions=precisions,
         revision=revision,
+        merge_adapter=merge_adapter,
         calibration=calibration,
         evaluate=evaluate,
         target=target,
