@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mmedge.telemetry import disable_telemetry
+
 if TYPE_CHECKING:
     from mmedge.converters.config import ConvertConfig
     from mmedge.converters.pipeline import convert
@@ -20,6 +22,9 @@ _HOMES = {
     "ProgressEvent": "progress",
     "convert": "pipeline",
 }
+
+
+disable_telemetry()  # before transformers and huggingface_hub are imported
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,7 @@ TREES["mmedge.runtimes"] = ROOT / "runtimes"
 
 # Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__; a row is
 # a folder or, at the top of `converters/` and `runtimes/`, a file.
-BASE = {"errors", "specs", "files", "energy"}
+BASE = {"errors", "specs", "files", "energy", "children", "telemetry"}
 GRAPHS = {"runtimes", "runtimes.session", "runtimes.processor", "runtimes.onnx_file"}
 DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection"} | GRAPHS
 SESSIONS = DEVICE | {"machine", "sessions"}
@@ -28,6 +28,8 @@ ARROWS: dict[str, set[str]] = {
     "specs": {"errors"},
     "files": {"errors"},
     "energy": {"errors"},
+    "telemetry": set(),
+    "children": {"telemetry"},
     "preprocess": BASE,
     "runtimes": GRAPHS,
     "runtimes.session": BASE,
@@ -54,6 +56,7 @@ ARROWS: dict[str, set[str]] = {
     "reports": DEVICE | {"profiling"},
     "serving": MODELS | {"media", "retrieval", "streaming"},
     "mmedge": MODELS,
+    "__main__": {"cli"},
     "cli": MODELS
     | {"exports", "media", "mmedge", "profiling", "reports", "retrieval", "serving", "streaming"},
 }
@@ -83,7 +86,7 @@ for _names in _CONVERTERS:
     for _name in _names:
         ARROWS[f"converters.{_name}"] = DEVICE | {"generation", "postprocess"} | _below
     _below |= {f"converters.{_name}" for _name in _names}
-ARROWS["converters"] = _below
+ARROWS["converters"] = _below | {"telemetry"}
 # The gate runs the loop that the device runs.
 ARROWS["converters.evaluation"] |= MODELS | {"retrieval"}
 # The one place where the two halves meet, inside the command's function.

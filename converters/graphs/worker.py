@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from mmedge.children import child_command, child_environment
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.specs import Array
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IsolatedGraph", "Worker", "lent"]
 
-_COMMAND = (sys.executable, "-m", __name__)
+_COMMAND = child_command(Path(__file__))
 _PATIENCE_S = 10.0
 
 
@@ -148,7 +149,11 @@ class _Process:
         self.dead = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed in close()
         self._process = subprocess.Popen(  # noqa: S603, our own interpreter and module
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=child_environment(),
         )
 
     @property

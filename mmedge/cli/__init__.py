@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from mmedge.errors import MmedgeError
+from mmedge.telemetry import disable_telemetry
 
 __all__ = ["main"]
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: What follows the program's name; None takes them from the process.
     """
     _accept_any_text()
+    disable_telemetry()
     try:
         from mmedge.cli.app import run
 

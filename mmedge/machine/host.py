@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mmedge.children import absolute_entries, child_command, child_environment
 from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import BACKENDS, backend
 
@@ -29,7 +30,8 @@ _PROBE_S = 90  # a first import of an engine from a slow card
 
 def _run(command: Sequence[str]) -> str | None:
     """Return what a command prints; None if it is missing, fails or takes too long."""
-    program = shutil.which(command[0])
+    paths = absolute_entries(os.environ.get("PATH", os.defpath))
+    program = shutil.which(command[0], path=paths)
     if program is None:
         return None
     try:
@@ -49,16 +51,16 @@ def _run(command: Sequence[str]) -> str | None:
 
 def _probe(name: str) -> Mapping[str, object]:
     """Ask an engine in a process of its own, where a crash of it is only an answer."""
-    command = [sys.executable, "-m", "mmedge.machine.probes", name]
     try:
         done = subprocess.run(  # noqa: S603, this very package
-            command,
+            child_command(Path(__file__).with_name("probes.py"), name),
             capture_output=True,
             text=True,
             errors="replace",
             timeout=_PROBE_S,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         return {"fault": f"it did not answer within {_PROBE_S} s"}

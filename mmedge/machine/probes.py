@@ -1,4 +1,4 @@
-"""Asking one engine what it is, in a process of its own: `python -m mmedge.machine.probes NAME`.
+"""Asking one engine what it is, in a process of its own; started by mmedge.machine.host.
 
 Prints one line of JSON: what the engine says of itself, or `fault`, why it does not start.
 """

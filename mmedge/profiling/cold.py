@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.bundle.opening import Bundle
+from mmedge.children import child_command, child_environment
 from mmedge.errors import ProfileError
 from mmedge.profiling.inputs import TEXT, input_kind
 from mmedge.profiling.memory import MemoryReading, parse_memory
@@ -111,15 +111,16 @@ def measure_cold(task: ColdTask, runs: int) -> tuple[ColdStart, Memory]:
 
 
 def _start(task: ColdTask) -> _Start:
-    code = Path(__file__).with_name("cold_child.py").read_text(encoding="utf-8")
+    command = child_command(Path(__file__).with_name("cold_child.py"), task.to_json())
     before_ns = time.perf_counter_ns()  # the same clock in every process of the machine
     try:
         child = subprocess.run(  # noqa: S603 - this interpreter, our own code, no shell
-            [sys.executable, "-c", code, task.to_json()],
+            command,
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS,
             check=False,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise ProfileError(

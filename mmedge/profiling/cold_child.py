@@ -1,7 +1,7 @@
 """One fresh process: load one role and answer once, as a user's program would, then keep on.
 
-Started by mmedge.profiling.cold with this file's text, so that nothing of the profiler itself is
-imported here: what is measured is what a user's own process costs. It prints one JSON object.
+Started by mmedge.profiling.cold as a script, so that nothing of the profiler itself is imported
+here: what is measured is what a user's own process costs. It prints one JSON object.
 """
 
 from __future__ import annotations

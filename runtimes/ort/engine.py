@@ -20,6 +20,7 @@ from mmedge.errors import BackendError, BackendUnavailableError, PlacementError
 from mmedge.files import storage_errors
 from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import Placement, SessionOptions
+from mmedge.telemetry import disable_telemetry
 
 __all__ = [
     "available_devices",
@@ -87,11 +88,12 @@ def layouts(device: str) -> tuple[str, ...]:
 
 @cache
 def load_engine() -> ModuleType:
-    """Import onnxruntime.
+    """Import onnxruntime, its telemetry off: see disable_telemetry.
 
     Raises:
         BackendUnavailableError: If it is not installed or cannot start.
     """
+    disable_telemetry()
     try:
         with warnings.catch_warnings():
             # A GPU build warns on import where its CUDA libraries are missing; a session that asks

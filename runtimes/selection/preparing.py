@@ -28,6 +28,7 @@ from typing import IO, Any
 from pydantic import TypeAdapter
 
 from mmedge import errors
+from mmedge.children import child_command, child_environment
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.runtimes.session import BuildProgress, SessionOptions, backend
 
@@ -62,10 +63,11 @@ def prepare_apart(
     request = {"backend": backend_name, "model": str(model), "options": settings}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(  # noqa: S603, our own interpreter and module
-            [sys.executable, "-m", __name__],
+            child_command(Path(__file__)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
+            env=child_environment(),
         )
         try:
             told = _follow(process, request, progress, stop)

@@ -1,0 +1,24 @@
+"""Telemetry of the libraries in use: off, unless the user's environment says otherwise."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["disable_telemetry"]
+
+_TELEMETRY_OFF = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime; its own call to disable it still leaves files
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers through it
+}
+
+
+def disable_telemetry() -> None:
+    """Turn telemetry off in this process and in those that it starts.
+
+    Each library reads its environment variable when it is imported, so call this before. A
+    variable that the user has set is left alone: `ORT_DISABLE_TELEMETRY=0` opts in. OpenVINO has no
+    variable; its backend hides the telemetry package from it.
+    """
+    for name, value in _TELEMETRY_OFF.items():
+        if not os.environ.get(name):
+            os.environ[name] = value
