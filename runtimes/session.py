@@ -6,14 +6,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
+from mmedge.closing import Closing
 from mmedge.errors import BackendUnavailableError, InputError
 from mmedge.specs import Array, Axis, TensorSpec
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = [
     "BACKENDS",
@@ -153,7 +150,7 @@ class Binding(Protocol):
 
 
 @runtime_checkable
-class Session(Protocol):
+class Session(Closing, Protocol):
     """One graph, ready to run.
 
     `run` may be called from several threads at once, also while another closes the session: a call
@@ -203,18 +200,6 @@ class Session(Protocol):
     def close(self) -> None:
         """Free the engine's memory. Closing twice is fine; running afterwards is a BackendError."""
         ...
-
-    # The same for every backend that names this as its base.
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Backend(Protocol):

@@ -17,13 +17,14 @@ TREES["mmedge.runtimes"] = ROOT / "runtimes"
 
 # Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__; a row is
 # a folder or, at the top of `converters/` and `runtimes/`, a file.
-BASE = {"errors", "specs", "files", "energy", "children", "telemetry"}
+BASE = {"children", "closing", "errors", "specs", "files", "energy", "telemetry"}
 GRAPHS = {"runtimes", "runtimes.session", "runtimes.processor", "runtimes.onnx_file"}
 DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection"} | GRAPHS
 SESSIONS = DEVICE | {"machine", "sessions"}
 MODELS = SESSIONS | {"generation", "postprocess", "models"}
 PLAN = {f"converters.{name}" for name in ("config", "progress", "report", "methods", "provenance")}
 ARROWS: dict[str, set[str]] = {
+    "closing": set(),
     "errors": set(),
     "specs": {"errors"},
     "files": {"errors"},

@@ -22,18 +22,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from mmedge.children import child_command, child_environment
+from mmedge.closing import Closing
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.specs import Array
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from mmedge.runtimes.session import Session
 
 __all__ = ["IsolatedGraph", "Worker", "lent"]
@@ -42,7 +40,7 @@ _COMMAND = child_command(Path(__file__))
 _PATIENCE_S = 10.0
 
 
-class Worker:
+class Worker(Closing):
     """Inference engines on the CPU in a process of its own, which is started when it is needed.
 
     A crash ends the graphs that were open; the next one to be opened has another process.
@@ -85,17 +83,6 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def lent(worker: Worker | None) -> AbstractContextManager[Worker]:

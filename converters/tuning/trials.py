@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from mmedge.converters.variants.describe import files_of
 from mmedge.errors import ConversionError
 from mmedge.files import sha256_file, storage_errors, write_atomic
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 __all__ = ["TrialStore", "drop_of"]
 
 _KEY = "key.json"
@@ -44,7 +41,7 @@ _ARRAYS = ".trial.npz"
 _CHOSEN = ("keep", "lowered")
 
 
-class TrialStore:
+class TrialStore(AbstractContextManager["TrialStore"]):
     """The candidates that a search has finished, by role and recipe."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
@@ -94,15 +91,7 @@ class TrialStore:
                 path.unlink()
         write_atomic(known, key)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Remove everything if the search has ended well, and let the next one in."""
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from mmedge.cli.engine_tables import capabilities
 from mmedge.cli.output import plain
+from mmedge.closing import Closing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineProgress"]
 
 
-class EngineProgress:
+class EngineProgress(Closing):
     """Shows the builds of several engines; use it as a context manager.
 
     A terminal gets a bar of engines and one of the phase; a log a line an engine, so that minutes
@@ -62,12 +62,8 @@ class EngineProgress:
             self._stack.enter_context(self._bar)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Give the terminal back."""
         self._stack.close()
 
     def begin(self, engine: PlannedEngine) -> BuildProgress | None:

@@ -6,8 +6,8 @@ Import it where work begins: rich comes along.
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,9 +23,6 @@ from rich.table import Column
 from rich.text import Text
 
 from mmedge.cli.output import plain
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Stages"]
 
@@ -51,7 +48,7 @@ class _Counted(MofNCompleteColumn):
         return Text("") if task.total == 1 else super().render(task)
 
 
-class Stages:
+class Stages(AbstractContextManager["Stages"]):
     """Shows stages as they are told; use it as a context manager.
 
     A stage of one step ("Make image_encoder int8-static") lasts until the next of its kind and
@@ -77,15 +74,7 @@ class Stages:
         self._part = ""
         self._started_s = 0.0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Tell how the running stage ended, and give the terminal back."""
         self._end(_DONE if kind is None else _FAILED)
         self._bar.stop()

@@ -7,14 +7,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
+from mmedge.closing import Closing
 from mmedge.errors import BundleError, DTypeError, ImageError, InputError, ShapeError
 from mmedge.models.batches import BadImage, image_batches, length_buckets
 from mmedge.models.classification import (
@@ -31,9 +31,6 @@ from mmedge.runtimes.session import Session
 from mmedge.sessions.axes import IMAGE_BATCH, TEXT_BATCH
 from mmedge.sessions.warming import WarmingState, WarmingUp
 from mmedge.specs import Array, Float32Array
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["IMAGE_ENCODER", "TEXT_ENCODER", "DualEncoder", "EncodedFiles", "Images", "Texts"]
 
@@ -63,7 +60,7 @@ class EncodedFiles:
     bad: tuple[BadImage, ...]
 
 
-class DualEncoder:
+class DualEncoder(Closing):
     """An image encoder and a text encoder that share one embedding space, ready to run.
 
     Made by `mmedge.load`. Every method may be called from several threads at once: sessions and
@@ -357,17 +354,6 @@ class DualEncoder:
             self._warming.stop()
         for session in self._sessions.values():
             session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         roles = ", ".join(
