@@ -71,7 +71,7 @@ def _native(session: Session) -> Any:  # noqa: ANN401, onnxruntime is untyped
     """Return the engine's own session inside one of ours."""
     if not isinstance(session, OrtSession):
         raise TypeError(f"got {type(session).__name__}, expected OrtSession")
-    return session._native
+    return session._engine
 
 
 def _tiny_graph(path: Path) -> Path:

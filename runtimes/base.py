@@ -1,34 +1,64 @@
-"""What sessions of several backends do alike. A backend may build on it, and need not."""
+"""What sessions of all backends do alike: specs, checks, bindings, closing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.runtimes.session import Placement, Session
-from mmedge.specs import Array, TensorSpec, check_bindable
+from mmedge.runtimes.session import Binding, Placement, Session
+from mmedge.specs import Array, Axis, TensorSpec, check_bindable, check_feed, shape_of
 
-__all__ = ["BindingBase", "SessionBase", "closed_error"]
+__all__ = ["BoundRun", "Releasable", "SessionBase", "check_same_shapes", "closed_error"]
+
+_Engine = TypeVar("_Engine")
 
 
-class SessionBase(Session):
-    """A Session that has been told what it is.
+class Releasable(Protocol):
+    """What holds memory of an engine and lets go of it when the session is closed."""
+
+    def release(self) -> None:
+        """Free the engine's memory; later runs are a BackendError."""
+        ...
+
+
+_Kept = TypeVar("_Kept", bound=Releasable)
+
+
+class SessionBase(Session, Generic[_Engine]):
+    """A Session on an engine. A backend adds `_run`, and `_bound` where its engine binds memory.
 
     Args:
+        engine: What runs the graph; dropped when the session is closed.
+        model: The ONNX file, for messages.
         inputs: Input specs, in the graph's order.
         outputs: Output specs, in the graph's order.
         placement: What really runs where.
+        axes: Bounds of dynamic axes, see SessionOptions.
     """
 
     def __init__(
-        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], placement: Placement
+        self,
+        engine: _Engine,
+        model: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        placement: Placement,
+        axes: Mapping[str, Axis] | None = None,
     ) -> None:
+        self._engine: _Engine | None = engine
+        self._model = model
         self._inputs = inputs
         self._outputs = outputs
         self._placement = placement
+        self._axes = axes
+        self._lock = threading.Lock()
+        self._bindings: weakref.WeakSet[Releasable] = weakref.WeakSet()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -45,37 +75,115 @@ class SessionBase(Session):
         """What really runs where."""
         return self._placement
 
-    def _buffers(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Return arrays for the answers to a feed of these shapes, by output.
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph; see Session.run."""
+        engine = self._opened()
+        check_feed(self._inputs, feed, self._axes)
+        return self._run(engine, {name: _ready(array) for name, array in feed.items()})
 
-        An output axis that the inputs do not name is found by running the graph once.
+    def bind(self, feed: Mapping[str, Array]) -> Binding:
+        """Preallocate for the shapes of `feed`; see Session.bind.
+
+        An output whose shape the inputs do not give is found by running the graph once.
+        """
+        engine = self._opened()
+        sizes = check_bindable(self._inputs, feed, self._axes)
+        inputs = dict(feed)
+        outputs = {
+            spec.name: np.empty(shape, spec.dtype)
+            for spec in self._outputs
+            if (shape := shape_of(spec, sizes)) is not None
+        }
+        if len(outputs) < len(self._outputs):
+            outputs = {
+                name: np.empty_like(value) for name, value in self._run(engine, feed).items()
+            }
+        call = self._bound(engine, inputs, outputs)
+        return self._kept(BoundRun(self._model, inputs, outputs, call))
+
+    def close(self) -> None:
+        """Free the engine's memory, once the runs that have begun are done."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            bindings = list(self._bindings)
+        for binding in bindings:
+            binding.release()
+        if engine is not None:
+            self._free(engine)
+
+    def _run(self, engine: _Engine, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph on C-contiguous arrays that match the specs.
 
         Raises:
-            InputError: If the feed cannot be bound.
-            BackendError: If the run fails.
+            BackendError: If the engine fails.
         """
-        sizes = check_bindable(self._inputs, feed)
-        if all(isinstance(n, int) or n in sizes for spec in self._outputs for n in spec.shape):
-            return {
-                spec.name: np.empty(
-                    tuple(n if isinstance(n, int) else sizes[n] for n in spec.shape), spec.dtype
-                )
-                for spec in self._outputs
-            }
-        return {name: np.empty_like(array) for name, array in self.run(feed).items()}
+        raise NotImplementedError
+
+    def _bound(
+        self, engine: _Engine, inputs: dict[str, Array], outputs: dict[str, Array]
+    ) -> Callable[[], None]:
+        """Return what runs the engine on these arrays; here, `_run` and a copy.
+
+        Raises:
+            BackendError: If the engine refuses them.
+        """
+
+        def call() -> None:
+            answers = self._run(engine, inputs)
+            check_same_shapes(self._model, answers, outputs)
+            for name, array in answers.items():
+                outputs[name][...] = array
+
+        return call
+
+    def _free(self, engine: _Engine) -> None:
+        """Free what an engine does not free by itself once nothing refers to it."""
+
+    def _kept(self, binding: _Kept) -> _Kept:
+        """Return a binding that is released when the session is closed, which may be by now."""
+        with self._lock:
+            if self._engine is not None:
+                self._bindings.add(binding)
+                return binding
+        binding.release()
+        return binding
+
+    def _opened(self) -> _Engine:
+        # A local reference keeps the engine alive until a call is done, whoever closes the session.
+        engine = self._engine
+        if engine is None:
+            raise closed_error(self._model)
+        return engine
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else self._placement.device
+        return f"<{type(self).__name__} {self._model.name} ({state})>"
 
 
-class BindingBase:
-    """A Binding's arrays.
+class BoundRun:
+    """A Binding: arrays, and the call that runs an engine on them.
 
     Args:
+        model: The ONNX file, for messages.
         inputs: Input buffers by name.
         outputs: Output buffers by name.
+        call: Runs the engine from the inputs to the outputs.
+        release: Frees what `call` holds; None where dropping it is enough.
     """
 
-    def __init__(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+        call: Callable[[], None],
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        self._model = model
         self._inputs = inputs
         self._outputs = outputs
+        self._call: Callable[[], None] | None = call
+        self._free = release
 
     @property
     def inputs(self) -> Mapping[str, Array]:
@@ -87,7 +195,50 @@ class BindingBase:
         """Output buffers by name, overwritten by every run."""
         return self._outputs
 
+    def run(self) -> Mapping[str, Array]:
+        """Run the graph on the bound buffers and return `outputs`.
+
+        Raises:
+            InputError: If the backend refuses what the buffers hold.
+            BackendError: If the engine fails, an output has another shape than when it was bound,
+                or the session is closed.
+        """
+        call = self._call
+        if call is None:
+            raise closed_error(self._model)
+        call()
+        return self._outputs
+
+    def release(self) -> None:
+        """Free the engine's memory. The arrays stay."""
+        self._call = None
+        if self._free is not None:
+            self._free()
+
+
+def check_same_shapes(
+    model: Path, answers: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> None:
+    """Check that outputs have the shapes that a binding was made for.
+
+    Raises:
+        BackendError: If one has not, as one may whose size depends on values.
+    """
+    for name, array in answers.items():
+        if array.shape != outputs[name].shape:
+            raise BackendError(
+                f"{model}: output '{name}' has shape {array.shape}, bound was "
+                f"{outputs[name].shape}: its size depends on the inputs' values. Use run."
+            )
+
 
 def closed_error(model: Path) -> BackendError:
     """Return what is raised when a closed session is run."""
     return BackendError(f"{model}: the session is closed. Open another with open_session.")
+
+
+def _ready(array: Array) -> Array:
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array
+    return np.require(array, requirements=["C", "A"])

@@ -17,16 +17,16 @@ session = FakeSession(
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
-from mmedge.runtimes.base import BindingBase, SessionBase
+from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 from mmedge.runtimes.session import (
     Placement,
@@ -34,10 +34,9 @@ from mmedge.runtimes.session import (
     always_prepared,
     nothing_to_prepare,
 )
-from mmedge.specs import Array, TensorSpec, check_bindable, check_feed
+from mmedge.specs import Array, Axis, TensorSpec, dim_size
 
 __all__ = [
-    "FakeBinding",
     "FakeFunction",
     "FakeSession",
     "available_devices",
@@ -74,7 +73,7 @@ def open_session(model: Path, options: SessionOptions) -> FakeSession:
 
     Args:
         model: The ONNX file.
-        options: Only `device` is looked at.
+        options: Only `device` and `axes` are used.
 
     Raises:
         BackendUnavailableError: If the device is not "cpu".
@@ -86,10 +85,10 @@ def open_session(model: Path, options: SessionOptions) -> FakeSession:
         )
     glance = read_onnx_file(model)
     check_external_data(model, glance)
-    return FakeSession(glance.inputs, glance.outputs)
+    return FakeSession(glance.inputs, glance.outputs, axes=options.axes)
 
 
-class FakeSession(SessionBase):
+class FakeSession(SessionBase[FakeFunction]):
     """A Session that computes nothing.
 
     Args:
@@ -101,6 +100,7 @@ class FakeSession(SessionBase):
         latency_ms: How long each run sleeps.
         failures: One entry a run, in order: an error to raise, or None to answer. Once they are
             spent, every run answers.
+        axes: Bounds of dynamic axes, see SessionOptions.
 
     Attributes:
         calls: A copy of every feed that was run, failed runs included.
@@ -114,25 +114,17 @@ class FakeSession(SessionBase):
         *,
         latency_ms: float = 0.0,
         failures: Iterable[MmedgeError | None] = (),
+        axes: Mapping[str, Axis] | None = None,
     ) -> None:
-        super().__init__(tuple(inputs), tuple(outputs), Placement("fake", "cpu", "fake"))
+        takes, gives = tuple(inputs), tuple(outputs)
+        drawn = partial(_drawn, takes, gives)
+        placement = Placement("fake", "cpu", "fake")
+        super().__init__(function or drawn, Path("fake"), takes, gives, placement, axes)
         self.calls: list[dict[str, Array]] = []
-        self._function = function
         self._latency_ms = latency_ms
         self._failures = iter(tuple(failures))
-        self._lock = threading.Lock()
-        self._closed = False
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer; see Session.run.
-
-        Raises:
-            InputError: If the feed does not match `inputs`.
-            BackendError: If the session is closed, or `function` breaks the output specs.
-            MmedgeError: The entry of `failures` whose turn it is.
-        """
-        self._check_open()
-        sizes = check_feed(self._inputs, feed)
+    def _run(self, engine: FakeFunction, feed: Mapping[str, Array]) -> dict[str, Array]:
         if self._latency_ms:
             time.sleep(self._latency_ms / 1e3)
         with self._lock:
@@ -140,12 +132,7 @@ class FakeSession(SessionBase):
             failure = next(self._failures, None)
         if failure is not None:
             raise failure
-        return self._compute(feed, sizes)
-
-    def _compute(self, feed: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        if self._function is None:
-            return {spec.name: _answer(spec, self._inputs, feed, sizes) for spec in self._outputs}
-        answers = dict(self._function(feed))
+        answers = dict(engine(feed))
         for spec in self._outputs:
             got = answers.get(spec.name)
             if got is None or got.dtype != spec.dtype or got.ndim != len(spec.shape):
@@ -155,45 +142,22 @@ class FakeSession(SessionBase):
                 )
         return answers
 
-    def bind(self, feed: Mapping[str, Array]) -> FakeBinding:
-        """Preallocate for the shapes of `feed`; see Session.bind."""
-        self._check_open()
-        sizes = check_bindable(self._inputs, feed)
-        outputs = {name: np.empty_like(like) for name, like in self._compute(feed, sizes).items()}
-        return FakeBinding(self, dict(feed), outputs)
 
-    def close(self) -> None:
-        """Refuse to run from now on."""
-        self._closed = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BackendError("The fake session is closed. Make another.")
-
-
-class FakeBinding(BindingBase):
-    """A Binding on a fake. Made by `FakeSession.bind`."""
-
-    def __init__(
-        self, session: FakeSession, inputs: dict[str, Array], outputs: dict[str, Array]
-    ) -> None:
-        super().__init__(inputs, outputs)
-        self._session = session
-
-    def run(self) -> Mapping[str, Array]:
-        """Answer into `outputs` and return them; raises as FakeSession.run does."""
-        for name, answer in self._session.run(self._inputs).items():
-            if answer.shape != self._outputs[name].shape:
-                raise BackendError(
-                    f"Fake output '{name}': function gave shape {answer.shape}, expected "
-                    f"{self._outputs[name].shape}, for which the binding was made."
-                )
-            self._outputs[name][...] = answer
-        return self._outputs
+def _drawn(
+    inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], feed: Mapping[str, Array]
+) -> dict[str, Array]:
+    sizes = {
+        dim: size
+        for spec in inputs
+        for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return {spec.name: _answer(spec, inputs, feed, sizes) for spec in outputs}
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(n if isinstance(n, int) else sizes.get(n, 1) for n in spec.shape)
+    known = (dim_size(dim, sizes) for dim in spec.shape)
+    return tuple(1 if size is None else size for size in known)
 
 
 def _answer(

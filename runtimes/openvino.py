@@ -23,8 +23,8 @@ import importlib
 import re
 import sys
 import threading
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
-from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
+from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
 from mmedge.runtimes.session import (
@@ -44,10 +44,9 @@ from mmedge.runtimes.session import (
     always_prepared,
     nothing_to_prepare,
 )
-from mmedge.specs import Array, check_feed
+from mmedge.specs import Array, Axis
 
 __all__ = [
-    "OpenVinoBinding",
     "OpenVinoSession",
     "available_devices",
     "engine_version",
@@ -126,137 +125,78 @@ def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
     if devices != ["CPU"]:
         raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
     placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
-    return OpenVinoSession(engine, compiled, model, glance, placement)
+    return OpenVinoSession(engine, compiled, model, glance, placement, options.axes)
 
 
-class OpenVinoSession(SessionBase):
-    """A Session on OpenVINO. Made by `open_session`."""
+class OpenVinoSession(SessionBase[Any]):  # an openvino.CompiledModel
+    """A Session on OpenVINO. Made by `open_session`.
+
+    Until the next run, it may keep the arrays of a feed alive. A binding reads and writes the
+    arrays themselves.
+    """
 
     def __init__(
         self,
-        engine: ModuleType,
-        compiled: Any,  # noqa: ANN401, an openvino.CompiledModel
+        library: ModuleType,
+        compiled: Any,  # noqa: ANN401
         model: Path,
-        glance: OnnxFile,
+        graph: OnnxFile,
         placement: Placement,
+        axes: Mapping[str, Axis] | None = None,
     ) -> None:
-        super().__init__(glance.inputs, glance.outputs, placement)
-        self._engine = engine
-        self._compiled: Any = compiled
-        self._model = model
-        self._ports = _ports(compiled, model, glance)
+        super().__init__(compiled, model, graph.inputs, graph.outputs, placement, axes)
+        self._library = library
+        self._ports = _ports(compiled, model, graph)
         self._idle: list[Any] = []  # infer requests; each serves one call at a time
-        self._lock = threading.Lock()
-        self._bindings: weakref.WeakSet[OpenVinoBinding] = weakref.WeakSet()
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph; see Session.run.
-
-        Until the next run, the session may keep the arrays of this feed alive.
-        """
-        compiled = self._opened()
-        check_feed(self._inputs, feed)
+    def _run(self, engine: Any, feed: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401
         _check_narrow(feed)
-        ready = {name: np.require(array, requirements=["C", "A"]) for name, array in feed.items()}
-        try:
+        with self._mapped("the run failed"):
             try:
                 request = self._idle.pop()
             except IndexError:
-                request = compiled.create_infer_request()
-            for name, array in ready.items():
-                request.set_input_tensor(self._ports[name], _tensor(self._engine, array))
+                request = engine.create_infer_request()
+            for name, array in feed.items():
+                request.set_input_tensor(self._ports[name], _tensor(self._library, array))
             answers = request.infer(share_outputs=False)
             outputs = {
                 spec.name: answers[index].reshape(request.get_output_tensor(index).get_shape())
                 for index, spec in enumerate(self._outputs)
             }
-        except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the run failed") from error
         with self._lock:
-            if self._compiled is not None:
+            if self._engine is not None:
                 self._idle.append(request)
         return outputs
 
-    def bind(self, feed: Mapping[str, Array]) -> OpenVinoBinding:
-        """Preallocate for the shapes of `feed`; see Session.bind.
-
-        An output axis that the inputs do not name is found by running the graph once.
-        """
-        compiled = self._opened()
-        outputs = self._buffers(feed)
-        try:
-            request = compiled.create_infer_request()
-            for name, array in feed.items():
-                request.set_input_tensor(self._ports[name], _tensor(self._engine, array))
-            for index, array in enumerate(outputs.values()):
-                request.set_output_tensor(index, _tensor(self._engine, array))
-        except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the buffers cannot be bound") from error
-        binding = OpenVinoBinding(request, self._model, dict(feed), outputs)
-        with self._lock:
-            if self._compiled is not None:
-                self._bindings.add(binding)
-                return binding
-        binding._release()
-        return binding
-
-    def close(self) -> None:
-        """Free the engine's memory, once the runs that have begun are done."""
-        with self._lock:
-            self._compiled = None
-            self._idle.clear()
-            bindings = list(self._bindings)
-        for binding in bindings:
-            binding._release()
-
-    def _opened(self) -> Any:  # noqa: ANN401
-        # A local reference keeps the engine alive until this call is done, whoever closes it.
-        compiled = self._compiled
-        if compiled is None:
-            raise closed_error(self._model)
-        return compiled
-
-    def __repr__(self) -> str:
-        state = "closed" if self._compiled is None else self._placement.device
-        return f"<OpenVinoSession {self._model.name} ({state})>"
-
-
-class OpenVinoBinding(BindingBase):
-    """A Binding on OpenVINO. Made by `OpenVinoSession.bind`; dead once the session is closed.
-
-    The engine reads and writes the arrays themselves.
-    """
-
-    def __init__(
+    def _bound(
         self,
-        request: Any,  # noqa: ANN401, an openvino.InferRequest whose tensors are set
-        model: Path,
+        engine: Any,  # noqa: ANN401
         inputs: dict[str, Array],
         outputs: dict[str, Array],
-    ) -> None:
-        super().__init__(inputs, outputs)
-        self._request = request
-        self._model = model
+    ) -> Callable[[], None]:
+        with self._mapped("the buffers cannot be bound"):
+            request = engine.create_infer_request()
+            for name, array in inputs.items():
+                request.set_input_tensor(self._ports[name], _tensor(self._library, array))
+            for index, array in enumerate(outputs.values()):
+                request.set_output_tensor(index, _tensor(self._library, array))
 
-    def run(self) -> Mapping[str, Array]:
-        """Run the graph on the bound buffers and return `outputs`.
+        def call() -> None:
+            _check_narrow(inputs)
+            with self._mapped("the run failed"):
+                request.infer(share_outputs=True)
 
-        Raises:
-            InputError: If an input buffer holds an integer beyond 32 bits.
-            BackendError: If the engine fails, or the session is closed.
-        """
-        request = self._request
-        if request is None:
-            raise closed_error(self._model)
-        _check_narrow(self._inputs)
+        return call
+
+    def _free(self, _: object) -> None:
+        self._idle.clear()
+
+    @contextmanager
+    def _mapped(self, what: str) -> Iterator[None]:
         try:
-            request.infer(share_outputs=True)
+            yield
         except _engine_exceptions() as error:
-            raise _mapped(error, f"{self._model}: the run failed") from error
-        return self._outputs
-
-    def _release(self) -> None:
-        self._request = None
+            raise _mapped(error, f"{self._model}: {what}") from error
 
 
 def _load_engine() -> ModuleType:

@@ -11,17 +11,16 @@ On CUDA, shape arithmetic may stay on the CPU, where the engine puts it on purpo
 
 from __future__ import annotations
 
-import threading
 import warnings
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
+from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import axis_dim, check_external_data, read_onnx_file
 from mmedge.runtimes.ort.engine import (
     available_devices,
@@ -41,10 +40,9 @@ from mmedge.runtimes.session import (
     always_prepared,
     nothing_to_prepare,
 )
-from mmedge.specs import Array, TensorSpec, check_feed
+from mmedge.specs import Array, Axis, TensorSpec
 
 __all__ = [
-    "OrtBinding",
     "OrtSession",
     "available_devices",
     "engine_version",
@@ -115,7 +113,8 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         native = engine.InferenceSession(
             str(model), sess_options=settings, providers=providers, enable_fallback=0
         )
-        return OrtSession(native, model, read_placement(engine, native, options.device, model))
+        placement = read_placement(engine, native, options.device, model)
+        return OrtSession(native, model, placement, options.axes)
 
     try:
         try:
@@ -137,85 +136,10 @@ def open_session(model: Path, options: SessionOptions) -> OrtSession:
         raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
 
 
-class OrtSession(SessionBase):
-    """A Session on ONNX Runtime. Made by `open_session`."""
+class OrtSession(SessionBase[Any]):  # an onnxruntime.InferenceSession, which has no types
+    """A Session on ONNX Runtime. Made by `open_session`.
 
-    def __init__(self, native: Any, model: Path, placement: Placement) -> None:  # noqa: ANN401
-        super().__init__(
-            tuple(_spec(arg, model) for arg in native.get_inputs()),
-            tuple(_spec(arg, model) for arg in native.get_outputs()),
-            placement,
-        )
-        self._native: Any = native  # onnxruntime ships no types
-        self._model = model
-        self._output_names = [spec.name for spec in self._outputs]
-        self._lock = threading.Lock()
-        self._bindings: weakref.WeakSet[OrtBinding] = weakref.WeakSet()
-
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph; see Session.run.
-
-        May be called from several threads at once, also while another closes the session: a call
-        that has begun ends with its answer, a later one is a BackendError.
-        """
-        native = self._opened()
-        check_feed(self._inputs, feed)
-        ready = {
-            name: array
-            if array.flags.c_contiguous and array.flags.aligned
-            else np.require(array, requirements=["C", "A"])
-            for name, array in feed.items()
-        }
-        try:
-            answers = native.run(self._output_names, ready)
-        except engine_exceptions() as error:
-            raise mapped(error, f"{self._model}: the run failed") from error
-        return dict(zip(self._output_names, answers, strict=True))
-
-    def bind(self, feed: Mapping[str, Array]) -> OrtBinding:
-        """Preallocate for the shapes of `feed`; see Session.bind.
-
-        An output axis that the inputs do not name is found by running the graph once.
-        """
-        native = self._opened()
-        outputs = self._buffers(feed)
-        try:
-            binding = OrtBinding(native, self._model, self._placement.device, dict(feed), outputs)
-        except engine_exceptions() as error:
-            raise mapped(error, f"{self._model}: the buffers cannot be bound") from error
-        with self._lock:
-            if self._native is not None:
-                self._bindings.add(binding)
-                return binding
-        binding._release()
-        return binding
-
-    def close(self) -> None:
-        """Free the engine's memory, once the runs that have begun are done."""
-        with self._lock:
-            native, self._native = self._native, None
-            bindings = list(self._bindings)
-        for binding in bindings:
-            binding._release()
-        if native is not None and native.get_session_options().enable_profiling:
-            native.end_profiling()
-
-    def _opened(self) -> Any:  # noqa: ANN401
-        # A local reference keeps the engine alive until this call is done, whoever closes it.
-        native = self._native
-        if native is None:
-            raise closed_error(self._model)
-        return native
-
-    def __repr__(self) -> str:
-        state = "closed" if self._native is None else self._placement.device
-        return f"<OrtSession {self._model.name} ({state})>"
-
-
-class OrtBinding(BindingBase):
-    """A Binding on ONNX Runtime. Made by `OrtSession.bind`; dead once the session is closed.
-
-    On the CPU the engine reads and writes the arrays themselves. On CUDA each run copies the inputs
+    A binding on the CPU reads and writes the arrays themselves. On CUDA each run copies the inputs
     to the device and the outputs back into the same arrays.
     """
 
@@ -223,42 +147,53 @@ class OrtBinding(BindingBase):
         self,
         native: Any,  # noqa: ANN401
         model: Path,
-        device: str,
+        placement: Placement,
+        axes: Mapping[str, Axis] | None = None,
+    ) -> None:
+        inputs = tuple(_spec(arg, model) for arg in native.get_inputs())
+        outputs = tuple(_spec(arg, model) for arg in native.get_outputs())
+        super().__init__(native, model, inputs, outputs, placement, axes)
+        self._output_names = [spec.name for spec in outputs]
+
+    def _run(self, engine: Any, feed: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401
+        with self._mapped("the run failed"):
+            answers = engine.run(self._output_names, feed)
+        return dict(zip(self._output_names, answers, strict=True))
+
+    def _bound(
+        self,
+        engine: Any,  # noqa: ANN401
         inputs: dict[str, Array],
         outputs: dict[str, Array],
-    ) -> None:
-        super().__init__(inputs, outputs)
-        self._model = model
-        self._on_host = device == "cpu"
-        bound = native.io_binding()
-        for name, array in inputs.items():
-            bound.bind_cpu_input(name, array)
-        for name, array in outputs.items():
-            bound.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._bound: tuple[Any, Any] | None = (native, bound)
+    ) -> Callable[[], None]:
+        on_host = self._placement.device == "cpu"
+        with self._mapped("the buffers cannot be bound"):
+            bound = engine.io_binding()
+            for name, array in inputs.items():
+                bound.bind_cpu_input(name, array)
+            for name, array in outputs.items():
+                bound.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
-    def run(self) -> Mapping[str, Array]:
-        """Run the graph on the bound buffers and return `outputs`.
+        def call() -> None:
+            with self._mapped("the run failed"):
+                if not on_host:
+                    # The engine copies to the device when an input is bound, not when it runs.
+                    for name, array in inputs.items():
+                        bound.bind_cpu_input(name, array)
+                engine.run_with_iobinding(bound)
 
-        Raises:
-            BackendError: If the engine fails, or the session is closed.
-        """
-        pair = self._bound
-        if pair is None:
-            raise closed_error(self._model)
-        native, bound = pair
+        return call
+
+    def _free(self, engine: Any) -> None:  # noqa: ANN401
+        if engine.get_session_options().enable_profiling:
+            engine.end_profiling()
+
+    @contextmanager
+    def _mapped(self, what: str) -> Iterator[None]:
         try:
-            if not self._on_host:
-                # The engine copies to the device when an input is bound, not when it runs.
-                for name, array in self._inputs.items():
-                    bound.bind_cpu_input(name, array)
-            native.run_with_iobinding(bound)
+            yield
         except engine_exceptions() as error:
-            raise mapped(error, f"{self._model}: the run failed") from error
-        return self._outputs
-
-    def _release(self) -> None:
-        self._bound = None
+            raise mapped(error, f"{self._model}: {what}") from error
 
 
 def _spec(arg: Any, model: Path) -> TensorSpec:  # noqa: ANN401

@@ -8,16 +8,14 @@ are taken by `run_device` and `bind_device`, whose answers stay there.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from mmedge.errors import BackendError, InputError
-from mmedge.runtimes.base import BindingBase, SessionBase, closed_error
+from mmedge.runtimes.base import BoundRun, SessionBase, check_same_shapes, closed_error
 from mmedge.runtimes.cuda.arrays import (
     DeviceArray,
     DeviceInput,
@@ -31,12 +29,12 @@ from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.lane import Lane, Prepared
 from mmedge.specs import Array, check_bindable, check_feed
 
-__all__ = ["TrtBinding", "TrtDeviceBinding", "TrtSession"]
+__all__ = ["TrtDeviceBinding", "TrtSession"]
 
 _Input: TypeAlias = Array | DeviceInput
 
 
-class TrtSession(SessionBase):
+class TrtSession(SessionBase[DeviceEngine]):
     """A Session on a TensorRT engine. Made by `open_session` of a TensorRT backend.
 
     Args:
@@ -46,34 +44,18 @@ class TrtSession(SessionBase):
     """
 
     def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
-        super().__init__(
-            tuple(tensor.spec for tensor in engine.inputs),
-            tuple(tensor.spec for tensor in engine.outputs),
-            placement,
-        )
-        self._engine: DeviceEngine | None = engine
+        inputs = tuple(tensor.spec for tensor in engine.inputs)
+        outputs = tuple(tensor.spec for tensor in engine.outputs)
+        super().__init__(engine, engine.model, inputs, outputs, placement, options.axes)
         self._device = engine.device
-        self._model: Path = engine.model
         self._options = options
         self._turn = threading.Condition()
         self._idle: list[Lane] = []
         self._made = 0
         self._waiting = 0
         self._answered = False
-        self._bindings: weakref.WeakSet[_Bound] = weakref.WeakSet()
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the engine; see Session.run.
-
-        May be called from several threads at once, also while another closes the session: a call
-        that has begun ends with its answer, a later one is a BackendError.
-
-        Raises:
-            ShapeError: Also if the engine was not built for these shapes; the axis and the bounds
-                of each of its profiles are named.
-        """
-        engine = self._opened()
-        check_feed(self._inputs, feed)
+    def _run(self, engine: DeviceEngine, feed: Mapping[str, Array]) -> dict[str, Array]:
         with self._device.current(), _Lent(self, engine) as lane:
             answers = lane.run(feed)
         if not self._answered:
@@ -106,7 +88,7 @@ class TrtSession(SessionBase):
             host, views = self._split(feed, lane, stream)
             return lane.run_on_device(host, views)
 
-    def bind(self, feed: Mapping[str, Array]) -> TrtBinding:
+    def bind(self, feed: Mapping[str, Array]) -> BoundRun:
         """Preallocate for the shapes of `feed`; see Session.bind.
 
         The inputs are copied to the device from where they are, if that is page-locked memory
@@ -114,7 +96,7 @@ class TrtSession(SessionBase):
         a binding's first run is as fast as the others.
         """
         engine = self._opened()
-        check_bindable(self._inputs, feed)
+        check_bindable(self._inputs, feed, self._axes)
         page_locked = {
             name: array.ctypes.data
             for name, array in feed.items()
@@ -127,9 +109,11 @@ class TrtSession(SessionBase):
                 lane.launch(prepared)
                 lane.wait()
             outputs = lane.host_answers(prepared)
-        binding = TrtBinding(engine, lane, prepared, dict(feed), outputs)
-        self._keep(binding)
-        return binding
+        inputs = dict(feed)
+        bound = _Bound(engine, lane, prepared, outputs)
+        return self._kept(
+            BoundRun(self._model, inputs, outputs, lambda: bound.run_on(inputs), bound.release)
+        )
 
     def bind_device(
         self, feed: Mapping[str, _Input], *, stream: int | None = None
@@ -164,30 +148,15 @@ class TrtSession(SessionBase):
                     "is computed, so it cannot be bound. Use run_device."
                 )
             outputs = lane.device_answers(prepared)
-        binding = TrtDeviceBinding(engine, lane, prepared, dict(feed), host, outputs)
-        self._keep(binding)
-        return binding
+        return self._kept(TrtDeviceBinding(engine, lane, prepared, dict(feed), host, outputs))
 
-    def close(self) -> None:
-        """Free the engine's memory, once the runs that have begun are done."""
+    def _free(self, engine: DeviceEngine) -> None:
         with self._turn:
-            engine, self._engine = self._engine, None
             idle, self._idle = self._idle, []
-            bindings = list(self._bindings)
-        if engine is None:
-            return
         with self._device.current():
             for lane in idle:
                 _close(lane)
-        for binding in bindings:
-            binding._release()
         engine.keep_runtime_cache()
-
-    def _opened(self) -> DeviceEngine:
-        engine = self._engine
-        if engine is None:
-            raise closed_error(self._model)
-        return engine
 
     def _take(self, engine: DeviceEngine) -> Lane:
         with self._turn:
@@ -241,19 +210,8 @@ class TrtSession(SessionBase):
         }
         host = {name: value for name, value in feed.items() if name not in views}
         stand_ins = {name: seen.stand_in() for name, seen in views.items()}
-        check_feed(self._inputs, {**host, **stand_ins})  # type: ignore[dict-item]
+        check_feed(self._inputs, {**host, **stand_ins}, self._axes)  # type: ignore[dict-item]
         return host, views  # type: ignore[return-value]
-
-    def _keep(self, binding: _Bound) -> None:
-        with self._turn:
-            if self._engine is not None:
-                self._bindings.add(binding)
-                return
-        binding._release()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._engine is None else self._placement.device
-        return f"<TrtSession {self._model.name} ({state})>"
 
 
 class _Lent:
@@ -279,18 +237,32 @@ class _Lent:
 
 
 class _Bound:
-    """A lane that runs one call again and again. Once closed it holds nothing of the engine."""
+    """A lane that runs one call again and again. Once closed it holds nothing of the engine.
 
-    def __init__(self, engine: DeviceEngine, lane: Lane, prepared: Prepared) -> None:
+    Args:
+        engine: What runs.
+        lane: Where.
+        prepared: The call.
+        outputs: Where it leaves host arrays; None where they stay on the device.
+    """
+
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        lane: Lane,
+        prepared: Prepared,
+        outputs: dict[str, Array] | None = None,
+    ) -> None:
         self._model = engine.model
         self._device = engine.device
         # Shapes follow from such an input's values, so they are looked at in every run.
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
         self._bound: tuple[Lane, Prepared] | None = lane, prepared
+        self._host_outputs = outputs
         self._lock = threading.Lock()
         self._failed = False
 
-    def _run(self, host: Mapping[str, Array], writer: int | None = None) -> None:
+    def run_on(self, host: Mapping[str, Array], writer: int | None = None) -> None:
         """Run once; a run that fails is the last one."""
         with self._lock, self._device.current():
             if self._bound is None:
@@ -312,17 +284,22 @@ class _Bound:
                     lane.fill(host)
                 lane.launch(prepared)
                 lane.wait()
-                if prepared.growing or self._reads_host:
-                    self._check(lane, prepared)
+                if self._host_outputs is not None and (prepared.growing or self._reads_host):
+                    self._refresh(lane.host_answers(prepared), self._host_outputs)
             except BackendError:
                 self._failed = True
                 self._drop()
                 raise
 
-    def _check(self, lane: Lane, prepared: Prepared) -> None:
-        """Look at answers whose shapes may have changed."""
+    def _refresh(self, answers: dict[str, Array], outputs: dict[str, Array]) -> None:
+        """Take outputs whose shapes may have changed, or that lie elsewhere by now."""
+        check_same_shapes(self._model, answers, outputs)
+        for name, array in answers.items():
+            if not np.may_share_memory(array, outputs[name]):
+                outputs[name][...] = array
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Free the lane."""
         with self._lock, self._device.current():
             self._drop()
 
@@ -330,45 +307,6 @@ class _Bound:
         bound, self._bound = self._bound, None
         if bound is not None:
             _close(bound[0])
-
-
-class TrtBinding(BindingBase, _Bound):
-    """A Binding on a TensorRT engine. Made by `TrtSession.bind`; dead once the session is closed.
-
-    Each run copies the inputs to the device, and the answers back into the same page-locked arrays.
-    """
-
-    def __init__(
-        self,
-        engine: DeviceEngine,
-        lane: Lane,
-        prepared: Prepared,
-        inputs: dict[str, Array],
-        outputs: dict[str, Array],
-    ) -> None:
-        BindingBase.__init__(self, inputs, outputs)
-        _Bound.__init__(self, engine, lane, prepared)
-
-    def run(self) -> Mapping[str, Array]:
-        """Run the engine on the bound buffers and return `outputs`.
-
-        Raises:
-            BackendError: If it fails, the session is closed, or an output has got another shape
-                than when it was bound, as one may whose size depends on values.
-        """
-        self._run(self._inputs)
-        return self._outputs
-
-    def _check(self, lane: Lane, prepared: Prepared) -> None:
-        for name, array in lane.host_answers(prepared).items():
-            bound = self._outputs[name]
-            if array.shape != bound.shape:
-                raise BackendError(
-                    f"{self._model}: output '{name}' has got shape {array.shape}, bound was "
-                    f"{bound.shape}: its size depends on what is fed. Use run."
-                )
-            if not np.may_share_memory(array, bound):  # the lane's memory has moved meanwhile
-                bound[...] = array
 
 
 class TrtDeviceBinding(_Bound):
@@ -411,7 +349,7 @@ class TrtDeviceBinding(_Bound):
         Raises:
             BackendError: If it fails, or the session is closed.
         """
-        self._run(self._host, stream)
+        self.run_on(self._host, stream)
         return self._outputs
 
 

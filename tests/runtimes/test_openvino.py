@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from tiny_graphs import BIAS, INPUTS, OUTPUTS, WEIGHT, WIDTH, embed, feed_of, save, save_embedder
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
-from mmedge.runtimes import SessionOptions, open_session
+from mmedge.runtimes import SessionOptions, base, open_session
 from mmedge.runtimes import openvino as ours
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.openvino import OpenVinoSession
@@ -45,7 +45,7 @@ def opened(model: Path, **options: Any) -> OpenVinoSession:
 
 def test_the_engine_is_asked_for_low_latency_in_the_precision_of_the_graph(tmp_path: Path) -> None:
     with opened(save_embedder(tmp_path / "m.onnx")) as session:
-        asked = session._compiled.get_property
+        asked = session._engine.get_property
         assert asked("PERFORMANCE_HINT") == "LATENCY"
         assert asked("INFERENCE_PRECISION_HINT") == openvino.Type.f32
         assert asked("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
@@ -56,7 +56,7 @@ def test_the_engine_is_asked_for_low_latency_in_the_precision_of_the_graph(tmp_p
 
 def test_threads_reach_the_engine(tmp_path: Path) -> None:
     with opened(save_embedder(tmp_path / "m.onnx"), threads=1) as session:
-        assert session._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        assert session._engine.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def save_qdq(path: Path) -> Path:
 def product_precisions(session: OpenVinoSession) -> Counter[str]:
     """Return in which precision the engine runs the matrix products, and how many of them."""
     kinds: Counter[str] = Counter()
-    for node in session._compiled.get_runtime_model().get_ops():
+    for node in session._engine.get_runtime_model().get_ops():
         told = node.get_rt_info()
         if told["layerType"].astype(str) in ("FullyConnected", "MatMul"):
             kinds[told["runtimePrecision"].astype(str)] += 1
@@ -301,13 +301,13 @@ def test_a_run_that_began_before_closing_ends_with_its_answer(
 ) -> None:
     session = opened(save_embedder(tmp_path / "m.onnx"))
     feed = feed_of(2)
-    check = ours.check_feed
+    check = base.check_feed
 
     def close_meanwhile(*arguments: Any) -> Any:
         session.close()
         return check(*arguments)
 
-    monkeypatch.setattr(ours, "check_feed", close_meanwhile)
+    monkeypatch.setattr(base, "check_feed", close_meanwhile)
     np.testing.assert_allclose(session.run(feed)["y"], embed(feed)["y"], rtol=1e-5, atol=1e-6)
     with pytest.raises(BackendError, match="closed"):
         session.run(feed)

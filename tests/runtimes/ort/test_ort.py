@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from tiny_graphs import embed, feed_of, save, save_embedder
+from tiny_graphs import feed_of, save, save_embedder
 
 from mmedge.errors import (
     BackendError,
@@ -28,10 +28,11 @@ from mmedge.errors import (
     StorageError,
 )
 from mmedge.runtimes import SessionOptions, open_session
+from mmedge.runtimes.base import BoundRun
 from mmedge.runtimes.onnx_file import PAIRED_KEY
 from mmedge.runtimes.ort import engine as ort_engine
 from mmedge.runtimes.ort import session as ort
-from mmedge.runtimes.ort.session import OrtBinding, OrtSession, available_devices
+from mmedge.runtimes.ort.session import OrtSession, available_devices
 from mmedge.runtimes.session import Placement
 from mmedge.specs import Array
 
@@ -49,7 +50,7 @@ def _info(name: str, kind: int, shape: list[int | str | None]) -> Any:
 
 def _native_options(session: object) -> Any:
     assert isinstance(session, OrtSession)
-    return session._native.get_session_options()
+    return session._engine.get_session_options()
 
 
 # Settings
@@ -116,7 +117,7 @@ def test_the_trace_is_complete_once_the_session_is_closed(tmp_path: Path) -> Non
     with open_session(model, options=SessionOptions(profile_to=folder)) as session:
         session.run(feed_of(2))
         assert isinstance(session, OrtSession)
-        still_running = session._native  # as a call that has begun holds it
+        still_running = session._engine  # as a call that has begun holds it
 
     assert still_running is not None
     (trace,) = folder.glob("onnxruntime*.json")
@@ -496,12 +497,12 @@ def test_an_output_axis_that_no_input_names_is_found_by_running(tmp_path: Path) 
 def test_closing_frees_the_engine_of_bindings_too(tmp_path: Path) -> None:
     session = open_session(save_embedder(tmp_path / "m.onnx"))
     binding = session.bind(feed_of(2))
-    assert isinstance(binding, OrtBinding)
+    assert isinstance(binding, BoundRun)
     kept = {name: array.copy() for name, array in binding.run().items()}
 
     session.close()
 
-    assert binding._bound is None
+    assert binding._call is None
     for name, array in binding.outputs.items():  # the caller's arrays outlive the engine
         np.testing.assert_array_equal(array, kept[name])
 
@@ -512,9 +513,16 @@ def test_on_a_gpu_every_run_sends_the_inputs_again(device: str, expected: int) -
     bound = SimpleNamespace(
         bind_cpu_input=lambda _, array: sent.append(array.copy()), bind_output=lambda *_: None
     )
-    native = SimpleNamespace(io_binding=lambda: bound, run_with_iobinding=lambda _: None)
+    arg = SimpleNamespace(name="x", type="tensor(float)", shape=[2])
+    native = SimpleNamespace(
+        io_binding=lambda: bound,
+        run_with_iobinding=lambda _: None,
+        get_inputs=lambda: [arg],
+        get_outputs=list,
+    )
     feed = {"x": np.zeros(2, np.float32)}
-    binding = OrtBinding(native, MODEL, device, feed, embed(feed_of(1)))
+    placement = Placement("onnxruntime", device, "onnxruntime")
+    binding = OrtSession(native, MODEL, placement).bind(feed)
 
     for value in (1.0, 2.0):
         feed["x"][:] = value
