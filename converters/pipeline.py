@@ -18,7 +18,6 @@ from mmedge.converters.data.checks import Data, load_data, plan_role
 from mmedge.converters.data.datasets import Dataset
 from mmedge.converters.data.feeds import image_feeds, text_feeds
 from mmedge.converters.evaluation.dataset import EvaluationSet, evaluation_set
-from mmedge.converters.evaluation.metrics import METRICS
 from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ExportSpec, Family
 from mmedge.converters.graphs.export import export_role, probe_role
@@ -27,6 +26,7 @@ from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.provenance import describe_provenance, tool_versions
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, VariantReport
+from mmedge.converters.request import check_request
 from mmedge.converters.sources.fingerprint import computing_config, tensors_sha256
 from mmedge.converters.sources.frozen import Frozen, freeze
 from mmedge.converters.sources.source import Source, open_source
@@ -45,10 +45,9 @@ from mmedge.converters.tuning.role import describe_search, nothing_found
 from mmedge.converters.tuning.trials import TrialStore
 from mmedge.converters.variants.builder import BuiltVariant, RoleInputs, VariantBuilder, lay_out
 from mmedge.converters.variants.describe import BuiltRole, describe_role, external_files, judge
-from mmedge.energy.counter import why_not
 from mmedge.errors import ConversionError
 from mmedge.runtimes.processor import allowed_processors, processor_name
-from mmedge.specs import Array, Modality, did_you_mean
+from mmedge.specs import Array, Modality
 
 __all__ = ["convert"]
 
@@ -96,6 +95,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         StorageError: If the disk is full or the place cannot be written.
     """
     started = time.monotonic()
+    check_request(config)
     tell = progress or _say_nothing
     with (
         ExitStack() as kept,
@@ -126,9 +126,6 @@ def _say_nothing(_: ProgressEvent) -> None:
 
 def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progress) -> _Job:
     """Read everything that can be refused before the work begins."""
-    _check_metric_name(config.metric)
-    if config.searches and config.objective == "energy" and (reason := why_not()):
-        raise ConversionError(f"Objective energy: {reason}")
     progress(ProgressEvent("Open the source", 0, 1))
     source = open_source(config.source, config.revision, merge_adapter=config.merge_adapter)
     family = family_of(source)
@@ -144,14 +141,6 @@ def _open(config: ConvertConfig, folder: Path, kept: ExitStack, progress: Progre
     if config.searches:
         require_told(_budget(config, samples).metric, samples)
     return _Job(config, folder, kept, source, family, data, frozen, samples, progress)
-
-
-def _check_metric_name(metric: str | None) -> None:
-    if metric is not None and metric not in METRICS:
-        raise ConversionError(
-            f"Unknown metric: got '{metric}', expected one of {', '.join(METRICS)}."
-            + did_you_mean(metric, METRICS)
-        )
 
 
 def _load(job: _Job) -> tuple[_Facts, dict[str, ExportSpec]]:

@@ -289,9 +289,18 @@ def check_bindable(
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Return " Did you mean X?" for a misspelt name, or "" where none is near."""
-    near = difflib.get_close_matches(got, dict.fromkeys(known), n=3)
+    """Return " Did you mean X?" for a misspelt name, or "" where none is near.
+
+    A name that differs in case and separators alone ("INT-8") is the only one that is suggested.
+    """
+    names = dict.fromkeys(known)
+    near = [name for name in names if _letters(name) == _letters(got)]
+    near = near or difflib.get_close_matches(got.lower(), names, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def _shape_error(spec: TensorSpec, array: Array, way_out: str) -> ShapeError:

@@ -80,6 +80,7 @@ _CONVERTERS = (
     {"quantization", "distillation"},
     {"variants"},
     {"tuning"},
+    {"request"},
     {"pipeline"},
 )
 _below: set[str] = set()

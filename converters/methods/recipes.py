@@ -45,6 +45,8 @@ __all__ = ["FP32", "METHODS", "Recipe", "parse_recipe"]
 METHODS = ("fp32", "fp16", "bf16", "fp8", "int8-dynamic", "int8-static", "int8-weight", "int4")
 """What the name of a recipe begins with."""
 
+# Names that the configuration of a conversion resolves before they get here.
+_SHORT = ("auto", "int8")
 _RANGES: tuple[RangeMethod, ...] = get_args(RangeMethod)
 _ROUNDING = ("rtn", "gptq", "hqq")
 _SETTINGS: dict[str, tuple[str, ...]] = {
@@ -134,9 +136,9 @@ def parse_recipe(name: str) -> Recipe:
     method = next((m for m in METHODS if name == m or name.startswith(f"{m}-")), None)
     if method is None:
         raise ConversionError(
-            f"Unknown precision: got '{name}', expected one of {', '.join(METHODS)}, most of which "
-            "take settings, as in int8-static-mse-equalized or int4-g64-gptq."
-            + did_you_mean(name, METHODS)
+            f"Unknown precision: got '{name}', expected {', '.join((*_SHORT, *METHODS))}. Most "
+            "methods take settings, as in int8-static-mse-equalized or int4-g64-gptq."
+            + did_you_mean(name, (*_SHORT, *METHODS))
         )
     settings = [part for part in name[len(method) + 1 :].split("-") if part]
     taken = _SETTINGS.get(method, ())

@@ -92,13 +92,19 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
                 f"{spec} is a local folder and has no revision '{revision}'. Omit it."
             )
         return _read_folder(path, _local_name(spec), None, merge_adapter=merge_adapter)
-    if spec.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(spec):
+    if not is_hub_id(spec):
         raise SourceError(
             f"No such folder: {spec}. Pass a folder in transformers' format, or a hub id such as "
             "openai/clip-vit-base-patch32."
         )
     folder = _fetch(spec, revision)
     return _read_folder(folder, spec, folder.name, merge_adapter=merge_adapter)
+
+
+def is_hub_id(spec: str) -> bool:
+    """Return whether a source is a hub id: spelled like one, and no path that exists."""
+    path_like = spec.startswith((".", "/", "~")) or Path(spec).expanduser().exists()
+    return not path_like and _HUB_ID.fullmatch(spec) is not None
 
 
 def _local_name(spec: str) -> str:

@@ -14,7 +14,7 @@ from mmedge.bundle.paths import MANIFEST_NAME
 from mmedge.errors import BundleError
 from mmedge.files import atomic_directory, sha256_file, storage_errors
 
-__all__ = ["SUFFIX", "create_bundle", "describe_files", "write_manifest"]
+__all__ = ["SUFFIX", "check_target", "create_bundle", "describe_files", "write_manifest"]
 
 SUFFIX = ".mmedge"
 
@@ -37,13 +37,22 @@ def create_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         StorageError: If the disk is full or the place cannot be written.
     """
     target = Path(path)
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     with atomic_directory(target, replace=overwrite) as folder:
         yield folder
         open_bundle(folder)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Check that a bundle can be created at a path.
+
+    Args:
+        target: Path of the bundle; the name ends in ".mmedge".
+        overwrite: Whether an existing bundle may be replaced.
+
+    Raises:
+        BundleError: If it cannot.
+    """
     if target.suffix != SUFFIX:
         raise BundleError(
             f"Cannot create bundle {target}: its name must end in '{SUFFIX}'. "

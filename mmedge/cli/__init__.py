@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 from mmedge.errors import MmedgeError
@@ -15,11 +18,14 @@ from mmedge.telemetry import disable_telemetry
 __all__ = ["main"]
 
 _FAILED = 1
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_SIGNALLED = 128  # plus the number of the signal, as in shells
+_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 128 + N ended by signal N.
+
+    SIGTERM and SIGHUP end a command as Ctrl-C does: what is half-written is removed.
 
     An MmedgeError becomes its message on stderr, and so does a RuntimeWarning;
     MMEDGE_TRACEBACK=1 shows where an error came from.
@@ -30,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     _accept_any_text()
     disable_telemetry()
+    received: list[int] = []
     try:
         from mmedge.cli.app import run
 
-        with _warnings_as_messages():
+        with _signals_as_interrupts(received), _warnings_as_messages():
             code = run(arguments)
         sys.stdout.flush()
     except MmedgeError as error:
@@ -49,13 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(
             " ".join(["Interrupted. Nothing half-written is left behind.", *map(str, error.args)])
         )
-        code = _INTERRUPTED
+        code = _SIGNALLED + (received or [signal.SIGINT])[0]
     except BrokenPipeError:
         # The reader has seen enough (`mmedge inspect ... | head`). What is still buffered goes
         # nowhere, or the interpreter would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _FAILED
     sys.exit(code)
+
+
+@contextmanager
+def _signals_as_interrupts(received: list[int]) -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into a KeyboardInterrupt; an ignored one (nohup) stays ignored.
+
+    Args:
+        received: Gets the number of the signal.
+    """
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the cleaning up
+        received.append(number)
+        raise KeyboardInterrupt
+
+    known = [signal.Signals[name] for name in _SIGNALS if hasattr(signal, name)]
+    here = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    taken = [each for each in known if here and signal.getsignal(each) is signal.SIG_DFL]
+    for each in taken:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
 
 
 @contextmanager

@@ -137,6 +137,9 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     )
     if html is not None:
         _check_html(html, config)
+    from mmedge.converters.request import check_request
+
+    check_request(config)
     from mmedge.converters.pipeline import convert as run  # torch comes along
 
     if quiet or json:

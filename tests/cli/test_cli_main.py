@@ -130,8 +130,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main([])
 
 
-def test_ctrl_c_says_so_in_one_line_and_exits_with_130(tmp_path: Path) -> None:
-    """A real SIGINT to a command at work."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_one_line_and_the_exit_code(tmp_path: Path, sent: signal.Signals) -> None:
+    """A real signal to a command at work."""
     bundle = tmp_path / "x.mmedge"
     bundle.mkdir()
     script = (
@@ -148,10 +149,43 @@ def test_ctrl_c_says_so_in_one_line_and_exits_with_130(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert errors == "Error: Interrupted. Nothing half-written is left behind.\n"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_neither_files_nor_a_worker(tmp_path: Path, sent: signal.Signals) -> None:
+    script = (
+        "import sys, time\n"
+        "from mmedge.bundle import create_bundle\n"
+        "from mmedge.cli import app, main\n"
+        "from mmedge.converters.graphs import worker\n"
+        "def convert(_):\n"
+        "    with create_bundle(sys.argv[1]) as folder, worker.Worker() as graphs:\n"
+        "        (folder / 'half.onnx').write_bytes(b'half')\n"
+        "        graphs._process = worker._Process()\n"
+        "        print(graphs.pid, flush=True)\n"
+        "        time.sleep(60)\n"
+        "app.run = convert\n"
+        "main([])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "out.mmedge")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(sent)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + sent
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 @pytest.mark.parametrize("arguments", [["--json"], []])

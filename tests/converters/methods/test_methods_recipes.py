@@ -150,7 +150,7 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("int3", "Unknown precision: got 'int3', expected one of fp32, fp16"),
+        ("int3", "Unknown precision: got 'int3', expected auto, int8, fp32"),
         ("int8-statik", "Did you mean int8-static or"),
         ("", "Unknown precision: got ''"),
         ("fp16-keep2", "fp16 takes no setting 'keep2', but none at all"),
