@@ -22,6 +22,7 @@ MmedgeError
 ├── BackendError
 │   ├── BackendUnavailableError  the engine is not installed or refuses to start
 │   ├── PlacementError           what would run is not what was asked for
+│   ├── TimeLimitError           a graph did not end in time
 │   └── EngineMismatchError      an engine of another version, device or model
 ├── StorageError                 the disk is full, read-only, or otherwise in the way
 ├── ProfileError                 a measurement cannot be made, or a gate did not hold
@@ -61,6 +62,7 @@ __all__ = [
     "SpaceMismatchError",
     "StorageError",
     "TextError",
+    "TimeLimitError",
 ]
 
 
@@ -146,6 +148,10 @@ class BackendUnavailableError(BackendError):
 
 class PlacementError(BackendError):
     """What would run is not what was asked for."""
+
+
+class TimeLimitError(BackendError):
+    """A graph did not end in time."""
 
 
 class EngineMismatchError(BackendError):

@@ -60,6 +60,10 @@ VARIANTS: dict[str, tuple[Precision, float | None]] = {
 }
 
 
+MODEL = "image_encoder/fp32.onnx"
+VARIANT = ("roles", "image_encoder", "variants", 0)
+
+
 def image_weights(step: float | None = None) -> Array:
     """(3, DIM) float32, rounded to multiples of `step`."""
     return _rounded(np.random.default_rng(1).standard_normal((3, DIM)), step)
@@ -301,3 +305,16 @@ def edit_manifest(path: Path, *steps: str | int, value: object) -> None:
         place = place[step]
     place[steps[-1]] = value
     manifest.write_text(json.dumps(document, indent=2), encoding="utf-8")
+
+
+def replace_model(bundle: Bundle, data: bytes, *others: str) -> Bundle:
+    """Put another model into a bundle, with a manifest that agrees."""
+    (bundle.path / MODEL).write_bytes(data)
+    files = describe_files(bundle.path)
+    documents = {path: entry.model_dump() for path, entry in files.items()}
+    edit_manifest(bundle.path, "files", value=documents)
+    paths = [MODEL, *others]
+    edit_manifest(bundle.path, *VARIANT, "files", value=paths)
+    size_bytes = sum(files[path].size_bytes for path in paths)
+    edit_manifest(bundle.path, *VARIANT, "size_bytes", value=size_bytes)
+    return open_bundle(bundle.path)

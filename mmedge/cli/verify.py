@@ -33,6 +33,13 @@ def verify(
         str,
         typer.Option(help="What runs the graphs: onnxruntime, openvino, tensorrt, tensorrt-rtx."),
     ] = "onnxruntime",
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Time limit for each variant, in seconds (0 for none).",
+            show_default="$MMEDGE_TIME_LIMIT_S, or 300",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Check every file's hash, then replay the golden vectors on this machine.
@@ -46,7 +53,9 @@ def verify(
 
     opened = open_bundle(bundle)
     verify_files(opened)
-    results = verify_bundle(opened, device=device, precision=precision, backend=backend)
+    results = verify_bundle(
+        opened, device=device, precision=precision, backend=backend, time_limit_s=time_limit
+    )
     passed = all(result.passed for result in results)
     if json:
         print_json(

@@ -106,11 +106,11 @@ _TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
 def _check_depth(document: object) -> None:
     level = [document]
     for _ in range(_MAX_DEPTH + 1):
-        level = [node for node in level if isinstance(node, (dict, list))]
-        if not level:
+        inner = [node for node in level if isinstance(node, (dict, list))]
+        if not inner:
             return
         level = [
-            child for node in level for child in (node.values() if isinstance(node, dict) else node)
+            child for node in inner for child in (node.values() if isinstance(node, dict) else node)
         ]
     raise ValueError(_TOO_DEEP)
 

@@ -1,4 +1,4 @@
-"""One builder at a time for each engine, across threads and processes."""
+"""Lock files: one holder at a time, across threads and processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
-def key_lock(path: Path, told: Callable[[str], None]) -> Iterator[None]:
+def key_lock(
+    path: Path, told: Callable[[str], None], *, doing: str = "is building this engine"
+) -> Iterator[None]:
     """Hold the lock file `path` while the block runs; wait for whoever holds it.
 
     The kernel drops the lock when its holder dies, however it dies; the children of a holder that
@@ -31,6 +33,7 @@ def key_lock(path: Path, told: Callable[[str], None]) -> Iterator[None]:
     Args:
         path: Of the lock file, in a folder that exists.
         told: Called with "process 123 ..." when there is something to wait for, and every minute.
+        doing: What a holder does, for those who wait.
 
     Raises:
         StorageError: If the file cannot be made.
@@ -46,7 +49,7 @@ def key_lock(path: Path, told: Callable[[str], None]) -> Iterator[None]:
         if not pause_s or now - reminded >= _REMIND_S:
             reminded = now
             so_far = f"still waiting after {now - began:.0f} s" if pause_s else "waiting for it"
-            told(f"{holder} is building this engine: {so_far}")
+            told(f"{holder} {doing}: {so_far}")
         pause_s = min(2 * pause_s, _POLL_S[1]) or _POLL_S[0]
         time.sleep(pause_s)
 
@@ -127,8 +130,8 @@ def _try_lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in _BUSY:
             return False
-        # Without locks two processes may both build; each still writes whole files.
-        _LOG.warning("%s cannot be locked (%s): an engine may be built twice", path, error.strerror)
+        # Without locks two processes may do the same; each still writes whole files.
+        _LOG.warning("%s cannot be locked (%s): work may be done twice", path, error.strerror)
     return True
 
 

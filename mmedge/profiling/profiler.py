@@ -28,6 +28,9 @@ from mmedge.profiling.result import (
 )
 from mmedge.profiling.stages import measure_stages, stage_names_of
 from mmedge.runtimes.session import SessionOptions
+from mmedge.sessions.limits import time_limit
+from mmedge.sessions.opening import session_options
+from mmedge.sessions.verification import replay_variants
 
 __all__ = ["Progress", "profile"]
 
@@ -69,6 +72,7 @@ def profile(
         ProfileError: If something asked for cannot be measured, or a gate cannot be read or names
             a figure that will not be there; told before anything is measured where possible.
         BackendError: If the engine or the device is missing, or fails.
+        TimeLimitError: If a graph takes too long for its golden inputs; nothing is measured then.
     """
     config = config or ProfileConfig()
     if not isinstance(bundle, Bundle):
@@ -122,6 +126,7 @@ class _Run:
         )
 
     def profile(self) -> Profile:
+        self._check_that_graphs_end()
         jpeg = frame_jpeg()
         cells = tuple(self._cell(key) for key in self._keys)
         stages = tuple(self._stages(role, variant, jpeg) for role, variant in self._staged)
@@ -155,6 +160,14 @@ class _Run:
                 "warnings": self._warnings(made),
             }
         )
+
+    def _check_that_graphs_end(self) -> None:
+        limit_s = time_limit()
+        if limit_s is not None:
+            name = self._config.backend
+            options = session_options(name, self._config.device, None)
+            pairs = [(role, each) for role, ladder in self._chosen.items() for each in ladder]
+            replay_variants(self._bundle, pairs, name, options, limit_s)
 
     def _announce(self, what: str) -> None:
         self._on_progress(Progress(self._done, self._steps, what))

@@ -4,7 +4,9 @@ Only where two or more installed backends can run a variant is there anything to
 them opens it and answers the golden inputs; what lies outside the variant's tolerance is out. The
 rest run in turns for about half a second on one golden input, with the caller's own options, and
 the fastest stays open. ONNX Runtime, which the bundle was made with, keeps its place unless another
-is at least 3 % faster.
+is at least 3 % faster. The measurement runs in a process of its own, with a time limit for each
+backend; one measurement at a time on this machine, and the others take its result. What a busy
+machine leaves in doubt is used and not remembered.
 
 A backend that would first have to build an engine, for minutes, does not take part until the engine
 is there.
@@ -13,20 +15,31 @@ is there.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Variant
-from mmedge.bundle.opening import Bundle
-from mmedge.errors import BackendError
-from mmedge.runtimes.selection.race import race
+from mmedge.bundle.opening import Bundle, open_bundle
+from mmedge.errors import BackendError, StorageError
+from mmedge.files import storage_errors
+from mmedge.files.cache_folder import cache_folder
+from mmedge.files.locks import key_lock
+from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
+from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend
 from mmedge.runtimes.trt.engines import FLAVOURS
+from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
     DEFAULT_BACKEND,
     graph_of,
@@ -44,7 +57,9 @@ _TIE = 0.03
 _ROUNDS = 30
 _SECONDS = 0.5
 
-_one_at_a_time = threading.Lock()  # two measurements at once would measure each other
+_BUSY = 1.5  # runnable tasks a processor, over the last minute
+
+_one_thread = threading.Lock()
 
 
 def leading_backend() -> str:
@@ -118,14 +133,87 @@ def open_fastest(
     hashes = [bundle.manifest.files[path].sha256 for path in variant.files]
     choice = recall_choice(hashes, options)
     if choice is None or choice.backend not in names:
-        with _one_at_a_time:
-            choice = recall_choice(hashes, options)  # another thread may have measured meanwhile
+        with _one_at_a_time():
+            choice = recall_choice(hashes, options)  # another may have measured meanwhile
             if choice is None or choice.backend not in names:
-                session, choice, sure = _measure(bundle, role, variant, options, names)
+                measured, choice, sure = _measured(bundle, role, variant, options, names)
                 if sure:
                     remember_choice(hashes, options, choice)
-                return session, choice
+                if measured is not None:
+                    return measured, choice
     return open_variant(bundle, variant, backend_name=choice.backend, options=options), choice
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one thread of one process measure; two at once would measure each other."""
+    lock = cache_folder() / "backends" / "measuring.lock"
+    with ExitStack() as stack:
+        try:
+            with storage_errors(lock):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(key_lock(lock, _LOG.info, doing="is measuring backends"))
+        except StorageError:  # nothing can be remembered there either, and a warning says so
+            stack.enter_context(_one_thread)
+        yield
+
+
+def _measured(
+    bundle: Bundle, role: str, variant: Variant, options: SessionOptions, names: Sequence[str]
+) -> tuple[Session | None, Choice, bool]:
+    """Measure in a worker, leaving out what does not end in time or crashes it.
+
+    Returns:
+        As _measure; no session where a worker has measured.
+    """
+    limit_s = time_limit()
+    if limit_s is None:
+        return _measure(bundle, role, variant, options, names, {})
+    out: dict[str, str] = {}
+    result: dict[str, Any] = {}
+    begun = [names[0]]
+
+    def report(message: dict[str, Any]) -> None:
+        if "begun" in message:
+            begun.append(message["begun"])
+        else:
+            result.update(message)
+
+    def label() -> str:
+        return f"{bundle.path}: measuring {role}/{variant.name} in {begun[-1]}"
+
+    request = {
+        "bundle": str(bundle.path.absolute()),
+        "role": role,
+        "variant": variant.name,
+        "options": TypeAdapter(SessionOptions).dump_python(options, mode="json"),
+        "out": out,
+    }
+    while True:
+        request["names"] = left = [name for name in names if name not in out]
+        try:
+            run_apart(Path(__file__), request, report, label=label, limit_s=limit_s)
+        except BackendError as error:
+            out[begun[-1]] = str(error)
+            if len(left) == 1:
+                raise
+            continue
+        return None, Choice(**result["choice"]), result["sure"]
+
+
+def _work(request: dict[str, Any], report: Report) -> None:
+    bundle = open_bundle(request["bundle"])
+    session, choice, sure = _measure(
+        bundle,
+        request["role"],
+        bundle.variant(request["role"], request["variant"]),
+        TypeAdapter(SessionOptions).validate_python(request["options"]),
+        request["names"],
+        request["out"],
+        begun=lambda name: report({"begun": name}),
+    )
+    session.close()
+    report({"choice": asdict(choice), "sure": sure})
 
 
 def _is_prepared(bundle: Bundle, variant: Variant, name: str, options: SessionOptions) -> bool:
@@ -141,20 +229,35 @@ def _without_engine(names: tuple[str, ...]) -> str:
 
 
 def _measure(
-    bundle: Bundle, role: str, variant: Variant, options: SessionOptions, names: tuple[str, ...]
+    bundle: Bundle,
+    role: str,
+    variant: Variant,
+    options: SessionOptions,
+    names: Sequence[str],
+    out: dict[str, str],
+    begun: Callable[[str], object] = lambda _: None,
 ) -> tuple[Session, Choice, bool]:
     """Open, verify and race the candidates.
+
+    Args:
+        bundle: An opened bundle.
+        role: The variant's role.
+        variant: What to run.
+        options: How to run it.
+        names: The candidates.
+        out: Those that are out already, with the reason; more are added.
+        begun: Called with the name of each before it is opened.
 
     Returns:
         The session, the choice, and whether it is worth remembering.
     """
     golden = bundle.golden()
-    out: dict[str, str] = {}
     errors: list[BackendError] = []
     with ExitStack() as stack:
         opened: dict[str, Session] = {}
         agreeing: dict[str, Session] = {}
         for name in names:
+            begun(name)
             try:
                 session = open_variant(bundle, variant, backend_name=name, options=options)
                 stack.callback(session.close)
@@ -174,8 +277,9 @@ def _measure(
         if not opened:
             raise errors[0]
         if agreeing:
-            choice = _decide(agreeing, _single(bundle, golden, role), out)
+            choice, sure = _decide(agreeing, _single(bundle, golden, role), out)
         else:
+            sure = False
             name = next(iter(opened))
             choice = Choice(name, f"no backend agrees with the golden vectors: {_told(out)}")
             warnings.warn(
@@ -189,22 +293,34 @@ def _measure(
             if session is not kept:
                 session.close()
         stack.pop_all()
-    return kept, choice, bool(agreeing)
+    return kept, choice, sure
 
 
 def _decide(
     sessions: Mapping[str, Session], feed: Mapping[str, Array], out: Mapping[str, str]
-) -> Choice:
-    """Race what agrees with the golden vectors, the first being the one to beat."""
+) -> tuple[Choice, bool]:
+    """Race what agrees with the golden vectors, the first being the one to beat.
+
+    Returns:
+        The choice, and whether it is worth remembering.
+    """
     others = f"; out: {_told(out)}" if out else ""
     first, *rest = sessions
     if not rest:
-        return Choice(first, f"the only backend left{others}")
-    results = race(
-        {name: partial(session.run, feed) for name, session in sessions.items()},
-        rounds=_ROUNDS,
-        seconds=_SECONDS,
-    )
+        return Choice(first, f"the only backend left{others}"), True
+    for longer in (1, 4):
+        results = race(
+            {name: partial(session.run, feed) for name, session in sessions.items()},
+            rounds=_ROUNDS * longer,
+            seconds=_SECONDS * longer,
+        )
+        doubt = next((f"{name} takes {one.ratio_low:.2f} to {one.ratio_high:.2f} of {first}'s time"
+                      for name, one in results.items() if _is_noisy(one)), None)  # fmt: skip
+        if doubt is None:
+            break
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if load > _BUSY:
+        doubt = f"the load is {load:.1f} a processor"
     latencies_ms = {name: result.latency_p50_ms for name, result in results.items()}
     best = min(results, key=lambda name: results[name].ratio)
     gain = 1 - results[best].ratio
@@ -215,7 +331,18 @@ def _decide(
         reason = "measured: the fastest"
     else:
         reason = f"measured: {gain:.0%} less time than {first}"
-    return Choice(best, reason + others, latencies_ms)
+    if doubt is not None:
+        others = f"; not remembered, since {doubt}{others}"
+        _LOG.info("%s%s. Name a backend to measure no more.", reason, others)
+    return Choice(best, reason + others, latencies_ms), doubt is None
+
+
+def _is_noisy(result: RaceResult) -> bool:
+    """Tell whether it is in doubt that a contestant beats the first by enough."""
+    return (
+        result.ratio_low < 1 - _TIE < result.ratio_high
+        and result.ratio_high - result.ratio_low > _TIE
+    )
 
 
 def _single(bundle: Bundle, golden: Golden, role: str) -> dict[str, Array]:
@@ -230,3 +357,7 @@ def _single(bundle: Bundle, golden: Golden, role: str) -> dict[str, Array]:
 
 def _told(out: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in out.items())
+
+
+if __name__ == "__main__":
+    serve(_work)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Tolerance, Variant
-from mmedge.bundle.opening import Bundle
+from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import InputError
+from mmedge.runtimes.selection.preparing import prepare_apart
+from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
-from mmedge.sessions.opening import DEFAULT_BACKEND, open_variant, session_options, takes
+from mmedge.runtimes.session import backend as module_of
+from mmedge.sessions.limits import time_limit
+from mmedge.sessions.opening import (
+    DEFAULT_BACKEND,
+    graph_of,
+    open_variant,
+    session_options,
+    takes,
+    with_axes,
+)
 from mmedge.specs import Array
 
-__all__ = ["RoleVerification", "replay", "verify_bundle"]
+__all__ = ["RoleVerification", "replay", "replay_variants", "verify_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +64,13 @@ def verify_bundle(
     precision: str | None = None,
     backend: str | None = None,
     options: SessionOptions | None = None,
+    time_limit_s: float | None = None,
 ) -> list[RoleVerification]:
     """Replay the golden vectors of every role and variant, one session at a time.
 
-    The hashes of the files are another matter: see mmedge.bundle.verify_files.
+    The graphs run in a process of their own, which is ended where one takes too long. Engines that
+    have to be built first are built without a limit. The hashes of the files are another matter:
+    see mmedge.bundle.verify_files.
 
     Args:
         bundle: An opened bundle.
@@ -63,6 +80,7 @@ def verify_bundle(
         backend: One of mmedge.runtimes.session.BACKENDS; None is ONNX Runtime, which computed the
             golden answers.
         options: Threads and memory settings.
+        time_limit_s: Seconds for each variant; see mmedge.sessions.limits.time_limit.
 
     Returns:
         One entry for each role and variant, in the order of the manifest.
@@ -71,6 +89,7 @@ def verify_bundle(
         IntegrityError: If the golden vectors are missing or damaged.
         InputError: If no role has a variant of that precision, or none that the backend takes.
         BackendError: If a graph cannot be opened or run.
+        TimeLimitError: If a graph takes too long.
     """
     backend_name = backend or DEFAULT_BACKEND
     settled = session_options(backend_name, device, options)
@@ -83,12 +102,89 @@ def verify_bundle(
     if not chosen:
         raise InputError(bundle.no_variant(str(precision), tuple(bundle.manifest.roles)))
     taken = [each for each in chosen if takes(each[1], backend_name, settled.device)]
+    wanted = taken or chosen  # where none is taken, the first says why
+    return replay_variants(bundle, wanted, backend_name, settled, time_limit(time_limit_s))
+
+
+def replay_variants(
+    bundle: Bundle,
+    variants: Sequence[tuple[str, Variant]],
+    backend_name: str,
+    options: SessionOptions,
+    limit_s: float | None,
+) -> list[RoleVerification]:
+    """Replay the golden vectors of some variants, by role name and variant.
+
+    Args:
+        bundle: An opened bundle.
+        variants: What to replay.
+        backend_name: What runs them.
+        options: How, the device settled.
+        limit_s: Seconds for each, in a worker; None for no limit, in this process.
+
+    Raises:
+        IntegrityError, InputError, BackendError, TimeLimitError: As for verify_bundle.
+    """
+    if limit_s is not None:
+        return _replay_apart(bundle, variants, backend_name, options, limit_s)
     golden = bundle.golden()
-    results = []
-    for role, variant in taken or chosen:  # where none is taken, the first says why
-        with open_variant(bundle, variant, backend_name=backend_name, options=settled) as session:
-            results.append(replay(session, golden, role, variant))
+    return [_replay(bundle, golden, *each, backend_name, options) for each in variants]
+
+
+def _replay(
+    bundle: Bundle,
+    golden: Golden,
+    role: str,
+    variant: Variant,
+    backend_name: str,
+    options: SessionOptions,
+) -> RoleVerification:
+    with open_variant(bundle, variant, backend_name=backend_name, options=options) as session:
+        return replay(session, golden, role, variant)
+
+
+def _replay_apart(
+    bundle: Bundle,
+    variants: Sequence[tuple[str, Variant]],
+    backend_name: str,
+    options: SessionOptions,
+    limit_s: float,
+) -> list[RoleVerification]:
+    """Replay variants in a worker, with a limit on each."""
+    for _, variant in variants:
+        model = graph_of(bundle, variant, backend_name, options.device)
+        settled = with_axes(bundle, variant, options)
+        if not module_of(backend_name).is_prepared(model, settled):
+            prepare_apart(backend_name, model, settled)
+    results: list[RoleVerification] = []
+
+    def report(message: dict[str, Any]) -> None:
+        placement = Placement(**message.pop("placement"))
+        tolerance = variants[len(results)][1].tolerance
+        results.append(RoleVerification(placement=placement, tolerance=tolerance, **message))
+
+    def label() -> str:
+        role, variant = variants[min(len(results), len(variants) - 1)]
+        return f"{bundle.path}: replaying {role}/{variant.name} in {backend_name}"
+
+    request = {
+        "bundle": str(bundle.path.absolute()),
+        "backend": backend_name,
+        "options": TypeAdapter(SessionOptions).dump_python(options, mode="json"),
+        "variants": [[role, variant.name] for role, variant in variants],
+    }
+    run_apart(Path(__file__), request, report, label=label, limit_s=limit_s)
     return results
+
+
+def _work(request: dict[str, Any], report: Report) -> None:
+    bundle = open_bundle(request["bundle"])
+    golden = bundle.golden()
+    options = TypeAdapter(SessionOptions).validate_python(request["options"])
+    for role, name in request["variants"]:
+        variant = bundle.variant(role, name)
+        result = asdict(_replay(bundle, golden, role, variant, request["backend"], options))
+        report({name: value for name, value in result.items() if name != "tolerance"})
 
 
 def replay(session: Session, golden: Golden, role: str, variant: Variant) -> RoleVerification:
@@ -139,3 +235,7 @@ def _compare(answers: Mapping[str, Array], expected: Mapping[str, Array]) -> tup
         float(np.min(np.concatenate(cosines))),
         float(np.max([error.max(initial=0) for error in errors])),
     )
+
+
+if __name__ == "__main__":
+    serve(_work)

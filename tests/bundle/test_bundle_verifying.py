@@ -6,10 +6,15 @@ from pathlib import Path
 
 import onnx
 import pytest
-from bundles import edit_manifest, image_encoder_onnx, write_tiny_bundle
+from bundles import (
+    MODEL,
+    image_encoder_onnx,
+    replace_model,
+    write_tiny_bundle,
+)
 from onnx import TensorProto
 
-from mmedge.bundle import Bundle, describe_files, open_bundle, verify_files
+from mmedge.bundle import Bundle, open_bundle, verify_files
 from mmedge.errors import IntegrityError, MmedgeError
 
 FILES = [
@@ -87,10 +92,6 @@ def test_any_single_bit_of_the_manifest_is_refused_or_harmless(tmp_path: Path) -
     assert all(str(bundle.path) in message for message in messages)
 
 
-MODEL = "image_encoder/fp32.onnx"
-VARIANT = ("roles", "image_encoder", "variants", 0)
-
-
 def outside(name: str, location: str) -> TensorProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
     tensor.data_location = TensorProto.EXTERNAL
@@ -106,19 +107,6 @@ def with_weights_in(location: str) -> bytes:
     weights.MergeFrom(outside("weights", location))
     data: bytes = model.SerializeToString()
     return data
-
-
-def replace_model(bundle: Bundle, data: bytes, *others: str) -> Bundle:
-    """Put another model into a bundle, with a manifest that agrees."""
-    (bundle.path / MODEL).write_bytes(data)
-    files = describe_files(bundle.path)
-    documents = {path: entry.model_dump() for path, entry in files.items()}
-    edit_manifest(bundle.path, "files", value=documents)
-    paths = [MODEL, *others]
-    edit_manifest(bundle.path, *VARIANT, "files", value=paths)
-    size_bytes = sum(files[path].size_bytes for path in paths)
-    edit_manifest(bundle.path, *VARIANT, "size_bytes", value=size_bytes)
-    return open_bundle(bundle.path)
 
 
 def test_weights_among_the_variants_files_are_fine(tiny_bundle: Bundle) -> None:

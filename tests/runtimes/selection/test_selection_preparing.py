@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmedge.errors import BackendError, BackendUnavailableError, EngineBuildError, StorageError
-from mmedge.runtimes.selection import preparing
+from mmedge.runtimes.selection import worker
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Axis
@@ -124,6 +124,5 @@ def test_a_backend_with_nothing_to_prepare(tmp_path: Path) -> None:
 
 
 def test_unknown_kinds_of_errors_become_backend_errors() -> None:
-    raised = preparing._raised({"error": "Exit", "message": "m"})
-    assert type(raised) is BackendError
-    assert type(preparing._raised({"error": "StorageError", "message": "m"})) is StorageError
+    assert type(worker._error("Exit", "m")) is BackendError
+    assert type(worker._error("StorageError", "m")) is StorageError

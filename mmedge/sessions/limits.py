@@ -1,0 +1,38 @@
+"""The time limit on running graphs that nobody has run here before."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from mmedge.errors import InputError
+
+__all__ = ["TIME_LIMIT_S", "time_limit"]
+
+TIME_LIMIT_S = 300.0
+"""Seconds in which a graph must open and process its golden inputs, unless another limit is set."""
+
+_VARIABLE = "MMEDGE_TIME_LIMIT_S"
+
+
+def time_limit(wanted_s: float | None = None) -> float | None:
+    """Return the seconds that a graph may take, None for no limit.
+
+    Args:
+        wanted_s: None takes MMEDGE_TIME_LIMIT_S of the environment, else TIME_LIMIT_S. 0 is no
+            limit; graphs then run in this process.
+
+    Raises:
+        InputError: If it is negative or no number.
+    """
+    stated: object = wanted_s if wanted_s is not None else os.environ.get(_VARIABLE, TIME_LIMIT_S)
+    try:
+        limit_s = float(str(stated))
+    except ValueError:
+        limit_s = math.nan
+    if not (math.isfinite(limit_s) and limit_s >= 0):
+        raise InputError(
+            f"Time limit: got {stated!r}, expected seconds, or 0 for no limit "
+            f"(the argument, or {_VARIABLE})."
+        )
+    return limit_s or None
