@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.passes.attention_pattern import DecomposedAttention, match_attention
 from mmedge.converters.passes.building import add_initializer, replace_value
-from mmedge.converters.passes.matching import constant, is_op, producer, scalar
+from mmedge.converters.passes.matching import constant, is_op, producer, rank, scalar
 
 __all__ = ["FuseAttention"]
 
@@ -33,8 +33,9 @@ _CHANGED_MEANING = frozenset({"GroupNormalization"})
 class FuseAttention(ir.passes.InPlacePass):
     """Replace decomposed attention by Attention, and raise the graph to opset 23.
 
-    Requires: attention as torch.onnx.export writes it below opset 23: heads split by Reshape and
-        Transpose, scale on the queries and keys or on the scores, an additive mask or none.
+    Requires: attention as torch.onnx.export writes it below opset 23: scale on the queries and keys
+        or on the scores, an additive mask or none, heads split by Reshape and Transpose or whole,
+        keys and values joined to a past by Concat or not, one head for several queries or each.
     Ensures: the same numbers up to rounding. What does not match is left as it is, and so is a
         graph that holds an operator whose meaning changed before opset 23.
     """
@@ -44,11 +45,13 @@ class FuseAttention(ir.passes.InPlacePass):
         if any(node.op_type in _CHANGED_MEANING for node in model.graph):
             return ir.passes.PassResult(model, modified=False)
         finite_masks: dict[ir.Value, ir.Value] = {}
-        modified = False
+        modified, with_past = False, False
         for node in list(model.graph):
             if is_op(node, "Softmax") and (found := match_attention(node)) is not None:
                 _replace(model.graph, found, finite_masks)
-                modified = True
+                modified, with_past = True, with_past or found.past is not None
+        if with_past:
+            model.graph.sort()  # what the node joins may be read above it
         if modified:
             model.graph.opset_imports[""] = max(_OPSET, model.graph.opset_imports[""])
             model.ir_version = max(_IR_VERSION, model.ir_version)
@@ -60,20 +63,34 @@ def _replace(
     graph: ir.Graph, found: DecomposedAttention, finite_masks: dict[ir.Value, ir.Value]
 ) -> None:
     last = found.output.producer()
-    assert last is not None  # noqa: S101  # the matcher took it from its Reshape
+    assert last is not None  # noqa: S101  # the matcher took it from its node
     bias = found.bias
     if bias is not None:
         bias = _finite(graph, bias, finite_masks)
+    attributes: dict[str, int | float] = {"scale": found.scale}
+    if found.merged:
+        attributes.update(q_num_heads=found.heads, kv_num_heads=found.kv_heads)
     fused = ir.node(
         "Attention",
-        [found.query, found.key, found.value, *([] if bias is None else [bias])],
-        {"q_num_heads": found.heads, "kv_num_heads": found.heads, "scale": found.scale},
+        [
+            found.query,
+            found.key,
+            found.value,
+            *((bias, *(found.past or ())) if bias or found.past else ()),
+        ],
+        attributes,
         name=f"{last.name}_attention",
+        num_outputs=1 if found.past is None else 3,
     )
     result = fused.outputs[0]
     result.name = f"{found.output.name}_attention"
     graph.insert_before(last, fused)
-    replace_value(found.output, result)
+    if rank(found.output) == 2:  # rows of all samples, one below the other
+        last.replace_input_with(0, result)
+    else:
+        replace_value(found.output, result)
+    for joined, made in zip(found.present or (), fused.outputs[1:], strict=True):
+        replace_value(joined, made)
 
 
 def _finite(graph: ir.Graph, bias: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from mmedge.converters.passes.matching import (
+    constant,
     is_op,
     only_consumer,
     perm_of,
@@ -25,13 +27,18 @@ class DecomposedAttention:
     """Attention in standard operators.
 
     Attributes:
-        query: (B, S, H * d), before its heads are split.
-        key: (B, L, H * d).
-        value: (B, L, H * d).
+        query: (B, S, H * d), before its heads are split; (B, H, S, d) where they are not split or
+            not merged again in one step (rotary positions stand between).
+        key: As the query, (B, L, K * d) or (B, K, L, d): without its past, and before heads that
+            are shared by several queries are repeated.
+        value: As the key.
         bias: Added to the scores, four axes, or None.
         heads: H.
+        kv_heads: K.
         scale: What the scores are multiplied by, wherever the factors stand.
-        output: (B, S, H * d), its heads merged.
+        output: (B, S, H * d) or (B * S, H * d), its heads merged; (B, H, S, d).
+        past: Keys and values (B, K, P, d) that stand before the new ones, or None.
+        present: Both joined, (B, K, P + L, d), or None.
     """
 
     query: ir.Value
@@ -39,8 +46,22 @@ class DecomposedAttention:
     value: ir.Value
     bias: ir.Value | None
     heads: int
+    kv_heads: int
     scale: float
     output: ir.Value
+    past: tuple[ir.Value, ir.Value] | None = None
+    present: tuple[ir.Value, ir.Value] | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether query, key and value come with their heads side by side."""
+        return rank(self.query) == 3
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is an encoder's: heads split and merged, as many keys, and no past."""
+        same = self.heads == self.kv_heads and self.past is None
+        return same and self.merged and rank(self.output) == 3
 
 
 def match_attention(softmax: ir.Node) -> DecomposedAttention | None:
@@ -51,38 +72,73 @@ def match_attention(softmax: ir.Node) -> DecomposedAttention | None:
     axis = softmax.attributes.get("axis")
     if axis is not None and axis.as_int() not in (-1, 3):
         return None
-    merged = _merged_output(softmax.outputs[0])
-    scores = _split_scores(softmax.inputs[0])
-    if merged is None or scores is None:
+    context, scores = _context(softmax.outputs[0]), _split_scores(softmax.inputs[0])
+    if context is None or scores is None:
         return None
-    output, value_heads = merged
     product, bias, scale = scores
-    query_heads, query_scale = _unscaled(product.inputs[0])
-    key_transposed, key_scale = _unscaled(product.inputs[1])
-    query = _split_heads(query_heads)
-    key = _split_heads(_untransposed_key(key_transposed))
-    value = _split_heads(value_heads)
-    if query is None or key is None or value is None:
-        return None
-    heads = {query[1], key[1], value[1]}
+    query, query_scale = _unscaled(product.inputs[0])
+    turned, key_scale = _unscaled(product.inputs[1])
+    key, key_repeats = _unrepeated(_untransposed_key(turned))
+    value, value_repeats = _unrepeated(context.inputs[1])
     total_scale = scale * query_scale * key_scale
-    merged_again = (_axis(output, 0), _axis(output, 2)) == (_axis(query[0], 0), _axis(value[0], 2))
     # Attention-23 takes a positive scale only.
-    if len(heads) != 1 or not 0 < total_scale < np.inf or not merged_again:
+    if query is None or key is None or value is None or not 0 < total_scale < np.inf:
+        return None
+    past, present = None, None
+    joined = _joined(key, value)
+    if joined is not None:
+        past, present, (key, value) = joined[0], (key, value), joined[1]
+    parts = _merged_parts(query, key, value, context) or _whole_parts(query, key, value, context)
+    if parts is None or key_repeats != value_repeats:
+        return None
+    (query, key, value), (heads, kv_heads, value_heads), output = parts
+    if heads != kv_heads * key_repeats or kv_heads != value_heads:
         return None
     return DecomposedAttention(
-        query=query[0],
-        key=key[0],
-        value=value[0],
-        bias=bias,
-        heads=heads.pop(),
-        scale=total_scale,
-        output=output,
+        query, key, value, bias, heads, kv_heads, total_scale, output, past, present
     )
 
 
-def _merged_output(probabilities: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """From the probabilities down to (B, S, H * d), and the values (B, H, L, d) on the way."""
+_Parts: TypeAlias = "tuple[tuple[ir.Value, ir.Value, ir.Value], tuple[int, int, int], ir.Value]"
+"""Query, key and value, the heads of each, and the output."""
+
+
+def _merged_parts(
+    query: ir.Value, key: ir.Value, value: ir.Value, context: ir.Node
+) -> _Parts | None:
+    """Return the parts with their heads side by side, where all of them are split from that."""
+    split = _split_heads(query), _split_heads(key), _split_heads(value)
+    output = _merged_output(context)
+    if split[0] is None or split[1] is None or split[2] is None or output is None:
+        return None
+    parts, heads = (split[0][0], split[1][0], split[2][0]), (split[0][1], split[1][1], split[2][1])
+    width = (sizes(parts[2]) or (0, 0, None))[2]
+    if width is None or (sizes(output) or (None,))[-1] != width // heads[2] * heads[0]:
+        return None
+    kept = rank(output) == 3 and _axis(output, 0) == _axis(parts[0], 0)
+    return (parts, heads, output) if kept or _same_samples(*parts) else None
+
+
+def _whole_parts(
+    query: ir.Value, key: ir.Value, value: ir.Value, context: ir.Node
+) -> _Parts | None:
+    """Return the parts of four axes as they are, where the graph tells that they fit."""
+    shapes = sizes(query), sizes(key), sizes(value)
+    if any(shape is None or len(shape) != 4 for shape in shapes):
+        return None
+    heads = tuple((shape or ())[1] for shape in shapes)
+    if None in heads or not _same_samples(query, key, value):
+        return None
+    return (query, key, value), heads, context.outputs[0]  # type: ignore[return-value]
+
+
+def _same_samples(query: ir.Value, key: ir.Value, value: ir.Value) -> bool:
+    """Tell whether nothing is broadcast over samples."""
+    return _axis(query, 0) == _axis(key, 0) == _axis(value, 0) is not None
+
+
+def _context(probabilities: ir.Value) -> ir.Node | None:
+    """From the probabilities down to their product with the values."""
     consumers = list(probabilities.consumers())
     if len(consumers) == 2:  # torch guards against rows whose keys are all masked: IsNaN, Where
         where = next((node for node in consumers if is_op(node, "Where")), None)
@@ -93,16 +149,57 @@ def _merged_output(probabilities: ir.Value) -> tuple[ir.Value, ir.Value] | None:
             return None
         probabilities = where.outputs[0]
     context = only_consumer(probabilities, "MatMul")
-    if context is None or context.inputs[0] is not probabilities:
-        return None
+    return None if context is None or context.inputs[0] is not probabilities else context
+
+
+def _merged_output(context: ir.Node) -> ir.Value | None:
+    """From (B, H, S, d) down to (B, S, H * d), or (B * S, H * d)."""
     transpose = only_consumer(context.outputs[0], "Transpose")
     if transpose is None or perm_of(transpose) != (0, 2, 1, 3):
         return None
     reshape = only_consumer(transpose.outputs[0], "Reshape")
-    values = context.inputs[1]
-    if reshape is None or values is None or rank(reshape.outputs[0]) != 3:
+    if reshape is None or rank(reshape.outputs[0]) not in (2, 3):
         return None
-    return reshape.outputs[0], values
+    return reshape.outputs[0]
+
+
+def _unrepeated(value: ir.Value | None) -> tuple[ir.Value | None, int]:
+    """From (B, K * n, L, d) back to (B, K, L, d), with n: a head for every n queries."""
+    reshape = producer(value, "Reshape")
+    expand = None if reshape is None else producer(reshape.inputs[0], "Expand")
+    unsqueeze = None if expand is None else producer(expand.inputs[0], "Unsqueeze")
+    if reshape is None or expand is None or unsqueeze is None or unsqueeze.inputs[0] is None:
+        return value, 1
+    given, wide = sizes(unsqueeze.inputs[0]), sizes(expand.outputs[0])
+    made, axes = sizes(reshape.outputs[0]), constant(unsqueeze.inputs[1])
+    if given is None or wide is None or made is None or axes is None or axes.tolist() != [2]:
+        return value, 1
+    if (len(given), len(wide), len(made)) != (4, 5, 4) or given[1] is None or wide[2] is None:
+        return value, 1
+    if wide[1] != given[1] or made[1] != given[1] * wide[2] or made[3] != given[3]:
+        return value, 1
+    return unsqueeze.inputs[0], wide[2]
+
+
+def _joined(
+    key: ir.Value, value: ir.Value
+) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] | None:
+    """Return the past of keys and values and what is joined to it, where both have one."""
+    concats = producer(key, "Concat"), producer(value, "Concat")
+    if concats[0] is None or concats[1] is None:
+        return None
+    for node in concats:
+        axis = node.attributes.get("axis")
+        if axis is None or axis.as_int() not in (2, -2) or rank(node.outputs[0]) != 4:
+            return None
+        if len(node.inputs) != 2 or None in node.inputs:
+            return None
+    (key_past, key_new), (value_past, value_new) = concats[0].inputs, concats[1].inputs
+    assert key_past is not None and key_new is not None  # noqa: S101, PT018, checked above
+    assert value_past is not None and value_new is not None  # noqa: S101, PT018
+    if not _axis(key_past, 2) == _axis(value_past, 2) is not None:
+        return None
+    return (key_past, value_past), (key_new, value_new)
 
 
 def _split_scores(scores: ir.Value | None) -> tuple[ir.Node, ir.Value | None, float] | None:

@@ -163,7 +163,7 @@ def _attentions(nodes: Sequence[ir.Node]) -> dict[ir.Node, _QueryPath]:
     for node in nodes:
         found = match_attention(node) if is_op(node, "Softmax") else None
         last = None if found is None else found.output.producer()
-        if found is None or last is None or not _is_cuttable(found.bias):
+        if found is None or not found.plain or last is None or not _is_cuttable(found.bias):
             continue
         above = _above(last, {found.query, found.key, found.value, found.bias})
         wide = {found.query}

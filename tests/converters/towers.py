@@ -48,12 +48,42 @@ class Graph:
         product = self.node("MatMul", x, self.weight(inputs, outputs))
         return self.node("Add", product, self.weight(outputs))
 
-    def heads(self, x: str) -> str:
-        shape = self.constant([0, -1, HEADS, WIDTH // HEADS], "int64")
+    def heads(self, x: str, count: int = HEADS) -> str:
+        shape = self.constant([0, -1, count, WIDTH // HEADS], "int64")
         return self.node("Transpose", self.node("Reshape", x, shape), perm=[0, 2, 1, 3])
 
-    def attention(self, x: str, mask: str | None) -> str:
-        query, key, value = (self.heads(self.linear(x, WIDTH, WIDTH)) for _ in range(3))
+    def repeat(self, x: str, count: int) -> str:
+        """Heads (B, count, L, d) -> (B, HEADS, L, d), each as often as queries share it."""
+        wide = self.node("Unsqueeze", x, self.constant([2], "int64"))
+        shape = self.constant([1, 1, HEADS // count, 1, 1], "int64")
+        merged = self.constant([0, HEADS, -1, WIDTH // HEADS], "int64")
+        return self.node("Reshape", self.node("Expand", wide, shape), merged)
+
+    def attention(
+        self,
+        x: str,
+        mask: str | None,
+        *,
+        cache: str = "",
+        kv_heads: int = HEADS,
+        turn: bool = False,
+    ) -> str:
+        """Attention; `cache` is the layer whose past it joins, `turn` stands for positions."""
+        query = self.heads(self.linear(x, WIDTH, WIDTH))
+        width = kv_heads * (WIDTH // HEADS)
+        key, value = (self.heads(self.linear(x, WIDTH, width), kv_heads) for _ in range(2))
+        if turn:
+            factors = self.weight(WIDTH // HEADS, scale=1.0)
+            query, key = self.node("Mul", query, factors), self.node("Mul", key, factors)
+        if cache:
+            for part, new in (("key", key), ("value", value)):
+                names = f"past.{cache}.{part}", f"present.{cache}.{part}"
+                self.nodes.append(
+                    helper.make_node("Concat", [names[0], new], [names[1]], names[1], axis=2)
+                )
+            key, value = f"present.{cache}.key", f"present.{cache}.value"
+        if kv_heads != HEADS:
+            key, value = self.repeat(key, kv_heads), self.repeat(value, kv_heads)
         root = self.constant((WIDTH // HEADS) ** -0.25)
         # The key's transposition in three dimensions, as the exporter writes it.
         shape = self.node("Shape", key)
@@ -84,8 +114,17 @@ class Graph:
         shape_out = self.constant([0, -1, WIDTH], "int64")
         return self.linear(self.node("Reshape", merged, shape_out), WIDTH, WIDTH)
 
-    def block(self, x: str, mask: str | None) -> str:
-        x = self.node("Add", x, self.attention(self.norm(x), mask))
+    def block(
+        self,
+        x: str,
+        mask: str | None,
+        *,
+        cache: str = "",
+        kv_heads: int = HEADS,
+        turn: bool = False,
+    ) -> str:
+        mixed = self.attention(self.norm(x), mask, cache=cache, kv_heads=kv_heads, turn=turn)
+        x = self.node("Add", x, mixed)
         hidden = self.linear(self.norm(x), WIDTH, MLP)
         gate = self.node("Sigmoid", self.node("Mul", hidden, self.constant(1.702)))
         return self.node("Add", x, self.linear(self.node("Mul", hidden, gate), MLP, WIDTH))
@@ -95,11 +134,18 @@ class Graph:
         norm = self.node("ReduceL2", out, self.constant([-1], "int64"), keepdims=1)
         self.nodes.append(helper.make_node("Div", [out, norm], ["embeds"], "normalize"))
 
-    def save(self, path: Path, inputs: list[onnx.ValueInfoProto]) -> Path:
-        output = helper.make_tensor_value_info("embeds", TensorProto.FLOAT, ["batch", EMBED])
-        output.metadata_props.add(key=COMPARE_KEY, value=Compare.ROWS.value)
+    def save(
+        self,
+        path: Path,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto] | None = None,
+    ) -> Path:
+        if outputs is None:
+            embeds = helper.make_tensor_value_info("embeds", TensorProto.FLOAT, ["batch", EMBED])
+            embeds.metadata_props.add(key=COMPARE_KEY, value=Compare.ROWS.value)
+            outputs = [embeds]
         model = helper.make_model(
-            helper.make_graph(self.nodes, "tower", inputs, [output], self.initializers),
+            helper.make_graph(self.nodes, "tower", inputs, outputs, self.initializers),
             opset_imports=[helper.make_opsetid("", 20)],
             ir_version=10,
         )
@@ -188,6 +234,82 @@ def text_tower(path: Path, *, blocks: int = 2, seed: int = 1) -> Path:
     graph.embed(graph.node("GatherND", x, pairs))
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
     return graph.save(path, [ids])
+
+
+def decoder_tower(
+    path: Path, *, blocks: int = 2, kv_heads: int = HEADS, turn: bool = False, seed: int = 2
+) -> Path:
+    """Write a causal decoder over a past, its mask from `attention_mask`, its head its table."""
+    graph = Graph(seed)
+    table = graph.weight(VOCABULARY, WIDTH)
+    x = graph.node("Gather", table, "input_ids", axis=0)
+    zero, one = graph.constant(0, "int64"), graph.constant(1, "int64")
+    total, new = (
+        graph.node(
+            "Squeeze", graph.node("Shape", name, start=1, end=2), graph.constant([0], "int64")
+        )
+        for name in ("attention_mask", "input_ids")
+    )
+    columns = graph.node("Range", zero, total, one)
+    rows = graph.node("Range", graph.node("Sub", total, new), total, one)
+    rows = graph.node("Unsqueeze", rows, graph.constant([1], "int64"))
+    seen = graph.node("Greater", "attention_mask", zero)
+    seen = graph.node("Unsqueeze", seen, graph.constant([1, 2], "int64"))
+    shown = graph.node("Or", seen, graph.node("Equal", columns, rows))
+    visible = graph.node("And", shown, graph.node("LessOrEqual", columns, rows))
+    mask = graph.node("Where", visible, graph.constant(0.0), graph.constant(-np.inf))
+    for layer in range(blocks):
+        x = graph.block(x, mask, cache=str(layer), kv_heads=kv_heads, turn=turn)
+    turned = graph.node("Transpose", table, perm=[1, 0])
+    graph.nodes.append(helper.make_node("MatMul", [graph.norm(x), turned], ["logits"], "head"))
+    names = [f"{layer}.{part}" for layer in range(blocks) for part in ("key", "value")]
+    size = WIDTH // HEADS
+    total_name = "past + sequence"
+    inputs = [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", total_name]),
+    ] + [
+        helper.make_tensor_value_info(
+            f"past.{name}", TensorProto.FLOAT, ["batch", kv_heads, "past", size]
+        )
+        for name in names
+    ]
+    logits = helper.make_tensor_value_info(
+        "logits", TensorProto.FLOAT, ["batch", "sequence", VOCABULARY]
+    )
+    logits.metadata_props.add(key=COMPARE_KEY, value=Compare.TOKENS.value)
+    presents = [
+        helper.make_tensor_value_info(
+            f"present.{name}", TensorProto.FLOAT, ["batch", kv_heads, total_name, size]
+        )
+        for name in names
+    ]
+    return graph.save(path, inputs, [logits, *presents])
+
+
+def grouped_tower(path: Path, *, blocks: int = 2) -> Path:
+    """Write a decoder whose queries share heads of keys and values, and are turned by place."""
+    return decoder_tower(path, blocks=blocks, kv_heads=2, turn=True)
+
+
+def continued(
+    batch: int, length: int, past: int, *, kv_heads: int = HEADS, blocks: int = 2, seed: int = 7
+) -> dict[str, Array]:
+    """Feed of a decoder; each text is padded by one more on the left than the one before."""
+    rng = np.random.default_rng(seed)
+    mask = np.ones((batch, past + length), np.int64)
+    for row in range(batch):
+        mask[row, : min(row, past + length - 1)] = 0
+    shape = (batch, kv_heads, past, WIDTH // HEADS)
+    return {
+        "input_ids": rng.integers(0, VOCABULARY, (batch, length)),
+        "attention_mask": mask,
+        **{
+            f"past.{layer}.{part}": rng.standard_normal(shape).astype(np.float32)
+            for layer in range(blocks)
+            for part in ("key", "value")
+        },
+    }
 
 
 def pictures(batch: int, seed: int = 5) -> dict[str, Array]:
