@@ -185,16 +185,16 @@ def _joined(
     key: ir.Value, value: ir.Value
 ) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] | None:
     """Return the past of keys and values and what is joined to it, where both have one."""
-    concats = producer(key, "Concat"), producer(value, "Concat")
-    if concats[0] is None or concats[1] is None:
+    key_concat, value_concat = producer(key, "Concat"), producer(value, "Concat")
+    if key_concat is None or value_concat is None:
         return None
-    for node in concats:
+    for node in (key_concat, value_concat):
         axis = node.attributes.get("axis")
         if axis is None or axis.as_int() not in (2, -2) or rank(node.outputs[0]) != 4:
             return None
         if len(node.inputs) != 2 or None in node.inputs:
             return None
-    (key_past, key_new), (value_past, value_new) = concats[0].inputs, concats[1].inputs
+    (key_past, key_new), (value_past, value_new) = key_concat.inputs, value_concat.inputs
     assert key_past is not None and key_new is not None  # noqa: S101, PT018, checked above
     assert value_past is not None and value_new is not None  # noqa: S101, PT018
     if not _axis(key_past, 2) == _axis(value_past, 2) is not None:
