@@ -40,13 +40,13 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "The environment could not be made. On Debian: apt install python3-venv"; exit 1; }
 
 $(DEV): $(SETUP) | $(BIN)/python
-	@echo "Installing mmedge[convert,dev] into $(VENV)"
-	@$(INSTALL) --editable ".[convert,dev]"
+	@echo "Installing mmedge[convert,cpu,dev] into $(VENV)"
+	@$(INSTALL) --editable ".[convert,cpu,dev]"
 	@touch $@
 
 $(BENCH): $(DEV)
 	@echo "Installing mmedge[bench] into $(VENV)"
-	@$(INSTALL) --editable ".[convert,dev,bench]"
+	@$(INSTALL) --editable ".[convert,cpu,dev,bench]"
 	@touch $@
 
 demo: $(DEV)

@@ -33,8 +33,6 @@ if [[ -n ${WHEELS:-} ]]; then
     "${pip[@]}" install --no-deps --no-build-isolation --editable . || exit 1
 elif [[ ! -e $venv/.installed ]]; then
     "${pip[@]}" install --editable ".[convert,dev]" || exit 1
-    # The CPU's onnxruntime and the GPU's are one package under two names: one of them, not both.
-    "${pip[@]}" uninstall --yes onnxruntime onnxruntime-gpu
     read -ra wanted <<<"$packages"
     for package in "${wanted[@]}"; do # one that is not to be had must not keep the others away
         "${pip[@]}" install "$package" || echo "gpu-check: $package cannot be installed"

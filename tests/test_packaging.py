@@ -73,7 +73,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     for name in [*TREES.values(), "tests", "examples", "benchmarks"]:
         for file in (ROOT / name).rglob("*"):
-            if file.suffix in {".py", ".typed"}:
+            if file.suffix in {".py", ".typed", ".html"}:
                 copy = source / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, copy)
@@ -194,8 +194,46 @@ def test_the_metadata_keeps_the_workstation_in_an_extra(device: Environment) -> 
         if found.marker and found.marker.evaluate({"extra": "convert"})
     }
     assert {"torch", "transformers", "optimum", "onnx"} <= convert
-    assert base & (convert - {"onnxruntime"}) == set()
+    assert base & convert == set()
     assert len(base) < 10
+
+
+def test_no_build_of_onnx_runtime_is_a_dependency(wheel: Path) -> None:
+    """They share one module, so whoever needs another than ours could not install it."""
+    builds = {"onnxruntime", "onnxruntime-gpu"}
+    found = {}
+    for extra in ("", "cpu", "gpu", "convert", "openvino", "cuda", "tensorrt-rtx"):
+        needed = (r for r in declared(wheel) if not r.marker or r.marker.evaluate({"extra": extra}))
+        found[extra] = {canonicalize_name(requirement.name) for requirement in needed} & builds
+    assert found.pop("cpu") == {"onnxruntime"}
+    assert found.pop("gpu") == {"onnxruntime-gpu"}
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize("build", [None, "onnxruntime", "onnxruntime-gpu"])
+def test_pip_check_passes_without_an_engine_and_with_each(
+    device: Environment, build: str | None
+) -> None:
+    stub = device.site_packages / f"{build}-1.32.0.dist-info"
+    if build is not None:
+        stub.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {build}\nVersion: 1.32.0\n"
+        (stub / "METADATA").write_text(metadata, "utf-8")
+    python = str(device.folder / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "check"]
+    checked = subprocess.run(pip, capture_output=True, text=True, timeout=120, check=False)
+    shutil.rmtree(stub, ignore_errors=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_loading_without_an_engine_names_the_way_out(
+    device: Environment, tiny_bundle_original: Path
+) -> None:
+    code = "import sys, mmedge; mmedge.load(sys.argv[1])"
+    done = device.run("python", "-c", code, str(tiny_bundle_original))
+    assert "BackendUnavailableError: " in done.stderr
+    assert 'pip install "mmedge[cpu]"' in done.stderr
+    assert '"mmedge[gpu]" for CUDA' in done.stderr
 
 
 def test_the_installed_command_tells_its_version(device: Environment) -> None:
@@ -207,7 +245,7 @@ def test_the_installed_command_tells_its_version(device: Environment) -> None:
 def test_convert_without_its_extra_names_the_way_out(device: Environment) -> None:
     done = device.run("mmedge", "convert", str(ROOT / "examples"), "-o", "out.mmedge")
     assert done.returncode != 0
-    assert "mmedge[convert]" in done.stderr + done.stdout
+    assert "mmedge[convert,cpu]" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not (device.folder / "out.mmedge").exists()
 
@@ -279,8 +317,11 @@ def test_a_device_runs_at_both_ends_of_the_ranges(
     version: str, ends: str, wheel: Path, converted: Path, tmp_path: Path
 ) -> None:
     """Needs a package index: the lowest versions that pyproject.toml allows, and today's newest."""
-    base = [found for found in declared(wheel) if not found.marker]
-    wanted = [lowest(found) if ends == "lowest" else str(found) for found in base]
+    wanted = [
+        lowest(found) if ends == "lowest" else f"{found.name}{found.specifier}"
+        for found in declared(wheel)
+        if not found.marker or found.marker.evaluate({"extra": "cpu"})
+    ]
     run = fresh(interpreter(version), tmp_path / "venv").output
 
     run("pip", "install", "--quiet", "--only-binary", ":all:", *wanted, str(wheel))
@@ -313,6 +354,7 @@ def test_a_workstation_converts_at_both_ends_of_the_ranges(
     (torch,) = re.findall(r"(?m)^torch==\S+$", pins)
     ours = {"extra": "convert"}
     extra = [found for found in declared(wheel) if found.marker and found.marker.evaluate(ours)]
+    extra.append(Requirement("onnxruntime>=1.27"))  # the first with tables of 2 bits
     wanted = [
         lowest(found) if ends == "lowest" else f"{found.name}{found.specifier}"
         for found in extra

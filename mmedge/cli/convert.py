@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["convert"]
 
-# What the extra [convert] brings that the device's install has not.
-_NEEDED = ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors")
+# What the extras [convert,cpu] bring that the device's install may lack.
+_NEEDED = (
+    *("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors"),
+    "onnxruntime",
+)
 _MAX_LISTED = 10
 _LADDER = "fp32,int8"
 
@@ -180,7 +183,7 @@ def _require_extra() -> None:
     if missing:
         raise BackendUnavailableError(
             f"mmedge convert needs {', '.join(missing)}, which the device's install leaves out. "
-            'Install them with: pip install "mmedge[convert]"'
+            'Install them with: pip install "mmedge[convert,cpu]"'
         )
 
 

@@ -187,7 +187,8 @@ def _engine(engine: Engine) -> str:
     offers = ", ".join(name for name in names if name != "Azure")  # a service, on no machine
     if engine.name == "tensorrt-rtx" and offers:
         offers = f"builds for {offers}"
-    return f"{engine.version}{f': {offers}' if offers else ''}"
+    place = f"; loaded from {Path(engine.module).parent}" if engine.module else ""
+    return f"{engine.version}{f': {offers}' if offers else ''}{place}"
 
 
 def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:

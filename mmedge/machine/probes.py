@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 from mmedge.errors import MmedgeError
 from mmedge.runtimes.trt.engines import FLAVOURS, Flavour
@@ -20,7 +21,20 @@ def _onnxruntime() -> dict[str, object]:
     from mmedge.runtimes.ort.engine import load_engine
 
     engine = load_engine()
-    return {"version": engine.__version__, "providers": engine.get_available_providers()}
+    return {
+        "loaded": f"{_distribution(engine)} {engine.__version__}",
+        "module": str(engine.__file__),
+        "providers": engine.get_available_providers(),
+    }
+
+
+def _distribution(engine: ModuleType) -> str:
+    """Return the name under which the loaded build is published: "onnxruntime-gpu"."""
+    try:
+        info = importlib.import_module(f"{engine.__name__}.capi.build_and_package_info")
+    except ImportError:  # built from source
+        return engine.__name__
+    return str(getattr(info, "package_name", engine.__name__))
 
 
 def _openvino() -> dict[str, object]:

@@ -84,7 +84,8 @@ class Engine:
 
     Attributes:
         name: Of its backend.
-        version: Installed version, None if it is not installed.
+        version: Distribution that is loaded and its version, None if none is installed.
+        module: File of the module that is loaded, "" if unknown.
         builds: Its distributions; more than one contradict each other.
         offers: What it says that it can use: execution providers, devices, or the compute
             capabilities that it builds for.
@@ -94,6 +95,7 @@ class Engine:
 
     name: str
     version: str | None
+    module: str = ""
     builds: tuple[str, ...] = ()
     offers: tuple[str, ...] = ()
     fault: str = ""
@@ -259,7 +261,8 @@ def _engine(host: Host, name: str) -> Engine:
     builds = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else ()
     return Engine(
         name,
-        version,
+        str(told.get("loaded") or version),
+        module=str(told.get("module") or ""),
         builds=tuple(build for build in builds if host.package(build) is not None),
         offers=tuple(map(str, offers)) if isinstance(offers, (list, tuple)) else (),
         fault=str(told.get("fault") or ""),
@@ -286,8 +289,9 @@ def _notes(
     for engine in engines:
         if len(engine.builds) > 1:
             yield (
-                f"{' and '.join(engine.builds)} are installed at once, and one hides the other. "
-                "Remove both and install the one you want."
+                f"{' and '.join(engine.builds)} are both installed, as the same module: "
+                f"{engine.version} is loaded, from {engine.module or 'an unknown place'}. Remove "
+                "both, and install mmedge[cpu] or mmedge[gpu]."
             )
         if engine.fault:
             yield f"{engine.name} is installed and does not start: {engine.fault}"

@@ -222,9 +222,12 @@ def _missing(machine: Machine, engine: Engine) -> _Need:
         if cuda == 12:
             command = f"pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs{wheels}"
         return _Need("needs", "TensorRT for RTX is not installed", command)
+    command = 'pip install "mmedge[cpu]"'
+    if engine.name == "onnxruntime" and machine.gpus and machine.jetson is None:
+        command = 'pip install "mmedge[gpu]"'
     if engine.name == "openvino":
         return _Need("needs", "OpenVINO is not installed", 'pip install "mmedge[openvino]"')
-    return _Need("needs", "ONNX Runtime is not installed", "pip install onnxruntime")
+    return _Need("needs", "ONNX Runtime is not installed", command)
 
 
 def _onnxruntime_without_cuda(machine: Machine) -> _Need:
@@ -237,7 +240,7 @@ def _onnxruntime_without_cuda(machine: Machine) -> _Need:
     return _Need(
         "needs",
         "this ONNX Runtime has no CUDA",
-        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+        'pip uninstall -y onnxruntime && pip install "mmedge[gpu]"',
     )
 
 

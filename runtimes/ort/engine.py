@@ -102,8 +102,9 @@ def load_engine() -> ModuleType:
             import onnxruntime
     except ImportError as error:
         raise BackendUnavailableError(
-            f"onnxruntime cannot be imported ({error}). Install onnxruntime, or onnxruntime-gpu "
-            "for CUDA; one of them, not both."
+            f"onnxruntime cannot be imported ({error}). Install one build of it: pip install "
+            '"mmedge[cpu]", or "mmedge[gpu]" for CUDA; on a Jetson, the onnxruntime-gpu of NVIDIA '
+            "for its JetPack."
         ) from error
     return onnxruntime  # type: ignore[no-any-return]
 
@@ -185,8 +186,8 @@ def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, 
                 f"and {built}. Take device 'cpu', or see `mmedge doctor`."
             )
         raise BackendUnavailableError(
-            f"Device '{device}': {built}. Replace it: pip uninstall onnxruntime, pip install "
-            "onnxruntime-gpu."
+            f"Device '{device}': {built}. Replace it: pip uninstall -y onnxruntime && pip "
+            'install "mmedge[gpu]".'
         )
     index = int(match.group(1) or 0)
     if index >= count:

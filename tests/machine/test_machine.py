@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,10 @@ def test_cuda_is_not_asked_where_there_is_no_driver(tmp_path: Path) -> None:
         ({"commands": {}, "files": dict(DESKTOP.files)}, "Install NVIDIA's driver"),
         ({"commands": {}, "files": dict(DESKTOP.files) | {".dockerenv": ""}}, "--gpus all"),
         ({"commands": {}, "environment": {"CUDA_VISIBLE_DEVICES": ""}}, "hides every GPU"),
-        ({"packages": {"onnxruntime": "1.23", "onnxruntime-gpu": "1.23"}}, "at once"),
+        (
+            {"packages": {"onnxruntime": "1.23", "onnxruntime-gpu": "1.23"}},
+            "are both installed, as the same module: onnxruntime-gpu 1.23.2",
+        ),
         (
             {"probes": {"onnxruntime": {"fault": "libcudart.so.13 is missing"}}},
             "onnxruntime is installed and does not start: libcudart.so.13 is missing",
@@ -195,7 +199,10 @@ def test_what_is_odd_is_said_with_a_way_out(
 def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real commands, files and processes; what they say is the machine's own business."""
     machine = look_at_machine()
-    assert machine.engine("onnxruntime").usable
+    engine = machine.engine("onnxruntime")
+    assert engine.usable
+    assert engine.version == f"onnxruntime {version('onnxruntime')}"
+    assert Path(engine.module).parent.name == "onnxruntime"
     assert "CPUExecutionProvider" in machine.engine("onnxruntime").offers
     assert machine.memory_bytes is None or machine.memory_bytes > 1 << 20
     assert machine.processor.allowed == len(os.sched_getaffinity(0))

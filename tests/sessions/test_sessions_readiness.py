@@ -107,7 +107,7 @@ def test_a_driver_of_cuda_12_gets_wheels_for_it(tiny_bundle: Bundle, tmp_path: P
     found = ways(tiny_bundle, SERVER, tmp_path)
     wheels = 'tensorrt-cu12 "cuda-bindings>=12.9,<13"'
     assert way(found, "tensorrt", "cuda").command == f"pip install {wheels}"
-    assert "onnxruntime-gpu" in way(found, "onnxruntime", "cuda").command
+    assert "mmedge[gpu]" in way(found, "onnxruntime", "cuda").command
     engines = {"onnxruntime": "1", "tensorrt": "10.8"}
     found = ways(tiny_bundle, replace(SERVER, engines=engines), tmp_path)
     assert way(found, "tensorrt", "cuda").command == 'pip install "cuda-bindings>=12.9,<13"'
@@ -169,7 +169,7 @@ def test_a_graph_that_tensorrt_does_not_take(tiny_bundle: Bundle, tmp_path: Path
 def test_without_any_engine_nothing_runs(tiny_bundle: Bundle, tmp_path: Path) -> None:
     found = ways(tiny_bundle, Described(files={}), tmp_path)
     assert not runs_here(found)
-    assert way(found, "onnxruntime", "cpu").command == "pip install onnxruntime"
+    assert way(found, "onnxruntime", "cpu").command == 'pip install "mmedge[cpu]"'
 
 
 def test_an_engine_that_does_not_start_runs_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("gpus", "says"),
     [
-        (1, r"'cuda': the installed .* built without CUDA.*onnxruntime-gpu"),
+        (1, r"'cuda': the installed .* built without CUDA.*mmedge\[gpu\]"),
         (0, r"'cuda': there is no NVIDIA GPU here.*built without CUDA.*device 'cpu'"),
     ],
 )
@@ -276,7 +276,7 @@ def test_without_onnxruntime_nothing_is_available(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
     assert available_devices() == ()
-    with pytest.raises(BackendUnavailableError, match="Install onnxruntime"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install \"mmedge\[cpu\]\""):
         open_session(save_embedder(tmp_path / "m.onnx"))
 
 
