@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
+from mmedge.converters.sources.clean import clean_copy
 from mmedge.converters.sources.source import Source
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
@@ -52,9 +53,10 @@ def load_tokenizer(source: Source) -> Any:  # noqa: ANN401, transformers is unty
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=False
-        )
+        with clean_copy(source.folder) as folder:
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise SourceError(
             f"{source.name}: its tokenizer cannot be loaded ({_first_line(error)}). Put "
@@ -178,9 +180,10 @@ def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers 
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(
-            source.folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        with clean_copy(source.folder) as folder:
+            return AutoImageProcessor.from_pretrained(
+                folder, backend="pil", local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise SourceError(
             f"{source.name}: its image processor cannot be loaded ({_first_line(error)}). Put "

@@ -30,7 +30,7 @@ def unigram_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(Path(tokenizer.vocab_file).read_bytes())
+    proto.ParseFromString((source.folder / Path(tokenizer.vocab_file).name).read_bytes())
     if proto.trainer_spec.model_type != _UNIGRAM:
         raise SourceError(
             f"{source.name}: its sentencepiece model is not a unigram model. Put a tokenizer.json "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmedge.converters.sources.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
+from mmedge.converters.sources.clean import unread_keys
 from mmedge.converters.sources.config import Fields, check_architecture, read_fields
 from mmedge.errors import SourceError
 from mmedge.files import storage_errors
@@ -163,6 +164,8 @@ def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter
             f"{name} brings its own code (auto_map in config.json); it is not run, transformers' "
             f"own classes for '{config.text('model_type')}' are used."
         )
+    for file, keys in unread_keys(folder).items():
+        notes.append(f"{name}: keys of {file} that mmedge does not read: {', '.join(keys)}.")
     adapter = read_adapter(folder) if merge_adapter else None
     if adapter is None and (folder / ADAPTER_CONFIG).is_file():
         notes.append(
