@@ -19,7 +19,8 @@ from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.source import open_source
 from mmedge.preprocess import ImageProcessor
-from mmedge.runtimes.session import SessionOptions, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Array
 
 __all__ = ["Call", "contestants", "tensors", "token_ids"]

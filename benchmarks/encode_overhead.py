@@ -22,8 +22,9 @@ from onnx import TensorProto, helper, save
 from record import argument_parser, record
 
 import mmedge
+from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.ort.session import OrtSession
-from mmedge.runtimes.session import Session, SessionOptions, open_session
+from mmedge.runtimes.session import Session, SessionOptions
 
 
 def main() -> None:

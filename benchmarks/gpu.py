@@ -42,8 +42,9 @@ from mmedge.bundle import Bundle, open_bundle
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.machine.report import look_at_machine
 from mmedge.models import verify_bundle
+from mmedge.runtimes.backends import backend
 from mmedge.runtimes.cuda.runtime import Device
-from mmedge.runtimes.session import SessionOptions, backend
+from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Axis
 
 _ENGINES = ("tensorrt", "tensorrt-rtx")

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.cuda.arrays import DeviceArray
 from mmedge.runtimes.cuda.runtime import Device, DeviceMemory
 from mmedge.runtimes.cuda.streams import Stream
 from mmedge.runtimes.onnx_file import read_onnx_file
-from mmedge.runtimes.session import EngineOptions, SessionOptions, open_session
+from mmedge.runtimes.session import EngineOptions, SessionOptions
 from mmedge.runtimes.trt.session import TrtSession
 from mmedge.specs import Array, Axis, TensorSpec
 

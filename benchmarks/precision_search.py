@@ -31,7 +31,7 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.evaluation.embedding import Embeddings, EvaluationLabels, task_quality
 from mmedge.converters.pipeline import convert
 from mmedge.preprocess import ImageProcessor, TextProcessor
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Float32Array
 
 SHAPES = Path(__file__).parents[1] / "examples" / "shapes"

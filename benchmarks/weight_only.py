@@ -45,7 +45,8 @@ from mmedge.converters.quantization.size_target import (
 )
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.statistics.collect import collect_moments
-from mmedge.runtimes.session import Session, SessionOptions, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.specs import Float32Array
 
 _ROUNDS = {"decoder": 40, "encoder": 9}

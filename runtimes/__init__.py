@@ -1,25 +1,21 @@
-"""What runs a graph: the Session contract, and one module a backend.
+"""What runs a graph: the Session contract, the Backend contract, and one package a backend.
 
-Importing this package loads no engine; a backend's module loads its own when it is asked for.
+Importing this package loads no engine; a backend loads its own when it is first used.
 """
 
+from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, Backend, backend, open_session
 from mmedge.runtimes.session import (
-    BACKENDS,
-    Backend,
     Binding,
     BuildProgress,
     EngineOptions,
     Placement,
     Session,
     SessionOptions,
-    always_prepared,
-    backend,
-    nothing_to_prepare,
-    open_session,
 )
 
 __all__ = [
     "BACKENDS",
+    "DEFAULT_BACKEND",
     "Backend",
     "Binding",
     "BuildProgress",
@@ -27,8 +23,6 @@ __all__ = [
     "Placement",
     "Session",
     "SessionOptions",
-    "always_prepared",
     "backend",
-    "nothing_to_prepare",
     "open_session",
 ]

@@ -26,66 +26,55 @@ from typing import TypeAlias
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, MmedgeError
+from mmedge.runtimes.backends import Backend
 from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
-from mmedge.runtimes.session import (
-    Placement,
-    SessionOptions,
-    always_prepared,
-    nothing_to_prepare,
-)
+from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.specs import Array, Axis, TensorSpec, dim_size
 
-__all__ = [
-    "FakeFunction",
-    "FakeSession",
-    "available_devices",
-    "engine_version",
-    "is_prepared",
-    "layouts",
-    "open_session",
-    "prepare",
-]
+__all__ = ["BACKEND", "FakeBackend", "FakeFunction", "FakeSession"]
 
 FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
-is_prepared = always_prepared
-prepare = nothing_to_prepare
+class FakeBackend(Backend):
+    """Opens any bundle and computes nothing."""
+
+    name = "fake"
+    title = "Fake"
+
+    def engine_version(self) -> None:
+        """Return None: there is no engine, so it is never chosen."""
+
+    def layouts(self, device: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Return every layout: no operator is computed."""
+        return ("portable", "onnxruntime")
+
+    def available_devices(self) -> tuple[str, ...]:
+        """Return ("cpu",): the fake needs nothing."""
+        return ("cpu",)
+
+    def open_session(self, model: Path, options: SessionOptions) -> FakeSession:
+        """Make a fake with the specs of an ONNX file, whose weights are not read.
+
+        Args:
+            model: The ONNX file.
+            options: Only `device` and `axes` are used.
+
+        Raises:
+            BackendUnavailableError: If the device is not "cpu".
+            BackendError: If the file or its external data is missing or damaged.
+        """
+        if options.device != "cpu":
+            raise BackendUnavailableError(
+                f"The fake backend has no device '{options.device}': expected 'cpu'."
+            )
+        glance = read_onnx_file(model)
+        check_external_data(model, glance)
+        return FakeSession(glance.inputs, glance.outputs, axes=options.axes)
 
 
-def engine_version() -> None:
-    """Return None: there is no engine, and nobody wants the fake who does not ask for it."""
-
-
-def layouts(device: str) -> tuple[str, ...]:  # noqa: ARG001
-    """Return every layout: no operator is computed."""
-    return ("portable", "onnxruntime")
-
-
-def available_devices() -> tuple[str, ...]:
-    """Return ("cpu",): the fake needs nothing."""
-    return ("cpu",)
-
-
-def open_session(model: Path, options: SessionOptions) -> FakeSession:
-    """Make a fake with the specs of an ONNX file, whose weights are not read.
-
-    Args:
-        model: The ONNX file.
-        options: Only `device` and `axes` are used.
-
-    Raises:
-        BackendUnavailableError: If the device is not "cpu".
-        BackendError: If the file or its external data is missing or damaged.
-    """
-    if options.device != "cpu":
-        raise BackendUnavailableError(
-            f"The fake backend has no device '{options.device}': expected 'cpu'."
-        )
-    glance = read_onnx_file(model)
-    check_external_data(model, glance)
-    return FakeSession(glance.inputs, glance.outputs, axes=options.axes)
+BACKEND = FakeBackend()
 
 
 class FakeSession(SessionBase[FakeFunction]):

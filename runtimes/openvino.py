@@ -35,101 +35,24 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
+from mmedge.runtimes.backends import Backend, EngineFacts, Hardware, require_defaults
 from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.processor import allowed_processors
-from mmedge.runtimes.session import (
-    Placement,
-    SessionOptions,
-    always_prepared,
-    nothing_to_prepare,
-)
+from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.specs import Array, Axis
 
-__all__ = [
-    "OpenVinoSession",
-    "available_devices",
-    "engine_version",
-    "is_prepared",
-    "layouts",
-    "open_session",
-    "prepare",
-]
+__all__ = ["BACKEND", "OpenVinoBackend", "OpenVinoSession"]
 
-_DEFAULTS = SessionOptions()
+_ARM = ("aarch64", "arm64")
 _ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
 # Before, a graph that hands an input on as an output overwrote the caller's bound input.
 _OLDEST = (2025, 4)
 _import_lock = threading.Lock()
 
 
-def engine_version() -> str | None:
-    """Return the version of the installed OpenVINO, without loading it; None if there is none."""
-    try:
-        return version("openvino") if find_spec("openvino") else None
-    except (PackageNotFoundError, ValueError):  # a build without metadata; hidden from imports
-        return None
-
-
-def layouts(device: str) -> tuple[str, ...]:
-    """Return ("portable",) for the CPU: the other layouts hold operators of ONNX Runtime."""
-    return ("portable",) if device == "cpu" else ()
-
-
-def available_devices() -> tuple[str, ...]:
-    """Return ("cpu",), or nothing if openvino is not installed. Neither raises nor prints."""
-    try:
-        engine = _load_engine()
-    except BackendUnavailableError:
-        return ()
-    return ("cpu",) if "CPU" in engine.Core().available_devices else ()
-
-
-is_prepared = always_prepared
-prepare = nothing_to_prepare
-
-
-def open_session(model: Path, options: SessionOptions) -> OpenVinoSession:
-    """Compile an ONNX file with OpenVINO.
-
-    Args:
-        model: The ONNX file; its external data must lie beside or below it.
-        options: How to run it; see this module for what each comes to.
-
-    Raises:
-        BackendUnavailableError: If openvino or the device is missing, or an option is not to be
-            had here.
-        PlacementError: If the engine would run the graph elsewhere.
-        BackendError: If the file is missing, damaged, or refused by the engine.
-    """
-    engine = _load_engine()
-    _check_version(_short_version(engine))
-    if options.device != "cpu":
-        raise BackendUnavailableError(
-            f"The openvino backend has no device '{options.device}': expected 'cpu'."
-        )
-    for name in _ONLY_DEFAULT:
-        if (got := getattr(options, name)) != (default := getattr(_DEFAULTS, name)):
-            raise BackendUnavailableError(
-                f"The openvino backend has no option {name}: got {got!r}, expected {default!r}. "
-                "Leave it out, or name the backend 'onnxruntime'."
-            )
-    glance = read_onnx_file(model)
-    check_external_data(model, glance)
-    try:
-        core = _core()
-        compiled = core.compile_model(core.read_model(str(model)), "CPU", _settings(options))
-        devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
-    except _engine_exceptions() as error:
-        raise _mapped(error, f"{model}: OpenVINO {_short_version(engine)} refuses it") from error
-    if devices != ["CPU"]:
-        raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
-    placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
-    return OpenVinoSession(engine, compiled, model, glance, placement, options.axes)
-
-
 class OpenVinoSession(SessionBase[Any]):  # an openvino.CompiledModel
-    """A Session on OpenVINO. Made by `open_session`.
+    """A Session on OpenVINO. Made by `OpenVinoBackend.open_session`.
 
     Until the next run, it may keep the arrays of a feed alive. A binding reads and writes the
     arrays themselves.
@@ -197,6 +120,77 @@ class OpenVinoSession(SessionBase[Any]):  # an openvino.CompiledModel
             yield
         except _engine_exceptions() as error:
             raise _mapped(error, f"{self._model}: {what}") from error
+
+
+class OpenVinoBackend(Backend):
+    """OpenVINO."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    install = 'pip install "mmedge[openvino]"'
+
+    def engine_version(self) -> str | None:
+        """Return the version of the installed OpenVINO, without loading it; None if none is."""
+        try:
+            return version("openvino") if find_spec("openvino") else None
+        except (PackageNotFoundError, ValueError):  # no metadata; hidden from imports
+            return None
+
+    def available_devices(self) -> tuple[str, ...]:
+        """Return ("cpu",), or nothing if openvino is not installed. Neither raises nor prints."""
+        try:
+            return self._devices()
+        except BackendUnavailableError:
+            return ()
+
+    def devices_on(self, hardware: Hardware, engine: EngineFacts) -> tuple[str, ...]:
+        """Return ("cpu",), on Arm only where it is installed."""
+        return () if hardware.architecture in _ARM and not engine.usable else ("cpu",)
+
+    def probe(self) -> Mapping[str, object]:
+        """Load OpenVINO and return the devices that are used."""
+        return {"offers": list(self._devices())}
+
+    def _devices(self) -> tuple[str, ...]:
+        return ("cpu",) if "CPU" in _load_engine().Core().available_devices else ()
+
+    def open_session(self, model: Path, options: SessionOptions) -> OpenVinoSession:
+        """Compile an ONNX file with OpenVINO.
+
+        Args:
+            model: The ONNX file; its external data must lie beside or below it.
+            options: How to run it; see this module for what each comes to.
+
+        Raises:
+            BackendUnavailableError: If openvino or the device is missing, or an option is not to be
+                had here.
+            PlacementError: If the engine would run the graph elsewhere.
+            BackendError: If the file is missing, damaged, or refused by the engine.
+        """
+        engine = _load_engine()
+        _check_version(_short_version(engine))
+        if options.device != "cpu":
+            raise BackendUnavailableError(
+                f"The openvino backend has no device '{options.device}': expected 'cpu'."
+            )
+        require_defaults(self.name, options, _ONLY_DEFAULT)
+        glance = read_onnx_file(model)
+        check_external_data(model, glance)
+        try:
+            core = _core()
+            compiled = core.compile_model(core.read_model(str(model)), "CPU", _settings(options))
+            devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
+        except _engine_exceptions() as error:
+            raise _mapped(
+                error, f"{model}: OpenVINO {_short_version(engine)} refuses it"
+            ) from error
+        if devices != ["CPU"]:
+            raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
+        placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
+        return OpenVinoSession(engine, compiled, model, glance, placement, options.axes)
+
+
+BACKEND = OpenVinoBackend()
 
 
 def _load_engine() -> ModuleType:

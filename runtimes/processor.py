@@ -1,12 +1,13 @@
-"""The processor of this machine: its name, and how much of it this process may use."""
+"""The processor of this machine: its name, what of it this process may use, its int8 sums."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
-__all__ = ["allowed_processors", "processor_name"]
+__all__ = ["allowed_processors", "int8_saturates", "processor_name"]
 
 
 def allowed_processors() -> tuple[int, ...]:
@@ -14,6 +15,24 @@ def allowed_processors() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def int8_saturates(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether this processor adds pairs of int8 products in 16 bits, which saturates.
+
+    x86 does without VNNI; where nothing shows whether it has VNNI, it is taken not to.
+
+    Args:
+        machine: Architecture as `uname -m` prints it; None for this machine's.
+        cpuinfo: Describes the processor.
+    """
+    if (machine or platform.machine()).lower() not in {"x86_64", "amd64"}:
+        return False
+    try:
+        flags = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return re.search(r"^flags\b.*\bavx(512)?_vnni\b", flags, re.MULTILINE) is None
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from mmedge.closing import Closing
-from mmedge.errors import BackendUnavailableError, InputError
+from mmedge.errors import InputError
 from mmedge.specs import Array, Axis, TensorSpec
 
 __all__ = [
-    "BACKENDS",
-    "Backend",
     "Binding",
     "BuildProgress",
     "EngineOptions",
     "Placement",
     "Session",
     "SessionOptions",
-    "always_prepared",
-    "backend",
-    "nothing_to_prepare",
-    "open_session",
 ]
 
 BuildProgress: TypeAlias = Callable[[str, int, int], None]
@@ -200,121 +193,3 @@ class Session(Closing, Protocol):
     def close(self) -> None:
         """Free the engine's memory. Closing twice is fine; running afterwards is a BackendError."""
         ...
-
-
-class Backend(Protocol):
-    """What a backend's module offers."""
-
-    def engine_version(self) -> str | None:
-        """Return the version of the installed engine, without loading it.
-
-        None if it is not installed, or if there is no engine, as behind the fake: such a backend
-        is never chosen, only asked for by name.
-        """
-        ...
-
-    def layouts(self, device: str) -> tuple[str, ...]:
-        """Return the layouts of a bundle's variants that it runs on a device, preferred first.
-
-        Empty for a kind of device that this backend never has. Nothing is loaded to tell.
-        """
-        ...
-
-    def available_devices(self) -> tuple[str, ...]:
-        """Return the devices that this backend can use here, best first; empty if not installed.
-
-        Must not raise and must not print.
-        """
-        ...
-
-    def is_prepared(self, model: Path, options: SessionOptions) -> bool:
-        """Tell whether open_session would open a graph at once, in seconds rather than minutes.
-
-        Must not raise; what would not open at all is not prepared.
-        """
-        ...
-
-    def prepare(
-        self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
-    ) -> None:
-        """Do ahead what would make opening a graph take minutes, such as building its engine.
-
-        What is made lies in the cache folder, where open_session finds it. Most backends have
-        nothing to do.
-
-        Args:
-            model: The ONNX file.
-            options: How it will be run.
-            progress: Told how far it is.
-
-        Raises:
-            EngineBuildError: If the engine cannot be built.
-            BackendError, StorageError: As for open_session.
-        """
-        ...
-
-    def open_session(self, model: Path, options: SessionOptions) -> Session:
-        """Make a session from an ONNX file.
-
-        Raises:
-            BackendUnavailableError: If the engine or the device is missing, with what to install.
-            PlacementError: If the graph would not run where it was asked to.
-            BackendError: If the file is missing or damaged, its external data is missing, cut
-                short or outside the model's folder, or the engine refuses the graph.
-            StorageError: If `options.profile_to` cannot be made.
-        """
-        ...
-
-
-def always_prepared(model: Path, options: SessionOptions) -> bool:  # noqa: ARG001
-    """Return True: the `is_prepared` of backends that open any graph at once."""
-    return True
-
-
-def nothing_to_prepare(
-    model: Path, options: SessionOptions, progress: BuildProgress | None = None
-) -> None:
-    """Do nothing: the `prepare` of backends that open any graph at once."""
-
-
-# One line a backend; its module is imported when it is asked for.
-BACKENDS: dict[str, str] = {
-    "onnxruntime": "mmedge.runtimes.ort.session",
-    "openvino": "mmedge.runtimes.openvino",
-    "tensorrt": "mmedge.runtimes.trt.standard",
-    "tensorrt-rtx": "mmedge.runtimes.trt.rtx",
-    "fake": "mmedge.runtimes.fake",
-}
-
-
-def backend(name: str) -> Backend:
-    """Import a backend's module.
-
-    Raises:
-        BackendUnavailableError: If there is no backend of that name.
-    """
-    if name not in BACKENDS:
-        raise BackendUnavailableError(
-            f"Unknown backend: got '{name}', expected one of {sorted(BACKENDS)}."
-        )
-    return cast(Backend, importlib.import_module(BACKENDS[name]))
-
-
-def open_session(
-    model: Path | str,
-    *,
-    backend_name: str = "onnxruntime",
-    options: SessionOptions | None = None,
-) -> Session:
-    """Open an ONNX file in a backend.
-
-    Args:
-        model: The ONNX file; external data is found beside it.
-        backend_name: One of BACKENDS.
-        options: None for the defaults.
-
-    Raises:
-        BackendUnavailableError, PlacementError, BackendError, StorageError: See
-            Backend.open_session.
-    """
-    return backend(backend_name).open_session(Path(model), options or SessionOptions())

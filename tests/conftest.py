@@ -39,7 +39,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def _nothing_to_choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a backend named, ONNX Runtime it is, unless a test asks for `several_backends`."""
     if "several_backends" not in request.fixturenames:
-        monkeypatch.setattr("mmedge.runtimes.openvino.engine_version", lambda: None)
+        monkeypatch.setattr("mmedge.runtimes.openvino.BACKEND.engine_version", lambda: None)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 from mmedge.machine.host import Host, PythonFacts
 
 GIB = 1 << 30
-CPU_PROVIDERS = {"providers": ["CPUExecutionProvider"]}
-CUDA_PROVIDERS = {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+CPU_PROVIDERS = {"offers": ["CPU"]}
+CUDA_PROVIDERS = {"offers": ["CUDA", "CPU"]}
 
 
 CLOSED = PythonFacts("3.12.3", "/home/user/.venv/bin/python", virtual=True, sees_system=False)
@@ -135,7 +135,7 @@ ORIN = Described(
     engines={"onnxruntime": "onnxruntime 1.23.2", "tensorrt": "10.3.0"},
     probes={
         "onnxruntime": CPU_PROVIDERS,
-        "tensorrt": {"version": "10.3.0", "compute_capabilities": []},
+        "tensorrt": {"offers": []},
         "cuda": {
             "driver": "12.6",
             "runtime": "12.6",
@@ -199,7 +199,7 @@ DESKTOP = Described(
     engines={"onnxruntime": "onnxruntime-gpu 1.23.2", "tensorrt-rtx": "1.7.1.116"},
     probes={
         "onnxruntime": CUDA_PROVIDERS,
-        "tensorrt-rtx": {"compute_capabilities": ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]},
+        "tensorrt-rtx": {"offers": ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"]},
         "cuda": {"driver": "13.0", "runtime": "13.0", "devices": []},
     },
     packages={"onnxruntime-gpu": "1.23.2", "cuda-bindings": "13.0.1"},

@@ -22,7 +22,8 @@ from mmedge.converters.passes.building import add_initializer
 from mmedge.errors import QuantizationError
 from mmedge.files import storage_errors
 from mmedge.files.renaming import lock, remove
-from mmedge.runtimes.session import Session, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import Session
 from mmedge.specs import Array
 
 __all__ = ["Measure", "Probe", "ProbeBuilder", "beside", "open_probe", "written_beside"]

@@ -253,7 +253,7 @@ def _serve() -> None:
 def _do(
     request: Mapping[str, Any], feed: Mapping[str, Array], sessions: dict[int, Session]
 ) -> tuple[dict[str, str], dict[str, Array]]:
-    from mmedge.runtimes.session import open_session
+    from mmedge.runtimes.backends import open_session
 
     number = request["graph"]
     if request["do"] == "open":

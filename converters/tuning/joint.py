@@ -24,7 +24,7 @@ from mmedge.converters.variants.describe import BuiltRole, files_of, judge, judg
 from mmedge.energy.counter import energy_counter
 from mmedge.errors import CalibrationError
 from mmedge.files import storage_errors
-from mmedge.runtimes.ort.engine import int8_saturates
+from mmedge.runtimes.processor import int8_saturates
 from mmedge.runtimes.selection.remembered import Choice, remember_choice
 from mmedge.runtimes.session import SessionOptions
 

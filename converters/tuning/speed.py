@@ -19,8 +19,9 @@ from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.converters.numerics.distance import cosines
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
+from mmedge.runtimes.backends import BACKENDS, backend, open_session
 from mmedge.runtimes.selection.race import RaceResult, race
-from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend, open_session
+from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.specs import Array
 
 __all__ = ["Runner", "SpeedTest", "installed_backends"]

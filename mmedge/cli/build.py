@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import BundleArgument, JsonOption, PrecisionsOption, RolesOption, words
+from mmedge.cli.options import (
+    BundleArgument,
+    JsonOption,
+    PrecisionsOption,
+    RolesOption,
+    check_target,
+    words,
+)
 
 if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
     from mmedge.cli.engine_progress import EngineProgress
     from mmedge.errors import EngineBuildError
-    from mmedge.runtimes.trt.cache.store import LoadedEngine
-    from mmedge.runtimes.trt.engines import Flavour
+    from mmedge.runtimes.engines.store import LoadedEngine
     from mmedge.sessions.preparation import EnginePlan, PlannedEngine
     from mmedge.specs import Axis
 
 __all__ = ["build"]
-
-_TARGETS: dict[str, Flavour] = {
-    "rtx": "tensorrt-rtx",
-    "tensorrt-rtx": "tensorrt-rtx",
-    "tensorrt": "tensorrt",
-}
 
 
 def build(  # noqa: PLR0913, PLR0917, one parameter an option
@@ -33,16 +33,15 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     target: Annotated[
         str | None,
         typer.Option(
-            help="tensorrt, for the GPU of this machine (a Jetson, a server), or rtx, for desktop "
-            "GPUs, which needs none here.",
-            show_default="tensorrt where it is installed, else rtx",
+            help="Backend that builds the engines; `mmedge doctor` lists them.",
+            show_default="the first that is installed",
         ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
-            help="For rtx: what the engines are to run on, such as 8.9,12.0 (RTX 40, RTX 50), or "
-            "any. May be given several times.",
+            help="GPUs that the engines are to run on, such as 8.9,12.0 (RTX 40, RTX 50), or any, "
+            "for a backend that needs no GPU to build. May be given several times.",
             show_default="the GPU of this machine",
         ),
     ] = None,
@@ -98,19 +97,22 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
-    """Build TensorRT engines of a bundle into the engine cache, where `load` finds them.
+    """Build engines of a bundle into the engine cache, where `load` finds them.
 
-    The precision stands in each variant's graph; convert with --target tensorrt for those that
-    engines are built from. What is in the cache already is not built again.
+    The precision stands in each variant's graph; --plan shows which variants become engines, and
+    how to convert the others. What is in the cache already is not built again.
 
     Exits with 1 if a build fails; the others are built all the same.
     """
     from mmedge.bundle import open_bundle
     from mmedge.cli.engine_tables import plan_document, print_plan
     from mmedge.cli.output import print_json
-    from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings
-    from mmedge.sessions.preparation import PlanOptions, default_flavour, plan_engines
+    from mmedge.runtimes.backends import engine_backends
+    from mmedge.runtimes.engines.spec import BuildSettings
+    from mmedge.sessions.choice import engine_backend
+    from mmedge.sessions.preparation import PlanOptions, plan_engines
 
+    check_target(target)
     opened = open_bundle(bundle)
     options = PlanOptions(
         compute_capabilities=words(
@@ -129,24 +131,17 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
         device=device,
     )
     if plan:
-        flavours = FLAVOURS if target is None else (_flavour(target),)
-        plans = [plan_engines(opened, flavour, options, elsewhere=True) for flavour in flavours]
+        names = engine_backends() if target is None else (target,)
+        plans = [plan_engines(opened, name, options, elsewhere=True) for name in names]
         if json:
             print_json([plan_document(bundle, made) for made in plans])
         elif not quiet:
             for made in plans:
                 print_plan(made)
         return
-    flavour = _flavour(target) if target is not None else default_flavour()
-    made = plan_engines(opened, flavour, options)
+    made = plan_engines(opened, target or engine_backend(), options)
     _require_some(bundle, made)
     _build_all(bundle, made, layers=layers, as_json=json, quiet=quiet)
-
-
-def _flavour(target: str) -> Flavour:
-    if target not in _TARGETS:
-        raise typer.BadParameter(f"--target: got {target!r}, expected rtx or tensorrt.")
-    return _TARGETS[target]
 
 
 def _axes(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from mmedge.runtimes.trt.cache.store import CacheEntry, EngineCache
-    from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
+    from mmedge.runtimes.engines.spec import ShapeProfile, ShapeRange
+    from mmedge.runtimes.engines.store import CacheEntry, EngineCache
 
 __all__ = ["cache"]
 
@@ -35,7 +35,7 @@ def list_(
 ) -> None:
     """List the engines, the one used last first, and count what else is kept."""
     from mmedge.cli.output import print_json
-    from mmedge.runtimes.trt.cache.store import EngineCache
+    from mmedge.runtimes.engines.store import EngineCache
 
     engines = EngineCache()
     entries = engines.entries(verify=verify)
@@ -81,21 +81,20 @@ def prune(
     """Remove engines that are of no use here.
 
     Without options: those that are damaged, left behind by a build that was killed, or built for
-    another version of TensorRT than the one installed. An engine that is being built stays.
+    another version of their library than the installed one. An engine that is being built stays.
     """
     from mmedge.cli.output import human_bytes, plain
     from mmedge.files import storage_errors
+    from mmedge.runtimes.backends import BACKENDS, backend
+    from mmedge.runtimes.engines.store import EngineCache, PruneRule
     from mmedge.runtimes.selection.remembered import choice_files
-    from mmedge.runtimes.trt.cache.store import EngineCache, PruneRule
-    from mmedge.runtimes.trt.engines import FLAVOURS
-    from mmedge.runtimes.trt.flavours import installed_version
 
     if everything and (older_than, keep_mib, model) != (None, None, None):
         raise typer.BadParameter("--all removes everything: leave the other options out.")
-    installed = {flavour: installed_version(flavour) for flavour in FLAVOURS}
+    installed = {name: backend(name).engine_version() for name in BACKENDS}
     pruned = EngineCache().prune(
         PruneRule(
-            versions={flavour: found for flavour, found in installed.items() if found},
+            versions={name: found for name, found in installed.items() if found},
             older_than_s=None if older_than is None else older_than * _DAY_S,
             model=model,
             keep_bytes=None if keep_mib is None else int(keep_mib * (1 << 20)),
@@ -124,8 +123,8 @@ def prune(
 
 
 def _others(engines: EngineCache) -> dict[str, tuple[Path, ...]]:
+    from mmedge.runtimes.engines.pruning import side_files
     from mmedge.runtimes.selection.remembered import choice_files
-    from mmedge.runtimes.trt.cache.pruning import side_files
 
     return {
         "timing_caches": side_files(engines.folder, "timing"),
@@ -167,7 +166,6 @@ def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
-    from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
 
     console = stdout_console()
     console.print(f"In {plain(str(engines.folder.parent))}:", soft_wrap=True)
@@ -189,7 +187,7 @@ def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
             if record is not None:
                 key = record.key
                 told = (
-                    f"{FLAVOUR_NAMES[key.request.flavour]} {plain(key.version)}",
+                    plain(f"{key.request.backend} {key.version}"),
                     plain(key.compute_capability),
                     plain(_shapes(key.request.profiles)),
                     _minute(record.built_unix_s),

@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 
     from mmedge.bundle import Bundle
     from mmedge.machine.gpus import Gpu
-    from mmedge.machine.report import Engine, Machine
+    from mmedge.machine.report import Machine
+    from mmedge.runtimes.backends import EngineFacts
     from mmedge.sessions.readiness import Way
 
 __all__ = ["doctor"]
 
-_ENGINES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT RTX",
-}
 _STYLES = {"ready": "green", "build": "yellow", "needs": "red", "no": "dim"}
 
 
@@ -167,14 +162,14 @@ def _software(machine: Machine) -> Iterator[tuple[str, str]]:
         )
     yield "mmedge", f"{machine.mmedge}, Python {python.version}{kind}"
     for engine in machine.engines:
-        yield _ENGINES[engine.name], _engine(engine)
+        yield engine.name, _engine(engine).removeprefix(f"{engine.name} ")
     free = ""
     if machine.cache_free_bytes is not None:
         free = f", {human_bytes(machine.cache_free_bytes)} free"
     yield "cache", f"{machine.cache}{free}"
 
 
-def _engine(engine: Engine) -> str:
+def _engine(engine: EngineFacts) -> str:
     if engine.version is None:
         return (
             f"not in this Python; {engine.elsewhere} is on the system"
@@ -183,9 +178,10 @@ def _engine(engine: Engine) -> str:
         )
     if engine.fault:
         return f"{engine.version}, does not start"
-    names = [each.removesuffix("ExecutionProvider") for each in engine.offers]
-    offers = ", ".join(name for name in names if name != "Azure")  # a service, on no machine
-    if engine.name == "tensorrt-rtx" and offers:
+    from mmedge.runtimes.backends import backend
+
+    offers = ", ".join(engine.offers)
+    if offers and backend(engine.name).builder is not None:
         offers = f"builds for {offers}"
     place = f"; loaded from {Path(engine.module).parent}" if engine.module else ""
     return f"{engine.version}{f': {offers}' if offers else ''}{place}"

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
-from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
-from mmedge.runtimes.trt.layers import count_precisions
+from mmedge.runtimes.backends import backend
+from mmedge.runtimes.engines.spec import count_precisions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mmedge.errors import EngineBuildError
-    from mmedge.runtimes.trt.cache.record import EngineRecord
-    from mmedge.runtimes.trt.cache.store import LoadedEngine
+    from mmedge.runtimes.engines.record import EngineRecord
+    from mmedge.runtimes.engines.store import LoadedEngine
     from mmedge.sessions.preparation import EnginePlan, PlannedEngine
     from mmedge.specs import Axis
 
@@ -110,8 +110,8 @@ def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
         _print_reason("No engine", reason, engines)
     if any(row.record is not None for row in rows):
         console.print(
-            f"mmedge.load(..., backend='{plan.flavour}') finds them on such a GPU. There, `mmedge "
-            f"verify BUNDLE --device gpu --backend {plan.flavour}` says whether they answer right. "
+            f"mmedge.load(..., backend='{plan.backend}') finds them on such a GPU. There, `mmedge "
+            f"verify BUNDLE --device gpu --backend {plan.backend}` checks their outputs. "
             "`mmedge cache list` shows all engines."
         )
 
@@ -162,8 +162,7 @@ def build_document(
 
 
 def _document(bundle: Path, plan: EnginePlan) -> dict[str, object]:
-    version = None if plan.library is None else plan.library.version
-    return {"path": str(bundle), "target": plan.flavour, "version": version}
+    return {"path": str(bundle), "target": plan.backend, "version": plan.version}
 
 
 def _planned(engine: PlannedEngine) -> dict[str, object]:
@@ -198,8 +197,7 @@ def _result(row: BuiltRow, *, layers: bool) -> dict[str, object]:
 
 
 def _heading(plan: EnginePlan) -> str:
-    version = "(not installed here)" if plan.library is None else plan.library.version
-    return f"{FLAVOUR_NAMES[plan.flavour]} {version}"
+    return f"{backend(plan.backend).title} {plan.version or '(not installed here)'}"
 
 
 def _by_role(
@@ -234,7 +232,7 @@ def capabilities(engine: PlannedEngine) -> str:
     if engine.key is None:
         return "-"
     names = engine.key.compute_capability.split("+")
-    return " ".join(sorted(names, key=lambda name: tuple(map(int, name.split(".")))))
+    return " ".join(sorted(names, key=lambda name: (len(name), name)))
 
 
 def _axes(axes: Mapping[str, Axis]) -> str:

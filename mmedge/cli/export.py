@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import words
+from mmedge.cli.options import check_target, words
 
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle
-    from mmedge.bundle.manifest import Layout
     from mmedge.exports import IoDocument, Selection
     from mmedge.exports.triton import TritonModel
     from mmedge.exports.triton_configs import Device
-    from mmedge.runtimes.trt.engines import Flavour
 
 __all__ = ["export"]
 
-_FLAVOURS: dict[str, Flavour] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _DEVICES: dict[str, Device] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
 
 
@@ -54,7 +51,7 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     engines: Annotated[
         bool | None,
         typer.Option(
-            help="Take engines from the cache; with --triton, TensorRT then runs the roles.",
+            help="Take engines from the cache; with --triton, they run the roles.",
             show_default="with --engine-dir",
         ),
     ] = None,
@@ -65,14 +62,14 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     target: Annotated[
         str | None,
         typer.Option(
-            help="Of --build: tensorrt, for the GPU of this machine, or rtx.",
-            show_default="tensorrt where it is installed, else rtx",
+            help="Of --build: backend that builds; `mmedge doctor` lists them.",
+            show_default="the first that is installed; Triton's own for --triton",
         ),
     ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
-            help="Of --build, for rtx: such as 8.9,12.0, or any.",
+            help="Of --build: GPUs to build for, such as 8.9,12.0, or any.",
             show_default="the GPU of this machine",
         ),
     ] = None,
@@ -89,14 +86,14 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json
     from mmedge.exports import select
+    from mmedge.exports.triton import TRITON_BACKEND, triton_layouts
 
     _check_usage(engine_dir, triton, engines, device, build=build)
-    if target is not None and target not in _FLAVOURS:
-        raise typer.BadParameter(f"--target: got {target!r}, expected tensorrt or rtx.")
+    check_target(target)
     if not build and (target is not None or compute_capability is not None):
         raise typer.BadParameter("--target and --compute-capability are for --build.")
-    if triton is not None and target not in (None, "tensorrt"):
-        raise typer.BadParameter("Triton runs engines of TensorRT: --target tensorrt.")
+    if triton is not None and target not in (None, TRITON_BACKEND):
+        raise typer.BadParameter(f"Triton runs engines of --target {TRITON_BACKEND} only.")
     opened = open_bundle(bundle)
     with_engines = build or (triton is None if engines is None else engines)
     where = _DEVICES[device]
@@ -104,12 +101,12 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
         opened,
         roles=words("--role", role),
         precisions=words("--precision", precision),
-        layouts=_layouts(where) if triton is not None and not with_engines else ("portable",),
+        layouts=triton_layouts(where) if triton is not None and not with_engines else ("portable",),
         engines=with_engines or triton is None,
     )
     notes = [each.note for each in chosen if each.note]
     if build:
-        wanted = target or ("tensorrt" if triton is not None else None)
+        wanted = target or (TRITON_BACKEND if triton is not None else None)
         named = words("--compute-capability", compute_capability) or ()
         _build(opened, chosen, wanted, named, quiet=quiet)
     if engine_dir is not None:
@@ -149,11 +146,6 @@ def _check_usage(
         raise typer.BadParameter("--build and --no-engines contradict each other.")
 
 
-def _layouts(device: Device) -> tuple[Layout, ...]:
-    """Return what Triton's ONNX Runtime takes, the better layout for the device first."""
-    return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
-
-
 def _build(
     bundle: Bundle,
     chosen: tuple[Selection, ...],
@@ -164,13 +156,13 @@ def _build(
 ) -> None:
     from mmedge.cli.engine_progress import EngineProgress
     from mmedge.exports.cached_engines import build_engines
-    from mmedge.sessions.preparation import default_flavour
+    from mmedge.sessions.choice import engine_backend
 
     with EngineProgress(len(chosen), shown=not quiet) as shown:
         build_engines(
             bundle,
             chosen,
-            default_flavour() if target is None else _FLAVOURS[target],
+            target or engine_backend(),
             compute_capabilities=compute_capabilities,
             progress=shown.begin,
             wait_told=shown.say,
@@ -206,25 +198,10 @@ def _export_triton(
     device: Device,
     overwrite: bool,
 ) -> tuple[TritonModel, ...]:
-    from mmedge.errors import EngineMismatchError
     from mmedge.exports import export_triton
-    from mmedge.exports.cached_engines import cached_engines
+    from mmedge.exports.cached_engines import engines_for_triton
 
-    plans = {}
-    for selection in chosen if engines else ():
-        found = cached_engines(bundle, selection, flavour="tensorrt", told=notes.append)
-        if not found:
-            raise EngineMismatchError(
-                f"{selection.role}/{selection.variant.name}: no engine of TensorRT in the cache. "
-                f"Build it on the machine that serves: mmedge build {bundle.path} --target "
-                "tensorrt. Or leave --engines out: ONNX Runtime runs the graph."
-            )
-        plans[selection.role] = found[0]
-        key = found[0].key
-        notes.append(
-            f"{selection.role}: this plan runs in TensorRT {key.version} on GPUs of compute "
-            f"capability {key.compute_capability} alone; the server must have both"
-        )
+    plans = engines_for_triton(bundle, chosen, told=notes.append) if engines else {}
     return export_triton(bundle, out, chosen, engines=plans, device=device, overwrite=overwrite)
 
 

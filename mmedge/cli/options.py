@@ -7,7 +7,14 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["BundleArgument", "JsonOption", "PrecisionsOption", "RolesOption", "words"]
+__all__ = [
+    "BundleArgument",
+    "JsonOption",
+    "PrecisionsOption",
+    "RolesOption",
+    "check_target",
+    "words",
+]
 
 BundleArgument: TypeAlias = Annotated[
     Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)
@@ -40,3 +47,15 @@ def words(option: str, text: str | None) -> tuple[str, ...] | None:
     if not all(values):
         raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
     return values
+
+
+def check_target(target: str | None) -> None:
+    """Check that --target names a backend that builds engines; None passes.
+
+    Raises:
+        typer.BadParameter: If it does not.
+    """
+    from mmedge.runtimes.backends import engine_backends
+
+    if target is not None and target not in (names := engine_backends()):
+        raise typer.BadParameter(f"--target: got {target!r}, expected {' or '.join(names)}.")

@@ -36,9 +36,13 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     device: Annotated[
         str, typer.Option(help="cpu, cuda or cuda:N; gpu is another word for cuda.")
     ] = "cpu",
-    backend: Annotated[str, typer.Option(help="What runs the graphs, such as onnxruntime.")] = (
-        "onnxruntime"
-    ),
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Backend that runs the graphs; `mmedge doctor` lists them.",
+            show_default="the one that computed the golden outputs",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Measure each cell at least so long.")] = 3.0,
     min_runs: Annotated[int, typer.Option(help="And at least so many runs.")] = 20,
     max_runs: Annotated[int, typer.Option(help="But no more than these.")] = 20_000,
@@ -79,6 +83,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     Exits with 1 if a gate fails; the reports are written all the same.
     """
     from mmedge.profiling import profile as measure
+    from mmedge.runtimes.backends import DEFAULT_BACKEND
     from mmedge.sessions.opening import device_name
 
     config = _config(
@@ -89,7 +94,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
             "threads": words("--threads", threads),
             "sequences": words("--sequence", sequence),
             "device": device_name(device),
-            "backend": backend,
+            "backend": backend or DEFAULT_BACKEND,
             "budget": {
                 "seconds": seconds,
                 "min_runs": min_runs,

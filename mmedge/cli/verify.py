@@ -30,9 +30,12 @@ def verify(
         typer.Option(help="Only this precision, or the variant of this name.", show_default="all"),
     ] = None,
     backend: Annotated[
-        str,
-        typer.Option(help="What runs the graphs: onnxruntime, openvino, tensorrt, tensorrt-rtx."),
-    ] = "onnxruntime",
+        str | None,
+        typer.Option(
+            help="Backend that runs the graphs; `mmedge doctor` lists them.",
+            show_default="the one that computed the golden outputs",
+        ),
+    ] = None,
     time_limit: Annotated[
         float | None,
         typer.Option(

@@ -8,13 +8,14 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import EngineMismatchError
 from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.selection import Selection
+from mmedge.exports.triton import TRITON_BACKEND
+from mmedge.runtimes.engines.model_hash import model_sha256
+from mmedge.runtimes.engines.spec import EngineKey
+from mmedge.runtimes.engines.store import EngineCache
 from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.cache.model_hash import model_sha256
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import EngineKey, Flavour
 from mmedge.sessions.preparation import PlannedEngine, PlanOptions, build_planned, plan_engines
 
-__all__ = ["build_engines", "cached_engines"]
+__all__ = ["build_engines", "cached_engines", "engines_for_triton"]
 
 
 def cached_engines(
@@ -22,12 +23,12 @@ def cached_engines(
     selection: Selection,
     *,
     cache: EngineCache | None = None,
-    flavour: Flavour | None = None,
+    backend: str | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> tuple[SuppliedEngine, ...]:
     """Return the engines that were built from a graph, the one used last first.
 
-    Of several for one flavour, version and kind of GPU, which differ in their profiles or flags,
+    Of several for one backend, version and kind of GPU, which differ in their profiles or flags,
     the one used last is taken. Engines without weights are left out: they need the ONNX file and
     TensorRT's refitter to run.
 
@@ -35,7 +36,7 @@ def cached_engines(
         bundle: An opened bundle.
         selection: The graph.
         cache: Where to look; None takes mmedge's own.
-        flavour: Only this one; None takes all.
+        backend: Only engines of this one; None takes all.
         told: Called with a sentence for each engine that is left out.
 
     Raises:
@@ -50,8 +51,8 @@ def cached_engines(
         if entry.record is None or entry.record.key.model_sha256 != sha256:
             continue
         key = entry.record.key
-        kind = (key.request.flavour, key.version, key.compute_capability)
-        if flavour not in (None, key.request.flavour):
+        kind = (key.request.backend, key.version, key.compute_capability)
+        if backend not in (None, key.request.backend):
             continue
         if key.request.settings.stripped:
             told(f"{_name(selection, key)} is left out: it holds no weights")
@@ -65,10 +66,41 @@ def cached_engines(
     return tuple(found.values())
 
 
+def engines_for_triton(
+    bundle: Bundle, selections: Sequence[Selection], *, told: Callable[[str], None]
+) -> dict[str, SuppliedEngine]:
+    """Return the engine of each graph that Triton is to run, by role.
+
+    Args:
+        bundle: An opened bundle.
+        selections: The graphs.
+        told: Called with a sentence for each engine that is left out, and for what each one needs.
+
+    Raises:
+        EngineMismatchError: If the cache has no engine of a graph.
+        BackendError, StorageError: As cached_engines.
+    """
+    plans = {}
+    for selection in selections:
+        found = cached_engines(bundle, selection, backend=TRITON_BACKEND, told=told)
+        if not found:
+            raise EngineMismatchError(
+                f"{selection.role}/{selection.variant.name}: no engine of TensorRT in the cache. "
+                f"Build it on the machine that serves: mmedge build {bundle.path} --target "
+                f"{TRITON_BACKEND}. Or leave --engines out: ONNX Runtime runs the graph."
+            )
+        plans[selection.role], key = found[0], found[0].key
+        told(
+            f"{selection.role}: this plan runs in TensorRT {key.version} on GPUs of compute "
+            f"capability {key.compute_capability} alone; the server must have both"
+        )
+    return plans
+
+
 def build_engines(
     bundle: Bundle,
     selections: Sequence[Selection],
-    flavour: Flavour,
+    backend: str,
     *,
     compute_capabilities: Sequence[str] = (),
     progress: Callable[[PlannedEngine], BuildProgress | None] = lambda _: None,
@@ -79,7 +111,7 @@ def build_engines(
     Args:
         bundle: An opened bundle.
         selections: The graphs.
-        flavour: Of TensorRT.
+        backend: That builds.
         compute_capabilities: See EngineRequest.
         progress: Called with each engine before it is built or found; what it returns is told how
             far the build is.
@@ -95,7 +127,7 @@ def build_engines(
             roles=(selection.role,),
             precisions=(selection.variant.name,),
         )
-        plan = plan_engines(bundle, flavour, options)
+        plan = plan_engines(bundle, backend, options)
         for engine in plan.engines:
             if engine.variant == selection.variant.name:
                 build_planned(plan, engine, progress(engine), wait_told)
@@ -103,6 +135,6 @@ def build_engines(
 
 def _name(selection: Selection, key: EngineKey) -> str:
     return (
-        f"{selection.role}/{selection.variant.name}: engine of {key.request.flavour} {key.version} "
+        f"{selection.role}/{selection.variant.name}: engine of {key.request.backend} {key.version} "
         f"for {key.compute_capability}"
     )

@@ -20,7 +20,6 @@ from mmedge.bundle.manifest import (
 )
 from mmedge.bundle.paths import BundlePath
 from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.runtimes.trt.engines import Flavour
 from mmedge.specs import Axis, Modality, Precision
 
 __all__ = [
@@ -74,11 +73,11 @@ class ShapeBounds(BaseModel):
 
 
 class EngineFile(BaseModel):
-    """A serialized engine: it runs in this version of this flavour on this kind of GPU alone.
+    """A serialized engine: it runs in this version of this library on this kind of GPU alone.
 
     Attributes:
         file: The plan.
-        flavour: `tensorrt`, or `tensorrt-rtx`.
+        backend: Whose library runs it: `tensorrt`, or `tensorrt-rtx`.
         version: Of the library that built it and must load it.
         compute_capability: Of the GPU, or a portability class such as "8.9+12.0".
         cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
@@ -88,7 +87,7 @@ class EngineFile(BaseModel):
 
     model_config = _FROZEN
     file: BundlePath
-    flavour: Flavour
+    backend: str
     version: str
     compute_capability: str
     cuda: str = ""

@@ -27,7 +27,7 @@ from mmedge.exports.selection import Selection
 from mmedge.exports.steps import describe_images, describe_texts
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.exports.vectors import write_graph_vectors
-from mmedge.runtimes.trt.engines import EngineKey
+from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.sessions.axes import dynamic_axes
 from mmedge.specs import Axis, Modality, dim_size
 
@@ -150,11 +150,11 @@ def _graph(
 def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFile:
     key = engine.key
     gpu = key.compute_capability.replace("+", "_").replace(".", "")
-    relative = f"{stem}.{key.request.flavour}-{key.version}.sm{gpu}.engine"
+    relative = f"{stem}.{key.request.backend}-{key.version}.sm{gpu}.engine"
     folder.write(relative, engine.plan)
     return EngineFile(
         file=relative,
-        flavour=key.request.flavour,
+        backend=key.request.backend,
         version=key.version,
         compute_capability=key.compute_capability,
         cuda=key.cuda,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from mmedge.bundle.manifest import Layout, Role, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
-from mmedge.sessions.preparation import why_not
+from mmedge.runtimes.backends import PORTABLE_TARGET, backend
+from mmedge.sessions.choice import engine_backend
+from mmedge.sessions.preparation import unbuildable
 
 __all__ = ["Selection", "select"]
 
@@ -48,8 +50,8 @@ def select(
             role's default, or the one of highest fidelity if the default cannot be exported, and
             says so in `note`.
         layouts: Layouts that can be exported, the preferred one first.
-        engines: Prefer variants of which TensorRT builds engines, and say so in `note` where it
-            builds none.
+        engines: Prefer variants of which engines can be built, and say so in `note` where none
+            can.
 
     Returns:
         In the order of the manifest, no graph twice.
@@ -113,7 +115,7 @@ class _Wish:
             return self._selection(name, default)
         best = (good or list(able.values()))[0]
         fault = (
-            f"of which TensorRT builds no engine: {why_not(default)}"
+            f"of which {_builder()} builds no engine: {_refusal(default)}"
             if default.name in able
             else f"which has no graph in {_spelled(self.layouts)}"
         )
@@ -121,14 +123,23 @@ class _Wish:
         return self._selection(name, best, note)
 
     def _good(self, variant: Variant) -> bool:
-        return not self.engines or why_not(variant) is None
+        return not self.engines or _refusal(variant) is None
 
     def _selection(self, role: str, variant: Variant, note: str = "") -> Selection:
         layout = _layout(variant, self.layouts)
         assert layout is not None  # noqa: S101, only such variants come here
         if not note and not self._good(variant):
-            note = f"{role}/{variant.name}: TensorRT builds no engine of it: {why_not(variant)}"
+            why = _refusal(variant)
+            note = f"{role}/{variant.name}: {_builder()} builds no engine of it: {why}"
         return Selection(role, variant, layout, note)
+
+
+def _builder() -> str:
+    return backend(engine_backend()).title
+
+
+def _refusal(variant: Variant) -> str | None:
+    return unbuildable(variant, engine_backend())
 
 
 def _layout(variant: Variant, layouts: Sequence[Layout]) -> Layout | None:
@@ -165,5 +176,5 @@ def _spelled(layouts: Sequence[Layout]) -> str:
 def _convert(bundle: Bundle) -> str:
     return (
         "Or convert again for engines: mmedge convert "
-        f"{bundle.manifest.provenance.source} --target tensorrt -o NAME.mmedge"
+        f"{bundle.manifest.provenance.source} --target {PORTABLE_TARGET} -o NAME.mmedge"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedge.bundle.golden import Golden
-from mmedge.bundle.manifest import Role
+from mmedge.bundle.manifest import Layout, Role
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
 from mmedge.exports.document import TOKENIZER_NAME
@@ -43,11 +43,14 @@ from mmedge.exports.triton_python import (
 )
 from mmedge.preprocess.config import Preprocessing
 from mmedge.preprocess.text import TextProcessor
+from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.runtimes.onnx_file import read_onnx_file
-from mmedge.runtimes.trt.engines import EngineKey
 from mmedge.specs import Axis, Modality, Precision
 
-__all__ = ["TRITON_MARKER", "TritonModel", "export_triton"]
+__all__ = ["TRITON_BACKEND", "TRITON_MARKER", "TritonModel", "export_triton", "triton_layouts"]
+
+TRITON_BACKEND = "tensorrt"
+"""The backend whose engines Triton runs."""
 
 TRITON_MARKER = "mmedge-export.json"
 
@@ -121,6 +124,11 @@ def export_triton(
     return tuple(models)
 
 
+def triton_layouts(device: Device) -> tuple[Layout, ...]:
+    """Return the layouts that Triton's ONNX Runtime takes, the better one for the device first."""
+    return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
+
+
 def _check(selections: Sequence[Selection], engines: Mapping[str, SuppliedEngine]) -> None:
     roles = [selection.role for selection in selections]
     for role in roles:
@@ -131,10 +139,10 @@ def _check(selections: Sequence[Selection], engines: Mapping[str, SuppliedEngine
                 "--precision."
             )
     for role, engine in engines.items():
-        if engine.key.request.flavour != "tensorrt":
+        if engine.key.request.backend != TRITON_BACKEND:
             raise InputError(
                 f"Role '{role}': Triton runs engines of TensorRT, got one of "
-                f"{engine.key.request.flavour}. Build one with TensorRT on the machine that serves,"
+                f"{engine.key.request.backend}. Build one with TensorRT on the machine that serves,"
                 " or leave the engine out: ONNX Runtime runs the graph."
             )
 

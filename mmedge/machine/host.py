@@ -19,8 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mmedge.children import absolute_entries, child_command, child_environment
+from mmedge.runtimes.backends import BACKENDS, backend
 from mmedge.runtimes.processor import allowed_processors
-from mmedge.runtimes.session import BACKENDS, backend
 
 __all__ = ["Host", "PythonFacts"]
 

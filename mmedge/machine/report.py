@@ -17,12 +17,10 @@ from mmedge.files.cache_folder import cache_folder
 from mmedge.machine.gpus import Cuda, Gpu, read_cuda, read_gpus, undriven_gpus
 from mmedge.machine.host import Host, PythonFacts
 from mmedge.machine.jetson import Jetson, installed_deb, read_jetson
+from mmedge.runtimes.backends import BACKENDS, EngineFacts, Hardware, backend
 from mmedge.runtimes.processor import processor_name
 
-__all__ = ["ENGINES", "Engine", "Machine", "Processor", "look_at_machine"]
-
-ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-"""The engines that are asked for, by the names of their backends."""
+__all__ = ["Machine", "Processor", "look_at_machine"]
 
 # What products of small numbers are computed with: names in /proc/cpuinfo -> as people know them.
 _FEATURES = {
@@ -55,8 +53,6 @@ _ARM_CORES = {
     "0xd4f": "Neoverse-V2",
     "0xd83": "Neoverse-V3AE",
 }
-# TensorRT's library as a Debian package, the newest first.
-_LIBNVINFER = ("libnvinfer11", "libnvinfer10", "libnvinfer8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +75,6 @@ class Processor:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """One engine, as this Python sees it.
-
-    Attributes:
-        name: Of its backend.
-        version: Distribution that is loaded and its version, None if none is installed.
-        module: File of the module that is loaded, "" if unknown.
-        builds: Its distributions; more than one contradict each other.
-        offers: What it says that it can use: execution providers, devices, or the compute
-            capabilities that it builds for.
-        fault: Why it does not start, "" if it does or is not installed.
-        elsewhere: Version that the system has and this Python does not see, "" for none.
-    """
-
-    name: str
-    version: str | None
-    module: str = ""
-    builds: tuple[str, ...] = ()
-    offers: tuple[str, ...] = ()
-    fault: str = ""
-    elsewhere: str = ""
-
-    @property
-    def usable(self) -> bool:
-        """Whether it is installed and starts."""
-        return self.version is not None and not self.fault
-
-
-@dataclass(frozen=True, slots=True)
 class Machine:
     """A machine, as `mmedge doctor` tells it.
 
@@ -122,7 +89,7 @@ class Machine:
         jetson: What it is, if it is one.
         gpus: NVIDIA's GPUs that the driver shows.
         cuda: What drives them.
-        engines: One for each of ENGINES.
+        engines: One for each of BACKENDS.
         cache: Where mmedge keeps engines and choices.
         cache_free_bytes: Free space there, None if unknown.
         energy: What counts energy, "" for nothing.
@@ -140,16 +107,33 @@ class Machine:
     jetson: Jetson | None
     gpus: tuple[Gpu, ...]
     cuda: Cuda
-    engines: tuple[Engine, ...]
+    engines: tuple[EngineFacts, ...]
     cache: Path
     cache_free_bytes: int | None
     energy: str
     energy_missing: str
     notes: tuple[str, ...] = field(default_factory=tuple)
 
-    def engine(self, name: str) -> Engine:
+    def engine(self, name: str) -> EngineFacts:
         """Return an engine by the name of its backend."""
         return next(engine for engine in self.engines if engine.name == name)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What decides which backends it can use."""
+        gpu, cuda, jetson = next(iter(self.gpus), None), self.cuda, self.jetson
+        major = (cuda.serves or cuda.toolkit).partition(".")[0]
+        if not major and jetson is not None and jetson.jetpack.startswith(("5.", "6.")):
+            major = "12"
+        return Hardware(
+            architecture=self.processor.architecture,
+            gpu="" if gpu is None else gpu.name,
+            compute_capability="" if gpu is None else gpu.compute_capability,
+            jetson=jetson is not None,
+            cuda_major=12 if major.isdecimal() and int(major) < 13 else 13,
+            cuda_bindings=bool(cuda.bindings),
+            cuda_fault=cuda.fault,
+        )
 
 
 def look_at_machine(host: Host | None = None) -> Machine:
@@ -166,7 +150,7 @@ def look_at_machine(host: Host | None = None) -> Machine:
     memory_bytes, free_bytes = _memory(host)
     cache = cache_folder()
     counter, missing = _energy(host)
-    engines = tuple(_engine(host, name) for name in ENGINES)
+    engines = tuple(_engine(host, name) for name in BACKENDS)
     return Machine(
         system=_system(host),
         container=_is_container(host),
@@ -248,29 +232,26 @@ def _energy(host: Host) -> tuple[str, str]:
         return "", str(error)
 
 
-def _engine(host: Host, name: str) -> Engine:
-    version = host.engine_version(name)
-    elsewhere = ""
+def _engine(host: Host, name: str) -> EngineFacts:
+    version, known = host.engine_version(name), backend(name)
     if version is None:
-        if name == "tensorrt":
-            found = (installed_deb(host, package) for package in _LIBNVINFER)
-            elsewhere = next(filter(None, found), "").partition("-")[0]
-        return Engine(name, None, elsewhere=elsewhere)
-    told = host.probe(name)
-    offers = told.get("providers") or told.get("devices") or told.get("compute_capabilities") or ()
-    builds = ("onnxruntime", "onnxruntime-gpu") if name == "onnxruntime" else ()
-    return Engine(
+        found = (installed_deb(host, package) for package in known.system_packages)
+        elsewhere = next(filter(None, found), "").partition("-")[0]
+        return EngineFacts(name, None, elsewhere=elsewhere)
+    probed = host.probe(name)
+    offers = probed.get("offers")
+    return EngineFacts(
         name,
-        str(told.get("loaded") or version),
-        module=str(told.get("module") or ""),
-        builds=tuple(build for build in builds if host.package(build) is not None),
-        offers=tuple(map(str, offers)) if isinstance(offers, (list, tuple)) else (),
-        fault=str(told.get("fault") or ""),
+        str(probed.get("loaded") or version),
+        module=str(probed.get("module") or ""),
+        builds=tuple(each for each in known.distributions if host.package(each) is not None),
+        offers=tuple(map(str, offers)) if isinstance(offers, list) else (),
+        fault=str(probed.get("fault") or ""),
     )
 
 
 def _notes(
-    host: Host, gpus: tuple[Gpu, ...], cuda: Cuda, engines: tuple[Engine, ...]
+    host: Host, gpus: tuple[Gpu, ...], cuda: Cuda, engines: tuple[EngineFacts, ...]
 ) -> Iterator[str]:
     if not gpus and undriven_gpus(host):
         container = _is_container(host)

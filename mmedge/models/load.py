@@ -10,9 +10,9 @@ from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BundleError, InputError
 from mmedge.models.dual_encoder import IMAGE_ENCODER, TEXT_ENCODER, DualEncoder
+from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session, SessionOptions
-from mmedge.runtimes.session import backend as module_of
 from mmedge.sessions.choice import engine_backend, leading_backend, open_fastest
 from mmedge.sessions.opening import graph_of, open_variant, session_options
 from mmedge.sessions.warming import WarmingReport, open_meanwhile, warm_up
@@ -46,7 +46,7 @@ def load(
         precision: A precision ("int8": the first variant that has it, which is the one of highest
             fidelity), the exact name of a variant ("int8-dynamic"), or one of these for each role,
             by role name. None, or a role that is not named, takes the variant of highest fidelity.
-        backend: One of mmedge.runtimes.session.BACKENDS, for all roles; None takes the fastest for
+        backend: One of mmedge.runtimes.BACKENDS, for all roles; None takes the fastest for
             each. TensorRT takes part once its engine is built (`mmedge build`); named here, it
             builds one for as long as that takes.
         roles: What to load, such as ["image_encoder"] on a device that never sees a text; None

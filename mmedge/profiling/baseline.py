@@ -10,7 +10,8 @@ from typing import TypeAlias
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import ProfileError
-from mmedge.runtimes.session import Session, SessionOptions, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.opening import open_variant
 
 __all__ = ["Baselines", "Opponent", "resolve_baseline"]

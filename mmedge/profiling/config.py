@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmedge.runtimes.backends import DEFAULT_BACKEND
+
 __all__ = ["Budget", "ProfileConfig"]
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +44,7 @@ class ProfileConfig(BaseModel):
             texts) or "max" (what padding to the longest costs). A graph with a fixed length is
             measured at that alone.
         device: "cpu", "cuda" or "cuda:N".
-        backend: One of mmedge.runtimes.session.BACKENDS.
+        backend: One of mmedge.runtimes.BACKENDS.
         budget: For each cell.
         cold_starts: Fresh processes for cold start and memory, for each role and variant; 0 for
             none.
@@ -61,7 +63,7 @@ class ProfileConfig(BaseModel):
         default=("golden", "max"), min_length=1
     )
     device: str = "cpu"
-    backend: str = "onnxruntime"
+    backend: str = DEFAULT_BACKEND
     budget: Budget = Budget()
     cold_starts: int = Field(default=3, ge=0)
     stages: bool = True

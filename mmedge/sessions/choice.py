@@ -34,14 +34,13 @@ from mmedge.errors import BackendError, StorageError
 from mmedge.files import storage_errors
 from mmedge.files.cache_folder import cache_folder
 from mmedge.files.locks import key_lock
+from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, engine_backends
 from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
-from mmedge.runtimes.session import BACKENDS, Session, SessionOptions, backend
-from mmedge.runtimes.trt.engines import FLAVOURS
+from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
-    DEFAULT_BACKEND,
     graph_of,
     open_variant,
     takes,
@@ -72,15 +71,16 @@ def leading_backend() -> str:
             name
             for name in BACKENDS
             if backend(name).engine_version()
-            and (name not in FLAVOURS or backend(name).available_devices())
+            and (backend(name).builder is None or backend(name).available_devices())
         ),
         DEFAULT_BACKEND,
     )
 
 
 def engine_backend() -> str:
-    """Return the backend that builds engines for GPUs here; where there is none, the usual one."""
-    return next((name for name in FLAVOURS if backend(name).engine_version()), FLAVOURS[0])
+    """Return the first installed backend that builds engines, the first of all if none is."""
+    names = (*engine_backends(), DEFAULT_BACKEND)
+    return next((name for name in names[:-1] if backend(name).engine_version()), names[0])
 
 
 def candidates(variant: Variant, device: str) -> tuple[str, ...]:

@@ -8,21 +8,19 @@ from typing import cast
 
 from mmedge.bundle.manifest import Layout, Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.runtimes.session import Session, SessionOptions, backend, open_session
+from mmedge.runtimes.backends import VariantFacts, backend, open_session
+from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.axes import dynamic_axes, role_of
-from mmedge.specs import Precision
 
 __all__ = [
-    "DEFAULT_BACKEND",
     "device_name",
+    "facts_of",
     "graph_of",
     "open_variant",
     "session_options",
     "takes",
     "with_axes",
 ]
-
-DEFAULT_BACKEND = "onnxruntime"
 
 
 def session_options(
@@ -31,7 +29,7 @@ def session_options(
     """Settle on which device a session runs.
 
     Args:
-        backend_name: One of mmedge.runtimes.session.BACKENDS.
+        backend_name: One of mmedge.runtimes.BACKENDS.
         device: Overrides the device of `options`; None leaves it, and where there are no options
             either takes the best device that the backend has here. "gpu" is another word for
             "cuda".
@@ -81,8 +79,8 @@ def graph_of(bundle: Bundle, variant: Variant, backend_name: str, device: str) -
         BackendUnavailableError: If there is no backend of that name.
     """
     # A backend that never has such a device says so itself, whatever graph it is shown.
-    layouts = _layouts(backend_name, device) or tuple(variant.models)
-    return bundle.model_path(variant, layouts=layouts)
+    layouts = backend(backend_name).layouts(device) or tuple(variant.models)
+    return bundle.model_path(variant, layouts=cast("tuple[Layout, ...]", layouts))
 
 
 def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> SessionOptions:
@@ -99,18 +97,15 @@ def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> Sess
     return replace(options, axes=dynamic_axes(bundle.manifest, role))
 
 
-def takes(variant: Variant, backend_name: str, device: str) -> bool:
-    """Tell whether a variant has a graph in a layout that a backend runs on a device.
+def facts_of(variant: Variant) -> VariantFacts:
+    """Return what the manifest says of a variant, for a backend to judge it."""
+    return VariantFacts(tuple(variant.models), variant.precision, variant.recipe)
 
-    ONNX Runtime has no bfloat16 kernels on CPUs.
+
+def takes(variant: Variant, backend_name: str, device: str) -> bool:
+    """Tell whether a backend runs a variant on a device.
 
     Raises:
         BackendUnavailableError: If there is no backend of that name.
     """
-    if variant.precision is Precision.BF16 and device == "cpu" and backend_name == "onnxruntime":
-        return False
-    return any(layout in variant.models for layout in _layouts(backend_name, device))
-
-
-def _layouts(backend_name: str, device: str) -> tuple[Layout, ...]:
-    return cast("tuple[Layout, ...]", backend(backend_name).layouts(device))
+    return backend(backend_name).unsupported(facts_of(variant), device) is None

@@ -1,7 +1,7 @@
-"""Which engines can be built of a bundle, for what, and why not the others.
+"""Engine build plan for a bundle.
 
 Planning reads the manifest and the cache and builds nothing. An engine is built from the portable
-layout of a variant; what keeps a variant from becoming one is told before the minutes that a build
+layout of a variant; what keeps a variant from becoming one is found before the minutes that a build
 takes.
 """
 
@@ -14,21 +14,15 @@ from typing import Literal, TypeAlias
 
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.errors import BackendUnavailableError, EngineBuildError, InputError
-from mmedge.runtimes.cuda.runtime import Device, cuda_version, driver_version
+from mmedge.errors import BackendError, BackendUnavailableError, EngineBuildError, InputError
+from mmedge.runtimes.backends import backend, engine_backends
+from mmedge.runtimes.engines.building import EngineBuilder
+from mmedge.runtimes.engines.profiles import shape_profiles
+from mmedge.runtimes.engines.spec import BuildHost, BuildSettings, EngineKey, EngineRequest
+from mmedge.runtimes.engines.store import CachedEngine, EngineCache, LoadedEngine
 from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.cache.store import CachedEngine, EngineCache, LoadedEngine
-from mmedge.runtimes.trt.engines import (
-    BuildSettings,
-    EngineKey,
-    EngineRequest,
-    Flavour,
-)
-from mmedge.runtimes.trt.flavours import ANY, LoadedFlavour, installed_version, load_flavour
-from mmedge.runtimes.trt.opening import find_or_build
-from mmedge.runtimes.trt.profiles import shape_profiles
-from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.sessions.axes import dynamic_axes
+from mmedge.sessions.opening import facts_of
 from mmedge.specs import Axis, Precision, did_you_mean
 
 __all__ = [
@@ -37,15 +31,12 @@ __all__ = [
     "PlanState",
     "PlannedEngine",
     "build_planned",
-    "default_flavour",
     "plan_engines",
-    "why_not",
+    "unbuildable",
 ]
 
 PlanState: TypeAlias = Literal["build", "cached", "elsewhere", "refused"]
 """What is to become of a variant, see PlannedEngine."""
-
-_CONVERT = "convert with `mmedge convert MODEL --target tensorrt --precision {}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +97,14 @@ class EnginePlan:
     """What will be built, and on what.
 
     Attributes:
-        flavour: Of TensorRT.
-        library: The TensorRT that builds, None if it is not installed here.
+        backend: That builds.
+        version: Of its installed library, None if there is none.
         device: Number of the GPU that is built for, where no compute capability is named.
         engines: One for each variant that was asked for, in the bundle's order.
     """
 
-    flavour: Flavour
-    library: LoadedFlavour | None
+    backend: str
+    version: str | None
     device: int
     engines: tuple[PlannedEngine, ...]
 
@@ -125,25 +116,17 @@ class EnginePlan:
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     bundle: Bundle
-    flavour: Flavour
-    library: LoadedFlavour | None
+    backend: str
+    builder: EngineBuilder
     options: PlanOptions
-    gpu: tuple[str, str, str]
+    host: BuildHost | None
     not_here: str
     cache: EngineCache = field(default_factory=EngineCache)
 
 
-def default_flavour() -> Flavour:
-    """Return the flavour to build with where none is named.
-
-    TensorRT where it is installed, as on a Jetson and on a server, else TensorRT-RTX.
-    """
-    return "tensorrt" if installed_version("tensorrt") is not None else "tensorrt-rtx"
-
-
 def plan_engines(
     bundle: Bundle,
-    flavour: Flavour,
+    backend_name: str,
     options: PlanOptions | None = None,
     *,
     elsewhere: bool = False,
@@ -152,33 +135,37 @@ def plan_engines(
 
     Args:
         bundle: An opened bundle.
-        flavour: Of TensorRT.
+        backend_name: That builds.
         options: What is to be built; None for engines of all variants for the GPU of this machine.
-        elsewhere: Plan for another machine too, where the flavour or the GPU is missing here.
+        elsewhere: Plan for another machine too, where the library or the GPU is missing here.
 
     Raises:
-        BackendUnavailableError: If the flavour is not installed, or it is to build for the GPU of
+        BackendUnavailableError: If the library is not installed, or it is to build for the GPU of
             this machine and there is none; unless `elsewhere`.
-        BackendError: If a model of the bundle is damaged.
+        BackendError: If the backend builds no engines, or a model of the bundle is damaged.
         EngineBuildError: If it does not build for a compute capability that is named.
         InputError: If there is no such role, variant or axis.
         StorageError: If others may write the cache's folder.
     """
     options = options or PlanOptions()
-    library: LoadedFlavour | None = None
-    gpu, not_here = ("", "", ""), ""
+    builder = backend(backend_name).builder
+    if builder is None:
+        raise BackendError(
+            f"The backend '{backend_name}' builds no engines: expected one of "
+            f"{list(engine_backends())}."
+        )
+    host, not_here = None, ""
     try:
-        library = load_flavour(flavour)
-        check_named(library, options.compute_capabilities)
-        gpu = gpu if options.compute_capabilities else _this_gpu(library, options.device)
+        host = builder.host(options.compute_capabilities, options.device)
     except BackendUnavailableError as error:
         if not elsewhere:
             raise
         not_here = str(error)
     _check_axes(bundle, options)
-    wanted = _Wanted(bundle, flavour, library, options, gpu, not_here)
+    wanted = _Wanted(bundle, backend_name, builder, options, host, not_here)
     engines = tuple(_plan(wanted, *pair) for pair in _chosen(bundle, options))
-    return EnginePlan(flavour, library, options.device, engines)
+    version = backend(backend_name).engine_version()
+    return EnginePlan(backend_name, version, options.device, engines)
 
 
 def build_planned(
@@ -203,53 +190,36 @@ def build_planned(
             disk is full, or others may write the folder.
         KeyboardInterrupt: If it was interrupted.
     """
-    model, key, library = engine.model, engine.key, plan.library
-    if model is None or key is None or library is None:
+    model, key, builder = engine.model, engine.key, backend(plan.backend).builder
+    if model is None or key is None or builder is None:
         raise EngineBuildError(f"{engine.label} cannot be built here: {engine.reason}")
-    return find_or_build(
-        library,
-        model,
-        key,
-        device=plan.device,
-        progress=progress,
-        wait_told=wait_told,
-        or_in_memory=False,
+    return builder.build(model, key, device=plan.device, progress=progress, wait_told=wait_told)
+
+
+def unbuildable(variant: Variant, backend_name: str) -> str | None:
+    """Return why no engine of a backend can be built of a variant on any machine, and what to do.
+
+    None if one can be built, or the backend needs none.
+    """
+    known = backend(backend_name)
+    device = "cpu" if known.builder is None else known.builder.runs_on
+    obstacle = known.unsupported(facts_of(variant), device)
+    if obstacle is None or not obstacle.convert_to:
+        return None if obstacle is None else obstacle.reason
+    return (
+        f"{obstacle.reason}: convert with `mmedge convert MODEL --target {obstacle.convert_to} "
+        f"--precision {variant.precision.value}`"
     )
-
-
-def why_not(variant: Variant) -> str | None:
-    """Return why no engine can be built of a variant on any machine, None if one can."""
-    recipe, precision = variant.recipe, variant.precision.value
-    if "portable" not in variant.models:
-        operators = "its operators are ONNX Runtime's"
-        if recipe.get("method") == "DynamicInt8":
-            operators = "it computes scales in each call, with ONNX Runtime's operators"
-        return f"{operators}: {_CONVERT.format(precision)}"
-    if recipe.get("activations") == "uint8":
-        return (
-            "its activations are unsigned, and TensorRT takes signed, symmetric ones: "
-            + _CONVERT.format(precision)
-        )
-    if recipe.get("method") == "WeightOnly":
-        if recipe.get("symmetric") is False:
-            return "its weights have zero points, and TensorRT takes symmetric ones: " + (
-                _CONVERT.format(precision)
-            )
-        if recipe.get("bits") == 8:
-            return (
-                "TensorRT folds blocked 8-bit weights to float: take int8 with signed activations, "
-                + _CONVERT.format("int8")
-            )
-    return None
 
 
 def _plan(wanted: _Wanted, role: str, variant: Variant) -> PlannedEngine:
     precision = variant.precision
-    reason = why_not(variant)
+    reason = unbuildable(variant, wanted.backend)
     if reason is not None:
         return PlannedEngine(role, variant.name, precision, "refused", reason)
     try:
-        targets = _targets(wanted, precision)
+        named = wanted.options.compute_capabilities
+        targets = wanted.builder.targets(named, precision.value)
     except EngineBuildError as error:
         return PlannedEngine(role, variant.name, precision, "refused", str(error))
     inputs = [entry.spec() for entry in wanted.bundle.role(role).inputs]
@@ -261,20 +231,12 @@ def _plan(wanted: _Wanted, role: str, variant: Variant) -> PlannedEngine:
     )
     model = wanted.bundle.model_path(variant, layouts=("portable",))
     request = EngineRequest(
-        wanted.flavour, targets, shape_profiles(inputs, axes), wanted.options.settings
+        wanted.backend, targets, shape_profiles(inputs, axes), wanted.options.settings
     )
-    if wanted.library is None or wanted.not_here:
+    if wanted.host is None:
         told = wanted.not_here
         return PlannedEngine(role, variant.name, precision, "elsewhere", told, model, axes)
-    cuda, driver, capability = wanted.gpu
-    key = wanted.cache.key_for(
-        model,
-        request,
-        version=wanted.library.version,
-        cuda=cuda,
-        driver=driver,
-        compute_capability=capability,
-    )
+    key = wanted.cache.key_for(model, request, wanted.host)
     found = wanted.cache.find(key)
     cached = isinstance(found, CachedEngine)
     return PlannedEngine(
@@ -287,40 +249,6 @@ def _plan(wanted: _Wanted, role: str, variant: Variant) -> PlannedEngine:
         axes,
         key,
     )
-
-
-def _targets(wanted: _Wanted, precision: Precision) -> tuple[str, ...]:
-    """Return what a variant is built for.
-
-    Raises:
-        EngineBuildError: If a compute capability that is named cannot compute it.
-    """
-    named = wanted.options.compute_capabilities
-    if wanted.library is None:
-        return named
-    dtypes = {precision.value}
-    targets = resolve(wanted.library, named, dtypes)
-    if named == (ANY,) and not targets:
-        raise EngineBuildError(f"No GPU that is known here computes {precision.value}.")
-    check_needs(wanted.library, targets, dtypes)
-    return targets
-
-
-def _this_gpu(library: LoadedFlavour, device: int) -> tuple[str, str, str]:
-    """Return versions of CUDA and driver, and the compute capability, of a GPU of this machine."""
-    try:
-        properties = Device(device).properties
-        return cuda_version(), driver_version(), properties.compute_capability
-    except BackendUnavailableError as error:
-        way_out = (
-            f"Name what to build for: {', '.join(library.capabilities)} or any."
-            if library.capabilities
-            else "Build on the machine that is to run it, or for desktop GPUs with tensorrt-rtx."
-        )
-        raise BackendUnavailableError(
-            f"Engines are built for the GPU of this machine unless others are named: {error} "
-            f"{way_out}"
-        ) from error
 
 
 def _chosen(bundle: Bundle, options: PlanOptions) -> list[tuple[str, Variant]]:

@@ -14,13 +14,13 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Tolerance, Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import InputError
+from mmedge.runtimes.backends import DEFAULT_BACKEND
+from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
-from mmedge.runtimes.session import backend as module_of
 from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
-    DEFAULT_BACKEND,
     graph_of,
     open_variant,
     session_options,
@@ -77,7 +77,7 @@ def verify_bundle(
         device: As for mmedge.load.
         precision: A precision or the exact name of a variant; None replays all that the backend
             has a layout for.
-        backend: One of mmedge.runtimes.session.BACKENDS; None is ONNX Runtime, which computed the
+        backend: One of mmedge.runtimes.BACKENDS; None is ONNX Runtime, which computed the
             golden answers.
         options: Threads and memory settings.
         time_limit_s: Seconds for each variant; see mmedge.sessions.limits.time_limit.

@@ -21,9 +21,10 @@ from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import MmedgeError
+from mmedge.runtimes.backends import backend
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.swapping import SwappingSession
-from mmedge.runtimes.session import BuildProgress, Session, SessionOptions, backend
+from mmedge.runtimes.session import BuildProgress, Session, SessionOptions
 from mmedge.sessions.opening import graph_of, open_variant, with_axes
 from mmedge.sessions.verification import RoleVerification, replay
 

@@ -14,9 +14,10 @@ something else.
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,12 @@ __all__ = [
     "capturing",
     "cuda_version",
     "device_count",
+    "device_index",
     "device_properties",
     "driver_version",
     "in_words",
     "load_bindings",
+    "probe",
 ]
 
 FOR_CUDA_12 = '"cuda-bindings>=12.9,<13"'
@@ -106,6 +109,12 @@ class DeviceProperties:
     memory_bytes: int
     integrated: bool
     multiprocessors: int
+
+
+def device_index(device: str) -> int | None:
+    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    return None if match is None else int(match[1] or 0)
 
 
 def bindings_installed() -> bool:
@@ -394,6 +403,20 @@ class PinnedMemory(Owned):
         """Return an array over the beginning of the memory, which lives as long as the array."""
         size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return np.asarray(self)[:size_bytes].view(dtype).reshape(shape)
+
+
+def probe() -> dict[str, object]:
+    """Return the versions of driver and runtime, and what each GPU is.
+
+    Raises:
+        BackendError: If the bindings or the driver are missing, or CUDA does not start.
+    """
+    devices = []
+    for index in range(device_count()):
+        device = Device(index)
+        described = asdict(device.properties) | {"free_bytes": device.memory_bytes()[0]}
+        devices.append(described)
+    return {"driver": driver_version(), "runtime": cuda_version(), "devices": devices}
 
 
 def in_words(size_bytes: int) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import io
-import platform
 import re
 import warnings
 from collections import Counter
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,11 +20,9 @@ from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.telemetry import disable_telemetry
 
 __all__ = [
-    "available_devices",
+    "CUDA_PROVIDER",
+    "cuda_device_count",
     "engine_exceptions",
-    "engine_version",
-    "int8_saturates",
-    "layouts",
     "load_engine",
     "mapped",
     "providers_for",
@@ -36,7 +31,7 @@ __all__ = [
 ]
 
 _CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 # What computes shapes. A CUDA session may run these on the CPU, where the engine puts them on
 # purpose because shapes live there; any other node on the CPU is a PlacementError.
@@ -49,41 +44,6 @@ _SHAPE_OPS = frozenset(
         "Slice", "Split", "Squeeze", "Sub", "Unsqueeze", "Where",
     }
 )  # fmt: skip
-
-
-def available_devices() -> tuple[str, ...]:
-    """Return "cuda", "cuda:1", ... for every GPU that the installed build can use, then "cpu".
-
-    Empty if onnxruntime is not installed. Neither raises nor prints.
-    """
-    try:
-        engine = load_engine()
-    except BackendUnavailableError:
-        return ()
-    count = _cuda_device_count() if _CUDA in engine.get_available_providers() else 0
-    return (*("cuda" if n == 0 else f"cuda:{n}" for n in range(count)), "cpu")
-
-
-def engine_version() -> str | None:
-    """Return the version of the installed ONNX Runtime, without loading it; None if none is."""
-    try:
-        if find_spec("onnxruntime") is None:
-            return None
-    except ValueError:  # hidden from imports
-        return None
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with suppress(PackageNotFoundError):
-            return f"{name} {version(name)}"
-    return "of an unknown build"
-
-
-def layouts(device: str) -> tuple[str, ...]:
-    """Return both layouts, the better one for the device first.
-
-    The onnxruntime layout is made of operators that are fast, or exist, on the CPU alone; on
-    another device it is the last resort, and placement is checked there.
-    """
-    return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
 
 
 @cache
@@ -177,8 +137,8 @@ def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, 
         raise BackendUnavailableError(
             f"ONNX Runtime has no device '{device}': expected 'cpu', 'cuda' or 'cuda:N'."
         )
-    count = _cuda_device_count()
-    if _CUDA not in engine.get_available_providers():
+    count = cuda_device_count()
+    if CUDA_PROVIDER not in engine.get_available_providers():
         built = f"the installed onnxruntime {engine.__version__} is built without CUDA"
         if not count:
             raise BackendUnavailableError(
@@ -198,10 +158,10 @@ def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, 
     if hasattr(engine, "preload_dlls"):  # 1.21 and newer: finds CUDA in NVIDIA's pip packages
         with redirect_stdout(io.StringIO()):  # it prints what it cannot find; we raise below
             engine.preload_dlls()
-    return [(_CUDA, {"device_id": str(index)}), (_CPU, {})]
+    return [(CUDA_PROVIDER, {"device_id": str(index)}), (_CPU, {})]
 
 
-def _cuda_device_count() -> int:
+def cuda_device_count() -> int:
     """Ask the CUDA driver for the number of GPUs; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -258,25 +218,6 @@ def session_settings(
     return settings
 
 
-def int8_saturates() -> bool:
-    """Tell whether this processor's fast int8 sums saturate."""
-    return _int8_saturates(platform.machine(), Path("/proc/cpuinfo"))
-
-
-def _int8_saturates(machine: str, cpuinfo: Path) -> bool:
-    """Tell whether this processor adds pairs of int8 products in 16 bits, which saturates.
-
-    x86 does without VNNI; where nobody tells whether it has VNNI, it is taken not to.
-    """
-    if machine.lower() not in {"x86_64", "amd64"}:
-        return False
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return re.search(r"^flags\b.*\bavx(512)?_vnni\b", flags, re.MULTILINE) is None
-
-
 def read_placement(engine: ModuleType, native: Any, device: str, model: Path) -> Placement:  # noqa: ANN401
     """Read from the engine what runs where, and refuse what was not asked for.
 
@@ -284,7 +225,7 @@ def read_placement(engine: ModuleType, native: Any, device: str, model: Path) ->
         BackendUnavailableError: If the engine dropped the provider that was asked for.
         PlacementError: If a node that is not shape arithmetic would run elsewhere.
     """
-    wanted = _CPU if device == "cpu" else _CUDA
+    wanted = _CPU if device == "cpu" else CUDA_PROVIDER
     if wanted not in native.get_providers():
         raise BackendUnavailableError(
             f"{model}: ONNX Runtime {engine.__version__} could not start its CUDA provider, most "

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mmedge.runtimes.backends import backend
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
-from mmedge.runtimes.session import BuildProgress, SessionOptions, backend
+from mmedge.runtimes.session import BuildProgress, SessionOptions
 
 __all__ = ["prepare_apart"]
 

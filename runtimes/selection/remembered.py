@@ -21,8 +21,9 @@ from mmedge.errors import StorageError
 from mmedge.files import write_atomic
 from mmedge.files.cache_folder import cache_folder
 from mmedge.files.json_file import read_json
+from mmedge.runtimes.backends import BACKENDS, backend
 from mmedge.runtimes.processor import allowed_processors, processor_name
-from mmedge.runtimes.session import BACKENDS, SessionOptions, backend
+from mmedge.runtimes.session import SessionOptions
 
 __all__ = ["Choice", "choice_files", "recall_choice", "remember_choice"]
 

@@ -1,4 +1,4 @@
-"""What the two TensorRT backends share. Telling what is installed loads next to nothing.
+"""The two TensorRT backends. Telling what is installed loads next to nothing.
 
 What each of SessionOptions comes to here:
 
@@ -14,38 +14,61 @@ What each of SessionOptions comes to here:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedge.errors import BackendError
+from mmedge.errors import BackendError, BackendUnavailableError, EngineBuildError
+from mmedge.runtimes.backends import (
+    PORTABLE_TARGET,
+    Backend,
+    EngineFacts,
+    Hardware,
+    Obstacle,
+    VariantFacts,
+)
+from mmedge.runtimes.cuda.runtime import (
+    FOR_CUDA_12,
+    Device,
+    bindings_installed,
+    device_count,
+    device_index,
+)
+from mmedge.runtimes.engines.spec import ANY, BuildHost, EngineKey
 from mmedge.runtimes.session import BuildProgress, SessionOptions
-from mmedge.runtimes.trt.engines import device_index
+from mmedge.runtimes.trt.flavours import TITLES, Flavour, installed_version, load_flavour
+from mmedge.runtimes.trt.targets import check_named, check_needs, resolve, takes
 
 if TYPE_CHECKING:
-    from mmedge.runtimes.trt.engines import Flavour
+    from mmedge.runtimes.engines.files import LoadedEngine
     from mmedge.runtimes.trt.session import TrtSession
 
-__all__ = [
-    "TrtBackend",
-]
+__all__ = ["TENSORRT", "TENSORRT_RTX", "TrtBackend"]
+
+# Compute capabilities that TensorRT-RTX 1.7 names: desktop GPUs, and GB10. Where it is installed it
+# lists them itself.
+_RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
-class TrtBackend:
-    """The functions of a Backend module, for one flavour.
+class TrtBackend(Backend):
+    """One flavour of TensorRT: a Backend, and the builder of its engines.
 
     Args:
-        flavour: Of TensorRT.
+        flavour: Which one.
+        system_packages: See Backend.
     """
 
-    def __init__(self, flavour: Flavour) -> None:
-        self._flavour = flavour
+    runs_on = "cuda"
+
+    def __init__(self, flavour: Flavour, system_packages: tuple[str, ...] = ()) -> None:
+        self.name = flavour
+        self.title = TITLES[flavour]
+        self.system_packages = system_packages
+        self.builder = self
 
     def engine_version(self) -> str | None:
         """Return the version of the installed TensorRT, without loading it; None if none is."""
-        from mmedge.runtimes.trt.flavours import installed_version
-
-        found = installed_version(self._flavour)
-        return found if found is None else found or "of an unknown version"
+        return installed_version(self.name)
 
     def layouts(self, device: str) -> tuple[str, ...]:
         """Return ("portable",) for a GPU: the other layout holds operators of ONNX Runtime."""
@@ -53,8 +76,6 @@ class TrtBackend:
 
     def available_devices(self) -> tuple[str, ...]:
         """Return "cuda", "cuda:1", ... for every GPU. Neither raises nor prints."""
-        from mmedge.runtimes.cuda.runtime import bindings_installed, device_count
-
         if self.engine_version() is None or not bindings_installed():
             return ()
         try:
@@ -63,13 +84,144 @@ class TrtBackend:
             return ()
         return tuple("cuda" if index == 0 else f"cuda:{index}" for index in range(count))
 
+    def unsupported(self, variant: VariantFacts, device: str) -> Obstacle | None:
+        """Return why no engine can be built of a variant on any machine, None if one can."""
+        recipe = variant.recipe
+        reason = ""
+        if "portable" not in variant.layouts and recipe.get("method") == "DynamicInt8":
+            reason = "it computes scales in each call, with ONNX Runtime's operators"
+        elif recipe.get("activations") == "uint8":
+            reason = "its activations are unsigned, and TensorRT takes signed, symmetric ones"
+        elif recipe.get("method") == "WeightOnly" and recipe.get("symmetric") is False:
+            reason = "its weights have zero points, and TensorRT takes symmetric ones"
+        elif recipe.get("method") == "WeightOnly" and recipe.get("bits") == 8:
+            reason = "TensorRT folds blocked 8-bit weights to float"
+        if reason:
+            return Obstacle("no", reason, convert_to=PORTABLE_TARGET)
+        return super().unsupported(variant, device)
+
+    def devices_on(self, hardware: Hardware, engine: EngineFacts) -> tuple[str, ...]:
+        """Return ("cuda",) where there is a GPU; TensorRT-RTX serves those of desktops only."""
+        if not hardware.gpu:
+            return ()
+        known = ("", *(engine.offers or _RTX))
+        if self is TENSORRT_RTX and (hardware.jetson or hardware.compute_capability not in known):
+            return ()
+        return ("cuda",)
+
+    def explain(
+        self, variant: VariantFacts, device: str, hardware: Hardware, engine: EngineFacts
+    ) -> Obstacle | None:
+        """Return what keeps a variant from running on a machine; see Backend.explain."""
+        capability, precision = hardware.compute_capability, variant.precision.value
+        if capability and takes(capability, {precision}) is not None:
+            where = f"{hardware.gpu} (compute capability {capability})"
+            lacking = Obstacle("no", f"{where} has no {precision}")
+            return self.unsupported(variant, device) or lacking
+        return super().explain(variant, device, hardware, engine)
+
+    def unusable(self, hardware: Hardware, engine: EngineFacts) -> Obstacle | None:
+        """Return why TensorRT does not start on a machine, None if it does."""
+        for_12 = hardware.cuda_major == 12
+        bindings = FOR_CUDA_12 if for_12 else '"mmedge[cuda]"'
+        if engine.version is None:
+            return self._not_installed(hardware, engine, bindings)
+        found = super().unusable(hardware, engine)
+        if found is None and hardware.cuda_fault:
+            return Obstacle("needs", f"CUDA does not start: {hardware.cuda_fault}")
+        if found is None and not hardware.cuda_bindings:
+            reason = "CUDA's Python bindings are not installed"
+            return Obstacle("needs", reason, f"pip install {bindings}")
+        return found
+
+    def _not_installed(
+        self, hardware: Hardware, engine: EngineFacts, bindings: str
+    ) -> Obstacle | None:
+        major, reason = hardware.cuda_major, f"{self.title} is not installed"
+        wheels = "" if hardware.cuda_bindings else f" {bindings}"
+        if engine.elsewhere:
+            reason = f"{self.title} {engine.elsewhere} is on the system, not seen by this Python"
+            command = (
+                "python3 -m venv --system-site-packages .venv && .venv/bin/pip install "
+                f"{'mmedge ' if major == 12 else ''}{bindings}  # with the system's python3"
+            )
+        elif self is TENSORRT_RTX:
+            command = 'pip install "mmedge[tensorrt-rtx]"'
+            if major == 12:
+                command = f"pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs{wheels}"
+        elif hardware.jetson:
+            command = "sudo apt install nvidia-jetpack"
+        else:
+            command = f"pip install tensorrt-cu{major}{wheels}"
+        return Obstacle("needs", reason, command)
+
+    def probe(self) -> Mapping[str, object]:
+        """Load TensorRT and return the compute capabilities that it builds for without a GPU."""
+        return {"offers": list(load_flavour(self.name).capabilities)}
+
+    def host(self, targets: Sequence[str] = (), device: int = 0) -> BuildHost:
+        """Return what builds engines here; see EngineBuilder.host."""
+        from mmedge.runtimes.trt.opening import host_of
+
+        library = load_flavour(self.name)
+        check_named(library, targets)
+        if targets:
+            return BuildHost(library.version)
+        try:
+            return host_of(library, Device(device))
+        except BackendUnavailableError as error:
+            way_out = (
+                f"Name what to build for: {', '.join(library.capabilities)} or {ANY}."
+                if library.capabilities
+                else "Build on the machine that is to run it, or for desktop GPUs with "
+                f"{TENSORRT_RTX.name}."
+            )
+            raise BackendUnavailableError(
+                f"Engines are built for the GPU of this machine unless others are named: {error} "
+                f"{way_out}"
+            ) from error
+
+    def targets(self, named: Sequence[str], precision: str) -> tuple[str, ...]:
+        """Return the compute capabilities that are meant; see EngineBuilder.targets."""
+        try:
+            library = load_flavour(self.name)
+        except BackendUnavailableError:
+            return tuple(named)  # who builds elsewhere checks them there
+        found = resolve(library, named, {precision})
+        if tuple(named) == (ANY,) and not found:
+            raise EngineBuildError(f"No GPU that is known here computes {precision}.")
+        check_needs(library, found, {precision})
+        return found
+
+    def build(
+        self,
+        model: Path,
+        key: EngineKey,
+        *,
+        device: int = 0,
+        progress: BuildProgress | None = None,
+        wait_told: Callable[[str], None] | None = None,
+    ) -> LoadedEngine:
+        """Return the engine of a key, built into the cache if need be; see EngineBuilder.build."""
+        from mmedge.runtimes.trt.opening import find_or_build
+
+        return find_or_build(
+            load_flavour(self.name),
+            model,
+            key,
+            device=device,
+            progress=progress,
+            wait_told=wait_told,
+            or_in_memory=False,
+        )
+
     def is_prepared(self, model: Path, options: SessionOptions) -> bool:
         """Tell whether the engine of a graph is in the cache; see Backend.is_prepared."""
         if self.engine_version() is None:
             return False
         from mmedge.runtimes.trt.opening import is_prepared
 
-        return is_prepared(self._flavour, model, options)
+        return is_prepared(self.name, model, options)
 
     def prepare(
         self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
@@ -83,12 +235,12 @@ class TrtBackend:
         """
         from mmedge.runtimes.trt.opening import prepare_engine
 
-        prepare_engine(self._flavour, model, options, progress)
+        prepare_engine(self.name, model, options, progress)
 
     def open_session(self, model: Path, options: SessionOptions) -> TrtSession:
         """Open an ONNX file: find its engine in the cache, or build it, and load it.
 
-        A build takes minutes; how far it is goes to the logger "mmedge.engines".
+        A build takes minutes; its progress goes to the logger "mmedge.engines".
 
         Args:
             model: The ONNX file; its external data must lie beside or below it.
@@ -105,4 +257,8 @@ class TrtBackend:
         """
         from mmedge.runtimes.trt.opening import open_engine
 
-        return open_engine(self._flavour, model, options)
+        return open_engine(self.name, model, options)
+
+
+TENSORRT = TrtBackend("tensorrt", ("libnvinfer11", "libnvinfer10", "libnvinfer8"))
+TENSORRT_RTX = TrtBackend("tensorrt-rtx")

@@ -17,19 +17,19 @@ from typing import Any
 from mmedge.errors import EngineBuildError, StorageError
 from mmedge.files import write_atomic
 from mmedge.runtimes.cuda.runtime import Device
-from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
-from mmedge.runtimes.session import BuildProgress
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.engines.profiles import shape_profile
+from mmedge.runtimes.engines.spec import (
     BuildSettings,
     BuiltEngine,
     EngineLayer,
     EngineRequest,
     ShapeProfile,
 )
-from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, load_flavour, new_log
+from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
+from mmedge.runtimes.session import BuildProgress
+from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, load_flavour, new_log
 from mmedge.runtimes.trt.layers import inspect_layers, parse_layers, require_precision
 from mmedge.runtimes.trt.network import asked_codes, computes_float32_products, dtypes, read_specs
-from mmedge.runtimes.trt.profiles import shape_profile
 from mmedge.runtimes.trt.reasons import parser_errors, reason_of, worth_telling
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
@@ -74,7 +74,7 @@ def build_engine(
             or what is asked for in int8, fp8 or int4 comes out in float.
         KeyboardInterrupt: If it was interrupted.
     """
-    loaded = load_flavour(request.flavour)
+    loaded = load_flavour(request.backend)
     check_named(loaded, request.compute_capabilities)
     told = read_onnx_file(model)
     check_external_data(model, told)
@@ -277,8 +277,7 @@ class _Build:
 
     @property
     def _name(self) -> str:
-        shown = "TensorRT" if self.loaded.flavour == "tensorrt" else "TensorRT-RTX"
-        return f"{shown} {self.loaded.version}"
+        return f"{TITLES[self.loaded.flavour]} {self.loaded.version}"
 
     def _failed(self, what: str, said: str = "") -> EngineBuildError:
         settings = self.request.settings

@@ -18,11 +18,10 @@ from mmedge.errors import (
 from mmedge.files import write_atomic
 from mmedge.files.private import UnsafeFileError, read_private
 from mmedge.runtimes.cuda.runtime import Device, in_words
+from mmedge.runtimes.engines.model_hash import model_label
 from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.session import EngineOptions
-from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
-from mmedge.runtimes.trt.cache.model_hash import model_label
-from mmedge.runtimes.trt.flavours import BuildLog, LoadedFlavour, new_log
+from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, new_log
 from mmedge.runtimes.trt.refitting import put_weights
 from mmedge.specs import TensorSpec
 
@@ -104,7 +103,7 @@ class DeviceEngine:
     ) -> None:
         self.device = device
         self.model = model
-        self.name = f"{FLAVOUR_NAMES[library.flavour]} {library.version}"
+        self.name = f"{TITLES[library.flavour]} {library.version}"
         self._trt: Any = library.module
         self._lock = threading.Lock()
         logger, self._log = new_log(library.module)

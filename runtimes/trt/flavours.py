@@ -16,23 +16,32 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from mmedge.errors import BackendUnavailableError
-from mmedge.runtimes.trt.engines import Flavour
 
-__all__ = ["ANY", "BuildLog", "LoadedFlavour", "installed_version", "load_flavour", "new_log"]
+__all__ = [
+    "TITLES",
+    "BuildLog",
+    "Flavour",
+    "LoadedFlavour",
+    "installed_version",
+    "load_flavour",
+    "new_log",
+]
 
-ANY = "any"
-"""In place of compute capabilities: every GPU from 8.0 on that the library knows."""
+Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+"""TensorRT of servers and JetPack, or TensorRT for RTX of desktop GPUs."""
+
+TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 # Module names, the first that is found being taken. The front-end package of TensorRT-RTX is built
 # from source; with its wheels alone there are only the bindings.
-_MODULES: dict[Flavour, tuple[str, ...]] = {
+_MODULES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-_DISTRIBUTIONS: dict[Flavour, tuple[str, ...]] = {
+_DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "tensorrt": (
         "tensorrt",
         *(f"tensorrt-cu{n}{end}" for n in (13, 12) for end in ("", "-bindings")),
@@ -42,7 +51,7 @@ _DISTRIBUTIONS: dict[Flavour, tuple[str, ...]] = {
         "tensorrt-rtx",
     ),
 }
-_WAY_OUT: dict[Flavour, str] = {
+_WAY_OUT: dict[str, str] = {
     "tensorrt": (
         "On a Jetson TensorRT comes with JetPack (sudo apt install nvidia-jetpack) for the "
         "system's Python: make the environment with `python3 -m venv --system-site-packages`. On "
@@ -58,7 +67,7 @@ _WAY_OUT: dict[Flavour, str] = {
 }
 
 
-def installed_version(flavour: Flavour) -> str | None:
+def installed_version(flavour: str) -> str | None:
     """Return the version of an installed flavour, such as "10.3.0"; None if it is not installed.
 
     Nothing is loaded to tell.
@@ -67,7 +76,7 @@ def installed_version(flavour: Flavour) -> str | None:
     if module is None:
         return None
     told = filter(None, map(_distribution_version, _DISTRIBUTIONS[flavour]))
-    return next(told, None) or _written_version(module)
+    return next(told, None) or _written_version(module) or "of an unknown version"
 
 
 def _distribution_version(name: str) -> str | None:
@@ -77,7 +86,7 @@ def _distribution_version(name: str) -> str | None:
         return None
 
 
-def _installed_module(flavour: Flavour) -> str | None:
+def _installed_module(flavour: str) -> str | None:
     return next(filter(_is_there, _MODULES[flavour]), None)
 
 
@@ -112,7 +121,7 @@ class LoadedFlavour:
             says otherwise.
     """
 
-    flavour: Flavour
+    flavour: str
     version: str
     module: ModuleType
 
@@ -149,7 +158,7 @@ class LoadedFlavour:
         return getattr(self.module.BuilderFlag, name, None)
 
 
-def load_flavour(flavour: Flavour) -> LoadedFlavour:
+def load_flavour(flavour: str) -> LoadedFlavour:
     """Import a TensorRT.
 
     Raises:
@@ -159,7 +168,7 @@ def load_flavour(flavour: Flavour) -> LoadedFlavour:
     name = _installed_module(flavour)
     if name is None:
         raise BackendUnavailableError(
-            f"{_shown(flavour)} is not installed: no module {' or '.join(_MODULES[flavour])}. "
+            f"{TITLES[flavour]} is not installed: no module {' or '.join(_MODULES[flavour])}. "
             f"{_WAY_OUT[flavour]}"
         )
     try:
@@ -167,20 +176,16 @@ def load_flavour(flavour: Flavour) -> LoadedFlavour:
         built = hasattr(module, "Builder") and hasattr(module, "OnnxParser")
     except (ImportError, OSError) as error:  # the bindings are there, the libraries are not
         raise BackendUnavailableError(
-            f"{_shown(flavour)} {installed_version(flavour)} cannot be loaded: {error}. Bindings "
+            f"{TITLES[flavour]} {installed_version(flavour)} cannot be loaded: {error}. Bindings "
             f"and libraries must be of one version. {_WAY_OUT[flavour]}"
         ) from error
     if not built:
         raise BackendUnavailableError(
-            f"{_shown(flavour)} {installed_version(flavour)}: module '{name}' has no builder and "
+            f"{TITLES[flavour]} {installed_version(flavour)}: module '{name}' has no builder and "
             f"no ONNX parser; it is a runtime alone, or another package of that name. "
             f"{_WAY_OUT[flavour]}"
         )
     return LoadedFlavour(flavour, installed_version(flavour) or "", module)
-
-
-def _shown(flavour: Flavour) -> str:
-    return "TensorRT" if flavour == "tensorrt" else "TensorRT for RTX"
 
 
 class BuildLog:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.trt.engines import EngineLayer
+from mmedge.runtimes.engines.spec import EngineLayer
 
 __all__ = [
-    "count_precisions",
     "folded",
     "inspect_layers",
     "parse_inspection",
@@ -139,15 +137,6 @@ def _dtype(words: str) -> str:
 
 def _nodes(metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_NODE.findall(metadata)))
-
-
-def count_precisions(layers: Sequence[EngineLayer]) -> dict[str, int]:
-    """Return how many layers compute in each precision, the most frequent first.
-
-    Layers that touch no tensor, such as the arithmetic of shapes, are left out.
-    """
-    counts = Counter(layer.precision for layer in layers if layer.precision)
-    return dict(counts.most_common())
 
 
 def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str, str]:

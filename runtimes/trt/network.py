@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import EngineBuildError
+from mmedge.runtimes.engines.spec import CODES
 from mmedge.runtimes.onnx_file import OnnxFile, axis_dim
-from mmedge.runtimes.trt.engines import CODES
 from mmedge.specs import TensorSpec
 
 __all__ = ["asked_codes", "computes_float32_products", "dtypes", "read_specs"]

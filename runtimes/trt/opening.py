@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, StorageError
-from mmedge.runtimes.cuda.runtime import Device, cuda_version, driver_version
-from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
-from mmedge.runtimes.session import BuildProgress, Placement, SessionOptions
-from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache.compatible import key_that_serves
-from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES
-from mmedge.runtimes.trt.cache.model_hash import model_label
-from mmedge.runtimes.trt.cache.store import CachedEngine, EngineCache, LoadedEngine
-from mmedge.runtimes.trt.device_engine import DeviceEngine
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.backends import require_defaults
+from mmedge.runtimes.cuda.runtime import Device, cuda_version, device_index, driver_version
+from mmedge.runtimes.engines.compatible import key_that_serves
+from mmedge.runtimes.engines.model_hash import model_label
+from mmedge.runtimes.engines.profiles import shape_profile
+from mmedge.runtimes.engines.spec import (
+    BuildHost,
     BuildSettings,
     BuiltEngine,
     EngineKey,
     EngineRequest,
-    Flavour,
-    device_index,
 )
-from mmedge.runtimes.trt.flavours import LoadedFlavour, load_flavour
-from mmedge.runtimes.trt.profiles import shape_profile
+from mmedge.runtimes.engines.store import CachedEngine, EngineCache, LoadedEngine
+from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
+from mmedge.runtimes.session import BuildProgress, Placement, SessionOptions
+from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.device_engine import DeviceEngine
+from mmedge.runtimes.trt.flavours import TITLES, LoadedFlavour, load_flavour
 from mmedge.runtimes.trt.session import TrtSession
 
 __all__ = [
     "NeededEngine",
     "engine_request",
     "find_or_build",
+    "host_of",
     "is_prepared",
     "needed_engine",
     "open_engine",
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("mmedge.engines")
-_DEFAULTS = SessionOptions()
 _ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
 _TELL_EVERY_S = 10.0
 
@@ -69,7 +68,7 @@ class NeededEngine:
     key: EngineKey
 
 
-def engine_request(flavour: Flavour, graph: OnnxFile, options: SessionOptions) -> EngineRequest:
+def engine_request(flavour: str, graph: OnnxFile, options: SessionOptions) -> EngineRequest:
     """Return what is built of a graph for the GPU of this machine.
 
     Args:
@@ -88,7 +87,7 @@ def engine_request(flavour: Flavour, graph: OnnxFile, options: SessionOptions) -
     )
 
 
-def needed_engine(flavour: Flavour, model: Path, options: SessionOptions) -> NeededEngine:
+def needed_engine(flavour: str, model: Path, options: SessionOptions) -> NeededEngine:
     """Return the engine that a graph needs on this machine.
 
     Raises:
@@ -103,29 +102,27 @@ def needed_engine(flavour: Flavour, model: Path, options: SessionOptions) -> Nee
             f"The {flavour} backend has no device '{options.device}': engines run on GPUs, "
             "expected 'cuda' or 'cuda:N'."
         )
-    for name in _ONLY_DEFAULT:
-        if (got := getattr(options, name)) != (default := getattr(_DEFAULTS, name)):
-            raise BackendUnavailableError(
-                f"The {flavour} backend has no option {name}: got {got!r}, expected {default!r}. "
-                "Leave it out, or name the backend 'onnxruntime'."
-            )
+    require_defaults(flavour, options, _ONLY_DEFAULT)
     library = load_flavour(flavour)
     device = Device(index)
     graph = read_onnx_file(model)
     check_external_data(model, graph)
     request = engine_request(flavour, graph, options)
-    key = EngineCache().key_for(
-        model,
-        request,
-        version=library.version,
-        cuda=cuda_version(),
-        driver=driver_version(),
-        compute_capability=device.properties.compute_capability,
-    )
+    key = EngineCache().key_for(model, request, host_of(library, device))
     return NeededEngine(library, device, model, graph, request, key)
 
 
-def is_prepared(flavour: Flavour, model: Path, options: SessionOptions) -> bool:
+def host_of(library: LoadedFlavour, device: Device) -> BuildHost:
+    """Return what builds for a GPU of this machine.
+
+    Raises:
+        BackendUnavailableError: If CUDA's bindings, the driver or the GPU is missing.
+    """
+    capability = device.properties.compute_capability
+    return BuildHost(library.version, cuda_version(), driver_version(), capability)
+
+
+def is_prepared(flavour: str, model: Path, options: SessionOptions) -> bool:
     """Tell whether the engine of a graph is in the cache. Does not raise."""
     try:
         cache = EngineCache()
@@ -137,7 +134,7 @@ def is_prepared(flavour: Flavour, model: Path, options: SessionOptions) -> bool:
 
 
 def prepare_engine(
-    flavour: Flavour, model: Path, options: SessionOptions, progress: BuildProgress | None
+    flavour: str, model: Path, options: SessionOptions, progress: BuildProgress | None
 ) -> None:
     """Build the engine of a graph into the cache, unless it is there.
 
@@ -149,7 +146,7 @@ def prepare_engine(
     _engine_of(needed_engine(flavour, model, options), progress, or_in_memory=False)
 
 
-def open_engine(flavour: Flavour, model: Path, options: SessionOptions) -> TrtSession:
+def open_engine(flavour: str, model: Path, options: SessionOptions) -> TrtSession:
     """Find the engine of a graph in the cache, or build it, and load it.
 
     Raises:
@@ -259,18 +256,19 @@ def _as_phase(progress: BuildProgress | None) -> Callable[[str], None]:
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
     """Return where TensorRT-RTX keeps what it compiles of one engine for one GPU and driver."""
-    if needed.library.flavour != "tensorrt-rtx":
+    flavour = needed.library.flavour
+    if flavour != "tensorrt-rtx":
         return None
     gpu = needed.device.properties
     parts = (gpu.name, gpu.compute_capability, driver_version(), found.record.plan_sha256[:16])
-    return EngineCache().runtime_cache(needed.library.version, "-".join(parts))
+    return EngineCache().runtime_cache(flavour, needed.library.version, "-".join(parts))
 
 
 class _Telling:
     """Tells the log how far a build is, and whoever else asked."""
 
     def __init__(self, needed: NeededEngine, also: BuildProgress | None) -> None:
-        self._what = f"{needed.model}: building for {FLAVOUR_NAMES[needed.library.flavour]}"
+        self._what = f"{needed.model}: building for {TITLES[needed.library.flavour]}"
         self._also = also
         self._phase = ""
         self._told_s = -_TELL_EVERY_S

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.trt.flavours import ANY, LoadedFlavour
+from mmedge.runtimes.engines.spec import ANY
+from mmedge.runtimes.trt.flavours import LoadedFlavour
 
 __all__ = ["LEAST", "check_named", "check_needs", "resolve", "takes"]
 

@@ -12,9 +12,9 @@ from bundles import edit_manifest
 from mmedge.bundle import Bundle
 from mmedge.cli import main
 from mmedge.errors import EngineBuildError
+from mmedge.runtimes.engines.spec import BuildSettings, BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt import opening
-from mmedge.runtimes.trt.engines import BuildSettings, BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
 
 pytestmark = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def unsigned(bundle: Bundle) -> str:
     return str(bundle.path)
 
 
-ADA = ("--target", "rtx", "--compute-capability", "8.9")
+ADA = ("--target", "tensorrt-rtx", "--compute-capability", "8.9")
 
 
 def test_an_engine_is_really_built_and_then_found(
@@ -163,7 +163,7 @@ def test_options_become_the_request(
     options = ["--compute-capability", "8.9,12.0", "--compute-capability", "8.6"]
     options += ["--batch", "1", "--batch", "2,4,16", "--sequence", "3,4,5"]
     options += ["--workspace-mib", "64", "--weight-streaming", "--refittable", "--stripped"]
-    run(capsys, str(tiny_bundle.path), "--target", "rtx", *options, "--precision", "fp32")
+    run(capsys, str(tiny_bundle.path), "--target", "tensorrt-rtx", *options, "--precision", "fp32")
     image, text = requests
     assert image.compute_capabilities == text.compute_capabilities
     assert set(image.compute_capabilities) == {"8.6", "8.9", "12.0"}
@@ -179,7 +179,7 @@ def test_options_become_the_request(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--target", "cuda"], "expected rtx or tensorrt"),
+        (["--target", "cuda"], "expected tensorrt or tensorrt-rtx"),
         (["--batch", "8,1,1"], "1 <= MIN <= OPT <= MAX"),
         (["--batch", "0"], "1 <= MIN <= OPT <= MAX"),
         (["--batch", "1,2"], "or one number"),
@@ -201,9 +201,15 @@ def test_wrong_usage(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--target", "rtx", "--compute-capability", "8.7"], "Jetson Orin"),
-        (["--target", "rtx", "--compute-capability", "any", "--precision", "fp17"], "fp17"),
-        (["--target", "rtx", "--compute-capability", "any", "--role", "nose"], "no role 'nose'"),
+        (["--target", "tensorrt-rtx", "--compute-capability", "8.7"], "Jetson Orin"),
+        (
+            ["--target", "tensorrt-rtx", "--compute-capability", "any", "--precision", "fp17"],
+            "fp17",
+        ),
+        (
+            ["--target", "tensorrt-rtx", "--compute-capability", "any", "--role", "nose"],
+            "no role 'nose'",
+        ),
     ],
 )
 def test_bad_input(

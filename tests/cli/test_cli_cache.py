@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from mmedge.cli import main
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.engines.spec import (
     BuiltEngine,
     EngineKey,
     EngineRequest,
     ShapeProfile,
     ShapeRange,
 )
+from mmedge.runtimes.engines.store import EngineCache
 
 PROFILE = ShapeProfile({"pixels": ShapeRange((1, 3, 8, 8), (1, 3, 8, 8), (4, 3, 8, 8))})
 KEY = EngineKey("a" * 64, EngineRequest("tensorrt", (), (PROFILE,)), "10.3", "12.6", "", "8.7")
@@ -40,14 +40,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     """Engines of two versions of TensorRT, of which the newer is installed, and other things."""
     monkeypatch.setattr(
-        "mmedge.runtimes.trt.flavours.installed_version",
+        "mmedge.runtimes.trt.backend.installed_version",
         {"tensorrt": "10.7"}.get,
     )
     cache = EngineCache()
     cache.store(KEY, BUILT, label="clip.mmedge/image_encoder/fp16.onnx")
     cache.store(replace(KEY, version="10.7"), BUILT, label="clip.mmedge/image_encoder/fp16.onnx")
     cache.store(
-        replace(KEY, request=replace(KEY.request, flavour="tensorrt-rtx"), version="1.7"),
+        replace(KEY, request=replace(KEY.request, backend="tensorrt-rtx"), version="1.7"),
         BUILT,
         label="clip.mmedge/text\x1b[2J_encoder/fp16.onnx",
     )
@@ -70,8 +70,8 @@ def test_engines_are_listed(filled: EngineCache, capsys: pytest.CaptureFixture[s
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines() if "mmedge/" in line]
     assert [row[1:6] for row in rows[1:]] == [
-        ["TensorRT", "10.7", "8.7", "1..4x3x8x8", rows[1][5]],
-        ["TensorRT", "10.3", "8.7", "1..4x3x8x8", rows[2][5]],
+        ["tensorrt", "10.7", "8.7", "1..4x3x8x8", rows[1][5]],
+        ["tensorrt", "10.3", "8.7", "1..4x3x8x8", rows[2][5]],
     ]
     assert [row[-1] for row in rows] == ["ok"] * 3
     assert "\x1b" not in out
@@ -113,7 +113,7 @@ def test_prune_removes_what_is_of_no_use_here(
     filled: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "prune", "--dry-run")
-    told = "built for TensorRT 10.3, this is 10.7"
+    told = "built for tensorrt 10.3, this is 10.7"
     assert code == 0
     assert out.splitlines()[0].startswith("clip.mmedge/image_encoder/fp16.onnx: would be removed,")
     assert told in out

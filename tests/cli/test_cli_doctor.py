@@ -53,9 +53,9 @@ def test_an_orin(on: Stand, capsys: pytest.CaptureFixture[str]) -> None:
         "power mode 30W",
         "GPU 0 Orin, compute capability 8.7, shares the memory",
         "serves CUDA 12.6, toolkit 12.6.11, cuda-bindings 12.6.2",
-        "TensorRT 10.3.0",
-        "TensorRT RTX not installed",
-        "ONNX Runtime onnxruntime 1.23.2: CPU",
+        "tensorrt 10.3.0",
+        "tensorrt-rtx not installed",
+        "onnxruntime 1.23.2: CPU",
         "INA3221",
         "100 GB free",
         "sees the system's packages",
@@ -116,7 +116,7 @@ def test_commands_stand_once(
     on(DESKTOP)
     _, out, _ = doctor(capsys, tiny_bundle.path)
     assert out.count("pip install tensorrt-cu13") == 1
-    assert out.count("--target rtx") == 1
+    assert out.count("--target tensorrt-rtx") == 1
 
 
 def test_what_cannot_run_here_exits_with_1(

@@ -12,17 +12,16 @@ from bundles import edit_manifest
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.cli import main
 from mmedge.exports import IoDocument
-from mmedge.runtimes.trt.cache.model_hash import model_sha256
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.engines.model_hash import model_sha256
+from mmedge.runtimes.engines.spec import (
     BuildSettings,
     BuiltEngine,
     EngineKey,
     EngineRequest,
-    Flavour,
     ShapeProfile,
     ShapeRange,
 )
+from mmedge.runtimes.engines.store import EngineCache
 from mmedge.specs import TensorSpec
 
 
@@ -45,7 +44,7 @@ def cached(
     bundle: Bundle,
     role: str,
     *,
-    flavour: Flavour = "tensorrt",
+    backend: str = "tensorrt",
     usual: int = 1,
     settings: BuildSettings | None = None,
     plan: bytes = b"a plan",
@@ -54,7 +53,7 @@ def cached(
     name, shape = ("pixel_values", (3, 8, 8)) if role == "image_encoder" else ("input_ids", (6,))
     sizes = [(count, *shape) for count in (1, usual, 8)]
     profile = ShapeProfile({name: ShapeRange(sizes[0], sizes[1], sizes[2])})
-    request = EngineRequest(flavour, (), (profile,), settings or BuildSettings())
+    request = EngineRequest(backend, (), (profile,), settings or BuildSettings())
     sha256 = model_sha256(bundle.file(f"{role}/fp32.onnx"))
     key = EngineKey(sha256, request, "10.3.0", "12.6", "540.4", "8.7")
     spec = TensorSpec("x", np.dtype(np.float32), (1,))
@@ -142,7 +141,7 @@ def test_triton_with_engines(
 ) -> None:
     out = tmp_path / "repository"
     arguments = (tiny_bundle.path, "--triton", out, "--engines")
-    cached(cache, tiny_bundle, "image_encoder", flavour="tensorrt-rtx")
+    cached(cache, tiny_bundle, "image_encoder", backend="tensorrt-rtx")
     code, _, errors = export(capsys, *arguments)
     assert code == 1
     assert "image_encoder/fp32: no engine of TensorRT in the cache" in errors
@@ -182,10 +181,10 @@ def test_the_cpu_takes_the_graph_made_for_it(
         ("--triton", "b", "--device", "tpu"),
         ("--engine-dir", "a", "--device", "cpu"),
         ("--engine-dir", "a", "--role", "image_encoder,"),
-        ("--engine-dir", "a", "--target", "rtx"),
+        ("--engine-dir", "a", "--target", "tensorrt-rtx"),
         ("--engine-dir", "a", "--build", "--no-engines"),
         ("--engine-dir", "a", "--build", "--target", "tpu"),
-        ("--triton", "b", "--build", "--target", "rtx"),
+        ("--triton", "b", "--build", "--target", "tensorrt-rtx"),
     ],
 )
 def test_wrong_usage(
@@ -220,7 +219,8 @@ def test_engines_are_built_where_they_are_missing(
     """A real build: TensorRT-RTX needs no GPU for it."""
     pytest.importorskip("tensorrt_rtx_bindings")
     out = tmp_path / "out"
-    arguments = ("--engine-dir", out, "--role", "text_encoder", "--build", "--target", "rtx")
+    build = ("--build", "--target", "tensorrt-rtx")
+    arguments = ("--engine-dir", out, "--role", "text_encoder", *build)
     named = ("--compute-capability", "8.9,12.0", "--json")
     code, printed, errors = export(capsys, tiny_bundle.path, *arguments, *named)
     assert code == 0, errors
@@ -256,4 +256,4 @@ def test_what_tensorrt_builds_no_engine_of_is_passed_over_and_that_is_said(
     assert "activations are unsigned" in document["notes"][0]
     arguments = ("--engine-dir", out, "--precision", "fp32", "--json", "--overwrite")
     _, printed, _ = export(capsys, tiny_bundle.path, *arguments)
-    assert "TensorRT builds no engine of it" in json.loads(printed)["notes"][0]
+    assert "builds no engine of it" in json.loads(printed)["notes"][0]

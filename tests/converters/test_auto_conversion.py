@@ -202,7 +202,7 @@ def test_a_budget_that_cannot_be_met_names_the_closest_and_keeps_what_was_tried(
 _AS_HERE = """
 from mmedge.converters.tuning.role import RoleSearch
 RoleSearch._ladder = lambda self, _: self._known({ladder!r})
-import mmedge.runtimes.openvino as openvino
+from mmedge.runtimes.openvino import BACKEND as openvino
 openvino.engine_version = lambda: None
 from mmedge.cli import main
 main()

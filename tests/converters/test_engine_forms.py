@@ -21,7 +21,7 @@ from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16
 from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.quantization.quantize import quantize
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Precision
 
 # Settings that engines are built from: (name, smallest cosine to float32).

@@ -19,12 +19,11 @@ from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.pipeline import convert
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.errors import EngineBuildError
+from mmedge.runtimes.engines.profiles import shape_profiles
+from mmedge.runtimes.engines.spec import BuiltEngine, EngineRequest, count_precisions
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.engines import BuiltEngine, EngineRequest
 from mmedge.runtimes.trt.flavours import installed_version
-from mmedge.runtimes.trt.layers import count_precisions
-from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.sessions.preparation import PlanOptions, build_planned, plan_engines
 from mmedge.specs import Array, Axis, Precision
 

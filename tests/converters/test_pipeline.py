@@ -44,7 +44,7 @@ from mmedge.errors import (
     StorageError,
 )
 from mmedge.preprocess import TextProcessor
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Modality, Precision
 
 PRECISIONS = ("fp32", "fp16", "int8")

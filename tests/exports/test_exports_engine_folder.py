@@ -24,7 +24,7 @@ from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.schema import io_schema
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.files import sha256_file
-from mmedge.runtimes.trt.engines import EngineKey, EngineRequest, ShapeProfile, ShapeRange
+from mmedge.runtimes.engines.spec import EngineKey, EngineRequest, ShapeProfile, ShapeRange
 from mmedge.specs import Array
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -19,7 +19,7 @@ from mmedge.errors import InputError, StorageError
 from mmedge.exports import export_triton, select
 from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.triton_configs import Device
-from mmedge.runtimes.trt.engines import EngineKey, EngineRequest, ShapeProfile, ShapeRange
+from mmedge.runtimes.engines.spec import EngineKey, EngineRequest, ShapeProfile, ShapeRange
 from mmedge.specs import Array
 
 PLATFORMS = {

@@ -16,7 +16,8 @@ from mmedge.machine import host as host_module
 from mmedge.machine.gpus import Cuda, Gpu
 from mmedge.machine.host import Host, PythonFacts
 from mmedge.machine.jetson import Jetson, installed_deb
-from mmedge.machine.report import ENGINES, Machine, look_at_machine
+from mmedge.machine.report import Machine, look_at_machine
+from mmedge.runtimes.backends import BACKENDS
 
 
 def look(described: Described, tmp_path: Path) -> Machine:
@@ -72,7 +73,7 @@ def test_a_desktop_with_an_rtx_card(tmp_path: Path) -> None:
     assert machine.cuda == Cuda("580.65.06", "13.0", "", "13.0.1", "")
     assert machine.processor.features == ("AVX2", "AVX-512", "AVX-512 VNNI")
     assert machine.engine("onnxruntime").builds == ("onnxruntime-gpu",)
-    assert machine.engine("onnxruntime").offers[0] == "CUDAExecutionProvider"
+    assert machine.engine("onnxruntime").offers[0] == "CUDA"
     assert machine.engine("tensorrt-rtx").offers[-1] == "12.1"
     assert machine.notes == ()
 
@@ -94,7 +95,7 @@ def test_a_computer_without_anything(tmp_path: Path) -> None:
     assert (machine.memory_bytes, machine.free_bytes) == (None, None)
     assert machine.energy == ""
     assert "RAPL" in machine.energy_missing
-    assert [engine.name for engine in machine.engines] == list(ENGINES)
+    assert [engine.name for engine in machine.engines] == list(BACKENDS)
     assert [engine.version for engine in machine.engines[1:]] == [None, None, None]
 
 
@@ -203,7 +204,7 @@ def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.usable
     assert engine.version == f"onnxruntime {version('onnxruntime')}"
     assert Path(engine.module).parent.name == "onnxruntime"
-    assert "CPUExecutionProvider" in machine.engine("onnxruntime").offers
+    assert "CPU" in engine.offers
     assert machine.memory_bytes is None or machine.memory_bytes > 1 << 20
     assert machine.processor.allowed == len(os.sched_getaffinity(0))
     assert machine.python.executable == sys.executable

@@ -105,12 +105,12 @@ def test_device_settles_from_argument_then_options_then_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert session_options("fake", None, None) == SessionOptions(device="cpu")
-    monkeypatch.setattr("mmedge.runtimes.fake.available_devices", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr("mmedge.runtimes.fake.BACKEND.available_devices", lambda: ("cuda", "cpu"))
     assert session_options("fake", None, None).device == "cuda"
     assert session_options("fake", None, SessionOptions(threads=2)) == SessionOptions(threads=2)
     settled = session_options("fake", "cuda:1", SessionOptions(threads=2))
     assert settled == SessionOptions(device="cuda:1", threads=2)
-    monkeypatch.setattr("mmedge.runtimes.fake.available_devices", lambda: ())
+    monkeypatch.setattr("mmedge.runtimes.fake.BACKEND.available_devices", lambda: ())
     assert session_options("fake", None, None).device == "cpu"
 
 

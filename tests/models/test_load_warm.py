@@ -23,42 +23,43 @@ import os, pathlib, time
 from dataclasses import replace
 
 from mmedge.errors import BackendUnavailableError, EngineBuildError
-from mmedge.runtimes import session
-from mmedge.runtimes.ort import session as ort
+from mmedge.runtimes.backends import BACKENDS, Backend, backend
 
-session.BACKENDS["slow"] = __name__
+BACKENDS["slow"] = f"{__name__}:BACKEND"
 FOLDER = pathlib.Path(os.environ["SLOW_FOLDER"])
 OPENED = []
 
 
-def engine_version():
-    return "1.0"
+class Slow(Backend):
+    name = title = "slow"
+
+    def engine_version(self):
+        return "1.0"
+
+    def layouts(self, device):
+        return ("portable",)
+
+    def available_devices(self):
+        return () if (FOLDER / "no-gpu").exists() else ("cuda",)
+
+    def prepare(self, model, options, progress=None):
+        progress("build", 0, 1)
+        (FOLDER / f"{model.parent.name}.building").write_text(str(options.axes))
+        if (FOLDER / "fails").exists():
+            raise EngineBuildError("node 'n' (op Foo) is not taken")
+        while not (FOLDER / "go").exists():
+            time.sleep(0.01)
+        (FOLDER / f"{model.parent.name}.engine").touch()
+
+    def open_session(self, model, options):
+        if options.device not in self.available_devices() + ("cuda:0",):
+            raise BackendUnavailableError("There is no GPU here. Use another machine.")
+        assert (FOLDER / f"{model.parent.name}.engine").exists()
+        OPENED.append(model)
+        return backend("onnxruntime").open_session(model, replace(options, device="cpu"))
 
 
-def layouts(device):
-    return ("portable",)
-
-
-def available_devices():
-    return () if (FOLDER / "no-gpu").exists() else ("cuda",)
-
-
-def prepare(model, options, progress=None):
-    progress("build", 0, 1)
-    (FOLDER / f"{model.parent.name}.building").write_text(str(options.axes))
-    if (FOLDER / "fails").exists():
-        raise EngineBuildError("node 'n' (op Foo) is not taken")
-    while not (FOLDER / "go").exists():
-        time.sleep(0.01)
-    (FOLDER / f"{model.parent.name}.engine").touch()
-
-
-def open_session(model, options):
-    if options.device not in available_devices() + ("cuda:0",):
-        raise BackendUnavailableError("There is no GPU here. Use another machine.")
-    assert (FOLDER / f"{model.parent.name}.engine").exists()
-    OPENED.append(model)
-    return ort.open_session(model, replace(options, device="cpu"))
+BACKEND = Slow()
 '''
 
 

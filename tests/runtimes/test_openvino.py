@@ -85,9 +85,9 @@ def test_idle_workers_sleep_whatever_spin_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "gpu", "NPU", "AUTO"])
 def test_there_is_the_cpu_and_no_other_device(device: str, tmp_path: Path) -> None:
-    assert ours.available_devices() == ("cpu",)
-    assert ours.layouts("cpu") == ("portable",)
-    assert ours.layouts(device) == ()
+    assert ours.BACKEND.available_devices() == ("cpu",)
+    assert ours.BACKEND.layouts("cpu") == ("portable",)
+    assert ours.BACKEND.layouts(device) == ()
     with pytest.raises(BackendUnavailableError, match=f"no device '{device}': expected 'cpu'"):
         opened(save_embedder(tmp_path / "m.onnx"), device=device)
 
@@ -204,7 +204,7 @@ def test_a_new_process_prints_nothing_and_sends_nothing(tmp_path: Path) -> None:
 def test_the_version_is_told_without_loading_the_engine() -> None:
     code = (
         "import sys; from mmedge.runtimes import openvino as ours;"
-        "print(ours.engine_version(), 'openvino' in sys.modules)"
+        "print(ours.BACKEND.engine_version(), 'openvino' in sys.modules)"
     )
     assert in_a_new_process(code) == f"{version()} False"
 
@@ -214,8 +214,8 @@ def test_without_openvino_nothing_is_available(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
 
-    assert ours.engine_version() is None
-    assert ours.available_devices() == ()
+    assert ours.BACKEND.engine_version() is None
+    assert ours.BACKEND.available_devices() == ()
     with pytest.raises(BackendUnavailableError, match=r"Install mmedge\[openvino\]"):
         opened(save_embedder(tmp_path / "m.onnx"))
 

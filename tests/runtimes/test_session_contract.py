@@ -321,7 +321,7 @@ def test_closing_one_session_leaves_another_of_the_same_graph(
 def test_placement_says_what_runs(session: Session) -> None:
     placement = session.placement
 
-    assert placement.backend in BACKENDS
+    assert backend(placement.backend).name == placement.backend
     assert placement.device in backend(placement.backend).available_devices()
     assert placement.engine
     if placement.device == "cpu":
@@ -332,10 +332,11 @@ def test_placement_says_what_runs(session: Session) -> None:
 
 
 ON_GPUS = {"tensorrt", "tensorrt-rtx"}
-DEVICES = {name: "cuda" if name in ON_GPUS else "cpu" for name in BACKENDS}
+NAMES = (*BACKENDS, "fake")
+DEVICES = {name: "cuda" if name in ON_GPUS else "cpu" for name in NAMES}
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     if request.param in ON_GPUS:
         request.getfixturevalue("fake_gpu")

@@ -20,20 +20,19 @@ from mmedge.bundle import Bundle, Golden, open_bundle, save_golden
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, IntegrityError
 from mmedge.files.cache_folder import cache_folder
 from mmedge.models import verify_bundle
-from mmedge.runtimes import openvino
+from mmedge.runtimes.backends import backend
 from mmedge.runtimes.ort import engine as ort_engine
-from mmedge.runtimes.ort import session as ort
 from mmedge.runtimes.selection import remembered as choices
 from mmedge.runtimes.selection.race import RaceResult
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
 from mmedge.runtimes.session import Placement, SessionOptions
-from mmedge.runtimes.trt import rtx
 from mmedge.sessions import choice as choosing
 from mmedge.sessions.choice import candidates, leading_backend
 from mmedge.sessions.opening import session_options
 from mmedge.specs import Axis
 
 ORT, OPENVINO, RTX = "onnxruntime", "openvino", "tensorrt-rtx"
+ort, openvino, rtx = backend(ORT), backend(OPENVINO), backend(RTX)
 
 
 class Races:
@@ -126,12 +125,12 @@ def test_one_backend_alone_is_taken_without_measuring(
 def test_without_any_backend_the_error_says_what_to_install(
     tiny_bundle: Bundle, races: Races, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ort.session", "openvino"):
-        monkeypatch.setattr(f"mmedge.runtimes.{module}.engine_version", lambda: None)
+    for each in (ort, openvino):
+        monkeypatch.setattr(each, "engine_version", lambda: None)
     monkeypatch.setattr(rtx, "available_devices", tuple)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     ort_engine.load_engine.cache_clear()
-    with pytest.raises(BackendUnavailableError, match="Install onnxruntime"):
+    with pytest.raises(BackendUnavailableError, match="Install one build"):
         mmedge.load(tiny_bundle.path)
 
 
@@ -211,8 +210,8 @@ def test_an_engine_that_would_have_to_be_built_is_not(
 
 
 def test_engines_lead_only_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (ort, openvino):
-        monkeypatch.setattr(module, "engine_version", lambda: None)
+    for each in (ort, openvino):
+        monkeypatch.setattr(each, "engine_version", lambda: None)
     monkeypatch.setattr(rtx, "engine_version", lambda: "1.7.1")
     monkeypatch.setattr(rtx, "available_devices", tuple)
     assert leading_backend() == ORT

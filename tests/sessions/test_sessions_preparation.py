@@ -10,17 +10,16 @@ from bundles import edit_manifest
 
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.errors import BackendUnavailableError, EngineBuildError, InputError
+from mmedge.runtimes.engines.spec import BuildSettings
 from mmedge.runtimes.trt import flavours
-from mmedge.runtimes.trt.engines import BuildSettings
 from mmedge.runtimes.trt.flavours import installed_version
-from mmedge.sessions import preparation as engine_plan
 from mmedge.sessions.axes import dynamic_axes
+from mmedge.sessions.choice import engine_backend
 from mmedge.sessions.preparation import (
     PlanOptions,
     build_planned,
-    default_flavour,
     plan_engines,
-    why_not,
+    unbuildable,
 )
 from mmedge.specs import Axis
 
@@ -43,7 +42,7 @@ def _workstation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         flavours, "_installed_module", lambda name: None if name == "tensorrt" else real(name)
     )
-    monkeypatch.setattr(engine_plan, "Device", NoDevice)
+    monkeypatch.setattr("mmedge.runtimes.trt.backend.Device", NoDevice)
 
 
 def told(bundle: Bundle, options: PlanOptions) -> dict[str, tuple[str, str]]:
@@ -74,7 +73,7 @@ def test_what_a_recipe_keeps_from_an_engine(
     settings: dict[str, object], why: str | None, tiny_bundle: Bundle
 ) -> None:
     bundle = recipe(tiny_bundle, **settings)
-    found = why_not(bundle.variant("image_encoder", "int8-dynamic"))
+    found = unbuildable(bundle.variant("image_encoder", "int8-dynamic"), "tensorrt")
     if why is None:
         assert found is None
     else:
@@ -90,9 +89,9 @@ def test_onnxruntimes_own_operators_are_no_engine(method: str, tiny_bundle: Bund
     own = variant.model_copy(
         update={"models": {"onnxruntime": model}, "recipe": {"method": method}}
     )
-    found = why_not(own)
+    found = unbuildable(own, "tensorrt")
     assert found is not None
-    assert "ONNX Runtime's" in found
+    assert "operators" in found
     assert "--target tensorrt --precision int8" in found
 
 
@@ -211,7 +210,7 @@ def test_a_flavour_that_is_not_installed_is_told(tiny_bundle: Bundle) -> None:
 def test_a_plan_for_elsewhere_needs_neither_library_nor_gpu(tiny_bundle: Bundle) -> None:
     bundle = recipe(tiny_bundle, method="StaticInt8", activations="uint8")
     plan = plan_engines(bundle, "tensorrt", elsewhere=True)
-    assert plan.library is None
+    assert plan.version is None
     assert [engine.state for engine in plan.engines] == [
         "elsewhere",
         "refused",
@@ -233,9 +232,9 @@ def test_a_plan_for_elsewhere_tells_that_there_is_no_gpu(tiny_bundle: Bundle) ->
 
 
 def test_the_flavour_that_is_taken_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_flavour() == "tensorrt-rtx"
-    monkeypatch.setattr(engine_plan, "installed_version", {"tensorrt": "10.3.0"}.get)
-    assert default_flavour() == "tensorrt"
+    assert engine_backend() == "tensorrt-rtx"
+    monkeypatch.setattr("mmedge.runtimes.trt.backend.installed_version", {"tensorrt": "10.3.0"}.get)
+    assert engine_backend() == "tensorrt"
 
 
 @needs_rtx

@@ -82,7 +82,7 @@ def test_a_closed_environment_on_a_jetson_is_told_how_to_see_tensorrt(
 ) -> None:
     tensorrt = way(ways(tiny_bundle, THOR, tmp_path), "tensorrt", "cuda")
     assert tensorrt.state == "needs"
-    assert "10.13.3.9 is on the system, and this Python does not see it" in tensorrt.reason
+    assert "10.13.3.9 is on the system, not seen by this Python" in tensorrt.reason
     assert "venv --system-site-packages .venv" in tensorrt.command
     assert '"mmedge[cuda]"' in tensorrt.command
 
@@ -96,7 +96,7 @@ def test_a_jetson_without_tensorrt(tiny_bundle: Bundle, tmp_path: Path) -> None:
 def test_a_desktop(tiny_bundle: Bundle, tmp_path: Path) -> None:
     found = ways(tiny_bundle, DESKTOP, tmp_path)
     assert way(found, "onnxruntime", "cuda").state == "ready"
-    assert way(found, "tensorrt-rtx", "cuda").command.endswith("--target rtx")
+    assert way(found, "tensorrt-rtx", "cuda").command.endswith("--target tensorrt-rtx")
     assert way(found, "tensorrt", "cuda").command == "pip install tensorrt-cu13"
     bare = replace(DESKTOP, engines={"onnxruntime": "onnxruntime 1.23.2"})
     rtx = way(ways(tiny_bundle, bare, tmp_path), "tensorrt-rtx", "cuda")

@@ -28,7 +28,7 @@ from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.source import open_source
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 QUICK = Distillation(steps=12, batch_size=8, learning_rate=1e-3)

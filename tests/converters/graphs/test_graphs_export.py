@@ -24,7 +24,7 @@ from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.errors import ExportError, ParityError, StorageError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Compare, Modality, TensorSpec
 
 

@@ -14,7 +14,7 @@ from crashes import crash_on
 
 from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.errors import BackendError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 

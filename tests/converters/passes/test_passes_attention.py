@@ -14,7 +14,8 @@ from towers import HEADS, WIDTH, continued, decoder_tower, grouped_tower
 
 from mmedge.converters.passes.attention import FuseAttention
 from mmedge.converters.passes.building import add_initializer
-from mmedge.runtimes.session import SessionOptions, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Array, Axis
 
 OPTIONS = SessionOptions(axes={"past": Axis(0, 4, 16)})

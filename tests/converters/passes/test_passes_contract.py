@@ -28,7 +28,8 @@ from mmedge.converters.passes.float8 import Float8Linears
 from mmedge.converters.passes.int8 import Int8Linears
 from mmedge.converters.passes.narrowing import ComputeInFloat32, NarrowFloats
 from mmedge.converters.passes.weight_only import WeightOnlyLinears
-from mmedge.runtimes.session import SessionOptions, open_session
+from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Axis, TensorSpec
 
 # In the order they are applied; each meets the graph that those before it left.

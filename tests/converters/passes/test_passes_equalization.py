@@ -16,7 +16,7 @@ from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.equalization import Group, ScaleChannels, find_groups
 from mmedge.converters.passes.linears import Linear
 from mmedge.errors import QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, TensorSpec
 
 TOWERS: dict[str, Callable[[Path], Path]] = {"image": image_tower, "text": text_tower}

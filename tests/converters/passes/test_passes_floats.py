@@ -27,7 +27,7 @@ from mmedge.converters.quantization.float16_check import require_agreement
 from mmedge.converters.statistics.collect import collect_ranges
 from mmedge.converters.statistics.peaks import collect_peaks
 from mmedge.errors import BackendError, CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 HALF, BRAIN = ir.DataType.FLOAT16, ir.DataType.BFLOAT16

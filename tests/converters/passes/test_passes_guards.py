@@ -20,7 +20,7 @@ from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
 from mmedge.converters.passes.matching import constant
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 TOKENS = 6

@@ -14,8 +14,8 @@ from mmedge.converters.numerics.int8_rounding import Range, quantize_weight
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.int8 import Int8Linears, quantizable_inputs
 from mmedge.errors import QuantizationError
+from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.onnx_file import PAIRED_KEY
-from mmedge.runtimes.session import open_session
 from mmedge.specs import Array
 
 

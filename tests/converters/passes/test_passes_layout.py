@@ -25,7 +25,7 @@ from mmedge.converters.passes.attention import FuseAttention
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.errors import ConversionError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 

@@ -19,7 +19,7 @@ from mmedge.converters.passes.linears import COMPARE_KEY, find_linears, makes_em
 from mmedge.converters.passes.narrowing import ComputeInFloat32, NarrowFloats
 from mmedge.converters.passes.weight_only import WeightOnlyLinears
 from mmedge.converters.quantization.layer_report import plan_layers
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Compare
 
 RANGES = {"x": Range(-4.0, 4.0), "between": Range(-8.0, 8.0)}

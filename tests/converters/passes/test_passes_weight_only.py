@@ -19,7 +19,7 @@ from mmedge.converters.passes.linears import KEPT
 from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
 from mmedge.converters.statistics.collect import collect_moments
 from mmedge.errors import QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Float32Array
 
 Form = Literal["operators", "blocked"]

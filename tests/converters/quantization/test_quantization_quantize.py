@@ -22,7 +22,7 @@ from mmedge.converters.passes.int8 import quantizable_inputs
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.statistics.collect import collect_ranges
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 

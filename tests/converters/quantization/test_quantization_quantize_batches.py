@@ -11,7 +11,7 @@ from towers import image_tower, pictures
 from mmedge.converters.methods.configs import DynamicInt8, QuantizationConfig, StaticInt8
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.quantization.quantize import quantize
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 
 
 @pytest.mark.parametrize(("config", "depends"), [(StaticInt8(), False), (DynamicInt8(), True)])

@@ -38,7 +38,7 @@ from mmedge.converters.quantization.sensitivity import (
 )
 from mmedge.converters.statistics.collect import collect_ranges
 from mmedge.errors import BackendError, CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 SAMPLES = 6

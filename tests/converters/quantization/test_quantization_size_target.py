@@ -26,7 +26,7 @@ from mmedge.converters.quantization.size_target import (
 from mmedge.converters.statistics.calibrator import Calibrator
 from mmedge.converters.variants.builder import RoleInputs, VariantBuilder
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 INT4 = WeightOnly(group_size=16)

@@ -13,7 +13,7 @@ from mmedge.converters.methods.configs import DynamicInt8, Equalization, StaticI
 from mmedge.converters.passes.int8 import quantizable_inputs
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.statistics.calibrator import Calibrator
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 

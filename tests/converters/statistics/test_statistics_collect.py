@@ -24,7 +24,7 @@ from mmedge.converters.statistics.collect import (
 )
 from mmedge.converters.statistics.ranges import BINS
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")

@@ -20,7 +20,7 @@ from mmedge.converters.statistics import equalization
 from mmedge.converters.statistics.collect import collect_ranges
 from mmedge.converters.statistics.equalization import Scales, choose_scales, equalize
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 TOWERS: dict[str, Callable[[Path], Path]] = {"image": image_tower, "text": text_tower}

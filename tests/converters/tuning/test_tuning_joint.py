@@ -18,7 +18,7 @@ from mmedge.converters.tuning.pareto import Budget, Trial
 from mmedge.converters.variants.builder import BuiltVariant
 from mmedge.converters.variants.describe import BuiltRole
 from mmedge.errors import CalibrationError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Modality
 
 COUNT = 20

@@ -15,7 +15,7 @@ from mmedge.converters.tuning import speed as module
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
 from mmedge.energy.counter import EnergyCounter
 from mmedge.errors import BackendError
-from mmedge.runtimes.session import open_session
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 FEED, GOLDEN = pictures(1)["pixel_values"], pictures(4, seed=8)["pixel_values"]

@@ -30,9 +30,11 @@ from mmedge.errors import (
 from mmedge.runtimes import SessionOptions, open_session
 from mmedge.runtimes.base import BoundRun
 from mmedge.runtimes.onnx_file import PAIRED_KEY
+from mmedge.runtimes.ort import backend as ort
 from mmedge.runtimes.ort import engine as ort_engine
-from mmedge.runtimes.ort import session as ort
-from mmedge.runtimes.ort.session import OrtSession, available_devices
+from mmedge.runtimes.ort.backend import BACKEND
+from mmedge.runtimes.ort.session import OrtSession
+from mmedge.runtimes.processor import int8_saturates
 from mmedge.runtimes.session import Placement
 from mmedge.specs import Array
 
@@ -215,13 +217,14 @@ def test_an_engine_that_does_not_tell_placement_gives_no_counts() -> None:
 
 
 def _gpu_build(monkeypatch: pytest.MonkeyPatch, gpus: int) -> Any:
-    monkeypatch.setattr(ort_engine, "_cuda_device_count", lambda: gpus)
+    for module in (ort, ort_engine):
+        monkeypatch.setattr(module, "cuda_device_count", lambda: gpus)
     engine = SimpleNamespace(
         __version__="1.32.0",
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         preload_dlls=lambda: print("Failed to load libcudnn"),  # noqa: T201
     )
-    monkeypatch.setattr(ort_engine, "load_engine", lambda: engine)
+    monkeypatch.setattr(ort, "load_engine", lambda: engine)
     return engine
 
 
@@ -230,7 +233,7 @@ def test_devices_of_a_gpu_build(
 ) -> None:
     engine = _gpu_build(monkeypatch, gpus=2)
 
-    assert ort_engine.available_devices() == ("cuda", "cuda:1", "cpu")
+    assert BACKEND.available_devices() == ("cuda", "cuda:1", "cpu")
     assert ort_engine.providers_for(engine, "cuda:1") == [
         ("CUDAExecutionProvider", {"device_id": "1"}),
         ("CPUExecutionProvider", {}),
@@ -243,7 +246,7 @@ def test_devices_of_a_gpu_build(
 def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _gpu_build(monkeypatch, gpus=0)
 
-    assert ort_engine.available_devices() == ("cpu",)
+    assert BACKEND.available_devices() == ("cpu",)
     assert ort_engine.providers_for(engine, "cpu") == [("CPUExecutionProvider", {})]
     with pytest.raises(BackendUnavailableError, match=r"'cuda'.*sees 0 GPU"):
         ort_engine.providers_for(engine, "cuda")
@@ -262,7 +265,7 @@ def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPa
 def test_cuda_on_a_cpu_build_says_whether_a_package_or_a_gpu_is_missing(
     gpus: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_engine, "_cuda_device_count", lambda: gpus)
+    monkeypatch.setattr(ort_engine, "cuda_device_count", lambda: gpus)
     model = save_embedder(tmp_path / "m.onnx")
 
     with pytest.raises(BackendUnavailableError, match=says):
@@ -275,7 +278,7 @@ def test_without_onnxruntime_nothing_is_available(
     ort_engine.load_engine.cache_clear()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
-    assert available_devices() == ()
+    assert BACKEND.available_devices() == ()
     with pytest.raises(BackendUnavailableError, match=r"pip install \"mmedge\[cpu\]\""):
         open_session(save_embedder(tmp_path / "m.onnx"))
 
@@ -415,7 +418,7 @@ def test_a_new_process_prints_nothing(tmp_path: Path) -> None:
 
 def test_importing_the_backend_loads_no_engine() -> None:
     code = (
-        "import sys, mmedge.runtimes, mmedge.runtimes.ort.session, mmedge.runtimes.fake;"
+        "import sys, mmedge.runtimes, mmedge.runtimes.ort.backend, mmedge.runtimes.fake;"
         "print({'onnxruntime', 'onnx', 'torch', 'google.protobuf'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -547,11 +550,11 @@ def test_int8_is_asked_to_be_exact_where_the_fast_kernel_saturates(
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : none\n")
-    assert ort_engine._int8_saturates(machine, cpuinfo) is saturates
+    assert int8_saturates(machine, cpuinfo) is saturates
 
 
 def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
-    assert ort_engine._int8_saturates("x86_64", tmp_path / "missing") is True
+    assert int8_saturates("x86_64", tmp_path / "missing") is True
 
 
 @pytest.mark.parametrize(
@@ -579,9 +582,7 @@ def test_paired_weights_need_no_slower_sums(
     assert only.get_session_config_entry("session.x64quantprecision") == asked
 
 
-@pytest.mark.skipif(
-    not ort_engine.int8_saturates(), reason="needs an x86 processor without VNNI: exact sums"
-)
+@pytest.mark.skipif(not int8_saturates(), reason="needs an x86 processor without VNNI: exact sums")
 def test_a_weight_of_two_products_runs_with_a_warning_where_sums_cannot_be_exact(
     tmp_path: Path,
 ) -> None:
@@ -607,7 +608,7 @@ def test_signed_codes_run_where_exact_sums_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime 1.32 fails in a call of a table with large codes on a processor without VNNI."""
-    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: True)
+    monkeypatch.setattr(ort, "int8_saturates", lambda: True)
     codes = np.array([[-128, 127], [1, 2], [100, -100]], np.int8)
     scales = np.array([1, 2, 3], np.float32)
     model = save(
@@ -636,8 +637,8 @@ def test_fp8_is_no_business_of_the_passes_for_int8(
         made.append(ort_engine.session_settings(*how, **more))
         return made[-1]
 
-    monkeypatch.setattr("mmedge.runtimes.ort.session.session_settings", noted)
-    monkeypatch.setattr(ort_engine, "_int8_saturates", lambda *_: False)
+    monkeypatch.setattr(ort, "session_settings", noted)
+    monkeypatch.setattr(ort, "int8_saturates", lambda: False)
     model = save(
         tmp_path / "m.onnx",
         [

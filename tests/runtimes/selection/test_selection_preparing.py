@@ -22,28 +22,35 @@ _BACKEND = '''
 """Behaves as its model's name says."""
 import os, signal, sys, time
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes import session
+from mmedge.runtimes.backends import BACKENDS, Backend
 
-session.BACKENDS["slow"] = __name__
+BACKENDS["slow"] = f"{__name__}:BACKEND"
 
 
-def prepare(model, options, progress=None):
-    kind = model.stem
-    print("chatter of an engine")
-    if kind == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if kind == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "bug":
-        raise ZeroDivisionError("a mistake of ours")
-    if kind == "refused":
-        raise EngineBuildError("node 'n' (op Foo) is not taken")
-    if kind == "forever":
-        model.with_suffix(".pid").write_text(str(os.getpid()))
-        time.sleep(600)
-    progress("parse", 1, 1)
-    progress(f"build for {options.device} {options.axes}", 3, 7)
-    model.with_suffix(".made").write_text(str(os.nice(0)))
+class Slow(Backend):
+    name = title = "slow"
+    engine_version = available_devices = open_session = None
+
+    def prepare(self, model, options, progress=None):
+        kind = model.stem
+        print("chatter of an engine")
+        if kind == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "bug":
+            raise ZeroDivisionError("a mistake of ours")
+        if kind == "refused":
+            raise EngineBuildError("node 'n' (op Foo) is not taken")
+        if kind == "forever":
+            model.with_suffix(".pid").write_text(str(os.getpid()))
+            time.sleep(600)
+        progress("parse", 1, 1)
+        progress(f"build for {options.device} {options.axes}", 3, 7)
+        model.with_suffix(".made").write_text(str(os.nice(0)))
+
+
+BACKEND = Slow()
 '''
 
 

@@ -19,16 +19,16 @@ from fake_tensorrt import FakeTensorRT, fake_plan
 from tiny_graphs import save_embedder
 
 from mmedge.runtimes.cuda.streams import Stream
+from mmedge.runtimes.engines.spec import BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.session import EngineOptions, SessionOptions
 from mmedge.runtimes.trt import flavours, opening
 from mmedge.runtimes.trt.backend import TrtBackend
-from mmedge.runtimes.trt.engines import BuiltEngine, EngineLayer, EngineRequest, Flavour
 from mmedge.runtimes.trt.session import TrtSession
 from mmedge.specs import Array, Axis
 
-VERSIONS: dict[Flavour, str] = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
-MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+VERSIONS: dict[str, str] = {"tensorrt": "10.3.0", "tensorrt-rtx": "1.7.1"}
+MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 AXES = {"batch": Axis(1, 2, 8)}
 
 
@@ -44,7 +44,7 @@ class FakeGpu:
     """
 
     cuda: FakeCuda
-    libraries: dict[Flavour, FakeTensorRT]
+    libraries: dict[str, FakeTensorRT]
     built: list[EngineRequest] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class FakeGpu:
         told = read_onnx_file(model)
         major, minor = self.cuda.capability
         made = {
-            "version": VERSIONS[request.flavour],
+            "version": VERSIONS[request.backend],
             "capability": f"{major}.{minor}",
             "stripped": request.settings.stripped,
         }
@@ -74,7 +74,7 @@ class FakeGpu:
         self,
         model: Path,
         *,
-        flavour: Flavour = "tensorrt",
+        flavour: str = "tensorrt",
         device: str = "cuda",
         axes: Any = None,
         spin: bool = True,

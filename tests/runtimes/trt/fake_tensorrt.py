@@ -24,7 +24,7 @@ import onnxruntime
 from fake_cuda import ALIGNMENT, FakeCuda, FaultError, cudaMemoryType
 from onnx import numpy_helper
 
-from mmedge.runtimes.trt.engines import EngineRequest
+from mmedge.runtimes.engines.spec import EngineRequest
 from mmedge.specs import Array
 
 Shape = tuple[int, ...]

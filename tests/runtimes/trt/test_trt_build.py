@@ -17,19 +17,20 @@ from engine_graphs import Net, convolutional_net, decoder_step, fusion_head, lin
 from onnx import TensorProto, helper
 
 from mmedge.errors import BackendError, EngineBuildError
-from mmedge.runtimes.onnx_file import read_onnx_file
-from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.engines.profiles import shape_profiles
+from mmedge.runtimes.engines.spec import (
+    BuildHost,
     BuildSettings,
     BuiltEngine,
     EngineRequest,
     ShapeProfile,
     ShapeRange,
+    count_precisions,
 )
+from mmedge.runtimes.engines.store import EngineCache
+from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.flavours import installed_version
-from mmedge.runtimes.trt.layers import count_precisions
-from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.specs import Axis
 
 pytestmark = pytest.mark.skipif(
@@ -281,9 +282,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import EngineRequest
-from mmedge.runtimes.trt.profiles import shape_profiles
+from mmedge.runtimes.engines.store import EngineCache
+from mmedge.runtimes.engines.spec import BuildHost, EngineRequest
+from mmedge.runtimes.engines.profiles import shape_profiles
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.specs import Axis
 
@@ -295,7 +296,7 @@ def die(phase, done, total):
     if phase == sys.argv[3]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-key = cache.key_for(model, request, version="1", cuda="", driver="")
+key = cache.key_for(model, request, BuildHost("1"))
 cache.get_or_build(key, lambda: build_engine(model, request, progress=die))
 """
 
@@ -309,7 +310,7 @@ def test_a_build_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
 
     cache = EngineCache(folder)
     request = request_for(model, axes=(BATCH,))
-    key = cache.key_for(model, request, version="1", cuda="", driver="")
+    key = cache.key_for(model, request, BuildHost("1"))
     found = cache.get_or_build(key, lambda: build_engine(model, request))
     assert found.path is not None
     assert found.path.read_bytes() == found.plan

@@ -23,11 +23,11 @@ from fake_builder import (
 )
 
 from mmedge.errors import EngineBuildError
+from mmedge.runtimes.engines.profiles import shape_profiles
+from mmedge.runtimes.engines.spec import BuildSettings, EngineLayer, EngineRequest
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt import flavours
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.engines import BuildSettings, EngineLayer, EngineRequest
-from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.specs import Axis
 
 INT8_PRODUCT = {

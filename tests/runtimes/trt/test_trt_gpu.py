@@ -18,10 +18,11 @@ from mmedge.errors import EngineBuildError, ShapeError
 from mmedge.runtimes import EngineOptions, SessionOptions, backend
 from mmedge.runtimes.cuda.arrays import DeviceArray
 from mmedge.runtimes.cuda.runtime import Device
+from mmedge.runtimes.engines.spec import BuildSettings
+from mmedge.runtimes.engines.store import EngineCache
 from mmedge.runtimes.trt.backend import TrtBackend
 from mmedge.runtimes.trt.build import build_engine
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import FLAVOURS, BuildSettings, Flavour
+from mmedge.runtimes.trt.flavours import TITLES
 from mmedge.runtimes.trt.opening import needed_engine
 from mmedge.runtimes.trt.session import TrtSession
 from mmedge.specs import Axis
@@ -32,7 +33,7 @@ AXES = {"batch": Axis(1, 2, 8)}
 
 
 @contextmanager
-def on_gpu(flavour: Flavour) -> Iterator[None]:
+def on_gpu(flavour: str) -> Iterator[None]:
     if "cuda" not in backend(flavour).available_devices():
         pytest.skip(f"needs an NVIDIA GPU, its driver, cuda-bindings and {flavour}")
     try:
@@ -42,20 +43,20 @@ def on_gpu(flavour: Flavour) -> Iterator[None]:
         pytest.skip(f"{Device(0).properties}: {error}")
 
 
-def open_on_gpu(flavour: Flavour, model: Path, axes: Any = None, **engine: Any) -> TrtSession:
+def open_on_gpu(flavour: str, model: Path, axes: Any = None, **engine: Any) -> TrtSession:
     options = SessionOptions(device="cuda", axes=axes or AXES, engine=EngineOptions(**engine))
     with on_gpu(flavour):
         return TrtBackend(flavour).open_session(model, options)
 
 
-@pytest.fixture(params=FLAVOURS)
-def flavour(request: pytest.FixtureRequest) -> Flavour:
-    found: Flavour = request.param
+@pytest.fixture(params=tuple(TITLES))
+def flavour(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
     return found
 
 
 @pytest.fixture
-def session(flavour: Flavour, tmp_path: Path) -> Iterator[TrtSession]:
+def session(flavour: str, tmp_path: Path) -> Iterator[TrtSession]:
     with open_on_gpu(flavour, save_embedder(tmp_path / "model.onnx")) as opened:
         yield opened
 
@@ -81,7 +82,7 @@ def test_threads_answer_right(session: TrtSession) -> None:
         list(pool.map(call, range(200)))
 
 
-def test_a_graph_is_captured(flavour: Flavour, tmp_path: Path, caplog: Any) -> None:
+def test_a_graph_is_captured(flavour: str, tmp_path: Path, caplog: Any) -> None:
     with open_on_gpu(flavour, save_embedder(tmp_path / "m.onnx"), graphs=4) as session:
         for seed in range(4):
             session.run(feed_of(2, seed))
@@ -91,7 +92,7 @@ def test_a_graph_is_captured(flavour: Flavour, tmp_path: Path, caplog: Any) -> N
     assert "no CUDA graph" not in caplog.text
 
 
-def test_memory_is_given_back(flavour: Flavour, tmp_path: Path) -> None:
+def test_memory_is_given_back(flavour: str, tmp_path: Path) -> None:
     model = save_embedder(tmp_path / "m.onnx")
     free = []
     for _ in range(4):
@@ -112,7 +113,7 @@ def test_bindings_read_and_write_the_same_memory(session: TrtSession) -> None:
         assert_embedded(binding.run(), fresh)
 
 
-def test_answers_of_one_run_are_inputs_of_another(flavour: Flavour, tmp_path: Path) -> None:
+def test_answers_of_one_run_are_inputs_of_another(flavour: str, tmp_path: Path) -> None:
     model = save(
         tmp_path / "twice.onnx",
         [helper.make_node("Add", ["x", "x"], ["y"])],
@@ -148,7 +149,7 @@ def test_torch_tensors_go_in_and_come_out_without_a_copy(session: TrtSession) ->
     )
 
 
-def test_an_output_is_as_large_as_its_values_make_it(flavour: Flavour, tmp_path: Path) -> None:
+def test_an_output_is_as_large_as_its_values_make_it(flavour: str, tmp_path: Path) -> None:
     model = save(
         tmp_path / "nonzero.onnx",
         [helper.make_node("NonZero", ["x"], ["where"])],
@@ -162,7 +163,7 @@ def test_an_output_is_as_large_as_its_values_make_it(flavour: Flavour, tmp_path:
 
 
 def test_a_stripped_engine_takes_its_weights_from_the_onnx_file(
-    flavour: Flavour, tmp_path: Path
+    flavour: str, tmp_path: Path
 ) -> None:
     model = save_embedder(tmp_path / "m.onnx")
     with on_gpu(flavour):

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.trt.engines import EngineLayer
+from mmedge.runtimes.engines.spec import EngineLayer, count_precisions
 from mmedge.runtimes.trt.layers import (
-    count_precisions,
     folded,
     parse_inspection,
     parse_layers,

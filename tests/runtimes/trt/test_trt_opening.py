@@ -30,11 +30,11 @@ from mmedge.errors import (
 )
 from mmedge.models import verify_bundle
 from mmedge.runtimes import SessionOptions, backend, open_session
+from mmedge.runtimes.engines.profiles import shape_profiles
+from mmedge.runtimes.engines.spec import BuildSettings
+from mmedge.runtimes.engines.store import EngineCache
 from mmedge.runtimes.trt import flavours, opening
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import BuildSettings
 from mmedge.runtimes.trt.opening import needed_engine
-from mmedge.runtimes.trt.profiles import shape_profiles
 from mmedge.specs import Axis
 
 CUDA = SessionOptions(device="cuda", axes=AXES)

@@ -1,38 +1,34 @@
-"""The vocabulary of engines: what is asked for, what an engine depends on, what came of a build.
+"""Types of engines: the request, the key in the cache, the layers, the result of a build.
 
-An engine is a serialized TensorRT plan. It is never the artefact: it is made from the ONNX file of
-a variant's `portable` layout, for one flavour and version of TensorRT and one kind of GPU, and can
-be made again.
+An engine is a graph compiled ahead for one version of a library and one kind of device. It is never
+the artefact: it is built from an ONNX file and can be built again.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
 
 from mmedge.errors import InputError
 from mmedge.specs import Axis, TensorSpec
 
 __all__ = [
+    "ANY",
     "CODES",
-    "FLAVOURS",
+    "BuildHost",
     "BuildSettings",
     "BuiltEngine",
     "EngineKey",
     "EngineLayer",
     "EngineRequest",
-    "Flavour",
     "ShapeProfile",
     "ShapeRange",
-    "device_index",
+    "count_precisions",
 ]
 
-Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
-"""TensorRT of servers and JetPack, or TensorRT for RTX of desktop GPUs."""
-
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+ANY = "any"
+"""In place of compute capabilities: every GPU from 8.0 on that the library knows."""
 
 CODES = ("fp4", "int4", "int8", "fp8")
 """dtypes that only quantization makes, the narrowest first."""
@@ -100,18 +96,35 @@ class EngineRequest:
     """What is to be built, whatever machine it is built on.
 
     Attributes:
-        flavour: Of TensorRT.
-        compute_capabilities: What it is to run on, such as ("8.9", "12.0"); ("any",) for every GPU
-            from 8.0 on that TensorRT-RTX knows and that can compute what the graph asks for (7.5
+        backend: That builds it, by its name in BACKENDS.
+        compute_capabilities: GPUs it is to run on, such as ("8.9", "12.0"); ("any",) for every GPU
+            from 8.0 on that the library knows and that can compute what the graph asks for (7.5
             has to be named); empty for the GPU of this machine.
         profiles: One or more, tried in order at run time.
         settings: Flags.
     """
 
-    flavour: Flavour
+    backend: str
     compute_capabilities: tuple[str, ...] = ()
     profiles: tuple[ShapeProfile, ...] = ()
     settings: BuildSettings = field(default_factory=BuildSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildHost:
+    """What builds engines here, and the GPU that it builds for.
+
+    Attributes:
+        version: Of the library, such as "10.3.0.26".
+        cuda: Version of the CUDA runtime; "" where no GPU of this machine is built for.
+        driver: Version of the driver, likewise.
+        compute_capability: Of the GPU, likewise.
+    """
+
+    version: str
+    cuda: str = ""
+    driver: str = ""
+    compute_capability: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,7 @@ class EngineKey:
     Attributes:
         model_sha256: Over the ONNX file and its external data.
         request: What was asked for.
-        version: Of the TensorRT library, such as "10.3.0.26".
+        version: Of the library, such as "10.3.0.26".
         cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
         driver: Version of the driver, "" where there is none (a build without a GPU).
         compute_capability: Of the GPU it runs on, or the portability class: "8.9+12.0", "any".
@@ -193,7 +206,10 @@ class BuiltEngine:
     warnings: tuple[str, ...] = ()
 
 
-def device_index(device: str) -> int | None:
-    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    return None if match is None else int(match.group(1) or 0)
+def count_precisions(layers: Sequence[EngineLayer]) -> dict[str, int]:
+    """Return how many layers compute in each precision, the most frequent first.
+
+    Layers that touch no tensor, such as the arithmetic of shapes, are left out.
+    """
+    counts = Counter(layer.precision for layer in layers if layer.precision)
+    return dict(counts.most_common())

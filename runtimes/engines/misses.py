@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from mmedge.runtimes.trt.cache.record import EngineRecord
-from mmedge.runtimes.trt.engines import EngineKey, ShapeProfile
+from mmedge.runtimes.engines.record import EngineRecord
+from mmedge.runtimes.engines.spec import EngineKey, ShapeProfile
 
-__all__ = ["FLAVOUR_NAMES", "Miss", "differences", "explain"]
-
-FLAVOUR_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+__all__ = ["Miss", "differences", "explain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ def explain(key: EngineKey, records: Iterable[EngineRecord]) -> Miss:
     nearest = min(
         of_model,
         key=lambda record: (
-            record.key.request.flavour != key.request.flavour,
+            record.key.request.backend != key.request.backend,
             len(differences(record.key, key)),
             -record.built_unix_s,
         ),
@@ -56,15 +54,12 @@ def differences(built: EngineKey, wanted: EngineKey) -> list[str]:
     had, now = built.request, wanted.request
     if built.model_sha256 != wanted.model_sha256:
         told.append("built from another model")
-    if had.flavour != now.flavour:
+    if had.backend != now.backend:
         told.append(
-            f"built for {FLAVOUR_NAMES[had.flavour]} {built.version}, this is "
-            f"{FLAVOUR_NAMES[now.flavour]} {wanted.version}"
+            f"built for {had.backend} {built.version}, this is {now.backend} {wanted.version}"
         )
     elif built.version != wanted.version:
-        told.append(
-            f"built for {FLAVOUR_NAMES[had.flavour]} {built.version}, this is {wanted.version}"
-        )
+        told.append(f"built for {had.backend} {built.version}, this is {wanted.version}")
     for name, before, after in (
         ("CUDA", built.cuda, wanted.cuda),
         ("driver", built.driver, wanted.driver),

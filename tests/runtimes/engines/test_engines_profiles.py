@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmedge.errors import InputError
-from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
-from mmedge.runtimes.trt.profiles import shape_profile, shape_profiles
+from mmedge.runtimes.engines.profiles import shape_profile, shape_profiles
+from mmedge.runtimes.engines.spec import ShapeProfile, ShapeRange
 from mmedge.specs import Axis, TensorSpec
 
 INPUTS = (

@@ -10,8 +10,8 @@ import pytest
 from cached import PLAN, built, key
 
 from mmedge.errors import InputError
-from mmedge.runtimes.trt.cache.record import key_digest
-from mmedge.runtimes.trt.cache.store import EngineCache, Miss, PruneRule
+from mmedge.runtimes.engines.record import key_digest
+from mmedge.runtimes.engines.store import EngineCache, Miss, PruneRule
 
 DAY_S = 86_400.0
 MODELS = "abc"  # the one used last first, a day between two
@@ -70,7 +70,7 @@ def test_nothing_that_is_whole_goes_unasked(cache: EngineCache) -> None:
         (PruneRule(keep_bytes=0), "", "used least recently"),
         (PruneRule(keep_bytes=100_000), "abc", ""),
         (PruneRule(keep_bytes=9_000, model="a.mmedge"), "b", "of the model"),
-        (PruneRule(versions={"tensorrt": "10.7"}), "", "TensorRT 10.3.0.26, this is 10.7"),
+        (PruneRule(versions={"tensorrt": "10.7"}), "", "tensorrt 10.3.0.26, this is 10.7"),
         (PruneRule(versions={"tensorrt": "10.7"}, stale=False), "abc", ""),
         (PruneRule(versions={"tensorrt": "10.3.0.26", "tensorrt-rtx": "1.7"}), "abc", ""),
         (PruneRule(everything=True), "", "everything goes"),
@@ -110,7 +110,10 @@ def test_what_is_damaged_is_stale(cache: EngineCache, stale: bool) -> None:
 
 
 def test_everything_takes_timing_and_runtime_caches_along(cache: EngineCache) -> None:
-    places = [cache.timing_cache("tensorrt", "10.3", "8.7"), cache.runtime_cache("1.7", "gpu")]
+    places = [
+        cache.timing_cache("tensorrt", "10.3", "8.7"),
+        cache.runtime_cache("tensorrt-rtx", "1.7", "gpu"),
+    ]
     for place in places:
         place.write_bytes(b"12345")
     engines_bytes = sum(entry.size_bytes for entry in cache.entries())

@@ -17,8 +17,8 @@ from pathlib import Path
 from mmedge.errors import StorageError
 from mmedge.files import storage_errors, write_atomic
 from mmedge.files.private import UnsafeFileError, read_private, stat_private
-from mmedge.runtimes.trt.cache.misses import Miss
-from mmedge.runtimes.trt.cache.record import (
+from mmedge.runtimes.engines.misses import Miss
+from mmedge.runtimes.engines.record import (
     MAX_RECORD_BYTES,
     EngineRecord,
     RecordError,

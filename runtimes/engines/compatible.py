@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mmedge.runtimes.trt.cache.store import CachedEngine, EngineCache
-from mmedge.runtimes.trt.engines import BuildSettings, EngineKey, ShapeProfile
+from mmedge.runtimes.engines.spec import BuildSettings, EngineKey, ShapeProfile
+from mmedge.runtimes.engines.store import CachedEngine, EngineCache
 
 __all__ = ["key_that_serves"]
 

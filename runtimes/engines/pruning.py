@@ -13,7 +13,7 @@ from mmedge.errors import InputError
 from mmedge.files import storage_errors
 from mmedge.files.locks import is_locked, key_lock_if_free
 from mmedge.files.private import check_private
-from mmedge.runtimes.trt.cache.files import (
+from mmedge.runtimes.engines.files import (
     CachedEngine,
     find_entry,
     grouped_files,
@@ -21,9 +21,8 @@ from mmedge.runtimes.trt.cache.files import (
     lock_path,
     remove_entry,
 )
-from mmedge.runtimes.trt.cache.misses import FLAVOUR_NAMES, Miss
-from mmedge.runtimes.trt.cache.record import EngineRecord
-from mmedge.runtimes.trt.engines import Flavour
+from mmedge.runtimes.engines.misses import Miss
+from mmedge.runtimes.engines.record import EngineRecord
 
 __all__ = ["SIDE_FOLDERS", "CacheEntry", "PruneRule", "Pruned", "entries", "prune", "side_files"]
 
@@ -59,8 +58,8 @@ class PruneRule:
     Attributes:
         stale: Damaged ones (every plan is read to tell), what killed builds left, and those that
             `versions` makes useless.
-        versions: The versions that are installed, by flavour: engines of another version of these
-            flavours are stale.
+        versions: Installed versions by backend: engines of another version of these backends are
+            stale.
         older_than_s: Those that were not loaded for longer than this, in seconds.
         model: Those of models whose label holds this, or whose hash begins with it.
         keep_bytes: As many as it takes, those first that were not loaded for the longest time, for
@@ -72,7 +71,7 @@ class PruneRule:
     """
 
     stale: bool = True
-    versions: Mapping[Flavour, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     older_than_s: float | None = None
     model: str | None = None
     keep_bytes: int | None = None
@@ -187,10 +186,10 @@ def _reason(entry: CacheEntry, rule: PruneRule, now: float) -> str:
     if rule.stale and entry.fault:
         return entry.fault
     if record is not None:
-        flavour, version = record.key.request.flavour, record.key.version
-        installed = rule.versions.get(flavour, version)
+        backend, version = record.key.request.backend, record.key.version
+        installed = rule.versions.get(backend, version)
         if rule.stale and installed != version:
-            return f"built for {FLAVOUR_NAMES[flavour]} {version}, this is {installed}"
+            return f"built for {backend} {version}, this is {installed}"
         if rule.model is not None and (
             rule.model in record.label or record.key.model_sha256.startswith(rule.model)
         ):

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmedge.runtimes.trt.cache import model_hash
-from mmedge.runtimes.trt.cache.model_hash import model_sha256
+from mmedge.runtimes.engines import model_hash
+from mmedge.runtimes.engines.model_hash import model_sha256
 
 
 def hashed(path: Path) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mmedge.errors import InputError
-from mmedge.runtimes.trt.engines import ShapeProfile, ShapeRange
+from mmedge.runtimes.engines.spec import ShapeProfile, ShapeRange
 from mmedge.specs import Axis, TensorSpec, shape_of
 
 __all__ = ["shape_profile", "shape_profiles"]

@@ -19,7 +19,7 @@ from mmedge.errors import EngineMismatchError, InputError, StorageError
 from mmedge.files.cache_folder import cache_folder
 from mmedge.files.locks import key_lock
 from mmedge.files.private import UnsafeFolderError, check_private, make_private
-from mmedge.runtimes.trt.cache.files import (
+from mmedge.runtimes.engines.files import (
     CachedEngine,
     LoadedEngine,
     find_entry,
@@ -28,9 +28,9 @@ from mmedge.runtimes.trt.cache.files import (
     records,
     write_entry,
 )
-from mmedge.runtimes.trt.cache.misses import Miss, explain
-from mmedge.runtimes.trt.cache.model_hash import model_sha256
-from mmedge.runtimes.trt.cache.pruning import (
+from mmedge.runtimes.engines.misses import Miss, explain
+from mmedge.runtimes.engines.model_hash import model_sha256
+from mmedge.runtimes.engines.pruning import (
     SIDE_FOLDERS,
     CacheEntry,
     Pruned,
@@ -38,9 +38,8 @@ from mmedge.runtimes.trt.cache.pruning import (
     entries,
     prune,
 )
-from mmedge.runtimes.trt.cache.record import EngineRecord, key_digest, record_of
-from mmedge.runtimes.trt.engines import BuiltEngine, EngineKey, EngineRequest, Flavour
-from mmedge.runtimes.trt.flavours import ANY
+from mmedge.runtimes.engines.record import EngineRecord, key_digest, record_of
+from mmedge.runtimes.engines.spec import ANY, BuildHost, BuiltEngine, EngineKey, EngineRequest
 
 __all__ = [
     "CacheEntry",
@@ -68,55 +67,41 @@ class EngineCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = cache_folder() / "engines" if folder is None else Path(folder)
 
-    def key_for(
-        self,
-        model: Path,
-        request: EngineRequest,
-        *,
-        version: str,
-        cuda: str,
-        driver: str,
-        compute_capability: str = "",
-    ) -> EngineKey:
+    def key_for(self, model: Path, request: EngineRequest, host: BuildHost) -> EngineKey:
         """Return everything that an engine of a model depends on.
 
-        An engine of TensorRT-RTX that is built for named compute capabilities is built without a
-        GPU and finished by the driver when it is loaded, so it depends on neither CUDA nor driver.
+        An engine for named compute capabilities is built without a GPU and finished by the driver
+        when it is loaded, so it depends on neither CUDA nor driver.
 
         Args:
             model: The ONNX file; its external data is hashed with it.
             request: What is asked for.
-            version: Of the TensorRT library.
-            cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
-            driver: Version of the driver, "" where there is none.
-            compute_capability: Of the GPU of this machine, such as "8.9"; not looked at where the
-                request names its own.
+            host: What builds; its GPU is not looked at where the request names targets.
 
         Raises:
             BackendError: If the model is missing or damaged; see model_sha256.
             InputError: If neither the request nor the caller names a compute capability.
         """
         capabilities = tuple(sorted(set(request.compute_capabilities)))
-        if not capabilities and not compute_capability:
+        if not capabilities and not host.compute_capability:
             raise InputError(
                 "An engine needs a compute capability to be known by: got none in the request and "
                 "none of a GPU. Name the targets, such as '8.9'."
             )
-        portable = request.flavour == "tensorrt-rtx" and bool(capabilities)
         return EngineKey(
             model_sha256=model_sha256(model, self._hashes()),
             request=replace(request, compute_capabilities=capabilities),
-            version=version,
-            cuda="" if portable else cuda,
-            driver="" if portable else driver,
-            compute_capability="+".join(capabilities) or compute_capability,
+            version=host.version,
+            cuda="" if capabilities else host.cuda,
+            driver="" if capabilities else host.driver,
+            compute_capability="+".join(capabilities) or host.compute_capability,
         )
 
     def find(self, key: EngineKey) -> CachedEngine | Miss:
         """Return the engine of a key, or why there is none. The plan is not read.
 
-        An engine of TensorRT-RTX that was built for several compute capabilities serves a key that
-        asks for one of them.
+        An engine that was built for several compute capabilities serves a key that asks for one of
+        them.
 
         Raises:
             StorageError: If others may write the folder, or it cannot be read.
@@ -260,23 +245,24 @@ class EngineCache:
         """
         return prune(self.folder, rule or PruneRule(), dry_run=dry_run)
 
-    def timing_cache(self, flavour: Flavour, version: str, compute_capability: str) -> Path:
-        """Return where builds of one flavour, version and kind of GPU keep their timings.
+    def timing_cache(self, backend: str, version: str, compute_capability: str) -> Path:
+        """Return where builds of one backend, version and kind of GPU keep their timings.
 
         The folder is made, if it can be.
         """
-        return self._side_file(SIDE_FOLDERS[0], flavour, version, compute_capability)
+        return self._side_file(SIDE_FOLDERS[0], backend, version, compute_capability)
 
-    def runtime_cache(self, version: str, gpu: str) -> Path:
-        """Return where TensorRT-RTX keeps the kernels it compiled for one version and GPU.
+    def runtime_cache(self, backend: str, version: str, gpu: str) -> Path:
+        """Return where a backend keeps the kernels it compiled for one version and GPU.
 
         The folder is made, if it can be.
 
         Args:
-            version: Of TensorRT-RTX.
+            backend: By its name in BACKENDS.
+            version: Of its library.
             gpu: Whatever tells GPUs apart: name, compute capability, driver.
         """
-        return self._side_file(SIDE_FOLDERS[1], "tensorrt-rtx", version, gpu)
+        return self._side_file(SIDE_FOLDERS[1], backend, version, gpu)
 
     def _hashes(self) -> Path | None:
         """Return where hashes of models are remembered, None if there is no such place yet."""
@@ -321,7 +307,7 @@ class EngineCache:
 def _covers(built: EngineKey, wanted: EngineKey) -> bool:
     """Tell whether a portable engine serves a key that asks for the GPU of this machine."""
     classes = built.request.compute_capabilities
-    if built.request.flavour != "tensorrt-rtx" or not classes:
+    if not classes:
         return False
     named = wanted.compute_capability in classes
     if not named and not (ANY in classes and _is_among_any(wanted.compute_capability)):

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmedge.errors import InputError
-from mmedge.runtimes.trt.engines import BuiltEngine, EngineKey, EngineLayer
+from mmedge.runtimes.engines.spec import BuiltEngine, EngineKey, EngineLayer
 from mmedge.specs import TensorSpec
 
 __all__ = [

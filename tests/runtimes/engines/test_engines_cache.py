@@ -24,11 +24,17 @@ from mmedge.errors import BackendError, EngineMismatchError, InputError, Storage
 from mmedge.files import atomic
 from mmedge.files import locks as key_lock
 from mmedge.files.cache_folder import cache_folder
-from mmedge.runtimes.trt.cache import files as engine_files
-from mmedge.runtimes.trt.cache.model_hash import model_label
-from mmedge.runtimes.trt.cache.record import RecordError, key_digest, parse_record, record_of
-from mmedge.runtimes.trt.cache.store import CachedEngine, EngineCache, Miss, PruneRule
-from mmedge.runtimes.trt.engines import BuildSettings, BuiltEngine, EngineKey, EngineRequest
+from mmedge.runtimes.engines import files as engine_files
+from mmedge.runtimes.engines.model_hash import model_label
+from mmedge.runtimes.engines.record import RecordError, key_digest, parse_record, record_of
+from mmedge.runtimes.engines.spec import (
+    BuildHost,
+    BuildSettings,
+    BuiltEngine,
+    EngineKey,
+    EngineRequest,
+)
+from mmedge.runtimes.engines.store import CachedEngine, EngineCache, Miss, PruneRule
 
 
 def never() -> BuiltEngine:
@@ -125,15 +131,15 @@ def test_storing_again_replaces_the_engine_and_leaves_nothing_of_the_old(
 MISSES: dict[str, tuple[EngineKey, str]] = {
     "version": (
         key(version="10.7.0.23"),
-        "built for TensorRT 10.3.0.26, this is 10.7.0.23",
+        "built for tensorrt 10.3.0.26, this is 10.7.0.23",
     ),
     "cuda": (replace(key(), cuda="13.0"), "built for CUDA 12.6, this is 13.0"),
     "driver": (replace(key(), driver="580.95"), "built for driver 540.4, this is 580.95"),
     "no driver": (replace(key(), driver=""), "built for driver 540.4, this is none"),
     "gpu": (key(capability="11.0"), "built for compute capability 8.7, expected 11.0"),
-    "flavour": (
-        replace(key(), request=replace(key().request, flavour="tensorrt-rtx"), version="1.7"),
-        "built for TensorRT 10.3.0.26, this is TensorRT-RTX 1.7",
+    "backend": (
+        replace(key(), request=replace(key().request, backend="tensorrt-rtx"), version="1.7"),
+        "built for tensorrt 10.3.0.26, this is tensorrt-rtx 1.7",
     ),
     "shapes": (
         replace(key(), request=replace(key().request, profiles=(profile(32),))),
@@ -151,7 +157,7 @@ MISSES: dict[str, tuple[EngineKey, str]] = {
     ),
     "two": (
         replace(key(version="10.7.0.23"), cuda="13.0"),
-        "built for TensorRT 10.3.0.26, this is 10.7.0.23; built for CUDA 12.6, this is 13.0",
+        "built for tensorrt 10.3.0.26, this is 10.7.0.23; built for CUDA 12.6, this is 13.0",
     ),
     "model": (key(model="b"), "no engine of this model has been built yet"),
 }
@@ -176,7 +182,7 @@ def test_the_nearest_is_the_one_that_differs_least(
     cache: EngineCache, stored: CachedEngine
 ) -> None:
     cache.store(replace(key(version="9.0"), cuda="11.8", driver="1"), built())
-    cache.store(key(flavour="tensorrt-rtx", version="10.7.0.23"), built())
+    cache.store(key(backend="tensorrt-rtx", version="10.7.0.23"), built())
     cache.store(key(model="c", version="10.7.0.23"), built())
     miss = cache.find(key(version="10.7.0.23"))
     assert isinstance(miss, Miss)
@@ -196,10 +202,10 @@ def test_without_a_folder_there_is_nothing(cache: EngineCache) -> None:
 
 
 def test_a_portable_engine_serves_each_of_its_gpus(cache: EngineCache) -> None:
-    here = key(flavour="tensorrt-rtx", version="1.7", capability="8.9")
+    here = key(backend="tensorrt-rtx", version="1.7", capability="8.9")
     for targets in (("any",), ("8.0",), ("8.9", "12.0")):
         stored = cache.store(
-            key(flavour="tensorrt-rtx", version="1.7", targets=targets), built(OTHER_PLAN)
+            key(backend="tensorrt-rtx", version="1.7", targets=targets), built(OTHER_PLAN)
         )
         assert (cache.find(here) == stored) == (targets != ("8.0",))
     # The narrower class goes before "any", and the engine of this very GPU before both.
@@ -209,28 +215,28 @@ def test_a_portable_engine_serves_each_of_its_gpus(cache: EngineCache) -> None:
 
 
 def test_any_stands_for_gpus_from_ampere_on(cache: EngineCache) -> None:
-    cache.store(key(flavour="tensorrt-rtx", version="1.7", targets=("any",)), built())
+    cache.store(key(backend="tensorrt-rtx", version="1.7", targets=("any",)), built())
     for capability, served in (("7.5", False), ("8.0", True), ("8.9", True), ("12.0", True)):
-        found = cache.find(key(flavour="tensorrt-rtx", version="1.7", capability=capability))
+        found = cache.find(key(backend="tensorrt-rtx", version="1.7", capability=capability))
         assert isinstance(found, CachedEngine) == served
 
 
 @pytest.mark.parametrize(
     "wanted",
     [
-        key(flavour="tensorrt-rtx", version="1.8", capability="8.9"),
-        key(flavour="tensorrt-rtx", version="1.7", capability="7.5"),
-        key(flavour="tensorrt-rtx", version="1.7", capability="8.9", model="b"),
+        key(backend="tensorrt-rtx", version="1.8", capability="8.9"),
+        key(backend="tensorrt-rtx", version="1.7", capability="7.5"),
+        key(backend="tensorrt-rtx", version="1.7", capability="8.9", model="b"),
         replace(
-            key(flavour="tensorrt-rtx", version="1.7", capability="8.9"),
+            key(backend="tensorrt-rtx", version="1.7", capability="8.9"),
             request=EngineRequest("tensorrt-rtx", (), (profile(9),)),
         ),
-        key(flavour="tensorrt", version="1.7", capability="8.9"),
+        key(backend="tensorrt", version="1.7", capability="8.9"),
     ],
-    ids=["version", "gpu", "model", "shapes", "flavour"],
+    ids=["version", "gpu", "model", "shapes", "backend"],
 )
 def test_a_portable_engine_serves_nothing_else(cache: EngineCache, wanted: EngineKey) -> None:
-    cache.store(key(flavour="tensorrt-rtx", version="1.7", targets=("8.9", "12.0")), built())
+    cache.store(key(backend="tensorrt-rtx", version="1.7", targets=("8.9", "12.0")), built())
     assert isinstance(cache.find(wanted), Miss)
 
 
@@ -494,7 +500,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from cached import built, key
 from mmedge.errors import StorageError
-from mmedge.runtimes.trt.cache.store import EngineCache
+from mmedge.runtimes.engines.store import EngineCache
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 cache = EngineCache(Path(sys.argv[1]))
@@ -512,7 +518,7 @@ except StorageError as error:
 
 def test_a_disk_without_room_for_the_plan(cache: EngineCache) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(cache.folder), str(Path(__file__).parents[1])],
+        [sys.executable, "-c", LIMITED, str(cache.folder), str(Path(__file__).parent)],
         check=True,
         capture_output=True,
         text=True,
@@ -551,10 +557,10 @@ def save_model(path: Path, *, weight: float = 1.0, external: bool = True) -> Pat
     return path
 
 
-def key_of(model: Path, *targets: str, flavour: str = "tensorrt", **here: str) -> EngineKey:
-    request = EngineRequest(flavour, targets, (profile(),))  # type: ignore[arg-type]
+def key_of(model: Path, *targets: str, backend: str = "tensorrt", **here: str) -> EngineKey:
+    request = EngineRequest(backend, targets, (profile(),))
     versions = {"version": "10.3", "cuda": "12.6", "driver": "540.4", "compute_capability": "8.7"}
-    return EngineCache().key_for(model, request, **{**versions, **here})
+    return EngineCache().key_for(model, request, BuildHost(**{**versions, **here}))
 
 
 def test_a_key_holds_whatever_the_engine_depends_on(tmp_path: Path) -> None:
@@ -573,7 +579,7 @@ def test_a_key_holds_whatever_the_engine_depends_on(tmp_path: Path) -> None:
             key_of(model, cuda="12.7"),
             key_of(model, driver="550"),
             key_of(model, compute_capability="8.9"),
-            key_of(model, flavour="tensorrt-rtx"),
+            key_of(model, backend="tensorrt-rtx"),
             replace(found, request=replace(found.request, profiles=(profile(9),))),
             replace(found, request=replace(found.request, settings=BuildSettings(stripped=True))),
         )
@@ -608,13 +614,12 @@ def test_a_model_without_its_weights_has_no_key(tmp_path: Path) -> None:
 
 def test_a_portable_engine_depends_on_no_gpu_driver_or_cuda(tmp_path: Path) -> None:
     model = save_model(tmp_path / "m.onnx")
-    there = key_of(model, "12.0", "8.9", flavour="tensorrt-rtx", compute_capability="", driver="")
-    here = key_of(model, "8.9", "12.0", "8.9", flavour="tensorrt-rtx")
+    there = key_of(model, "12.0", "8.9", backend="tensorrt-rtx", compute_capability="", driver="")
+    here = key_of(model, "8.9", "12.0", "8.9", backend="tensorrt-rtx")
     assert there == here
     assert (here.cuda, here.driver, here.compute_capability) == ("", "", "12.0+8.9")
-    # One for the GPU at hand does, and so does what TensorRT builds.
-    assert key_of(model, flavour="tensorrt-rtx").driver == "540.4"
-    assert key_of(model, "8.7").driver == "540.4"
+    # One for the GPU at hand does.
+    assert key_of(model, backend="tensorrt-rtx").driver == "540.4"
 
 
 def test_without_any_gpu_there_is_no_key(tmp_path: Path) -> None:
@@ -632,8 +637,8 @@ def test_timing_and_runtime_caches_have_a_place_each(cache: EngineCache) -> None
         cache.timing_cache("tensorrt", "10.3.0", "8.7"),
         cache.timing_cache("tensorrt", "10.3.0", "8.9"),
         cache.timing_cache("tensorrt-rtx", "10.3.0", "8.9"),
-        cache.runtime_cache("1.7.1", "NVIDIA RTX 4090/../x 8.9 580.95"),
-        cache.runtime_cache("1.7.2", "NVIDIA RTX 4090/../x 8.9 580.95"),
+        cache.runtime_cache("tensorrt-rtx", "1.7.1", "NVIDIA RTX 4090/../x 8.9 580.95"),
+        cache.runtime_cache("tensorrt-rtx", "1.7.2", "NVIDIA RTX 4090/../x 8.9 580.95"),
     ]
     assert len(set(places)) == 5
     for place in places:

@@ -29,14 +29,14 @@ from cached import (
 
 from mmedge.files import locks as locking
 from mmedge.files.locks import is_locked, key_lock, key_lock_if_free
-from mmedge.runtimes.trt.cache.record import key_digest
-from mmedge.runtimes.trt.cache.store import EngineCache, LoadedEngine, Miss, PruneRule
-from mmedge.runtimes.trt.engines import BuiltEngine
+from mmedge.runtimes.engines.record import key_digest
+from mmedge.runtimes.engines.spec import BuiltEngine
+from mmedge.runtimes.engines.store import EngineCache, LoadedEngine, Miss, PruneRule
 
 # Processes are forked off a server that has imported what they need, not off this one, which has
 # threads, and not started anew, which takes a second each.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["mmedge.runtimes.trt.cache.store"])
+PROCESSES.set_forkserver_preload(["mmedge.runtimes.engines.store"])
 
 
 @contextmanager

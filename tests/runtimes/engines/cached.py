@@ -14,9 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from mmedge.files import atomic
-from mmedge.runtimes.trt.cache import files as engine_files
-from mmedge.runtimes.trt.cache.store import EngineCache
-from mmedge.runtimes.trt.engines import (
+from mmedge.runtimes.engines import files as engine_files
+from mmedge.runtimes.engines.spec import (
     BuiltEngine,
     EngineKey,
     EngineLayer,
@@ -24,6 +23,7 @@ from mmedge.runtimes.trt.engines import (
     ShapeProfile,
     ShapeRange,
 )
+from mmedge.runtimes.engines.store import EngineCache
 from mmedge.specs import TensorSpec
 
 PLAN = b"a plan " * 1000
@@ -37,14 +37,13 @@ def profile(most: int = 8) -> ShapeProfile:
 def key(
     *,
     model: str = "a",
-    flavour: str = "tensorrt",
+    backend: str = "tensorrt",
     version: str = "10.3.0.26",
     capability: str = "8.7",
     targets: tuple[str, ...] = (),
 ) -> EngineKey:
     """What an engine depends on; `targets` make it a portable one, without CUDA and driver."""
-    assert flavour in ("tensorrt", "tensorrt-rtx")
-    request = EngineRequest(flavour, targets, (profile(),))  # type: ignore[arg-type]
+    request = EngineRequest(backend, targets, (profile(),))
     return EngineKey(
         model_sha256=model * 64,
         request=request,

@@ -1,3 +1,0 @@
-"""The cache of TensorRT engines."""
-
-__all__: list[str] = []
