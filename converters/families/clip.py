@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,14 +11,16 @@ from torch import nn
 
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.families.loading import load_model, read_architecture
+from mmedge.converters.families.loading import load_model, read_part
 from mmedge.converters.families.towers import image_spec, text_spec
-from mmedge.converters.sources.reference_processors import (
-    backend_json,
-    load_tokenizer,
-    read_image_preprocessing,
-)
+from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
+from mmedge.converters.sources.tokenizer import (
+    backend_json,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_fields,
+)
 from mmedge.errors import SourceError
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Task
@@ -99,17 +102,24 @@ class Clip:
 
     def image_preprocessing(self, source: Source) -> ImageConfig:
         """Return what `preprocessor_config.json` says."""
-        return read_image_preprocessing(source)
+        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+        return read_image_preprocessing(source, side)
 
     def text_preprocessing(self, source: Source) -> TextConfig:
         """Return truncation to the context length and padding to the longest text of a call."""
         tokenizer = load_tokenizer(source)
-        text = read_architecture(source).text_config
-        _check_end_token(source, tokenizer, int(text.eos_token_id))
+        text = read_part(source, "text_config")
+        rows = text.integer("vocab_size", 1, 1 << 24)
+        check_tokenizer(source, tokenizer, rows)
+        eos = text.integer("eos_token_id", 0, rows - 1)
+        closing = _check_end_token(source, tokenizer, eos)
+        settings = tokenizer_fields(source, tokenizer)
+        context = text.integer("max_position_embeddings", 1, 1 << 20)
         return TextConfig(
-            max_length=min(int(tokenizer.model_max_length), int(text.max_position_embeddings)),
+            max_length=int(min(settings.number("model_max_length", 0, math.inf), context)),
             padding="longest",
-            pad_id=int(tokenizer.pad_token_id),
+            # Without a padding token any will do: nothing behind the end token counts.
+            pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         )
 
     def tokenizer_json(self, source: Source) -> str:
@@ -124,12 +134,13 @@ def _close(ids: torch.Tensor, eos: int, vocab_size: int) -> None:
     ids[:, -1] = end
 
 
-def _check_end_token(source: Source, tokenizer: Any, eos: int) -> None:  # noqa: ANN401
-    """Check that the token which the tower pools at is the one that closes every text."""
-    closing = int(tokenizer("")["input_ids"][-1])
+def _check_end_token(source: Source, tokenizer: Any, eos: int) -> int:  # noqa: ANN401
+    """Return the token that closes every text, checked to be the one that the tower pools at."""
+    closing = int((tokenizer("")["input_ids"] or [-1])[-1])
+    pad = closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     if eos == _LEGACY_EOS:
         # Pooled at the highest id: right only if no other token has a higher one.
-        if closing != len(tokenizer) - 1 or int(tokenizer.pad_token_id) > closing:
+        if closing != len(tokenizer) - 1 or pad > closing:
             raise SourceError(
                 f"{source.name}: config.json has the old eos_token_id {_LEGACY_EOS}, which pools "
                 f"at the highest token id, but the closing token has id {closing} of "
@@ -140,6 +151,7 @@ def _check_end_token(source: Source, tokenizer: Any, eos: int) -> None:  # noqa:
             f"{source.name}: the model pools at token id {eos}, but its tokenizer closes a text "
             f"with id {closing}. Correct text_config.eos_token_id or the tokenizer."
         )
+    return closing
 
 
 FAMILY = Clip()

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from mmedge.converters.sources.adapter import merge_adapter
-from mmedge.converters.sources.config import foreign_errors
+from mmedge.converters.sources.config import Fields, foreign_errors
 from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 
-__all__ = ["DUAL_ENCODER_TASK", "load_model", "read_architecture"]
+__all__ = ["DUAL_ENCODER_TASK", "load_model", "read_architecture", "read_part"]
 
 # optimum's name for what dual encoders are loaded for.
 DUAL_ENCODER_TASK = "zero-shot-image-classification"
@@ -38,6 +38,12 @@ def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is u
 
     with foreign_errors(f"{source.fields.file}: transformers refuses it", "Correct the file."):
         return _build_config(CONFIG_MAPPING[source.model_type], source.config, CONFIG_MAPPING)
+
+
+def read_part(source: Source, part: str) -> Fields:
+    """Return one part of the architecture, "text_config" say, defaults resolved, to be read."""
+    values = getattr(read_architecture(source), part).to_dict()
+    return Fields(source.fields.file, values, f"{part}.")
 
 
 def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # noqa: ANN401

@@ -10,15 +10,17 @@ from torch import nn
 
 from mmedge.bundle.manifest import ContrastiveHead
 from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.families.loading import load_model, read_architecture
+from mmedge.converters.families.loading import load_model, read_part
 from mmedge.converters.families.towers import image_spec, text_spec
-from mmedge.converters.sources.reference_processors import (
-    backend_json,
-    load_tokenizer,
-    read_image_preprocessing,
-)
+from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
+from mmedge.converters.sources.tokenizer import (
+    backend_json,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_fields,
+)
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Task
 
@@ -91,16 +93,19 @@ class Siglip:
 
     def image_preprocessing(self, source: Source) -> ImageConfig:
         """Return what `preprocessor_config.json` says."""
-        return read_image_preprocessing(source)
+        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+        return read_image_preprocessing(source, side)
 
     def text_preprocessing(self, source: Source) -> TextConfig:
         """Return padding to the context length, which the model was trained with."""
         tokenizer = load_tokenizer(source)
-        text = read_architecture(source).text_config
+        text = read_part(source, "text_config")
+        rows = text.integer("vocab_size", 1, 1 << 24)
+        check_tokenizer(source, tokenizer, rows)
         return TextConfig(
-            max_length=int(text.max_position_embeddings),
+            max_length=text.integer("max_position_embeddings", 1, 1 << 20),
             padding="max_length",
-            pad_id=int(tokenizer.pad_token_id),
+            pad_id=tokenizer_fields(source, tokenizer).integer("pad_token_id", 0, rows - 1),
             # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
             canonicalize=is_sentencepiece(tokenizer),
         )

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from mmedge.converters.sources.clean import clean_copy
+from mmedge.converters.sources.config import Fields, foreign_errors, read_fields
 from mmedge.converters.sources.source import Source
+from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
-from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Rescale, Resize
 
 __all__ = [
-    "backend_json",
     "check_image_preprocessing",
     "check_text_preprocessing",
-    "load_tokenizer",
     "read_image_preprocessing",
+    "reference_inputs",
 ]
 
-_RESAMPLE: dict[int, Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]] = {
+_FILE = "preprocessor_config.json"
+_MAX_SIDE = 1 << 13
+_RESAMPLE: dict[object, Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]] = {
     0: "nearest",
     1: "lanczos",
     2: "bilinear",
@@ -44,77 +47,97 @@ _PROBE_TEXTS = (
 )
 
 
-def load_tokenizer(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
-    """Load the tokenizer as transformers does, without remote code.
-
-    Raises:
-        SourceError: If there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        with clean_copy(source.folder) as folder:
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise SourceError(
-            f"{source.name}: its tokenizer cannot be loaded ({_first_line(error)}). Put "
-            "tokenizer.json, or the vocabulary files of transformers, into the folder."
-        ) from error
-
-
-def backend_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transformers is untyped
-    """Return the `tokenizer.json` of a tokenizer that runs on the tokenizers library.
-
-    Raises:
-        SourceError: If it does not.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise SourceError(
-            f"{source.name}: {type(tokenizer).__name__} is not backed by a tokenizer.json. Save "
-            "one with the tokenizers library and put it into the folder."
-        )
-    content = json.loads(backend.to_str())
-    # Both belong to a call, not to the vocabulary; the manifest says how texts are padded.
-    content["truncation"] = content["padding"] = None
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-
-
-def read_image_preprocessing(source: Source) -> ImageConfig:
+def read_image_preprocessing(source: Source, side: int) -> ImageConfig:
     """Freeze the Pillow image processor of transformers.
 
+    Args:
+        source: The original.
+        side: Height and width that the graph takes.
+
     Raises:
-        SourceError: If it is missing or asks for a step that mmedge does not have.
+        SourceError: If it is missing, asks for a step that mmedge does not have, or gives images
+            of another size.
     """
-    processor = _load_image_processor(source)
-    side = processor.size
+    values = _load_image_processor(source).to_dict()
+    for key in ("size", "crop_size"):
+        if values.get(key) is not None and not isinstance(values[key], Mapping):
+            values[key] = dict(values[key])  # transformers' SizeDict
+    settings = Fields(source.folder / _FILE, values)
+    if settings.flag("do_pad"):
+        raise settings.error("do_pad", "false", "mmedge has no padding of images.")
     steps: list[ImageStep] = [Decode()]
-    if processor.do_resize:
-        resample = _RESAMPLE[int(processor.resample)]
-        if side.shortest_edge:
-            edge = int(side.shortest_edge)
-            steps.append(Resize(mode="shortest_edge", height=edge, width=edge, resample=resample))
-        elif side.height and side.width:
-            height, width = int(side.height), int(side.width)
-            steps.append(Resize(mode="exact", height=height, width=width, resample=resample))
-        else:
-            raise SourceError(
-                f"{source.name}: preprocessor_config.json resizes by {side}; expected "
-                "'shortest_edge', or 'height' and 'width'."
-            )
-    crop = processor.crop_size if getattr(processor, "do_center_crop", None) else None
-    if getattr(processor, "do_pad", None):
-        raise SourceError(f"{source.name}: preprocessor_config.json pads pictures (do_pad).")
-    if crop:
-        steps.append(Crop(height=int(crop.height), width=int(crop.width)))
-    if processor.do_rescale:
-        steps.append(Rescale(factor=float(processor.rescale_factor)))
-    if processor.do_normalize:
-        mean, std = _triple(processor.image_mean), _triple(processor.image_std)
-        steps.append(Normalize(mean=mean, std=std))
+    if settings.flag("do_resize"):
+        steps.append(_read_resize(settings))
+    if settings.flag("do_center_crop"):
+        height, width = _read_sides(settings, "crop_size")
+        steps.append(Crop(height=height, width=width))
+    _check_size(source, steps[-1], side)
+    if settings.flag("do_rescale"):
+        steps.append(Rescale(factor=settings.number("rescale_factor", 1e-6, 1e3)))
+    if settings.flag("do_normalize"):
+        mean = settings.triple("image_mean", -1e3, 1e3)
+        steps.append(Normalize(mean=mean, std=settings.triple("image_std", 1e-6, 1e3)))
     return ImageConfig(steps=tuple(steps))
+
+
+def _read_resize(settings: Fields) -> Resize:
+    resample = settings.choice("resample", _RESAMPLE)
+    size = settings.section("size")
+    if size is not None and size.values.get("shortest_edge") is not None:
+        edge = size.integer("shortest_edge", 1, _MAX_SIDE)
+        return Resize(mode="shortest_edge", height=edge, width=edge, resample=resample)
+    height, width = _read_sides(settings, "size")
+    return Resize(mode="exact", height=height, width=width, resample=resample)
+
+
+def _read_sides(settings: Fields, key: str) -> tuple[int, int]:
+    section = settings.section(key)
+    if section is None:
+        raise settings.error(key, "a height and a width")
+    return section.integer("height", 1, _MAX_SIDE), section.integer("width", 1, _MAX_SIDE)
+
+
+def _check_size(source: Source, last: ImageStep, side: int) -> None:
+    """Check that the last step which changes the size gives what the graph takes."""
+    fixed = isinstance(last, Crop) or (isinstance(last, Resize) and last.mode == "exact")
+    got = f"{last.height}x{last.width}" if isinstance(last, Crop | Resize) and fixed else "any size"
+    if got != f"{side}x{side}":
+        raise SourceError(
+            f"{source.folder / _FILE}: gives images of {got}, but the model takes {side}x{side}. "
+            f"Set do_center_crop and crop_size to {side}, or size to that height and width."
+        )
+
+
+def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[Any], Any]:
+    """Return samples, and what the source's own processor gives for them.
+
+    Args:
+        source: The original.
+        config: The frozen preprocessing of images or texts.
+
+    Returns:
+        Samples, and tensors by name; both empty for other modalities.
+
+    Raises:
+        SourceError: If the processor refuses them.
+    """
+    if isinstance(config, ImageConfig):
+        images = _probe_images()
+        with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+            return images, _load_image_processor(source)(images, return_tensors="pt")
+    if isinstance(config, TextConfig):
+        tokenizer = load_tokenizer(source)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_id)
+        with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct it."):
+            return _PROBE_TEXTS, tokenizer(
+                list(_PROBE_TEXTS),
+                padding=config.padding,
+                truncation=True,
+                max_length=config.max_length,
+                return_tensors="pt",
+            )
+    return (), {}
 
 
 def check_image_preprocessing(source: Source, config: ImageConfig) -> None:
@@ -125,13 +148,12 @@ def check_image_preprocessing(source: Source, config: ImageConfig) -> None:
     """
     reference = _load_image_processor(source)
     ours = ImageProcessor(config)
-    rng = np.random.default_rng(0)
     # One step of uint8 after rescale and normalize: rounding in the resize may differ.
     rescale, normalize = config.find(Rescale), config.find(Normalize)
     allowed = (rescale.factor if rescale else 1.0) / (min(normalize.std) if normalize else 1) + 1e-5
-    for height, width in _PROBE_SIZES:
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        expected = np.asarray(reference(picture, return_tensors="np")["pixel_values"])
+    for (height, width), picture in zip(_PROBE_SIZES, _probe_images(), strict=True):
+        with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+            expected = np.asarray(reference(picture, return_tensors="np")["pixel_values"])
         got = ours([picture])[config.input]
         if got.shape != expected.shape:
             raise ExportError(
@@ -145,6 +167,12 @@ def check_image_preprocessing(source: Source, config: ImageConfig) -> None:
                 f"{error:.3g} after preprocessing, {allowed:.3g} is allowed. The preprocessing "
                 "cannot be frozen."
             )
+
+
+def _probe_images() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    arrays = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _PROBE_SIZES)
+    return [Image.fromarray(array) for array in arrays]
 
 
 def check_text_preprocessing(source: Source, folder: Path, config: TextConfig) -> None:
@@ -161,13 +189,14 @@ def check_text_preprocessing(source: Source, folder: Path, config: TextConfig) -
     reference = load_tokenizer(source)
     ours = TextProcessor(config, folder / config.tokenizer_file)
     for text in _PROBE_TEXTS:
-        expected = reference(
-            text,
-            padding="max_length" if config.padding == "max_length" else False,
-            truncation=True,
-            max_length=config.max_length,
-        )["input_ids"]
-        got = ours([text])[config.input][0].tolist()
+        got = ours([text])[config.input][0].tolist()  # bounded, as the reference is not
+        with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct it."):
+            expected = reference(
+                text,
+                padding="max_length" if config.padding == "max_length" else False,
+                truncation=True,
+                max_length=config.max_length,
+            )["input_ids"]
         if got != list(expected):
             raise ExportError(
                 f"{source.name}: the text {text[:40]!r} becomes {got[:12]}, with transformers "
@@ -179,22 +208,18 @@ def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers 
     # Not from transformers itself, whose 5.4 to 5.17 give a stand-in where there is no torchvision.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    try:
-        with clean_copy(source.folder) as folder:
-            return AutoImageProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise SourceError(
-            f"{source.name}: its image processor cannot be loaded ({_first_line(error)}). Put "
-            "preprocessor_config.json into the folder."
-        ) from error
-
-
-def _triple(values: Any) -> tuple[float, float, float]:  # noqa: ANN401, number or sequence
-    spread = [values] * 3 if isinstance(values, int | float) else list(values)
-    return cast("tuple[float, float, float]", tuple(float(value) for value in spread))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if (source.folder / _FILE).exists():
+        written = read_fields(source.folder / _FILE)
+        for key in ("size", "crop_size"):
+            if not isinstance(written.values.get(key), int | Mapping | None):
+                raise written.error(key, "a number, or an object of sides")
+    with (
+        foreign_errors(
+            f"{source.folder / _FILE}: the image processor cannot be loaded",
+            "Put the preprocessor_config.json of the model into the folder.",
+        ),
+        clean_copy(source.folder) as folder,
+    ):
+        return AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmedge.converters.sources.config import foreign_errors
 from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 
@@ -26,6 +27,14 @@ def unigram_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
     Raises:
         SourceError: If the model is of another kind.
     """
+    with foreign_errors(
+        f"{source.name}: its sentencepiece model cannot be converted",
+        "Put a tokenizer.json into the folder.",
+    ):
+        return _convert(source, tokenizer)
+
+
+def _convert(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transformers is untyped
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 

@@ -17,8 +17,8 @@ from mmedge.converters.families import FAMILIES, family_of
 from mmedge.converters.families.base import ExportSpec, Family
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.frozen import freeze
-from mmedge.converters.sources.reference_processors import load_tokenizer
 from mmedge.converters.sources.source import Source, open_source
+from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess.steps import Crop, Normalize, Rescale
 from mmedge.specs import Modality
@@ -248,7 +248,7 @@ def test_a_processor_that_is_missing_is_named(
     ("settings", "check"),
     [
         ({"size": {"height": 20, "width": 30}}, lambda c: (c.steps[1].mode, c.steps[1].width)),
-        ({"do_center_crop": False}, lambda c: c.find(Crop)),
+        ({"do_center_crop": False, "size": {"height": 32, "width": 32}}, lambda c: c.find(Crop)),
         ({"do_normalize": False}, lambda c: c.find(Normalize)),
         ({"do_rescale": False}, lambda c: c.find(Rescale)),
         ({"resample": 2}, lambda c: c.steps[1].resample),

@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmedge.converters.sources.clean import clean_copy
-from mmedge.converters.sources.reference_processors import (
-    backend_json,
-    load_tokenizer,
-    read_image_preprocessing,
-)
+from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import open_source
+from mmedge.converters.sources.tokenizer import backend_json, load_tokenizer
 from mmedge.errors import SourceError
 
 MARK = "raise SystemExit('code of the source')\n"
@@ -59,7 +56,7 @@ def test_what_names_code_or_files_is_without_effect(folder: Path, clip_folder: P
     hostile = open_source(str(folder))
     expected = backend_json(honest, load_tokenizer(honest))
     assert backend_json(hostile, load_tokenizer(hostile)) == expected
-    assert read_image_preprocessing(hostile) == read_image_preprocessing(honest)
+    assert read_image_preprocessing(hostile, 32) == read_image_preprocessing(honest, 32)
 
 
 def test_a_copy_holds_listed_keys_alone(folder: Path) -> None:
@@ -92,9 +89,10 @@ def test_a_class_is_a_tokenizer_s_or_a_processor_s(
     """transformers looks the name up among all its classes, models included."""
     edit(folder / name, **{key: value})
     source = open_source(str(folder))
-    for load in (load_tokenizer, read_image_preprocessing):
-        with pytest.raises(SourceError, match=rf"{name}, {key}: got "):
-            load(source)
+    with pytest.raises(SourceError, match=rf"{name}, {key}: got "):
+        load_tokenizer(source)
+    with pytest.raises(SourceError, match=rf"{name}, {key}: got "):
+        read_image_preprocessing(source, 32)
 
 
 def test_keys_that_are_left_out_are_named(folder: Path) -> None:
