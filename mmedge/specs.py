@@ -200,6 +200,7 @@ def check_feed(
     inputs: tuple[TensorSpec, ...],
     feed: Mapping[str, Array],
     axes: Mapping[str, Axis] | None = None,
+    known: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Check what is about to be fed to a graph against its input specs.
 
@@ -207,6 +208,7 @@ def check_feed(
         inputs: The graph's input specs.
         feed: Arrays by input name.
         axes: Bounds of dynamic axes by name; one whose `min` is 0 may be empty.
+        known: Sizes that axes must have, by name.
 
     Returns:
         The size of every dynamic axis, by its name.
@@ -224,7 +226,7 @@ def check_feed(
             "Pass every input by its name and nothing else."
         )
     axes = axes or {}
-    sizes: dict[str, int] = {}
+    sizes = dict(known or {})
     sums: list[tuple[TensorSpec, Array, int, str]] = []
     for spec in inputs:
         array = feed[spec.name]

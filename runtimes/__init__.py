@@ -11,6 +11,7 @@ from mmedge.runtimes.session import (
     Placement,
     Session,
     SessionOptions,
+    StatefulRun,
 )
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Placement",
     "Session",
     "SessionOptions",
+    "StatefulRun",
     "backend",
     "open_session",
 ]

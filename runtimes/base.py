@@ -11,8 +11,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.runtimes.session import Binding, Placement, Session
-from mmedge.specs import Array, Axis, TensorSpec, check_bindable, check_feed, shape_of
+from mmedge.runtimes.session import Binding, Placement, Session, StatefulRun
+from mmedge.runtimes.state import HostState, contiguous
+from mmedge.specs import Array, Axis, State, TensorSpec, check_bindable, check_feed, shape_of
 
 __all__ = ["BoundRun", "Releasable", "SessionBase", "check_same_shapes", "closed_error"]
 
@@ -31,7 +32,7 @@ _Kept = TypeVar("_Kept", bound=Releasable)
 
 
 class SessionBase(Session, Generic[_Engine]):
-    """A Session on an engine. A backend adds `_run`, and `_bound` where its engine binds memory.
+    """A Session on an engine. A backend adds `_run`; `_bound` where its engine binds memory.
 
     Args:
         engine: What runs the graph; dropped when the session is closed.
@@ -41,6 +42,8 @@ class SessionBase(Session, Generic[_Engine]):
         placement: What really runs where.
         axes: Bounds of dynamic axes, see SessionOptions.
     """
+
+    _state_kind: type[HostState] = HostState
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class SessionBase(Session, Generic[_Engine]):
         """Run the graph; see Session.run."""
         engine = self._opened()
         check_feed(self._inputs, feed, self._axes)
-        return self._run(engine, {name: _ready(array) for name, array in feed.items()})
+        return self._run(engine, {name: contiguous(array) for name, array in feed.items()})
 
     def bind(self, feed: Mapping[str, Array]) -> Binding:
         """Preallocate for the shapes of `feed`; see Session.bind.
@@ -100,6 +103,19 @@ class SessionBase(Session, Generic[_Engine]):
             }
         call = self._bound(engine, inputs, outputs)
         return self._kept(BoundRun(self._model, inputs, outputs, call))
+
+    def start(
+        self,
+        state: State,
+        *,
+        batch: int = 1,
+        capacity: int | None = None,
+        given: Mapping[str, Array] | None = None,
+    ) -> StatefulRun:
+        """Begin calls that hand a state to each other; see Session.start."""
+        self._opened()
+        kind = self._state_kind
+        return kind(self, state, batch=batch, capacity=capacity, given=given or {})
 
     def close(self) -> None:
         """Free the engine's memory, once the runs that have begun are done."""
@@ -235,10 +251,3 @@ def check_same_shapes(
 def closed_error(model: Path) -> BackendError:
     """Return what is raised when a closed session is run."""
     return BackendError(f"{model}: the session is closed. Open another with open_session.")
-
-
-def _ready(array: Array) -> Array:
-    flags = array.flags
-    if flags.c_contiguous and flags.aligned:
-        return array
-    return np.require(array, requirements=["C", "A"])

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from mmedge.closing import Closing
 from mmedge.errors import InputError
-from mmedge.specs import Array, Axis, TensorSpec
+from mmedge.specs import Array, Axis, State, TensorSpec
 
 __all__ = [
     "Binding",
@@ -18,6 +18,7 @@ __all__ = [
     "Placement",
     "Session",
     "SessionOptions",
+    "StatefulRun",
 ]
 
 BuildProgress: TypeAlias = Callable[[str, int, int], None]
@@ -142,6 +143,64 @@ class Binding(Protocol):
         ...
 
 
+class StatefulRun(Closing, Protocol):
+    """Calls that hand a state to each other, which stays where the engine keeps it.
+
+    One thread at a time. Where a call is refused or fails, the state is as it was before.
+    """
+
+    @property
+    def length(self) -> int:
+        """Number of positions that the state holds; 0 where nothing grows."""
+        ...
+
+    def step(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run the graph on new positions.
+
+        Args:
+            feed: One array for every input that is no state, as for Session.run.
+
+        Returns:
+            Outputs that are no state, by name, owned by the caller.
+
+        Raises:
+            InputError: If the feed does not match, or the state would outgrow its capacity.
+            BackendError: As for Session.run, and if an output is not the state that was declared,
+                or this is closed.
+        """
+        ...
+
+    def reorder(self, rows: Array) -> None:
+        """Put sequences in another order, as beam search does.
+
+        Args:
+            rows: (new batch,) integers: which sequence each one continues. A sequence may come
+                several times or not at all, so the batch may change.
+
+        Raises:
+            InputError: If a number is not one of a sequence.
+            BackendError: If this is closed.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on, as when a chat turn is taken back.
+
+        Raises:
+            InputError: If there are not so many, or a part of the state is replaced at each call.
+            BackendError: If this is closed.
+        """
+        ...
+
+    def save(self) -> dict[str, Array]:
+        """Return a copy of the state by input name, for Session.start(given=...).
+
+        Raises:
+            BackendError: If this is closed.
+        """
+        ...
+
+
 @runtime_checkable
 class Session(Closing, Protocol):
     """One graph, ready to run.
@@ -187,6 +246,31 @@ class Session(Closing, Protocol):
         Raises:
             InputError: As for run, and if an array is not C-contiguous and aligned.
             BackendError: If the engine fails, or the session is closed.
+        """
+        ...
+
+    def start(
+        self,
+        state: State,
+        *,
+        batch: int = 1,
+        capacity: int | None = None,
+        given: Mapping[str, Array] | None = None,
+    ) -> StatefulRun:
+        """Begin calls that hand a state to each other.
+
+        Args:
+            state: Of this graph. It begins with zeros and without positions.
+            batch: Number of sequences.
+            capacity: Largest number of positions; None for the largest that the state and the
+                graph allow.
+            given: First values by input name: those that stay constant, or all that a `save`
+                returned. They are not copied: leave them as they are.
+
+        Raises:
+            InputError: If the state is not of this graph, a value is missing or does not match, or
+                the capacity is too small or too large.
+            BackendError: If the session is closed.
         """
         ...
 

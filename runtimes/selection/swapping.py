@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mmedge.errors import BackendError
-from mmedge.runtimes.session import Binding, Placement, Session
-from mmedge.specs import Array, TensorSpec
+from mmedge.runtimes.session import Binding, Placement, Session, StatefulRun
+from mmedge.specs import Array, State, TensorSpec
 
 __all__ = ["SwappingSession"]
+
+_Made = TypeVar("_Made", Binding, StatefulRun)
 
 
 @dataclass(eq=False)
@@ -28,9 +31,9 @@ class SwappingSession(Session):
     """Answers with one session, and from `swap` on with another.
 
     A call ends in the session in which it began; one that begins after the swap runs in the new
-    one. So the calls of one thread are answered in their order and none is dropped. A binding stays
-    with the session that it was made in. The old session is closed as soon as its last call has
-    ended and its last binding is gone.
+    one. So the calls of one thread are answered in their order and none is dropped. A binding or a
+    state stays with the session that it was made in. The old session is closed as soon as its last
+    call has ended and its last binding and state are gone.
 
     Args:
         first: What answers until the first swap. Closed with this session.
@@ -65,14 +68,20 @@ class SwappingSession(Session):
 
     def bind(self, feed: Mapping[str, Array]) -> Binding:
         """Preallocate in the session that answers now; see Session.bind."""
-        engine = self._taken()
-        try:
-            binding = engine.session.bind(feed)
-        except BaseException:
-            self._given_back(engine)
-            raise
-        weakref.finalize(binding, self._given_back, engine)
-        return binding
+        return self._made(lambda session: session.bind(feed))
+
+    def start(
+        self,
+        state: State,
+        *,
+        batch: int = 1,
+        capacity: int | None = None,
+        given: Mapping[str, Array] | None = None,
+    ) -> StatefulRun:
+        """Begin calls in the session that answers now; see Session.start."""
+        return self._made(
+            lambda session: session.start(state, batch=batch, capacity=capacity, given=given)
+        )
 
     def swap(self, to: Session) -> None:
         """Let another session answer from the next call on.
@@ -121,6 +130,17 @@ class SwappingSession(Session):
             yield engine.session
         finally:
             self._given_back(engine)
+
+    def _made(self, make: Callable[[Session], _Made]) -> _Made:
+        """Return what is made of the session that answers now, and keep that open as long."""
+        engine = self._taken()
+        try:
+            made = make(engine.session)
+        except BaseException:
+            self._given_back(engine)
+            raise
+        weakref.finalize(made, self._given_back, engine)
+        return made
 
     def _taken(self) -> _Engine:
         with self._lock:

@@ -1,4 +1,4 @@
-"""The Session contract, run over every implementation. A new one is one line in IMPLEMENTATIONS."""
+"""The Session contract, over every implementation. A new one is one line in implementations.py."""
 
 from __future__ import annotations
 
@@ -9,90 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_gpu import AXES
+from implementations import PARAMETERS, open_toy
 from tiny_graphs import DIM, INPUTS, OUTPUTS, WEIGHT, embed, feed_of, save_embedder
+from toy_states import AXES
 
 from mmedge.errors import (
     BackendError,
     DTypeError,
-    EngineBuildError,
     InputError,
     MmedgeError,
     ShapeError,
 )
 from mmedge.runtimes import (
     BACKENDS,
-    EngineOptions,
     Session,
     SessionOptions,
     backend,
     open_session,
 )
-from mmedge.runtimes.fake import FakeSession
 from mmedge.specs import Array
 
 
-def _ort(folder: Path, external: str | None = None, **options: object) -> Session:
-    model = save_embedder(folder / "model.onnx", external=external)
-    return open_session(model, options=SessionOptions(threads=1, **options))  # type: ignore[arg-type]
-
-
-def _ort_cuda(folder: Path) -> Session:
-    if "cuda" not in backend("onnxruntime").available_devices():
-        pytest.skip("needs an NVIDIA GPU, its driver, and onnxruntime-gpu")
-    return _ort(folder, device="cuda")
-
-
-def _openvino(folder: Path, external: str | None = None) -> Session:
-    model = save_embedder(folder / "model.onnx", external=external)
-    return open_session(model, backend_name="openvino", options=SessionOptions(threads=1))
-
-
-def _trt(folder: Path, flavour: str = "tensorrt", **options: object) -> Session:
-    if "cuda" not in backend(flavour).available_devices():
-        pytest.skip(f"needs an NVIDIA GPU, its driver, cuda-bindings and {flavour}")
-    settings = SessionOptions(device="cuda", axes=AXES, **options)  # type: ignore[arg-type]
-    model = save_embedder(folder / "model.onnx")
-    try:
-        return open_session(model, backend_name=flavour, options=settings)
-    except EngineBuildError as error:  # TensorRT-RTX, on a GPU that it does not serve
-        pytest.skip(str(error))
-
-
-# Each makes the embedder of tiny_graphs in an empty folder. Those of TensorRT run on a GPU that is
-# not there, see trt/fake_gpu.py.
-IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {
-    "ort": _ort,
-    "ort-external-data": lambda folder: _ort(folder, external="model.onnx.data"),
-    "ort-small-memory": lambda folder: _ort(folder, arena=False, prepack=False, spin=False),
-    "openvino": _openvino,
-    "openvino-external-data": lambda folder: _openvino(folder, external="model.onnx.data"),
-    "trt": _trt,
-    "trt-without-graphs": lambda folder: _trt(folder, engine=EngineOptions(graphs=0)),
-    "trt-small-memory": lambda folder: _trt(
-        folder, spin=False, engine=EngineOptions(contexts=1, graphs=2, scratch="needed")
-    ),
-    "trt-rtx": lambda folder: _trt(folder, "tensorrt-rtx"),
-    "fake": lambda _: FakeSession(INPUTS, OUTPUTS, embed),
-}
-GPU_IMPLEMENTATIONS: dict[str, Callable[[Path], Session]] = {
-    "ort-cuda": _ort_cuda,
-    "trt-gpu": _trt,
-    "trt-gpu-without-graphs": lambda folder: _trt(folder, engine=EngineOptions(graphs=0)),
-    "trt-rtx-gpu": lambda folder: _trt(folder, "tensorrt-rtx"),
-}
-
-
-@pytest.fixture(
-    params=[
-        *IMPLEMENTATIONS,
-        *(pytest.param(name, marks=pytest.mark.gpu) for name in GPU_IMPLEMENTATIONS),
-    ]
-)
+@pytest.fixture(params=PARAMETERS)
 def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
-    if request.param in IMPLEMENTATIONS and request.param.startswith("trt"):
-        request.getfixturevalue("fake_gpu")
-    made = (IMPLEMENTATIONS | GPU_IMPLEMENTATIONS)[request.param](tmp_path)
+    made = open_toy(request, request.param, tmp_path)
     yield made
     made.close()
 

@@ -25,7 +25,7 @@ from fake_cuda import ALIGNMENT, FakeCuda, FaultError, cudaMemoryType
 from onnx import numpy_helper
 
 from mmedge.runtimes.engines.spec import EngineRequest
-from mmedge.specs import Array
+from mmedge.specs import Array, as_dim, dim_size
 
 Shape = tuple[int, ...]
 Bounds = list[dict[str, tuple[Shape, Shape, Shape]]]
@@ -527,7 +527,8 @@ class Context:
             )
             sizes[f"from {host}"] = int(held.view(np.int64)[0])
         shape = self.engine.outputs[name].shape
-        return tuple(n if isinstance(n, int) else sizes.get(n, -1) for n in shape)
+        known = (n if isinstance(n, int) else dim_size(as_dim(n or ""), sizes) for n in shape)
+        return tuple(-1 if size is None else size for size in known)
 
     def execute_async_v3(self, stream: int) -> bool:
         library, cuda = self.engine.library, self.engine.library.cuda
