@@ -43,6 +43,11 @@ class AudioProcessor:
         """Open from a bundle's folder, of which audio needs nothing."""
         return cls(config)
 
+    def example(self) -> tuple[Array, int]:
+        """Return a second of a tone of 440 Hz, and its sampling rate."""
+        rate = self.config.sampling_rate
+        return np.sin(np.arange(rate) * (2 * np.pi * 440 / rate)).astype(np.float32), rate
+
     def __call__(self, items: Sequence[AudioSource]) -> dict[str, Array]:
         """Prepare audio.
 

@@ -52,6 +52,10 @@ class ImageProcessor:
         """Open from a bundle's folder, of which an image needs nothing."""
         return cls(config)
 
+    def example(self) -> Array:
+        """Return an image, twice as wide as high: a gradient, (64, 128, 3) uint8."""
+        return np.mgrid[:64, :128, :3].sum(axis=0).astype(np.uint8)
+
     @property
     def output_size(self) -> tuple[int, int] | None:
         """Height and width of every prepared frame, None where they follow the image."""

@@ -31,6 +31,10 @@ class Processor(Protocol):
         """The frozen configuration."""
         ...
 
+    def example(self) -> Any:  # noqa: ANN401
+        """Return an item that any such processor takes, to try it with."""
+        ...
+
     def __call__(self, items: Sequence[Any]) -> dict[str, Array]:
         """Return arrays by graph input, one row for each item.
 

@@ -61,6 +61,16 @@ class TextProcessor:
         """Open with the tokenizer in a bundle's folder."""
         return cls(config, folder / config.tokenizer_file)
 
+    def example(self) -> str:
+        """Return a text."""
+        return "a photo of a red circle"
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that the tokenizer can give, or the padding's."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max(*ids, self.config.pad_id)
+
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated, not padded.
 

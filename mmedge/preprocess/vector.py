@@ -35,6 +35,10 @@ class VectorProcessor:
         """Open from a bundle's folder, of which a vector needs nothing."""
         return cls(config)
 
+    def example(self) -> Array:
+        """Return a vector: the mean."""
+        return np.array(self.config.mean)
+
     def __call__(self, items: Sequence[ArrayLike]) -> dict[str, Array]:
         """Normalise vectors.
 

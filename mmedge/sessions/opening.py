@@ -8,9 +8,11 @@ from typing import cast
 
 from mmedge.bundle.manifest import Layout, Variant
 from mmedge.bundle.opening import Bundle
+from mmedge.errors import ManifestError
 from mmedge.runtimes.backends import VariantFacts, backend, open_session
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.axes import dynamic_axes, role_of
+from mmedge.sessions.checks import check_graph
 
 __all__ = [
     "device_name",
@@ -63,12 +65,21 @@ def open_variant(
     Raises:
         InputError: If the variant has no graph in a layout that the backend takes.
         BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
+        ManifestError: If the graph has other inputs or outputs than the manifest says.
     """
-    return open_session(
+    session = open_session(
         graph_of(bundle, variant, backend_name, options.device),
         backend_name=backend_name,
         options=with_axes(bundle, variant, options),
     )
+    name = role_of(bundle.manifest, variant)
+    if name is not None:
+        try:
+            check_graph(bundle.path, name, bundle.role(name), session)
+        except ManifestError:
+            session.close()
+            raise
+    return session
 
 
 def graph_of(bundle: Bundle, variant: Variant, backend_name: str, device: str) -> Path:

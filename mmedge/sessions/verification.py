@@ -19,6 +19,7 @@ from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.sessions.checks import check_processing
 from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
     graph_of,
@@ -67,6 +68,9 @@ def verify_bundle(
     time_limit_s: float | None = None,
 ) -> list[RoleVerification]:
     """Replay the golden vectors of every role and variant, one session at a time.
+
+    An example goes through the processors and the graph of each role too, and so do the largest
+    token ids.
 
     The graphs run in a process of their own, which is ended where one takes too long. Engines that
     have to be built first are built without a limit. The hashes of the files are another matter:
@@ -140,7 +144,9 @@ def _replay(
     options: SessionOptions,
 ) -> RoleVerification:
     with open_variant(bundle, variant, backend_name=backend_name, options=options) as session:
-        return replay(session, golden, role, variant)
+        result = replay(session, golden, role, variant)
+        check_processing(bundle, role, session)
+        return result
 
 
 def _replay_apart(

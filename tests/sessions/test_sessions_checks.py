@@ -1,0 +1,159 @@
+"""Bundles that cannot encode: verify refuses each, and names the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from bundles import edit_manifest
+
+import mmedge
+from mmedge.bundle import Bundle, describe_files, open_bundle, verify_files
+from mmedge.errors import ManifestError, MmedgeError
+from mmedge.models import verify_bundle
+
+Change: TypeAlias = Callable[[Path], object]
+
+IMAGE, TEXT = ("preprocessing", "image"), ("preprocessing", "text")
+ROLES = ("roles",)
+
+
+def setting(*steps: str | int, value: object) -> Change:
+    return lambda path: edit_manifest(path, *steps, value=value)
+
+
+def step(op: str, **fields: object) -> Change:
+    """Change fields of a step of the image processor; without fields, remove it."""
+
+    def change(path: Path) -> None:
+        document = json.loads((path / "manifest.json").read_text("utf-8"))
+        config = document
+        for name in IMAGE:
+            config = config[name]
+        steps = [{**each, **fields} if each["op"] == op else each for each in config["steps"]]
+        kept = [each for each in steps if fields or each["op"] != op]
+        edit_manifest(path, *IMAGE, "steps", value=kept)
+
+    return change
+
+
+def tensor(role: str, kind: str, **fields: object) -> Change:
+    return lambda path: [
+        edit_manifest(path, *ROLES, role, kind, 0, name, value=value)
+        for name, value in fields.items()
+    ]
+
+
+def tokenizer(edit: Callable[[dict[str, Any]], object]) -> Change:
+    """Change the tokenizer, with a manifest that agrees."""
+
+    def change(path: Path) -> None:
+        document = json.loads((path / "tokenizer.json").read_text("utf-8"))
+        edit(document)
+        (path / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+        files = {name: entry.model_dump() for name, entry in describe_files(path).items()}
+        edit_manifest(path, "files", value=files)
+
+    return change
+
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "crop 10^9": (step("crop", height=10**9), r"crop\.height"),
+    "crop 10^9 both": (step("crop", height=10**9, width=10**9), r"crop\.height"),
+    "crop of 2^28 pixels": (step("crop", height=2**14, width=2**14), r"steps\.2\.crop"),
+    "crop of another size": (step("crop", height=16, width=16), "'pixel_values': got .*16, 16"),
+    "no crop": (step("crop"), r"'pixel_values': got \(1, 3, 8, 16\)"),
+    "resize 2^40": (step("resize", height=2**40, width=2**40), r"resize\.height"),
+    "two shortest edges": (step("resize", height=9), "shortest_edge: height 9 and width 8"),
+    "std 0": (step("normalize", std=[0.2, 0, 0.2]), r"normalize\.std"),
+    "std 1e-320": (step("normalize", std=[0.2, 1e-320, 0.2]), r"normalize\.std"),
+    "std -1": (step("normalize", std=[0.2, -1, 0.2]), r"normalize\.std"),
+    "mean 1e308": (step("normalize", mean=[1e308, 0, 0]), r"normalize\.mean"),
+    "rescale 1e300": (step("rescale", factor=1e300), r"rescale\.factor"),
+    "rescale 0": (step("rescale", factor=0.0), r"rescale\.factor"),
+    "image input of another name": (setting(*IMAGE, "input", value="pixels"), "'pixels'"),
+    "max_length 2^64": (setting(*TEXT, "max_length", value=2**64), "max_length"),
+    "max_length 10^12": (setting(*TEXT, "max_length", value=10**12), "max_length"),
+    "max_length 2": (setting(*TEXT, "max_length", value=2), "max_length 2"),
+    "max_length 0": (setting(*TEXT, "max_length", value=0), "max_length"),
+    "pad_id 2^63": (setting(*TEXT, "pad_id", value=2**63), "pad_id"),
+    "pad_id -1": (setting(*TEXT, "pad_id", value=-1), "pad_id"),
+    "pad_id beyond the table": (setting(*TEXT, "pad_id", value=1000), "token id 1000.*pad_id"),
+    "token ids beyond the table": (
+        tokenizer(lambda document: document["model"]["vocab"].update(zebra=10**6)),
+        "token id 1000000",
+    ),
+    "no tokenizer": (tokenizer(lambda document: document.clear()), "not a tokenizer"),
+    "input shape 2^70": (
+        tensor("image_encoder", "inputs", shape=["batch", 3, 2**70, 8]),
+        r"shape|'pixel_values'",
+    ),
+    "input of another size": (
+        tensor("image_encoder", "inputs", shape=["batch", 3, 16, 16]),
+        "input 'pixel_values'",
+    ),
+    "input of another rank": (
+        tensor("image_encoder", "inputs", shape=["batch", 3, 8]),
+        "input 'pixel_values'",
+    ),
+    "input of another dtype": (
+        tensor("image_encoder", "inputs", dtype="float16"),
+        "input 'pixel_values': pixel_values float16",
+    ),
+    "token ids as floats": (
+        tensor("text_encoder", "inputs", dtype="float32"),
+        "input 'input_ids'",
+    ),
+    "output of another size": (
+        tensor("text_encoder", "outputs", shape=["batch", 7]),
+        r"embedding|text_encoder.*7",
+    ),
+    "output of another rank": (
+        tensor("text_encoder", "outputs", shape=["batch", 1, 4]),
+        r"embedding|text_encoder.*4",
+    ),
+    "output of another dtype": (
+        tensor("text_encoder", "outputs", dtype="int64"),
+        "output 'embedding': embedding int64",
+    ),
+    "output of another name": (
+        tensor("text_encoder", "outputs", name="pooled"),
+        r"pooled",
+    ),
+}
+
+
+def verify(path: Path) -> None:
+    """Do what `mmedge verify` does."""
+    opened = open_bundle(path)
+    verify_files(opened)
+    verify_bundle(opened)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_verify_refuses_what_cannot_encode(what: str, tiny_bundle: Bundle) -> None:
+    change, field = BROKEN[what]
+    change(tiny_bundle.path)
+    with pytest.raises(MmedgeError, match=field) as caught:
+        verify(tiny_bundle.path)
+    assert str(tiny_bundle.path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "what", ["input of another size", "output of another dtype", "output of another name"]
+)
+def test_load_refuses_a_graph_that_the_manifest_does_not_describe(
+    what: str, tiny_bundle: Bundle
+) -> None:
+    BROKEN[what][0](tiny_bundle.path)
+    with pytest.raises(ManifestError, match=BROKEN[what][1]):
+        mmedge.load(tiny_bundle.path)
+
+
+def test_an_open_axis_of_the_graph_may_be_fixed_in_the_manifest(tiny_bundle: Bundle) -> None:
+    tensor("image_encoder", "inputs", shape=[2, 3, 8, 8])(tiny_bundle.path)
+    with mmedge.load(tiny_bundle.path, roles=["image_encoder"]) as model:
+        assert model.sessions["image_encoder"].inputs[0].shape == ("batch", 3, 8, 8)
