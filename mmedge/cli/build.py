@@ -19,7 +19,7 @@ from mmedge.cli.options import (
 
 if TYPE_CHECKING:
     from mmedge.bundle.opening import Bundle
-    from mmedge.cli.engine_progress import EngineProgress
+    from mmedge.cli.progress import Steps
     from mmedge.errors import EngineBuildError
     from mmedge.runtimes.engines.store import LoadedEngine
     from mmedge.sessions.preparation import EnginePlan, PlannedEngine
@@ -195,13 +195,13 @@ def _require_some(bundle: Path, plan: EnginePlan) -> None:
 
 
 def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, quiet: bool) -> None:
-    from mmedge.cli.engine_progress import EngineProgress
     from mmedge.cli.engine_tables import BuiltRow, build_document, print_built, print_layers
     from mmedge.cli.output import print_error, print_json
+    from mmedge.cli.progress import Steps
 
     wanted = [engine for engine in plan.engines if engine.state != "refused"]
-    with EngineProgress(len(wanted), shown=not quiet) as shown:
-        rows = [BuiltRow.of(engine, _build(plan, engine, shown)) for engine in wanted]
+    with Steps(shown=not quiet) as steps:
+        rows = [BuiltRow.of(engine, _build(plan, engine, steps)) for engine in wanted]
     if as_json:
         print_json(build_document(bundle, plan, rows, layers=layers))
     elif not quiet:
@@ -216,13 +216,14 @@ def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, q
 
 
 def _build(
-    plan: EnginePlan, engine: PlannedEngine, shown: EngineProgress
+    plan: EnginePlan, engine: PlannedEngine, steps: Steps
 ) -> LoadedEngine | EngineBuildError:
     """Return an engine, or why it cannot be built: the others are to be built all the same."""
+    from mmedge.cli.engine_tables import begin_build
     from mmedge.errors import EngineBuildError
     from mmedge.sessions.preparation import build_planned
 
     try:
-        return build_planned(plan, engine, shown.begin(engine), shown.say)
+        return build_planned(plan, engine, begin_build(steps, engine), steps.say)
     except EngineBuildError as error:
         return error

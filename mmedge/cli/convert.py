@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,7 +14,9 @@ from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from mmedge.bundle.search import Objective
+    from mmedge.cli.progress import Steps
     from mmedge.converters.config import ConvertConfig
+    from mmedge.converters.progress import ProgressEvent
     from mmedge.converters.report import ConversionReport, VariantReport
 
 __all__ = ["convert"]
@@ -148,10 +151,10 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     if quiet or json:
         report = run(config)
     else:
-        from mmedge.cli.progress import Stages
+        from mmedge.cli.progress import Steps
 
-        with Stages() as stages:
-            report = run(config, stages)
+        with Steps() as steps:
+            report = run(config, partial(_show, steps))
     if html is not None:
         from mmedge.bundle import open_bundle
         from mmedge.files import write_atomic
@@ -162,6 +165,13 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         print_json(report.to_json())
     elif not quiet:
         _print(report)
+
+
+def _show(steps: Steps, event: ProgressEvent) -> None:
+    if event.total > 1:
+        steps.part(event.stage, event.done, event.total)
+    else:
+        steps.step(event.stage)
 
 
 def _check_html(html: Path, config: ConvertConfig) -> None:

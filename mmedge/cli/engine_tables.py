@@ -14,14 +14,17 @@ from mmedge.runtimes.engines.spec import count_precisions
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mmedge.cli.progress import Steps
     from mmedge.errors import EngineBuildError
     from mmedge.runtimes.engines.record import EngineRecord
     from mmedge.runtimes.engines.store import LoadedEngine
+    from mmedge.runtimes.session import BuildProgress
     from mmedge.sessions.preparation import EnginePlan, PlannedEngine
     from mmedge.specs import Axis
 
 __all__ = [
     "BuiltRow",
+    "begin_build",
     "build_document",
     "capabilities",
     "plan_document",
@@ -66,6 +69,21 @@ class BuiltRow:
         if isinstance(found, Exception):
             return cls(engine, error=str(found))
         return cls(engine, found.record, found.path, built=found.miss is not None)
+
+
+def begin_build(steps: Steps, engine: PlannedEngine) -> BuildProgress | None:
+    """Show that an engine is built next.
+
+    Returns:
+        The callback for its phases; None in a log, which gets a line at once instead, since a
+        build can take minutes.
+    """
+    name = f"{engine.label}, for {capabilities(engine)}"
+    steps.step(name)
+    if steps.animated:
+        return steps.part
+    steps.say(f"{name} ...")
+    return None
 
 
 def print_plan(plan: EnginePlan) -> None:

@@ -154,18 +154,21 @@ def _build(
     *,
     quiet: bool,
 ) -> None:
-    from mmedge.cli.engine_progress import EngineProgress
+    from functools import partial
+
+    from mmedge.cli.engine_tables import begin_build
+    from mmedge.cli.progress import Steps
     from mmedge.exports.cached_engines import build_engines
     from mmedge.sessions.choice import engine_backend
 
-    with EngineProgress(len(chosen), shown=not quiet) as shown:
+    with Steps(shown=not quiet) as steps:
         build_engines(
             bundle,
             chosen,
             target or engine_backend(),
             compute_capabilities=compute_capabilities,
-            progress=shown.begin,
-            wait_told=shown.say,
+            progress=partial(begin_build, steps),
+            wait_told=steps.say,
         )
 
 

@@ -1,20 +1,22 @@
-"""`mmedge profile`: how fast, how large, and where the time goes, on this machine."""
+"""`mmedge profile`: latency, memory, size and stages on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmedge.cli.options import BundleArgument, PrecisionsOption, RolesOption, words
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from mmedge.bundle import NodeTable
     from mmedge.bundle.manifest import Role
-    from mmedge.profiling import Profile, ProfileConfig, Progress
+    from mmedge.cli.progress import Steps
+    from mmedge.profiling import Cell, Plan, Profile, ProfileConfig
 
 __all__ = ["profile"]
 
@@ -23,18 +25,20 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     bundle: BundleArgument,
     role: RolesOption = None,
     precision: PrecisionsOption = None,
-    batch: Annotated[str, typer.Option(help="Samples a run, e.g. 1,8.")] = "1",
+    batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "1",
     threads: Annotated[
-        str | None, typer.Option(help="Threads, e.g. 1,2.", show_default="one a processor")
+        str | None,
+        typer.Option(help="Thread counts, e.g. 1,2.", show_default="number of CPUs"),
     ] = None,
     sequence: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Tokens a text: numbers, 'golden' (as the bundle's golden texts), 'max'."
+            help="Text lengths in tokens: numbers, 'golden' (of the golden texts), 'max'.",
+            show_default="golden,max",
         ),
-    ] = "golden,max",
+    ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; gpu is another word for cuda.")
+        str, typer.Option(help="Device: cpu, cuda or cuda:N; gpu is the same as cuda.")
     ] = "cpu",
     backend: Annotated[
         str | None,
@@ -43,50 +47,73 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
             show_default="the one that computed the golden outputs",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Measure each cell at least so long.")] = 3.0,
-    min_runs: Annotated[int, typer.Option(help="And at least so many runs.")] = 20,
-    max_runs: Annotated[int, typer.Option(help="But no more than these.")] = 20_000,
-    warmup: Annotated[float, typer.Option(help="Seconds of runs thrown away first.")] = 0.5,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Quick: 0.5 s per measurement, 1 cold start, texts of true length."
+        ),
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Minimum time per measurement, in seconds.", show_default="3.0"),
+    ] = None,
+    min_runs: Annotated[int | None, typer.Option(help="Minimum runs.", show_default="20")] = None,
+    max_runs: Annotated[
+        int | None, typer.Option(help="Maximum runs.", show_default="20000")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Warm-up time, in seconds.", show_default="0.5")
+    ] = None,
     cold_starts: Annotated[
-        int, typer.Option(help="Fresh processes a variant, for cold start and memory; 0 for none.")
-    ] = 3,
-    stages: Annotated[bool, typer.Option(help="Say where the end-to-end time goes.")] = True,
+        int | None, typer.Option(help="Cold starts per variant (0 to skip).", show_default="3")
+    ] = None,
+    stages: Annotated[bool, typer.Option(help="Break end-to-end latency down by stage.")] = True,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Compare, interleaved, with BUNDLE, BUNDLE:VARIANT, :VARIANT of this bundle, or "
-            "an ONNX file that takes the same inputs.",
-            show_default="nothing",
+            help="Baseline to compare with, interleaved: BUNDLE, BUNDLE:VARIANT, :VARIANT of this "
+            "bundle, or an ONNX file with the same inputs.",
+            show_default="none",
         ),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
-            help="Exit with 1 where this holds, e.g. 'image_encoder.p95_ms > 20' or "
-            "'image_encoder.int8.b8.t2.p50_ms >= 50'. May be given several times.",
+            help="Exit with 1 if this holds, e.g. 'image_encoder.p95_ms > 20' or "
+            "'image_encoder.int8.b8.t2.p50_ms >= 50'. Repeatable.",
             show_default="never",
         ),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Write everything as JSON; - prints it.", show_default="no")
+        Path | None, typer.Option(help="Write a JSON report (- for stdout).", show_default="no")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write one page with plots.", show_default="no")
+        Path | None, typer.Option(help="Write an HTML report.", show_default="no")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Measure latency, throughput, cold start, memory and stages of every variant.
 
-    A percentile is shown where 5 or more runs are expected beyond it (p95: 100).
-    A --fail-if on a percentile makes its cell run that often.
+    A percentile is shown if 5 or more runs are expected beyond it (p95: 100 runs). A --fail-if on a
+    percentile raises the number of runs accordingly.
 
     Exits with 1 if a gate fails; the reports are written all the same.
     """
+    from mmedge.cli.output import print_json
+    from mmedge.cli.progress import Steps
+    from mmedge.profiling import QUICK
     from mmedge.profiling import profile as measure
     from mmedge.runtimes.backends import DEFAULT_BACKEND
     from mmedge.sessions.opening import device_name
 
+    budget = {
+        "seconds": seconds,
+        "min_runs": min_runs,
+        "max_runs": max_runs,
+        "warmup_seconds": warmup,
+    }
     config = _config(
+        QUICK if quick else {},
         {
             "roles": words("--role", role),
             "precisions": words("--precision", precision),
@@ -95,17 +122,12 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
             "sequences": words("--sequence", sequence),
             "device": device_name(device),
             "backend": backend or DEFAULT_BACKEND,
-            "budget": {
-                "seconds": seconds,
-                "min_runs": min_runs,
-                "max_runs": max_runs,
-                "warmup_seconds": warmup,
-            },
+            "budget": budget,
             "cold_starts": cold_starts,
             "stages": stages,
             "baseline": baseline,
             "gates": tuple(fail_if or ()),
-        }
+        },
     )
     printed = json is not None and str(json) == "-"
     json_file = None if printed else json
@@ -113,9 +135,18 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
         if path is not None:
             _check_writable(path)
     tables, roles = _told(bundle, config) if html is not None else ((), {})
-    with _progress(shown=not quiet) as on_progress:
-        made = measure(bundle, config, on_progress=on_progress)
-    _print(made, as_json=printed, quiet=quiet)
+    # Nothing is drawn while something is measured, which that would disturb.
+    with Steps(shown=not quiet, live=False) as steps:
+        made = measure(
+            bundle,
+            config,
+            on_plan=None if quiet else lambda plan: _print_plan(config, plan, steps),
+            on_progress=lambda now: steps.step(now.what, now.step, now.steps),
+        )
+    if printed:
+        print_json(made.model_dump(mode="json"))
+    elif not quiet:
+        _print(made)
     _write(made, json_file, html, tables, roles)
     _apply_gates(made)
 
@@ -131,13 +162,17 @@ _OPTIONS = {
 }
 
 
-def _config(fields: Mapping[str, object]) -> ProfileConfig:
+def _config(preset: Mapping[str, Any], options: Mapping[str, Any]) -> ProfileConfig:
+    """Return the configuration; an option that was given, not None, wins over the preset."""
     from pydantic import ValidationError
 
     from mmedge.profiling import ProfileConfig
 
+    given = {name: value for name, value in options.items() if value is not None}
+    budget = {name: value for name, value in options["budget"].items() if value is not None}
+    given["budget"] = {**preset.get("budget", {}), **budget}
     try:
-        return ProfileConfig.model_validate(fields)
+        return ProfileConfig.model_validate({**preset, **given})
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         names = [str(step) for step in fault["loc"] if isinstance(step, str)]
@@ -166,38 +201,21 @@ def _check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show what is being measured; nothing is drawn while it is, which would disturb it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+def _print_plan(config: ProfileConfig, plan: Plan, steps: Steps) -> None:
+    from mmedge.cli.output import print_warning
 
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"))
-    with Bar(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_progress(progress: Progress) -> None:
-            bar.update(
-                task, completed=progress.step, total=progress.steps, description=progress.what
-            )
-            bar.refresh()
-
-        yield on_progress
-
-
-def _print(made: Profile, *, as_json: bool, quiet: bool) -> None:
-    from mmedge.cli.output import print_json, stdout_console
-    from mmedge.cli.profile_text import print_profile
-
-    if as_json:
-        print_json(made.model_dump(mode="json"))
-    elif not quiet:
-        print_profile(made, stdout_console())
+    parts = [f"{plan.cells} measurements"]
+    parts += [f"{plan.calls} end-to-end calls with their stages"] if plan.calls else []
+    parts += [f"{plan.cold_starts} cold starts"] if plan.cold_starts else []
+    budget = config.budget
+    minutes, seconds = divmod(round(plan.expected_s), 60)
+    steps.say(
+        f"Plan: {', '.join(parts)}. Expected time: {f'{minutes} min ' if minutes else ''}"
+        f"{seconds} s; longer for runs over {1000 * budget.seconds / budget.min_runs:.0f} ms, "
+        f"since each measurement takes at least {budget.min_runs} runs."
+    )
+    for warning in plan.warnings:
+        print_warning(warning)
 
 
 def _told(bundle: Path, config: ProfileConfig) -> tuple[tuple[NodeTable, ...], Mapping[str, Role]]:
@@ -244,3 +262,141 @@ def _apply_gates(made: Profile) -> None:
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _print(profile: Profile) -> None:
+    """Print a profile; nothing is wider than 80 columns if the names are not."""
+    from rich.text import Text
+
+    from mmedge.cli.output import plain, stdout_console
+    from mmedge.cli.tables import print_part, table
+
+    console = stdout_console()
+    machine, load = profile.machine, profile.machine.load_average_before
+    console.print(Text(plain(f"{profile.bundle.name}: {profile.bundle.path}"), style="bold"))
+    console.print(
+        plain(
+            f"{machine.cpu_model}, {len(machine.processors_allowed)} of "
+            f"{machine.processors_online} CPUs, load {f'{load[0]:.2f}' if load else 'unknown'}; "
+            f"{profile.cells[0].placement.engine} on {profile.config.device}"
+        )
+    )
+    console.print(Text("Latency per run in ms; - too few runs; ~ noisy", style="dim"))
+    for role in dict.fromkeys(cell.role for cell in profile.cells):
+        cells = [cell for cell in profile.cells if cell.role == role]
+        columns, numbers, rows = _latencies(cells)
+        print_part(role, table(*columns, numbers=numbers, rows=rows, dense=True))
+        if any(cell.baseline for cell in cells):
+            numbers = ("batch", "thr", "tok", "pairs", "ratio", "95 % interval")
+            compared = table(
+                "variant", "baseline", *numbers, numbers=numbers, rows=_ratios(cells), dense=True
+            )
+            print_part(f"{role}, time relative to the baseline (below 1 is faster)", compared)
+    numbers = ("size", "cold", "CPU", "load", "peak", "steady", "cosine")
+    print_part(
+        "Size (MB), cold start, its CPU time and load (ms), memory (MB), cosine with fp32",
+        table("role", "variant", *numbers, numbers=numbers, rows=_variants(profile), dense=True),
+    )
+    if profile.stages:
+        numbers = ("ms", "share")
+        print_part(
+            "Stages of an end-to-end call at batch 1, medians (ms)",
+            table("call", *numbers, numbers=numbers, rows=_stages(profile), dense=True),
+        )
+    placements = {f"{cell.role}.{cell.variant}": cell.placement for cell in profile.cells}
+    lines = (f"{name}: {placement.summary}" for name, placement in placements.items())
+    print_part("Placement", plain("\n".join(lines)))
+    if profile.warnings:
+        print_part("Warnings", plain("\n".join(f"- {each}" for each in profile.warnings)))
+    if profile.gates:
+        print_part("Gates", Text("\n").join(_gates(profile)))
+
+
+def _number(value: float | None, divisor: float = 1.0) -> str:
+    from mmedge.cli.tables import ABSENT
+    from mmedge.reports.charts import number
+
+    return ABSENT if value is None else number(value / divisor)
+
+
+def _noisy(name: str, noise: Sequence[str]) -> str:
+    return f"{name} ~" if noise else name
+
+
+def _latencies(
+    cells: Sequence[Cell],
+) -> tuple[tuple[str, ...], tuple[str, ...], Iterator[tuple[str, ...]]]:
+    """Return headings, those of numbers, and rows."""
+    from mmedge.profiling.statistics import PERCENTILES
+
+    names = [f"p{percent}" for percent in PERCENTILES]
+    tokens = any(cell.sequence is not None for cell in cells)
+    numbers = ("batch", "thr", *(["tok"] if tokens else []), "n", *names, "per s")
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for cell in cells:
+            found = cell.latency.percentiles
+            yield (
+                _noisy(cell.variant, cell.noise),
+                str(cell.batch),
+                str(cell.threads),
+                *([str(cell.sequence)] if tokens else []),
+                str(cell.latency.n),
+                *(_number(found[name].value_ms if name in found else None) for name in names),
+                _number(cell.throughput_per_s),
+            )
+
+    return ("variant", *numbers), numbers, rows()
+
+
+def _ratios(cells: Sequence[Cell]) -> Iterator[tuple[str, ...]]:
+    for cell in cells:
+        if cell.baseline is not None:
+            ratio = cell.baseline.ratio
+            yield (
+                cell.variant,
+                cell.baseline.name,
+                str(cell.batch),
+                str(cell.threads),
+                str(cell.sequence or "-"),
+                str(ratio.pairs),
+                f"{ratio.median:.3f}",
+                f"{ratio.low:.3f} to {ratio.high:.3f}",
+            )
+
+
+def _variants(profile: Profile) -> Iterator[tuple[str, ...]]:
+    for item in profile.variants:
+        cold, memory = item.cold_start, item.memory
+        yield (
+            item.role,
+            item.variant,
+            _number(item.size_bytes, 1e6),
+            _number(cold.first_embedding_ms.median if cold else None),
+            _number(cold.cpu_ms.median if cold else None),
+            _number(cold.load_ms.median if cold else None),
+            _number(memory.peak_bytes if memory else None, 1e6),
+            _number(memory.steady_bytes if memory else None, 1e6),
+            "-" if item.cosine_mean is None else f"{item.cosine_mean:.5f}",
+        )
+
+
+def _stages(profile: Profile) -> Iterator[tuple[str, ...]]:
+    for item in profile.stages:
+        call = f"{item.role} {item.variant}, {item.input}"
+        yield _noisy(call, item.noise), _number(item.end_to_end.median_ms), ""
+        # Stages are measured alone, so noise can make their sum exceed the call.
+        whole = sum(item.stages_ms.values())
+        for name, value in item.stages_ms.items():
+            yield f"  {name}", _number(value), f"{value / whole:.0%}" if whole else "-"
+
+
+def _gates(profile: Profile) -> Iterator[Text]:
+    from rich.text import Text
+
+    from mmedge.cli.output import plain
+
+    for gate in profile.gates:
+        result = ("FAILED", "bold red") if gate.failed else ("ok    ", "green")
+        limit = f"got {_number(gate.got)}, fails if {gate.op} {gate.limit:g}"
+        yield Text.assemble(result, f" {plain(gate.metric)}: {limit}")

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a line for each stage that is done, a moving one for the rest.
+"""Progress of long work on stderr: a line for each finished step, a moving one for the current.
 
 Import it where work begins: rich comes along.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -24,41 +23,35 @@ from rich.text import Text
 
 from mmedge.cli.output import plain
 
-__all__ = ["Stages"]
+__all__ = ["Steps"]
 
 _WIDE = 110
 _DONE, _FAILED = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
-class _Event(Protocol):
-    """Where the work stands: converters.config.ProgressEvent, which a device has not."""
-
-    @property
-    def stage(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-
-
 class _Counted(MofNCompleteColumn):
-    """Steps, where there is more than one."""
+    """Counts, where there is something to count."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.total == 1 else super().render(task)
 
 
-class Stages(AbstractContextManager["Stages"]):
-    """Shows stages as they are told; use it as a context manager.
+class Steps(AbstractContextManager["Steps"]):
+    """Shows steps and their parts; use it as a context manager.
 
-    A stage of one step ("Make image_encoder int8-static") lasts until the next of its kind and
-    leaves a line with its time. Stages of more steps ("Calibrate image_encoder") are parts of it:
-    they come again and again, count while they last, and leave nothing. In a pipe only the lines
-    that are left are written.
+    A step lasts until the next one and leaves a line with its time. Parts of a step come again and
+    again, count while they last, and leave nothing. In a pipe only whole lines are written.
+
+    Args:
+        shown: Whether to show anything.
+        live: Redraw between calls; not during a benchmark, which that would disturb, and then
+            steps leave no line either.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shown: bool = True, live: bool = True) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._console.quiet = not shown
+        self.animated = self._console.is_terminal and shown
         bar = [BarColumn(bar_width=24)] if self._console.width >= _WIDE else []
         self._bar = Progress(
             SpinnerColumn(),
@@ -68,41 +61,52 @@ class Stages(AbstractContextManager["Stages"]):
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            auto_refresh=live,
+            disable=not self.animated,
         )
-        self._stage = ""
+        self._live = live
+        self._step = ""
         self._part = ""
         self._started_s = 0.0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Tell how the running stage ended, and give the terminal back."""
+        """Mark how the current step ended, and give the terminal back."""
         self._end(_DONE if kind is None else _FAILED)
         self._bar.stop()
 
-    def __call__(self, event: _Event) -> None:
-        """Show where the work stands."""
-        if event.total > 1:
-            if event.stage != self._part:
-                self._remove(keep=1 if self._stage else 0)
-                self._part = event.stage
-                self._bar.add_task(plain(event.stage), total=event.total)
-            self._bar.update(self._bar.task_ids[-1], completed=event.done)
-        elif event.stage != self._stage:
-            self._end(_DONE)
-            self._stage, self._started_s = event.stage, time.monotonic()
-            self._bar.add_task(plain(event.stage), total=1)
-        else:
+    def step(self, name: str, done: int = 0, total: int = 1) -> None:
+        """Begin a step, `done` of `total` being finished; one of the same name goes on."""
+        if name == self._step:
             return
-        # Started with the first stage: a bar of none leaves an empty line before an error.
+        self._end(_DONE)
+        self._step, self._started_s = name, time.monotonic()
+        self._show(name, done, total)
+
+    def part(self, name: str, done: int, total: int) -> None:
+        """Show how far a part of the current step is."""
+        if name == self._part:
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total)
+            return
+        self._remove(keep=1 if self._step else 0)
+        self._part = name
+        self._show(name, done, total)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        self._console.print(plain(message), markup=False, soft_wrap=True)
+
+    def _show(self, name: str, done: int, total: int) -> None:
+        self._bar.add_task(plain(name), completed=done, total=total)
+        # Started with the first step: a bar of none leaves an empty line before an error.
         self._bar.start()
+        if not self._live:
+            self._bar.refresh()
 
     def _end(self, mark: str) -> None:
         self._remove(keep=0)
-        if self._stage:
-            seconds = time.monotonic() - self._started_s
-            text = f"{mark} {plain(self._stage)}  {seconds:.1f} s"
-            self._console.print(text, markup=False, soft_wrap=True)
-        self._stage = ""
+        if self._step and self._live:
+            self.say(f"{mark} {self._step}  {time.monotonic() - self._started_s:.1f} s")
+        self._step = ""
 
     def _remove(self, keep: int) -> None:
         self._part = ""

@@ -20,7 +20,7 @@ from mmedge.machine.jetson import Jetson, installed_deb, read_jetson
 from mmedge.runtimes.backends import BACKENDS, EngineFacts, Hardware, backend
 from mmedge.runtimes.processor import processor_name
 
-__all__ = ["Machine", "Processor", "look_at_machine"]
+__all__ = ["Machine", "Processor", "look_at_machine", "read_memory", "read_processor"]
 
 # What products of small numbers are computed with: names in /proc/cpuinfo -> as people know them.
 _FEATURES = {
@@ -147,14 +147,14 @@ def look_at_machine(host: Host | None = None) -> Machine:
     probed = _asked_cuda(host, jetson)
     gpus = read_gpus(host, jetson, probed)
     cuda = read_cuda(host, jetson, probed)
-    memory_bytes, free_bytes = _memory(host)
+    memory_bytes, free_bytes = read_memory(host)
     cache = cache_folder()
     counter, missing = _energy(host)
     engines = tuple(_engine(host, name) for name in BACKENDS)
     return Machine(
         system=_system(host),
         container=_is_container(host),
-        processor=_processor(host),
+        processor=read_processor(host),
         memory_bytes=memory_bytes,
         free_bytes=free_bytes,
         python=host.python,
@@ -190,7 +190,8 @@ def _is_container(host: Host) -> bool:
     return host.has(".dockerenv") or host.has("run/.containerenv")
 
 
-def _processor(host: Host) -> Processor:
+def read_processor(host: Host) -> Processor:
+    """Return the processor of a machine."""
     cpuinfo = host.text("proc/cpuinfo")
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
@@ -211,8 +212,8 @@ def _processor(host: Host) -> Processor:
     )
 
 
-def _memory(host: Host) -> tuple[int | None, int | None]:
-    """Return all of the memory and what is free, the control group's limit kept to."""
+def read_memory(host: Host) -> tuple[int | None, int | None]:
+    """Return total and free memory in bytes within the control group's limit; None if unknown."""
     told = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
     total = int(told["MemTotal"]) * 1024 if "MemTotal" in told else None
     free = int(told["MemAvailable"]) * 1024 if "MemAvailable" in told else None

@@ -8,7 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmedge.runtimes.backends import DEFAULT_BACKEND
 
-__all__ = ["Budget", "ProfileConfig"]
+__all__ = ["QUICK", "Budget", "ProfileConfig"]
+
+QUICK: dict[str, object] = {
+    "sequences": ("golden",),
+    "budget": {"seconds": 0.5, "min_runs": 10, "warmup_seconds": 0.1},
+    "cold_starts": 1,
+}
+"""Fields of ProfileConfig for a first impression; percentiles beyond p50 mostly need more runs."""
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
 

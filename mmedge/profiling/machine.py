@@ -4,68 +4,78 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from mmedge.machine.host import Host
+from mmedge.machine.report import read_memory, read_processor
 from mmedge.profiling.result import Latency, Machine
 from mmedge.profiling.timing import harness_overhead_ns
-from mmedge.runtimes.processor import allowed_processors, processor_name
+from mmedge.runtimes.processor import allowed_processors
 
-__all__ = ["cpu_share", "load_average", "noise", "read_machine"]
+__all__ = ["cpu_share", "load_average", "load_warning", "noise", "read_machine"]
 
 _IQR_LIMIT = 0.25
-_PACKAGES = ("mmedge", "numpy", "onnxruntime", "openvino", "pillow", "tokenizers")
+_BUSY = 0.5  # load average for each allowed CPU
+_PACKAGES = (
+    "mmedge",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "pillow",
+    "tokenizers",
+)
 
 
 def load_average() -> tuple[float, float, float] | None:
-    """Return the load over 1, 5 and 15 minutes, None where the system does not tell."""
+    """Return the load over 1, 5 and 15 minutes, None where the system has no such figure."""
     return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
-def read_machine(load_before: tuple[float, float, float] | None) -> Machine:
-    """Describe this machine.
+def load_warning(load: tuple[float, float, float] | None) -> str:
+    """Return a warning if other work competes for the CPUs of this process, else "".
 
     Args:
-        load_before: The load average from before the measurement.
+        load: Load averages from before the measurement.
     """
-    allowed = allowed_processors()
-    cpufreq = Path(f"/sys/devices/system/cpu/cpu{allowed[0]}/cpufreq")
-    frequency = _read(cpufreq / "scaling_cur_freq")
-    pages = os.sysconf_names.keys() & {"SC_PHYS_PAGES", "SC_PAGE_SIZE"}
-    return Machine(
-        cpu_model=processor_name(),
-        processors_online=os.cpu_count() or 1,
-        processors_allowed=allowed,
-        governor=_read(cpufreq / "scaling_governor"),
-        frequency_mhz=int(frequency) / 1000 if frequency and frequency.isdigit() else None,
-        load_average_before=load_before,
-        load_average_after=load_average(),
-        memory_total_bytes=(
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if len(pages) == 2 else None
-        ),
-        platform=platform.platform(),
-        versions={"python": platform.python_version(), **_versions()},
-        harness_overhead_ns=harness_overhead_ns(),
+    cpus = len(allowed_processors())
+    if load is None or load[0] <= _BUSY * cpus:
+        return ""
+    return (
+        f"The machine is busy: load average {load[0]:.2f} on {cpus} CPUs before the measurement. "
+        "Latencies may be too high; ratios are less affected."
     )
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:  # not every kernel or container shows it
-        return None
+def read_machine(
+    load_before: tuple[float, float, float] | None, host: Host | None = None
+) -> Machine:
+    """Describe a machine.
 
-
-def _versions() -> dict[str, str]:
-    installed = {package: _version(package) for package in _PACKAGES}
-    return {package: found for package, found in installed.items() if found is not None}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    Args:
+        load_before: The load average from before the measurement.
+        host: The machine; None is this one.
+    """
+    host = host or Host()
+    processor = read_processor(host)
+    cpufreq = f"sys/devices/system/cpu/cpu{host.processors[0]}/cpufreq"
+    frequency = host.text(f"{cpufreq}/scaling_cur_freq")
+    versions = {package: host.package(package) for package in _PACKAGES}
+    return Machine(
+        cpu_model=processor.name,
+        processors_online=processor.online,
+        processors_allowed=host.processors,
+        governor=host.text(f"{cpufreq}/scaling_governor") or None,
+        frequency_mhz=int(frequency) / 1000 if frequency.isdigit() else None,
+        load_average_before=load_before,
+        load_average_after=load_average(),
+        memory_total_bytes=read_memory(host)[0],
+        platform=platform.platform(),
+        versions={
+            "python": host.python.version,
+            **{package: found for package, found in versions.items() if found is not None},
+        },
+        harness_overhead_ns=harness_overhead_ns(),
+    )
 
 
 def cpu_share(latency: Latency, threads: int) -> float:
@@ -74,12 +84,12 @@ def cpu_share(latency: Latency, threads: int) -> float:
 
 
 def noise(latency: Latency, *, threads: int, device: str) -> tuple[str, ...]:
-    """Tell why a sample is to be doubted.
+    """Return the reasons to doubt a sample.
 
     Args:
         latency: The sample.
-        threads: Threads that were to work.
-        device: Where; the CPU's share says nothing about a GPU.
+        threads: Threads of the run.
+        device: Device of the run; CPU utilisation means nothing on a GPU.
 
     Returns:
         One reason each, none when the sample looks quiet.
@@ -87,16 +97,15 @@ def noise(latency: Latency, *, threads: int, device: str) -> tuple[str, ...]:
     reasons: list[str] = []
     if latency.relative_iqr > _IQR_LIMIT:
         reasons.append(
-            f"the middle half of the runs spans {latency.relative_iqr:.0%} of the median "
+            f"high variance: interquartile range {latency.relative_iqr:.0%} of the median "
             f"(limit {_IQR_LIMIT:.0%})"
         )
     # One thread that computes is busy all the time; several wait for one another in serial parts.
     expected = 0.9 if threads == 1 else 0.6
     share = cpu_share(latency, threads)
     if device == "cpu" and share < expected:
-        workers = "1 thread" if threads == 1 else f"{threads} threads"
         reasons.append(
-            f"{share:.0%} of the CPU time that {workers} could use was used (expected "
-            f"{expected:.0%}): something else ran, or the run waits"
+            f"CPU utilisation {share:.0%} of {threads} thread{'s' * (threads > 1)} (expected "
+            f"{expected:.0%}): other work ran, or the run waits"
         )
     return tuple(reasons)

@@ -17,7 +17,7 @@ from mmedge.profiling.cold import ColdTask, measure_cold
 from mmedge.profiling.config import Budget, ProfileConfig
 from mmedge.profiling.gates import check_names, evaluate, parse_gate, runs_needed
 from mmedge.profiling.inputs import Inputs, frame_jpeg
-from mmedge.profiling.machine import load_average, read_machine
+from mmedge.profiling.machine import load_average, load_warning, read_machine
 from mmedge.profiling.metrics import CellKey, cell_names, expected_names, metrics, stage_names
 from mmedge.profiling.result import (
     BundleFacts,
@@ -32,7 +32,28 @@ from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import session_options
 from mmedge.sessions.verification import replay_variants
 
-__all__ = ["Progress", "profile"]
+__all__ = ["Plan", "Progress", "profile"]
+
+_COLD_START_S = 2.0  # a guess, for the plan alone
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is going to be measured.
+
+    Attributes:
+        cells: Measurements of one role, variant, batch, thread count and length.
+        calls: Measurements of an end-to-end call and its stages.
+        cold_starts: Processes to start.
+        expected_s: Wall time, without loading and for runs that `min_runs` does not prolong.
+        warnings: Reasons to wait: a busy machine.
+    """
+
+    cells: int
+    calls: int
+    cold_starts: int
+    expected_s: float
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,7 @@ def profile(
     bundle: Bundle | Path | str,
     config: ProfileConfig | None = None,
     *,
+    on_plan: Callable[[Plan], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
     """Measure a bundle on this machine.
@@ -61,6 +83,7 @@ def profile(
     Args:
         bundle: A bundle, or where it lies.
         config: What to measure and for how long; None for the defaults.
+        on_plan: Called once, before anything is measured.
         on_progress: Called before each measurement.
 
     Returns:
@@ -77,7 +100,10 @@ def profile(
     config = config or ProfileConfig()
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle)
-    return _Run(bundle, config, on_progress or (lambda _: None)).profile()
+    run = _Run(bundle, config, on_progress or (lambda _: None))
+    if on_plan is not None:
+        on_plan(run.plan())
+    return run.profile()
 
 
 class _Run:
@@ -123,6 +149,18 @@ class _Run:
                 for variant in variants
                 if _cosines(variant) != (None, None)
             ),
+        )
+
+    def plan(self) -> Plan:
+        budget, measured = self._config.budget, len(self._keys) + len(self._staged)
+        starts = self._config.cold_starts * sum(map(len, self._chosen.values()))
+        warning = load_warning(self._load_before)
+        return Plan(
+            cells=len(self._keys),
+            calls=len(self._staged),
+            cold_starts=starts,
+            expected_s=measured * (budget.warmup_seconds + budget.seconds) + starts * _COLD_START_S,
+            warnings=(warning,) if warning else (),
         )
 
     def profile(self) -> Profile:
@@ -225,23 +263,18 @@ class _Run:
     def _warnings(self, made: Profile) -> tuple[str, ...]:
         warnings: list[str] = []
         machine = made.machine
-        load = machine.load_average_before
-        if load and load[0] > 0.5 * machine.processors_online:
-            warnings.append(
-                f"The machine was busy at the start: load {load[0]:.2f} on "
-                f"{machine.processors_online} processors. Figures may be too slow; ratios hold "
-                "better."
-            )
+        if busy := load_warning(machine.load_average_before):
+            warnings.append(busy)
         processors = len(machine.processors_allowed)
         warnings += (
-            f"{threads} threads on {processors} processors wait for one another."
+            f"{threads} threads share {processors} CPU{'s' * (processors > 1)}."
             for threads in thread_counts(self._config)
             if threads > processors
         )
         if machine.governor not in (None, "performance"):
             warnings.append(
-                f"The processor's governor is '{machine.governor}': its frequency follows the "
-                "load. Set 'performance' for figures that repeat."
+                f"CPU frequency governor '{machine.governor}': the frequency follows the load. Set "
+                "'performance' for repeatable results."
             )
         noisy = [(str(CellKey.of(cell)), cell.noise) for cell in made.cells if cell.noise]
         noisy += [
@@ -252,8 +285,8 @@ class _Run:
         if noisy:
             name, reasons = noisy[0]
             warnings.append(
-                f"{len(noisy)} of {len(made.cells) + len(made.stages)} measurements were noisy, "
-                f"marked ~. The first: {name}: {'; '.join(reasons)}."
+                f"{len(noisy)} of {len(made.cells) + len(made.stages)} measurements are noisy "
+                f"(marked ~). First: {name}: {'; '.join(reasons)}."
             )
         return tuple(warnings)
 

@@ -228,7 +228,7 @@ class StageBreakdown(BaseModel):
         threads: Threads inside one operator.
         input: What went in ("1280x720 JPEG", "12 tokens").
         stages_ms: Median of each stage measured alone, in order; the last, "other", is what the
-            end-to-end call takes beyond their sum (copies, checks, Python).
+            end-to-end call takes beyond their sum (copies, checks, Python), at least 0.
         sum_ms: Sum of the measured stages, without "other".
         end_to_end: The call that a user makes, measured between the stages.
         noise: Why the figures are to be doubted; empty when they are not.

@@ -13,6 +13,7 @@ from searches import small_search
 
 from mmedge.bundle import Bundle
 from mmedge.cli import main
+from mmedge.errors import ProfileError
 from mmedge.profiling import Profile
 
 QUICK = ("--seconds", "0", "--warmup", "0", "--min-runs", "12", "--threads", "1")
@@ -35,7 +36,8 @@ def test_the_table_fits_80_columns(
         capsys, "tiny.mmedge", *QUICK, "--cold-starts", "1", "--batch", "1,8",
         "--baseline", ":fp32", "--fail-if", "image_encoder.p95_ms > 1e9",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("Plan: 12 measurements, 4 end-to-end calls with their stages, 4 cold st")
     assert max(map(len, out.splitlines())) <= 80
     lines = [line.replace(" ~", "").split() for line in out.splitlines()]
     row = next(line for line in lines if line[:3] == ["fp32", "1", "1"])
@@ -48,6 +50,34 @@ def test_the_table_fits_80_columns(
         assert words in out, words
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.2, False), (7.5, True)])
+def test_plan_and_load_are_reported_before_the_measurement(
+    tiny_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    load: float,
+    warned: bool,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise ProfileError("measuring begins")
+
+    monkeypatch.setattr("mmedge.profiling.profiler.measure_cell", stop)
+    monkeypatch.setattr("mmedge.profiling.machine.allowed_processors", lambda: (0, 1))
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    path = str(tiny_bundle.path)
+    code, out, err = run(capsys, path, "--quick", "--warmup", "0.5", "--cold-starts", "3")
+    assert (code, out) == (1, "")
+    plan, *warnings, stopped = err.splitlines()
+    # 2 roles of 2 variants: cells and calls of 0.5 s and as much warm-up, 3 processes each.
+    assert plan.startswith(
+        "Plan: 4 measurements, 4 end-to-end calls with their stages, 12 cold starts. "
+        "Expected time: 32 s; longer for runs over 50 ms"
+    )
+    assert stopped == "Error: measuring begins"
+    assert [line.split(":")[0] for line in warnings] == ["Warning"] * warned
+    assert ("load average 7.50 on 2 CPUs" in err) is warned
+
+
 def test_json_to_stdout_is_json_and_nothing_else(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +85,8 @@ def test_json_to_stdout_is_json_and_nothing_else(
         capsys, str(tiny_bundle.path), *BARE, "--role", "text_encoder", "--precision", "int8",
         "--sequence", "5,max", "--batch", "2", "--json", "-",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("Plan: 2 measurements. Expected time: ")
     made = Profile.model_validate_json(out)
     assert [(c.variant, c.batch, c.threads, c.sequence) for c in made.cells] == [
         ("int8-dynamic", 2, 1, 5),

@@ -1,4 +1,4 @@
-"""What a conversion shows on stderr while it runs."""
+"""Progress on stderr."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import pytest
 from rich.console import Console
 
 from mmedge.cli import progress
-from mmedge.cli.progress import Stages
-from mmedge.converters.progress import ProgressEvent
+from mmedge.cli.progress import Steps
 
 
-def work(stages: Stages, *, candidates: int) -> None:
+def work(steps: Steps, *, candidates: int) -> None:
     for number in range(candidates):
-        stages(ProgressEvent(f"Try image_encoder candidate-{number}", 0, 1))
+        steps.step(f"Try image_encoder candidate-{number}")
         for reading in range(2):
             for done in range(1, 4):
-                stages(ProgressEvent("Calibrate [image_encoder]", done + 3 * reading, 6))
-        stages(ProgressEvent(f"Measure image_encoder candidate-{number}", 7, 500))
+                steps.part("Calibrate [image_encoder]", done + 3 * reading, 6)
+        steps.part(f"Measure image_encoder candidate-{number}", 7, 500)
 
 
 def test_a_pipe_gets_a_line_a_stage_and_nothing_that_moves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Stages() as stages:
-        work(stages, candidates=30)
+    with Steps() as steps:
+        work(steps, candidates=30)
     lines = capsys.readouterr().err.splitlines()
     assert [line.rsplit("  ", 1)[0] for line in lines] == [
         f"\N{CHECK MARK} Try image_encoder candidate-{number}" for number in range(30)
@@ -35,8 +34,8 @@ def test_a_pipe_gets_a_line_a_stage_and_nothing_that_moves(
 
 def test_what_failed_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
-        with Stages() as stages:
-            work(stages, candidates=2)
+        with Steps() as steps:
+            work(steps, candidates=2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -47,7 +46,7 @@ def test_what_failed_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_told_is_nothing_written(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="before any stage"), Stages():
+    with pytest.raises(ValueError, match="before any stage"), Steps():
         raise ValueError("before any stage")
     assert capsys.readouterr().err == ""
 
@@ -70,12 +69,31 @@ def test_a_small_terminal_shows_the_running_stage_with_its_count(
 
     monkeypatch.setattr(progress, "Console", console)
     name = "image_encoder int8-static-mse-equalized-corrected"
-    with Stages() as stages:
-        work(stages, candidates=12)
-        stages(ProgressEvent(f"Try {name}", 0, 1))
-        stages(ProgressEvent(f"Measure {name}", 123, 500))
-        stages._bar.refresh()
+    with Steps() as steps:
+        work(steps, candidates=12)
+        steps.step(f"Try {name}")
+        steps.part(f"Measure {name}", 123, 500)
+        steps._bar.refresh()
     shown = written.getvalue()
     assert f"Measure {name} 123/500 0:00:0" in shown
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown
     assert f"\N{CHECK MARK} Try {name}" in shown
+
+
+def test_a_step_that_is_named_again_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with Steps() as steps:
+        steps.step("Export")
+        steps.step("Export")
+        steps.say("a note \x1b[2J")
+    note, done = capsys.readouterr().err.splitlines()
+    assert note == "a note \\x1b[2J"
+    assert done.startswith("\N{CHECK MARK} Export ")
+
+
+@pytest.mark.parametrize("options", [{"shown": False}, {"live": False}])
+def test_a_hidden_or_a_benchmark_leaves_no_line(
+    capsys: pytest.CaptureFixture[str], options: dict[str, bool]
+) -> None:
+    with Steps(**options) as steps:
+        work(steps, candidates=2)
+    assert capsys.readouterr().err == ""
