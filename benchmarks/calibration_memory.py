@@ -24,13 +24,14 @@ from typing import Any
 from record import argument_parser, record
 
 from mmedge.bundle import open_bundle
+from mmedge.converters.data.checks import check_dataset
 from mmedge.converters.data.datasets import read_dataset
-from mmedge.converters.data.feeds import check_dataset, image_feeds
 from mmedge.converters.methods.configs import StaticInt8
 from mmedge.converters.quantization.quantize import quantize
-from mmedge.preprocess import ImageProcessor
-from mmedge.specs import Array
+from mmedge.preprocess.registry import open_processor
+from mmedge.specs import Array, Modality
 
+_BATCH = 8
 _SIZES = {"small": (64, 64), "full": (240, 320)}
 
 
@@ -97,18 +98,17 @@ def _calibrate(path: Path, folder: Path, ranges: Any) -> dict[str, float]:  # no
     """Calibrate as a conversion does, and return what this process took for it."""
     started = time.monotonic()
     bundle = open_bundle(path)
-    images = bundle.manifest.preprocessing.image
-    if images is None:
-        raise RuntimeError(f"{path} has no image preprocessing: convert it again")
-    processor = ImageProcessor(images)
+    processor = open_processor(bundle.manifest.processors["image"], bundle.path)
     dataset = check_dataset(read_dataset(folder)).data
     checked_mib = _status_mib("VmHWM")
     pictures_read = len(dataset.samples)
 
     def feeds() -> Iterator[Mapping[str, Array]]:
         nonlocal pictures_read
-        for feed in image_feeds(dataset.samples, processor):
-            pictures_read += len(feed[processor.config.input])
+        images = dataset.items(Modality.IMAGE)
+        for start in range(0, len(images), _BATCH):
+            feed = processor(images[start : start + _BATCH])
+            pictures_read += len(images[start : start + _BATCH])
             yield feed
 
     model = bundle.model_path(bundle.variant("image_encoder", "fp32"))

@@ -18,7 +18,7 @@ from mmedge.converters.methods.configs import DynamicInt8, StaticInt8
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.source import open_source
-from mmedge.preprocess import ImageProcessor
+from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Array
@@ -32,11 +32,9 @@ Call = Callable[[Array], Array]
 
 def tensors(size: Size, count: int, seed: int) -> list[Array]:
     """Return made-up pictures, each preprocessed: (1, 3, 224, 224) float32."""
-    config = open_bundle(bundle(size)).manifest.preprocessing.image
-    if config is None:
-        raise ValueError("the bundle takes no pictures")
-    processor = ImageProcessor(config)
-    return [processor([picture])[config.input] for picture in pictures(count, seed)]
+    opened = open_bundle(bundle(size))
+    processor = open_processor(opened.manifest.processors["image"], opened.path)
+    return [next(iter(processor([image]).values())) for image in pictures(count, seed)]
 
 
 def token_ids(length: int, seed: int) -> Array:
@@ -66,7 +64,8 @@ def contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str, 
     exported = open_source(str(source(size)), None)
     family = family_of(exported)
     with quiet_libraries():
-        export_role(role, family.roles(family.load(exported))[role], plain, plain=True)
+        described = family.describe(exported, family.load(exported))
+        export_role(role, described.roles[role](), plain, plain=True)
     calls |= _onnxruntime(size, role, plain, folder, threads)
     # QDQ for OpenVINO and others, unsigned; from what the peers are calibrated on.
     ours = folder / f"{role}-qdq.onnx"

@@ -36,7 +36,7 @@ def main() -> None:
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     results: dict[str, Any] = {"rounds": arguments.rounds}
     for precision in ("fp32", "int8"):
-        with mmedge.load(
+        with mmedge.DualEncoder.load(
             bundle(),
             precision=precision,
             backend="onnxruntime",

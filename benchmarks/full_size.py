@@ -130,7 +130,7 @@ def bundle(
                 out=out,
                 precisions=precisions,
                 calibration=_calibration(captions=target != "cpu"),
-                target=target,
+                targets=(target,),
             )
         )
     return out

@@ -28,9 +28,9 @@ from record import argument_parser, record
 import mmedge
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.evaluation.embedding import Embeddings, EvaluationLabels, task_quality
+from mmedge.converters.evaluation.embedding import Embeddings, Labels, task_quality
 from mmedge.converters.pipeline import convert
-from mmedge.preprocess import ImageProcessor, TextProcessor
+from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Float32Array
 
@@ -74,10 +74,10 @@ def _compare(source: Path, folder: Path) -> dict[str, Any]:
         )
     )
     pictures, captions = _read(folder / "test")
-    known = EvaluationLabels(captions=tuple(captions))
+    known = Labels(captions=tuple(captions))
     embedded: dict[str, Embeddings] = {}
     for which, precision in (("fp32", "fp32"), ("auto", None)):
-        with mmedge.load(out, precision=precision, backend="onnxruntime") as model:
+        with mmedge.DualEncoder.load(out, precision=precision, backend="onnxruntime") as model:
             # One at a time, as dynamic quantization is judged everywhere here.
             images = np.concatenate([model.encode_image([picture]) for picture in pictures])
             texts = np.concatenate([model.encode_text([caption]) for caption in captions])
@@ -91,7 +91,7 @@ def _compare(source: Path, folder: Path) -> dict[str, Any]:
         quality = task_quality(embedded["fp32"], embeddings, known)
         recall = quality.figures["recall@1"]
         lost = quality.drops.get("recall@1")
-        cosine = float((embeddings.images * embedded["fp32"].images).sum(axis=1).mean())
+        cosine = float((embeddings.items * embedded["fp32"].items).sum(axis=1).mean())
         figures[which] = {
             "recall@1": round(recall.value, 4),
             "recall@1_lost": None if lost is None else round(lost.value, 4),
@@ -113,11 +113,9 @@ def _naive(
     bundle: Bundle, folder: Path, pictures: Sequence[Path], captions: Sequence[str]
 ) -> Embeddings:
     """Embed with ONNX Runtime's plain static int8 of the exported graphs."""
-    preprocessing = bundle.manifest.preprocessing
-    if preprocessing.image is None or preprocessing.text is None:
-        raise ValueError("the bundle takes no pictures or no texts")
-    image = ImageProcessor(preprocessing.image)
-    text = TextProcessor(preprocessing.text, bundle.file(preprocessing.text.tokenizer_file))
+    processors = bundle.manifest.processors
+    image = open_processor(processors["image"], bundle.path)
+    text = open_processor(processors["text"], bundle.path)
     seen, said = _read(folder / "calibration")
     made = []
     for role, calibration, queries in (

@@ -21,8 +21,10 @@ from mmedge.converters.families import family_of
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.pipeline import convert
 from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES
+from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import open_source
-from mmedge.preprocess import ImageProcessor, TextProcessor
+from mmedge.preprocess import ImageProcessor
+from mmedge.preprocess.registry import open_processor
 from mmedge.specs import Array
 
 __all__ = ["Feed", "Subject", "decoder", "encoder", "trained"]
@@ -127,10 +129,11 @@ def encoder() -> Subject:
     """Return the image encoder of ViT-L/14, 304 million random parameters."""
     model = _CACHE / "vit-l14" / "fp32.onnx"
     source = open_source(str(full_size.source("l14")))
-    family = family_of(source)
     if not model.is_file():
-        export_role("image_encoder", family.roles(family.load(source))["image_encoder"], model)
-    process = ImageProcessor(family.image_preprocessing(source))
+        family = family_of(source)
+        described = family.describe(source, family.load(source))
+        export_role("image_encoder", described.roles["image_encoder"](), model)
+    process = ImageProcessor(read_image_preprocessing(source, 224))
 
     first, *others = full_size.pictures(8, seed=2)
     held_out = [process([each]) for each in full_size.pictures(4, seed=3)]
@@ -153,11 +156,9 @@ def trained() -> tuple[Subject, Subject]:
         source = _ROOT / "examples" / "shapes" / "clip"
         convert(ConvertConfig(source=str(source), out=out, precisions=("fp32",)))
     bundle = open_bundle(out)
-    preprocessing = bundle.manifest.preprocessing
-    if preprocessing.image is None or preprocessing.text is None:
-        raise RuntimeError(f"{out} has no preprocessing for both modalities")
-    images = ImageProcessor(preprocessing.image)
-    texts = TextProcessor(preprocessing.text, bundle.file(preprocessing.text.tokenizer_file))
+    processors = bundle.manifest.processors
+    images = open_processor(processors["image"], bundle.path)
+    texts = open_processor(processors["text"], bundle.path)
     feeds: dict[str, list[list[Feed]]] = {"image": [], "text": []}
     for split, count in (("calibration", 128), ("test", 500)):
         samples = read_dataset(_shapes(split, count)).samples

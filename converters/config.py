@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from mmedge.bundle.search import Objective
+from mmedge.bundle.tuning import Objective
 from mmedge.converters.methods.recipes import Recipe, parse_recipe
 from mmedge.errors import ConversionError
 from mmedge.specs import Precision, did_you_mean
@@ -49,7 +49,9 @@ class ConvertConfig:
         calibration: Pictures (and captions) to choose ranges from.
         evaluate: Pictures with captions or labels to measure quality on; never the calibration
             data. None measures on synthetic samples.
-        target: What the graphs are made for: "cpu", or "tensorrt" for engines.
+        targets: What the graphs are made for: "cpu", "tensorrt" for engines, or both.
+        default: Variant or precision that `load` takes where none is asked for; None takes the
+            fastest within the accuracy budget.
         template: How a label becomes a text for zero-shot accuracy, "{}" standing for the label.
         overwrite: Replace the bundle that stands at `out`.
         skip_bad: Leave unreadable pictures out instead of stopping.
@@ -68,7 +70,8 @@ class ConvertConfig:
     merge_adapter: bool = False
     calibration: Path | None = None
     evaluate: Path | None = None
-    target: str = "cpu"
+    targets: tuple[str, ...] = ("cpu",)
+    default: str | None = None
     template: str = "a photo of a {}"
     overwrite: bool = False
     skip_bad: bool = False
@@ -79,10 +82,12 @@ class ConvertConfig:
     objective: Objective = "latency"
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise ConversionError(
-                f"Unknown target: got '{self.target}', expected one of {', '.join(TARGETS)}."
-            )
+        for target in self.targets:
+            if target not in TARGETS:
+                raise ConversionError(
+                    f"Unknown target: got '{target}', expected one or more of "
+                    f"{', '.join(TARGETS)}." + did_you_mean(target, TARGETS)
+                )
         if not self.precisions:
             raise ConversionError("No precision: name one or more, such as fp32,int8.")
         if self.searches:
@@ -159,9 +164,9 @@ class ConvertConfig:
                 f"Precision auto stands alone: got '{','.join(self.precisions)}'. The search tries "
                 "the others by itself, for every role."
             )
-        if self.target != "cpu":
+        if self.targets != ("cpu",):
             raise ConversionError(
-                f"Precision auto measures on this machine, which runs no '{self.target}' graphs. "
+                "Precision auto measures on this machine, which runs no TensorRT graphs. "
                 "Name the precisions, or search for the CPU."
             )
         if self.objective not in get_args(Objective):
@@ -194,9 +199,9 @@ def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:
         )
 
 
-def short_names(target: str) -> frozenset[str]:
-    """Return the precisions that stand for others where graphs are made for a target."""
-    return frozenset({AUTO, *(name for known, name in _SETS if known == target)})
+def short_names(targets: Iterable[str]) -> frozenset[str]:
+    """Return the precisions that stand for others where graphs are made for some targets."""
+    return frozenset({AUTO, *(name for known, name in _SETS if known in set(targets))})
 
 
 def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...]:
@@ -217,12 +222,13 @@ def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...
     for precision in names:
         if precision == AUTO:
             continue
-        short = _SETS.get((config.target, precision))
-        for name in short or (precision,):
-            recipe = parse_recipe(name)
-            if short and config.target == "cpu" and not _has_data(recipe, config):
-                continue
-            found[recipe.variant] = recipe
+        sets = {target: _SETS.get((target, precision)) for target in config.targets}
+        for target, short in sets.items():
+            for name in short or (precision,):
+                recipe = parse_recipe(name)
+                if short and target == "cpu" and not _has_data(recipe, config):
+                    continue
+                found[recipe.variant] = recipe
     order = list(Precision)
     return tuple(sorted(found.values(), key=lambda recipe: order.index(recipe.precision)))
 

@@ -81,7 +81,7 @@ def _command(source: Source, config: ConvertConfig) -> str:
     for option, path in (("--calibration", config.calibration), ("--evaluate", config.evaluate)):
         if path is not None:
             words += [option, path.resolve().name]
-    words += ["--target", config.target]
+    words += ["--target", ",".join(config.targets)]
     if config.template != ConvertConfig.template:
         words += ["--template", config.template]
     if config.searches:

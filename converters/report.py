@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmedge.bundle.manifest import Parity, Quality, Role
+from mmedge.bundle.manifest import Role
+from mmedge.bundle.quality import Figure, Parity, Quality
+from mmedge.bundle.tuning import Speed
 
-__all__ = ["ConversionReport", "VariantReport"]
+__all__ = ["ConversionReport", "RoleDefault", "VariantReport"]
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,60 @@ class VariantReport:
 
 
 @dataclass(frozen=True)
+class RoleDefault:
+    """The variant that is loaded where none is asked for, beside fp32.
+
+    Attributes:
+        variant: Its name.
+        size_bytes: Of its files.
+        fp32_size_bytes: Of fp32's files.
+        speed: On this machine, None where it was not timed.
+        metric: What `drop` is in.
+        drop: What it loses to fp32.
+        within: Whether that is within the accuracy budget.
+    """
+
+    variant: str
+    size_bytes: int
+    fp32_size_bytes: int
+    speed: Speed | None
+    metric: str
+    drop: Figure
+    within: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "variant": self.variant,
+            "size_bytes": self.size_bytes,
+            "fp32_size_bytes": self.fp32_size_bytes,
+            "speed": None if self.speed is None else self.speed.model_dump(mode="json"),
+            "metric": self.metric,
+            "drop": self.drop.model_dump(),
+            "within": self.within,
+        }
+
+
+@dataclass(frozen=True)
 class ConversionReport:
-    """What came of a conversion.
+    """Result of a conversion.
 
     Attributes:
         path: The bundle.
         family: The model's family.
         variants: In the order of the manifest.
-        notes: What a user should know: pictures skipped, variants left out.
-        calibration_samples: Pictures that ranges were chosen from.
+        defaults: What is loaded where nothing is asked for, by role.
+        notes: What a user should know: samples skipped, variants left out.
+        calibration_samples: Samples that ranges were chosen from.
         duration_s: Wall time of the whole.
-        skipped: A message for each picture that was left out.
+        skipped: A message for each sample that was left out.
         searched: The roles whose precision was searched for, as the manifest has them.
     """
 
     path: Path
     family: str
     variants: tuple[VariantReport, ...]
+    defaults: Mapping[str, RoleDefault]
     notes: tuple[str, ...]
     calibration_samples: int
     duration_s: float
@@ -64,6 +103,7 @@ class ConversionReport:
                 }
                 for line in self.variants
             ],
+            "defaults": {role: default.to_json() for role, default in self.defaults.items()},
             "search": {
                 name: {"chosen": role.default, **role.search.model_dump(mode="json")}
                 for name, role in self.searched.items()

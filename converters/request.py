@@ -7,11 +7,9 @@ from pathlib import Path
 from mmedge.bundle.creating import check_target
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.datasets import read_dataset
-from mmedge.converters.evaluation.metrics import METRICS
 from mmedge.converters.sources.source import is_hub_id, open_source
 from mmedge.energy.counter import why_not
 from mmedge.errors import ConversionError
-from mmedge.specs import did_you_mean
 
 __all__ = ["check_request"]
 
@@ -21,15 +19,10 @@ def check_request(config: ConvertConfig) -> None:
 
     Raises:
         BundleError: If no bundle can be created at `config.out`.
-        ConversionError: If the metric is unknown or the objective cannot be measured (SourceError:
+        ConversionError: If the objective cannot be measured (SourceError:
             a local source cannot be opened; CalibrationError: no data at a path).
     """
     check_target(Path(config.out), overwrite=config.overwrite)
-    if config.metric is not None and config.metric not in METRICS:
-        raise ConversionError(
-            f"Unknown metric: got '{config.metric}', expected one of {', '.join(METRICS)}."
-            + did_you_mean(config.metric, METRICS)
-        )
     if config.searches and config.objective == "energy" and (reason := why_not()):
         raise ConversionError(f"Objective energy: {reason}")
     if not is_hub_id(config.source):

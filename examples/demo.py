@@ -77,7 +77,7 @@ def main() -> None:
     queries = queries_about(scenes)
     rows, recalls = [], {}
     for precision in ("fp32", "int8"):
-        with mmedge.load(bundle, precision=precision) as model:
+        with mmedge.DualEncoder.load(bundle, precision=precision) as model:
             vectors = model.encode_image(pictures)
             found = model.encode_text(captions)
             recalls[precision] = [recall_at_k(found, vectors, k) for k in (1, 5)]

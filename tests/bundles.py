@@ -29,22 +29,13 @@ from mmedge.bundle import (
     save_nodes,
     write_manifest,
 )
-from mmedge.bundle.manifest import (
-    ContrastiveHead,
-    Figure,
-    FileEntry,
-    Manifest,
-    Parity,
-    Provenance,
-    Quality,
-    Role,
-    TensorEntry,
-    Tolerance,
-    Variant,
-)
-from mmedge.preprocess.config import ImageConfig, Preprocessing, TextConfig
+from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
+from mmedge.bundle.manifest import FileEntry, Manifest, Provenance, Role, Variant
+from mmedge.bundle.quality import Figure, Parity, Quality, Tolerance
+from mmedge.bundle.tensors import AxisEntry, InputEntry, OutputEntry, ProcessorFeed
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
-from mmedge.specs import Array, Modality, Precision, Task
+from mmedge.specs import Array, Compare, Modality, Precision, Task
 
 DIM = 4
 IMAGE_SIZE = 8
@@ -175,34 +166,54 @@ def golden_vectors() -> Golden:
 
 def tiny_manifest(files: dict[str, FileEntry]) -> Manifest:
     """The manifest of the bundle that consists of `files`."""
-    embedding = TensorEntry(name="embedding", dtype="float32", shape=("batch", DIM))
+    embedding = OutputEntry(
+        name="embedding", dtype="float32", shape=("batch", DIM), compare=Compare.ROWS
+    )
     return Manifest(
         name="tiny",
         family="clip",
         tasks=(Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION),
-        embedding_dim=DIM,
+        kind=DualEncoderKind(
+            encoders={Modality.IMAGE: "image_encoder", Modality.TEXT: "text_encoder"},
+            embedding_dim=DIM,
+            contrastive_head=ContrastiveHead(activation="softmax", logit_scale=20.0),
+            label_banks={"colours": ("red", "green", "blue")},
+        ),
         roles={
             "image_encoder": Role(
-                modality=Modality.IMAGE,
                 inputs=(
-                    TensorEntry(
+                    InputEntry(
                         name="pixel_values",
                         dtype="float32",
                         shape=("batch", 3, IMAGE_SIZE, IMAGE_SIZE),
+                        feed=ProcessorFeed(processor="image"),
                     ),
                 ),
                 outputs=(embedding,),
+                axes={"batch": AxisEntry(min=1, opt=1, max=8)},
                 variants=tuple(_variant("image_encoder", name, files) for name in VARIANTS),
+                default="fp32",
             ),
             "text_encoder": Role(
-                modality=Modality.TEXT,
-                inputs=(TensorEntry(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
+                inputs=(
+                    InputEntry(
+                        name="input_ids",
+                        dtype="int64",
+                        shape=("batch", "sequence"),
+                        feed=ProcessorFeed(processor="text"),
+                    ),
+                ),
                 outputs=(embedding,),
+                axes={
+                    "batch": AxisEntry(min=1, opt=1, max=32),
+                    "sequence": AxisEntry(min=1, opt=6, max=6),
+                },
                 variants=tuple(_variant("text_encoder", name, files) for name in VARIANTS),
+                default="fp32",
             ),
         },
-        preprocessing=Preprocessing(
-            image=ImageConfig(
+        processors={
+            "image": ImageConfig(
                 steps=(
                     Decode(),
                     Resize(
@@ -216,10 +227,8 @@ def tiny_manifest(files: dict[str, FileEntry]) -> Manifest:
                     Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
                 )
             ),
-            text=TextConfig(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
-        ),
-        contrastive_head=ContrastiveHead(activation="softmax", logit_scale=20.0),
-        label_banks={"colours": ("red", "green", "blue")},
+            "text": TextConfig(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
+        },
         golden="golden.npz",
         files=files,
         provenance=Provenance(
@@ -248,7 +257,13 @@ def _variant(role: str, name: str, files: dict[str, FileEntry]) -> Variant:
         "text_to_image_recall@1": Figure(value=0.01, low=-0.005, high=0.02),
         "recall@1": Figure(value=0.02, low=0.005, high=0.03),
     }
-    quality = Quality(figures=figures, drops=drops, top_k=10, samples=100, data="drawn at random")
+    quality = Quality(
+        figures=figures,
+        drops=drops,
+        samples=100,
+        data="drawn at random",
+        settings={"top_k": 10},
+    )
     return Variant(
         name=name,
         precision=precision,

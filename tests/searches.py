@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mmedge.bundle.figures import Figure
-from mmedge.bundle.search import Candidate, SearchRecord, Speed, Verdict
+from mmedge.bundle.quality import Figure
+from mmedge.bundle.tuning import Candidate, SearchRecord, Speed, Verdict
 
 __all__ = ["candidate", "large_search", "nothing_gained", "small_search"]
 

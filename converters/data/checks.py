@@ -1,18 +1,47 @@
-"""Opening what a conversion is given: calibration and evaluation data, checked before any work."""
+"""Opening and checking calibration and evaluation data before any work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mmedge.converters.config import ConvertConfig, recipes, short_names
-from mmedge.converters.data.datasets import Dataset, read_dataset
-from mmedge.converters.data.feeds import FEW_SAMPLES, CheckedDataset, check_dataset
+from mmedge.converters.data.datasets import Dataset, Sample, read_dataset
+from mmedge.converters.data.feeds import Samples, missing_data
 from mmedge.converters.methods.recipes import Recipe, parse_recipe
 from mmedge.converters.progress import Progress, ProgressEvent
-from mmedge.errors import CalibrationError
-from mmedge.specs import Modality
+from mmedge.errors import CalibrationError, InputError
+from mmedge.preprocess import decode_image
+from mmedge.preprocess.registry import Processor
 
-__all__ = ["Data", "load_data", "plan_role"]
+if TYPE_CHECKING:
+    from mmedge.converters.families.base import RoleSpec
+
+__all__ = ["FEW_SAMPLES", "CheckedDataset", "Data", "check_dataset", "load_data", "plan_role"]
+
+FEW_SAMPLES = 32
+"""Below this many samples the ranges of activations are guesses."""
+# Held back from the calibration data where no evaluation data is given: a fifth, within these.
+_HELD_SHARE, _HELD_LEAST, _HELD_MOST = 5, 4, 500
+
+
+@dataclass(frozen=True)
+class CheckedDataset:
+    """A dataset of which every sample can be read.
+
+    Attributes:
+        data: The usable samples.
+        skipped: One message for each sample that was left out.
+        contents: Hashes of the content, in the order of the samples.
+    """
+
+    data: Dataset
+    skipped: tuple[str, ...]
+    contents: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -20,10 +49,10 @@ class Data:
     """Data that can be used.
 
     Attributes:
-        calibration: Pictures to choose ranges from, or None.
-        evaluation: Held-out pictures, or None.
+        calibration: Samples to choose ranges from, or None.
+        evaluation: Held-out samples, or None.
         notes: What a user should know of them.
-        skipped: One message for each picture that was left out.
+        skipped: One message for each sample that was left out.
     """
 
     calibration: Dataset | None
@@ -32,12 +61,73 @@ class Data:
     skipped: tuple[str, ...]
 
 
+def check_dataset(
+    data: Dataset,
+    *,
+    skip_bad: bool = False,
+    advance: Callable[[int, int], None] | None = None,
+) -> CheckedDataset:
+    """Read every sample once.
+
+    Args:
+        data: What to check.
+        skip_bad: Leave unreadable samples out instead of raising.
+        advance: Called with (done, total) after each sample.
+
+    Raises:
+        CalibrationError: If a sample cannot be read (it is named) and skip_bad is False, or none
+            can.
+    """
+    if data.arrays:
+        rows = (b"".join(a[i].tobytes() for a in data.arrays.values()) for i in range(len(data)))
+        return CheckedDataset(data, (), tuple(hashlib.sha256(row).digest() for row in rows))
+    usable: list[Sample] = []
+    skipped: list[str] = []
+    contents: list[bytes] = []
+    for done, sample in enumerate(data.samples, start=1):
+        try:
+            contents.append(_content(sample))
+        except InputError as error:
+            if not skip_bad:
+                raise CalibrationError(
+                    f"{data.name}: {error} Remove the file, or leave such files out with "
+                    "--skip-bad."
+                ) from error
+            skipped.append(str(error))
+        else:
+            usable.append(sample)
+        if advance is not None:
+            advance(done, len(data.samples))
+    if not usable:
+        raise CalibrationError(
+            f"{data.name}: none of its {len(data.samples)} samples can be read. The first: "
+            f"{skipped[0]}"
+        )
+    return CheckedDataset(replace(data, samples=tuple(usable)), tuple(skipped), tuple(contents))
+
+
+def _content(sample: Sample) -> bytes:
+    """Return a hash of what a sample holds, read as a processor reads it."""
+    from mmedge.preprocess.waveform import load_waveform
+
+    digest = hashlib.sha256()
+    if sample.image is not None:
+        digest.update(decode_image(sample.image).tobytes())
+    if sample.audio is not None:
+        digest.update(load_waveform(sample.audio, 16_000).tobytes())
+    if sample.image is None and sample.audio is None:
+        digest.update((sample.caption or "").encode())
+    return digest.digest()
+
+
 def load_data(config: ConvertConfig, progress: Progress) -> Data:
     """Read and check calibration and evaluation data.
 
+    Without evaluation data a part of the calibration data is held back for it.
+
     Raises:
-        CalibrationError: If either cannot be used, if all calibration pictures are the same, or if
-            a picture is in both.
+        CalibrationError: If either cannot be used, if all calibration samples are the same, or if
+            a sample is in both.
     """
     notes: list[str] = []
     skipped: list[str] = []
@@ -45,7 +135,7 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
     for what, path in (("calibration", config.calibration), ("evaluation", config.evaluate)):
         if path is None:
             continue
-        stage = f"Check the {what} pictures"
+        stage = f"Check the {what} data"
         progress(ProgressEvent(stage, 0, 1))
         found = check_dataset(
             read_dataset(path),
@@ -59,13 +149,20 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
         if found.skipped:
             notes.append(
                 f"{len(found.skipped)} of {len(found.skipped) + len(found.data.samples)} "
-                f"{what} pictures cannot be read and were skipped."
+                f"{what} samples cannot be read and were skipped."
             )
     calibration, evaluation = checked.get("calibration"), checked.get("evaluation")
     if calibration is not None:
-        notes += _judge_calibration(calibration)
+        notes += _check_calibration(calibration)
     if calibration is not None and evaluation is not None:
         _check_disjoint(calibration, evaluation)
+    elif calibration is not None and (split := _hold_back(calibration, config.seed)) is not None:
+        calibration, held = split
+        notes.append(
+            f"{len(held)} of the calibration samples were held back to measure quality on. Pass "
+            "--evaluate to use your own."
+        )
+        return Data(calibration.data, held, tuple(notes), tuple(skipped))
     return Data(
         calibration.data if calibration else None,
         evaluation.data if evaluation else None,
@@ -74,8 +171,27 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
     )
 
 
+def _hold_back(checked: CheckedDataset, seed: int) -> tuple[CheckedDataset, Dataset] | None:
+    """Split calibration data; None where there is too little. Equal samples stay together."""
+    kinds = list(dict.fromkeys(checked.contents))
+    held = min(len(kinds) // _HELD_SHARE, _HELD_MOST)
+    if held < _HELD_LEAST:
+        return None
+    chosen = {kinds[i] for i in np.random.default_rng([seed, 3]).permutation(len(kinds))[:held]}
+    inside = np.array([content in chosen for content in checked.contents])
+    data = checked.data
+    kept = tuple(content for content in checked.contents if content not in chosen)
+    rest = CheckedDataset(data.rows(np.flatnonzero(~inside)), checked.skipped, kept)
+    part = data.rows(np.flatnonzero(inside))
+    return rest, replace(part, name=f"{data.name}, held back")
+
+
 def plan_role(
-    config: ConvertConfig, data: Data, role: str, modality: Modality
+    config: ConvertConfig,
+    data: Data,
+    role: str,
+    spec: RoleSpec,
+    processors: Mapping[str, Processor],
 ) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
     """Return the recipes for a role, and notes on those that are left out.
 
@@ -83,16 +199,18 @@ def plan_role(
         CalibrationError: If a variant that was asked for by name lacks data to calibrate with.
     """
     wanted = recipes(config, role)
-    without_texts = data.calibration is not None and not data.calibration.captions
-    if modality is not Modality.TEXT or not without_texts or data.calibration is None:
+    if data.calibration is None:
+        return wanted, ()
+    missing = missing_data(spec, Samples.of(data.calibration, processors))
+    if missing is None:
         return wanted, ()
     left_out = [recipe for recipe in wanted if recipe.needs_calibration]
-    why = f"{data.calibration.name} has no captions to calibrate {role} with"
-    named = {name for name in config.of_role(role) if name not in short_names(config.target)}
+    why = f"{data.calibration.name} has no {missing.removeprefix('an ')} to calibrate {role} with"
+    named = {name for name in config.of_role(role) if name not in short_names(config.targets)}
     for recipe in left_out:
         if recipe.variant in {parse_recipe(name).variant for name in named}:
             raise CalibrationError(
-                f"{why}. Add a captions.jsonl, or give the role a precision of its own that needs "
+                f"{why}. Add {missing}, or give the role a precision of its own that needs "
                 f"none: --precision ...,{role}:int8-dynamic."
             )
     notes = tuple(f"{why}: {role}/{recipe.variant} was left out." for recipe in left_out)
@@ -100,21 +218,21 @@ def plan_role(
 
 
 def _check_disjoint(calibration: CheckedDataset, evaluation: CheckedDataset) -> None:
-    if shared := calibration.contents & evaluation.contents:
+    if shared := set(calibration.contents) & set(evaluation.contents):
         raise CalibrationError(
-            f"{evaluation.data.name}: {len(shared)} of its pictures are also calibration "
-            "pictures. Quality is never measured on those: pass disjoint sets."
+            f"{evaluation.data.name}: {len(shared)} of its samples are also calibration "
+            "samples. Quality is never measured on those: pass disjoint sets."
         )
 
 
-def _judge_calibration(checked: CheckedDataset) -> list[str]:
-    count = len(checked.data.samples)
-    if len(checked.contents) == 1 and count > 1:
+def _check_calibration(checked: CheckedDataset) -> list[str]:
+    count, different = len(checked.contents), len(set(checked.contents))
+    if different == 1 and count > 1:
         raise CalibrationError(
-            f"{checked.data.name}: all {count} pictures are the same. Pass pictures as various as "
+            f"{checked.data.name}: all {count} samples are the same. Pass samples as various as "
             "those that the device will see."
         )
-    if len(checked.contents) < FEW_SAMPLES:
-        few = f"Only {len(checked.contents)} different calibration pictures"
+    if different < FEW_SAMPLES:
+        few = f"Only {different} different calibration samples"
         return [f"{few}: {FEW_SAMPLES} or more, better hundreds, give ranges that hold for others."]
     return []

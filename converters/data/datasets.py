@@ -1,34 +1,41 @@
-"""Pictures with captions and labels, as calibration and evaluation take them."""
+"""Calibration and evaluation data: samples with typed columns, or arrays by a graph's inputs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from mmedge.errors import CalibrationError
 from mmedge.files import sha256_file
 from mmedge.files.json_file import parse_json
+from mmedge.specs import Array, Modality
 
-__all__ = ["CAPTIONS_NAME", "Dataset", "Sample", "read_dataset"]
+__all__ = ["CAPTIONS_NAME", "LABELS", "Dataset", "Sample", "read_dataset"]
 
 CAPTIONS_NAME = "captions.jsonl"
-_SUFFIXES = frozenset(
+LABELS = "labels"
+"""The array of an .npz file that holds the true class of each sample: (N,) integers."""
+
+_IMAGES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_SOUNDS = frozenset({".wav", ".flac", ".ogg"})
 _MOST_NAMED = 3
-_FIELDS = frozenset({"image", "caption", "label"})
+_FIELDS = ("image", "audio", "caption", "label")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture, what it shows in words, and its class; None where that is not known."""
+    """One sample: its files, what it shows in words, and its class; None where there is none."""
 
-    image: Path
+    image: Path | None = None
+    audio: Path | None = None
     caption: str | None = None
     label: str | None = None
 
@@ -39,66 +46,113 @@ class Dataset:
 
     Attributes:
         name: The folder's or file's name, no path of this machine.
-        samples: At least one.
+        samples: At least one, unless `arrays` holds them.
+        arrays: Arrays by input of a graph, with one row for each sample: (N, ...).
     """
 
     name: str
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample, ...] = ()
+    arrays: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def captions(self) -> tuple[str, ...]:
         """The captions that there are, each once, in their order."""
         return tuple(dict.fromkeys(s.caption for s in self.samples if s.caption is not None))
 
+    def items(self, modality: Modality) -> tuple[Path | str, ...]:
+        """Return what there is of a modality, in the order of the samples."""
+        if modality is Modality.TEXT:
+            return self.captions
+        column = {Modality.IMAGE: "image", Modality.AUDIO: "audio"}.get(modality)
+        if column is None:
+            return ()
+        return tuple(item for s in self.samples if (item := getattr(s, column)) is not None)
+
+    def __len__(self) -> int:
+        return len(self.samples) or len(next(iter(self.arrays.values()), ()))
+
+    def rows(self, chosen: Array) -> Dataset:
+        """Return the dataset of some samples.
+
+        Args:
+            chosen: (K,) positions.
+        """
+        if self.arrays:
+            return replace(
+                self, arrays={name: array[chosen] for name, array in self.arrays.items()}
+            )
+        return replace(self, samples=tuple(self.samples[int(position)] for position in chosen))
+
     def sha256(self) -> str:
-        """Return one hash over every picture's content, caption and label, in their order."""
+        """Return one hash over the content of every sample, in their order."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            entry = [sha256_file(sample.image), sample.caption, sample.label]
-            digest.update(json.dumps(entry).encode())
+            files = [None if p is None else sha256_file(p) for p in (sample.image, sample.audio)]
+            digest.update(json.dumps([*files, sample.caption, sample.label]).encode())
+        for name, array in sorted(self.arrays.items()):
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a folder of pictures, a folder with a `captions.jsonl`, or a .jsonl file.
+    """Read a folder of images or sounds, one with a `captions.jsonl`, a .jsonl or an .npz file.
 
-    A line of the file is an object with `image` (path relative to the file) and, optionally,
-    `caption` and `label`. Without one, every image file below the folder is taken, sorted by path.
-    Pictures are not opened here.
+    A line of a .jsonl file is an object with `image` or `audio` (paths relative to the file),
+    `caption` and `label`, each optional, but one of the first three. Without one, every image or
+    audio file below the folder is taken, sorted by path; they are not opened here. An .npz file
+    holds arrays by input of the graph, (N, ...), and optionally `labels` (N,).
 
     Raises:
-        CalibrationError: If there is nothing at `path`, no picture, or a line cannot be used.
+        CalibrationError: If there is nothing at `path`, no sample, or a line cannot be used.
     """
     if not path.exists():
         raise CalibrationError(
-            f"No such folder or file: {path}. Pass a folder of pictures, or a .jsonl file."
+            f"No such folder or file: {path}. Pass a folder of images or sounds, a .jsonl file or "
+            "an .npz file."
         )
+    if path.suffix == ".npz":
+        return Dataset(path.resolve().name, arrays=_read_arrays(path))
     if path.is_file():
         if path.suffix != ".jsonl":
-            raise CalibrationError(f"{path}: expected a folder of pictures, or a .jsonl file.")
+            raise CalibrationError(f"{path}: expected a folder, a .jsonl file or an .npz file.")
         samples = tuple(_read_lines(path))
     elif (path / CAPTIONS_NAME).is_file():
         samples = tuple(_read_lines(path / CAPTIONS_NAME))
     else:
-        samples = tuple(
-            Sample(file)
-            for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in _SUFFIXES and file.is_file()
-        )
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        samples = tuple(Sample(image=f) for f in files if f.suffix.lower() in _IMAGES)
+        samples = samples or tuple(Sample(audio=f) for f in files if f.suffix.lower() in _SOUNDS)
     if not samples:
         raise CalibrationError(
-            f"{path} holds no pictures{_what_else(path)}; expected "
-            f"{', '.join(sorted(_SUFFIXES))}. Pass a folder that does."
+            f"{path} holds no images or sounds{_describe_other_files(path)}; expected "
+            f"{', '.join(sorted(_IMAGES | _SOUNDS))}. Pass a folder that does."
         )
     return Dataset(path.resolve().name, samples)
 
 
-def _what_else(path: Path) -> str:
-    """Say what lies where pictures were expected: texts, sound, or nothing."""
+def _describe_other_files(path: Path) -> str:
+    """Return what lies where samples were expected, "" for nothing."""
     files = path.rglob("*") if path.is_dir() else ()
     suffixes = Counter(file.suffix.lower() or "no suffix" for file in files if file.is_file())
-    told = [f"{count} of {suffix}" for suffix, count in suffixes.most_common(_MOST_NAMED)]
-    return f" but {sum(suffixes.values())} other files ({', '.join(told)})" if told else ""
+    listed = [f"{count} of {suffix}" for suffix, count in suffixes.most_common(_MOST_NAMED)]
+    return f" but {sum(suffixes.values())} other files ({', '.join(listed)})" if listed else ""
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise CalibrationError(
+            f"{path}: not a readable .npz file ({error}). Write it with numpy.savez."
+        ) from error
+    counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        raise CalibrationError(
+            f"{path}: got arrays of {counts} rows, expected one row for each sample in all of them."
+        )
+    return arrays
 
 
 def _read_lines(path: Path) -> Iterator[Sample]:
@@ -113,25 +167,24 @@ def _read_lines(path: Path) -> Iterator[Sample]:
 
 def _sample(path: Path, place: str, line: str) -> Sample:
     entry = parse_json(line.encode(), place, error=CalibrationError)
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+    if not isinstance(entry, dict) or not entry.keys() & {"image", "audio", "caption"}:
         got = f"fields {', '.join(sorted(entry)) or 'none'}" if isinstance(entry, dict) else line
         raise CalibrationError(
-            f"{place}: expected an object whose 'image' is the path of a picture, got {got[:80]}. "
-            "A caption stands beside its picture."
+            f"{place}: got {got[:80]}, expected an object with 'image' or 'audio' (a path) or "
+            "'caption'."
         )
-    if unknown := sorted(entry.keys() - _FIELDS):
+    if unknown := sorted(entry.keys() - set(_FIELDS)):
         raise CalibrationError(
             f"{place}: unknown field '{unknown[0]}'; expected {', '.join(sorted(_FIELDS))}."
         )
-    return Sample(
-        path.parent / entry["image"],
-        _text(place, entry, "caption"),
-        _text(place, entry, "label"),
+    values: dict[str, str | None] = {}
+    for name in _FIELDS:
+        value = entry.get(name)
+        if value is not None and not isinstance(value, str):
+            got = type(value).__name__
+            raise CalibrationError(f"{place}: '{name}' is {got}, expected a string.")
+        values[name] = value
+    image, audio = (
+        None if file is None else path.parent / file for file in (values["image"], values["audio"])
     )
-
-
-def _text(place: str, entry: dict[str, Any], field: str) -> str | None:
-    value = entry.get(field)
-    if value is not None and not isinstance(value, str):
-        raise CalibrationError(f"{place}: '{field}' is {type(value).__name__}, expected a string.")
-    return value
+    return Sample(image, audio, values["caption"], values["label"])

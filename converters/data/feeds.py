@@ -1,132 +1,129 @@
-"""Calibration data, streamed: checked once, then read again for every pass over it.
-
-Never more than one batch is in memory, so ten thousand pictures need no more than ten.
-"""
+"""Feeds of a role: its inputs, made batch by batch from samples, arrays, state and other roles."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from mmedge.converters.data.datasets import Dataset, Sample
-from mmedge.errors import CalibrationError, ImageError, InputError
-from mmedge.preprocess import ImageProcessor, TextProcessor, decode_image
+import numpy as np
+
+from mmedge.bundle.tensors import CallerFeed, ProcessorFeed, RoleFeed, StateFeed
+from mmedge.converters.data.datasets import Dataset
+from mmedge.errors import CalibrationError, InputError
+from mmedge.preprocess.registry import Processor
 from mmedge.specs import Array
 
-__all__ = [
-    "FEW_SAMPLES",
-    "CheckedDataset",
-    "batched",
-    "check_dataset",
-    "image_feeds",
-    "text_feeds",
-]
+if TYPE_CHECKING:
+    from mmedge.converters.families.base import RoleSpec
 
-FEW_SAMPLES = 32
-"""Below this many pictures the ranges of activations are guesses."""
+__all__ = ["Samples", "initial_state", "missing_data", "role_feeds"]
+
 _BATCH = 8
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CheckedDataset:
-    """A dataset of which every picture can be read.
+class Samples:
+    """What a role's inputs are made from.
 
     Attributes:
-        data: The usable samples.
-        skipped: One message for each picture that was left out.
-        contents: Hashes of the decoded pictures; fewer than samples where pictures repeat.
+        items: Items by processor, N for each processor that a role reads.
+        arrays: Arrays by input given by callers, (N, ...).
+        outputs: Outputs of other roles, (N, ...), by role and name.
     """
 
-    data: Dataset
-    skipped: tuple[str, ...]
-    contents: frozenset[bytes]
+    items: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Dataset, processors: Mapping[str, Processor]) -> Samples:
+        """Return the samples of a dataset, for the processors of a model."""
+        items = {name: data.items(one.modality) for name, one in processors.items()}
+        return cls(items, data.arrays)
+
+    def count(self, spec: RoleSpec) -> int:
+        """Return how many samples there are for a role."""
+        columns: list[Sequence[Any] | Array] = []
+        for name, feed in spec.feeds.items():
+            if isinstance(feed, ProcessorFeed):
+                columns.append(self.items.get(feed.processor, ()))
+            elif isinstance(feed, CallerFeed):
+                columns.append(self.arrays.get(name, ()))
+            elif isinstance(feed, RoleFeed):
+                columns.append(self.outputs.get(feed.role, {}).get(feed.output, ()))
+        return min(map(len, columns), default=0)
 
 
-def check_dataset(
-    data: Dataset,
-    *,
-    skip_bad: bool = False,
-    advance: Callable[[int, int], None] | None = None,
-) -> CheckedDataset:
-    """Decode every picture once.
+def missing_data(spec: RoleSpec, samples: Samples) -> str | None:
+    """Return what a role's inputs lack in the samples, None where all can be made."""
+    for name, feed in spec.feeds.items():
+        if isinstance(feed, ProcessorFeed) and not samples.items.get(feed.processor):
+            return {"text": "captions"}.get(feed.processor, f"{feed.processor} samples")
+        if isinstance(feed, CallerFeed) and name not in samples.arrays:
+            return f"an array '{name}'"
+    return None
+
+
+def role_feeds(
+    spec: RoleSpec,
+    processors: Mapping[str, Processor],
+    samples: Samples,
+    batch: int = _BATCH,
+) -> Iterator[dict[str, Array]]:
+    """Yield feeds of a role, in memory that does not grow with the number of samples.
 
     Args:
-        data: What to check.
-        skip_bad: Leave unreadable pictures out instead of raising.
-        advance: Called with (done, total) after each picture.
+        spec: The role.
+        processors: Open processors by name.
+        samples: What the inputs are made from.
+        batch: Samples in a feed; a graph of a fixed batch takes its own.
 
     Raises:
-        CalibrationError: If a picture cannot be read (it is named) and skip_bad is False, or none
-            can.
+        CalibrationError: If a sample cannot be used.
     """
-    usable: list[Sample] = []
-    skipped: list[str] = []
-    hashes: set[bytes] = set()
-    for done, sample in enumerate(data.samples, start=1):
+    fixed = [item.shape[0] for item in spec.inputs if item.shape and isinstance(item.shape[0], int)]
+    size = int(fixed[0]) if fixed else batch
+    count = samples.count(spec)
+    for start in range(0, count - (size - 1 if fixed else 0), size):
+        rows = slice(start, min(start + size, count))
         try:
-            picture = decode_image(sample.image)
-        except ImageError as error:
-            if not skip_bad:
-                raise CalibrationError(
-                    f"{data.name}: {error} Remove the file, or leave such files out with "
-                    "--skip-bad."
-                ) from error
-            skipped.append(str(error))
-        else:
-            hashes.add(hashlib.sha256(picture.tobytes()).digest())
-            usable.append(sample)
-        if advance is not None:
-            advance(done, len(data.samples))
-    if not usable:
-        raise CalibrationError(
-            f"{data.name}: none of its {len(data.samples)} pictures can be read. The first: "
-            f"{skipped[0]}"
+            yield _feed(spec, processors, samples, rows)
+        except InputError as error:
+            raise CalibrationError(f"Samples {start + 1} to {rows.stop}: {error}") from error
+
+
+def _feed(
+    spec: RoleSpec, processors: Mapping[str, Processor], samples: Samples, rows: slice
+) -> dict[str, Array]:
+    made: dict[str, Array] = {}
+    for name in spec.processors:
+        made |= processors[name](list(samples.items[name][rows]))
+    for item in spec.inputs:
+        feed = spec.feeds[item.name]
+        if isinstance(feed, CallerFeed):
+            array = samples.arrays[item.name]
+            one = array.ndim > len(item.shape)  # a graph without an axis for samples
+            made[item.name] = np.asarray(array[rows.start] if one else array[rows], item.dtype)
+        elif isinstance(feed, RoleFeed):
+            made[item.name] = samples.outputs[feed.role][feed.output][rows]
+    made |= initial_state(spec, rows.stop - rows.start)
+    return {item.name: made[item.name] for item in spec.inputs}
+
+
+def initial_state(spec: RoleSpec, batch: int) -> dict[str, Array]:
+    """Return the state before the first call: nothing yet, or zeros.
+
+    Args:
+        spec: The role.
+        batch: Size of every dynamic axis but the growing one.
+    """
+    length = None if spec.state is None else spec.state.length
+    return {
+        item.name: np.zeros(
+            [n if isinstance(n, int) else 0 if n == length else batch for n in item.shape],
+            item.dtype,
         )
-    return CheckedDataset(replace(data, samples=tuple(usable)), tuple(skipped), frozenset(hashes))
-
-
-def image_feeds(
-    samples: Iterable[Sample], processor: ImageProcessor, batch: int = _BATCH
-) -> Iterator[Mapping[str, Array]]:
-    """Yield feeds of an image encoder: (B, 3, H, W) float32 under the configured input name.
-
-    Raises:
-        CalibrationError: If a picture cannot be read.
-    """
-    with _calibration_errors():
-        for group in batched(samples, batch):
-            yield processor([sample.image for sample in group])
-
-
-def text_feeds(
-    texts: Iterable[str], processor: TextProcessor, batch: int = _BATCH
-) -> Iterator[Mapping[str, Array]]:
-    """Yield feeds of a text encoder: (B, T) int64 ids, and the mask where the graph takes one.
-
-    Raises:
-        CalibrationError: If a text cannot be encoded.
-    """
-    with _calibration_errors():
-        for group in batched(texts, batch):
-            yield processor(group)
-
-
-@contextmanager
-def _calibration_errors() -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise CalibrationError(f"Calibration: {error}") from error
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
+        for item in spec.inputs
+        if isinstance(spec.feeds[item.name], StateFeed)
+    }

@@ -20,11 +20,11 @@ from torch.nn.utils import parametrize
 from mmedge.converters.distillation.fake_quantization import FakeQuantized
 from mmedge.converters.distillation.graph_weights import with_weights
 from mmedge.converters.distillation.losses import contrastive_loss, joint_embedding_loss
-from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.specs import Array
+from mmedge.specs import Array, Compare
 
 __all__ = ["Distillation", "Distilled", "distill"]
 
@@ -100,7 +100,7 @@ class Distilled:
             that they were given.
     """
 
-    spec: ExportSpec
+    spec: RoleSpec
     ranges: dict[str, Range]
     loss_before: float
     loss_after: float
@@ -121,7 +121,7 @@ class Distilled:
 
 
 def distill(
-    spec: ExportSpec,
+    spec: RoleSpec,
     ranges: Mapping[str, Range],
     calibration: Feeds,
     config: Distillation,
@@ -156,11 +156,16 @@ def distill(
         QuantizationError: If there is nothing to quantize, or the loss is NaN or infinite (the step
             is named).
     """
-    inputs = tuple(item.name for item in spec.inputs)
-    answers = _teach(teacher or spec.module, inputs, calibration)
+    module, inputs = spec.module, tuple(item.name for item in spec.inputs)
+    if module is None or set(spec.compare.values()) != {Compare.ROWS} or len(spec.outputs) > 1:
+        raise QuantizationError(
+            "Distillation trains encoders from their PyTorch modules: expected a module with one "
+            "output, an embedding."
+        )
+    answers = _teach(teacher or module, inputs, calibration)
     first = next(_rows(calibration()))
     student = FakeQuantized(
-        spec.module,
+        module,
         ranges,
         [torch.from_numpy(first[name]) for name in inputs],
         keep=keep,
@@ -188,7 +193,7 @@ def distill(
             advance(step, config.steps)
     weights, learned = kept
     return Distilled(
-        spec=replace(spec, module=with_weights(spec.module, weights)),
+        spec=replace(spec, module=with_weights(module, weights)),
         ranges=learned,
         loss_before=before,
         loss_after=best,

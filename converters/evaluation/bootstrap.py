@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmedge.bundle.figures import Figure
+from mmedge.bundle.quality import Figure
 from mmedge.errors import ShapeError
 from mmedge.specs import Array
 

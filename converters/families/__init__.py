@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from mmedge.errors import SourceError
@@ -11,13 +12,15 @@ if TYPE_CHECKING:
     from mmedge.converters.families.base import Family
     from mmedge.converters.sources.source import Source
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
 
-# One line a family: its module, which offers `FAMILY`.
+# One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
-    "clip": "mmedge.converters.families.clip",
-    "siglip": "mmedge.converters.families.siglip",
+    "clip": "mmedge.converters.families.clip:FAMILY",
+    "siglip": "mmedge.converters.families.siglip:FAMILY",
 }
+ENTRY_POINTS = "mmedge.families"
+"""Entry-point group through which other packages offer families: name = "module:object"."""
 
 
 def family_of(source: Source) -> Family:
@@ -26,11 +29,13 @@ def family_of(source: Source) -> Family:
     Raises:
         SourceError: If there is none; the message names the supported ones.
     """
-    for module in FAMILIES.values():
-        family = cast("Family", importlib.import_module(module).FAMILY)
+    offered = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    for place in (FAMILIES | offered).values():
+        module, name = place.split(":")
+        family = cast("Family", getattr(importlib.import_module(module), name))
         if family.matches(source):
             return family
     raise SourceError(
         f"{source.name} is of the architecture '{source.model_type}', which mmedge cannot convert. "
-        f"Supported: {', '.join(sorted(FAMILIES))}."
+        f"Supported: {', '.join(sorted(FAMILIES | offered))}."
     )

@@ -1,106 +1,110 @@
-"""What a model family says about itself."""
+"""What a model family says about a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.bundle.kinds import Kind
+from mmedge.bundle.tensors import Feed, ProcessorFeed
 from mmedge.converters.sources.source import Source
-from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.specs import Compare, Modality, Task, TensorSpec
+from mmedge.preprocess.config import ProcessorConfig
+from mmedge.specs import Axis, Compare, State, Task, TensorSpec
 
-__all__ = ["ExportSpec", "Family"]
+__all__ = ["Family", "ModelSpec", "RoleSpec"]
 
 
 @dataclass(frozen=True)
-class ExportSpec:
-    """One role: a module and what is needed to trace it and to prove it.
+class RoleSpec:
+    """One graph: a module, and what is needed to trace, prove, calibrate and compare it.
 
     Attributes:
-        modality: What the role takes in.
-        module: Takes the inputs in their order and returns the only output.
+        module: Takes the inputs in their order, returns the outputs in theirs; None where `graph`
+            is the source.
+        graph: An ONNX file whose fp32 outputs are the reference; None where `module` is the source.
         inputs: Specs of the inputs; a str in a shape is a dynamic axis.
         outputs: Specs of the outputs.
-        limits: Largest size of each dynamic axis that has one ("sequence").
-        compare: How each output is compared with the reference's; the graph says so too.
+        axes: Bounds of the inputs' dynamic axes, by name.
         sample: Makes inputs of the given sizes of the dynamic axes from a seed.
         trace_sizes: Sizes to trace with; 2 or more, since 0 and 1 are specialised.
         proof_sizes: Further sizes at which the exported graph must agree with the module.
+        feeds: Where each input comes from, by name.
+        compare: How each output is compared, by name; NONE for those that are not named.
+        state: What calls hand to each other.
     """
 
-    modality: Modality
-    module: nn.Module
+    module: nn.Module | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    axes: Mapping[str, Axis]
     sample: Callable[[Mapping[str, int], int], dict[str, torch.Tensor]]
     trace_sizes: Mapping[str, int]
     proof_sizes: tuple[Mapping[str, int], ...]
-    limits: Mapping[str, int]
-    compare: Mapping[str, Compare] = field(default_factory=dict)
+    feeds: Mapping[str, Feed]
+    compare: Mapping[str, Compare]
+    graph: Path | None = None
+    state: State | None = None
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """Names of the processors that feed it, each once."""
+        feeds = (feed.processor for feed in self.feeds.values() if isinstance(feed, ProcessorFeed))
+        return tuple(dict.fromkeys(feeds))
+
+    def compared(self, name: str) -> Compare:
+        """Return how an output is compared."""
+        return self.compare.get(name, Compare.NONE)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a family says of one loaded model.
+
+    Attributes:
+        kind: The typed section of the manifest.
+        tasks: What a bundle of it can be used for.
+        roles: Made one at a time, so that each one's weights can be freed, by role name; a role
+            that another feeds stands after it.
+        processors: Frozen preprocessing by name.
+        files: Files of the bundle that the processors read, by path: tokenizer.json, ...
+    """
+
+    kind: Kind
+    tasks: tuple[Task, ...]
+    roles: Mapping[str, Callable[[], RoleSpec]]
+    processors: Mapping[str, ProcessorConfig] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Family(Protocol):
-    """How one kind of model becomes the roles of a bundle."""
+    """How one family of models becomes a bundle."""
 
     @property
     def name(self) -> str:
         """The family's name in the manifest."""
         ...
 
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """What a bundle of this family can be used for."""
-        ...
-
     def matches(self, source: Source) -> bool:
-        """Say whether the source is of this family."""
+        """Tell whether a source is of this family, from its configuration alone."""
         ...
 
-    def load(self, source: Source) -> nn.Module:
-        """Load the model in fp32, ready for inference.
+    def load(self, source: Source) -> nn.Module | None:
+        """Load the model in fp32, ready for inference; None where there is no module to load.
 
         Raises:
             SourceError: If the weights do not fit the architecture.
         """
         ...
 
-    def roles(self, model: nn.Module) -> Mapping[str, ExportSpec]:
-        """Return what is to be exported, by role name."""
-        ...
-
-    def embedding_dim(self, model: nn.Module) -> int:
-        """Return D of the shared embedding space."""
-        ...
-
-    def head(self, model: nn.Module) -> ContrastiveHead:
-        """Return how similarities become scores."""
-        ...
-
-    def image_preprocessing(self, source: Source) -> ImageConfig:
-        """Return the frozen image preprocessing.
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe a loaded model.
 
         Raises:
-            SourceError: If it is missing or asks for a step that mmedge does not have.
-        """
-        ...
-
-    def text_preprocessing(self, source: Source) -> TextConfig:
-        """Return the frozen text preprocessing.
-
-        Raises:
-            SourceError: If the tokenizer is missing or does not fit the model.
-        """
-        ...
-
-    def tokenizer_json(self, source: Source) -> str:
-        """Return the content of the bundle's `tokenizer.json`, without padding or truncation.
-
-        Raises:
-            SourceError: If the tokenizer is missing or cannot be converted.
+            SourceError: If a processor is missing or does not fit the model.
         """
         ...

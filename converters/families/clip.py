@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mmedge.bundle.manifest import ContrastiveHead
-from mmedge.converters.families.base import ExportSpec
+from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
+from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.families.loading import load_model, read_part
-from mmedge.converters.families.towers import image_spec, text_spec
+from mmedge.converters.families.towers import image_role, text_role
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -22,8 +21,8 @@ from mmedge.converters.sources.tokenizer import (
     tokenizer_fields,
 )
 from mmedge.errors import SourceError
-from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.specs import Task
+from mmedge.preprocess.config import TextConfig
+from mmedge.specs import Modality, Task
 
 __all__ = ["FAMILY"]
 
@@ -65,66 +64,62 @@ class Clip:
     """The CLIP family of transformers (`model_type` "clip")."""
 
     name = "clip"
-    tasks = (Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION)
 
     def matches(self, source: Source) -> bool:
-        """Say whether the source is a CLIP."""
+        """Tell whether a source is a CLIP."""
         return source.model_type == "clip"
 
     def load(self, source: Source) -> nn.Module:
         """Load CLIPModel in fp32."""
         return load_model(source)
 
-    def roles(self, model: nn.Module) -> Mapping[str, ExportSpec]:
-        """Return the image and the text encoder, projection and normalisation inside."""
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe both encoders, projection and normalisation inside, and softmax over labels."""
         clip = cast(Any, model)
-        dim = self.embedding_dim(model)
+        dim = int(clip.config.projection_dim)
         text = clip.config.text_config
-        return {
-            "image_encoder": image_spec(_ImageEncoder(clip), clip.config, dim),
-            "text_encoder": text_spec(
-                _TextEncoder(clip),
-                clip.config,
-                dim,
-                dynamic_sequence=True,
-                close=lambda ids: _close(ids, int(text.eos_token_id), int(text.vocab_size)),
-            ),
-        }
-
-    def embedding_dim(self, model: nn.Module) -> int:
-        """Return the projection's width."""
-        return int(cast(Any, model).config.projection_dim)
-
-    def head(self, model: nn.Module) -> ContrastiveHead:
-        """Return softmax over labels with the trained scale."""
-        scale = float(cast(Any, model).logit_scale.exp())
-        return ContrastiveHead(activation="softmax", logit_scale=scale)
-
-    def image_preprocessing(self, source: Source) -> ImageConfig:
-        """Return what `preprocessor_config.json` says."""
-        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        return read_image_preprocessing(source, side)
-
-    def text_preprocessing(self, source: Source) -> TextConfig:
-        """Return truncation to the context length and padding to the longest text of a call."""
         tokenizer = load_tokenizer(source)
-        text = read_part(source, "text_config")
-        rows = text.integer("vocab_size", 1, 1 << 24)
-        check_tokenizer(source, tokenizer, rows)
-        eos = text.integer("eos_token_id", 0, rows - 1)
-        closing = _check_end_token(source, tokenizer, eos)
-        settings = tokenizer_fields(source, tokenizer)
-        context = text.integer("max_position_embeddings", 1, 1 << 20)
-        return TextConfig(
-            max_length=int(min(settings.number("model_max_length", 0, math.inf), context)),
-            padding="longest",
-            # Without a padding token any will do: nothing behind the end token counts.
-            pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+        head = ContrastiveHead(activation="softmax", logit_scale=float(clip.logit_scale.exp()))
+        return ModelSpec(
+            kind=DualEncoderKind(
+                encoders={Modality.IMAGE: "image_encoder", Modality.TEXT: "text_encoder"},
+                embedding_dim=dim,
+                contrastive_head=head,
+            ),
+            tasks=(Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION),
+            roles={
+                "image_encoder": lambda: image_role(_ImageEncoder(clip), clip.config, dim),
+                "text_encoder": lambda: text_role(
+                    _TextEncoder(clip),
+                    clip.config,
+                    dim,
+                    dynamic_sequence=True,
+                    close=lambda ids: _close(ids, int(text.eos_token_id), int(text.vocab_size)),
+                ),
+            },
+            processors={
+                "image": read_image_preprocessing(source, side),
+                "text": _text_config(source, tokenizer),
+            },
+            files={"tokenizer.json": backend_json(source, tokenizer).encode()},
         )
 
-    def tokenizer_json(self, source: Source) -> str:
-        """Return the tokenizer that transformers runs."""
-        return backend_json(source, load_tokenizer(source))
+
+def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
+    """Return truncation to the context length and padding to the longest text of a call."""
+    text = read_part(source, "text_config")
+    rows = text.integer("vocab_size", 1, 1 << 24)
+    check_tokenizer(source, tokenizer, rows)
+    closing = _check_end_token(source, tokenizer, text.integer("eos_token_id", 0, rows - 1))
+    settings = tokenizer_fields(source, tokenizer)
+    context = text.integer("max_position_embeddings", 1, 1 << 20)
+    return TextConfig(
+        max_length=int(min(settings.number("model_max_length", 0, math.inf), context)),
+        padding="longest",
+        # Without a padding token any will do: nothing behind the end token counts.
+        pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+    )
 
 
 def _close(ids: torch.Tensor, eos: int, vocab_size: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmedge.converters.numerics.distance import cosines
+from mmedge.bundle.differences import cosines
 from mmedge.converters.sources.config import foreign_errors
 from mmedge.errors import ParityError
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from mmedge.bundle.manifest import ContrastiveHead
-from mmedge.converters.families.base import ExportSpec
+from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
+from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.families.loading import load_model, read_part
-from mmedge.converters.families.towers import image_spec, text_spec
+from mmedge.converters.families.towers import image_role, text_role
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
@@ -21,8 +20,8 @@ from mmedge.converters.sources.tokenizer import (
     load_tokenizer,
     tokenizer_fields,
 )
-from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.specs import Task
+from mmedge.preprocess.config import TextConfig
+from mmedge.specs import Modality, Task
 
 __all__ = ["FAMILY"]
 
@@ -57,65 +56,61 @@ class Siglip:
     """The SigLIP family of transformers (`model_type` "siglip", fixed resolution)."""
 
     name = "siglip"
-    tasks = (Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION)
 
     def matches(self, source: Source) -> bool:
-        """Say whether the source is a SigLIP."""
+        """Tell whether a source is a SigLIP."""
         return source.model_type == "siglip"
 
     def load(self, source: Source) -> nn.Module:
         """Load SiglipModel in fp32."""
         return load_model(source)
 
-    def roles(self, model: nn.Module) -> Mapping[str, ExportSpec]:
-        """Return the image and the text encoder, normalisation inside."""
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe both encoders, normalisation inside, and a sigmoid for each pair."""
         siglip = cast(Any, model)
-        dim = self.embedding_dim(model)
-        return {
-            "image_encoder": image_spec(_ImageEncoder(siglip), siglip.config, dim),
-            "text_encoder": text_spec(
-                _TextEncoder(siglip), siglip.config, dim, dynamic_sequence=False
-            ),
-        }
-
-    def embedding_dim(self, model: nn.Module) -> int:
-        """Return the width of the vision tower, which the text head projects to."""
-        return int(cast(Any, model).config.vision_config.hidden_size)
-
-    def head(self, model: nn.Module) -> ContrastiveHead:
-        """Return a sigmoid for each pair with the trained scale and bias."""
-        siglip = cast(Any, model)
-        return ContrastiveHead(
-            activation="sigmoid",
-            logit_scale=float(siglip.logit_scale.exp()),
-            logit_bias=float(siglip.logit_bias),
-        )
-
-    def image_preprocessing(self, source: Source) -> ImageConfig:
-        """Return what `preprocessor_config.json` says."""
+        # The width of the vision tower, which the text head projects to.
+        dim = int(siglip.config.vision_config.hidden_size)
+        tokenizer = load_tokenizer(source)
+        folds = is_sentencepiece(tokenizer)
+        content = unigram_json(source, tokenizer) if folds else backend_json(source, tokenizer)
         side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        return read_image_preprocessing(source, side)
-
-    def text_preprocessing(self, source: Source) -> TextConfig:
-        """Return padding to the context length, which the model was trained with."""
-        tokenizer = load_tokenizer(source)
-        text = read_part(source, "text_config")
-        rows = text.integer("vocab_size", 1, 1 << 24)
-        check_tokenizer(source, tokenizer, rows)
-        return TextConfig(
-            max_length=text.integer("max_position_embeddings", 1, 1 << 20),
-            padding="max_length",
-            pad_id=tokenizer_fields(source, tokenizer).integer("pad_token_id", 0, rows - 1),
-            # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
-            canonicalize=is_sentencepiece(tokenizer),
+        return ModelSpec(
+            kind=DualEncoderKind(
+                encoders={Modality.IMAGE: "image_encoder", Modality.TEXT: "text_encoder"},
+                embedding_dim=dim,
+                contrastive_head=ContrastiveHead(
+                    activation="sigmoid",
+                    logit_scale=float(siglip.logit_scale.exp()),
+                    logit_bias=float(siglip.logit_bias),
+                ),
+            ),
+            tasks=(Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION),
+            roles={
+                "image_encoder": lambda: image_role(_ImageEncoder(siglip), siglip.config, dim),
+                "text_encoder": lambda: text_role(
+                    _TextEncoder(siglip), siglip.config, dim, dynamic_sequence=False
+                ),
+            },
+            processors={
+                "image": read_image_preprocessing(source, side),
+                "text": _text_config(source, tokenizer),
+            },
+            files={"tokenizer.json": content.encode()},
         )
 
-    def tokenizer_json(self, source: Source) -> str:
-        """Return the tokenizer that transformers runs, or its sentencepiece model converted."""
-        tokenizer = load_tokenizer(source)
-        if is_sentencepiece(tokenizer):
-            return unigram_json(source, tokenizer)
-        return backend_json(source, tokenizer)
+
+def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
+    """Return padding to the context length, which the model was trained with."""
+    text = read_part(source, "text_config")
+    rows = text.integer("vocab_size", 1, 1 << 24)
+    check_tokenizer(source, tokenizer, rows)
+    return TextConfig(
+        max_length=text.integer("max_position_embeddings", 1, 1 << 20),
+        padding="max_length",
+        pad_id=tokenizer_fields(source, tokenizer).integer("pad_token_id", 0, rows - 1),
+        # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
+        canonicalize=is_sentencepiece(tokenizer),
+    )
 
 
 FAMILY = Siglip()

@@ -1,79 +1,38 @@
-"""torch -> ONNX: one role at a time, stripped of local paths, proven at other sizes."""
+"""torch -> ONNX: one role at a time, stripped of local paths."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from mmedge.bundle.manifest import Parity
-from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.graphs.nan_trace import where_broken
-from mmedge.converters.graphs.worker import IsolatedGraph
-from mmedge.converters.numerics.distance import cosines
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.passes.linears import COMPARE_KEY
-from mmedge.errors import ExportError, ParityError, StorageError
+from mmedge.errors import ExportError, StorageError
 from mmedge.files import storage_errors
-from mmedge.specs import Array
+from mmedge.specs import Axis
 
 __all__ = [
     "OPSET",
-    "Probe",
     "export_role",
     "graph_storage_errors",
-    "measure_parity",
-    "probe_role",
-    "require_parity",
 ]
 
 # Opset 23 brings Attention, which TensorRT-RTX refuses in fp32 and the int8 tools cannot read.
 OPSET = 20
 # Tensors below stay in the graph: engines read shapes and axes without opening the data file.
 _INLINE_BYTES = 1024
-_COSINE_MIN = 0.9999
-_MAX_ABS_ERROR = 1e-3
 _SHORT_WRITE = re.compile(r"writing element|requested and \d+ written")
 _INVENTED = re.compile(r"s\d+")  # torch's name of an axis that it was given none for
 
 
-@dataclass(frozen=True)
-class Probe:
-    """An input of a role, and what the PyTorch module answers to it."""
-
-    feed: Array
-    expected: Array
-
-
-def probe_role(spec: ExportSpec) -> tuple[Probe, ...]:
-    """Ask the module at the sizes it is traced with and at every other size to be proven.
-
-    Raises:
-        ExportError: If the module's own answer is not finite; the part that is to blame is named.
-    """
-    probes = []
-    with torch.inference_mode():
-        for seed, sizes in enumerate((spec.trace_sizes, *spec.proof_sizes), start=1):
-            feed = spec.sample(sizes, seed)
-            inputs = [feed[item.name] for item in spec.inputs]
-            answer = spec.module.eval()(*inputs)
-            if not torch.isfinite(answer).all():
-                raise ExportError(
-                    "The PyTorch model itself gives NaN or infinity, first in "
-                    f"{where_broken(spec.module, inputs)}. Fetch its weights again, or mend them."
-                )
-            probes.append(Probe(feed[spec.inputs[0].name].numpy(), answer.numpy()))
-    return tuple(probes)
-
-
-def export_role(role: str, spec: ExportSpec, out: Path, *, plain: bool = False) -> None:
+def export_role(role: str, spec: RoleSpec, out: Path, *, plain: bool = False) -> None:
     """Export one role in fp32.
 
     Weights go to `out.name + ".data"` beside `out`, whatever their size: no limit of 2 GB, and a
@@ -95,18 +54,22 @@ def export_role(role: str, spec: ExportSpec, out: Path, *, plain: bool = False) 
 
     from mmedge.converters.passes import PORTABLE_PASSES
 
-    model = _trace(role, spec).model
-    RemoveUnusedNodesPass()(model)
-    # torch names values after operators and outputs as told, and does not see that they collide.
-    NameFixPass()(model)
-    _name_weights(model)
-    for step in () if plain else PORTABLE_PASSES:
-        step()(model)
+    if spec.module is None:
+        assert spec.graph is not None  # noqa: S101, a role has a module or a graph
+        model = onnx_ir.load(spec.graph)
+    else:
+        model = _trace(role, spec, spec.module).model
+        RemoveUnusedNodesPass()(model)
+        # torch names values after operators and outputs, and does not see that they collide.
+        NameFixPass()(model)
+        _name_weights(model)
+        for step in () if plain else PORTABLE_PASSES:
+            step()(model)
     _strip(model)
-    _check_interface(role, spec, model)
-    for value in model.graph.outputs:
-        if value.name in spec.compare:
-            value.metadata_props[COMPARE_KEY] = spec.compare[value.name].value
+    if spec.module is not None:
+        _check_interface(role, spec, model)
+    for output in model.graph.outputs:
+        output.metadata_props[COMPARE_KEY] = spec.compared(output.name or "").value
     with graph_storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         onnx_ir.save(
@@ -135,64 +98,10 @@ def graph_storage_errors(out: Path) -> Iterator[None]:
             raise
 
 
-def measure_parity(label: str, graph: IsolatedGraph, probes: Sequence[Probe]) -> Parity:
-    """Compare a graph with the PyTorch module.
-
-    Args:
-        label: What the graph is called in errors ("image_encoder/fp32").
-        graph: The graph.
-        probes: What the module answers.
-
-    Raises:
-        ParityError: If an answer has another shape or is not finite.
-        BackendError: If ONNX Runtime cannot run the graph.
-    """
-    errors: list[float] = []
-    values: list[Array] = []
-    for probe in probes:
-        got = graph.answer(probe.feed)
-        if got.shape != probe.expected.shape:
-            raise ParityError(
-                f"{label}: for an input {probe.feed.shape} the graph gives {got.shape}, the module "
-                f"{probe.expected.shape}. The export has frozen an axis; please report the model."
-            )
-        if not np.isfinite(got).all():
-            raise ParityError(
-                f"{label}: gives NaN or infinity where the PyTorch model does not. Leave this "
-                "precision out."
-            )
-        errors.append(float(np.abs(got - probe.expected).max()))
-        values.append(cosines(probe.expected, got))
-    every = np.concatenate(values)
-    return Parity(
-        max_abs_error=max(errors),
-        cosine_mean=float(every.mean()),
-        cosine_min=float(every.min()),
-        samples=len(every),
-    )
-
-
-def require_parity(label: str, parity: Parity) -> None:
-    """Check that an fp32 graph answers as the PyTorch module does.
-
-    Raises:
-        ParityError: If it does not; the figures are in the message.
-    """
-    if parity.cosine_min < _COSINE_MIN or parity.max_abs_error > _MAX_ABS_ERROR:
-        raise ParityError(
-            f"{label}: the exported graph does not answer as the PyTorch model does: smallest "
-            f"cosine {parity.cosine_min:.6f} (expected at least {_COSINE_MIN}), largest error "
-            f"{parity.max_abs_error:.2e} (expected at most {_MAX_ABS_ERROR:.0e}). Nothing was "
-            "written; please report the model."
-        )
-
-
-def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNXProgram
+def _trace(role: str, spec: RoleSpec, module: torch.nn.Module) -> Any:  # noqa: ANN401
     # torch takes no sum ("past + sequence") and finds by itself what such an axis follows from.
     axes = {
-        name: torch.export.Dim.AUTO
-        if " + " in name
-        else torch.export.Dim(name, max=spec.limits.get(name))
+        name: torch.export.Dim.AUTO if " + " in name else _dimension(name, spec.axes)
         for item in spec.inputs
         for name in item.shape
         if isinstance(name, str)
@@ -202,14 +111,14 @@ def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNX
         {axis: axes[name] for axis, name in enumerate(item.shape) if isinstance(name, str)}
         for item in spec.inputs
     ]
-    parameters = list(inspect.signature(spec.module.forward).parameters.values())
+    parameters = list(inspect.signature(module.forward).parameters.values())
     if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # one argument to torch
         given = len(parameters) - 1
         shapes[given:] = [tuple(shapes[given:])]
     feed = spec.sample(spec.trace_sizes, 0)
     try:
         program = torch.onnx.export(
-            spec.module.eval(),
+            module.eval(),
             tuple(feed[item.name] for item in spec.inputs),
             dynamo=True,
             opset_version=OPSET,
@@ -223,6 +132,12 @@ def _trace(role: str, spec: ExportSpec) -> Any:  # noqa: ANN401, torch.onnx.ONNX
     if program is None:
         raise ExportError(f"{role}: torch exported nothing.")
     return program
+
+
+def _dimension(name: str, axes: Mapping[str, Axis]) -> Any:  # noqa: ANN401, torch.export.Dim
+    axis = axes.get(name)
+    # A batch has no upper bound in the graph: bounds are for engines.
+    return torch.export.Dim(name, max=None if axis is None or name == "batch" else axis.max)
 
 
 def _reason(error: BaseException) -> str:
@@ -266,7 +181,7 @@ def _clear(items: Iterable[Any]) -> None:
         item.doc_string = None
 
 
-def _name_sums(spec: ExportSpec, model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
+def _name_sums(spec: RoleSpec, model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
     """Name axes that are sums as specified: torch orders terms its way, or invents a symbol."""
     specified = {item.name: item.shape for item in (*spec.inputs, *spec.outputs)}
     names = {
@@ -286,7 +201,7 @@ def _is_sum(got: str, name: str) -> bool:
     return bool(_INVENTED.fullmatch(got)) or sorted(got.split(" + ")) == sorted(name.split(" + "))
 
 
-def _check_interface(role: str, spec: ExportSpec, model: Any) -> None:  # noqa: ANN401
+def _check_interface(role: str, spec: RoleSpec, model: Any) -> None:  # noqa: ANN401
     """Check that names and dynamic axes came out as specified."""
     _name_sums(spec, model)
     for what, specs, values in (

@@ -97,8 +97,7 @@ class IsolatedGraph:
         self._process = process
         self._label = f"{label}: {backend_name}"
         self._number = next(process.numbers)
-        names, _ = self._ask("open", model=str(model), backend_name=backend_name)
-        self._input, self._output = names["input"], names["output"]
+        self._ask("open", model=str(model), backend_name=backend_name)
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph; see Session.run.
@@ -107,14 +106,6 @@ class IsolatedGraph:
             BackendError: If the engine refuses the feed, or crashes.
         """
         return self._ask("run", feed)[1]
-
-    def answer(self, array: Array) -> Array:
-        """Run a graph of one input and return its first output.
-
-        Raises:
-            BackendError: As for run.
-        """
-        return self.run({self._input: array})[self._output]
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -259,7 +250,7 @@ def _do(
     if request["do"] == "open":
         session = open_session(Path(request["model"]), backend_name=request["backend_name"])
         sessions[number] = session
-        return {"input": session.inputs[0].name, "output": session.outputs[0].name}, {}
+        return {}, {}
     if request["do"] == "run":
         return {}, sessions[number].run(feed)
     sessions[number].close()

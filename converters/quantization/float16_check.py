@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.bundle.differences import cosines
 from mmedge.converters.graphs.probe import written_beside
 from mmedge.converters.graphs.worker import Worker, lent
-from mmedge.converters.numerics.distance import cosines
 from mmedge.converters.passes.narrowing import ComputeInFloat32
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError

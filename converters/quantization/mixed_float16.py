@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from mmedge.bundle.differences import cosines
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.graphs.probe import written_beside
 from mmedge.converters.graphs.worker import Worker, lent
-from mmedge.converters.numerics.distance import cosines
 from mmedge.converters.passes.float16 import to_float16
 from mmedge.converters.quantization.float16_check import emulated_halves, require_agreement
 from mmedge.converters.statistics.collect import Feeds

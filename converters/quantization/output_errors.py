@@ -1,4 +1,4 @@
-"""What changing one node of a graph does to the embedding, on a few calibration samples."""
+"""Effect of changing one node of a graph on its outputs, on a few calibration samples."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from mmedge.converters.graphs.probe import beside
 from mmedge.converters.graphs.worker import Worker, lent
+from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.specs import Array, Float32Array
+from mmedge.specs import Array, Compare, Float32Array
 
-__all__ = ["SENSITIVITY_SAMPLES", "embedding_errors"]
+__all__ = ["SENSITIVITY_SAMPLES", "output_errors"]
 
 SENSITIVITY_SAMPLES = 8
 """Calibration samples that each node is measured on, unless told otherwise."""
 
 
-def embedding_errors(
+def output_errors(
     model: Path,
     names: Collection[str],
     write: Callable[[Path, str], None],
@@ -30,13 +32,13 @@ def embedding_errors(
     worker: Worker | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Float32Array]:
-    """Return 1 - cosine of each sample's embedding with what the float graph gives, for each node.
+    """Return 1 - cosine of each row of the outputs with the float graph's, for each node.
 
     Each node costs one opening of a graph and one run for each sample. All run in one worker, as
     no engine has seen these graphs before.
 
     Args:
-        model: ONNX file in float32 with one output, the embedding. A small file lies beside it
+        model: ONNX file in float32; see `compared_outputs`. A small file lies beside it
             while the engine reads it.
         names: Nodes, each once.
         write: Writes the graph with the named node changed to a file in the folder of `model`.
@@ -52,19 +54,20 @@ def embedding_errors(
 
     Raises:
         CalibrationError: If the stream is empty.
-        QuantizationError: If an embedding is not finite; the node is named.
+        QuantizationError: If an output is not finite; the node is named.
         BackendError: If ONNX Runtime cannot run what was written, or crashes on it; the node is
             named.
     """
     subset = _take(feeds, samples)
+    compared = compared_outputs(model)
     errors: dict[str, Float32Array] = {}
     with lent(worker) as runs:
-        reference = _embed(model, subset, model.name, runs)
+        reference = _run(model, subset, compared, model.name, runs)
         for done, name in enumerate(names, 1):
             changed = what.format(name)
             with beside(model.parent) as path:
                 write(path, name)
-                found = _embed(path, subset, f"{model.name} with {changed}", runs)
+                found = _run(path, subset, compared, f"{model.name} with {changed}", runs)
             errors[name] = _errors(changed, reference, found)
             if advance is not None:
                 advance(done, len(names))
@@ -89,25 +92,52 @@ def _rows(feed: Mapping[str, Array]) -> int:
     return len(next(iter(feed.values())))
 
 
-def _embed(model: Path, feeds: Sequence[Mapping[str, Array]], label: str, worker: Worker) -> Array:
-    """Return the embeddings of all feeds: (rows, D) float64."""
+def compared_outputs(model: Path) -> dict[str, Compare]:
+    """Return how each output of a graph is compared, those that are not left out.
+
+    A graph that does not say so has all of its outputs compared by rows.
+    """
+    outputs = ir.load(model).graph.outputs
+    marks = {value.name or "": value.metadata_props.get(COMPARE_KEY, "rows") for value in outputs}
+    return {name: Compare(mark) for name, mark in marks.items() if mark != Compare.NONE.value}
+
+
+def _run(
+    model: Path,
+    feeds: Sequence[Mapping[str, Array]],
+    compared: Mapping[str, Compare],
+    label: str,
+    worker: Worker,
+) -> list[Array]:
+    """Return the rows of every compared output of all feeds: (rows, D) float64 each."""
+    kept: list[Array] = []
     with worker.open(model, label) as graph:
-        rows = [next(iter(graph.run(feed).values())) for feed in feeds]
-    return np.concatenate(rows).astype(np.float64)
+        for feed in feeds:
+            outputs = graph.run(feed)
+            for name, compare in compared.items():
+                array = outputs[name].astype(np.float64)
+                values = compare is Compare.VALUES
+                kept.append(
+                    array.reshape(len(array) if values else -1, -1 if values else array.shape[-1])
+                )
+    return kept
 
 
-def _errors(changed: str, reference: Array, found: Array) -> Float32Array:
+def _errors(changed: str, reference: Sequence[Array], found: Sequence[Array]) -> Float32Array:
     """Return 1 - cosine of each row.
 
     Half the squared distance of the unit vectors, which is the same and does not lose the small
     ones in a difference of numbers near 1.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (reference, found)]
-    errors: Float32Array = (np.square(units[0] - units[1]).sum(axis=1) / 2).astype(np.float32)
+    parts = []
+    for arrays in zip(reference, found, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in arrays]
+        parts.append(np.square(units[0] - units[1]).sum(axis=1) / 2)
+    errors: Float32Array = np.concatenate(parts).astype(np.float32)
     if not np.isfinite(errors).all():
         raise QuantizationError(
-            f"The embedding is NaN, infinite or zero with {changed}. "
+            f"An output is NaN, infinite or zero with {changed}. "
             "Check the calibration data, or leave this role in float."
         )
     return errors

@@ -286,7 +286,7 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
             precision="float32" if weight.bits == 32 else f"int{weight.bits}",
             shape=weight.shape,
             weight_error=weight.weight_error,
-            embedding_error=errors.get(weight.name),
+            output_error=errors.get(weight.name),
             reason=weight.reason or _other_bits(weight, config),
         )
         for weight in step.weights

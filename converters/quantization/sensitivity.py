@@ -40,7 +40,7 @@ from mmedge.converters.passes.int8 import (
 )
 from mmedge.converters.passes.linears import find_linears
 from mmedge.converters.passes.weight_only import moment_inputs
-from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, embedding_errors
+from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, output_errors
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quantization.size_target import weight_only_pass
 from mmedge.converters.statistics.collect import Feeds, collect_moments, collect_ranges
@@ -179,7 +179,7 @@ def measure_errors(  # noqa: PLR0913, what is measured, on what, and how
         others = tuple(other for other in names if other != name)
         save(path, (*always, *(others if alone else (name,))))
 
-    return embedding_errors(
+    return output_errors(
         model,
         names if nodes is None else [name for name in names if name in nodes],
         write,

@@ -27,7 +27,7 @@ from mmedge.converters.passes.weight_only import (
     embedding_makers,
     moment_inputs,
 )
-from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, embedding_errors
+from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, output_errors
 from mmedge.converters.statistics.collect import Feeds, collect_moments
 from mmedge.errors import QuantizationError
 from mmedge.specs import Array
@@ -142,7 +142,7 @@ def choose_lowered(
         weight_only_pass(replace(plain, lowered=(name,), keep=others), moments)(graph)
         ir.save(graph, path)  # weights that stay in float are read from where they lie
 
-    rows = embedding_errors(
+    rows = output_errors(
         model,
         saved,
         write,

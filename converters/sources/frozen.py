@@ -3,85 +3,82 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
-from mmedge.converters.data.synthetic import synthetic_pictures, synthetic_texts
-from mmedge.converters.families.base import Family
-from mmedge.converters.sources.reference_processors import (
-    check_image_preprocessing,
-    check_text_preprocessing,
-)
 from mmedge.converters.sources.source import Source
 from mmedge.files import storage_errors
-from mmedge.preprocess import ImageProcessor, Preprocessing, TextProcessor
-from mmedge.specs import Array, Modality
+from mmedge.preprocess.config import ProcessorConfig
+from mmedge.preprocess.registry import Processor, open_processor
 
-__all__ = ["Frozen", "freeze"]
+__all__ = ["CHECKS", "embedding_space", "freeze"]
 
-
-@dataclass(frozen=True)
-class Frozen:
-    """Preprocessing as the device will do it.
-
-    Attributes:
-        preprocessing: For the manifest.
-        images: The image processor.
-        texts: The text processor.
-        tokenizer_file: Where the tokenizer lies.
-    """
-
-    preprocessing: Preprocessing
-    images: ImageProcessor
-    texts: TextProcessor
-    tokenizer_file: Path
-
-    def golden(self, modality: Modality, count: int, seed: int) -> Array:
-        """Return one batch of made-up samples: golden inputs hold nobody's pictures."""
-        if modality is Modality.IMAGE:
-            return self.images(synthetic_pictures(count, seed))[self.images.config.input]
-        texts = synthetic_texts(count, seed, self.tokenizer_file)
-        return self.texts(texts)[self.texts.config.input]
-
-    def space(
-        self, family: str, dim: int, weights_sha256: str, config: Mapping[str, object]
-    ) -> str:
-        """Return the embedding-space fingerprint of the fp32 model.
-
-        Args:
-            family: The family's name.
-            dim: D of the embedding.
-            weights_sha256: As `tensors_sha256` returns it.
-            config: As `computing_config` returns it.
-        """
-        tokenizer = hashlib.sha256(self.tokenizer_file.read_bytes()).hexdigest()
-        processors = self.preprocessing.model_dump(mode="json")
-        known = [weights_sha256, config, processors, tokenizer, dim]
-        content = json.dumps(known, sort_keys=True, default=str)
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        return f"{family}-{dim}-{digest[:32]}"
+_HERE = "mmedge.converters.sources.reference_processors"
+CHECKS: dict[str, str] = {
+    "image": f"{_HERE}:check_image_preprocessing",
+    "text": f"{_HERE}:check_text_preprocessing",
+}
+"""Function by the `type` of a processor that compares it with the source's own; a type without one
+has no reference to be compared with."""
 
 
-def freeze(source: Source, family: Family, folder: Path) -> Frozen:
-    """Write the tokenizer into `folder` and check both processors against transformers'.
+def freeze(
+    source: Source | None,
+    processors: Mapping[str, ProcessorConfig],
+    files: Mapping[str, bytes],
+    folder: Path,
+) -> dict[str, Processor]:
+    """Write the processors' files into `folder`, open them, and compare them with the source's.
+
+    Args:
+        source: The source; None where there are no reference processors.
+        processors: Configurations by name.
+        files: Content by path in the bundle.
+        folder: The bundle.
 
     Raises:
-        SourceError: If a processor is missing or asks for a step that mmedge does not have.
-        ExportError: If a picture or a text comes out otherwise than with transformers.
+        ExportError: If a sample comes out otherwise than with the reference.
+        BundleError: If a processor cannot be opened.
         StorageError: If the disk is full.
     """
-    image, text = family.image_preprocessing(source), family.text_preprocessing(source)
-    tokenizer_file = folder / text.tokenizer_file
-    content = family.tokenizer_json(source).encode()
-    with storage_errors(tokenizer_file):
-        tokenizer_file.write_bytes(content)
-    check_image_preprocessing(source, image)
-    check_text_preprocessing(source, folder, text)
-    return Frozen(
-        Preprocessing(image=image, text=text),
-        ImageProcessor(image),
-        TextProcessor(text, tokenizer_file),
-        tokenizer_file,
-    )
+    for name, content in files.items():
+        path = folder / name
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    opened = {name: open_processor(config, folder) for name, config in processors.items()}
+    for config in processors.values():
+        if source is not None and (place := CHECKS.get(config.type)) is not None:
+            module, function = place.split(":")
+            check = getattr(importlib.import_module(module), function)
+            cast("Callable[[Source, Any, Path], None]", check)(source, config, folder)
+    return opened
+
+
+def embedding_space(
+    family: str,
+    weights_sha256: str,
+    config: Mapping[str, object],
+    processors: Mapping[str, ProcessorConfig],
+    files: Mapping[str, bytes],
+) -> str:
+    """Return the embedding-space fingerprint of a model in fp32.
+
+    Args:
+        family: The family's name.
+        weights_sha256: Hash of the tensors.
+        config: What of the configuration changes the outputs.
+        processors: The model's processors.
+        files: What they read.
+    """
+    known = [
+        weights_sha256,
+        config,
+        {name: one.model_dump(mode="json") for name, one in processors.items()},
+        {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    ]
+    content = json.dumps(known, sort_keys=True, default=str)
+    return f"{family}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"

@@ -140,7 +140,7 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
     return (), {}
 
 
-def check_image_preprocessing(source: Source, config: ImageConfig) -> None:
+def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path) -> None:  # noqa: ARG001
     """Compare the frozen preprocessing with transformers' Pillow processor on noise pictures.
 
     Raises:
@@ -175,13 +175,13 @@ def _probe_images() -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
-def check_text_preprocessing(source: Source, folder: Path, config: TextConfig) -> None:
+def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -> None:
     """Compare the frozen tokenizer with transformers' on texts of several scripts.
 
     Args:
         source: The original.
-        folder: Where `config.tokenizer_file` lies.
         config: The frozen preprocessing.
+        folder: Where `config.tokenizer_file` lies.
 
     Raises:
         ExportError: If the ids of a text differ.

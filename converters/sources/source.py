@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from mmedge.converters.sources.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, r
 from mmedge.converters.sources.clean import unread_keys
 from mmedge.converters.sources.config import Fields, check_architecture, read_fields
 from mmedge.errors import SourceError
-from mmedge.files import storage_errors
+from mmedge.files import sha256_file, storage_errors
+from mmedge.runtimes.onnx_file import read_onnx_file
 
 __all__ = ["Source", "open_source"]
 
@@ -51,6 +53,7 @@ class Source:
         shapes: Shape of each tensor, by name.
         adapter: The settings of a LoRA adapter to merge into the weights; None for no adapter.
         notes: What was left out, for the user to read.
+        graph: The ONNX file where that is the source, else None.
     """
 
     folder: Path
@@ -61,6 +64,15 @@ class Source:
     shapes: Mapping[str, tuple[int, ...]]
     adapter: Fields | None = None
     notes: tuple[str, ...] = field(default=())
+    graph: Path | None = None
+
+    def sha256(self) -> str:
+        """Return the hash of the graph's file and of the external data that it reads."""
+        if self.graph is None:
+            raise SourceError(f"{self.name} is not an ONNX file.")
+        names = read_onnx_file(self.graph).external_locations
+        files = [self.graph, *(self.graph.parent / name for name in names)]
+        return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
     @property
     def fields(self) -> Fields:

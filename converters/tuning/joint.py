@@ -5,69 +5,43 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Manifest
-from mmedge.converters.evaluation.dataset import EvaluationSet
-from mmedge.converters.evaluation.embedding import EvaluationLabels
-from mmedge.converters.evaluation.metrics import METRICS
-from mmedge.converters.progress import Progress, ProgressEvent
+from mmedge.bundle.quality import Figure
+from mmedge.converters.evaluation.base import Evaluation
+from mmedge.converters.families.base import RoleSpec
+from mmedge.converters.graphs.export import export_role
+from mmedge.converters.methods.recipes import FP32
+from mmedge.converters.provenance import tool_versions
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, front
-from mmedge.converters.tuning.role import RoleSearch
+from mmedge.converters.tuning.role import RoleSearch, describe_search
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
 from mmedge.converters.tuning.trials import TrialStore
-from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant, VariantBuilder
-from mmedge.converters.variants.describe import BuiltRole, files_of, judge, judge_together
+from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant, VariantBuilder, lay_out
+from mmedge.converters.variants.describe import BuiltRole, files_of, judge
+from mmedge.converters.variants.job import Job
 from mmedge.energy.counter import energy_counter
-from mmedge.errors import CalibrationError
 from mmedge.files import storage_errors
-from mmedge.runtimes.processor import int8_saturates
+from mmedge.runtimes.processor import allowed_processors, int8_saturates, processor_name
 from mmedge.runtimes.selection.remembered import Choice, remember_choice
 from mmedge.runtimes.session import SessionOptions
 
 __all__ = [
     "StartedSearch",
     "choose_together",
-    "default_metric",
     "placed",
     "remember_backends",
-    "require_told",
+    "search_key",
     "search_notes",
+    "take_front",
 ]
 
 _FEW_SAMPLES = 100
-
-
-def default_metric(known: EvaluationLabels) -> str:
-    """Return what a search keeps to where nothing is asked for: the task that the data can tell."""
-    if known.captions is not None:
-        return "recall@1"
-    return "zero-shot" if len(known.classes) > 1 else "cosine-p1"
-
-
-def require_told(metric: str, samples: EvaluationSet) -> None:
-    """Check that the evaluation data can tell a metric, before anything is made.
-
-    Raises:
-        CalibrationError: If it cannot.
-    """
-    captioned = len(samples.images) if samples.known.captions is not None else 0
-    told = [
-        name
-        for name, known in METRICS.items()
-        if known.agreement
-        or (name == "zero-shot" and len(samples.known.classes) > 1)
-        or (name.startswith("recall@") and captioned > int(name.removeprefix("recall@")))
-    ]
-    if metric not in told:
-        raise CalibrationError(
-            f"Metric '{metric}' cannot be told from {samples.about_images}; what can: "
-            f"{', '.join(told)}. Recall needs a caption for each picture and more pictures than "
-            "are looked at, zero-shot accuracy two labels or more: give such data with --evaluate."
-        )
 
 
 @dataclass(frozen=True)
@@ -90,16 +64,50 @@ class StartedSearch:
     budget: Budget
     calibrated: bool
 
-    def run(
-        self, fp32: Mapping[str, BuiltRole], samples: EvaluationSet, progress: Progress
-    ) -> list[Trial]:
+    @classmethod
+    def start(
+        cls,
+        job: Job,
+        name: str,
+        spec: RoleSpec,
+        store: TrialStore,
+        budget: Budget,
+        before: Mapping[str, BuiltVariant],
+        stack: ExitStack,
+    ) -> StartedSearch:
+        """Export a role, or take it from before, and measure fp32.
+
+        Args:
+            job: The conversion.
+            name: Of the role.
+            spec: The role.
+            store: Finished candidates.
+            budget: What to keep to.
+            before: fp32 of the roles before it.
+            stack: Closes what makes the variants.
+        """
+        portable = store.role_folder(name) / "fp32.onnx"
+        job.stage(f"Export {name}")
+        known = store.load(name, FP32, partial(job.evaluation.drop, budget.metric))
+        stored = None if known is None else known.built
+        if stored is None:
+            export_role(name, spec, portable)
+        models = lay_out(portable) if stored is None else stored.models
+        builder = job.builder(name, spec, models, before)
+        stack.callback(builder.close)
+        built = stored or builder.build(FP32)
+        role = BuiltRole(spec, builder.inputs.golden, (built,))
+        calibrated = job.calibration(name, spec) is not None
+        return cls(name, role, builder, store, budget, calibrated)
+
+    def run(self, fp32: Mapping[str, BuiltRole], job: Job) -> list[Trial]:
         """Try the candidates of this role, the other roles being in fp32.
 
         Args:
             fp32: All roles, with fp32 alone.
-            samples: What fidelity is measured on.
-            progress: Told of each candidate.
+            job: The conversion.
         """
+        evaluation = job.evaluation
         reference = self.role.variants[0]
         inputs = self.builder.inputs
         speed = SpeedTest(
@@ -108,8 +116,7 @@ class StartedSearch:
                 reference.golden,
                 TOLERANCES[reference.recipe.precision].cosine_min,
             ),
-            inputs.name,
-            next(iter(inputs.feeds())),
+            next(iter(evaluation.feeds(self.role.spec, inputs.reference))),
             inputs.golden,
             energy_counter() if self.budget.objective == "energy" else None,
             self.builder.worker,
@@ -118,11 +125,12 @@ class StartedSearch:
             role=self.name,
             budget=self.budget,
             build=self.builder.build,
-            judge=lambda variant: judge(self.role, variant, fp32, samples),
+            judge=lambda variant: judge(self.name, variant, fp32, evaluation),
+            drop=partial(evaluation.drop, self.budget.metric),
             speed=speed,
             store=self.store,
             calibrated=self.calibrated,
-            tell=lambda name, there: progress(ProgressEvent(_stage(self.name, name, there), 0, 1)),
+            tell=lambda name, there: job.stage(_stage(self.name, name, there)),
             paired=self.budget.objective != "size" and int8_saturates(),
         )
         return search.run(reference)
@@ -135,7 +143,7 @@ def _stage(role: str, name: str, there: bool) -> str:
 def choose_together(
     tried: Mapping[str, Sequence[Trial]],
     roles: Mapping[str, BuiltRole],
-    samples: EvaluationSet,
+    evaluation: Evaluation,
     budget: Budget,
 ) -> tuple[dict[str, Trial], Figure | None]:
     """Choose a candidate for each role so that the model as a whole keeps to the budget.
@@ -147,9 +155,10 @@ def choose_together(
     """
     fronts = {name: front(trials, budget) for name, trials in tried.items()}
     alone = {name: choose(kept, budget.objective) for name, kept in fronts.items()}
-    metric = METRICS[budget.metric]
+    metric = evaluation.metrics[budget.metric]
     if metric.agreement or len(tried) < 2:
         return alone, None
+    reference = {name: role.reference for name, role in roles.items()}
     combinations = [
         dict(zip(fronts, combination, strict=True)) for combination in product(*fronts.values())
     ]
@@ -161,11 +170,68 @@ def choose_together(
         )
     )
     for picks in combinations:
-        built = {name: trial.built for name, trial in picks.items() if trial.built is not None}
-        joint = judge_together(built, roles, samples).drops[metric.figure]
+        ours = {name: t.built.collected for name, t in picks.items() if t.built is not None}
+        joint = evaluation.together(reference, ours)[metric.figure]
         if budget.holds(joint):
             return picks, joint
     return {name: trials[0] for name, trials in tried.items()}, None
+
+
+def search_key(job: Job) -> dict[str, object]:
+    """Return what the candidates of a search depend on."""
+    data = {
+        what: None if dataset is None else dataset.sha256()
+        for what, dataset in (
+            ("calibration", job.data.calibration),
+            ("evaluation", job.data.evaluation),
+        )
+    }
+    return {
+        "format": 3,  # of what the store holds
+        "space": job.space,
+        "weights_sha256": job.weights_sha256,
+        **data,
+        "template": job.config.template,
+        "seed": job.config.seed,
+        "explain": job.config.explain,
+        "tools": tool_versions(),
+        "processor": processor_name(),
+        "processors": list(allowed_processors()),
+    }
+
+
+def take_front(
+    job: Job,
+    role: BuiltRole,
+    trials: Sequence[Trial],
+    budget: Budget,
+    chosen: Trial,
+    joint: Figure | None,
+) -> BuiltRole:
+    """Put the Pareto front of a search into the bundle.
+
+    Args:
+        job: The conversion.
+        role: The role, with fp32 alone.
+        trials: Its candidates.
+        budget: What they were to keep to.
+        chosen: What is loaded.
+        joint: What all roles together lose, or None.
+    """
+    record = describe_search(trials, budget, chosen, joint=joint)
+    kept = {one.variant for one in record.candidates if one.verdict != "dropped"}
+    variants = tuple(
+        placed(trial.built, job.folder)
+        for trial in trials
+        if trial.built is not None and trial.name in kept
+    )
+    return replace(
+        role,
+        variants=variants,
+        default=chosen.name,
+        search=record,
+        qualities={trial.name: trial.quality for trial in trials if trial.built is not None},
+    )
 
 
 def placed(built: BuiltVariant, folder: Path) -> BuiltVariant:

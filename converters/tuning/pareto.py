@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmedge.bundle.figures import Figure
-from mmedge.bundle.manifest import Quality
-from mmedge.bundle.search import Objective, Speed, Verdict
+from mmedge.bundle.quality import Figure, Quality
+from mmedge.bundle.tuning import Objective, Speed, Verdict
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.variants.builder import BuiltVariant
 from mmedge.errors import ConversionError
@@ -35,7 +34,7 @@ class Budget:
     """What a search is to keep to.
 
     Attributes:
-        metric: A name of quality.METRICS.
+        metric: A name of the evaluation's metrics.
         max_drop: How much of it may be lost to fp32.
         objective: What is to be made small.
     """

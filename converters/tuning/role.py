@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mmedge.bundle.manifest import Quality
-from mmedge.bundle.search import Candidate, Objective, SearchRecord
+from mmedge.bundle.quality import Figure, Quality
+from mmedge.bundle.tuning import Candidate, Objective, SearchRecord
 from mmedge.converters.methods.recipes import FP32, Recipe, parse_recipe
 from mmedge.converters.tuning.pareto import (
     Budget,
@@ -28,7 +28,7 @@ from mmedge.converters.tuning.pareto import (
     within,
 )
 from mmedge.converters.tuning.speed import Runner, SpeedTest
-from mmedge.converters.tuning.trials import TrialStore, drop_of
+from mmedge.converters.tuning.trials import TrialStore
 from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
 from mmedge.converters.variants.describe import files_of
 from mmedge.energy.counter import energy_counter
@@ -70,6 +70,7 @@ class RoleSearch:
         budget: What to keep to.
         build: Makes a variant and runs it on everything.
         judge: Compares a variant with fp32; the other roles are in fp32.
+        drop: Returns what a quality loses of the budget's metric.
         speed: Times a candidate.
         store: Finished candidates.
         calibrated: Whether there is calibration data for the role.
@@ -83,6 +84,7 @@ class RoleSearch:
     budget: Budget
     build: Callable[[Recipe], BuiltVariant]
     judge: Callable[[BuiltVariant], Quality | None]
+    drop: Callable[[Quality | None], Figure]
     speed: SpeedTest
     store: TrialStore
     calibrated: bool
@@ -193,7 +195,7 @@ class RoleSearch:
         return min(over, key=Trial.loss, default=None)
 
     def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
-        known = self.store.load(self.role, recipe, self.budget.metric)
+        known = self.store.load(self.role, recipe, self.drop)
         there = known is not None and self._complete(known)
         self.tell(recipe.variant, there)
         if known is not None and there:
@@ -219,7 +221,7 @@ class RoleSearch:
                 recipe=built.recipe,
                 built=built,
                 quality=quality,
-                drop=drop_of(self.budget.metric, quality),
+                drop=self.drop(quality),
                 size_bytes=sum(path.stat().st_size for path in files_of(built)),
                 speed=self.speed.fp32() if recipe == FP32 else self.speed.candidate(runner),
                 duration_s=time.monotonic() - started,

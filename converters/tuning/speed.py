@@ -12,17 +12,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmedge.bundle.figures import Figure
+from mmedge.bundle.differences import difference
 from mmedge.bundle.manifest import Layout
-from mmedge.bundle.search import Speed
+from mmedge.bundle.quality import Figure
+from mmedge.bundle.tuning import Speed
 from mmedge.converters.graphs.worker import Worker, lent
-from mmedge.converters.numerics.distance import cosines
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
 from mmedge.runtimes.backends import BACKENDS, backend, open_session
 from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.session import Session, SessionOptions
-from mmedge.specs import Array
+from mmedge.specs import Array, Compare
 
 __all__ = ["Runner", "SpeedTest", "installed_backends"]
 
@@ -39,12 +39,12 @@ class Runner:
 
     Attributes:
         models: ONNX file by layout.
-        golden: Its answer to the golden batch, from ONNX Runtime.
-        cosine_min: How far another backend's answer may lie from it.
+        golden: Its outputs for the golden inputs, from ONNX Runtime, by name.
+        cosine_min: Smallest cosine of another backend's outputs with them.
     """
 
     models: Mapping[Layout, Path]
-    golden: Array
+    golden: Mapping[str, Array]
     cosine_min: float
 
 
@@ -54,26 +54,29 @@ class SpeedTest:
     def __init__(
         self,
         fp32: Runner,
-        name: str,
-        feed: Array,
-        golden: Array,
+        feed: Mapping[str, Array],
+        golden: Mapping[str, Array],
         counter: EnergyCounter | None = None,
         worker: Worker | None = None,
+        *,
+        rounds: int = _ROUNDS,
+        seconds: float = _SECONDS,
     ) -> None:
         """Take what all candidates are compared with.
 
         Args:
             fp32: The role in fp32.
-            name: Of the graph's input.
             feed: One sample, as the graph takes it.
-            golden: The golden batch, which a backend has to answer as ONNX Runtime does.
+            golden: Golden inputs, for which a backend has to agree with ONNX Runtime.
             counter: Measures energy too, None where nobody asks for it.
             worker: Where a graph runs first; None starts one each time.
+            rounds: Rounds to time at most.
+            seconds: Time to stop after.
         """
+        self._limits = rounds, seconds
         self._fp32 = fp32
-        self._name = name
-        self._feed = {name: feed}
-        self._golden = {name: golden}
+        self._feed = feed
+        self._golden = golden
         self._counter = counter
         self._worker = worker
         self._survived: set[tuple[str, Path]] = set()
@@ -126,7 +129,8 @@ class SpeedTest:
                 return None
             # Ratios are to what stands first.
             turns = ours if fp32 is None else {_FP32: fp32, **ours}
-            raced = race(turns, rounds=_ROUNDS, seconds=_SECONDS)
+            rounds, seconds = self._limits
+            raced = race(turns, rounds=rounds, seconds=seconds)
             fastest = min(ours, key=lambda name: raced[name].latency_p50_ms)
             energy_mj = None
             if self._counter is not None:
@@ -148,11 +152,16 @@ class SpeedTest:
         except BackendError:
             return None  # it lacks an operator, or crashed; ONNX Runtime ran it already
         try:
-            (answer,) = session.run(self._golden).values()
+            outputs = session.run(self._golden)
         except BackendError:
             session.close()
             return None
-        if float(cosines(runner.golden, answer).min()) < runner.cosine_min:
+        found = [
+            difference(expected, outputs[name], Compare.VALUES).cosines.min()
+            for name, expected in runner.golden.items()
+            if expected.size
+        ]
+        if not all(cosine >= runner.cosine_min for cosine in found):
             session.close()
             return None
         return session

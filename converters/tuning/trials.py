@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mmedge.bundle.figures import Figure
-from mmedge.bundle.manifest import Layout, Parity, Quality
-from mmedge.bundle.search import Speed
-from mmedge.converters.evaluation.embedding import drop
+from mmedge.bundle.manifest import Layout
+from mmedge.bundle.quality import Figure, Parity, Quality
+from mmedge.bundle.tuning import Speed
 from mmedge.converters.methods.configs import QuantizationConfig, WeightOnly
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.tuning.pareto import Trial
@@ -31,8 +30,9 @@ from mmedge.converters.variants.builder import BuiltVariant, keeping
 from mmedge.converters.variants.describe import files_of
 from mmedge.errors import ConversionError
 from mmedge.files import sha256_file, storage_errors, write_atomic
+from mmedge.specs import Array
 
-__all__ = ["TrialStore", "drop_of"]
+__all__ = ["TrialStore"]
 
 _KEY = "key.json"
 _SUFFIX = ".trial.json"
@@ -117,7 +117,9 @@ class TrialStore(AbstractContextManager["TrialStore"]):
         built = trial.built
         if built is not None:
             buffer = io.BytesIO()
-            np.savez(buffer, golden=built.golden, embeddings=built.embeddings)
+            named: dict[str, Any] = {f"golden/{name}": a for name, a in built.golden.items()}
+            named |= {f"collected/{name}": a for name, a in built.collected.items()}
+            np.savez(buffer, **named)
             arrays = folder / f"{trial.name}{_ARRAYS}"
             write_atomic(arrays, buffer.getvalue())
             files = {arrays, *files_of(built)} | ({built.nodes} if built.nodes else set())
@@ -136,13 +138,15 @@ class TrialStore(AbstractContextManager["TrialStore"]):
         signed = {"trial": document, "sha256": _sha256(document)}
         write_atomic(folder / f"{trial.name}{_SUFFIX}", json.dumps(signed).encode())
 
-    def load(self, role: str, recipe: Recipe, metric: str) -> Trial | None:
+    def load(
+        self, role: str, recipe: Recipe, drop: Callable[[Quality | None], Figure]
+    ) -> Trial | None:
         """Return a finished candidate, None if there is none or a file of it is not as written.
 
         Args:
             role: Its role.
             recipe: How it is made.
-            metric: What its drop is of.
+            drop: Returns what a quality loses of the metric.
         """
         folder = self.folder / role
         place = folder / f"{recipe.variant}{_SUFFIX}"
@@ -162,19 +166,12 @@ class TrialStore(AbstractContextManager["TrialStore"]):
             recipe=recipe if built is None else built.recipe,
             built=built,
             quality=measured,
-            drop=None if built is None else drop_of(metric, measured),
+            drop=None if built is None else drop(measured),
             size_bytes=document["size_bytes"],
             speed=None if speed is None else Speed.model_validate(speed),
             failure=document["failure"],
             duration_s=document["duration_s"],
         )
-
-
-def drop_of(metric: str, quality: Quality | None) -> Figure:
-    """Return what is lost of a metric: nothing of fp32, which has no quality without a task."""
-    if quality is None:
-        return Figure(value=0.0, low=0.0, high=0.0)
-    return drop(metric, quality)
 
 
 def _sha256(document: Mapping[str, Any]) -> str:
@@ -221,14 +218,17 @@ def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVa
         layout: folder / name for layout, name in document["models"].items()
     }
     with np.load(folder / f"{recipe.variant}{_ARRAYS}", allow_pickle=False) as arrays:
-        golden, embeddings = arrays["golden"], arrays["embeddings"]
+        kept: dict[str, dict[str, Array]] = {"golden": {}, "collected": {}}
+        for key in arrays.files:
+            group, _, name = key.partition("/")
+            kept[group][name] = arrays[key]
     return BuiltVariant(
         recipe=replace(recipe, methods=methods),
         models=models,
         nodes=None if document["nodes"] is None else folder / document["nodes"],
         opset=document["opset"],
         parity=Parity.model_validate(document["parity"]),
-        golden=golden,
-        embeddings=embeddings,
+        golden=kept["golden"],
+        collected=kept["collected"],
         duration_s=document["duration_s"],
     )

@@ -14,21 +14,20 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.bundle.manifest import Layout, Parity, Tolerance
-from mmedge.bundle.nodes import NodeEntry, NodeTable, save_nodes, with_embedding_errors
+from mmedge.bundle.manifest import Layout
+from mmedge.bundle.nodes import NodeEntry, NodeTable, save_nodes, with_output_errors
+from mmedge.bundle.quality import Parity, Tolerance
 from mmedge.converters.distillation.graph_weights import with_graph_weights
 from mmedge.converters.distillation.train import Distillation, distill
-from mmedge.converters.evaluation.dataset import embed
-from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.evaluation.base import Collected, Evaluation
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.graphs.export import (
     OPSET,
-    Probe,
     export_role,
     graph_storage_errors,
-    measure_parity,
-    require_parity,
 )
 from mmedge.converters.graphs.nan_trace import first_nan
+from mmedge.converters.graphs.parity import Probe, measure_parity, require_parity
 from mmedge.converters.graphs.probe import written_beside
 from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.methods.configs import (
@@ -55,7 +54,7 @@ from mmedge.converters.quantization.size_target import half_the_bits
 from mmedge.converters.statistics.calibrator import Calibrator
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, ParityError, QuantizationError
-from mmedge.specs import Array, Float32Array, Precision
+from mmedge.specs import Array, Precision
 
 __all__ = ["TOLERANCES", "BuiltVariant", "RoleInputs", "VariantBuilder", "keeping", "lay_out"]
 
@@ -77,18 +76,18 @@ class RoleInputs:
     """What every variant of a role is run on.
 
     Attributes:
-        name: Of the graph's input.
-        probes: Inputs of several sizes with the PyTorch module's answers.
-        golden: One batch for the golden vectors.
-        feeds: Starts the stream of evaluation inputs, one sample each.
+        probes: Inputs of several sizes with the source's outputs.
+        golden: Inputs of the golden vectors.
+        evaluation: Judges the variants.
+        reference: fp32 outputs of the roles that feed this one.
         started: Called with a variant's name when its evaluation begins; what it returns is called
             after each sample.
     """
 
-    name: str
     probes: Sequence[Probe]
-    golden: Array
-    feeds: Callable[[], Iterable[Array]]
+    golden: Mapping[str, Array]
+    evaluation: Evaluation
+    reference: Mapping[str, Collected]
     started: Callable[[str], Callable[[], None]]
 
 
@@ -101,9 +100,9 @@ class BuiltVariant:
         models: ONNX file by layout.
         nodes: Node table, None for fp32.
         opset: Of the default domain.
-        parity: Against the PyTorch module, over every layout.
-        golden: Its answer to the golden batch.
-        embeddings: (N, D) of the evaluation samples.
+        parity: Against the source, over every layout.
+        golden: Its outputs for the golden inputs, by name.
+        collected: What the evaluation keeps of its outputs.
         duration_s: Wall time to make and measure it.
     """
 
@@ -112,8 +111,8 @@ class BuiltVariant:
     nodes: Path | None
     opset: int
     parity: Parity
-    golden: Array
-    embeddings: Float32Array
+    golden: Mapping[str, Array]
+    collected: Collected
     duration_s: float
 
 
@@ -133,6 +132,7 @@ class VariantBuilder:
     """Makes the variants of one role and runs each on everything it is to be judged by.
 
     Attributes:
+        spec: The role.
         inputs: What variants are run on.
         worker: Where they run.
     """
@@ -142,13 +142,13 @@ class VariantBuilder:
         role: str,
         folder: Path,
         fp32: Mapping[Layout, Path],
+        spec: RoleSpec,
         inputs: RoleInputs,
         calibration: Feeds | None,
         *,
-        spec: ExportSpec | None = None,
         explain: bool = False,
         seed: int = 0,
-        tell: Callable[[str, int, int], None] = lambda *_: None,
+        report: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
         """Take what the variants are made from.
 
@@ -156,13 +156,13 @@ class VariantBuilder:
             role: Its name.
             folder: Where files go; the fp32 graphs lie there.
             fp32: The role's fp32 graph by layout.
+            spec: What the role was exported from, which recovery by distillation trains.
             inputs: What to run variants on.
             calibration: Starts a stream of feeds for the role, or None.
-            spec: What the role was exported from, which recovery by distillation trains.
-            explain: Measure what quantizing each layer alone does to the embedding, where there is
-                calibration data to measure it on.
-            seed: Of distillation.
-            tell: Told of what takes minutes: what it is, its steps done, its steps in all.
+            explain: Measure the effect of quantizing each layer alone on the outputs, where there
+                is calibration data to measure it on.
+            seed: Random seed of distillation.
+            report: Called with a stage that takes minutes, its steps done and its steps in all.
         """
         self._role = role
         self._folder = folder
@@ -170,10 +170,10 @@ class VariantBuilder:
         self.inputs = inputs
         self.worker = Worker()
         self._calibrator = None if calibration is None else Calibrator(calibration)
-        self._spec = spec
+        self.spec = spec
         self._explain = explain and calibration is not None
         self._seed = seed
-        self._tell = tell
+        self._report = report
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 
     def close(self) -> None:
@@ -190,6 +190,7 @@ class VariantBuilder:
             BackendError: If ONNX Runtime cannot run it.
         """
         started = time.monotonic()
+        evaluation = self.inputs.evaluation
         label = f"{self._role}/{recipe.variant}"
         models: Mapping[Layout, Path] = self._fp32
         nodes: Path | None = None
@@ -209,15 +210,15 @@ class VariantBuilder:
                 _runnable(model, methods.get(layout)) as path,
                 self.worker.open(path, label) as graph,
             ):
-                parities.append(measure_parity(label, graph, self.inputs.probes))
+                parities.append(measure_parity(label, graph, self.spec, self.inputs.probes))
                 if not methods:
                     require_parity(f"{label} ({layout})", parities[-1])
                 if at == _running(models):
-                    golden = graph.answer(self.inputs.golden)
+                    golden = graph.run(self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
-                    embeddings = embed(graph, self.inputs.feeds(), advance)
+                    collected = evaluation.collect(self.spec, graph.run, self._feeds(), advance)
                     if not methods:
-                        self._require_finite(label, model, embeddings)
+                        self._require_finite(label, model, collected)
         return BuiltVariant(
             recipe=replace(recipe, methods=methods),
             models=models,
@@ -225,38 +226,43 @@ class VariantBuilder:
             opset=_opset(next(iter(models.values()))),
             parity=_worst(parities),
             golden=golden,
-            embeddings=embeddings,
+            collected=collected,
             duration_s=time.monotonic() - started,
         )
 
-    def _require_finite(self, label: str, model: Path, embeddings: Float32Array) -> None:
-        """Check fp32's embeddings of the evaluation data, which all others are compared with."""
-        broken = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-        if not broken.size:
-            return
-        feed = next(islice(self.inputs.feeds(), int(broken[0]), None))
-        name = first_nan(model, {self.inputs.name: feed})
-        raise ParityError(
-            f"{label}: the embeddings of {broken.size} of {len(embeddings)} evaluation samples are "
-            f"NaN or infinite, first of sample {broken[0] + 1}"
-            + (f", from activation '{name}' on" if name else "")
-            + ". Check that sample and the source model."
-        )
+    def _feeds(self) -> Iterable[Mapping[str, Array]]:
+        return self.inputs.evaluation.feeds(self.spec, self.inputs.reference)
+
+    def _require_finite(self, label: str, model: Path, collected: Collected) -> None:
+        """Check fp32's outputs for the evaluation data, which all others are compared with."""
+        for name, rows in collected.items():
+            broken = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+            if not broken.size:
+                continue
+            at = int(broken[0]) * self.inputs.evaluation.size(self.spec) // len(rows)
+            activation = first_nan(model, next(islice(self._feeds(), at, None)))
+            raise ParityError(
+                f"{label}: output '{name}' is NaN or infinite in {broken.size} of {len(rows)} rows "
+                f"of the evaluation data, first for sample {at + 1}"
+                + (f", from activation '{activation}' on" if activation else "")
+                + ". Check that sample and the source model."
+            )
 
     def _distil(
         self, variant: str, methods: Mapping[Layout, QuantizationConfig]
     ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
         """Train the quantized model against fp32, export it and write every layout of it."""
         layout, method = next(iter(methods.items()))
-        if not isinstance(method, StaticInt8) or self._spec is None or self._calibrator is None:
+        module = self.spec.module
+        if not isinstance(method, StaticInt8) or module is None or self._calibrator is None:
             raise QuantizationError(
                 f"{self._role}/{variant}: distillation trains static int8 from the PyTorch module, "
                 "on calibration data. Pass --calibration DIR, and int8-static-distilled."
             )
-        spec, source = self._spec, self._source(layout)
+        spec, source = self.spec, self._source(layout)
         if method.equalization is not None:
             scaled = self._calibrator.equalized(source, method.equalization, method.activations)
-            spec = replace(spec, module=with_graph_weights(spec.module, source, scaled))
+            spec = replace(spec, module=with_graph_weights(module, source, scaled))
             source = scaled
         graph = ir.load(source)
         ranges = self._calibrator.ranges(
@@ -276,8 +282,8 @@ class VariantBuilder:
             Distillation(seed=self._seed),
             keep=method.keep,
             activations=method.activations,
-            teacher=self._spec.module,
-            advance=partial(self._tell, f"Train {self._role} {variant}"),
+            teacher=module,
+            advance=partial(self._report, f"Train {self._role} {variant}"),
         )
         if distilled.reason:
             raise QuantizationError(f"{self._role}/{variant}: {distilled.reason}.")
@@ -318,7 +324,7 @@ class VariantBuilder:
                     share=first,
                     ranges=ranges,
                     worker=self.worker,
-                    advance=partial(self._tell, f"Measure layers of {self._role} {variant}"),
+                    advance=partial(self._report, f"Measure layers of {self._role} {variant}"),
                 )
             if isinstance(method, Float16):
                 require_agreement(source(layout), out, self._probe_feeds, worker=self.worker)
@@ -330,7 +336,7 @@ class VariantBuilder:
         return self._fp32.get(layout, self._fp32["portable"])
 
     def _probe_feeds(self) -> Iterable[Mapping[str, Array]]:
-        return ({self.inputs.name: probe.feed} for probe in self.inputs.probes)
+        return (probe.feed for probe in self.inputs.probes)
 
     def _with_kept(
         self, methods: Mapping[Layout, QuantizationConfig], count: int
@@ -365,7 +371,7 @@ class VariantBuilder:
                 method,
                 self._calibrator,
                 worker=self.worker,
-                advance=partial(self._tell, f"Measure layers of {self._role}"),
+                advance=partial(self._report, f"Measure layers of {self._role}"),
             )
         return self._errors[method]
 
@@ -382,8 +388,8 @@ class VariantBuilder:
             errors = self._sensitivity(layout, keeping(method, ()))
         elif layerwise:
             errors = self._errors.get(keeping(method, ()), {})
-        entries = with_embedding_errors(entries, errors)
-        measured = any(entry.embedding_error is not None for entry in entries)
+        entries = with_output_errors(entries, errors)
+        measured = any(entry.output_error is not None for entry in entries)
         path = self._folder / f"{variant}.nodes.json"
         save_nodes(
             path,
@@ -448,6 +454,9 @@ def _worst(parities: Sequence[Parity]) -> Parity:
         max_abs_error=max(parity.max_abs_error for parity in parities),
         cosine_mean=min(parity.cosine_mean for parity in parities),
         cosine_min=min(parity.cosine_min for parity in parities),
+        token_agreement=min(
+            (p.token_agreement for p in parities if p.token_agreement is not None), default=None
+        ),
         samples=parities[0].samples,
     )
 

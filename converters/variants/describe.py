@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmedge.bundle.manifest import FileEntry, Quality, Role, TensorEntry, Variant
-from mmedge.bundle.search import SearchRecord
-from mmedge.converters.evaluation.dataset import EvaluationSet
-from mmedge.converters.evaluation.embedding import (
-    Embeddings,
-    TaskQuality,
-    evaluate_variant,
-    interchangeable,
-    task_quality,
-)
+from mmedge.bundle.manifest import FileEntry, Role, Variant
+from mmedge.bundle.quality import Quality
+from mmedge.bundle.tensors import AxisEntry, InputEntry, OutputEntry, StateEntry
+from mmedge.bundle.tuning import SearchRecord
+from mmedge.converters.evaluation.base import Collected, Evaluation
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
-from mmedge.specs import Array, Float32Array, Modality, Precision, TensorSpec
+from mmedge.specs import Array, Compare, Precision
 
-__all__ = ["BuiltRole", "describe_role", "external_files", "files_of", "judge", "judge_together"]
+__all__ = ["BuiltRole", "describe_role", "external_files", "files_of", "judge"]
 
 _FIDELITY = (
     Precision.FP32,
@@ -36,82 +32,47 @@ class BuiltRole:
     """A role with every variant that was made of it, fp32 first.
 
     Attributes:
-        modality: What it takes in.
-        inputs: Its input specs.
-        outputs: Its output specs.
-        golden: One batch for the golden vectors.
+        spec: What it was made from.
+        golden: Inputs of the golden vectors.
         variants: fp32, then the others.
         default: Name of the variant that a search chose, None where there was none.
         search: What it tried.
-        qualities: What it measured, by variant name.
+        qualities: Quality by variant name.
     """
 
-    modality: Modality
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    golden: Array
+    spec: RoleSpec
+    golden: Mapping[str, Array]
     variants: tuple[BuiltVariant, ...]
     default: str | None = None
     search: SearchRecord | None = None
     qualities: Mapping[str, Quality | None] = field(default_factory=dict)
 
     @property
-    def reference(self) -> Float32Array:
-        """The fp32 embeddings of the evaluation samples: (N, D)."""
-        return self.variants[0].embeddings
+    def reference(self) -> Collected:
+        """fp32's outputs for the evaluation samples."""
+        return self.variants[0].collected
 
 
 def judge(
-    role: BuiltRole, variant: BuiltVariant, roles: Mapping[str, BuiltRole], samples: EvaluationSet
+    name: str, variant: BuiltVariant, roles: Mapping[str, BuiltRole], evaluation: Evaluation
 ) -> Quality | None:
-    """Compare a variant with fp32; the other role's embeddings are fp32's.
+    """Compare a variant with fp32; the other roles' outputs are fp32's.
 
     Returns:
         None for fp32 where there is no task to measure.
     """
-    count = len(samples.texts)
-    fp32 = {other.modality: other.reference for other in roles.values()}
-    reference = _embeddings(fp32, count)
-    candidate = _embeddings({**fp32, role.modality: variant.embeddings}, count)
-    text = role.modality is Modality.TEXT
-    quality = evaluate_variant(
-        reference,
-        candidate,
-        role.modality,
-        samples.known,
-        data=samples.about_texts if text else samples.about_images,
-    )
+    reference = {other: role.reference for other, role in roles.items()}
+    quality = evaluation.quality(name, roles[name].spec, reference, variant.collected)
     if variant.recipe.precision is Precision.FP32 and not quality.drops:
         return None
     return quality
 
 
-def _embeddings(by_modality: Mapping[Modality, Float32Array], texts: int) -> Embeddings:
-    """Split what the text encoder gave into texts and the texts of classes."""
-    of_texts = by_modality[Modality.TEXT]
-    return Embeddings(by_modality[Modality.IMAGE], of_texts[:texts], of_texts[texts:])
-
-
-def judge_together(
-    chosen: Mapping[str, BuiltVariant], roles: Mapping[str, BuiltRole], samples: EvaluationSet
-) -> TaskQuality:
-    """Compare the tasks with every role in a variant of its own to those with all in fp32.
-
-    Args:
-        chosen: By role name.
-        roles: The same roles.
-        samples: What to measure on.
-    """
-    count = len(samples.texts)
-    fp32 = {role.modality: role.reference for role in roles.values()}
-    ours = {roles[name].modality: variant.embeddings for name, variant in chosen.items()}
-    return task_quality(_embeddings(fp32, count), _embeddings(ours, count), samples.known)
-
-
 def describe_role(
     role: BuiltRole,
-    qualities: Mapping[str, Quality | None],
+    evaluation: Evaluation,
     kept: Sequence[BuiltVariant],
+    default: str,
     space: str,
     folder: Path,
     files: Mapping[str, FileEntry],
@@ -119,28 +80,35 @@ def describe_role(
     """Describe a role for the manifest, highest fidelity first.
 
     Args:
-        role: The role.
-        qualities: By variant name.
+        role: The role, with the qualities of its variants.
+        evaluation: Judged them.
         kept: The variants that go into the bundle.
+        default: Name of the one that is loaded where none is asked for.
         space: Embedding-space fingerprint of fp32.
         folder: The bundle.
         files: Its files.
     """
+    spec = role.spec
+    embeds = Compare.ROWS in spec.compare.values()
+
+    def describe(variant: BuiltVariant) -> Variant:
+        quality = role.qualities[variant.recipe.variant]
+        alike = quality is None or evaluation.interchangeable(quality)
+        own = space if alike else f"{space}+{variant.recipe.variant}"
+        return _describe(variant, quality, own if embeds else None, folder, files)
 
     def fidelity(variant: BuiltVariant) -> tuple[int, float]:
-        quality = qualities[variant.recipe.variant]
-        cosine = 1.0 if quality is None else quality.figures["cosine_mean"].value
+        quality = role.qualities[variant.recipe.variant]
+        cosine = 1.0 if quality is None else quality.value("cosine_mean") or 0.0
         return _FIDELITY.index(variant.recipe.precision), -cosine
 
     return Role(
-        modality=role.modality,
-        inputs=tuple(TensorEntry.of(spec) for spec in role.inputs),
-        outputs=tuple(TensorEntry.of(spec) for spec in role.outputs),
-        variants=tuple(
-            _describe(variant, qualities[variant.recipe.variant], space, folder, files)
-            for variant in sorted(kept, key=fidelity)
-        ),
-        default=role.default,
+        inputs=tuple(InputEntry.of(item, spec.feeds[item.name]) for item in spec.inputs),
+        outputs=tuple(OutputEntry.of(item, spec.compared(item.name)) for item in spec.outputs),
+        axes={name: AxisEntry.of(axis) for name, axis in spec.axes.items()},
+        state=None if spec.state is None else StateEntry.of(spec.state),
+        variants=tuple(describe(variant) for variant in sorted(kept, key=fidelity)),
+        default=default,
         search=role.search,
     )
 
@@ -148,7 +116,7 @@ def describe_role(
 def _describe(
     variant: BuiltVariant,
     quality: Quality | None,
-    space: str,
+    space: str | None,
     folder: Path,
     files: Mapping[str, FileEntry],
 ) -> Variant:
@@ -157,7 +125,6 @@ def _describe(
         {path for model in variant.models.values() for path in (model, *external_files(model))}
     )
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
-    alike = quality is None or interchangeable(quality)
     return Variant(
         name=recipe.variant,
         precision=recipe.precision,
@@ -169,7 +136,7 @@ def _describe(
         nodes=None if variant.nodes is None else variant.nodes.relative_to(folder).as_posix(),
         size_bytes=sum(files[name].size_bytes for name in names),
         opset=variant.opset,
-        space=space if alike else f"{space}+{recipe.variant}",
+        space=space,
         parity=variant.parity,
         quality=quality,
         tolerance=TOLERANCES[recipe.precision],

@@ -1,60 +1,50 @@
 """The manifest: everything a device needs to know about a bundle, as one JSON document.
 
 A minor version may only add optional fields whose absence means what it meant before. A reader
-refuses a newer major outright, and a newer minor where it meets something that it does not know.
+refuses another major outright, and a newer minor where it meets something that it does not know.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from mmedge.bundle.figures import Figure, FigureName
+from mmedge.bundle.kinds import Kind
 from mmedge.bundle.paths import MANIFEST_NAME, BundlePath
-from mmedge.bundle.search import SearchRecord
-from mmedge.preprocess.config import Preprocessing
-from mmedge.specs import Modality, Precision, Task, TensorSpec
+from mmedge.bundle.quality import Parity, Quality, Tolerance
+from mmedge.bundle.tensors import (
+    AxisEntry,
+    AxisName,
+    InputEntry,
+    OutputEntry,
+    ProcessorFeed,
+    RoleFeed,
+    RoleName,
+    StateEntry,
+    StateFeed,
+)
+from mmedge.bundle.tuning import SearchRecord
+from mmedge.preprocess.config import ProcessorConfig
+from mmedge.specs import Modality, Precision, Task
 
 __all__ = [
     "FORMAT_VERSION",
-    "ContrastiveHead",
     "FileEntry",
     "Layout",
     "Manifest",
-    "Parity",
     "Provenance",
-    "Quality",
     "Role",
-    "TensorEntry",
-    "Tolerance",
     "Variant",
 ]
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"
 
 Layout: TypeAlias = Literal["portable", "onnxruntime"]
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-_DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
-_DTYPES += ("float16", "float32", "float64")
-
-
-def _check_dtype(name: str) -> str:
-    if name not in _DTYPES:
-        raise ValueError(f"unknown dtype {name!r}; expected one of {', '.join(_DTYPES)}")
-    return name
 
 
 def _check_unique(kind: str, names: Iterable[str]) -> None:
@@ -63,91 +53,12 @@ def _check_unique(kind: str, names: Iterable[str]) -> None:
         raise ValueError(f"{kind} {twice[0]!r} appears more than once")
 
 
-AxisSize = Annotated[int, Field(ge=1)]
-AxisName = Annotated[str, StringConstraints(min_length=1)]
-RoleName = Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_]*$")]
-
-
 class FileEntry(BaseModel):
     """Size and hash of one file of the bundle."""
 
     model_config = _FROZEN
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class TensorEntry(BaseModel):
-    """A TensorSpec as JSON: dtype by its numpy name, a str in shape is a dynamic axis."""
-
-    model_config = _FROZEN
-    name: str = Field(min_length=1)
-    dtype: Annotated[str, AfterValidator(_check_dtype)]
-    shape: tuple[AxisSize | AxisName, ...]
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> TensorEntry:
-        """Return the entry that describes a spec."""
-        return cls(name=spec.name, dtype=spec.dtype.name, shape=spec.shape)
-
-    def spec(self) -> TensorSpec:
-        """Return the spec that this entry describes."""
-        return TensorSpec(self.name, np.dtype(self.dtype), self.shape)
-
-
-class Parity(BaseModel):
-    """Agreement with the PyTorch original on the same inputs, measured at conversion."""
-
-    model_config = _FROZEN
-    max_abs_error: float
-    cosine_mean: float
-    cosine_min: float
-    samples: int = Field(ge=1)
-
-
-class Quality(BaseModel):
-    """Fidelity to the fp32 variant on held-out data, never on calibration data.
-
-    Attributes:
-        figures: By name, more being better. Agreement with fp32, where fp32 itself has 1:
-            cosine_mean, cosine_p1, cosine_min, top_k_overlap, rank_correlation,
-            interchangeability, mixed_index. Tasks, where the data has captions or labels: recall@K,
-            text_to_image_recall@K, image_to_text_recall@K, mixed_recall@K, zero_shot_accuracy.
-        drops: What is lost of each task figure: fp32's less the variant's, on the same samples.
-        top_k: The K of top_k_overlap, interchangeability and mixed_index.
-        samples: Number of samples behind the figures of agreement.
-        data: What they were measured on.
-    """
-
-    model_config = _FROZEN
-    figures: dict[FigureName, Figure] = Field(min_length=1)
-    drops: dict[FigureName, Figure] = Field(default_factory=dict)
-    top_k: int = Field(ge=1)
-    samples: int = Field(ge=1)
-    data: str
-
-    @model_validator(mode="after")
-    def _check_drops(self) -> Quality:
-        for name in self.drops:
-            if name not in self.figures:
-                raise ValueError(f"drop of {name!r}, which is not among the figures")
-        return self
-
-    def value(self, name: str) -> float | None:
-        """Return a figure without its interval, None where it was not measured."""
-        figure = self.figures.get(name)
-        return None if figure is None else figure.value
-
-
-class Tolerance(BaseModel):
-    """How far a device's answers may lie from the golden ones before `verify` fails.
-
-    Golden outputs are the variant's own, computed at conversion by ONNX Runtime on CPU; another
-    processor rounds differently, an integer kernel more so than a float one.
-    """
-
-    model_config = _FROZEN
-    cosine_min: float = Field(ge=-1, le=1)
-    max_abs_error: float = Field(ge=0)
 
 
 class Variant(BaseModel):
@@ -163,8 +74,8 @@ class Variant(BaseModel):
         files: Every file that the variant needs, the models included.
         size_bytes: Sum over files.
         opset: Opset of the default ONNX domain.
-        space: Embedding-space fingerprint; variants that share it may be mixed. None where the
-            role does not embed.
+        space: Embedding-space fingerprint; variants that share it may be mixed. None where no
+            output is an embedding.
         parity: Against the PyTorch original.
         quality: Against the fp32 variant; None for fp32 itself where no task was measured.
         tolerance: For the golden vectors.
@@ -201,47 +112,48 @@ class Role(BaseModel):
     """One graph of the model and the ladder of its variants, highest fidelity first.
 
     Attributes:
-        modality: What it takes in.
-        inputs: Its input specs.
-        outputs: Its output specs.
+        inputs: Its inputs, and where each comes from.
+        outputs: Its outputs, and how each is compared with the reference's.
+        axes: Bounds of the inputs' dynamic axes, by name.
+        state: What its calls hand to each other, None where they share nothing.
         variants: Highest fidelity first.
-        default: Name of the variant that is loaded where none is asked for: what a search chose.
-            None is the first.
+        default: Name of the variant that is loaded where none is asked for.
         search: What a search tried.
     """
 
     model_config = _FROZEN
-    modality: Modality
-    inputs: tuple[TensorEntry, ...] = Field(min_length=1)
-    outputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    inputs: tuple[InputEntry, ...] = Field(min_length=1)
+    outputs: tuple[OutputEntry, ...] = Field(min_length=1)
+    axes: dict[AxisName, AxisEntry] = Field(default_factory=dict)
+    state: StateEntry | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
-    default: str | None = None
+    default: str
     search: SearchRecord | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Role:
         names = {variant.name for variant in self.variants}
-        if self.default is not None and self.default not in names:
+        if self.default not in names:
             raise ValueError(f"default {self.default!r} is not among the variants {sorted(names)}")
         _check_unique("variant", (variant.name for variant in self.variants))
         _check_unique("input", (entry.name for entry in self.inputs))
         _check_unique("output", (entry.name for entry in self.outputs))
         return self
 
-
-class ContrastiveHead(BaseModel):
-    """How similarities become scores: logits = scale * (image @ text) + bias.
-
-    Attributes:
-        activation: `softmax` over the labels (CLIP) or `sigmoid` for each pair (SigLIP).
-        logit_scale: The factor itself, not its logarithm.
-        logit_bias: Added after the scale.
-    """
-
-    model_config = _FROZEN
-    activation: Literal["softmax", "sigmoid"]
-    logit_scale: float
-    logit_bias: float = 0.0
+    @model_validator(mode="after")
+    def _check_state(self) -> Role:
+        fed = {entry.name for entry in self.inputs if isinstance(entry.feed, StateFeed)}
+        tensors = () if self.state is None else self.state.tensors
+        if fed != {tensor.input for tensor in tensors}:
+            raise ValueError(f"inputs fed by the state are {sorted(fed)}, unlike state.tensors")
+        outputs = {entry.name for entry in self.outputs}
+        for tensor in tensors:
+            if tensor.output is not None and tensor.output not in outputs:
+                raise ValueError(f"state {tensor.input!r}: no output {tensor.output!r}")
+        length = None if self.state is None else self.state.length
+        if length is not None and length not in self.axes:
+            raise ValueError(f"state.length {length!r} is not among the axes")
+        return self
 
 
 class Provenance(BaseModel):
@@ -266,11 +178,9 @@ class Manifest(BaseModel):
         name: For people.
         family: Model family ("clip", "siglip", ...).
         tasks: What the bundle can be used for.
-        embedding_dim: D of the shared embedding space, None where there is none.
+        kind: The kind of model, with what only that kind has.
         roles: By role name ("image_encoder", "text_encoder", ...).
-        preprocessing: Frozen, per modality.
-        contrastive_head: For dual encoders.
-        label_banks: Lists of labels by name.
+        processors: Frozen preprocessing by name; inputs name the processor that makes them.
         golden: Path of the golden vectors.
         files: Every file of the bundle except the manifest itself, by its POSIX path relative to
             the bundle.
@@ -282,11 +192,9 @@ class Manifest(BaseModel):
     name: str
     family: str
     tasks: tuple[Task, ...]
-    embedding_dim: int | None = Field(default=None, ge=1)
+    kind: Kind
     roles: dict[RoleName, Role] = Field(min_length=1)
-    preprocessing: Preprocessing
-    contrastive_head: ContrastiveHead | None = None
-    label_banks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    processors: dict[str, ProcessorConfig] = Field(default_factory=dict)
     golden: BundlePath
     files: dict[BundlePath, FileEntry]
     provenance: Provenance
@@ -310,8 +218,9 @@ class Manifest(BaseModel):
 
     def _references(self) -> Iterator[tuple[str, str]]:
         yield "golden", self.golden
-        if self.preprocessing.text is not None:
-            yield "tokenizer", self.preprocessing.text.tokenizer_file
+        for name, config in self.processors.items():
+            for path in config.files:
+                yield f"file of processor {name!r}", path
         for role_name, role in self.roles.items():
             for variant in role.variants:
                 for path in variant.files:
@@ -320,32 +229,49 @@ class Manifest(BaseModel):
                     yield f"node table of variant {role_name}/{variant.name}", variant.nodes
 
     @model_validator(mode="after")
-    def _check_preprocessing(self) -> Manifest:
-        for modality, names in self._preprocessed_inputs():
-            taken = {
-                entry.name
-                for role in self.roles.values()
-                if role.modality is modality
-                for entry in role.inputs
-            }
-            for name in names:
-                if taken and name not in taken:
-                    raise ValueError(
-                        f"preprocessing of {modality.value} makes the input {name!r}; the roles "
-                        f"of that modality take {sorted(taken)}"
-                    )
+    def _check_feeds(self) -> Manifest:
+        for role_name, role in self.roles.items():
+            for entry in role.inputs:
+                fault = self._feed_fault(entry)
+                if fault:
+                    raise ValueError(f"{role_name}: input {entry.name!r} {fault}")
         return self
 
-    def _preprocessed_inputs(self) -> Iterator[tuple[Modality, list[str]]]:
-        image, text = self.preprocessing.image, self.preprocessing.text
-        if image is not None:
-            yield Modality.IMAGE, [image.input]
-        if text is not None:
-            names = (text.input, text.attention_mask)
-            yield Modality.TEXT, [name for name in names if name is not None]
+    def _feed_fault(self, entry: InputEntry) -> str | None:
+        feed = entry.feed
+        if isinstance(feed, ProcessorFeed):
+            config = self.processors.get(feed.processor)
+            if config is None:
+                return f"names the processor {feed.processor!r}, which is not there"
+            made = config.inputs
+            if entry.name not in made:
+                return f"is fed by {feed.processor!r}, which makes {sorted(made)}"
+        if isinstance(feed, RoleFeed):
+            role = self.roles.get(feed.role)
+            if role is None or feed.output not in {output.name for output in role.outputs}:
+                return f"names the output {feed.role}/{feed.output}, which is not there"
+        return None
 
     @model_validator(mode="after")
-    def _check_tasks(self) -> Manifest:
-        if Task.ZERO_SHOT_CLASSIFICATION in self.tasks and self.contrastive_head is None:
-            raise ValueError("zero-shot classification needs a contrastive_head")
+    def _check_kind(self) -> Manifest:
+        used = set(self.kind.role_names())
+        if missing := sorted(used - self.roles.keys()):
+            raise ValueError(f"kind {self.kind.type!r} names the role {missing[0]!r}, not in roles")
+        if unused := sorted(self.roles.keys() - used):
+            raise ValueError(
+                f"role {unused[0]!r} is not one that kind {self.kind.type!r} uses: {sorted(used)}"
+            )
+        self.kind.check(self)
         return self
+
+    def processor_of(self, role: str) -> str | None:
+        """Return the name of the processor that feeds a role, None where none does."""
+        for entry in self.roles[role].inputs:
+            if isinstance(entry.feed, ProcessorFeed):
+                return entry.feed.processor
+        return None
+
+    def modality(self, role: str) -> Modality | None:
+        """Return the modality that a role takes from its processor, None where it has none."""
+        name = self.processor_of(role)
+        return None if name is None else Modality(self.processors[name].type)

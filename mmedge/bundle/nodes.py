@@ -23,7 +23,7 @@ __all__ = [
     "NodeTable",
     "load_nodes",
     "save_nodes",
-    "with_embedding_errors",
+    "with_output_errors",
 ]
 
 MAX_NODES_BYTES = 16 << 20
@@ -47,7 +47,7 @@ class NodeEntry(BaseModel):
         low: Smallest input of the calibrated range, None where no range was calibrated.
         high: Largest input of that range.
         weight_error: ||W - Wq||_F / ||W||_F, None where it was not measured.
-        embedding_error: 1 - mean cosine with the fp32 embedding where only this node is quantized,
+        output_error: 1 - mean cosine with the fp32 embedding where only this node is quantized,
             on calibration data; None where it was not measured.
         reason: Why the node has a higher precision than was asked for, or a lower one; "" where it
             has that.
@@ -61,7 +61,7 @@ class NodeEntry(BaseModel):
     low: float | None = None
     high: float | None = None
     weight_error: float | None = Field(default=None, ge=0)
-    embedding_error: float | None = Field(default=None, ge=0, le=2)
+    output_error: float | None = Field(default=None, ge=0, le=2)
     reason: Annotated[str, StringConstraints(max_length=1024)] = ""
 
     @property
@@ -88,7 +88,7 @@ class NodeTable(BaseModel):
         role: Role name.
         variant: Variant name.
         nodes: Linear layers and embedding tables. Layers that share a weight share a name.
-        samples: Calibration samples behind embedding_error, 0 where none was measured.
+        samples: Calibration samples behind output_error, 0 where none was measured.
     """
 
     model_config = _FROZEN
@@ -123,7 +123,7 @@ def save_nodes(path: Path, table: NodeTable) -> None:
     write_atomic(path, text.encode())
 
 
-def with_embedding_errors(
+def with_output_errors(
     nodes: Iterable[NodeEntry], errors: Mapping[str, float]
 ) -> tuple[NodeEntry, ...]:
     """Return the entries with what each was measured to do to the embedding.
@@ -134,7 +134,7 @@ def with_embedding_errors(
     """
     return tuple(
         NodeEntry.model_validate(
-            {**node.model_dump(), "embedding_error": max(float(errors[node.name]), 0.0)}
+            {**node.model_dump(), "output_error": max(float(errors[node.name]), 0.0)}
         )
         if node.name in errors
         else node

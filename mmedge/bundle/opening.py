@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.bundle.golden import Golden, load_golden
-from mmedge.bundle.manifest import Layout, Manifest, Role, TensorEntry, Variant
+from mmedge.bundle.manifest import Layout, Manifest, Role, Variant
 from mmedge.bundle.nodes import NodeTable, load_nodes
 from mmedge.bundle.paths import MANIFEST_NAME, confined_path
 from mmedge.bundle.reading import read_manifest
+from mmedge.bundle.tensors import TensorEntry
 from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
 from mmedge.specs import Array, did_you_mean
 
@@ -57,8 +58,7 @@ class Bundle:
 
         Args:
             role: Role name.
-            precision: None for the role's default, which is the first of the ladder unless a
-                search has chosen another; a precision ("int8") for the first
+            precision: None for the role's default; a precision ("int8") for the first
                 variant that has it, or the exact name of a variant ("int8-static"). An exact name
                 is looked for first.
 
@@ -68,7 +68,7 @@ class Bundle:
         held = self.role(role)
         variants = held.variants
         if precision is None:
-            precision = held.default or variants[0].name
+            precision = held.default
         # str() of a Precision is "Precision.INT8", its value is what a ladder is compared with.
         wanted = str(getattr(precision, "value", precision))
         for variant in variants:

@@ -148,18 +148,14 @@ def _axes(
     bundle: Bundle, batches: list[str], sequences: list[str]
 ) -> tuple[Mapping[str, Axis], ...]:
     """Return the bounds of axes by name, a set for each profile."""
-    from mmedge.specs import Modality
-
     if batches and sequences and len(sequences) not in (1, len(batches)):
         raise typer.BadParameter(
             f"--sequence: given {len(sequences)} times, expected once, or as often as --batch "
             f"({len(batches)})."
         )
-    roles = bundle.manifest.roles.values()
-    shapes = [(role.modality, entry.shape) for role in roles for entry in role.inputs]
-    first = {shape[0] for _, shape in shapes if shape and isinstance(shape[0], str)}
-    texts = [shape for modality, shape in shapes if modality is Modality.TEXT]
-    later = {axis for shape in texts for axis in shape[1:] if isinstance(axis, str)} - first
+    shapes = [e.shape for role in bundle.manifest.roles.values() for e in role.inputs]
+    first = {shape[0] for shape in shapes if shape and isinstance(shape[0], str)}
+    later = {axis for shape in shapes for axis in shape[1:] if isinstance(axis, str)} - first
     count = max(len(batches), len(sequences))
     sets: list[dict[str, Axis]] = [{} for _ in range(count)]
     for option, given, names in (("--batch", batches, first), ("--sequence", sequences, later)):

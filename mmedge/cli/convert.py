@@ -13,7 +13,7 @@ from mmedge.cli.options import JsonOption
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from mmedge.bundle.search import Objective
+    from mmedge.bundle.tuning import Objective
     from mmedge.cli.progress import Steps
     from mmedge.converters.config import ConvertConfig
     from mmedge.converters.progress import ProgressEvent
@@ -131,7 +131,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         merge_adapter=merge_adapter,
         calibration=calibration,
         evaluate=evaluate,
-        target=target,
+        targets=tuple(target.split(",")),
         template=template,
         overwrite=overwrite,
         skip_bad=skip_bad,

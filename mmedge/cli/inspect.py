@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmedge.bundle import Bundle, Manifest, Variant
+    from mmedge.preprocess.config import ProcessorConfig
     from mmedge.preprocess.steps import ImageStep
 
 __all__ = ["inspect"]
@@ -149,14 +150,8 @@ def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "bundle", f"{manifest.name} ({bundle.path})"
     yield "family", manifest.family
     yield "tasks", ", ".join(task.value for task in manifest.tasks) or _NONE
-    if manifest.embedding_dim is not None:
-        yield "embedding", f"{manifest.embedding_dim} dimensions"
-    head = manifest.contrastive_head
-    if head is not None:
-        bias = f" {head.logit_bias:+.4g}" if head.logit_bias else ""
-        yield "scores", f"{head.activation}({head.logit_scale:.4g} * cosine{bias})"
-    for name, labels in manifest.label_banks.items():
-        yield "labels", f"{name} ({len(labels)})"
+    yield "kind", manifest.kind.type
+    yield from manifest.kind.facts()
     yield "size", f"{human_bytes(_size_bytes(bundle))} in {len(manifest.files)} files"
     yield "format", manifest.format_version
 
@@ -274,17 +269,25 @@ def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _preprocessing(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    image, text = manifest.preprocessing.image, manifest.preprocessing.text
-    if image is not None:
-        yield f"image -> {image.input}", ", ".join(map(_step, image.steps))
-    if text is not None:
-        names = " + ".join(filter(None, (text.input, text.attention_mask)))
-        steps = ["canonicalized"] if text.canonicalize else []
-        steps.append(text.tokenizer_file)
-        steps.append(f"at most {text.max_length} tokens")
-        to = "the longest" if text.padding == "longest" else str(text.max_length)
-        steps.append(f"padded to {to} with id {text.pad_id}")
-        yield f"text -> {names}", ", ".join(steps)
+    for name, config in manifest.processors.items():
+        yield f"{name} -> {' + '.join(config.inputs)}", ", ".join(_steps(config))
+
+
+def _steps(config: ProcessorConfig) -> Iterator[str]:
+    from mmedge.preprocess.config import ImageConfig, TextConfig
+
+    if isinstance(config, ImageConfig):
+        yield from map(_step, config.steps)
+    elif isinstance(config, TextConfig):
+        if config.canonicalize:
+            yield "canonicalized"
+        yield config.tokenizer_file
+        yield f"at most {config.max_length} tokens"
+        to = "the longest" if config.padding == "longest" else str(config.max_length)
+        yield f"padded to {to} with id {config.pad_id}"
+    else:
+        shown = config.model_dump(mode="json", exclude={"type", "input"}, exclude_none=True)
+        yield from (f"{key} {value}" for key, value in shown.items())
 
 
 def _step(step: ImageStep) -> str:

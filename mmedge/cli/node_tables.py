@@ -103,7 +103,7 @@ def _figures(node: NodeEntry) -> Iterator[str]:
     yield node.precision
     unknown = node.low is None or node.high is None
     yield _NONE if unknown else f"{node.low:.3g}..{node.high:.3g}"
-    for error in (node.weight_error, node.embedding_error):
+    for error in (node.weight_error, node.output_error):
         yield _NONE if error is None else f"{error:.1e}"
 
 
@@ -131,7 +131,7 @@ def _summary(table: NodeTable) -> Iterator[str]:
     counts = Counter(node.precision for node in table.nodes)
     yield f"{len(table.nodes)} nodes: " + ", ".join(f"{n} {what}" for what, n in counts.items())
     measured = {
-        node.name: node.embedding_error for node in table.nodes if node.embedding_error is not None
+        node.name: node.output_error for node in table.nodes if node.output_error is not None
     }
     worst = sorted(measured, key=lambda name: -measured[name])[:_MOST_NAMED]
     if worst:

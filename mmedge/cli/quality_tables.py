@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmedge.bundle.figures import Figure
-    from mmedge.bundle.manifest import Quality
+    from mmedge.bundle.quality import Figure, Quality
 
 __all__ = ["figure_cell", "quality_tables"]
 
@@ -92,7 +91,7 @@ def _names(figures: Iterable[Mapping[str, Figure]], every: bool) -> list[str]:
 
 def _label(name: str, qualities: Mapping[str, Quality]) -> str:
     if name == "top_k_overlap":
-        ks = {quality.top_k for quality in qualities.values()}
+        ks = {quality.settings.get("top_k") for quality in qualities.values()}
         return f"top-{ks.pop()} overlap" if len(ks) == 1 else "top-k overlap"
     shortened = name.replace("_to_", "→")
     if "→" in shortened:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from mmedge.bundle.manifest import Role
-    from mmedge.bundle.search import Candidate, SearchRecord
+    from mmedge.bundle.tuning import Candidate, SearchRecord
 
 __all__ = ["SearchTables", "search_lines", "search_tables"]
 

@@ -10,15 +10,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
-from mmedge.bundle.manifest import (
-    AxisName,
-    AxisSize,
-    ContrastiveHead,
-    FileEntry,
-    TensorEntry,
-    Tolerance,
-)
+from mmedge.bundle.kinds import ContrastiveHead
+from mmedge.bundle.manifest import FileEntry
 from mmedge.bundle.paths import BundlePath
+from mmedge.bundle.quality import Tolerance
+from mmedge.bundle.tensors import AxisName, AxisSize, TensorEntry
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Axis, Modality, Precision
 
@@ -134,7 +130,7 @@ class Graph(BaseModel):
         role: What it does: "image_encoder", ...
         variant: Which variant of it.
         precision: The number format of that variant; inputs and outputs keep their own.
-        modality: What it takes in.
+        modality: What it takes in, None for arrays.
         onnx: Standard ONNX operators, QDQ where it is quantized.
         external_data: Files that the ONNX file reads, which must stay beside it.
         opset: Of the default ONNX domain.
@@ -151,7 +147,7 @@ class Graph(BaseModel):
     role: str
     variant: str
     precision: Precision
-    modality: Modality
+    modality: Modality | None
     onnx: BundlePath
     external_data: tuple[BundlePath, ...]
     opset: int = Field(ge=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmedge.bundle.creating import describe_files
 from mmedge.bundle.golden import Golden
+from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import BundleError
 from mmedge.exports.document import (
@@ -17,7 +18,6 @@ from mmedge.exports.document import (
     TOKENIZER_NAME,
     EngineFile,
     Graph,
-    ImageSteps,
     IoDocument,
     ShapeBounds,
     TextSteps,
@@ -27,9 +27,10 @@ from mmedge.exports.selection import Selection
 from mmedge.exports.steps import describe_images, describe_texts
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.exports.vectors import write_graph_vectors
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.sessions.axes import dynamic_axes
-from mmedge.specs import Axis, Modality, dim_size
+from mmedge.specs import Axis, dim_size
 
 __all__ = ["EngineSource", "SuppliedEngine", "axis_bounds", "export_engine_folder"]
 
@@ -78,17 +79,23 @@ def export_engine_folder(
     """
     golden = bundle.golden()
     manifest = bundle.manifest
+    kind = manifest.kind
+    head = kind.contrastive_head if isinstance(kind, DualEncoderKind) else None
     with fresh_folder(bundle, out, IO_NAME, overwrite=overwrite) as folder:
         graphs = tuple(_graph(bundle, golden, each, folder, engines) for each in selections)
-        modalities = {graph.modality for graph in graphs}
+        configs = _configs(bundle, selections)
         document = IoDocument(
             name=manifest.name,
             family=manifest.family,
             made_by=f"mmedge {version('mmedge')}",
             graphs=graphs,
-            image=_image(bundle, folder) if Modality.IMAGE in modalities else None,
-            text=_text(bundle, folder) if Modality.TEXT in modalities else None,
-            scores=manifest.contrastive_head,
+            image=next(
+                (describe_images(c, folder) for c in configs if isinstance(c, ImageConfig)), None
+            ),
+            text=next(
+                (_text(bundle, c, folder) for c in configs if isinstance(c, TextConfig)), None
+            ),
+            scores=head,
             files=describe_files(folder.path),
         )
         text = json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False)
@@ -134,7 +141,7 @@ def _graph(
         role=name,
         variant=variant.name,
         precision=variant.precision,
-        modality=role.modality,
+        modality=bundle.manifest.modality(name),
         onnx=model,
         external_data=external,
         opset=variant.opset,
@@ -169,15 +176,13 @@ def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFi
     )
 
 
-def _image(bundle: Bundle, folder: ExportFolder) -> ImageSteps | None:
-    config = bundle.manifest.preprocessing.image
-    return None if config is None else describe_images(config, folder)
+def _configs(bundle: Bundle, selections: Sequence[Selection]) -> tuple[ProcessorConfig, ...]:
+    """Return the processors that feed what is exported."""
+    names = (bundle.manifest.processor_of(each.role) for each in selections)
+    return tuple(bundle.manifest.processors[name] for name in names if name is not None)
 
 
-def _text(bundle: Bundle, folder: ExportFolder) -> TextSteps | None:
-    config = bundle.manifest.preprocessing.text
-    if config is None:
-        return None
+def _text(bundle: Bundle, config: TextConfig, folder: ExportFolder) -> TextSteps:
     steps = describe_texts(
         config.model_copy(update={"tokenizer_file": TOKENIZER_NAME}),
         bundle.file(config.tokenizer_file),

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedge.bundle.golden import Golden
-from mmedge.bundle.manifest import Layout, Role
+from mmedge.bundle.manifest import Layout
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import InputError
 from mmedge.exports.document import TOKENIZER_NAME
@@ -41,11 +41,11 @@ from mmedge.exports.triton_python import (
     ImagePreprocessor,
     TextPreprocessor,
 )
-from mmedge.preprocess.config import Preprocessing
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.text import TextProcessor
 from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.runtimes.onnx_file import read_onnx_file
-from mmedge.specs import Axis, Modality, Precision
+from mmedge.specs import Axis, Precision
 
 __all__ = ["TRITON_BACKEND", "TRITON_MARKER", "TritonModel", "export_triton", "triton_layouts"]
 
@@ -56,7 +56,7 @@ TRITON_MARKER = "mmedge-export.json"
 
 _VERSION = "1"
 # Decoding and resizing a picture costs a CPU more than encoding it costs a GPU.
-_INSTANCES = {Modality.IMAGE: 2, Modality.TEXT: 1}
+_INSTANCES = {"image": 2, "text": 1}
 _BASIC, _EXTENDED = -1, 1  # Triton's numbers for ONNX Runtime's levels
 
 
@@ -222,9 +222,10 @@ def _write_ensemble(
 ) -> list[TritonModel]:
     """Write the preprocessing model and the ensemble, where the bundle tells how to preprocess."""
     role = bundle.role(selection.role)
-    config = bundle.manifest.preprocessing
-    worker, inputs, made, what = _front(role, config)
-    if not worker or any(entry.name not in made for entry in role.inputs):
+    processor = bundle.manifest.processor_of(selection.role)
+    config = None if processor is None else bundle.manifest.processors[processor]
+    worker, inputs, what = _front(config)
+    if config is None or not worker or any(e.name not in config.inputs for e in role.inputs):
         return []  # it takes something else besides
     name = f"{selection.role}_preprocessing"
     batch = encoder["max_batch_size"]
@@ -233,21 +234,19 @@ def _write_ensemble(
         inputs,
         role.inputs,
         int(batch) if isinstance(batch, int) else 0,
-        instances=_INSTANCES[role.modality],
+        instances=_INSTANCES[config.type],
     )
     place = f"{name}/{_VERSION}"
     folder.write(f"{place}/model.py", _model_py(worker).encode())
-    if config.text is not None:
-        if role.modality is Modality.TEXT:
-            tokenizer = config.text.tokenizer_file
-            TextProcessor(config.text, bundle.file(tokenizer))  # an error unless it is a tokenizer
-            folder.copy(tokenizer, f"{place}/{TOKENIZER_NAME}")
-        text = config.text.model_copy(update={"tokenizer_file": TOKENIZER_NAME})
-        config = config.model_copy(update={"text": text})
+    if isinstance(config, TextConfig):
+        tokenizer = config.tokenizer_file
+        TextProcessor(config, bundle.file(tokenizer))  # an error unless it is a tokenizer
+        folder.copy(tokenizer, f"{place}/{TOKENIZER_NAME}")
+        config = config.model_copy(update={"tokenizer_file": TOKENIZER_NAME})
     document = json.dumps(config.model_dump(mode="json"), indent=2)
     folder.write(f"{place}/{PREPROCESSING_NAME}", f"{document}\n".encode())
     _write_config(folder, name, preprocessing)
-    ensemble = f"encode_{role.modality.value}"
+    ensemble = f"encode_{config.type}"
     _write_config(folder, ensemble, ensemble_config(ensemble, preprocessing, encoder))
     (folder.path / ensemble / _VERSION).mkdir()  # Triton wants the folder, empty as it is
     return [
@@ -256,18 +255,14 @@ def _write_ensemble(
     ]
 
 
-def _front(
-    role: Role, config: Preprocessing
-) -> tuple[str, tuple[str, ...], tuple[str | None, ...], str]:
-    """Return what prepares a role's inputs: class, raw inputs, prepared inputs, and in words."""
-    image, text = config.image, config.text
-    if role.modality is Modality.IMAGE and image is not None:
+def _front(config: ProcessorConfig | None) -> tuple[str, tuple[str, ...], str]:
+    """Return what prepares a role's inputs: class, raw inputs, and in words."""
+    if isinstance(config, ImageConfig):
         what = f"'{IMAGE}' (bytes of image files) or '{FRAME}' (raw frames) to embeddings"
-        return ImagePreprocessor.__name__, (IMAGE, FRAME), (image.input,), what
-    if role.modality is Modality.TEXT and text is not None:
-        made = (text.input, text.attention_mask)
-        return TextPreprocessor.__name__, (TEXT,), made, f"'{TEXT}' (UTF-8) to embeddings"
-    return "", (), (), ""
+        return ImagePreprocessor.__name__, (IMAGE, FRAME), what
+    if isinstance(config, TextConfig):
+        return TextPreprocessor.__name__, (TEXT,), f"'{TEXT}' (UTF-8) to embeddings"
+    return "", (), ""
 
 
 def _model_py(worker: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mmedge.bundle.manifest import Role, TensorEntry
+from mmedge.bundle.manifest import Role
+from mmedge.bundle.tensors import TensorEntry
 from mmedge.exports.pbtxt import Field, Message, Word
 from mmedge.specs import Axis
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mmedge.errors import InputError, MmedgeError, TextError
 from mmedge.exports.document import TOKENIZER_NAME
 from mmedge.exports.triton_configs import FRAME, IMAGE, TEXT
-from mmedge.preprocess.config import Preprocessing
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
@@ -54,7 +55,8 @@ class _Preprocessor(ABC):
             entry["name"]: np.dtype(self._server.triton_string_to_numpy(entry["data_type"]))
             for entry in outputs
         }
-        config = Preprocessing.model_validate_json((folder / PREPROCESSING_NAME).read_bytes())
+        document = (folder / PREPROCESSING_NAME).read_bytes()
+        config: ProcessorConfig = TypeAdapter(ProcessorConfig).validate_json(document)
         self._open(config, folder)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -80,7 +82,7 @@ class _Preprocessor(ABC):
         return None if tensor is None else tensor.as_numpy()
 
     @abstractmethod
-    def _open(self, config: Preprocessing, folder: Path) -> None:
+    def _open(self, config: ProcessorConfig, folder: Path) -> None:
         """Make the processor."""
 
     @abstractmethod
@@ -94,10 +96,10 @@ class ImagePreprocessor(_Preprocessor):
     A request gives `image`, (N, 1) bytes of image files, or `frame`, (N, H, W, 3) uint8.
     """
 
-    def _open(self, config: Preprocessing, folder: Path) -> None:
-        if config.image is None:
+    def _open(self, config: ProcessorConfig, folder: Path) -> None:
+        if not isinstance(config, ImageConfig):
             raise InputError(f"{folder}: no image preprocessing. Export the bundle again.")
-        self._processor = ImageProcessor(config.image)
+        self._processor = ImageProcessor(config)
 
     def _prepare(self, request: Any) -> Mapping[str, Array]:  # noqa: ANN401
         files, frames = self._given(request, IMAGE), self._given(request, FRAME)
@@ -118,10 +120,10 @@ class ImagePreprocessor(_Preprocessor):
 class TextPreprocessor(_Preprocessor):
     """Texts, (N, 1) UTF-8, to the text encoder's inputs."""
 
-    def _open(self, config: Preprocessing, folder: Path) -> None:
-        if config.text is None:
+    def _open(self, config: ProcessorConfig, folder: Path) -> None:
+        if not isinstance(config, TextConfig):
             raise InputError(f"{folder}: no text preprocessing. Export the bundle again.")
-        self._processor = TextProcessor(config.text, folder / TOKENIZER_NAME)
+        self._processor = TextProcessor(config, folder / TOKENIZER_NAME)
 
     def _prepare(self, request: Any) -> Mapping[str, Array]:  # noqa: ANN401
         given = self._given(request, TEXT)

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from mmedge.bundle.manifest import TensorEntry
+from mmedge.bundle.tensors import TensorEntry
 from mmedge.exports.document import GraphVectors, TrtexecLines
 from mmedge.specs import Axis, shape_of
 

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmedge.errors import MmedgeError
 
@@ -104,7 +104,7 @@ _TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
 
 
 def _check_depth(document: object) -> None:
-    level = [document]
+    level: list[Any] = [document]
     for _ in range(_MAX_DEPTH + 1):
         inner = [node for node in level if isinstance(node, (dict, list))]
         if not inner:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import InputError
 from mmedge.specs import Float32Array
 

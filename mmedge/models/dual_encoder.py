@@ -1,21 +1,22 @@
-"""DualEncoder: pictures and texts in one embedding space."""
+"""DualEncoder: images, texts and sounds in one embedding space."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from PIL import Image
 
+from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.closing import Closing
 from mmedge.errors import BundleError, DTypeError, ImageError, InputError, ShapeError
+from mmedge.models.base import Model, Stages
 from mmedge.models.batches import BadImage, image_batches, length_buckets
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
@@ -23,19 +24,16 @@ from mmedge.models.classification import (
     label_prompts,
     probabilities,
 )
-from mmedge.preprocess.decode import ImageSource
+from mmedge.preprocess.decode import ImageSource, decode_image
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
+from mmedge.preprocess.waveform import AudioSource
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
-from mmedge.sessions.axes import IMAGE_BATCH, TEXT_BATCH
-from mmedge.sessions.warming import WarmingState, WarmingUp
-from mmedge.specs import Array, Float32Array
+from mmedge.sessions.warming import WarmingUp
+from mmedge.specs import Array, Float32Array, Modality
 
-__all__ = ["IMAGE_ENCODER", "TEXT_ENCODER", "DualEncoder", "EncodedFiles", "Images", "Texts"]
-
-IMAGE_ENCODER = "image_encoder"
-TEXT_ENCODER = "text_encoder"
+__all__ = ["DualEncoder", "EncodedFiles", "Images", "Texts"]
 
 Images: TypeAlias = ImageSource | Iterable[ImageSource]
 """One picture or several: see DualEncoder.encode_image."""
@@ -43,6 +41,11 @@ Images: TypeAlias = ImageSource | Iterable[ImageSource]
 Texts: TypeAlias = str | Sequence[str]
 
 _LABEL_SETS = 8  # sets of labels whose embeddings are kept
+_STAGES: Mapping[Modality | None, tuple[str, ...]] = {
+    Modality.IMAGE: ("decode", "resize", "normalize", "inference"),
+    Modality.TEXT: ("tokenize", "inference"),
+    Modality.AUDIO: ("log-mel", "inference"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +63,8 @@ class EncodedFiles:
     bad: tuple[BadImage, ...]
 
 
-class DualEncoder(Closing):
-    """An image encoder and a text encoder that share one embedding space, ready to run.
+class DualEncoder(Model):
+    """Encoders of two modalities, or one, into one embedding space, ready to run.
 
     Made by `mmedge.load`. Every method may be called from several threads at once: sessions and
     processors hold no state between calls, and the kept label embeddings are behind a lock. A call
@@ -70,18 +73,9 @@ class DualEncoder(Closing):
     A dynamic int8 variant ("int8-dynamic") scales activations over a whole batch, so there an
     embedding depends slightly on what it is batched with; batch_size=1 gives what its quality was
     measured on. No other variant does, static int8 included, beyond rounding.
-
-    Args:
-        bundle: Where preprocessing, tokenizer and head come from.
-        sessions: By role name, "image_encoder" and "text_encoder" or one of them. They are closed
-            with the encoder.
-        variants: The variant that each of the sessions runs.
-        choices: Why each of the sessions runs in its backend; None where nobody chose.
-        warming: What makes better sessions in the background; stopped with the encoder.
-
-    Raises:
-        BundleError: If the bundle lacks the preprocessing of a role that is to run.
     """
+
+    kind = "dual_encoder"
 
     def __init__(
         self,
@@ -91,69 +85,14 @@ class DualEncoder(Closing):
         choices: Mapping[str, Choice] | None = None,
         warming: WarmingUp | None = None,
     ) -> None:
-        self._bundle = bundle
-        self._choices = dict(choices or {})
-        self._warming = warming
-        self._sessions = dict(sessions)
-        self._variants = dict(variants)
-        self._image_processor: ImageProcessor | None = None
-        self._text_processor: TextProcessor | None = None
-        if IMAGE_ENCODER in sessions:
-            image = bundle.manifest.preprocessing.image
-            if image is None:
-                raise _no_preprocessing(bundle, IMAGE_ENCODER)
-            self._image_processor = ImageProcessor(image)
-        if TEXT_ENCODER in sessions:
-            text = bundle.manifest.preprocessing.text
-            if text is None:
-                raise _no_preprocessing(bundle, TEXT_ENCODER)
-            self._text_processor = TextProcessor(text, bundle.file(text.tokenizer_file))
+        super().__init__(bundle, sessions, variants, choices, warming)
         self._label_lock = threading.Lock()
         self._label_embeddings: OrderedDict[tuple[str, ...], Float32Array] = OrderedDict()
 
     @property
-    def bundle(self) -> Bundle:
-        """The bundle that this encoder was loaded from."""
-        return self._bundle
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._bundle.manifest
-
-    @property
-    def sessions(self) -> Mapping[str, Session]:
-        """The sessions by role name."""
-        return self._sessions
-
-    @property
-    def variants(self) -> Mapping[str, Variant]:
-        """The variant that runs, by role name."""
-        return self._variants
-
-    @property
-    def choices(self) -> Mapping[str, Choice]:
-        """Which backend runs, why, and what was measured, by role name."""
-        return self._choices
-
-    @property
-    def warming(self) -> Mapping[str, WarmingState]:
-        """How far the engines are that are made in the background, by role name.
-
-        Empty where `load` was not asked to answer meanwhile.
-        """
-        return {} if self._warming is None else self._warming.states
-
-    def wait_until_warm(self, timeout_s: float | None = None) -> bool:
-        """Wait for the engines that are made in the background.
-
-        Args:
-            timeout_s: Seconds to wait at most; None waits as long as it takes.
-
-        Returns:
-            Whether every role answers with its engine; `warming` says why one does not.
-        """
-        return self._warming is None or self._warming.wait(timeout_s)
+    def encoders(self) -> Mapping[Modality, str]:
+        """The encoders' roles by modality."""
+        return self._section.encoders
 
     @property
     def spaces(self) -> Mapping[str, str | None]:
@@ -169,10 +108,13 @@ class DualEncoder(Closing):
     @property
     def embedding_dim(self) -> int:
         """D, the length of an embedding."""
-        dim = self.manifest.embedding_dim
-        if dim is None:
-            raise BundleError(f"{self._bundle.path}: names no embedding_dim. Convert it again.")
-        return dim
+        return self._section.embedding_dim
+
+    @property
+    def _section(self) -> DualEncoderKind:
+        kind = self.manifest.kind
+        assert isinstance(kind, DualEncoderKind)  # noqa: S101, the registry's
+        return kind
 
     @property
     def image_processor(self) -> ImageProcessor:
@@ -181,9 +123,7 @@ class DualEncoder(Closing):
         Raises:
             InputError: If the image encoder is not there.
         """
-        if self._image_processor is None:
-            raise self._absent(IMAGE_ENCODER)
-        return self._image_processor
+        return cast(ImageProcessor, self._processor(self._role(Modality.IMAGE)))
 
     @property
     def text_processor(self) -> TextProcessor:
@@ -192,9 +132,7 @@ class DualEncoder(Closing):
         Raises:
             InputError: If the text encoder is not there.
         """
-        if self._text_processor is None:
-            raise self._absent(TEXT_ENCODER)
-        return self._text_processor
+        return cast(TextProcessor, self._processor(self._role(Modality.TEXT)))
 
     def encode_image(self, images: Images, *, batch_size: int | None = None) -> Float32Array:
         """Encode pictures.
@@ -205,7 +143,7 @@ class DualEncoder(Closing):
                 iterator or generator of these, or a uint8 array (N, H, W, 3); they are read,
                 prepared and encoded batch by batch, in memory that does not grow with their
                 number. Or a float32 array (N, 3, h, w) that is preprocessed already.
-            batch_size: Pictures that run through the graph at once; None takes 8.
+            batch_size: Pictures that run through the graph at once; None takes the bundle's own.
 
         Returns:
             (N, D) float32, L2-normalised; (1, D) for one picture.
@@ -216,14 +154,14 @@ class DualEncoder(Closing):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.image_processor
-        size = self._batch_size(IMAGE_ENCODER, batch_size, IMAGE_BATCH)
+        size = self._batch_size(Modality.IMAGE, batch_size)
         if isinstance(images, np.ndarray):
             if images.ndim == 4 and images.dtype != np.uint8:
                 return self._encode_tensor(images, size)
             if images.ndim != 4:
-                return self._run(IMAGE_ENCODER, processor([images]))
+                return self._embed(Modality.IMAGE, processor([images]))
         elif isinstance(images, (str, os.PathLike, bytes, Image.Image)):
-            return self._run(IMAGE_ENCODER, processor([images]))
+            return self._embed(Modality.IMAGE, processor([images]))
         elif not isinstance(images, Iterable):
             raise InputError(
                 f"Images: got {type(images).__name__}, expected a path, bytes, a PIL image, a "
@@ -254,7 +192,7 @@ class DualEncoder(Closing):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.image_processor
-        size = self._batch_size(IMAGE_ENCODER, batch_size, IMAGE_BATCH)
+        size = self._batch_size(Modality.IMAGE, batch_size)
         names: list[str] = []
         bad: list[BadImage] = []
         batches = image_batches(
@@ -275,7 +213,8 @@ class DualEncoder(Closing):
 
         Args:
             texts: One text or several. What exceeds the model's length is truncated.
-            batch_size: Texts that run through the graph at once; None takes 32.
+            batch_size: Texts that run through the graph at once; None takes the
+                bundle's own.
 
         Returns:
             (N, D) float32, L2-normalised, in the order of the texts; (1, D) for one text.
@@ -286,7 +225,7 @@ class DualEncoder(Closing):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.text_processor
-        size = self._batch_size(TEXT_ENCODER, batch_size, TEXT_BATCH)
+        size = self._batch_size(Modality.TEXT, batch_size)
         ids = processor.tokenize([texts] if isinstance(texts, str) else texts)
         if processor.config.padding == "longest":
             groups = length_buckets(ids, size)
@@ -294,11 +233,11 @@ class DualEncoder(Closing):
             everything = list(range(len(ids)))
             groups = [everything[start : start + size] for start in range(0, len(ids), size)]
         if len(groups) == 1:
-            return self._run(TEXT_ENCODER, processor.pad(ids))
+            return self._embed(Modality.TEXT, processor.pad(ids))
         embeddings = np.empty((len(ids), self.embedding_dim), np.float32)
         for group in groups:
             feed = processor.pad([ids[position] for position in group])
-            embeddings[group] = self._run(TEXT_ENCODER, feed)
+            embeddings[group] = self._embed(Modality.TEXT, feed)
         return embeddings
 
     def similarity(self, images: Images, texts: Texts | Float32Array) -> Float32Array:
@@ -337,7 +276,7 @@ class DualEncoder(Closing):
                 there is no such label bank, or the template has no "{}".
             BundleError: If the bundle has no contrastive head.
         """
-        head = self.manifest.contrastive_head
+        head = self._section.contrastive_head
         if head is None:
             raise BundleError(
                 f"{self._bundle.path}: has no contrastive head, so its similarities cannot be "
@@ -348,20 +287,79 @@ class DualEncoder(Closing):
         similarities = self._image_embeddings(images) @ self._prompt_embeddings(prompts).T
         return Classification(chosen, probabilities(similarities, head))
 
-    def close(self) -> None:
-        """Free the engines' memory, and end what is being built. Closing twice is fine."""
-        if self._warming is not None:
-            self._warming.stop()
-        for session in self._sessions.values():
-            session.close()
+    def encode_audio(
+        self, sounds: AudioSource | Sequence[AudioSource], *, batch_size: int | None = None
+    ) -> Float32Array:
+        """Encode sounds.
 
-    def __repr__(self) -> str:
-        roles = ", ".join(
-            f"{role}={self._variants[role].name} in {session.placement.backend} on "
-            f"{session.placement.device}"
-            for role, session in self._sessions.items()
+        Args:
+            sounds: One sound or several: paths or bytes of audio files, or (samples, rate) pairs.
+            batch_size: Sounds that run through the graph at once; None takes the bundle's own.
+
+        Returns:
+            (N, D) float32, L2-normalised; (1, D) for one sound.
+
+        Raises:
+            AudioError: If a sound cannot be read; its position is named.
+            InputError: If there is no sound, or the model has no audio encoder.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        processor = self._processor(self._role(Modality.AUDIO))
+        size = self._batch_size(Modality.AUDIO, batch_size)
+        single = isinstance(sounds, (str, bytes, os.PathLike, tuple))
+        items: Sequence[AudioSource] = [sounds] if single else list(sounds)  # type: ignore[list-item, arg-type]
+        if not items:
+            raise InputError("Sounds: got none, expected at least one.")
+        starts = range(0, len(items), size)
+        parts = [
+            self._embed(Modality.AUDIO, processor(items[start : start + size])) for start in starts
+        ]
+        return np.concatenate(parts)
+
+    @classmethod
+    def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
+        """Return the parts of encode_image, encode_text or encode_audio."""
+        return _STAGES.get(manifest.modality(role), ())
+
+    def call(self, role: str, sample: object) -> Callable[[], object] | None:
+        """Return encode_image, encode_text or encode_audio on a sample."""
+        modality = self.manifest.modality(role)
+        if modality is Modality.IMAGE:
+            return lambda: self.encode_image(cast(ImageSource, sample))
+        if modality is Modality.TEXT:
+            return lambda: self.encode_text(str(sample))
+        return lambda: self.encode_audio(cast(AudioSource, sample))
+
+    def stages(self, role: str, sample: object) -> Stages | None:
+        """Return the call of a role and its parts, each with its input ready."""
+        modality, whole = self.manifest.modality(role), self.call(role, sample)
+        if whole is None:
+            return None
+        if modality is Modality.IMAGE:
+            return self._image_stages(whole, role, cast(ImageSource, sample))
+        processor = self._processor(role)
+        ready = self._ready(role, processor([sample]))
+        parts = (lambda: processor([sample]), lambda: self._session(role).run(ready))
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in ready.items())
+        return Stages(whole, dict(zip(_STAGES[modality], parts, strict=True)), shapes)
+
+    def _image_stages(self, whole: Callable[[], object], role: str, sample: ImageSource) -> Stages:
+        processor = self.image_processor
+        image = decode_image(sample)
+        frames = processor.resize(image)[None]
+        ready = self._ready(role, {processor.config.input: processor.normalize(frames)})
+        parts = (
+            lambda: decode_image(sample),
+            lambda: processor.resize(image),
+            lambda: processor.normalize(frames),
+            lambda: self._session(role).run(ready),
         )
-        return f"<DualEncoder {self.manifest.name}: {roles}>"
+        shown = f"{image.width}x{image.height} image"
+        return Stages(whole, dict(zip(_STAGES[Modality.IMAGE], parts, strict=True)), shown)
+
+    def _ready(self, role: str, feed: Mapping[str, Array]) -> dict[str, Array]:
+        specs = self._session(role).inputs
+        return {spec.name: feed[spec.name].astype(spec.dtype, copy=False) for spec in specs}
 
     def _encode_tensor(self, tensor: Array, batch_size: int) -> Float32Array:
         if tensor.dtype != np.float32:
@@ -376,23 +374,31 @@ class DualEncoder(Closing):
         return np.concatenate([self._run_image(tensor[i : i + batch_size]) for i in starts])
 
     def _run_image(self, tensor: Float32Array) -> Float32Array:
-        return self._run(IMAGE_ENCODER, {self.image_processor.config.input: tensor})
+        return self._embed(Modality.IMAGE, {self.image_processor.config.input: tensor})
 
-    def _run(self, role: str, feed: dict[str, Array]) -> Float32Array:
-        """Run a role and return its first output, converting where the graph wants other dtypes."""
-        session = self._sessions[role]
-        for spec in session.inputs:
-            array = feed.get(spec.name)
-            if array is not None and array.dtype != spec.dtype:
-                feed[spec.name] = array.astype(spec.dtype)
-        embeddings: Float32Array = session.run(feed)[session.outputs[0].name]
+    def _embed(self, modality: Modality, feed: Mapping[str, Array]) -> Float32Array:
+        """Run an encoder and return its first output."""
+        role = self._role(modality)
+        embeddings: Float32Array = self._run(role, feed)[self._session(role).outputs[0].name]
         return embeddings.astype(np.float32, copy=False)
 
-    def _batch_size(self, role: str, wanted: int | None, default: int) -> int:
+    def _role(self, modality: Modality) -> str:
+        """Return the role of a modality.
+
+        Raises:
+            InputError: If the model has none.
+        """
+        return self.encoders.get(modality, f"{modality.value}_encoder")
+
+    def _batch_size(self, modality: Modality, wanted: int | None) -> int:
         if wanted is not None and wanted < 1:
             raise InputError(f"batch_size: got {wanted}, expected 1 or more.")
-        axis = self._sessions[role].inputs[0].shape[0]
-        return axis if isinstance(axis, int) else wanted or default
+        role = self._role(modality)
+        axis = self._session(role).inputs[0].shape[0]
+        if isinstance(axis, int):
+            return axis
+        bounds = self.manifest.roles[role].axes.get(axis)
+        return wanted or (1 if bounds is None else bounds.max)
 
     def _image_embeddings(self, images: Images) -> Float32Array:
         if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim < 3:
@@ -429,21 +435,13 @@ class DualEncoder(Closing):
         return embeddings
 
     def _label_bank(self, name: str) -> tuple[str, ...]:
-        banks = self.manifest.label_banks
+        banks = self._section.label_banks
         if name not in banks:
             raise InputError(
                 f"Labels: '{name}' is not a label bank of this bundle, which has {sorted(banks)}. "
                 "Pass a list of labels."
             )
         return banks[name]
-
-    def _absent(self, role: str) -> InputError:
-        if role in self.manifest.roles:
-            return InputError(f"The {role} was not loaded. Name it in roles= of mmedge.load.")
-        return InputError(
-            f"{self._bundle.path}: holds no {role}, only {list(self.manifest.roles)}. Convert a "
-            "model that has one."
-        )
 
 
 def _check_finite(tensor: Array) -> None:
@@ -466,9 +464,3 @@ def _checked_paths(
             )
         names.append(os.fspath(path))
         yield path
-
-
-def _no_preprocessing(bundle: Bundle, role: str) -> BundleError:
-    return BundleError(
-        f"{bundle.path}: has a {role} but no preprocessing for it. Convert the model again."
-    )

@@ -3,7 +3,6 @@
 from mmedge.preprocess.config import (
     AudioConfig,
     ImageConfig,
-    Preprocessing,
     ProcessorConfig,
     TextConfig,
     VectorConfig,
@@ -20,7 +19,6 @@ __all__ = [
     "ImageConfig",
     "ImageProcessor",
     "ImageSource",
-    "Preprocessing",
     "Processor",
     "ProcessorConfig",
     "TextConfig",

@@ -23,7 +23,6 @@ from mmedge.preprocess.steps import (
 __all__ = [
     "AudioConfig",
     "ImageConfig",
-    "Preprocessing",
     "ProcessorConfig",
     "TextConfig",
     "VectorConfig",
@@ -63,6 +62,16 @@ class ImageConfig(BaseModel):
         """Return the step of a kind, None where there is none."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Graph inputs that the processor makes."""
+        return (self.input,)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the bundle that the processor reads."""
+        return ()
+
 
 class TextConfig(BaseModel):
     """From a text to `(batch, sequence)` token ids.
@@ -91,6 +100,16 @@ class TextConfig(BaseModel):
     padding: Literal["longest", "max_length"]
     pad_id: int = Field(ge=0, lt=1 << 31)
     canonicalize: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Graph inputs that the processor makes."""
+        return (self.input,) if self.attention_mask is None else (self.input, self.attention_mask)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the bundle that the processor reads."""
+        return (self.tokenizer_file,)
 
 
 class AudioConfig(BaseModel):
@@ -142,6 +161,16 @@ class AudioConfig(BaseModel):
         """The spectrogram."""
         return next(step for step in self.steps if isinstance(step, LogMel))
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Graph inputs that the processor makes."""
+        return (self.input,) if self.is_longer is None else (self.input, self.is_longer)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the bundle that the processor reads."""
+        return ()
+
 
 class VectorConfig(BaseModel):
     """From numbers, such as a robot's joint positions, to `(batch, size)` float32.
@@ -168,15 +197,17 @@ class VectorConfig(BaseModel):
             )
         return self
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Graph inputs that the processor makes."""
+        return (self.input,)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the bundle that the processor reads."""
+        return ()
+
 
 ProcessorConfig: TypeAlias = Annotated[
     ImageConfig | TextConfig | AudioConfig | VectorConfig, Field(discriminator="type")
 ]
-
-
-class Preprocessing(BaseModel):
-    """Preprocessing of every modality that a bundle takes; None where it takes none."""
-
-    model_config = _FROZEN
-    image: ImageConfig | None = None
-    text: TextConfig | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from mmedge.bundle.opening import Bundle
 from mmedge.children import child_command, child_environment
 from mmedge.errors import ProfileError
-from mmedge.profiling.inputs import TEXT, input_kind
+from mmedge.profiling.inputs import TEXT
 from mmedge.profiling.memory import MemoryReading, parse_memory
 from mmedge.profiling.result import ColdStart, Memory, Spread
 
@@ -56,9 +56,7 @@ class ColdTask:
                 "backend": self.backend,
                 "device": self.device,
                 "threads": self.threads,
-                "kind": input_kind(self.bundle, self.role),
-                "frame": str(self.frame),
-                "text": TEXT,
+                "samples": {"image": str(self.frame), "text": TEXT},
                 "steady_runs": _STEADY_RUNS,
             }
         )

@@ -14,12 +14,14 @@ from PIL import Image
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import ProfileError
+from mmedge.preprocess.config import TextConfig
 from mmedge.preprocess.text import TextProcessor
 from mmedge.specs import Array, Modality
 
-__all__ = ["FRAME_SIZE", "TEXT", "Inputs", "frame_jpeg", "input_kind"]
+__all__ = ["FRAME_SIZE", "TEXT", "Inputs", "frame_jpeg", "sample_of", "text_config"]
 
 FRAME_SIZE = (1280, 720)
+_RATE = 48_000
 TEXT = "a photo of a red circle to the left of a small blue square"
 
 
@@ -43,25 +45,25 @@ def frame_jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def input_kind(bundle: Bundle, role: str) -> Literal["image", "text", "golden"]:
-    """Tell what a role's inputs are made from.
+def sample_of(bundle: Bundle, role: str) -> object | None:
+    """Return one raw input of a role: an image file, a text, a sound; None for other roles."""
+    modality = bundle.manifest.modality(role)
+    if modality is Modality.IMAGE:
+        return frame_jpeg()
+    if modality is Modality.TEXT:
+        return TEXT
+    if modality is Modality.AUDIO:
+        time = np.arange(_RATE * 3) / _RATE
+        return 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32), _RATE
+    return None
 
-    Returns:
-        "image" or "text" where the bundle's preprocessing makes all of them from a picture or a
-        text, "golden" where only the golden vectors know.
-    """
-    entry, preprocessing = bundle.role(role), bundle.manifest.preprocessing
-    names = {spec.name for spec in entry.inputs}
-    image, text = preprocessing.image, preprocessing.text
-    if entry.modality is Modality.IMAGE and image and names == {image.input}:
-        return "image"
-    if (
-        entry.modality is Modality.TEXT
-        and text
-        and names == {text.input, text.attention_mask} - {None}
-    ):
-        return "text"
-    return "golden"
+
+def text_config(bundle: Bundle, role: str) -> TextConfig | None:
+    """Return the text processor that makes all inputs of a role, None where none does."""
+    name = bundle.manifest.processor_of(role)
+    config = None if name is None else bundle.manifest.processors[name]
+    names = {entry.name for entry in bundle.role(role).inputs}
+    return config if isinstance(config, TextConfig) and names == set(config.inputs) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +87,6 @@ class Inputs:
         """
         return cls(bundle, bundle.golden())
 
-    def text_processor(self) -> TextProcessor:
-        """Return the bundle's text preprocessing.
-
-        Raises:
-            ProfileError: If it has none.
-            BundleError: If the tokenizer cannot be read.
-        """
-        text = self.bundle.manifest.preprocessing.text
-        if text is None:
-            raise ProfileError(f"{self.bundle.path} has no text preprocessing.")
-        return TextProcessor(text, self.bundle.file(text.tokenizer_file))
-
     def sequences(
         self, role: str, wanted: Sequence[int | Literal["golden", "max"]]
     ) -> tuple[int | None, ...]:
@@ -113,11 +103,10 @@ class Inputs:
             ProfileError: If a length is longer than the model takes, or differs from the one that
                 the graph is fixed to.
         """
-        if input_kind(self.bundle, role) != "text":
+        text = text_config(self.bundle, role)
+        if text is None:
             return (None,)
-        text = self.bundle.manifest.preprocessing.text
-        assert text is not None  # noqa: S101 - input_kind has seen it
-        fixed = self._fixed_length(role)
+        fixed = self._fixed_length(role, text)
         lengths: list[int] = []
         for length in wanted:
             if fixed is not None and length in (fixed, "golden", "max"):
@@ -130,7 +119,7 @@ class Inputs:
             elif length == "max":
                 resolved = text.max_length
             elif length == "golden":
-                resolved = self._golden_length(role)
+                resolved = self._golden_length(role, text)
             elif isinstance(length, int) and length <= text.max_length:
                 resolved = length
             else:
@@ -149,20 +138,19 @@ class Inputs:
             batch: Samples; the golden inputs are repeated as often as it takes.
             sequence: Tokens, from `sequences`.
         """
-        if sequence is not None and not (
-            self._fixed_length(role) is not None and self._golden_width(role) == sequence
-        ):
-            return self._text_feed(batch, sequence)
+        text = text_config(self.bundle, role)
+        if sequence is not None and text is not None:
+            width = int(self.golden.inputs[role][text.input].shape[1])
+            if self._fixed_length(role, text) is None or width != sequence:
+                return self._text_feed(text, batch, sequence)
         return {
             name: np.ascontiguousarray(np.resize(array, (batch, *array.shape[1:])))
             for name, array in self.golden.inputs[role].items()
         }
 
-    def _text_feed(self, batch: int, sequence: int) -> dict[str, Array]:
+    def _text_feed(self, config: TextConfig, batch: int, sequence: int) -> dict[str, Array]:
         """Lay out texts of exactly `sequence` tokens, the closing special token in its place."""
-        processor = self.text_processor()
-        config = processor.config
-        row = processor.tokenize([" ".join([TEXT] * config.max_length)])[0]
+        row = self._tokenize(config, " ".join([TEXT] * config.max_length))
         row = [*row[: sequence - 1], row[-1]]
         row += [config.pad_id] * (sequence - len(row))
         feed: dict[str, Array] = {config.input: np.tile(np.array(row, np.int64), (batch, 1))}
@@ -170,25 +158,19 @@ class Inputs:
             feed[config.attention_mask] = np.ones((batch, sequence), np.int64)
         return feed
 
-    def _fixed_length(self, role: str) -> int | None:
+    def _tokenize(self, config: TextConfig, text: str) -> list[int]:
+        return TextProcessor.open(config, self.bundle.path).tokenize([text])[0]
+
+    def _fixed_length(self, role: str, text: TextConfig) -> int | None:
         """Return the only length that is ever run, None where it follows the text."""
-        text = self.bundle.manifest.preprocessing.text
-        assert text is not None  # noqa: S101 - called for text roles only
         axis = next(e for e in self.bundle.role(role).inputs if e.name == text.input).shape[1]
         if isinstance(axis, int):
             return axis
         return text.max_length if text.padding == "max_length" else None
 
-    def _golden_width(self, role: str) -> int:
-        text = self.bundle.manifest.preprocessing.text
-        assert text is not None  # noqa: S101 - called for text roles only
-        return int(self.golden.inputs[role][text.input].shape[1])
-
-    def _golden_length(self, role: str) -> int:
+    def _golden_length(self, role: str, config: TextConfig) -> int:
         """Return the median number of tokens of the golden texts, padding not counted."""
-        processor = self.text_processor()
-        config = processor.config
-        closing = processor.tokenize(["a"])[0][-1]
+        closing = self._tokenize(config, "a")[-1]
         lengths: list[int] = []
         for row in self.golden.inputs[role][config.input]:
             tokens = np.flatnonzero(row != config.pad_id)

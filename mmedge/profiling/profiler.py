@@ -11,12 +11,13 @@ from pathlib import Path
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import ProfileError
+from mmedge.models.registry import model_class
 from mmedge.profiling.baseline import Baselines, resolve_baseline
 from mmedge.profiling.cells import choose_variants, measure_cell, plan_cells, thread_counts
 from mmedge.profiling.cold import ColdTask, measure_cold
 from mmedge.profiling.config import Budget, ProfileConfig
 from mmedge.profiling.gates import check_names, evaluate, parse_gate, runs_needed
-from mmedge.profiling.inputs import Inputs, frame_jpeg
+from mmedge.profiling.inputs import Inputs, frame_jpeg, sample_of
 from mmedge.profiling.machine import load_average, load_warning, read_machine
 from mmedge.profiling.metrics import CellKey, cell_names, expected_names, metrics, stage_names
 from mmedge.profiling.result import (
@@ -26,7 +27,7 @@ from mmedge.profiling.result import (
     StageBreakdown,
     VariantFigures,
 )
-from mmedge.profiling.stages import measure_stages, stage_names_of
+from mmedge.profiling.stages import measure_stages
 from mmedge.runtimes.session import SessionOptions
 from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import session_options
@@ -127,20 +128,24 @@ class _Run:
             (role, variant)
             for role, variants in self._chosen.items()
             for variant in variants
-            if config.stages and stage_names_of(bundle, role)
+            if config.stages and self._stage_names(role)
         ]
         check_names(self._gates, self._expected())
         self._done = 0
         pairs = sum(map(len, self._chosen.values()))
         self._steps = len(self._keys) + len(self._staged) + pairs * bool(config.cold_starts)
 
+    def _stage_names(self, role: str) -> tuple[str, ...]:
+        manifest = self._bundle.manifest
+        names = model_class(manifest.kind.type).stage_names(manifest, role)
+        return (*names, "other") if names else ()
+
     def _expected(self) -> frozenset[str]:
         return expected_names(
             self._keys,
             cold_starts=self._config.cold_starts > 0,
             staged={
-                (role, variant.name): stage_names_of(self._bundle, role)
-                for role, variant in self._staged
+                (role, variant.name): self._stage_names(role) for role, variant in self._staged
             },
             compared=frozenset(self._baselines),
             judged=frozenset(
@@ -165,12 +170,11 @@ class _Run:
 
     def profile(self) -> Profile:
         self._check_that_graphs_end()
-        jpeg = frame_jpeg()
         cells = tuple(self._cell(key) for key in self._keys)
-        stages = tuple(self._stages(role, variant, jpeg) for role, variant in self._staged)
+        stages = tuple(self._stages(role, variant) for role, variant in self._staged)
         with tempfile.TemporaryDirectory(prefix="mmedge-profile-") as folder:
             frame = Path(folder) / "frame.jpg"
-            frame.write_bytes(jpeg)
+            frame.write_bytes(frame_jpeg())
             variants = tuple(
                 self._variant(role, variant, frame)
                 for role, ladder in self._chosen.items()
@@ -228,11 +232,12 @@ class _Run:
         opponent = self._baselines.get((key.role, key.variant))
         return measure_cell(key, self._inputs, self._config, budget, opponent)
 
-    def _stages(self, role: str, variant: Variant, jpeg: bytes) -> StageBreakdown:
+    def _stages(self, role: str, variant: Variant) -> StageBreakdown:
         self._announce(f"{role}.{variant.name} end to end")
         budget = self._budget(stage_names(role, variant.name))
         options = SessionOptions(device=self._config.device, threads=thread_counts(self._config)[0])
-        return measure_stages(self._bundle, role, variant, jpeg, options, self._config, budget)
+        sample = sample_of(self._bundle, role)
+        return measure_stages(self._bundle, role, variant, sample, options, self._config, budget)
 
     def _variant(self, role: str, variant: Variant, frame: Path) -> VariantFigures:
         cold = memory = None

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.models.dual_encoder import IMAGE_ENCODER, TEXT_ENCODER, DualEncoder
+from mmedge.errors import ProfileError
 from mmedge.models.load import load
-from mmedge.preprocess.decode import decode_image
 from mmedge.profiling.config import Budget, ProfileConfig
-from mmedge.profiling.inputs import FRAME_SIZE, TEXT, input_kind
 from mmedge.profiling.machine import noise
 from mmedge.profiling.result import StageBreakdown
 from mmedge.profiling.statistics import summarize
 from mmedge.profiling.timing import Call, measure
-from mmedge.runtimes.session import Session, SessionOptions
-from mmedge.specs import Array
+from mmedge.runtimes.session import SessionOptions
 
-__all__ = ["measure_stages", "stage_names_of"]
+__all__ = ["measure_stages"]
 
 _NOISY = 0.05  # share of the call by which its stages may exceed it
-_IMAGE_STAGES = ("decode", "resize", "normalize", "inference", "other")
-_TEXT_STAGES = ("tokenize", "inference", "other")
-
-
-def stage_names_of(bundle: Bundle, role: str) -> Sequence[str]:
-    """Return the stages of a role's end-to-end call; none where no call of ours takes raw input."""
-    kind = input_kind(bundle, role)
-    if role == IMAGE_ENCODER and kind == "image":
-        return _IMAGE_STAGES
-    if role == TEXT_ENCODER and kind == "text":
-        return _TEXT_STAGES
-    return ()
 
 
 def measure_stages(
     bundle: Bundle,
     role: str,
     variant: Variant,
-    jpeg: bytes,
+    sample: object,
     options: SessionOptions,
     config: ProfileConfig,
     budget: Budget,
@@ -54,15 +38,16 @@ def measure_stages(
 
     Args:
         bundle: The bundle.
-        role: One that `stage_names_of` has stages for.
+        role: One of its roles.
         variant: Of that role.
-        jpeg: A picture.
+        sample: One raw input of the role.
         options: Device and threads.
         config: For the backend.
         budget: For each of the calls.
 
     Raises:
         BackendError: If the engine fails.
+        ProfileError: If the role has no end-to-end call.
     """
     with load(
         bundle.path,
@@ -71,15 +56,13 @@ def measure_stages(
         roles=[role],
         options=options,
     ) as model:
-        if role == IMAGE_ENCODER:
-            calls = _image_calls(model, jpeg)
-            shown = f"{FRAME_SIZE[0]}x{FRAME_SIZE[1]} JPEG of {len(jpeg) / 1000:.0f} kB"
-        else:
-            calls = _text_calls(model)
-            shown = f"{len(model.text_processor.tokenize([TEXT])[0])} tokens"
-        whole, *parts = measure(list(calls.values()), budget)
+        found = model.stages(role, sample)
+        if found is None:
+            raise ProfileError(f"{role} has no end-to-end call. Leave --stages out.")
+        calls: list[Call] = [found.whole, *found.parts.values()]
+        whole, *parts = measure(calls, budget)
     medians = [statistics.median(part.wall_ns) / 1e6 for part in parts]
-    stages = dict(zip(list(calls)[1:], medians, strict=True))
+    stages = dict(zip(found.parts, medians, strict=True))
     latency = summarize(whole.wall_ns, whole.cpu_ns)
     other = latency.median_ms - sum(medians)
     stages["other"] = max(other, 0.0)
@@ -90,37 +73,9 @@ def measure_stages(
         role=role,
         variant=variant.name,
         threads=options.threads or 1,
-        input=shown,
+        input=found.input,
         stages_ms=stages,
         sum_ms=sum(medians),
         end_to_end=latency,
         noise=reasons,
     )
-
-
-def _image_calls(model: DualEncoder, jpeg: bytes) -> dict[str, Call]:
-    processor = model.image_processor
-    image = decode_image(jpeg)
-    frames = processor.resize(image)[None]
-    feed = {processor.config.input: processor.normalize(frames)}
-    return {
-        "end to end": lambda: model.encode_image(jpeg),
-        "decode": lambda: decode_image(jpeg),
-        "resize": lambda: processor.resize(image),
-        "normalize": lambda: processor.normalize(frames),
-        "inference": _inference(model.sessions[IMAGE_ENCODER], feed),
-    }
-
-
-def _text_calls(model: DualEncoder) -> dict[str, Call]:
-    processor = model.text_processor
-    return {
-        "end to end": lambda: model.encode_text(TEXT),
-        "tokenize": lambda: processor([TEXT]),
-        "inference": _inference(model.sessions[TEXT_ENCODER], processor([TEXT])),
-    }
-
-
-def _inference(session: Session, feed: dict[str, Array]) -> Call:
-    ready = {spec.name: feed[spec.name].astype(spec.dtype, copy=False) for spec in session.inputs}
-    return lambda: session.run(ready)

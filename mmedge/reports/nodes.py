@@ -25,7 +25,7 @@ def render_nodes(nodes: NodeTable) -> str:
     Returns:
         HTML: a heading, a summary, and a table that can be collapsed.
     """
-    largest = max((node.embedding_error or 0.0 for node in nodes.nodes), default=0.0)
+    largest = max((node.output_error or 0.0 for node in nodes.nodes), default=0.0)
     shown = table(
         _summary(nodes),
         nodes.nodes,
@@ -53,11 +53,11 @@ def _colour(node: NodeEntry) -> int:
 
 def _error(node: NodeEntry, largest: float) -> str | None:
     """Return the error and a bar in proportion; the largest error fills its cell."""
-    if node.embedding_error is None:
+    if node.output_error is None:
         return None
-    width = 100 * node.embedding_error / largest if largest > 0 else 0.0
+    width = 100 * node.output_error / largest if largest > 0 else 0.0
     bar = f'<span class="bar s{_colour(node)}" aria-hidden="true"><i style="width:{width:.1f}%">'
-    return f"{bar}</i></span> {_scientific(node.embedding_error)}"
+    return f"{bar}</i></span> {_scientific(node.output_error)}"
 
 
 def _format(node: NodeEntry) -> str:
@@ -80,7 +80,7 @@ def _summary(nodes: NodeTable) -> str:
     formats = ", ".join(f"{count} in {precision}" for precision, count in counts.items())
     if counts and counts.keys() <= _FLOATS:
         return f"{formats}. The whole graph was converted, so nodes have no errors of their own."
-    if not any(node.embedding_error is not None for node in nodes.nodes):
+    if not any(node.output_error is not None for node in nodes.nodes):
         return f"{formats}. Embedding errors were not measured: convert with --explain."
     return (
         f"{formats}. Embedding error: 1 - mean cosine with the fp32 embedding when only this node "

@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from html import escape
 
-from mmedge.bundle.figures import Figure
 from mmedge.bundle.manifest import Manifest, Role
 from mmedge.bundle.nodes import NodeTable
 from mmedge.bundle.opening import Bundle
-from mmedge.bundle.search import Candidate, SearchRecord
+from mmedge.bundle.quality import Figure
+from mmedge.bundle.tuning import Candidate, SearchRecord
 from mmedge.errors import InputError
 from mmedge.reports.charts import number
 from mmedge.reports.nodes import render_nodes

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from mmedge.bundle.differences import difference
 from mmedge.bundle.golden import Golden
-from mmedge.bundle.manifest import Tolerance, Variant
+from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
+from mmedge.bundle.quality import Tolerance
 from mmedge.errors import InputError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
 from mmedge.runtimes.backends import backend as module_of
@@ -28,7 +30,7 @@ from mmedge.sessions.opening import (
     takes,
     with_axes,
 )
-from mmedge.specs import Array
+from mmedge.specs import Array, Compare
 
 __all__ = ["RoleVerification", "replay", "replay_variants", "verify_bundle"]
 
@@ -222,25 +224,17 @@ def replay(session: Session, golden: Golden, role: str, variant: Variant) -> Rol
     )
 
 
-def _compare(answers: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, float]:
-    """Return the lowest cosine and the largest difference over all outputs and samples."""
-    cosines, errors = [], []
+def _compare(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, float]:
+    """Return the lowest cosine and the largest relative error over all outputs and samples."""
+    cosines, errors = [1.0], [0.0]
     for name, golden in expected.items():
-        answer = answers.get(name)
-        if answer is None or answer.shape != golden.shape:
+        output = outputs.get(name)
+        if output is None or output.shape != golden.shape:
             return float("nan"), float("nan")
-        a = answer.astype(np.float64).reshape(len(golden), -1)
-        b = golden.astype(np.float64).reshape(len(golden), -1)
-        with np.errstate(all="ignore"):  # what is not finite is to become NaN, not a warning
-            norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            equal = (a == b).all(axis=1)  # two zero vectors agree, though they have no cosine
-            cosine = np.clip((a * b).sum(axis=1) / norms, -1, 1)
-            cosines.append(np.where(equal, 1.0, cosine))
-            errors.append(np.abs(a - b))
-    return (
-        float(np.min(np.concatenate(cosines))),
-        float(np.max([error.max(initial=0) for error in errors])),
-    )
+        found = difference(golden, output, Compare.VALUES)
+        cosines.append(float(np.min(found.cosines, initial=1.0)))
+        errors.append(found.max_abs_error / found.scale)
+    return float(np.min(cosines)), float(np.max(errors))
 
 
 if __name__ == "__main__":

@@ -159,5 +159,5 @@ def test_a_manifest_is_written_for_people(tiny_bundle: Bundle, tmp_path: Path) -
     manifest = tiny_manifest(dict(tiny_bundle.manifest.files))
     write_manifest(tmp_path, manifest.model_copy(update={"name": "Größe"}))
     text = (tmp_path / "manifest.json").read_text(encoding="utf-8")
-    assert text.startswith('{\n  "format_version": "1.0",\n  "name": "Größe",\n')
+    assert text.startswith('{\n  "format_version": "2.0",\n  "name": "Größe",\n')
     assert text.endswith("\n}\n")

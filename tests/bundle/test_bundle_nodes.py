@@ -11,7 +11,7 @@ from bundles import add_nodes, edit_manifest
 from pydantic import ValidationError
 
 from mmedge.bundle import Bundle, NodeEntry, NodeTable, load_nodes, open_bundle, save_nodes
-from mmedge.bundle.nodes import MAX_NODES_BYTES, with_embedding_errors
+from mmedge.bundle.nodes import MAX_NODES_BYTES, with_output_errors
 from mmedge.errors import IntegrityError, ManifestError
 
 ENTRY = NodeEntry(
@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "low without high": (("nodes", 0, "high"), None, "low and high come together"),
     "low above high": (("nodes", 0, "low"), 8.0, "low 8.0 is above high 7.0"),
     "negative error": (("nodes", 0, "weight_error"), -0.1, "nodes.0.weight_error"),
-    "error beyond any cosine": (("nodes", 0, "embedding_error"), 2.5, "nodes.0.embedding_error"),
+    "error beyond any cosine": (("nodes", 0, "output_error"), 2.5, "nodes.0.output_error"),
     "no name": (("nodes", 0, "name"), "", "nodes.0.name"),
     "endless name": (("nodes", 0, "name"), "x" * 2000, "nodes.0.name"),
     "odd precision": (("nodes", 0, "precision"), "<b>int8", "nodes.0.precision"),
@@ -143,14 +143,14 @@ def test_a_missing_table_and_one_that_is_not_listed(tiny_bundle: Bundle) -> None
 
 
 def test_measured_errors_are_merged_by_name() -> None:
-    twice = with_embedding_errors((ENTRY, KEPT), {ENTRY.name: 0.25, "elsewhere": 0.5})
-    assert [entry.embedding_error for entry in twice] == [0.25, None]
-    assert twice[0].model_copy(update={"embedding_error": None}) == ENTRY
+    twice = with_output_errors((ENTRY, KEPT), {ENTRY.name: 0.25, "elsewhere": 0.5})
+    assert [entry.output_error for entry in twice] == [0.25, None]
+    assert twice[0].model_copy(update={"output_error": None}) == ENTRY
     # Rounding may carry a cosine beyond 1.
-    (entry,) = with_embedding_errors((ENTRY,), {ENTRY.name: -1e-9})
-    assert entry.embedding_error == 0
+    (entry,) = with_output_errors((ENTRY,), {ENTRY.name: -1e-9})
+    assert entry.output_error == 0
     with pytest.raises(ValidationError):
-        with_embedding_errors((ENTRY,), {ENTRY.name: float("inf")})
+        with_output_errors((ENTRY,), {ENTRY.name: float("inf")})
 
 
 def test_a_name_is_split_into_block_and_place() -> None:

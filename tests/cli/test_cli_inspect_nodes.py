@@ -24,7 +24,7 @@ def entry(name: str, **fields: object) -> NodeEntry:
         "low": -12.3456,
         "high": 0.16543,
         "weight_error": 0.00651,
-        "embedding_error": 1.2e-5,
+        "output_error": 1.2e-5,
     }
     return NodeEntry.model_validate(known | fields)
 
@@ -34,11 +34,11 @@ NODES = (
     entry(
         "vision_model.encoder.layers.0.mlp.fc1",
         precision="float32",
-        embedding_error=0.04,
+        output_error=0.04,
         reason=WHY,
     ),
     entry("vision_model.encoder.layers.11.self_attn.out_proj"),
-    entry("projection", op_type="Gemm", low=None, high=None, embedding_error=None),
+    entry("projection", op_type="Gemm", low=None, high=None, output_error=None),
 )
 
 

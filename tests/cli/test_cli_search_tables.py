@@ -13,7 +13,7 @@ from rich.console import Console
 from searches import candidate, figure, large_search, nothing_gained, search, small_search
 
 from mmedge.bundle import Bundle, NodeEntry, NodeTable
-from mmedge.bundle.search import SearchRecord
+from mmedge.bundle.tuning import SearchRecord
 from mmedge.cli.search_tables import search_lines, search_tables
 
 TO = "\N{EN DASH}"

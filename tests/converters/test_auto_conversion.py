@@ -21,8 +21,8 @@ from crashes import crash_on
 
 import mmedge
 from mmedge.bundle import load_nodes, open_bundle, verify_files
-from mmedge.bundle.manifest import Quality
-from mmedge.bundle.search import SearchRecord
+from mmedge.bundle.quality import Quality
+from mmedge.bundle.tuning import SearchRecord
 from mmedge.cli import main
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import load_data
@@ -167,7 +167,7 @@ def test_explain_measures_every_quantized_layer(searched: Searched) -> None:
             table = load_nodes(searched.path / variant.nodes)
             assert table.samples > 0
             for node in table.nodes:
-                assert (node.embedding_error is not None) is not node.reason, node
+                assert (node.output_error is not None) is not node.reason, node
                 seen += 1
             left = {node.op_type: node.reason for node in table.nodes if node.reason}
             assert left

@@ -17,7 +17,7 @@ from PIL import Image
 
 import mmedge
 from mmedge.bundle import Bundle
-from mmedge.bundle.manifest import ContrastiveHead
+from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import (
     BackendError,
     BundleError,
@@ -181,14 +181,14 @@ def test_batches_overwrite_one_buffer_and_not_the_answers(model: DualEncoder) ->
 
 def test_model_without_a_common_size_takes_pictures_one_by_one(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
-    image = manifest.preprocessing.image
-    assert image is not None
+    image = manifest.processors["image"]
+    assert isinstance(image, ImageConfig)
     free = ImageConfig(steps=(Decode(), *image.steps[3:]))
-    preprocessing = manifest.preprocessing.model_copy(update={"image": free})
+    processors = {**manifest.processors, "image": free}
     sessions = fake_sessions()
     pixels = TensorSpec("pixel_values", np.dtype("float32"), ("batch", 3, "height", "width"))
     sessions["image_encoder"] = FakeSession((pixels,), sessions["image_encoder"].outputs)
-    model = encoder(with_manifest(tiny_bundle, preprocessing=preprocessing), sessions)
+    model = encoder(with_manifest(tiny_bundle, processors=processors), sessions)
     assert model.encode_image([frame(0, 5, 6), frame(1, 7, 8)]).shape == (2, DIM)
     assert widths(sessions["image_encoder"]) == [(1, 3, 5, 6), (1, 3, 7, 8)]
 
@@ -309,11 +309,15 @@ def test_texts_keep_their_order_and_their_answers(model: DualEncoder) -> None:
 
 
 def long_text_bundle(bundle: Bundle, padding: str) -> Bundle:
-    text = bundle.manifest.preprocessing.text
-    assert text is not None
+    text = bundle.manifest.processors["text"]
     longer = text.model_copy(update={"max_length": 40, "padding": padding})
-    preprocessing = bundle.manifest.preprocessing.model_copy(update={"text": longer})
-    return with_manifest(bundle, preprocessing=preprocessing)
+    return with_manifest(bundle, processors={**bundle.manifest.processors, "text": longer})
+
+
+def with_head(bundle: Bundle, head: ContrastiveHead | None) -> Bundle:
+    return with_manifest(
+        bundle, kind=bundle.manifest.kind.model_copy(update={"contrastive_head": head})
+    )
 
 
 def test_short_texts_are_not_padded_to_long_ones(tiny_bundle: Bundle) -> None:
@@ -404,9 +408,7 @@ def test_classification_is_a_scaled_softmax(model: DualEncoder) -> None:
 def test_classification_by_sigmoid_has_scale_and_bias(tiny_bundle: Bundle) -> None:
     head = ContrastiveHead(activation="sigmoid", logit_scale=100.0, logit_bias=-10.0)
     with mmedge.load(tiny_bundle.path) as loaded:
-        model = DualEncoder(
-            with_manifest(tiny_bundle, contrastive_head=head), loaded.sessions, loaded.variants
-        )
+        model = DualEncoder(with_head(tiny_bundle, head), loaded.sessions, loaded.variants)
         labels = ["red", "green", "blue"]
         result = model.classify(frame(0), labels, template="{}")
         logits = 100.0 * model.similarity(frame(0), labels).astype(np.float64) - 10
@@ -457,7 +459,7 @@ def test_bad_labels_are_explained(
 
 
 def test_model_without_a_head_does_not_classify(tiny_bundle: Bundle) -> None:
-    model = encoder(with_manifest(tiny_bundle, contrastive_head=None), fake_sessions())
+    model = encoder(with_head(tiny_bundle, None), fake_sessions())
     with pytest.raises(BundleError, match="no contrastive head"):
         model.classify(frame(), ["red"])
 
@@ -477,13 +479,6 @@ def test_role_that_was_not_loaded_is_explained(tiny_bundle: Bundle) -> None:
     bundle = with_manifest(tiny_bundle, roles=roles)
     with pytest.raises(InputError, match=r"holds no image_encoder, only \['text_encoder'\]"):
         encoder(bundle, {"text_encoder": sessions["text_encoder"]}).encode_image_files(["a.png"])
-
-
-@pytest.mark.parametrize("role", ["image", "text"])
-def test_role_without_preprocessing_is_refused(role: str, tiny_bundle: Bundle) -> None:
-    preprocessing = tiny_bundle.manifest.preprocessing.model_copy(update={role: None})
-    with pytest.raises(BundleError, match=f"has a {role}_encoder but no preprocessing"):
-        encoder(with_manifest(tiny_bundle, preprocessing=preprocessing), fake_sessions())
 
 
 def test_attributes(model: DualEncoder, tiny_bundle: Bundle) -> None:

@@ -12,7 +12,15 @@ from bundles import edit_manifest
 
 import mmedge
 from mmedge.bundle import Bundle, Variant
-from mmedge.errors import BackendError, BackendUnavailableError, BundleError, InputError
+from mmedge.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleError,
+    InputError,
+    ManifestError,
+)
+from mmedge.models.module import Module
+from mmedge.models.registry import MODELS, model_class
 from mmedge.runtimes.fake import FakeSession
 from mmedge.runtimes.session import SessionOptions
 from mmedge.sessions.opening import open_variant, session_options
@@ -69,10 +77,22 @@ def test_path_may_be_a_str_and_must_be_a_bundle(tiny_bundle: Bundle, tmp_path: P
         mmedge.load(tmp_path / "nowhere.mmedge")
 
 
-def test_bundle_of_another_kind_is_explained(tiny_bundle: Bundle) -> None:
-    roles = {"unet": tiny_bundle.manifest.model_dump(mode="json")["roles"]["image_encoder"]}
+def test_bundle_of_another_kind_is_refused(tiny_bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="is a DualEncoder bundle, not a Module"):
+        Module.load(tiny_bundle.path)
+
+
+def test_a_kind_without_a_class_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(MODELS, "dual_encoder")
+    with pytest.raises(BundleError, match=r"No model class for kind 'dual_encoder'.*Update"):
+        model_class("dual_encoder")
+
+
+def test_a_role_that_the_kind_does_not_know_is_named(tiny_bundle: Bundle) -> None:
+    roles = tiny_bundle.manifest.model_dump(mode="json")["roles"]
+    roles["audio_encoder"] = roles["image_encoder"]
     edit_manifest(tiny_bundle.path, "roles", value=roles)
-    with pytest.raises(BundleError, match=r"roles \['unet'\].*Update mmedge"):
+    with pytest.raises(ManifestError, match="role 'audio_encoder' is not one that kind"):
         mmedge.load(tiny_bundle.path)
 
 

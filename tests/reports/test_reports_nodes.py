@@ -22,7 +22,7 @@ def entry(name: str, error: float | None, **fields: object) -> NodeEntry:
         "low": -1.5,
         "high": 2.5,
         "weight_error": 0.0065,
-        "embedding_error": error,
+        "output_error": error,
     }
     return NodeEntry.model_validate(known | fields)
 

@@ -11,7 +11,7 @@ from pages import WIDTHS, browse, read
 from searches import candidate, figure, large_search, nothing_gained, search, small_search
 
 from mmedge.bundle import Bundle, Manifest, NodeEntry, NodeTable
-from mmedge.bundle.search import SearchRecord
+from mmedge.bundle.tuning import SearchRecord
 from mmedge.profiling import Profile
 from mmedge.reports.pareto import OUTCOMES, Mark, pareto_chart
 from mmedge.reports.profile import render_profile

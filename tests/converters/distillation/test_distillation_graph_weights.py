@@ -13,7 +13,7 @@ import torch
 from models.tiny_models import write_clip
 
 from mmedge.converters.distillation.graph_weights import with_graph_weights, with_weights
-from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.clip import FAMILY
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.configs import Equalization
@@ -26,13 +26,13 @@ from mmedge.specs import Array
 
 
 @pytest.fixture(scope="module")
-def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ExportSpec]:
+def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RoleSpec]:
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip")
     with quiet_libraries():
         return FAMILY.roles(FAMILY.load(open_source(str(folder))))
 
 
-def uneven(spec: ExportSpec) -> ExportSpec:
+def uneven(spec: RoleSpec) -> RoleSpec:
     """Gains and biases as of a trained model; what is all 1 or 0 is one constant in a graph."""
     generator = torch.Generator().manual_seed(0)
     drawn = {
@@ -50,7 +50,7 @@ def constants(path: Path) -> dict[str, Array]:
 
 @pytest.mark.parametrize("role", ["image_encoder", "text_encoder"])
 def test_an_equalized_module_is_the_equalized_graph(
-    roles: Mapping[str, ExportSpec], role: str, tmp_path: Path
+    roles: Mapping[str, RoleSpec], role: str, tmp_path: Path
 ) -> None:
     spec = uneven(roles[role])
     name = spec.inputs[0].name

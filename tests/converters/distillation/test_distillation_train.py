@@ -16,7 +16,7 @@ from torch import nn
 
 from mmedge.converters.distillation.fake_quantization import FakeQuantized
 from mmedge.converters.distillation.train import Distillation, Distilled, distill
-from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.clip import FAMILY
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.configs import StaticInt8
@@ -35,14 +35,14 @@ QUICK = Distillation(steps=12, batch_size=8, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
-def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ExportSpec]:
+def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RoleSpec]:
     """Of a tiny CLIP whose token table is large enough for int8."""
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip", vocab_size=2560)
     with quiet_libraries():
         return FAMILY.roles(FAMILY.load(open_source(str(folder))))
 
 
-def stream(spec: ExportSpec, feeds: int = 6, size: int = 8) -> Feeds:
+def stream(spec: RoleSpec, feeds: int = 6, size: int = 8) -> Feeds:
     """Return feeds of seeded samples, texts of several lengths."""
 
     def start() -> Iterator[dict[str, Array]]:
@@ -55,7 +55,7 @@ def stream(spec: ExportSpec, feeds: int = 6, size: int = 8) -> Feeds:
     return start
 
 
-def layout_of(spec: ExportSpec, folder: Path) -> Path:
+def layout_of(spec: RoleSpec, folder: Path) -> Path:
     folder.mkdir()
     with quiet_libraries():
         export_role("role", spec, folder / "fp32.onnx")
@@ -63,7 +63,7 @@ def layout_of(spec: ExportSpec, folder: Path) -> Path:
     return folder / "layout.onnx"
 
 
-def ranges_of(spec: ExportSpec, feeds: Feeds) -> dict[str, Range]:
+def ranges_of(spec: RoleSpec, feeds: Feeds) -> dict[str, Range]:
     """Return what each linear layer of a tiny CLIP reads, but for the one that makes embeddings."""
     seen: dict[str, Range] = {}
 
@@ -92,7 +92,7 @@ def torch_answers(module: nn.Module, feeds: Feeds, name: str) -> Array:
 
 @pytest.mark.parametrize("role", ["image_encoder", "text_encoder"])
 def test_the_int8_graph_answers_as_the_student_did(
-    roles: Mapping[str, ExportSpec], role: str, tmp_path: Path
+    roles: Mapping[str, RoleSpec], role: str, tmp_path: Path
 ) -> None:
     spec = roles[role]
     name, feeds = spec.inputs[0].name, stream(spec)
@@ -140,7 +140,7 @@ RANGES = {"first": Range(-1.0, 1.0), "last": Range(0.0, 1.0)}
 
 
 @pytest.fixture
-def small(roles: Mapping[str, ExportSpec]) -> ExportSpec:
+def small(roles: Mapping[str, RoleSpec]) -> RoleSpec:
     """A role small enough to be trained in no time; only its module and inputs count here."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -161,7 +161,7 @@ def same(one: Distilled, other: Distilled) -> bool:
 
 @pytest.mark.parametrize("loss", ["joint-embedding", "contrastive", "both"])
 def test_each_loss_brings_the_student_nearer(
-    small: ExportSpec, loss: Literal["joint-embedding", "contrastive", "both"]
+    small: RoleSpec, loss: Literal["joint-embedding", "contrastive", "both"]
 ) -> None:
     config = Distillation(steps=60, batch_size=16, learning_rate=2e-3, loss=loss)
     distilled = distill(small, RANGES, vectors(100), config)
@@ -170,7 +170,7 @@ def test_each_loss_brings_the_student_nearer(
     assert distilled.reason == ""
 
 
-def test_the_same_seed_gives_the_same_student(small: ExportSpec) -> None:
+def test_the_same_seed_gives_the_same_student(small: RoleSpec) -> None:
     data = vectors(100)
     first, again, other = (
         distill(small, RANGES, data, replace(QUICK, seed=seed)) for seed in (1, 1, 2)
@@ -179,12 +179,12 @@ def test_the_same_seed_gives_the_same_student(small: ExportSpec) -> None:
     assert not same(first, other)
 
 
-def test_how_the_stream_is_cut_does_not_matter(small: ExportSpec) -> None:
+def test_how_the_stream_is_cut_does_not_matter(small: RoleSpec) -> None:
     whole, cut = (distill(small, RANGES, vectors(60, size), QUICK) for size in (60, 1))
     assert whole.loss_after == pytest.approx(cut.loss_after, rel=1e-3)
 
 
-def test_a_training_that_only_harms_gives_the_start_back(small: ExportSpec) -> None:
+def test_a_training_that_only_harms_gives_the_start_back(small: RoleSpec) -> None:
     data = vectors(100)
     ranges = {"first": Range(-4.0, 4.0), "last": Range(0.0, 4.0)}
     before = {name: one.clone() for name, one in small.module.state_dict().items()}
@@ -199,7 +199,7 @@ def test_a_training_that_only_harms_gives_the_start_back(small: ExportSpec) -> N
 
 
 def test_a_start_that_the_first_steps_lead_away_from_is_left_in_smaller_ones(
-    small: ExportSpec, monkeypatch: pytest.MonkeyPatch
+    small: RoleSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranges = {"first": Range(-4.0, 4.0), "last": Range(0.0, 4.0)}
     config = Distillation(steps=60, batch_size=16, learning_rate=0.1)
@@ -210,7 +210,7 @@ def test_a_start_that_the_first_steps_lead_away_from_is_left_in_smaller_ones(
     assert distill(small, ranges, vectors(100), config).step == 0
 
 
-def test_the_module_given_is_not_changed(small: ExportSpec) -> None:
+def test_the_module_given_is_not_changed(small: RoleSpec) -> None:
     before = {name: one.clone() for name, one in small.module.state_dict().items()}
     distilled = distill(small, RANGES, vectors(50), QUICK)
     assert distilled.spec.module is not small.module
@@ -218,24 +218,24 @@ def test_the_module_given_is_not_changed(small: ExportSpec) -> None:
     assert all(torch.equal(one, before[name]) for name, one in small.module.state_dict().items())
 
 
-def test_each_step_is_told(small: ExportSpec) -> None:
+def test_each_step_is_told(small: RoleSpec) -> None:
     calls: list[tuple[int, int]] = []
     distill(small, RANGES, vectors(50), QUICK, advance=lambda *args: calls.append(args))
     assert calls == [(step, 12) for step in range(1, 13)]
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it(small: ExportSpec) -> None:
+def test_a_batch_larger_than_the_data_is_all_of_it(small: RoleSpec) -> None:
     distilled = distill(small, RANGES, vectors(12), replace(QUICK, batch_size=500))
     assert (distilled.samples, distilled.held_back) == (10, 2)
 
 
 @pytest.mark.parametrize("count", [0, 9])
-def test_too_few_samples_are_refused(small: ExportSpec, count: int) -> None:
+def test_too_few_samples_are_refused(small: RoleSpec, count: int) -> None:
     with pytest.raises(CalibrationError, match=f"got {count} calibration samples, expected 10"):
         distill(small, RANGES, vectors(count), QUICK)
 
 
-def test_a_stream_that_ends_is_told_from_one_that_starts_again(small: ExportSpec) -> None:
+def test_a_stream_that_ends_is_told_from_one_that_starts_again(small: RoleSpec) -> None:
     readings = iter([40, 40, 40, 20])
 
     def start() -> Iterator[dict[str, Array]]:
@@ -246,7 +246,7 @@ def test_a_stream_that_ends_is_told_from_one_that_starts_again(small: ExportSpec
 
 
 def test_a_loss_that_is_not_a_number_names_the_step(
-    small: ExportSpec, monkeypatch: pytest.MonkeyPatch
+    small: RoleSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmedge.converters.distillation import train as distillation
 
@@ -259,12 +259,12 @@ def test_a_loss_that_is_not_a_number_names_the_step(
         distill(small, RANGES, vectors(50), QUICK)
 
 
-def test_data_that_is_not_finite_is_refused(small: ExportSpec) -> None:
+def test_data_that_is_not_finite_is_refused(small: RoleSpec) -> None:
     with pytest.raises(QuantizationError, match="fp32 model gives NaN or infinite"):
         distill(small, RANGES, lambda: [{"x": np.full((20, 8), np.nan, np.float32)}], QUICK)
 
 
-def test_a_role_without_ranges_is_refused(small: ExportSpec) -> None:
+def test_a_role_without_ranges_is_refused(small: RoleSpec) -> None:
     with pytest.raises(QuantizationError, match="Nothing to train"):
         distill(small, {}, vectors(50), QUICK)
 

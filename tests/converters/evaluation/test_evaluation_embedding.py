@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmedge.bundle.manifest import Quality
+from mmedge.bundle.differences import cosines
+from mmedge.bundle.quality import Quality
 from mmedge.converters.evaluation.embedding import (
     METRICS,
     Embeddings,
-    EvaluationLabels,
     Figure,
+    Labels,
     drop,
     evaluate_variant,
     interchangeable,
@@ -25,7 +26,6 @@ from mmedge.converters.evaluation.embedding import (
     top_k_overlap,
     zero_shot_accuracy,
 )
-from mmedge.converters.numerics.distance import cosines
 from mmedge.errors import CalibrationError, ConversionError, ShapeError
 from mmedge.specs import Array, Modality
 
@@ -51,13 +51,13 @@ def noisy(vectors: Array, amount: float, seed: int) -> Array:
     return unit(vectors + amount * noise / np.sqrt(vectors.shape[1]))
 
 
-def scene(count: int, seed: int = 0, amount: float = 0.6) -> tuple[Embeddings, EvaluationLabels]:
+def scene(count: int, seed: int = 0, amount: float = 0.6) -> tuple[Embeddings, Labels]:
     """Pictures and captions that find each other often, and four classes."""
     texts = random_unit(count, 16, seed)
     classes = random_unit(4, 16, seed + 1)
     embeddings = Embeddings(noisy(texts, amount, seed + 2), texts, classes)
     nearest = (embeddings.images @ classes.T).argmax(axis=1)
-    known = EvaluationLabels(
+    known = Labels(
         captions=tuple(f"caption {row}" for row in range(count)),
         labels=tuple("abcd"[index] for index in nearest),
         classes=tuple("abcd"),
@@ -113,8 +113,8 @@ def test_zero_shot_by_hand() -> None:
 
 def test_equal_captions_are_relevant_to_each_others_pictures() -> None:
     embeddings = Embeddings(unit([[1, 0], [0, 1], [-1, 0]]), unit([[0, 1], [0, 1], [-1, 0]]), NONE)
-    one = EvaluationLabels(captions=("a", "b", "c"))
-    same = EvaluationLabels(captions=("a", "a", "c"))
+    one = Labels(captions=("a", "b", "c"))
+    same = Labels(captions=("a", "a", "c"))
     apart = task_quality(embeddings, embeddings, one).figures
     # Picture 0 is as near to nothing; its captions are both at a right angle: a tie of two.
     assert apart["text_to_image_recall@1"].value == pytest.approx(2 / 3)
@@ -128,10 +128,10 @@ def test_equal_captions_are_relevant_to_each_others_pictures() -> None:
 def test_pictures_without_a_label_do_not_count_for_zero_shot() -> None:
     images = unit([[1, 0], [0, 1], [0, 1]])
     embeddings = Embeddings(images, NONE, unit([[1, 0], [0, 1]]))
-    known = EvaluationLabels(labels=("x", None, "y"), classes=("x", "y"))
+    known = Labels(labels=("x", None, "y"), classes=("x", "y"))
     assert set(task_quality(embeddings, embeddings, known).figures) == {"zero_shot_accuracy"}
     assert task_quality(embeddings, embeddings, known).figures["zero_shot_accuracy"].value == 1
-    nothing = task_quality(embeddings, embeddings, EvaluationLabels())
+    nothing = task_quality(embeddings, embeddings, Labels())
     assert (nothing.figures, nothing.drops) == ({}, {})
 
 
@@ -194,7 +194,7 @@ def test_a_shifted_space_can_be_searched_but_not_mixed() -> None:
     shifted = unit(fp32 + np.eye(17, dtype=np.float32)[16])
     pair = Embeddings(fp32, NONE, NONE)
     quality = evaluate_variant(
-        pair, replace(pair, images=shifted), Modality.IMAGE, EvaluationLabels(), data=""
+        pair, replace(pair, images=shifted), Modality.IMAGE, Labels(), data=""
     )
     assert quality.figures["interchangeability"].value == 1
     assert quality.figures["mixed_index"].high < 0.75
@@ -228,7 +228,7 @@ def test_the_same_cosine_is_harmless_or_not_by_how_densely_vectors_lie() -> None
     for images in (spread, dense):
         pair = Embeddings(images, NONE, NONE)
         candidate = replace(pair, images=noisy(images, 0.01, 3))
-        quality = evaluate_variant(pair, candidate, Modality.IMAGE, EvaluationLabels(), data="")
+        quality = evaluate_variant(pair, candidate, Modality.IMAGE, Labels(), data="")
         assert quality.figures["cosine_p1"].value > 0.999
         verdicts.append(interchangeable(quality))
     assert verdicts == [True, False]
@@ -240,9 +240,7 @@ def test_interchangeability_by_hand() -> None:
     moved = reference.copy()
     moved[0] = reference[-1]
     pair = Embeddings(reference, NONE, NONE)
-    quality = evaluate_variant(
-        pair, replace(pair, images=moved), Modality.IMAGE, EvaluationLabels(), data=""
-    )
+    quality = evaluate_variant(pair, replace(pair, images=moved), Modality.IMAGE, Labels(), data="")
     # fp32 in the other's vectors: the ten companions of 0 find 9, and one by chance of the eleven
     # at 90 degrees, 0 itself still finds all; the third group finds 10 of 11, one of them wrong.
     # The other in fp32's vectors: only 0 is wrong, and finds none.
@@ -269,7 +267,7 @@ def test_the_order_of_the_samples_changes_nothing(seed: int) -> None:
     order = np.random.default_rng(seed).permutation(25)
     assert known.captions is not None
     assert known.labels is not None
-    shuffled = EvaluationLabels(
+    shuffled = Labels(
         tuple(known.captions[row] for row in order),
         tuple(known.labels[row] for row in order),
         known.classes,
@@ -315,7 +313,7 @@ def test_two_samples_are_enough_and_one_is_not() -> None:
     assert "recall@1" in quality.drops
     alone = Embeddings(fp32.images[:1], fp32.texts[:1], fp32.class_texts)
     with pytest.raises(ShapeError, match="got 1 samples, expected 2"):
-        evaluate_variant(alone, alone, Modality.IMAGE, EvaluationLabels(), data="one")
+        evaluate_variant(alone, alone, Modality.IMAGE, Labels(), data="one")
 
 
 def test_the_interval_of_a_drop_is_that_of_paired_samples() -> None:

@@ -14,7 +14,7 @@ from models.tiny_models import CLIP_CONTEXT, SIGLIP_CONTEXT, clip_tokenizer, wri
 from safetensors.numpy import load_file, save_file
 
 from mmedge.converters.families import FAMILIES, family_of
-from mmedge.converters.families.base import ExportSpec, Family
+from mmedge.converters.families.base import Family, RoleSpec
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.frozen import freeze
 from mmedge.converters.sources.source import Source, open_source
@@ -150,7 +150,7 @@ def test_a_preprocessing_that_differs_is_refused(
         freeze(source, family, tmp_path)
 
 
-def clip_text(folder: Path) -> tuple[Source, ExportSpec]:
+def clip_text(folder: Path) -> tuple[Source, RoleSpec]:
     source = open_source(str(folder))
     family, model = load(source)
     return source, family.roles(model)["text_encoder"]

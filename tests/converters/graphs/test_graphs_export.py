@@ -11,15 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmedge.bundle.manifest import Parity
-from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.graphs.export import (
-    OPSET,
-    export_role,
-    measure_parity,
-    probe_role,
-    require_parity,
-)
+from mmedge.bundle.quality import Parity
+from mmedge.converters.families.base import RoleSpec
+from mmedge.converters.graphs.export import OPSET, export_role
+from mmedge.converters.graphs.parity import measure_parity, probe_role, require_parity
 from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.quiet import quiet_libraries
@@ -45,12 +40,12 @@ class Frozen(nn.Module):
         return x.reshape(2, 4) * 2
 
 
-def spec_of(module: nn.Module, width: int = 300) -> ExportSpec:
+def spec_of(module: nn.Module, width: int = 300) -> RoleSpec:
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         return {"x": torch.randn(sizes["batch"], 4, generator=generator)}
 
-    return ExportSpec(
+    return RoleSpec(
         modality=Modality.IMAGE,
         module=module,
         inputs=(TensorSpec("x", np.dtype("float32"), ("batch", 4)),),
@@ -62,7 +57,7 @@ def spec_of(module: nn.Module, width: int = 300) -> ExportSpec:
     )
 
 
-def export(role: str, spec: ExportSpec, out: Path) -> None:
+def export(role: str, spec: RoleSpec, out: Path) -> None:
     with quiet_libraries():
         export_role(role, spec, out)
 
@@ -175,7 +170,7 @@ class Joined(nn.Module):
 def test_axes_that_are_sums_keep_their_names(tmp_path: Path) -> None:
     float32, names = np.dtype("float32"), ("first", "second")
     total = ("batch", "past + sequence", 4)
-    spec = ExportSpec(
+    spec = RoleSpec(
         modality=Modality.TEXT,
         module=Joined(),
         inputs=(

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmedge.converters.families.base import ExportSpec
-from mmedge.converters.graphs.export import export_role, probe_role
+from mmedge.converters.families.base import RoleSpec
+from mmedge.converters.graphs.export import export_role
 from mmedge.converters.graphs.nan_trace import first_nan, where_broken
+from mmedge.converters.graphs.parity import probe_role
 from mmedge.converters.methods.recipes import FP32
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.variants.builder import RoleInputs, VariantBuilder
@@ -36,11 +37,11 @@ class Tower(nn.Module):
         return y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
 
 
-def spec_of(module: nn.Module) -> ExportSpec:
+def spec_of(module: nn.Module) -> RoleSpec:
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         return {"x": torch.randn(sizes["batch"], 4, generator=torch.Generator().manual_seed(seed))}
 
-    return ExportSpec(
+    return RoleSpec(
         modality=Modality.IMAGE,
         module=module,
         inputs=(TensorSpec("x", np.dtype("float32"), ("batch", 4)),),

@@ -11,7 +11,7 @@ import pytest
 from towers import image_tower, pictures, text_tower, texts
 
 from mmedge.bundle.nodes import NodeEntry, load_nodes
-from mmedge.converters.graphs.export import Probe
+from mmedge.converters.graphs.parity import Probe
 from mmedge.converters.methods.configs import WeightOnly
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -93,11 +93,11 @@ def test_the_layer_that_matters_least_is_lowered_and_it_is_said_why(tower: Path)
     assert name in idle(ir.load(tower))
     for entry in entries:
         if entry.precision == "int2":
-            assert entry.embedding_error is not None
-            assert entry.embedding_error < 1e-4
+            assert entry.output_error is not None
+            assert entry.output_error < 1e-4
             assert entry.reason.startswith(f"2 bits for {plain - 0.001:.4g} of fp16: least effect")
         else:
-            assert entry.embedding_error is None
+            assert entry.output_error is None
             assert entry.reason == ("makes the embedding" if entry.precision == "int8" else "")
     # The same layers by name, without data.
     again = tower.with_name("again.onnx")
@@ -257,7 +257,7 @@ def test_a_variant_tells_which_layers_were_lowered(tower: Path, explain: bool) -
     assert len(method.keep) == 1
     assert method.lowered == tuple(lowered(table.nodes)) != ()
     assert table.samples == 8
-    measured = {node.name for node in table.nodes if node.embedding_error is not None}
+    measured = {node.name for node in table.nodes if node.output_error is not None}
     assert measured >= set(method.lowered)
     if explain:
         assert len(measured) == len(table.nodes)

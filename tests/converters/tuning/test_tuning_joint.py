@@ -11,7 +11,7 @@ import pytest
 from trials_of import PARITY, built, fp32_trial, trial
 
 from mmedge.converters.evaluation.dataset import EvaluationSet
-from mmedge.converters.evaluation.embedding import EvaluationLabels
+from mmedge.converters.evaluation.embedding import Labels
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.tuning.joint import choose_together, default_metric, placed, require_told
 from mmedge.converters.tuning.pareto import Budget, Trial
@@ -25,7 +25,7 @@ COUNT = 20
 CAPTIONS = tuple(f"caption {index}" for index in range(COUNT))
 
 
-def samples(known: EvaluationLabels) -> EvaluationSet:
+def samples(known: Labels) -> EvaluationSet:
     images = [np.zeros((2, 2, 3), np.uint8)] * COUNT
     classes = [f"a {name}" for name in known.classes]
     return EvaluationSet(images, CAPTIONS, known, classes, "held-out: 20", "held-out: 20")
@@ -68,7 +68,7 @@ def tried() -> dict[str, list[Trial]]:
 def chosen(
     tried: dict[str, list[Trial]], roles: dict[str, BuiltRole], budget: Budget
 ) -> tuple[dict[str, str], float | None]:
-    known = EvaluationLabels(captions=CAPTIONS)
+    known = Labels(captions=CAPTIONS)
     picks, joint = choose_together(tried, roles, samples(known), budget)
     return {name: one.name for name, one in picks.items()}, joint and joint.value
 
@@ -98,10 +98,10 @@ def test_agreement_with_fp32_is_of_one_role_alone(
 
 
 def test_what_the_data_cannot_tell_is_said() -> None:
-    captions = samples(EvaluationLabels(captions=CAPTIONS))
-    one_class = samples(EvaluationLabels(labels=("red",) * COUNT, classes=("red",)))
-    two = samples(EvaluationLabels(labels=("red", "blue") * 10, classes=("blue", "red")))
-    nothing = samples(EvaluationLabels())
+    captions = samples(Labels(captions=CAPTIONS))
+    one_class = samples(Labels(labels=("red",) * COUNT, classes=("red",)))
+    two = samples(Labels(labels=("red", "blue") * 10, classes=("blue", "red")))
+    nothing = samples(Labels())
     for metric in ("recall@1", "recall@10", "cosine-p1", "top-k"):
         require_told(metric, captions)
     require_told("zero-shot", two)
@@ -120,13 +120,13 @@ def test_what_the_data_cannot_tell_is_said() -> None:
 @pytest.mark.parametrize(
     ("known", "metric"),
     [
-        (EvaluationLabels(captions=CAPTIONS, classes=("a", "b")), "recall@1"),
-        (EvaluationLabels(labels=("a", "b"), classes=("a", "b")), "zero-shot"),
-        (EvaluationLabels(labels=("a", "a"), classes=("a",)), "cosine-p1"),
-        (EvaluationLabels(), "cosine-p1"),
+        (Labels(captions=CAPTIONS, classes=("a", "b")), "recall@1"),
+        (Labels(labels=("a", "b"), classes=("a", "b")), "zero-shot"),
+        (Labels(labels=("a", "a"), classes=("a",)), "cosine-p1"),
+        (Labels(), "cosine-p1"),
     ],
 )
-def test_the_default_metric_can_be_told(known: EvaluationLabels, metric: str) -> None:
+def test_the_default_metric_can_be_told(known: Labels, metric: str) -> None:
     assert default_metric(known) == metric
     require_told(default_metric(known), samples(known))
 

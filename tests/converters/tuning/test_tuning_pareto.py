@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trials_of import fp32_trial, speed, trial
 
-from mmedge.bundle.search import Objective
+from mmedge.bundle.tuning import Objective
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, front, judge_trials, within
 from mmedge.errors import ConversionError
 

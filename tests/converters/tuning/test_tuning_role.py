@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 from trials_of import built, fp32_trial, quality, speed, trial
 
-from mmedge.bundle.manifest import Quality
-from mmedge.bundle.search import Speed
+from mmedge.bundle.quality import Quality
+from mmedge.bundle.tuning import Speed
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, front
 from mmedge.converters.tuning.role import RoleSearch, describe_search, nothing_found

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from towers import image_tower
 
-from mmedge.bundle.figures import Figure
-from mmedge.bundle.manifest import Parity, Quality
-from mmedge.bundle.search import Speed
+from mmedge.bundle.quality import Figure, Parity, Quality
+from mmedge.bundle.tuning import Speed
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.tuning.pareto import Trial
 from mmedge.converters.variants.builder import BuiltVariant, keeping

@@ -14,9 +14,10 @@ from models.tiny_models import write_clip
 
 from mmedge.converters.distillation.graph_weights import with_weights
 from mmedge.converters.distillation.train import Distillation, Distilled
-from mmedge.converters.families.base import ExportSpec
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.clip import FAMILY
-from mmedge.converters.graphs.export import export_role, probe_role
+from mmedge.converters.graphs.export import export_role
+from mmedge.converters.graphs.parity import probe_role
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.quiet import quiet_libraries
@@ -27,7 +28,7 @@ from mmedge.specs import Array
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> ExportSpec:
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RoleSpec:
     """The image encoder of a tiny CLIP whose channels are as uneven as powers of two can mend."""
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip")
     with quiet_libraries():
@@ -46,7 +47,7 @@ told_steps: list[tuple[str, int, int]] = []
 
 
 @pytest.fixture
-def builder(spec: ExportSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
+def builder(spec: RoleSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
     name = spec.inputs[0].name
     samples = [spec.sample({**spec.trace_sizes, "batch": 4}, seed)[name].numpy() for seed in (1, 2)]
 
@@ -77,7 +78,7 @@ def builder(spec: ExportSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
 
 
 def taught_nothing(
-    spec: ExportSpec,
+    spec: RoleSpec,
     ranges: dict[str, Range],
     calibration: Feeds,
     config: Distillation,

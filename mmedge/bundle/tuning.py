@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mmedge.bundle.figures import Figure
+from mmedge.bundle.quality import Figure
 
 __all__ = ["Candidate", "Objective", "SearchRecord", "Speed", "Verdict"]
 

@@ -1,0 +1,299 @@
+"""Evaluations: how a kind of model is judged on held-out data."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, TypeAlias, cast
+
+import numpy as np
+
+from mmedge.bundle.quality import Figure, Quality
+from mmedge.bundle.tensors import CallerFeed, RoleFeed
+from mmedge.converters.data.datasets import Dataset
+from mmedge.converters.data.feeds import Samples, missing_data, role_feeds
+from mmedge.converters.data.synthetic import synthetic_items
+from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.errors import CalibrationError, ConversionError
+from mmedge.preprocess.registry import Processor
+from mmedge.specs import Array, Compare, did_you_mean
+
+__all__ = [
+    "EVALUATIONS",
+    "SYNTHETIC",
+    "Collected",
+    "Evaluation",
+    "Metric",
+    "Subject",
+    "find_metric",
+    "open_evaluation",
+]
+
+# One line a kind.
+EVALUATIONS: dict[str, str] = {
+    "dual_encoder": "mmedge.converters.evaluation.embedding:Retrieval",
+    "fused": "mmedge.converters.evaluation.classification:Classification",
+    "module": "mmedge.converters.evaluation.tensors:Tensors",
+}
+
+SYNTHETIC = 64
+"""Synthetic samples where no data is given."""
+
+Collected: TypeAlias = Mapping[str, Array]
+"""What an evaluation keeps of a role's outputs, one row for each sample, by name."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a budget can be set on; larger is better for all of them.
+
+    Attributes:
+        figure: Its name in `Quality.figures`.
+        about: What it is, for people.
+        agreement: Whether it is agreement with fp32, of which fp32 itself has 1.
+    """
+
+    figure: str
+    about: str
+    agreement: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be evaluated, and on what.
+
+    Attributes:
+        model: The model.
+        processors: Its processors, open.
+        folder: Where the processors' files lie.
+        data: Held-out data; None for synthetic samples.
+        template: How a label becomes a text, "{}" standing for the label.
+        seed: Random seed.
+    """
+
+    model: ModelSpec
+    processors: Mapping[str, Processor]
+    folder: Path
+    data: Dataset | None
+    template: str
+    seed: int
+
+
+class Evaluation(ABC):
+    """How a kind is judged. One evaluation serves every role and variant of a conversion.
+
+    A role's variant is judged with the other roles in fp32, so that a loss is its own.
+    """
+
+    metrics: ClassVar[Mapping[str, Metric]]
+    """By the name that `mmedge convert --metric` takes."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        data = subject.data
+        self.samples = Samples() if data is None else Samples.of(data, subject.processors)
+        synthetic = {
+            name: synthetic_items(processor.config, SYNTHETIC, subject.seed, subject.folder)
+            for name, processor in subject.processors.items()
+            if not self.samples.items.get(name)
+        }
+        self.samples = replace(self.samples, items={**self.samples.items, **synthetic})
+        self._synthetic = frozenset(synthetic)
+
+    @abstractmethod
+    def default_metric(self) -> str:
+        """Return the metric that a search keeps to where none is named."""
+
+    @abstractmethod
+    def available(self) -> tuple[str, ...]:
+        """Return the names of the metrics that the data can measure."""
+
+    @abstractmethod
+    def quality(
+        self, role: str, spec: RoleSpec, reference: Mapping[str, Collected], candidate: Collected
+    ) -> Quality:
+        """Compare a variant of one role with fp32.
+
+        Args:
+            role: Its name.
+            spec: The role.
+            reference: Of fp32, by role.
+            candidate: Of the variant.
+        """
+
+    def together(
+        self,
+        reference: Mapping[str, Collected],  # noqa: ARG002, for kinds of several roles
+        candidate: Mapping[str, Collected],  # noqa: ARG002
+    ) -> Mapping[str, Figure]:
+        """Return the loss of each task figure with every role in a variant of its own."""
+        return {}
+
+    def interchangeable(self, quality: Quality) -> bool:  # noqa: ARG002, for embeddings
+        """Tell whether a variant's embeddings may stand in one index with those of fp32."""
+        return False
+
+    def rows(self, spec: RoleSpec) -> Samples:
+        """Return the samples of a role; synthetic where the data has none for it."""
+        if missing_data(spec, self.samples) is None:
+            return self.samples
+        drawn = [spec.sample(_ones(spec), seed) for seed in range(1, SYNTHETIC + 1)]
+        arrays = {
+            name: np.concatenate([one[name].numpy() for one in drawn])
+            for name, feed in spec.feeds.items()
+            if isinstance(feed, CallerFeed)
+        }
+        return replace(self.samples, arrays=arrays)
+
+    def about(self, spec: RoleSpec) -> str:
+        """Return what a role is judged on, in words."""
+        data = self.subject.data
+        if data is None or missing_data(spec, Samples.of(data, self.subject.processors)):
+            return f"synthetic: {SYNTHETIC} samples"
+        return f"{data.name}: {self.samples.count(spec)} samples"
+
+    def feeds(
+        self, spec: RoleSpec, reference: Mapping[str, Collected]
+    ) -> Iterator[Mapping[str, Array]]:
+        """Yield the feed of each sample, one at a time, as a device meets them.
+
+        Dynamic quantization chooses one range for a whole batch, so figures at a larger one would
+        be of another computation.
+
+        Args:
+            spec: The role.
+            reference: fp32 outputs of the roles that feed it.
+
+        Raises:
+            CalibrationError: If a sample cannot be used.
+        """
+        samples = self.rows(spec)
+        if any(isinstance(feed, RoleFeed) for feed in spec.feeds.values()):
+            samples = replace(samples, outputs=reference)
+        return role_feeds(spec, self.subject.processors, samples, batch=1)
+
+    def size(self, spec: RoleSpec) -> int:
+        """Return how many feeds there are."""
+        return self.rows(spec).count(spec)
+
+    def collect(
+        self,
+        spec: RoleSpec,
+        run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+        feeds: Iterable[Mapping[str, Array]],
+        advance: Callable[[], None],
+    ) -> dict[str, Array]:
+        """Run a graph on every feed and keep what is judged.
+
+        Args:
+            spec: The role.
+            run: Runs the graph.
+            feeds: From `feeds`.
+            advance: Called after each feed.
+        """
+        kept: dict[str, list[Array]] = {}
+        for feed in feeds:
+            for name, output in run(feed).items():
+                if (compare := spec.compared(name)) is not Compare.NONE:
+                    kept.setdefault(name, []).append(self.keep(output, compare))
+            advance()
+        return {name: np.concatenate(rows) for name, rows in kept.items()}
+
+    def keep(self, output: Array, compare: Compare) -> Array:  # noqa: ARG002
+        """Return what is kept of one output, its rows first."""
+        return output
+
+    def check_metric(self, metric: str) -> None:
+        """Check that the data can measure a metric, before anything is made.
+
+        Raises:
+            ConversionError: If the metric is unknown.
+            CalibrationError: If the data cannot measure it.
+        """
+        find_metric(metric, self.metrics)
+        if metric not in self.available():
+            raise unavailable(metric, self.available(), self._data_name())
+
+    def drop(self, metric: str, quality: Quality | None) -> Figure:
+        """Return what a variant loses of a metric to fp32, with its 95 % interval.
+
+        Of agreement with fp32 that is what is missing to 1; of a task figure it is fp32's figure
+        less the variant's, and below 0 where the variant happens to be better. fp32 itself, which
+        has no quality without a task, loses nothing.
+
+        Raises:
+            ConversionError: If the metric is unknown.
+            CalibrationError: If the data could not measure it.
+        """
+        asked = find_metric(metric, self.metrics)
+        if quality is None:
+            return Figure(value=0.0, low=0.0, high=0.0)
+        known = quality.figures if asked.agreement else quality.drops
+        if asked.figure not in known:
+            measured = [
+                name
+                for name, other in self.metrics.items()
+                if other.figure in (quality.figures if other.agreement else quality.drops)
+            ]
+            raise unavailable(metric, measured, quality.data)
+        figure = known[asked.figure]
+        if not asked.agreement:
+            return figure
+        return Figure(value=1 - figure.value, low=1 - figure.high, high=1 - figure.low)
+
+    def _data_name(self) -> str:
+        return "synthetic samples" if self.subject.data is None else self.subject.data.name
+
+
+def _ones(spec: RoleSpec) -> dict[str, int]:
+    return {name: max(1, axis.min) for name, axis in spec.axes.items()}
+
+
+def find_metric(metric: str, metrics: Mapping[str, Metric]) -> Metric:
+    """Return a metric by its name.
+
+    Raises:
+        ConversionError: If it is unknown.
+    """
+    if metric not in metrics:
+        raise ConversionError(
+            f"Unknown metric: got '{metric}', expected one of {', '.join(metrics)}."
+            + did_you_mean(metric, metrics)
+        )
+    return metrics[metric]
+
+
+def unavailable(metric: str, available: Iterable[str], data: str) -> CalibrationError:
+    """Return the error for a metric that the data cannot measure."""
+    return CalibrationError(
+        f"Metric '{metric}' cannot be measured on {data}; available: {', '.join(available)}. "
+        "Recall needs a caption for each sample and more samples than are looked at, accuracy "
+        "two labels or more: give such data with --evaluate."
+    )
+
+
+def evaluation_class(kind: str) -> type[Evaluation]:
+    """Return the evaluation of a kind.
+
+    Raises:
+        ConversionError: If there is none.
+    """
+    if kind not in EVALUATIONS:
+        raise ConversionError(
+            f"Kind '{kind}' has no evaluation; expected one of {sorted(EVALUATIONS)}."
+        )
+    module, name = EVALUATIONS[kind].split(":")
+    return cast("type[Evaluation]", getattr(importlib.import_module(module), name))
+
+
+def open_evaluation(subject: Subject) -> Evaluation:
+    """Open the evaluation of a model's kind.
+
+    Raises:
+        ConversionError: If the kind has none.
+        CalibrationError: If the data is too little.
+    """
+    return evaluation_class(subject.model.kind.type)(subject)

@@ -1,0 +1,21 @@
+"""Kinds of models: one typed section of the manifest each, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from mmedge.bundle.kinds.dual_encoder import ContrastiveHead, DualEncoderKind
+from mmedge.bundle.kinds.fused import FusedKind
+from mmedge.bundle.kinds.module import ModuleKind
+
+__all__ = ["ContrastiveHead", "DualEncoderKind", "FusedKind", "Kind", "ModuleKind"]
+
+# One line a kind.
+Kind: TypeAlias = Annotated[
+    DualEncoderKind
+    | FusedKind
+    | ModuleKind,
+    Field(discriminator="type"),
+]  # fmt: skip

@@ -1,0 +1,218 @@
+"""What every kind of model offers its user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from mmedge.bundle.manifest import Manifest, Variant
+from mmedge.bundle.opening import Bundle
+from mmedge.closing import Closing
+from mmedge.errors import InputError
+from mmedge.preprocess.registry import Processor, open_processor
+from mmedge.runtimes.selection.remembered import Choice
+from mmedge.runtimes.session import Session
+from mmedge.sessions.warming import WarmingState, WarmingUp
+from mmedge.specs import Array
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from mmedge.runtimes.session import SessionOptions
+    from mmedge.sessions.warming import WarmingReport
+
+__all__ = ["Model", "Stages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """An end-to-end call of a role and its parts, for the profile.
+
+    Attributes:
+        whole: The call that a user makes.
+        parts: What it consists of, by name, in order; each can be called alone.
+        input: What it is fed, in words.
+    """
+
+    whole: Callable[[], object]
+    parts: Mapping[str, Callable[[], object]]
+    input: str
+
+
+class Model(Closing):
+    """A bundle's roles, ready to run. One subclass for each kind; made by `mmedge.load`.
+
+    Args:
+        bundle: Where processors and files come from.
+        sessions: By role name, all of the bundle's or some. They are closed with the model.
+        variants: The variant that each of the sessions runs.
+        choices: Why each of the sessions runs in its backend; None where nobody chose.
+        warming: What makes better sessions in the background; stopped with the model.
+
+    Raises:
+        BundleError: If a processor's file is missing or unusable.
+    """
+
+    kind: ClassVar[str]
+    """The `type` of the manifest's kind."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        sessions: Mapping[str, Session],
+        variants: Mapping[str, Variant],
+        choices: Mapping[str, Choice] | None = None,
+        warming: WarmingUp | None = None,
+    ) -> None:
+        self._bundle = bundle
+        self._sessions = dict(sessions)
+        self._variants = dict(variants)
+        self._choices = dict(choices or {})
+        self._warming = warming
+        names = {bundle.manifest.processor_of(role) for role in sessions} - {None}
+        self._processors: dict[str, Processor] = {
+            name: open_processor(bundle.manifest.processors[name], bundle.path)
+            for name in names
+            if name is not None
+        }
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str | None = None,
+        precision: str | Mapping[str, str] | None = None,
+        backend: str | None = None,
+        roles: Sequence[str] | None = None,
+        options: SessionOptions | None = None,
+        warm: str | None = None,
+        warming_report: WarmingReport | None = None,
+    ) -> Self:
+        """Load a bundle of this kind: `mmedge.load` with the type that it gives.
+
+        Raises:
+            BundleError: If the bundle is of another kind, and as for `mmedge.load`.
+        """
+        from mmedge.models.load import load_as
+
+        return load_as(
+            cls,
+            path,
+            device=device,
+            precision=precision,
+            backend=backend,
+            roles=roles,
+            options=options,
+            warm=warm,
+            warming_report=warming_report,
+        )
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that this model was loaded from."""
+        return self._bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self._bundle.manifest
+
+    @property
+    def sessions(self) -> Mapping[str, Session]:
+        """The sessions by role name."""
+        return self._sessions
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """The variant that runs, by role name."""
+        return self._variants
+
+    @property
+    def choices(self) -> Mapping[str, Choice]:
+        """Which backend runs, why, and what was measured, by role name."""
+        return self._choices
+
+    @property
+    def warming(self) -> Mapping[str, WarmingState]:
+        """Progress of the engines that are built in the background, by role name.
+
+        Empty where `load` was not asked to run meanwhile.
+        """
+        return {} if self._warming is None else self._warming.states
+
+    def wait_until_warm(self, timeout_s: float | None = None) -> bool:
+        """Wait for the engines that are built in the background.
+
+        Args:
+            timeout_s: Seconds to wait at most; None waits as long as it takes.
+
+        Returns:
+            Whether every role runs its engine; `warming` says why one does not.
+        """
+        return self._warming is None or self._warming.wait(timeout_s)
+
+    @classmethod
+    def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:  # noqa: ARG003
+        """Return the parts that `stages` has for a role; empty where it has none."""
+        return ()
+
+    def call(self, role: str, sample: object) -> Callable[[], object] | None:  # noqa: ARG002
+        """Return the end-to-end call of a role, for the profile.
+
+        Args:
+            role: A role that is loaded.
+            sample: One raw input of the role's modality.
+
+        Returns:
+            None where no call of this kind takes a raw input of that role.
+        """
+        return None
+
+    def stages(self, role: str, sample: object) -> Stages | None:  # noqa: ARG002
+        """Return the end-to-end call of a role and its parts; None where there is none."""
+        return None
+
+    def close(self) -> None:
+        """Free the engines' memory, and end what is being built. Closing twice is fine."""
+        if self._warming is not None:
+            self._warming.stop()
+        for session in self._sessions.values():
+            session.close()
+
+    def __repr__(self) -> str:
+        roles = ", ".join(
+            f"{role}={self._variants[role].name} in {session.placement.backend} on "
+            f"{session.placement.device}"
+            for role, session in self._sessions.items()
+        )
+        return f"<{type(self).__name__} {self.manifest.name}: {roles}>"
+
+    def _session(self, role: str) -> Session:
+        if role in self._sessions:
+            return self._sessions[role]
+        if role in self.manifest.roles:
+            raise InputError(f"The {role} was not loaded. Name it in roles= of mmedge.load.")
+        raise InputError(
+            f"{self._bundle.path}: holds no {role}, only {list(self.manifest.roles)}. Convert a "
+            "model that has one."
+        )
+
+    def _processor(self, role: str) -> Processor:
+        """Return what makes the inputs of a role that is loaded."""
+        self._session(role)
+        return self._processors[str(self.manifest.processor_of(role))]
+
+    def _run(self, role: str, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a role, converting where the graph wants other dtypes."""
+        session = self._session(role)
+        specs = {spec.name: spec.dtype for spec in session.inputs}
+        return session.run(
+            {name: np.asarray(array, specs.get(name)) for name, array in feed.items()}
+        )
