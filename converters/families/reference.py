@@ -64,5 +64,6 @@ def check_reference(
 
 
 def _rows(output: Any) -> Any:  # noqa: ANN401, transformers is untyped
-    first = output[0] if isinstance(output, Sequence) else output
-    return getattr(first, "pooler_output", first).float().flatten(1).numpy()
+    first: Any = output[0] if isinstance(output, Sequence) else output
+    rows: Any = getattr(first, "pooler_output", first)
+    return rows.float().flatten(1).numpy()

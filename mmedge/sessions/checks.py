@@ -9,6 +9,7 @@ import numpy as np
 
 from mmedge.bundle.manifest import Role
 from mmedge.bundle.opening import Bundle
+from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.errors import BackendError, InputError, ManifestError
 from mmedge.preprocess.config import ProcessorConfig
 from mmedge.preprocess.registry import open_processor
@@ -96,10 +97,9 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
 
 def _processors(bundle: Bundle, name: str) -> tuple[ProcessorConfig, ...]:
     """Return the configurations of the processors that feed a role."""
-    preprocessing = bundle.manifest.preprocessing
-    taken = {entry.name for entry in bundle.role(name).inputs}
-    known: tuple[ProcessorConfig | None, ...] = (preprocessing.image, preprocessing.text)
-    return tuple(config for config in known if config is not None and config.input in taken)
+    feeds = (entry.feed for entry in bundle.role(name).inputs)
+    names = dict.fromkeys(feed.processor for feed in feeds if isinstance(feed, ProcessorFeed))
+    return tuple(bundle.manifest.processors[each] for each in names)
 
 
 def _misfit(bundle: Bundle, name: str, fault: str) -> ManifestError:
