@@ -93,7 +93,8 @@ class HostState(Closing):
         ready = {name: contiguous(array) for name, array in feed.items()}
         outputs, present = self._call(ready, held, sizes)
         for tensor in self._growing:
-            self._check_grown(tensor, held, present, new)
+            if tensor.input in present:
+                self._check_grown(tensor, held, present[tensor.input], new)
         self._held = held | present
         self._grow_to(self._length + new)
         return outputs
@@ -176,7 +177,7 @@ class HostState(Closing):
             sizes: Of the dynamic axes.
 
         Returns:
-            Outputs that are no state by output name, and the new state by input name.
+            Outputs that are no state by output name, and what is new of the state by input name.
         """
         answers = self._session._run(self._session._opened(), {**feed, **held})
         outputs = {spec.name: answers[spec.name] for spec in self._returned}
@@ -242,12 +243,12 @@ class HostState(Closing):
         return first
 
     def _check_grown(
-        self, tensor: StateTensor, held: Mapping[str, Any], present: Mapping[str, Any], new: int
+        self, tensor: StateTensor, held: Mapping[str, Any], present: object, new: int
     ) -> None:
         expected = list(self._shape(held[tensor.input]))
         if tensor.update == "append":
             expected[_axis(tensor)] += new
-        got = self._shape(present[tensor.input])
+        got = self._shape(present)
         if got != tuple(expected):
             raise BackendError(
                 f"Output '{tensor.output}' has shape {got}, expected {tuple(expected)}: {new} new "

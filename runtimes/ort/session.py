@@ -13,6 +13,7 @@ from mmedge.errors import BackendError
 from mmedge.runtimes.base import SessionBase
 from mmedge.runtimes.onnx_file import axis_dim
 from mmedge.runtimes.ort.engine import engine_exceptions, mapped
+from mmedge.runtimes.ort.state import OrtState
 from mmedge.runtimes.session import Placement
 from mmedge.specs import Array, Axis, TensorSpec
 
@@ -40,6 +41,8 @@ class OrtSession(SessionBase[Any]):  # an onnxruntime.InferenceSession, which ha
     A binding on the CPU reads and writes the arrays themselves. On CUDA each run copies the inputs
     to the device and the outputs back into the same arrays.
     """
+
+    _state_kind = OrtState
 
     def __init__(
         self,

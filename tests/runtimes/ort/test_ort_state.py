@@ -1,0 +1,154 @@
+"""Where state lies in ONNX Runtime: handed on as it is, and never sent through the host."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from toy_states import APPENDED, ENCODED, IN_PLACE, TOYS, WIDTH, Toy
+
+from mmedge.errors import BackendError
+from mmedge.runtimes import Placement, SessionOptions, open_session
+from mmedge.runtimes.ort import state as ort_state
+from mmedge.runtimes.ort.session import OrtSession
+from mmedge.runtimes.ort.state import OrtState
+from mmedge.specs import Array
+
+
+def sequences(length: int, batch: int = 2) -> Array:
+    random = np.random.default_rng(length)
+    return random.standard_normal((batch, length, WIDTH)).astype(np.float32)
+
+
+def step(run: OrtState, toy: Toy, x: Array) -> Array:
+    capacity = toy.state.capacity or 0
+    return run.step({"x": x, **toy.beside(run.length, x.shape[1], len(x), capacity)})["y"]
+
+
+def opened(toy: Toy, folder: Path) -> tuple[OrtSession, OrtState]:
+    session = open_session(toy.save(folder / "m.onnx"), options=SessionOptions(threads=1))
+    assert isinstance(session, OrtSession)
+    run = session.start(toy.state, batch=2, given=toy.constants(2))
+    assert isinstance(run, OrtState)
+    return session, run
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[Any]]]:
+    """What was bound as an input, by its name: OrtValues, or arrays."""
+    seen: dict[str, list[Any]] = defaultdict(list)
+    for method in ("bind_ortvalue_input", "bind_cpu_input"):
+        bind = getattr(onnxruntime.IOBinding, method)
+
+        def spy(self: Any, name: str, value: Any, bind: Any = bind) -> None:
+            seen[name].append(value)
+            bind(self, name, value)
+
+        monkeypatch.setattr(onnxruntime.IOBinding, method, spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_what_a_step_makes_is_the_next_ones_input(
+    name: str, tmp_path: Path, bound: dict[str, list[Any]]
+) -> None:
+    toy = TOYS[name]
+    session, run = opened(toy, tmp_path)
+    held: list[dict[str, Any]] = []
+    with session, run:
+        for _ in range(3):
+            held.append(dict(run._held or {}))
+            step(run, toy, sequences(1))
+
+    for tensor in toy.state.tensors:
+        values = bound[tensor.input]
+        assert all(value is each[tensor.input] for value, each in zip(values, held, strict=True))
+        same = len({value.data_ptr() for value in values}) == 1
+        assert same or tensor.update in ("append", "replace")
+    assert all(isinstance(value, np.ndarray) for value in bound["x"])
+
+
+def test_a_buffer_is_written_where_it_lies(tmp_path: Path) -> None:
+    session, run = opened(IN_PLACE, tmp_path)
+    x = sequences(5)
+    with session, run:
+        assert run._held is not None
+        buffer = run._held["buffer"]
+        step(run, IN_PLACE, x[:, :4])
+        step(run, IN_PLACE, x[:, 4:])
+        assert run._held["buffer"] is buffer
+        np.testing.assert_allclose(buffer.numpy()[:, :5], run.save()["buffer"], rtol=0, atol=0)
+        assert np.abs(buffer.numpy()[:, 4]).max() > 0
+
+
+def test_a_failing_step_is_told_and_leaves_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, run = opened(ENCODED, tmp_path)
+    x = sequences(4)
+    first = step(run, ENCODED, x[:, :3])
+    native = session._engine
+
+    def fail(_: object) -> None:
+        raise RuntimeError("the GPU fell off the bus")
+
+    session._engine = SimpleNamespace(io_binding=native.io_binding, run_with_iobinding=fail)
+    with pytest.raises(BackendError, match=r"m\.onnx: the run failed.*fell off"):
+        step(run, ENCODED, x[:, 3:])
+    session._engine = native
+
+    assert run.length == 3
+    got = np.concatenate([first, step(run, ENCODED, x[:, 3:])], axis=1)
+    expected = ENCODED.whole(x, ENCODED.constants(2))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    session.close()
+
+
+def test_on_a_gpu_state_is_made_there_and_outputs_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    values = [SimpleNamespace(shape=lambda: [1, 1, WIDTH]) for _ in range(3)]
+    binding = SimpleNamespace(
+        bind_cpu_input=lambda *how: asked.append(("fed", *how)),
+        bind_ortvalue_input=lambda name, value: asked.append(("held", name, value)),
+        bind_output=lambda *how: asked.append(("made", *how[:3])),
+        get_outputs=lambda: values,
+    )
+    specs = {
+        kind: [SimpleNamespace(name=s.name, type="tensor(float)", shape=list(s.shape)) for s in of]
+        for kind, of in (("in", APPENDED.inputs), ("out", APPENDED.outputs))
+    }
+    native = SimpleNamespace(
+        get_inputs=lambda: specs["in"],
+        get_outputs=lambda: specs["out"],
+        io_binding=lambda: binding,
+        run_with_iobinding=lambda _: None,
+    )
+
+    def hold(array: Array, kind: str, index: int) -> Any:
+        return SimpleNamespace(shape=lambda: array.shape, where=(kind, index))
+
+    engine = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=hold))
+    monkeypatch.setattr(ort_state, "load_engine", lambda: engine)
+    placement = Placement("onnxruntime", "cuda:1", "onnxruntime")
+    run = OrtSession(native, Path("m.onnx"), placement).start(APPENDED.state)
+    run.step({"x": sequences(1, 1), **APPENDED.beside(0, 1, 1, 0)})
+
+    held = {how[0]: how[1] for kind, *how in asked if kind == "held"}
+    assert {name: value.where for name, value in held.items()} == {
+        "past.0.key": ("cuda", 1),
+        "past.0.value": ("cuda", 1),
+    }
+    made = {how[0]: tuple(how[1:]) for kind, *how in asked if kind == "made"}
+    assert made == {
+        "y": ("cpu", 0),
+        "present.0.key": ("cuda", 1),
+        "present.0.value": ("cuda", 1),
+    }
