@@ -6,11 +6,8 @@ histogram or a matrix a tensor come out, and memory does not grow with the batch
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,15 +17,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from mmedge.converters.graphs.worker import IsolatedGraph, Worker
 from mmedge.converters.passes.building import add_initializer
 from mmedge.errors import QuantizationError
-from mmedge.files import storage_errors
-from mmedge.files.renaming import lock, remove
+from mmedge.files.atomic import probe_file
 from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array
 
-__all__ = ["Measure", "Probe", "ProbeBuilder", "beside", "open_probe", "written_beside"]
-
-_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{8}\.onnx")
+__all__ = ["Measure", "Probe", "ProbeBuilder", "open_probe", "written_beside"]
 
 
 class ProbeBuilder:
@@ -149,44 +143,6 @@ def _replace_outputs(
 @contextmanager
 def written_beside(model: ir.Model, folder: Path) -> Iterator[Path]:
     """Write a graph into a folder for as long as the block runs."""
-    with beside(folder) as path:
+    with probe_file(folder) as path:
         ir.save(model, path)
         yield path
-
-
-@contextmanager
-def beside(folder: Path) -> Iterator[Path]:
-    """Make a file for a graph in the folder of its external data for as long as the block runs."""
-    with storage_errors(folder):
-        _remove_leftovers(folder)
-        path, descriptor = _claim(folder)
-        try:
-            yield path
-        finally:
-            remove(path)
-            os.close(descriptor)
-
-
-def _claim(folder: Path) -> tuple[Path, int]:
-    """Make a file that is locked, so that the next probe can tell a leftover from one in use."""
-    while True:
-        path = folder / f".probe-{secrets.token_hex(4)}.onnx"
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        lock(descriptor, wait=True)  # dropped by the kernel when the process dies
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                return path, descriptor
-        os.close(descriptor)  # another probe took it for a leftover before it was locked
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for entry in list(folder.iterdir()):
-        if _LEFTOVER.fullmatch(entry.name) is None:
-            continue
-        with suppress(OSError):  # another probe was faster, or it is not ours to remove
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                if lock(descriptor, wait=False):
-                    remove(entry)
-            finally:
-                os.close(descriptor)

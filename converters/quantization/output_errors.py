@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.graphs.probe import beside
 from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
+from mmedge.files.atomic import probe_file
 from mmedge.specs import Array, Compare, Float32Array
 
 __all__ = ["SENSITIVITY_SAMPLES", "output_errors"]
@@ -65,7 +65,7 @@ def output_errors(
         reference = _run(model, subset, compared, model.name, runs)
         for done, name in enumerate(names, 1):
             changed = what.format(name)
-            with beside(model.parent) as path:
+            with probe_file(model.parent) as path:
                 write(path, name)
                 found = _run(path, subset, compared, f"{model.name} with {changed}", runs)
             errors[name] = _errors(changed, reference, found)

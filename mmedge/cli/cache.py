@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,8 +11,7 @@ import typer
 from mmedge.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
     from mmedge.runtimes.engines.spec import ShapeProfile, ShapeRange
     from mmedge.runtimes.engines.store import CacheEntry, EngineCache
@@ -53,6 +53,14 @@ def list_(
 
 @cache.command()
 def prune(
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Bundles and exports, or folders of them, to remove what killed commands left "
+            "beside them: partial folders, and searches to be resumed.",
+            show_default="none",
+        ),
+    ] = None,
     older_than: Annotated[
         float | None,
         typer.Option(metavar="DAYS", min=0, help="Also engines not loaded for so many days."),
@@ -81,7 +89,8 @@ def prune(
     """Remove engines that are of no use here.
 
     Without options: those that are damaged, left behind by a build that was killed, or built for
-    another version of their library than the installed one. An engine that is being built stays.
+    another version of their library than the installed one. An engine that is being built stays,
+    and so does what a running command writes.
     """
     from mmedge.cli.output import human_bytes, plain
     from mmedge.files import storage_errors
@@ -114,12 +123,43 @@ def prune(
         if not dry_run:
             with storage_errors(path):
                 path.unlink(missing_ok=True)
+    for path, size_bytes in _leftovers(outputs or [], dry_run=dry_run):
+        freed_bytes += size_bytes
+        typer.echo(plain(f"{path}: {would}removed, {human_bytes(size_bytes)}: left by a command"))
     other = f" and {_number(len(choices), 'choice')} of a backend" if choices else ""
     typer.echo(
         f"{_number(len(pruned.removed), 'engine')}{other} {would}removed, "
         f"{human_bytes(freed_bytes)}; {_number(pruned.kept, 'engine')} kept, "
         f"{human_bytes(pruned.kept_bytes)}."
     )
+
+
+def _leftovers(outputs: Iterable[Path], *, dry_run: bool) -> Iterator[tuple[Path, int]]:
+    """Remove what killed commands left in the cache, and beside and in the outputs; yield it."""
+    from mmedge.bundle.paths import MANIFEST_NAME
+    from mmedge.files.atomic import remove_if_free, remove_leftovers
+    from mmedge.files.cache_folder import cache_folder
+
+    kept = cache_folder()
+    places: list[tuple[Path, str | None]] = [(kept, None), (kept / "backends", None)]
+    for output in (path.absolute() for path in outputs):
+        places.append((output.parent, output.name))
+        if not (output / MANIFEST_NAME).exists():
+            places.append((output, None))
+    for folder, name in places:
+        if not folder.is_dir():
+            continue
+        pattern = f".{name or '*'}.search"
+        searches = [each for each in folder.glob(pattern) if each.is_dir()]
+        sizes = {each: _size_bytes(each) for each in folder.glob(".*")}
+        removed = [each for each in searches if remove_if_free(each, dry_run=dry_run)]
+        for path in (*removed, *remove_leftovers(folder, name, dry_run=dry_run)):
+            yield path, sizes[path]
+
+
+def _size_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.lstat().st_size for file in files if file.is_file())
 
 
 def _others(engines: EngineCache) -> dict[str, tuple[Path, ...]]:

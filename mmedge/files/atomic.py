@@ -12,16 +12,16 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmedge.errors import StorageError
 from mmedge.files.reasons import block_errors, storage_errors
 from mmedge.files.renaming import exchange, lock, remove, rename_new
 
-__all__ = ["atomic_directory", "write_atomic"]
+__all__ = ["atomic_directory", "probe_file", "remove_if_free", "remove_leftovers", "write_atomic"]
 
-_LEFTOVER = re.compile(r"[0-9a-f]{8}\.(partial|old)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old|probe\.onnx)", re.DOTALL)
 
 
 def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -45,7 +45,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
                 f"Cannot write {path}: what stands there is no regular file. Choose another name."
             )
         place.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(place)
+        remove_leftovers(place.parent, place.name)
         with _claimed(place, _make_private_file if private else _make_file) as beside:
             beside.write_bytes(data)
             _sync(beside)
@@ -79,7 +79,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     with storage_errors(path):
         _check_place(path, replace=replace)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
     with _claimed(path, _make_directory) as beside:
         with block_errors(path, beside):
             yield beside
@@ -87,6 +87,21 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
             _sync_tree(beside)
             _publish(beside, path, replace=replace)
             _sync(path.parent)
+
+
+@contextmanager
+def probe_file(folder: Path) -> Iterator[Path]:
+    """Yield a new file `.graph.XXXXXXXX.probe.onnx` in a folder, and remove it in the end.
+
+    It is its owner's alone. After a kill, the next call for the folder removes it.
+
+    Raises:
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    with storage_errors(folder):
+        remove_leftovers(folder, "graph")
+        with _claimed(folder / "graph", _make_private_file, "probe.onnx") as path:
+            yield path
 
 
 def _check_place(path: Path, *, replace: bool) -> None:
@@ -123,10 +138,10 @@ def _make_private_file(path: Path) -> None:
 
 
 @contextmanager
-def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+def _claimed(path: Path, make: Callable[[Path], None], kind: str = "partial") -> Iterator[Path]:
     """Make and lock an entry beside `path`; in the end, remove what then bears its name."""
     with storage_errors(path):
-        beside, descriptor = _claim(path, make)
+        beside, descriptor = _claim(path, make, kind)
     try:
         yield beside
     finally:
@@ -136,9 +151,9 @@ def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+def _claim(path: Path, make: Callable[[Path], None], kind: str) -> tuple[Path, int]:
     while True:
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
         make(beside)
         try:
             descriptor = os.open(beside, os.O_RDONLY)
@@ -157,26 +172,53 @@ def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed writers left beside `path`, and put back an old folder they moved."""
-    prefix = f".{path.name}."
-    for entry in list(path.parent.iterdir()):
-        if not entry.name.startswith(prefix):
+def remove_leftovers(
+    folder: Path, name: str | None = None, *, dry_run: bool = False
+) -> tuple[Path, ...]:
+    """Remove what killed writers left in a folder, and put back old folders that they moved.
+
+    What a living writer has locked stays, and so does what cannot be removed.
+
+    Args:
+        folder: Where to look; not below it.
+        name: Leftovers of this file or folder alone; None for all.
+        dry_run: Whether to find them only.
+
+    Returns:
+        What was removed, or would be.
+    """
+    removed = []
+    for entry in list(folder.iterdir()):
+        match = _LEFTOVER.fullmatch(entry.name)
+        if match is None or name not in (None, match["name"]):
             continue
-        match = _LEFTOVER.fullmatch(entry.name.removeprefix(prefix))
-        if match is None:
-            continue
-        with suppress(OSError):  # whatever cannot be removed does no harm
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if not lock(descriptor, wait=False):
-                    continue
-                if match[1] == "old" and not os.path.lexists(path):
-                    entry.rename(path)
-                else:
-                    remove(entry)
-            finally:
-                os.close(descriptor)
+        place = folder / match["name"]
+        moved = place if match["kind"] == "old" and not os.path.lexists(place) else None
+        if remove_if_free(entry, moved, dry_run=dry_run) and moved is None:
+            removed.append(entry)
+    return tuple(removed)
+
+
+def remove_if_free(path: Path, moved: Path | None = None, *, dry_run: bool = False) -> bool:
+    """Remove a file or folder that nobody has locked; or give it the name `moved`.
+
+    Returns:
+        Whether it was removed or renamed, or with dry_run, could be.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if not lock(descriptor, wait=False):
+            return False
+        if not dry_run:
+            remove(path) if moved is None else path.rename(moved)
+    except OSError:  # whatever cannot be removed does no harm
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _publish(beside: Path, path: Path, *, replace: bool) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +192,56 @@ def test_a_cache_that_others_can_write_is_refused(
         code, out, err = run(capsys, *arguments)
         assert (code, out) == (1, "")
         assert "can be written by others (mode 0777)" in err
+
+
+@pytest.mark.parametrize("pointed_at", ["the output", "its folder"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_prune_removes_what_killed_commands_left_beside_outputs(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pointed_at: str,
+    dry_run: bool,
+) -> None:
+    made = tmp_path / "made"
+    left = [
+        made / ".clip.mmedge.0123abcd.partial",
+        made / ".clip.mmedge.search",
+        folder / ".choices.json.89abcdef.partial",
+        folder / "backends" / ".1.json.89abcdef.partial",
+    ]
+    others = [
+        made / "clip.mmedge",
+        made / ".hidden",
+        made / ".clip.mmedge.partial",
+        made / "mine.search",
+    ]
+    for path in (*left, *others):
+        path.mkdir(parents=True)
+        (path / "model.onnx").write_bytes(b"half")
+    (made / "clip.mmedge" / "manifest.json").write_bytes(b"{}")
+    running = made / ".clip.mmedge.deadbeef.partial"
+    running.mkdir()
+    aside = made / ".other.mmedge.0123abcd.old"  # moved by a writer that was killed between renames
+    aside.mkdir()
+
+    output = made / "clip.mmedge" if pointed_at == "the output" else made
+    with locked(running):
+        code, out, err = run(capsys, "prune", str(output), *(["--dry-run"] if dry_run else []))
+    assert (code, err) == (0, "")
+    assert all(path.exists() for path in (*others, running))
+    for path in left:
+        assert path.exists() is dry_run
+        assert f"{path}: {'would be ' if dry_run else ''}removed, 4 B: left by a command" in out
+    restored = not dry_run and pointed_at == "its folder"
+    assert (made / "other.mmedge").exists() is restored
+    assert aside.exists() is not restored
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """As a running writer holds it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+    os.close(descriptor)

@@ -208,5 +208,5 @@ def test_without_the_extra_the_way_out_is_one_command(
     assert run("convert", "anything", "-o", tmp_path / "x.mmedge") == 1
     error = capsys.readouterr().err
     assert "torch, optimum" in error
-    assert 'pip install "mmedge[convert]"' in error
+    assert 'pip install "mmedge[convert,cpu]"' in error
     assert error.count("\n") == 1

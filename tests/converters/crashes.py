@@ -12,9 +12,9 @@ __all__ = ["crash_on"]
 _WORKER = """
 import fnmatch, os, signal, sys
 from mmedge.converters.graphs import worker as isolated
-from mmedge.runtimes import session
+from mmedge.runtimes import backends
 
-opened = session.open_session
+opened = backends.open_session
 
 def open_session(model, **settings):
     asked = settings["backend_name"] == {backend_name!r}
@@ -23,7 +23,7 @@ def open_session(model, **settings):
         os.kill(os.getpid(), signal.SIGSEGV)
     return opened(model, **settings)
 
-session.open_session = open_session
+backends.open_session = open_session
 isolated._serve()
 """
 

@@ -312,7 +312,7 @@ def test_a_crash_of_the_engine_costs_a_candidate_and_not_the_search(
     ladder = (*LADDER, "int8-dynamic-keep2")
     monkeypatch.setattr(RoleSearch, "_ladder", lambda self, _: self._known(ladder))
     # Written only to be measured: fp16 emulated, and one layer at a time for keep2.
-    crash_on(".probe-*", tmp_path, monkeypatch)
+    crash_on(".graph.*", tmp_path, monkeypatch)
     report = convert(config)
     verify_files(open_bundle(config.out))
     for role in report.searched.values():

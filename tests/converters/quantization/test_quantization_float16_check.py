@@ -30,7 +30,7 @@ def portable(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written only to be measured ends its engine; what lies there before runs."""
-    crash_on(".probe-*", tmp_path, monkeypatch)
+    crash_on(".graph.*", tmp_path, monkeypatch)
 
 
 def test_a_crash_in_the_check_of_fp16_is_an_error(portable: Path) -> None:

@@ -219,7 +219,7 @@ def test_data_is_read_as_far_as_needed_and_files_go(layout: Path) -> None:
 def test_a_crash_of_the_engine_names_the_layer_and_leaves_nothing(
     layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_on(".probe-*", tmp_path, monkeypatch)
+    crash_on(".graph.*", tmp_path, monkeypatch)
     before = {path.name for path in layout.parent.iterdir()}
     name = re.escape(quantizable_nodes(layout, DynamicInt8())[0])
     told = rf"with only '{name}' quantized: onnxruntime crashed \(SIGSEGV\)"
