@@ -18,7 +18,6 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, fake_plan
 from tiny_graphs import save_embedder
 
-from mmedge.runtimes.cuda.streams import Stream
 from mmedge.runtimes.engines.spec import BuiltEngine, EngineLayer, EngineRequest
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.session import EngineOptions, SessionOptions
@@ -60,7 +59,6 @@ class FakeGpu:
         made = {
             "version": VERSIONS[request.backend],
             "capability": f"{major}.{minor}",
-            "stripped": request.settings.stripped,
         }
         plan = fake_plan(model, request, **(made | self.plan))
         layers = (
@@ -117,10 +115,6 @@ class OnDevice:
     def write(self, array: Array) -> None:
         """Write at once, as a stream that is waited for."""
         ctypes.memmove(self.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
-
-    def write_later(self, array: Array, stream: Stream) -> None:
-        """Write in a stream that nobody waits for."""
-        self.cuda.put(stream.handle, lambda: self.write(array))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -1,218 +1,202 @@
-"""How engines are built by libraries that are not at hand: TensorRT 10.x and 11.x."""
+"""What is asked of builders that are not at hand, TensorRT 10 and 11; why a build failed."""
 
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import sys
-from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from engine_graphs import linear_graph
-from fake_builder import (
-    ERROR,
-    VERBOSE,
-    WARNING,
-    DataType,
-    FakeBuilderLibrary,
-    Layer,
-    OldBuilderFlag,
-    ParserError,
-    Tensor,
-    quantized_layers,
-)
 
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes.engines.profiles import shape_profiles
-from mmedge.runtimes.engines.spec import BuildSettings, EngineLayer, EngineRequest
+from mmedge.runtimes.engines.spec import BuildSettings, BuiltEngine, EngineRequest
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt import flavours
 from mmedge.runtimes.trt.build import build_engine
+from mmedge.runtimes.trt.flavours import BuildLog
+from mmedge.runtimes.trt.network import asked_codes
+from mmedge.runtimes.trt.reasons import parser_errors, reason_of, worth_telling
 from mmedge.specs import Axis
 
-INT8_PRODUCT = {
-    "Name": "product",
-    "LayerType": "gemm",
-    "Inputs": [{"Name": "x", "Format/Datatype": "Int8"}],
-    "Outputs": [{"Name": "y", "Format/Datatype": "Float"}],
-    "Metadata": "[ONNX Layer: product]",
-}
+FLAGS = ("TF32", "REFIT", "WEIGHT_STREAMING", "STRIP_PLAN", "REFIT_IDENTICAL")
+
+
+def tensor(name: str, dtype: str = "FLOAT", *shape: int) -> Any:
+    kind = SimpleNamespace(name=dtype)
+    return SimpleNamespace(name=name, dtype=kind, shape=shape, is_shape_tensor=False)
+
+
+def layer(name: str, kind: str, inputs: list[Any], outputs: list[Any]) -> Any:
+    return SimpleNamespace(
+        name=name,
+        type=SimpleNamespace(name=kind),
+        num_inputs=len(inputs),
+        num_outputs=len(outputs),
+        get_input=inputs.__getitem__,
+        get_output=outputs.__getitem__,
+    )
+
+
+def network(*layers: Any) -> Any:
+    return SimpleNamespace(
+        num_inputs=1,
+        num_outputs=1,
+        num_layers=len(layers),
+        get_input=[tensor("x", "FLOAT", -1, 16)].__getitem__,
+        get_output=[tensor("y", "FLOAT", -1, 8)].__getitem__,
+        get_layer=layers.__getitem__,
+    )
+
+
+class Recorder:
+    """A builder configuration that writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.flags, self.limits, self.profiles = {"TF32"}, {}, []  # type: ignore[var-annotated]
+        self.timing: Any = None
+        self.set_flag, self.clear_flag = self.flags.add, self.flags.discard
+
+    def set_memory_pool_limit(self, pool: str, limit: int) -> None:
+        self.limits[pool] = limit
+
+    def add_optimization_profile(self, profile: dict[str, Any]) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, blob: bytes) -> Any:
+        return SimpleNamespace(serialize=lambda: blob + b"+timed") if blob != b"damaged" else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.timing = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.timing
 
 
 @pytest.fixture(params=["10.3.0", "11.4.1"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeBuilderLibrary:
-    made = FakeBuilderLibrary(request.param)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `tensorrt` whose builder builds nothing; `flags` is what a network was made with."""
+    made: Any = ModuleType("tensorrt")
     made.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
+    typed = {"STRONGLY_TYPED": 1 if request.param.startswith("10") else 0}
+    made.NetworkDefinitionCreationFlag = SimpleNamespace(**typed)
+    made.BuilderFlag = SimpleNamespace(**{name: name for name in FLAGS})
+    made.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+    made.ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+    made.LayerInformationFormat = SimpleNamespace(JSON="json")
+    made.ILogger = made.IProgressMonitor = type("Base", (), {"__init__": lambda _: None})
+    made.config, made.network = Recorder(), network()
+    made.layers = '{"Layers": []}'
+
+    def create_network(flags: int) -> Any:
+        made.flags = flags
+        return made.network
+
+    def profile() -> Any:
+        return type("Profile", (dict,), {"set_shape": lambda p, n, *s: p.update({n: s})})()
+
+    made.Builder = lambda _: SimpleNamespace(
+        create_network=create_network,
+        create_builder_config=lambda: made.config,
+        create_optimization_profile=profile,
+        build_serialized_network=lambda *_: b"plan",
+    )
+    made.OnnxParser = lambda *_: SimpleNamespace(parse_from_file=lambda _: True)
+    inspector = SimpleNamespace(get_engine_information=lambda _: made.layers)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    made.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: engine)
     monkeypatch.setitem(sys.modules, "tensorrt", made)
     monkeypatch.setattr(flavours, "installed_version", lambda _: request.param)
     return made
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return linear_graph(tmp_path / "linear.onnx")
-
-
-def request_for(model: Path, **settings: object) -> EngineRequest:
-    inputs = read_onnx_file(model).inputs
-    profiles = shape_profiles(inputs, [{"batch": Axis(1, 1, 1)}, {"batch": Axis(1, 4, 8)}])
-    return EngineRequest(
-        "tensorrt",
-        profiles=profiles,
-        settings=BuildSettings(**settings),  # type: ignore[arg-type]
-    )
-
-
-def test_what_is_asked_of_the_library(library: FakeBuilderLibrary, model: Path) -> None:
-    built = build_engine(model, request_for(model, workspace_bytes=5 << 20))
-    assert built.plan == b"plan of " + library.__version__.encode()
-    assert library.network_flags == (0b10 if library.__version__.startswith("10") else 0b1)
-    assert library.parsed == [model]
-    config = library.config
-    assert config.limits == {"workspace": 5 << 20}
-    assert config.profiling_verbosity == "detailed"
-    assert config.flags == set()  # TF32, which is on by default, is off; no flag of a precision
-    assert config.profiles == [
-        {"x": ((1, 16), (1, 16), (1, 16))},
-        {"x": ((1, 16), (4, 16), (8, 16))},
-    ]
-    assert [str(spec) for spec in (*built.inputs, *built.outputs)] == [
-        "x float32(batch, 16)",
-        "y float32(batch, 8)",
-    ]
+def build(folder: Path, timing: Path | None = None, **settings: Any) -> BuiltEngine:
+    model = linear_graph(folder / "linear.onnx")
+    bounds = [{"batch": Axis(1, 1, 1)}, {"batch": Axis(1, 4, 8)}]
+    profiles = shape_profiles(read_onnx_file(model).inputs, bounds)
+    request = EngineRequest("tensorrt", profiles=profiles, settings=BuildSettings(**settings))
+    return build_engine(model, request, timing_cache=timing)
 
 
 @pytest.mark.parametrize(
     ("settings", "flags"),
     [
+        ({"workspace_bytes": 5 << 20}, set()),  # TF32, on by default, is off
         ({"weight_streaming": True}, {"WEIGHT_STREAMING"}),
         ({"refittable": True}, {"REFIT"}),
         ({"stripped": True}, {"STRIP_PLAN", "REFIT_IDENTICAL"}),
         ({"stripped": True, "refittable": True}, {"STRIP_PLAN", "REFIT"}),
     ],
 )
-def test_flags_of_the_build(
-    settings: dict[str, bool], flags: set[str], library: FakeBuilderLibrary, model: Path
+def test_what_is_asked_of_the_library(
+    settings: dict[str, Any], flags: set[str], library: Any, tmp_path: Path
 ) -> None:
-    build_engine(model, request_for(model, **settings))
+    built = build(tmp_path, **settings)
+    assert built.plan == b"plan"
+    assert library.flags == (0b10 if flavours.installed_version("").startswith("10") else 0b1)  # type: ignore[union-attr]
     assert library.config.flags == flags
+    assert library.config.limits == {"workspace": settings.get("workspace_bytes", 1 << 30)}
+    assert library.config.profiles == [
+        {"x": ((1, 16), (1, 16), (1, 16))},
+        {"x": ((1, 16), (4, 16), (8, 16))},
+    ]
 
 
-def test_a_flag_that_the_library_lacks_is_an_error(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.BuilderFlag = OldBuilderFlag
+def test_a_flag_that_the_library_lacks_is_an_error(library: Any, tmp_path: Path) -> None:
+    library.BuilderFlag = SimpleNamespace(TF32="TF32")
     with pytest.raises(EngineBuildError, match=r"TensorRT 1\d\.\S+ .*no flag WEIGHT_STREAMING"):
-        build_engine(model, request_for(model, weight_streaming=True))
+        build(tmp_path, weight_streaming=True)
 
 
-def test_progress_is_told(library: FakeBuilderLibrary, model: Path) -> None:
-    library.steps = 2
-    told: list[tuple[str, int, int]] = []
-    build_engine(model, request_for(model), progress=lambda *step: told.append(step))
-    assert told == [("Building engine", done, 2) for done in (0, 1, 2, 2)]
+@pytest.mark.usefixtures("library")
+def test_a_timing_cache_is_read_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    for kept, written in ((None, b"+timed"), (b"old", b"old+timed"), (b"damaged", b"+timed")):
+        if kept is not None:
+            path.write_bytes(kept)
+        built = build(tmp_path, path)
+        assert path.read_bytes() == written
+        assert ("timed anew" in " ".join(built.warnings)) == (kept == b"damaged")
+    assert "the timings are not kept" in build(tmp_path, path / "nowhere").warnings[-1]
 
 
-def test_what_progress_raises_ends_the_build(library: FakeBuilderLibrary, model: Path) -> None:
-    def listen(_phase: str, done: int, _total: int) -> None:
-        if done:
-            raise LookupError("enough")
-
-    with pytest.raises(LookupError, match="enough"):
-        build_engine(model, request_for(model), progress=listen)
-
-
-@pytest.mark.parametrize("stripped", [False, True])
-def test_the_layers_are_those_of_the_inspector(
-    stripped: bool, library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.layers = quantized_layers()
-    library.inspected = [INT8_PRODUCT]
-    built = build_engine(model, request_for(model, stripped=stripped))
-    assert built.layers == (
-        EngineLayer("product", "gemm", ("int8",), ("fp32",), nodes=("product",)),
-    )
-    assert built.warnings == ()
+CODES = tensor("codes", "INT8", 16, 8)
+WEIGHT, MOVED, X = tensor("weight"), tensor("moved"), tensor("x")
+QUANTIZED = (
+    layer("codes", "CONSTANT", [], [CODES]),
+    layer("dequantize", "DEQUANTIZE", [CODES], [WEIGHT]),
+    layer("reshape", "SHUFFLE", [WEIGHT], [MOVED]),
+    layer("product", "MATRIX_MULTIPLY", [X, MOVED], [tensor("y")]),
+    layer("second", "MATRIX_MULTIPLY", [X, MOVED], [tensor("z")]),
+)
 
 
-def test_the_layers_are_those_of_the_log_where_it_has_them(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.inspected = None
-    library.says = [(VERBOSE, "Layers:\nName: gemm_0, LayerType: gemm, Inputs: []")]
-    assert build_engine(model, request_for(model)).layers == (
-        EngineLayer("gemm_0", "gemm", (), ()),
-    )
+def test_quantized_weights_are_followed_through_what_moves_them() -> None:
+    assert asked_codes(network(*QUANTIZED)) == {"product": "int8", "second": "int8"}
+    activations = layer("quantize", "QUANTIZE", [X], [CODES])
+    assert asked_codes(network(activations, *QUANTIZED[1:])) == {}
 
 
-def test_int8_that_came_out_in_float_is_an_error(library: FakeBuilderLibrary, model: Path) -> None:
-    library.layers = quantized_layers()
-    library.inspected = [INT8_PRODUCT | {"Inputs": [{"Name": "x", "Format/Datatype": "Float"}]}]
-    with pytest.raises(EngineBuildError, match=r"linear\.onnx: The graph asks for int8"):
-        build_engine(model, request_for(model))
-
-
-def test_an_engine_that_tells_no_layers_is_not_claimed_to_be_int8(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.layers = quantized_layers()
-    library.inspected = None
-    built = build_engine(model, request_for(model))
-    assert built.layers == ()
-    assert "whether int8 is used is not known" in built.warnings[0]
-
-
-def test_warnings_are_kept_but_for_chatter(library: FakeBuilderLibrary, model: Path) -> None:
-    library.says = [
-        (WARNING, "ModelImporter.cpp:1071: Make sure input ids has Int64 binding."),
-        (WARNING, "kMAX values are not consistent. In operator() at /_src/shapes.cpp:628"),
-    ]
-    built = build_engine(model, request_for(model))
-    assert built.warnings == ("kMAX values are not consistent.",)
-
-
-def test_no_gpu_is_told(library: FakeBuilderLibrary, model: Path) -> None:
-    library.has_gpu = False
-    with pytest.raises(EngineBuildError, match="the builder cannot be made: CUDA init") as caught:
-        build_engine(model, request_for(model))
-    assert "check nvidia-smi" in str(caught.value)
-
-
-def test_named_capabilities_are_refused_by_a_library_for_its_own_gpu(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    request = replace(request_for(model), compute_capabilities=("8.7",))
-    with pytest.raises(EngineBuildError, match="for the GPU of its machine alone"):
-        build_engine(model, request)
-    assert library.parsed == []
-
-
-def test_the_parser_names_node_and_operator(library: FakeBuilderLibrary, model: Path) -> None:
-    library.parser_errors = [
-        ParserError("Plugin not found", "fft", "DFT"),
-        ParserError("No name here", operator="NonZero"),
-        ParserError("Something else"),
-    ]
-    with pytest.raises(EngineBuildError) as caught:
-        build_engine(model, request_for(model))
-    message = str(caught.value)
-    assert "node 'fft' (DFT): Plugin not found" in message
-    assert "node '7' (NonZero): No name here" in message
-    assert "; Something else" in message
-    assert "--target tensorrt" in message
-
-
-def test_a_parser_that_says_nothing_is_told_too(library: FakeBuilderLibrary, model: Path) -> None:
-    library.parses = False
-    with pytest.raises(EngineBuildError, match="the parser failed: no reason given"):
-        build_engine(model, request_for(model))
-
-
-def test_a_refused_profile_is_told(library: FakeBuilderLibrary, model: Path) -> None:
-    library.refuses_profiles = True
-    with pytest.raises(EngineBuildError, match=r"profile 0 is refused: .*MIN<=OPT<=MAX") as caught:
-        build_engine(model, request_for(model))
-    assert "Check the bounds" in str(caught.value)
+def test_int8_that_came_out_in_float_is_an_error(library: Any, tmp_path: Path) -> None:
+    library.network = network(*QUANTIZED[:-1])
+    library.layers = ""
+    assert "whether int8 is used is not known" in build(tmp_path).warnings[0]
+    for dtype in ("Int8", "Float"):
+        said = {"Name": "product", "LayerType": "gemm", "Metadata": "[ONNX Layer: product]"}
+        said |= {"Inputs": [{"Name": "x", "Format/Datatype": dtype}], "Outputs": []}  # type: ignore[dict-item]
+        library.layers = json.dumps({"Layers": [said]})
+        if dtype == "Int8":
+            assert build(tmp_path).layers[0].precision == "int8"
+        else:
+            with pytest.raises(EngineBuildError, match=r"linear\.onnx: The graph asks for int8"):
+                build(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -225,106 +209,30 @@ def test_a_refused_profile_is_told(library: FakeBuilderLibrary, model: Path) -> 
         ("Something that nobody has seen", "nobody has seen"),
     ],
 )
-def test_why_a_build_failed_and_what_to_do(
-    said: str, way_out: str, library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.fails = True
-    library.says = [
-        (ERROR, "[checkMacros.cpp::catchCudaError::250] no driver"),
-        (ERROR, f"IBuilder: {said} In compileGraph at /_src/optimizer/code.cpp:2012"),
+def test_why_a_build_failed_and_what_to_do(said: str, way_out: str) -> None:
+    log = BuildLog()
+    log.errors += ["[checkMacros.cpp::catchCudaError::250] no driver"]
+    log.errors += [f"IBuilder: {said} In compileGraph at /_src/optimizer/code.cpp:2012"]
+    reason = reason_of(log)
+    assert said in reason
+    assert way_out in reason
+    assert "catchCudaError" not in reason
+    assert "/_src" not in reason
+    assert reason_of(BuildLog()) == "no reason given."
+    assert worth_telling(["a.cpp:1: Make sure input ids has Int64 binding.", "b", "b"]) == ("b",)
+
+
+def test_the_parser_names_node_and_operator() -> None:
+    given = [("Plugin not found", "fft", "DFT"), ("No name", "", "NonZero"), ("Other", "", "")]
+    errors = [
+        SimpleNamespace(
+            desc=lambda e=each: e[0],
+            node_name=lambda e=each: e[1],
+            node_operator=lambda e=each: e[2],
+            node=lambda: 7,
+        )
+        for each in given
     ]
-    with pytest.raises(EngineBuildError, match="the build failed") as caught:
-        build_engine(model, request_for(model))
-    message = str(caught.value)
-    assert said in message
-    assert way_out in message
-    assert "catchCudaError" not in message
-    assert "/_src" not in message
-
-
-def test_a_failure_without_a_reason_says_so(library: FakeBuilderLibrary, model: Path) -> None:
-    library.fails = True
-    with pytest.raises(EngineBuildError, match="the build failed: no reason given"):
-        build_engine(model, request_for(model))
-
-
-def test_an_input_that_gives_shapes_by_its_numbers_is_refused(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.input.is_shape_tensor = True
-    with pytest.raises(EngineBuildError, match=r"\['x'\] are shapes of other tensors"):
-        build_engine(model, request_for(model))
-
-
-def test_an_output_that_numpy_cannot_hold_is_refused(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    library.output.dtype = DataType.BF16
-    with pytest.raises(EngineBuildError, match="'y' is BF16"):
-        build_engine(model, request_for(model))
-
-
-@pytest.mark.usefixtures("library")
-def test_a_timing_cache_is_made_read_and_written(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "timing.cache"
-    build_engine(model, request_for(model), timing_cache=path)
-    assert path.read_bytes() == b"+timed"
-    build_engine(model, request_for(model), timing_cache=path)
-    assert path.read_bytes() == b"+timed+timed"
-
-
-@pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("kept", [b"damaged", b"of another GPU"])
-def test_a_timing_cache_that_is_not_taken_is_replaced_and_that_is_told(
-    kept: bytes, model: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "timing.cache"
-    path.write_bytes(kept)
-    built = build_engine(model, request_for(model), timing_cache=path)
-    assert path.read_bytes() == b"+timed"
-    assert "timed anew" in built.warnings[0]
-
-
-def test_a_failed_build_leaves_the_timing_cache(
-    library: FakeBuilderLibrary, model: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "timing.cache"
-    path.write_bytes(b"kept")
-    library.fails = True
-    with pytest.raises(EngineBuildError):
-        build_engine(model, request_for(model), timing_cache=path)
-    assert path.read_bytes() == b"kept"
-
-
-@pytest.mark.usefixtures("library")
-def test_a_timing_cache_that_cannot_be_written_does_not_lose_the_engine(
-    model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    built = build_engine(model, request_for(model), timing_cache=tmp_path / "file" / "cache")
-    assert built.plan
-    assert "the timings are not kept" in built.warnings[0]
-
-
-def test_codes_are_followed_through_what_moves_them(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    """A constant that is dequantized and read by two nodes is asked for in both."""
-    layers = quantized_layers()
-    moved = layers[2].outputs[0]
-    other = Tensor("z", DataType.FLOAT, (-1, 8))
-    layers.append(Layer("second", "MATRIX_MULTIPLY", [layers[3].inputs[0], moved], [other]))
-    library.layers = layers
-    library.inspected = [INT8_PRODUCT]
-    built = build_engine(model, request_for(model))
-    assert built.warnings == ("1 of 2 nodes in int8 run in float: 'second'.",)
-
-
-def test_activations_in_codes_alone_are_no_weights(
-    library: FakeBuilderLibrary, model: Path
-) -> None:
-    layers = quantized_layers()
-    codes = layers[0].outputs[0]
-    layers[0] = Layer("quantize", "QUANTIZE", [Tensor("w", DataType.FLOAT, (16, 8))], [codes])
-    library.layers = layers
-    assert build_engine(model, request_for(model)).warnings == ()
+    parser = SimpleNamespace(num_errors=3, get_error=errors.__getitem__)
+    expected = "node 'fft' (DFT): Plugin not found; node '7' (NonZero): No name; Other"
+    assert parser_errors(parser) == expected

@@ -6,9 +6,10 @@ import importlib.metadata
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
-from fake_builder import FakeBuilderLibrary, OldBuilderFlag
 
 from mmedge.errors import BackendUnavailableError
 from mmedge.runtimes.trt import flavours
@@ -108,33 +109,30 @@ def test_a_flavour_is_loaded_by_the_first_of_its_names(packages: Path) -> None:
     assert loaded.version == "of an unknown version"
 
 
-@pytest.mark.parametrize(("version", "flags"), [("10.3.0", 0b10), ("11.4.1", 0b1)])
-def test_networks_are_asked_to_be_strongly_typed(version: str, flags: int) -> None:
-    library = FakeBuilderLibrary(version)
-    assert LoadedFlavour("tensorrt", version, library).network_flags == flags
-    del library.NetworkDefinitionCreationFlag
-    assert LoadedFlavour("tensorrt", version, library).network_flags == 0
+def library() -> Any:
+    """A module whose loggers hand messages on."""
+    made: Any = ModuleType("tensorrt")
+    made.ILogger = type("ILogger", (), {"__init__": lambda _: None})
+    return made
 
 
-def test_a_missing_builder_flag_is_none() -> None:
-    library = FakeBuilderLibrary()
-    loaded = LoadedFlavour("tensorrt", "10.3.0", library)
-    assert loaded.builder_flag("WEIGHT_STREAMING") is library.BuilderFlag["WEIGHT_STREAMING"]
-    library.BuilderFlag = OldBuilderFlag
-    assert loaded.builder_flag("WEIGHT_STREAMING") is None
+def test_what_differs_between_versions() -> None:
+    made = library()
+    loaded = LoadedFlavour("tensorrt", "10.3.0", made)
+    assert loaded.network_flags == 0
+    for number, flags in ((1, 0b10), (0, 0b1)):  # of 10.x, of 11.x
+        made.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=number)
+        assert loaded.network_flags == flags
+    made.BuilderFlag = SimpleNamespace(TF32="TF32")
+    assert (loaded.builder_flag("TF32"), loaded.builder_flag("WEIGHT_STREAMING")) == ("TF32", None)
 
 
-def test_a_library_has_one_logger_in_a_process() -> None:
-    library = FakeBuilderLibrary()
-    first, _ = new_log(library)
-    second, _ = new_log(library)
-    assert first is second
-    assert new_log(FakeBuilderLibrary())[0] is not first
-
-
-def test_a_thread_that_claims_its_messages_has_them_alone() -> None:
-    logger, mine = new_log(FakeBuilderLibrary())
-    _, other = new_log(logger.library)
+def test_a_library_has_one_logger_and_threads_claim_their_messages() -> None:
+    module = library()
+    logger, mine = new_log(module)
+    again, other = new_log(module)
+    assert again is logger
+    assert new_log(library())[0] is not logger
     with mine:
         logger.log(1, "failed\n")
         logger.log(2, "careful")
@@ -143,29 +141,12 @@ def test_a_thread_that_claims_its_messages_has_them_alone() -> None:
         elsewhere = threading.Thread(target=logger.log, args=(1, "of another thread"))
         elsewhere.start()
         elsewhere.join()
-    assert (mine.errors, mine.warnings, mine.layers) == (
-        ["failed"],
-        ["careful"],
-        "Layers:\nName: a",
-    )
-    assert (other.errors, other.warnings, other.layers) == (["of another thread"], [], "")
-    logger.log(0, "to all")
-    assert (mine.errors[-1], other.errors[-1]) == ("to all", "to all")
-
-
-def test_claims_can_be_nested() -> None:
-    logger, outer = new_log(FakeBuilderLibrary())
-    _, inner = new_log(logger.library)
-    with outer:
-        with inner:
-            logger.log(1, "inner")
-        logger.log(1, "outer")
-    assert (outer.errors, inner.errors) == (["outer"], ["inner"])
-
-
-def test_a_log_keeps_the_last_messages_and_no_more() -> None:
-    logger, log = new_log(FakeBuilderLibrary())
+        with other:
+            logger.log(1, "nested")
+    assert (mine.errors, mine.warnings) == (["failed"], ["careful"])
+    assert mine.layers == "Layers:\nName: a"
+    assert (other.errors, other.warnings) == (["of another thread", "nested"], [])
     for number in range(500):
-        logger.log(1, str(number))
-    assert len(log.errors) == 100
-    assert log.errors[-1] == "499"
+        logger.log(0, str(number))
+    assert mine.errors[-1] == other.errors[-1] == "499"
+    assert len(mine.errors) == 100

@@ -9,18 +9,20 @@ import threading
 import time
 import weakref
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from fake_builder import FakeBuilderLibrary
 
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
 
 Told = list[tuple[str, int, int]]
+LIBRARY: Any = SimpleNamespace(IProgressMonitor=type("Base", (), {"__init__": lambda _: None}))
 
 
 def monitored(watch: BuildWatch, *, steps: int = 3) -> list[bool]:
     """Go through a phase as the library does; return what it was told at each step."""
-    monitor = new_monitor(FakeBuilderLibrary(), watch)
+    monitor = new_monitor(LIBRARY, watch)
     monitor.phase_start("Timing", "Building", steps)
     answers = [monitor.step_complete("Timing", step) for step in range(steps)]
     monitor.phase_finish("Timing")
