@@ -120,6 +120,12 @@ class Placement:
     providers: Mapping[str, int] = field(default_factory=dict)
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        parts = [f"{count} nodes on {name}" for name, count in self.providers.items()]
+        parts += [f"{len(self.exceptions)} elsewhere"] if self.exceptions else []
+        nodes = f": {', '.join(parts)}" if parts else ""
+        return f"<Placement {self.backend} ({self.engine}) on {self.device}{nodes}>"
+
 
 class Binding(Protocol):
     """Preallocated buffers of one shape. Write to `inputs`, call `run`, read `outputs`.

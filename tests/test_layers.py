@@ -20,7 +20,7 @@ TREES["mmedge.runtimes"] = ROOT / "runtimes"
 
 # Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__; a row is
 # a folder or, at the top of `converters/` and `runtimes/`, a file.
-BASE = {"children", "closing", "errors", "specs", "files", "energy", "telemetry"}
+BASE = {"children", "closing", "errors", "specs", "files", "energy", "notebook", "telemetry"}
 GRAPHS = {f"runtimes.{name}" for name in ("session", "backends", "processor", "onnx_file")}
 GRAPHS |= {"runtimes"}
 DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection", "runtimes.engines"} | GRAPHS
@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "specs": {"errors"},
     "files": {"errors"},
     "energy": {"errors"},
+    "notebook": set(),
     "telemetry": set(),
     "children": {"telemetry"},
     "preprocess": BASE,

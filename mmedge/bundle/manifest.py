@@ -199,6 +199,10 @@ class Manifest(BaseModel):
     files: dict[BundlePath, FileEntry]
     provenance: Provenance
 
+    def __repr__(self) -> str:
+        roles = ", ".join(self.roles)
+        return f"<Manifest {self.format_version} of {self.kind.type} {self.name}: {roles}>"
+
     @model_validator(mode="after")
     def _check_files(self) -> Manifest:
         if MANIFEST_NAME in self.files:

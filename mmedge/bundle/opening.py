@@ -14,6 +14,7 @@ from mmedge.bundle.paths import MANIFEST_NAME, confined_path
 from mmedge.bundle.reading import read_manifest
 from mmedge.bundle.tensors import TensorEntry
 from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
+from mmedge.notebook import html_table
 from mmedge.specs import Array, did_you_mean
 
 __all__ = ["Bundle", "open_bundle"]
@@ -30,6 +31,23 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        roles = ", ".join(
+            f"{name} ({', '.join(variant.name for variant in role.variants)})"
+            for name, role in self.manifest.roles.items()
+        )
+        return f"<Bundle {self.path}: {self.manifest.kind.type} {self.manifest.name}: {roles}>"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (name, variant.name, f"{variant.size_bytes / 1e6:.3g}", "yes" * (variant is default))
+            for name, role in self.manifest.roles.items()
+            for default in [self.variant(name)]
+            for variant in role.variants
+        )
+        caption = f"{self.manifest.kind.type} {self.manifest.name}, {self.path}"
+        return html_table(caption, ("role", "variant", "MB", "default"), rows)
 
     def file(self, relative: str) -> Path:
         """Return where a file of the bundle lies.

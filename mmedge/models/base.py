@@ -13,6 +13,7 @@ from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.closing import Closing
 from mmedge.errors import InputError
+from mmedge.notebook import html_table
 from mmedge.preprocess.registry import Processor, open_processor
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
@@ -193,6 +194,15 @@ class Model(Closing):
             for role, session in self._sessions.items()
         )
         return f"<{type(self).__name__} {self.manifest.name}: {roles}>"
+
+    def _repr_html_(self) -> str:
+        placements = {role: session.placement for role, session in self._sessions.items()}
+        rows = (
+            (role, self._variants[role].name, placed.backend, placed.device, placed.engine)
+            for role, placed in placements.items()
+        )
+        caption = f"{type(self).__name__} {self.manifest.name}"
+        return html_table(caption, ("role", "variant", "backend", "device", "engine"), rows)
 
     def _session(self, role: str) -> Session:
         if role in self._sessions:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmedge.notebook import html_table
 from mmedge.profiling.config import ProfileConfig
 
 __all__ = [
@@ -299,3 +300,28 @@ class Profile(BaseModel):
     stages: tuple[StageBreakdown, ...]
     gates: tuple[GateResult, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        failed = sum(gate.failed for gate in self.gates)
+        return (
+            f"<Profile {self.bundle.name}: {len(self.cells)} measurements of {len(self.variants)} "
+            f"variants, {len(self.gates)} gates, {failed} failed, {len(self.warnings)} warnings>"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        heads = ("role", "variant", "batch", "threads", "tokens", "median ms", "per second")
+        rows = (
+            (
+                cell.role,
+                cell.variant,
+                str(cell.batch),
+                str(cell.threads),
+                "" if cell.sequence is None else str(cell.sequence),
+                f"{cell.latency.median_ms:.3g}",
+                f"{cell.throughput_per_s:.3g}",
+            )
+            for cell in self.cells
+        )
+        return html_table(f"Profile of {self.bundle.name}", heads, rows)
