@@ -54,7 +54,8 @@ class ImageProcessor:
 
     def example(self) -> Array:
         """Return an image, twice as wide as high: a gradient, (64, 128, 3) uint8."""
-        return np.mgrid[:64, :128, :3].sum(axis=0).astype(np.uint8)
+        gradient: Array = np.mgrid[:64, :128, :3].sum(axis=0).astype(np.uint8)
+        return gradient
 
     @property
     def output_size(self) -> tuple[int, int] | None:
