@@ -57,6 +57,7 @@ _ROUNDS = 30
 _SECONDS = 0.5
 
 _BUSY = 1.5  # runnable tasks a processor, over the last minute
+_SLACK = 1.25  # how much a busy machine may distort a ratio
 
 _one_thread = threading.Lock()
 
@@ -308,19 +309,17 @@ def _decide(
     first, *rest = sessions
     if not rest:
         return Choice(first, f"the only backend left{others}"), True
+    busy = os.getloadavg()[0] > _BUSY * (os.cpu_count() or 1)
+    slack = _SLACK if busy else 1.0
     for longer in (1, 4):
         results = race(
             {name: partial(session.run, feed) for name, session in sessions.items()},
             rounds=_ROUNDS * longer,
             seconds=_SECONDS * longer,
         )
-        doubt = next((f"{name} takes {one.ratio_low:.2f} to {one.ratio_high:.2f} of {first}'s time"
-                      for name, one in results.items() if _is_noisy(one)), None)  # fmt: skip
-        if doubt is None:
+        doubts = [name for name in rest if _is_in_doubt(results[name], slack)]
+        if not doubts:
             break
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    if load > _BUSY:
-        doubt = f"the load is {load:.1f} a processor"
     latencies_ms = {name: result.latency_p50_ms for name, result in results.items()}
     best = min(results, key=lambda name: results[name].ratio)
     gain = 1 - results[best].ratio
@@ -331,18 +330,20 @@ def _decide(
         reason = "measured: the fastest"
     else:
         reason = f"measured: {gain:.0%} less time than {first}"
-    if doubt is not None:
-        others = f"; not remembered, since {doubt}{others}"
+    if doubts:
+        one = results[doubts[0]]
+        others = (
+            f"; not remembered, since {doubts[0]} takes {one.ratio_low:.2f} to "
+            f"{one.ratio_high:.2f} of {first}'s time{' on a busy machine' * busy}{others}"
+        )
         _LOG.info("%s%s. Name a backend to measure no more.", reason, others)
-    return Choice(best, reason + others, latencies_ms), doubt is None
+    return Choice(best, reason + others, latencies_ms), not doubts
 
 
-def _is_noisy(result: RaceResult) -> bool:
-    """Tell whether it is in doubt that a contestant beats the first by enough."""
-    return (
-        result.ratio_low < 1 - _TIE < result.ratio_high
-        and result.ratio_high - result.ratio_low > _TIE
-    )
+def _is_in_doubt(result: RaceResult, slack: float) -> bool:
+    """Tell whether the interval of a ratio, widened by a factor, leaves open which is faster."""
+    low, high = result.ratio_low / slack, result.ratio_high * slack
+    return low < 1 - _TIE < high and high - low > _TIE
 
 
 def _single(bundle: Bundle, golden: Golden, role: str) -> dict[str, Array]:

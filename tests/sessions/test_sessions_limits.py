@@ -134,7 +134,8 @@ def test_what_does_not_end_is_out_and_the_rest_is_measured(
         (0.5, 0.6, 1e9, 1, True),  # clearly faster
         (0.9, 1.1, 1e9, 2, False),  # in doubt, also after a longer race
         (0.96, 0.98, 1e9, 1, True),  # in doubt, and too little to matter
-        (0.5, 0.6, -1.0, 1, False),  # the machine is busy
+        (0.85, 0.9, -1.0, 2, False),  # faster, and the machine is busy
+        (0.5, 0.6, -1.0, 1, True),  # so much faster that it does not matter
     ],
 )
 def test_what_is_in_doubt_is_not_remembered(
