@@ -90,7 +90,7 @@ class Variant(BaseModel):
     models: dict[Layout, BundlePath] = Field(min_length=1)
     files: tuple[BundlePath, ...]
     size_bytes: int = Field(ge=0)
-    opset: int = Field(ge=1)
+    opset: int = Field(ge=1, le=1000)
     space: str | None = None
     parity: Parity | None = None
     quality: Quality | None = None

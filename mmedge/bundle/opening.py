@@ -160,7 +160,7 @@ class Bundle:
         """Read the golden vectors and check them against the roles and variants.
 
         Raises:
-            IntegrityError: If the file is missing or damaged, or lacks a tensor of a role.
+            IntegrityError: If the file is missing or damaged, or a tensor is not one of its role.
         """
         golden = load_golden(self.file(self.manifest.golden))
         for name, role in self.manifest.roles.items():
@@ -181,6 +181,20 @@ class Bundle:
                 f"{self.path}: golden {what}: got {sorted(arrays)}, expected {expected}. "
                 "Convert the model again."
             )
+        for spec in (entry.spec() for entry in entries):
+            array = arrays[spec.name]
+            if (
+                array.dtype != spec.dtype
+                or array.ndim != len(spec.shape)
+                or any(
+                    isinstance(d, int) and n != d
+                    for n, d in zip(array.shape, spec.shape, strict=True)
+                )
+            ):
+                raise IntegrityError(
+                    f"{self.path}: golden {what}: '{spec.name}' is {array.dtype.name}"
+                    f"{array.shape}, expected {spec}. Convert the model again."
+                )
 
 
 def open_bundle(path: Path | str) -> Bundle:

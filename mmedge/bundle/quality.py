@@ -94,5 +94,5 @@ class Tolerance(BaseModel):
     """
 
     model_config = _FROZEN
-    cosine_min: float = Field(ge=-1, le=1)
-    max_abs_error: float = Field(ge=0)
+    cosine_min: float = Field(ge=0, le=1)
+    max_abs_error: float = Field(ge=0, le=1)

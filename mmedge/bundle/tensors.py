@@ -113,6 +113,12 @@ class OutputEntry(TensorEntry):
 
     compare: Compare = Compare.NONE
 
+    @model_validator(mode="after")
+    def _check_rows(self) -> OutputEntry:
+        if self.compare in (Compare.ROWS, Compare.TOKENS) and not self.shape:
+            raise ValueError(f"{self.name!r} is a scalar, which has no {self.compare.value}")
+        return self
+
     @classmethod
     def of(cls, spec: TensorSpec, compare: Compare) -> OutputEntry:
         """Return the entry that describes a spec."""

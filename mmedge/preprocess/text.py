@@ -62,8 +62,8 @@ class TextProcessor:
         return cls(config, folder / config.tokenizer_file)
 
     def example(self) -> str:
-        """Return a text."""
-        return "a photo of a red circle"
+        """Return a text as long as the model reads, or of some 1024 tokens if that is less."""
+        return "a photo of a red circle " * (1 + min(self.config.max_length, 1024) // 6)
 
     @property
     def largest_id(self) -> int:

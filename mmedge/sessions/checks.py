@@ -11,7 +11,7 @@ from mmedge.bundle.manifest import Role
 from mmedge.bundle.opening import Bundle
 from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.errors import BackendError, InputError, ManifestError
-from mmedge.preprocess.config import ProcessorConfig
+from mmedge.preprocess.config import ProcessorConfig, TextConfig
 from mmedge.preprocess.registry import open_processor
 from mmedge.preprocess.text import TextProcessor
 from mmedge.runtimes.session import Session
@@ -71,6 +71,7 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
         except InputError as error:
             raise _misfit(bundle, name, f"the {config.type} processor fails: {error}") from error
         if isinstance(processor, TextProcessor):
+            _check_length(bundle, name, processor.config)
             what = f"token id {processor.largest_id}, the largest of tokenizer and pad_id,"
             feeds.append((what, {config.input: np.array(processor.largest_id)}))
     if made.keys() != specs.keys():
@@ -93,6 +94,17 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
                 )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise _misfit(bundle, name, f"{what} makes output '{entry.name}' not finite")
+
+
+def _check_length(bundle: Bundle, name: str, config: TextConfig) -> None:
+    """Check that the axis of token ids reaches as far as the processor's texts."""
+    role = bundle.role(name)
+    ids = next(entry for entry in role.inputs if entry.name == config.input)
+    for dim in ids.shape[1:]:
+        longest = role.axes[dim].max if dim in role.axes else dim
+        if isinstance(longest, int) and longest < config.max_length:
+            fault = f"takes {longest} tokens, below max_length {config.max_length} of its texts"
+            raise _misfit(bundle, name, fault)
 
 
 def _processors(bundle: Bundle, name: str) -> tuple[ProcessorConfig, ...]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveHead", "DualEncoderKind"]
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+Labels = Annotated[tuple[Label, ...], Field(min_length=1)]
 
 
 class ContrastiveHead(BaseModel):
@@ -48,7 +49,7 @@ class DualEncoderKind(KindBase):
     encoders: dict[Modality, RoleName] = Field(min_length=1)
     embedding_dim: int = Field(ge=1, le=1 << 20)
     contrastive_head: ContrastiveHead | None = None
-    label_banks: dict[str, tuple[Label, ...]] = Field(default_factory=dict)
+    label_banks: dict[str, Labels] = Field(default_factory=dict)
 
     def role_names(self) -> tuple[str, ...]:
         """Return the encoders' roles."""
