@@ -121,12 +121,7 @@ def tensorrt_calls(
 
 
 def _on_device(array: Array) -> DeviceArray:
-    device = Device(0)
-    memory = device.allocate(array.nbytes, "a benchmark's input")
-    stream = Stream(device)
-    stream.copy_to_device(memory.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
-    stream.synchronize()
-    return DeviceArray(memory, array.shape, array.dtype)
+    return DeviceArray.of(np.ascontiguousarray(array), Device(0))
 
 
 def _bare(session: TrtSession, subject: Subject, *, graph: bool) -> Call:

@@ -51,7 +51,8 @@ stage() { # NAME FILE COMMAND...
 
 stage doctor doctor.txt "$venv/bin/mmedge" doctor
 stage tests tests.txt "$python" -m pytest -m gpu -ra --confcutdir=tests/runtimes \
-    tests/runtimes/test_session_contract.py tests/runtimes/cuda/test_cuda_runtime.py \
+    tests/runtimes/test_session_contract.py tests/runtimes/test_state_contract.py \
+    tests/runtimes/cuda/test_cuda_runtime.py \
     tests/runtimes/trt/test_trt_gpu.py
 stage benchmark gpu.txt "$python" benchmarks/gpu.py --require --output "$out/gpu.json" \
     ${MINUTES:+--minutes "$MINUTES"}

@@ -58,7 +58,8 @@ mmedge=$venv/bin/mmedge
 stage system cat /etc/nv_tegra_release
 stage doctor "$mmedge" doctor "$bundle"
 stage contract "$python" -m pytest -m gpu -ra --confcutdir=tests/runtimes \
-    tests/runtimes/test_session_contract.py tests/runtimes/cuda/test_cuda_runtime.py \
+    tests/runtimes/test_session_contract.py tests/runtimes/test_state_contract.py \
+    tests/runtimes/cuda/test_cuda_runtime.py \
     tests/runtimes/trt/test_trt_gpu.py
 stage plan "$mmedge" build "$bundle" --target tensorrt --plan
 stage build "$mmedge" build "$bundle" --target tensorrt --layers

@@ -33,7 +33,8 @@ _HELD = "held positions"  # the axis of a buffer that is given as far as it is f
 class HostState(Closing):
     """A StatefulRun over `run` of any session: the state lies in host arrays.
 
-    An engine that keeps state where it computes overrides `_hold`, `_read`, `_shape` and `_call`.
+    An engine that keeps state where it computes overrides `_hold`, `_read`, `_take`, `_shape` or
+    `_call`.
 
     Args:
         session: What runs.
@@ -114,10 +115,7 @@ class HostState(Closing):
             for name, spec in self._specs.items()
             if self._state.batch in spec.shape
         }
-        moved = {
-            name: self._hold(np.take(self._read(held[name]), rows, axis))
-            for name, axis in axes.items()
-        }
+        moved = {name: self._take(held[name], rows, axis) for name, axis in axes.items()}
         self._held = held | moved
         self._sizes[self._state.batch] = len(rows)
 
@@ -159,6 +157,10 @@ class HostState(Closing):
         """Return the host array of what stands in the engine."""
         array: Array = value
         return array
+
+    def _take(self, value: Any, rows: Array, axis: int) -> Any:  # noqa: ANN401
+        """Return some rows of what stands in the engine."""
+        return self._hold(np.take(self._read(value), rows, axis))
 
     def _shape(self, value: Any) -> tuple[int, ...]:  # noqa: ANN401
         return tuple(value.shape)

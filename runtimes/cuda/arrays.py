@@ -160,6 +160,43 @@ class DeviceArray:
         """How long it is."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @classmethod
+    def of(cls, array: Array, device: Device) -> DeviceArray:
+        """Return a copy of a C-contiguous host array on a device.
+
+        Raises:
+            BackendError: If there is too little memory, or the copy fails.
+        """
+        with device.current():
+            made = cls._new(array.shape, array.dtype, device)
+            if array.nbytes:
+                stream = Stream(device)
+                stream.copy_to_device(made.address, array.ctypes.data, array.nbytes)
+                stream.synchronize()
+        return made
+
+    @classmethod
+    def _new(cls, shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> DeviceArray:
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return cls(device.allocate(max(size, 1), f"an array {dtype.name}{shape}"), shape, dtype)
+
+    def take(self, rows: Array) -> DeviceArray:
+        """Return a new array on the device of some rows of the first axis, (N,) integers.
+
+        Raises:
+            BackendError: As for `of`.
+        """
+        device = self._memory.device
+        with device.current():
+            made = self._new((len(rows), *self.shape[1:]), self.dtype, device)
+            size = made.size_bytes // len(rows)
+            if size:
+                stream = Stream(device)
+                for to, row in enumerate(rows.tolist()):
+                    stream.copy_on_device(made.address + to * size, self.address + row * size, size)
+                stream.synchronize()
+        return made
+
     def numpy(self) -> Array:
         """Return a copy in host memory.
 

@@ -73,6 +73,7 @@ class Stream(Owned):
         kinds = runtime.cudaMemcpyKind
         self._to_device = kinds.cudaMemcpyHostToDevice
         self._to_host = kinds.cudaMemcpyDeviceToHost
+        self._on_device = kinds.cudaMemcpyDeviceToDevice
         # Others may allocate while this thread captures.
         self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 
@@ -85,6 +86,12 @@ class Stream(Owned):
     def copy_to_host(self, target: int, source: int, size_bytes: int) -> None:
         """Copy from device memory to host memory, by address, later."""
         self.device.call("cudaMemcpyAsync", target, source, size_bytes, self._to_host, self.handle)
+
+    def copy_on_device(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy from device memory to device memory, by address, later."""
+        self.device.call(
+            "cudaMemcpyAsync", target, source, size_bytes, self._on_device, self.handle
+        )
 
     def wait(self, event: Event) -> None:
         """Let what comes next wait for an event of another stream."""

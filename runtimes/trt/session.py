@@ -27,6 +27,7 @@ from mmedge.runtimes.cuda.streams import Event
 from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.lane import Lane, Prepared
+from mmedge.runtimes.trt.state import TrtState
 from mmedge.specs import Array, check_bindable, check_feed
 
 __all__ = ["TrtDeviceBinding", "TrtSession"]
@@ -42,6 +43,8 @@ class TrtSession(SessionBase[DeviceEngine]):
         options: How it is to be run.
         placement: What runs where; its `providers` count the engine's layers by precision.
     """
+
+    _state_kind = TrtState
 
     def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
         inputs = tuple(tensor.spec for tensor in engine.inputs)

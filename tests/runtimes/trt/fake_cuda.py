@@ -220,7 +220,7 @@ class FakeCuda(ModuleType):
         return (*OK, 1.5)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> Any:
-        name = "to device" if kind == cudaMemcpyKind.cudaMemcpyHostToDevice else "to host"
+        name = {1: "to device", 2: "to host", 3: "on device"}[int(kind)]
 
         def copy() -> None:
             ctypes.memmove(target, source, size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import toy_states
 from engine_graphs import Net, convolutional_net, decoder_step, fusion_head, linear_graph
 from onnx import TensorProto, helper
 
@@ -117,6 +118,15 @@ def test_several_profiles_and_capabilities(tmp_path: Path) -> None:
 def test_the_same_is_built_twice(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     assert build(model).plan == build(model).plan
+
+
+@pytest.mark.parametrize("name", toy_states.TOYS)
+def test_graphs_with_state_build_with_an_empty_past(name: str, tmp_path: Path) -> None:
+    toy = toy_states.TOYS[name]
+    model = toy.save(tmp_path / "m.onnx")
+    built = build_engine(model, request_for(model, axes=(toy_states.AXES,)))
+    assert built.inputs == toy.inputs
+    assert built.outputs == toy.outputs
 
 
 def test_a_graph_without_dynamic_axes_needs_no_profile(tmp_path: Path) -> None:
