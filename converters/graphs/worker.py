@@ -29,6 +29,7 @@ import numpy as np
 from mmedge.children import child_command, child_environment
 from mmedge.closing import Closing
 from mmedge.errors import BackendError, MmedgeError
+from mmedge.runtimes.backends import DEFAULT_BACKEND
 from mmedge.specs import Array
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Worker(Closing):
 
     @contextmanager
     def open(
-        self, model: Path, label: str, *, backend_name: str = "onnxruntime"
+        self, model: Path, label: str, *, backend_name: str = DEFAULT_BACKEND
     ) -> Iterator[IsolatedGraph]:
         """Open a graph with the default options of a session for as long as the block runs.
 

@@ -19,7 +19,7 @@ from mmedge.bundle.tuning import Speed
 from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
-from mmedge.runtimes.backends import BACKENDS, backend, open_session
+from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, open_session
 from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.specs import Array, Compare
@@ -30,7 +30,6 @@ _ROUNDS = 40
 _SECONDS = 6.0
 _ENERGY_SECONDS = 2.0
 _FP32 = "fp32"
-_PROVEN = "onnxruntime"  # where a candidate is made and judged: see variants.py
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class SpeedTest:
             BackendError: If it refuses the graph, or crashes.
         """
         tried = (backend_name, model)
-        if backend_name == _PROVEN or tried in self._survived:
+        if backend_name == DEFAULT_BACKEND or tried in self._survived:
             return
         with lent(self._worker) as worker:
             label = f"{model.name}, before it is timed"

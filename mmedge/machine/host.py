@@ -129,8 +129,8 @@ class Host:
     Attributes:
         root: Where its file system begins.
         run: Returns what a command prints, None if there is no answer.
-        probe: Asks an engine ("onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt-rtx") and
-            returns what it says of itself, or a document with a `fault`.
+        probe: Returns what an engine, by the name of its backend, or "cuda" says of itself, or a
+            document with a `fault`.
         engine_version: Returns the installed version behind a backend's name, None if none is.
         package: Returns the version of an installed distribution, None if it is not there.
         free_bytes: Returns the free space where a folder is or would be made.

@@ -9,21 +9,14 @@ from mmedge.machine.host import Host
 from mmedge.machine.report import read_memory, read_processor
 from mmedge.profiling.result import Latency, Machine
 from mmedge.profiling.timing import harness_overhead_ns
+from mmedge.runtimes.backends import BACKENDS
 from mmedge.runtimes.processor import allowed_processors
 
 __all__ = ["cpu_share", "load_average", "load_warning", "noise", "read_machine"]
 
 _IQR_LIMIT = 0.25
 _BUSY = 0.5  # load average for each allowed CPU
-_PACKAGES = (
-    "mmedge",
-    "numpy",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "pillow",
-    "tokenizers",
-)
+_PACKAGES = ("mmedge", "numpy", "pillow", "tokenizers")
 
 
 def load_average() -> tuple[float, float, float] | None:
@@ -60,6 +53,7 @@ def read_machine(
     cpufreq = f"sys/devices/system/cpu/cpu{host.processors[0]}/cpufreq"
     frequency = host.text(f"{cpufreq}/scaling_cur_freq")
     versions = {package: host.package(package) for package in _PACKAGES}
+    versions |= {name: host.engine_version(name) for name in BACKENDS}
     return Machine(
         cpu_model=processor.name,
         processors_online=processor.online,
@@ -72,7 +66,7 @@ def read_machine(
         platform=platform.platform(),
         versions={
             "python": host.python.version,
-            **{package: found for package, found in versions.items() if found is not None},
+            **{name: found.removeprefix(f"{name} ") for name, found in versions.items() if found},
         },
         harness_overhead_ns=harness_overhead_ns(),
     )
