@@ -14,6 +14,7 @@ from mmedge.converters.data.checks import Data, load_data, plan_role
 from mmedge.converters.evaluation.base import Subject, open_evaluation
 from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.converters.families.reference import check_reference
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32, Recipe
 from mmedge.converters.progress import Progress, ProgressEvent
@@ -163,6 +164,8 @@ def _open(
     model = described.model
     progress(ProgressEvent("Check the preprocessing", 0, 1))
     processors = freeze(described.source, model.processors, model.files, folder)
+    for name, reference in model.references.items():
+        check_reference(described.source, name, model.roles[name](), processors, reference)
     evaluation = open_evaluation(
         Subject(model, processors, folder, data.evaluation, config.template, config.seed)
     )

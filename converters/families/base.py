@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -72,6 +72,8 @@ class ModelSpec:
             that another feeds stands after it.
         processors: Frozen preprocessing by name.
         files: Files of the bundle that the processors read, by path: tokenizer.json, ...
+        references: The source's own model by role, for roles that one processor feeds: called by
+            keyword with what the source's own processor gives.
     """
 
     kind: Kind
@@ -79,6 +81,7 @@ class ModelSpec:
     roles: Mapping[str, Callable[[], RoleSpec]]
     processors: Mapping[str, ProcessorConfig] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 class Family(Protocol):

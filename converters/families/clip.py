@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
+from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.families.loading import load_model, read_part
-from mmedge.converters.families.towers import image_role, text_role
+from mmedge.converters.families.towers import Tower, dual_encoder, image_role, text_role
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -22,7 +22,7 @@ from mmedge.converters.sources.tokenizer import (
 )
 from mmedge.errors import SourceError
 from mmedge.preprocess.config import TextConfig
-from mmedge.specs import Modality, Task
+from mmedge.specs import Modality
 
 __all__ = ["FAMILY"]
 
@@ -33,10 +33,10 @@ _LEGACY_EOS = 2
 class _ImageEncoder(nn.Module):
     """pixel_values (B, 3, H, W) float32 -> embedding (B, D) float32, L2-normalised."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401, CLIPModel; transformers is untyped
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
         super().__init__()
-        self.tower = model.vision_model
-        self.projection = model.visual_projection
+        self.tower = getattr(model, "vision_model", model)
+        self.projection = getattr(model, "visual_projection", nn.Identity())
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         pooled = self.tower(pixel_values=pixel_values).pooler_output
@@ -50,10 +50,10 @@ class _TextEncoder(nn.Module):
     cannot change the answer.
     """
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401, CLIPModel; transformers is untyped
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
         super().__init__()
-        self.tower = model.text_model
-        self.projection = model.text_projection
+        self.tower = getattr(model, "text_model", model)
+        self.projection = getattr(model, "text_projection", nn.Identity())
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         pooled = self.tower(input_ids=input_ids).pooler_output
@@ -61,49 +61,67 @@ class _TextEncoder(nn.Module):
 
 
 class Clip:
-    """The CLIP family of transformers (`model_type` "clip")."""
+    """The CLIP family of transformers: both towers, or one alone with or without projection."""
 
     name = "clip"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is a CLIP."""
-        return source.model_type == "clip"
+        """Tell whether a source is a CLIP or a tower of one."""
+        return source.model_type in {"clip", "clip_vision_model", "clip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load CLIPModel in fp32."""
-        return load_model(source)
+        """Load CLIPModel, or the class of its one tower, in fp32."""
+        if source.model_type == "clip":
+            return load_model(source)
+        part = "Vision" if source.model_type == "clip_vision_model" else "Text"
+        projected = any(name.endswith("_projection.weight") for name in source.shapes)
+        ending = "ModelWithProjection" if projected else "Model"
+        return load_model(source, model_class=f"CLIP{part}{ending}")
 
     def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
-        """Describe both encoders, projection and normalisation inside, and softmax over labels."""
+        """Describe the encoders, projection and normalisation inside, and softmax over labels."""
         clip = cast(Any, model)
-        dim = int(clip.config.projection_dim)
-        text = clip.config.text_config
-        tokenizer = load_tokenizer(source)
-        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        head = ContrastiveHead(activation="softmax", logit_scale=float(clip.logit_scale.exp()))
-        return ModelSpec(
-            kind=DualEncoderKind(
-                encoders={Modality.IMAGE: "image_encoder", Modality.TEXT: "text_encoder"},
-                embedding_dim=dim,
-                contrastive_head=head,
-            ),
-            tasks=(Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION),
-            roles={
-                "image_encoder": lambda: image_role(_ImageEncoder(clip), clip.config, dim),
-                "text_encoder": lambda: text_role(
-                    _TextEncoder(clip),
-                    clip.config,
-                    dim,
-                    dynamic_sequence=True,
-                    close=lambda ids: _close(ids, int(text.eos_token_id), int(text.vocab_size)),
-                ),
-            },
-            processors={
-                "image": read_image_preprocessing(source, side),
-                "text": _text_config(source, tokenizer),
-            },
-            files={"tokenizer.json": backend_json(source, tokenizer).encode()},
-        )
+        projected = hasattr(clip, "visual_projection") or hasattr(clip, "text_projection")
+        dim = int(clip.config.projection_dim if projected else clip.config.hidden_size)
+        towers = {}
+        if source.model_type != "clip_text_model":
+            towers[Modality.IMAGE] = _image_tower(source, clip, dim)
+        if source.model_type != "clip_vision_model":
+            towers[Modality.TEXT] = _text_tower(source, clip, dim)
+        if len(towers) == 1:
+            return dual_encoder(towers, dim, None)
+        scale = float(clip.logit_scale.exp())
+        return dual_encoder(towers, dim, ContrastiveHead(activation="softmax", logit_scale=scale))
+
+
+def _image_tower(source: Source, clip: Any, dim: int) -> Tower:  # noqa: ANN401
+    side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+    config = getattr(clip.config, "vision_config", clip.config)
+    return Tower(
+        role=lambda: image_role(_ImageEncoder(clip), config, dim),
+        processor=read_image_preprocessing(source, side),
+        reference=getattr(clip, "get_image_features", clip.forward),
+    )
+
+
+def _text_tower(source: Source, clip: Any, dim: int) -> Tower:  # noqa: ANN401
+    tokenizer = load_tokenizer(source)
+    processor = _text_config(source, tokenizer)
+    config = getattr(clip.config, "text_config", clip.config)
+
+    def close(ids: torch.Tensor) -> None:
+        """End every row with the token that the tower pools at, and nowhere else."""
+        eos = int(config.eos_token_id)
+        end = int(config.vocab_size) - 1 if eos == _LEGACY_EOS else eos
+        ids[ids == end] = 0 if end else 1
+        ids[:, -1] = end
+
+    return Tower(
+        role=lambda: text_role(_TextEncoder(clip), config, dim, dynamic_sequence=True, close=close),
+        processor=processor,
+        reference=getattr(clip, "get_text_features", clip.forward),
+        files={"tokenizer.json": backend_json(source, tokenizer).encode()},
+    )
 
 
 def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
@@ -120,13 +138,6 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
         # Without a padding token any will do: nothing behind the end token counts.
         pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
     )
-
-
-def _close(ids: torch.Tensor, eos: int, vocab_size: int) -> None:
-    """End every row with the token that the tower pools at, and let no other one stand in it."""
-    end = vocab_size - 1 if eos == _LEGACY_EOS else eos
-    ids[ids == end] = 0 if end else 1
-    ids[:, -1] = end
 
 
 def _check_end_token(source: Source, tokenizer: Any, eos: int) -> int:  # noqa: ANN401

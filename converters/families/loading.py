@@ -41,9 +41,14 @@ def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is u
 
 
 def read_part(source: Source, part: str) -> Fields:
-    """Return one part of the architecture, "text_config" say, defaults resolved, to be read."""
-    values = getattr(read_architecture(source), part).to_dict()
-    return Fields(source.fields.file, values, f"{part}.")
+    """Return one part of the architecture, "text_config" say, defaults resolved, to be read.
+
+    A source that is one part alone, such as `clip_text_model`, has it at the top.
+    """
+    config = read_architecture(source)
+    if part in config.sub_configs:
+        return Fields(source.fields.file, getattr(config, part).to_dict(), f"{part}.")
+    return Fields(source.fields.file, config.to_dict())
 
 
 def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # noqa: ANN401
@@ -56,27 +61,37 @@ def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # n
     return kind(**kept)
 
 
-def load_model(source: Source, task: str = DUAL_ENCODER_TASK) -> nn.Module:
+def load_model(
+    source: Source, task: str = DUAL_ENCODER_TASK, *, model_class: str | None = None
+) -> nn.Module:
     """Load a model of transformers for a task, in fp32, from the source's own tensors.
 
     A LoRA adapter of the source is merged. The class comes from optimum's table of tasks, so that
     a family names what it does and not the class that does it.
 
+    Args:
+        source: The source.
+        task: optimum's name of a task.
+        model_class: A class of transformers by name, where the table of tasks has none.
+
     Raises:
         SourceError: If weights are missing, of another shape or quantized. transformers would fill
             them with random numbers and go on.
     """
+    import transformers
     from optimum.exporters.tasks import TasksManager
     from safetensors.torch import load_file
 
     config = read_architecture(source)
     place = f"{source.name}: its weights cannot be loaded"
     with foreign_errors(place, "Fetch weights and config.json of one revision."):
-        loader = TasksManager.get_model_class_for_task(
-            task, model_type=source.model_type, library="transformers"
-        )
         with torch.device("meta"):
-            outline = loader.from_config(config, attn_implementation="sdpa")
+            if model_class is not None:
+                outline = getattr(transformers, model_class)(config)
+            else:
+                outline = TasksManager.get_model_class_for_task(
+                    task, model_type=source.model_type, library="transformers"
+                ).from_config(config, attn_implementation="sdpa")
         weights: dict[str, torch.Tensor] = {}
         for path in source.weight_files:
             weights.update(load_file(path))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmedge.bundle.differences import cosines
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.sources.config import foreign_errors
+from mmedge.converters.sources.reference_processors import reference_inputs
+from mmedge.converters.sources.source import Source
 from mmedge.errors import ParityError
+from mmedge.preprocess.registry import Processor
 
 __all__ = ["check_reference"]
 
@@ -19,11 +22,11 @@ _COSINE_MIN = 0.9999
 
 
 def check_reference(
+    source: Source,
     role: str,
-    module: nn.Module,
-    fed: Mapping[str, torch.Tensor],
+    spec: RoleSpec,
+    processors: Mapping[str, Processor],
     reference: Callable[..., Any],
-    given: Mapping[str, torch.Tensor],
 ) -> None:
     """Compare a role's module, on the device's inputs, with the source's model on its own inputs.
 
@@ -31,19 +34,24 @@ def check_reference(
     The comparison shows that they have no effect.
 
     Args:
+        source: The original.
         role: The role's name, for messages.
-        module: The role's; takes `fed` in order, returns one tensor (N, D) or several.
-        fed: What the device's processor gives for some samples, by input name.
-        reference: The source's model: by keyword, an output (N, D) or one with `pooler_output`.
-        given: What the source's processor gives for the same samples, by name.
+        spec: The role, with a module, fed by one processor.
+        processors: Of the device, by name.
+        reference: The source's model; takes inputs by keyword, gives embeddings (N, D).
 
     Raises:
         ParityError: If they differ; the inputs that the role does not take are named.
         SourceError: If the source's model refuses its own processor's inputs.
     """
+    (processor,) = (processors[name] for name in spec.processors)
+    samples, given = reference_inputs(source, processor.config)
+    if spec.module is None or not samples:
+        return
+    fed = processor(samples)
     taken = inspect.signature(reference).parameters
     with torch.inference_mode():
-        got = module.eval()(*fed.values())
+        got = spec.module.eval()(*(torch.from_numpy(fed[item.name]) for item in spec.inputs))
         with foreign_errors(f"{role}: the model refuses its own processor's inputs", "Mend it."):
             expected = reference(**{name: given[name] for name in given if name in taken})
     rows = [_rows(got), _rows(expected)]
@@ -51,7 +59,8 @@ def check_reference(
         raise ParityError(f"{role}: gives {rows[0].shape}, the source's own model {rows[1].shape}.")
     cosine = float(cosines(rows[1], rows[0]).min())
     if not cosine >= _COSINE_MIN:
-        left_out = [name for name in given if name in taken and name not in fed]
+        fed_names = {item.name for item in spec.inputs}
+        left_out = [name for name in given if name in taken and name not in fed_names]
         why = (
             f"the graph does not take {', '.join(left_out)}, which the source's processor gives"
             if left_out
@@ -64,6 +73,7 @@ def check_reference(
 
 
 def _rows(output: Any) -> Any:  # noqa: ANN401, transformers is untyped
-    first: Any = output[0] if isinstance(output, Sequence) else output
-    rows: Any = getattr(first, "pooler_output", first)
-    return rows.float().flatten(1).numpy()
+    first = output[0] if isinstance(output, tuple) else output
+    for name in ("image_embeds", "text_embeds", "pooler_output"):
+        first = getattr(first, name, first)
+    return first.float().flatten(1).numpy()

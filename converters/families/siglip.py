@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
-from mmedge.converters.families.base import ModelSpec
+from mmedge.bundle.kinds import ContrastiveHead
+from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.loading import load_model, read_part
-from mmedge.converters.families.towers import image_role, text_role
+from mmedge.converters.families.towers import Tower, dual_encoder, image_role, text_role
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
@@ -21,17 +21,19 @@ from mmedge.converters.sources.tokenizer import (
     tokenizer_fields,
 )
 from mmedge.preprocess.config import TextConfig
-from mmedge.specs import Modality, Task
+from mmedge.specs import Modality
 
 __all__ = ["FAMILY"]
+
+_MASK = "attention_mask"
 
 
 class _ImageEncoder(nn.Module):
     """pixel_values (B, 3, H, W) float32 -> embedding (B, D) float32, L2-normalised."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401, SiglipModel; transformers is untyped
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
         super().__init__()
-        self.tower = model.vision_model
+        self.tower = getattr(model, "vision_model", model)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         # Pooled by the tower's own attention head.
@@ -41,62 +43,87 @@ class _ImageEncoder(nn.Module):
 class _TextEncoder(nn.Module):
     """input_ids (B, T) int64, T the context length -> embedding (B, D) float32, L2-normalised.
 
-    No attention mask: the model was trained to see its padding.
+    The model was trained to see its padding, and is masked only where its tokenizer says so.
     """
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401, SiglipModel; transformers is untyped
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
         super().__init__()
-        self.tower = model.text_model
+        self.tower = getattr(model, "text_model", model)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.tower(input_ids).pooler_output, dim=-1)
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        pooled = self.tower(input_ids, attention_mask=attention_mask).pooler_output
+        return nn.functional.normalize(pooled, dim=-1)
 
 
 class Siglip:
-    """The SigLIP family of transformers (`model_type` "siglip", fixed resolution)."""
+    """The SigLIP family of transformers, fixed resolution: both towers, or one alone."""
 
     name = "siglip"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is a SigLIP."""
-        return source.model_type == "siglip"
+        """Tell whether a source is a SigLIP or a tower of one."""
+        return source.model_type in {"siglip", "siglip_vision_model", "siglip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load SiglipModel in fp32."""
-        return load_model(source)
+        """Load SiglipModel, or the class of its one tower, in fp32."""
+        if source.model_type == "siglip":
+            return load_model(source)
+        part = "Vision" if source.model_type == "siglip_vision_model" else "Text"
+        return load_model(source, model_class=f"Siglip{part}Model")
 
     def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
-        """Describe both encoders, normalisation inside, and a sigmoid for each pair."""
+        """Describe the encoders, normalisation inside, and a sigmoid for each pair."""
         siglip = cast(Any, model)
-        # The width of the vision tower, which the text head projects to.
-        dim = int(siglip.config.vision_config.hidden_size)
-        tokenizer = load_tokenizer(source)
-        folds = is_sentencepiece(tokenizer)
-        content = unigram_json(source, tokenizer) if folds else backend_json(source, tokenizer)
-        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        return ModelSpec(
-            kind=DualEncoderKind(
-                encoders={Modality.IMAGE: "image_encoder", Modality.TEXT: "text_encoder"},
-                embedding_dim=dim,
-                contrastive_head=ContrastiveHead(
-                    activation="sigmoid",
-                    logit_scale=float(siglip.logit_scale.exp()),
-                    logit_bias=float(siglip.logit_bias),
-                ),
-            ),
-            tasks=(Task.RETRIEVAL, Task.ZERO_SHOT_CLASSIFICATION),
-            roles={
-                "image_encoder": lambda: image_role(_ImageEncoder(siglip), siglip.config, dim),
-                "text_encoder": lambda: text_role(
-                    _TextEncoder(siglip), siglip.config, dim, dynamic_sequence=False
-                ),
-            },
-            processors={
-                "image": read_image_preprocessing(source, side),
-                "text": _text_config(source, tokenizer),
-            },
-            files={"tokenizer.json": content.encode()},
+        config = getattr(siglip.config, "text_config", siglip.config)
+        # The text head projects to the width of the vision tower.
+        dim = int(getattr(config, "projection_size", config.hidden_size))
+        towers = {}
+        if source.model_type != "siglip_text_model":
+            towers[Modality.IMAGE] = _image_tower(source, siglip, dim)
+        if source.model_type != "siglip_vision_model":
+            towers[Modality.TEXT] = _text_tower(source, siglip, dim)
+        if len(towers) == 1:
+            return dual_encoder(towers, dim, None)
+        head = ContrastiveHead(
+            activation="sigmoid",
+            logit_scale=float(siglip.logit_scale.exp()),
+            logit_bias=float(siglip.logit_bias),
         )
+        return dual_encoder(towers, dim, head)
+
+
+def _image_tower(source: Source, siglip: Any, dim: int) -> Tower:  # noqa: ANN401
+    vision = read_part(source, "vision_config")
+    if vision.values.get("vision_use_head", True) is not True:
+        raise vision.error("vision_use_head", "true: the head's output is the embedding")
+    side = vision.integer("image_size", 1, 1 << 14)
+    config = getattr(siglip.config, "vision_config", siglip.config)
+    return Tower(
+        role=lambda: image_role(_ImageEncoder(siglip), config, dim),
+        processor=read_image_preprocessing(source, side),
+        reference=getattr(siglip, "get_image_features", siglip.forward),
+    )
+
+
+def _text_tower(source: Source, siglip: Any, dim: int) -> Tower:  # noqa: ANN401
+    tokenizer = load_tokenizer(source)
+    processor = _text_config(source, tokenizer)
+    config = getattr(siglip.config, "text_config", siglip.config)
+    folds = is_sentencepiece(tokenizer)
+    content = unigram_json(source, tokenizer) if folds else backend_json(source, tokenizer)
+
+    def role() -> RoleSpec:
+        masked = processor.attention_mask is not None
+        return text_role(_TextEncoder(siglip), config, dim, dynamic_sequence=False, masked=masked)
+
+    return Tower(
+        role=role,
+        processor=processor,
+        reference=getattr(siglip, "get_text_features", siglip.forward),
+        files={"tokenizer.json": content.encode()},
+    )
 
 
 def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
@@ -107,6 +134,8 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
     return TextConfig(
         max_length=text.integer("max_position_embeddings", 1, 1 << 20),
         padding="max_length",
+        # transformers masks the padding where the tokenizer gives a mask, as its default does.
+        attention_mask=_MASK if _MASK in tokenizer.model_input_names else None,
         pad_id=tokenizer_fields(source, tokenizer).integer("pad_token_id", 0, rows - 1),
         # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
         canonicalize=is_sentencepiece(tokenizer),

@@ -4,25 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 from optimum.utils import DummyTextInputGenerator, DummyVisionInputGenerator
-from optimum.utils.normalized_config import NormalizedTextAndVisionConfig
+from optimum.utils.normalized_config import NormalizedTextConfig, NormalizedVisionConfig
 from torch import nn
 
+from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.tensors import ProcessorFeed
-from mmedge.converters.families.base import RoleSpec
+from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.loading import DUAL_ENCODER_TASK
-from mmedge.specs import Axis, Compare, TensorSpec
+from mmedge.preprocess.config import ProcessorConfig
+from mmedge.specs import Axis, Compare, Modality, Task, TensorSpec
 
-__all__ = ["IMAGE_BATCH", "TEXT_BATCH", "embedding_role", "image_role", "seeded", "text_role"]
+__all__ = [
+    "IMAGE_BATCH",
+    "TEXT_BATCH",
+    "Tower",
+    "dual_encoder",
+    "embedding_role",
+    "image_role",
+    "seeded",
+    "text_role",
+]
 
 # Past these sizes a batch gains next to nothing on a CPU, and memory grows with it.
 IMAGE_BATCH = Axis(1, 1, 8)
 TEXT_BATCH = Axis(1, 1, 32)
 _USUAL_TOKENS = 16  # of a caption or a label
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder of a dual encoder.
+
+    Attributes:
+        role: Makes its role.
+        processor: Its frozen preprocessing.
+        reference: See ModelSpec.references.
+        files: See ModelSpec.files.
+    """
+
+    role: Callable[[], RoleSpec]
+    processor: ProcessorConfig
+    reference: Callable[..., Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def dual_encoder(
+    towers: Mapping[Modality, Tower], dim: int, head: ContrastiveHead | None
+) -> ModelSpec:
+    """Describe encoders of two modalities, or one that stands alone.
+
+    Args:
+        towers: By modality.
+        dim: D of the shared embedding space.
+        head: How similarities become scores; None for one encoder alone.
+    """
+    names = {modality: f"{modality.value}_encoder" for modality in towers}
+    scored = () if head is None else (Task.ZERO_SHOT_CLASSIFICATION,)
+    return ModelSpec(
+        kind=DualEncoderKind(encoders=names, embedding_dim=dim, contrastive_head=head),
+        tasks=(Task.RETRIEVAL, *scored),
+        roles={names[modality]: tower.role for modality, tower in towers.items()},
+        processors={modality.value: tower.processor for modality, tower in towers.items()},
+        files={path: data for tower in towers.values() for path, data in tower.files.items()},
+        references={names[modality]: tower.reference for modality, tower in towers.items()},
+    )
 
 
 def embedding_role(
@@ -66,10 +117,10 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
 
     Args:
         module: pixel_values (B, 3, H, W) float32 -> embedding (B, dim) float32.
-        config: The model's configuration (transformers is untyped), with a `vision_config`.
+        config: The image tower's configuration (transformers is untyped).
         dim: D of the embedding.
     """
-    normalized = _normalized(config)
+    normalized: Any = NormalizedVisionConfig(config)
     side = int(normalized.image_size)
     shape = ("batch", int(normalized.num_channels), side, side)
 
@@ -100,18 +151,21 @@ def text_role(
     *,
     dynamic_sequence: bool,
     close: Callable[[torch.Tensor], None] | None = None,
+    masked: bool = False,
 ) -> RoleSpec:
     """Describe a text tower.
 
     Args:
-        module: input_ids (B, T) int64 -> embedding (B, dim) float32.
-        config: The model's configuration (transformers is untyped), with a `text_config`.
+        module: input_ids (B, T) int64, and attention_mask (B, T) int64 where it is masked ->
+            embedding (B, dim) float32.
+        config: The text tower's configuration (transformers is untyped).
         dim: D of the embedding.
         dynamic_sequence: T is a dynamic axis; otherwise it is always the longest.
         close: Writes the closing token into sampled ids (B, T), in place.
+        masked: The module takes an attention mask.
     """
-    normalized = _normalized(config)
-    longest = int(config.text_config.max_position_embeddings)
+    normalized: Any = NormalizedTextConfig(config)
+    longest = int(config.max_position_embeddings)
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = DummyTextInputGenerator(
@@ -122,9 +176,11 @@ def text_role(
         )
         with seeded(seed):
             ids = cast(torch.Tensor, generator.generate("input_ids"))
+            lengths = torch.randint(1, ids.shape[1] + 1, (len(ids), 1))
         if close is not None:
             close(ids)
-        return {"input_ids": ids}
+        mask = (torch.arange(ids.shape[1]) < lengths).long()
+        return {"input_ids": ids, **({"attention_mask": mask} if masked else {})}
 
     axes = {"batch": TEXT_BATCH}
     sequences: list[dict[str, int]] = [{}]
@@ -134,9 +190,10 @@ def text_role(
         sequences = [{"sequence": n} for n in sorted({2, (longest + 1) // 2, longest})]
         traced = {"sequence": max(2, longest // 2)}
     shape = ("batch", "sequence" if dynamic_sequence else longest)
+    names = ("input_ids", "attention_mask") if masked else ("input_ids",)
     return embedding_role(
         module,
-        (TensorSpec("input_ids", np.dtype(np.int64), shape),),
+        tuple(TensorSpec(name, np.dtype(np.int64), shape) for name in names),
         dim,
         processor="text",
         axes=axes,
@@ -146,12 +203,6 @@ def text_role(
             {"batch": batch, **sequence} for batch in (1, 3) for sequence in sequences
         ),
     )
-
-
-def _normalized(config: Any) -> Any:  # noqa: ANN401, optimum and transformers are untyped
-    return NormalizedTextAndVisionConfig.with_args(
-        text_config="text_config", vision_config="vision_config"
-    )(config)
 
 
 @contextmanager

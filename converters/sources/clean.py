@@ -93,6 +93,10 @@ def clean_copy(folder: Path) -> Iterator[Path]:
         for name, keys in _SETTINGS.items():
             if (folder / name).is_file():
                 kept = _kept(read_fields(folder / name), keys)
+                if name == "config.json":  # one tower has the tokenizer of the whole model
+                    kept["model_type"] = re.sub(
+                        "_(text|vision)_model$", "", str(kept["model_type"])
+                    )
                 (copy / name).write_text(json.dumps(kept), encoding="utf-8")
         yield copy
 

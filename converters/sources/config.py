@@ -181,7 +181,8 @@ def check_architecture(config: Fields, shapes: Mapping[str, Sequence[int]]) -> N
         for key, high in _NUMBERS.items():
             if key not in part.values:
                 continue
-            most = max(part.integers(key, 1, high))
+            sides = key in {"image_size", "patch_size"}
+            most = part.integer(key, 1, high) if sides else max(part.integers(key, 1, high))
             if (key in _COUNTS and most > len(shapes)) or (key in _SIZES and most > largest):
                 raise part.error(
                     key,

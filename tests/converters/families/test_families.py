@@ -10,32 +10,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from describing import Described, describe, describe_frozen
 from models.tiny_models import CLIP_CONTEXT, SIGLIP_CONTEXT, clip_tokenizer, write_clip
 from safetensors.numpy import load_file, save_file
 
-from mmedge.converters.families import FAMILIES, family_of
-from mmedge.converters.families.base import Family, RoleSpec
-from mmedge.converters.quiet import quiet_libraries
+from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.converters.families import FAMILIES
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.sources.frozen import freeze
-from mmedge.converters.sources.source import Source, open_source
 from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Normalize, Rescale
-from mmedge.specs import Modality
 
 TEXTS = ("a red circle", "Größe: naïve, 東京 🗼", "x" * 200, "tabs\tand\nlines")
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def source(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Path) -> Source:
+def described(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Path) -> Described:
     folders = {"clip": clip_folder, "siglip": siglip_folder}
-    return open_source(str(folders[request.param]))
+    return describe(folders[request.param])
 
 
-def load(source: Source) -> tuple[Family, torch.nn.Module]:
-    with quiet_libraries():
-        family = family_of(source)
-        return family, family.load(source)
+def run(spec: RoleSpec, feed: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a role's module gives."""
+    assert spec.module is not None
+    with torch.inference_mode():
+        output = spec.module(*feed.values())
+    assert isinstance(output, torch.Tensor)
+    return output
 
 
 def copy(folder: Path, tmp_path: Path, **changes: object) -> Path:
@@ -49,111 +52,89 @@ def copy(folder: Path, tmp_path: Path, **changes: object) -> Path:
     return out
 
 
-def test_towers_answer_as_the_whole_model_does(source: Source) -> None:
-    family, model = load(source)
-    specs = family.roles(model)
-    assert sorted(specs) == ["image_encoder", "text_encoder"]
-    image, text = specs["image_encoder"], specs["text_encoder"]
-    pixels = image.sample({"batch": 3}, 1)
-    ids = text.sample({"batch": 3, "sequence": 9}, 2)
+def test_towers_answer_as_the_whole_model_does(described: Described) -> None:
+    roles = {name: make() for name, make in described.spec.roles.items()}
+    assert sorted(roles) == ["image_encoder", "text_encoder"]
+    pixels = roles["image_encoder"].sample({"batch": 3}, 1)
+    texts = roles["text_encoder"].sample({"batch": 3, "sequence": 9}, 2)
     with torch.inference_mode():
-        whole = model(**pixels, **ids)
-        ours = [image.module(*pixels.values()), text.module(*ids.values())]
+        whole = described.model(**pixels, **texts)
+    ours = [run(roles["image_encoder"], pixels), run(roles["text_encoder"], texts)]
+    kind = described.spec.kind
+    assert isinstance(kind, DualEncoderKind)
     for got, expected in zip(ours, (whole.image_embeds, whole.text_embeds), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
-        assert got.shape == (3, family.embedding_dim(model))
-    head = family.head(model)
+        assert got.shape == (3, kind.embedding_dim)
+    head = kind.contrastive_head
+    assert head is not None
     logits = ours[0] @ ours[1].T * head.logit_scale + head.logit_bias
     torch.testing.assert_close(logits, whole.logits_per_image, atol=1e-4, rtol=1e-5)
 
 
-def test_specs_say_what_is_dynamic(source: Source) -> None:
-    family, model = load(source)
-    specs = family.roles(model)
-    assert specs["image_encoder"].modality is Modality.IMAGE
-    assert specs["text_encoder"].modality is Modality.TEXT
-    sequence: int | str = "sequence" if family.name == "clip" else SIGLIP_CONTEXT
-    assert specs["text_encoder"].inputs[0].shape == ("batch", sequence)
+def test_specs_say_what_is_dynamic(described: Described) -> None:
+    specs = {name: make() for name, make in described.spec.roles.items()}
+    text = specs["text_encoder"]
+    sequence: int | str = "sequence" if described.family == "clip" else SIGLIP_CONTEXT
+    assert text.inputs[0].shape == ("batch", sequence)
     for spec in specs.values():
         assert spec.inputs[0].shape[0] == spec.outputs[0].shape[0] == "batch"
         assert spec.trace_sizes["batch"] >= 2
         assert {sizes["batch"] for sizes in spec.proof_sizes} == {1, 3}
-    if family.name == "clip":
-        lengths = {sizes["sequence"] for sizes in specs["text_encoder"].proof_sizes}
-        assert {2, CLIP_CONTEXT} < lengths
+    if described.family == "clip":
+        assert {2, CLIP_CONTEXT} < {sizes["sequence"] for sizes in text.proof_sizes}
+        assert text.axes["sequence"].max == CLIP_CONTEXT
 
 
-def test_samples_are_drawn_from_their_seed_alone(source: Source) -> None:
-    family, model = load(source)
-    for spec in family.roles(model).values():
-        sizes = {**spec.trace_sizes}
+def test_samples_are_drawn_from_their_seed_alone(described: Described) -> None:
+    for make in described.spec.roles.values():
+        spec = make()
         name = spec.inputs[0].name
         torch.manual_seed(5)
         before = torch.random.get_rng_state()
-        first = spec.sample(sizes, 1)[name]
+        first = spec.sample(spec.trace_sizes, 1)[name]
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert torch.equal(first, spec.sample(sizes, 1)[name])
-        assert not torch.equal(first, spec.sample(sizes, 2)[name])
+        assert torch.equal(first, spec.sample(spec.trace_sizes, 1)[name])
+        assert not torch.equal(first, spec.sample(spec.trace_sizes, 2)[name])
 
 
-def test_frozen_tokenizer_gives_the_ids_of_transformers(source: Source, tmp_path: Path) -> None:
-    frozen = freeze(source, family_of(source), tmp_path)
-    config = frozen.preprocessing.text
-    assert config is not None
-    reference = load_tokenizer(source)
-    expected = reference(
+def test_frozen_tokenizer_gives_the_ids_of_transformers(
+    described: Described, tmp_path: Path
+) -> None:
+    config = described.spec.processors["text"]
+    assert isinstance(config, TextConfig)
+    expected = load_tokenizer(described.source)(
         list(TEXTS),
         padding=config.padding,
         truncation=True,
         max_length=config.max_length,
         return_tensors="np",
-    )["input_ids"]
-    np.testing.assert_array_equal(frozen.texts(TEXTS)["input_ids"], expected)
+    )
+    for name, got in described.freeze(tmp_path / "out")["text"](TEXTS).items():
+        np.testing.assert_array_equal(got, expected[name])
 
 
-def test_freezing_is_reproducible(source: Source, tmp_path: Path) -> None:
-    spaces = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        frozen = freeze(source, family_of(source), tmp_path / name)
-        spaces.append(frozen.space("f", 8, "0", {}))
-    assert (tmp_path / "a/tokenizer.json").read_bytes() == (
-        tmp_path / "b/tokenizer.json"
-    ).read_bytes()
-    assert spaces[0] == spaces[1]
-    assert spaces[0] != frozen.space("f", 8, "1", {})
-    assert spaces[0] != frozen.space("f", 8, "0", {"hidden_act": "gelu"})
+def test_describing_is_reproducible(described: Described) -> None:
+    again = describe(described.source.folder)
+    assert again.spec.files == described.spec.files
+    assert again.space == described.space
 
 
-def test_a_tokenizer_that_differs_is_refused(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = family_of(source)
-    content = family.tokenizer_json(source)
-    changed = json.loads(content)
+def test_a_tokenizer_that_differs_is_refused(described: Described, tmp_path: Path) -> None:
+    changed = json.loads(described.spec.files["tokenizer.json"])
     changed["normalizer"] = {"type": "Replace", "pattern": {"String": "o"}, "content": "e"}
-    monkeypatch.setattr(type(family), "tokenizer_json", lambda *_: json.dumps(changed))
+    files = {"tokenizer.json": json.dumps(changed).encode()}
     with pytest.raises(ExportError, match="The tokenizer cannot be frozen"):
-        freeze(source, family, tmp_path)
+        freeze(described.source, described.spec.processors, files, tmp_path)
 
 
-def test_a_preprocessing_that_differs_is_refused(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    family = family_of(source)
-    config = family.image_preprocessing(source)
+def test_a_preprocessing_that_differs_is_refused(described: Described, tmp_path: Path) -> None:
+    config = described.spec.processors["image"]
+    assert isinstance(config, ImageConfig)
     decode, resize, *rest = config.steps
     nearest = resize.model_copy(update={"resample": "nearest"})
     changed = config.model_copy(update={"steps": (decode, nearest, *rest)})
-    monkeypatch.setattr(type(family), "image_preprocessing", lambda *_: changed)
     with pytest.raises(ExportError, match="The preprocessing cannot be frozen"):
-        freeze(source, family, tmp_path)
-
-
-def clip_text(folder: Path) -> tuple[Source, RoleSpec]:
-    source = open_source(str(folder))
-    family, model = load(source)
-    return source, family.roles(model)["text_encoder"]
+        freeze(described.source, {"image": changed}, {}, tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["eos", "legacy-eos-2"])
@@ -161,29 +142,28 @@ def test_what_stands_behind_the_end_token_cannot_matter(
     legacy: bool, clip_folder: Path, tmp_path: Path
 ) -> None:
     folder = write_clip(tmp_path / "legacy", eos_token_id=2) if legacy else clip_folder
-    source, spec = clip_text(folder)
-    frozen = freeze(source, family_of(source), tmp_path)
-    ids = torch.from_numpy(frozen.texts(["a red circle"])["input_ids"])
+    described = describe(folder)
+    spec = described.spec.roles["text_encoder"]()
+    texts = described.freeze(tmp_path / "out")["text"]
+    ids = torch.from_numpy(texts(["a red circle"])["input_ids"])
     end = int(clip_tokenizer().eos_token_id)
     assert ids[0, -1] == end
-    with torch.inference_mode():
-        alone = spec.module(ids)
-        for fill in (end, 0, 7):
-            padded = torch.full((2, CLIP_CONTEXT), fill)
-            padded[:, : ids.shape[1]] = ids
-            got = spec.module(padded)
-            torch.testing.assert_close(got, alone.expand(2, -1), atol=1e-6, rtol=0)
-        # The end token itself does matter.
-        moved = ids.clone()
-        moved[0, -2] = end
-        assert (spec.module(moved) - alone).abs().max() > 1e-3
+    alone = run(spec, {"input_ids": ids})
+    for fill in (end, 0, 7):
+        padded = torch.full((2, CLIP_CONTEXT), fill)
+        padded[:, : ids.shape[1]] = ids
+        got = run(spec, {"input_ids": padded})
+        torch.testing.assert_close(got, alone.expand(2, -1), atol=1e-6, rtol=0)
+    # The end token itself does matter.
+    moved = ids.clone()
+    moved[0, -2] = end
+    assert (run(spec, {"input_ids": moved}) - alone).abs().max() > 1e-3
 
 
 def test_an_end_token_that_never_comes_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     folder = copy(clip_folder, tmp_path, text_config={"eos_token_id": 5})
-    source = open_source(str(folder))
     with pytest.raises(SourceError, match=r"pools at token id 5.*closes a text with id 513"):
-        family_of(source).text_preprocessing(source)
+        describe(folder)
 
 
 def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
@@ -193,11 +173,11 @@ def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: P
     kept = {key: value for key, value in weights.items() if key != name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SourceError, match=r"lacks 1 tensors \(visual_projection\.weight\)"):
-        load(open_source(str(folder)))
+        describe(folder)
     kept[name] = np.zeros((3, 3), np.float32)
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SourceError, match=r"cannot be loaded|another shape"):
-        load(open_source(str(folder)))
+        describe(folder)
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_fp32(clip_folder: Path, tmp_path: Path) -> None:
@@ -205,7 +185,7 @@ def test_a_half_precision_checkpoint_is_loaded_in_fp32(clip_folder: Path, tmp_pa
     weights = load_file(folder / "model.safetensors")
     half = {key: value.astype(np.float16) for key, value in weights.items()}
     save_file(half, folder / "model.safetensors", {"format": "pt"})
-    _, model = load(open_source(str(folder)))
+    model = describe(folder).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -220,10 +200,7 @@ def test_image_processors_need_no_torchvision(
             raise ImportError("AutoImageProcessor requires the Torchvision library")
 
     monkeypatch.setattr("transformers.AutoImageProcessor", Refuses)
-    source = open_source(str(clip_folder))
-    with quiet_libraries():
-        frozen = freeze(source, family_of(source), tmp_path)
-    assert frozen.preprocessing.image is not None
+    assert describe_frozen(clip_folder, tmp_path / "out").spec.processors["image"] is not None
 
 
 @pytest.mark.parametrize(
@@ -239,9 +216,8 @@ def test_a_processor_that_is_missing_is_named(
     folder = copy(clip_folder, tmp_path)
     for path in folder.glob(remove):
         path.unlink()
-    source = open_source(str(folder))
-    with pytest.raises(SourceError, match=reason), quiet_libraries():
-        freeze(source, family_of(source), tmp_path)
+    with pytest.raises(SourceError, match=reason):
+        describe(folder)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +243,4 @@ def test_image_settings_are_read_from_the_folder(
         "do_rescale": None,
         "resample": "bilinear",
     }
-    source = open_source(str(folder))
-    config = family_of(source).image_preprocessing(source)
-    assert check(config) == expected[next(iter(settings))]
+    assert check(describe(folder).spec.processors["image"]) == expected[next(iter(settings))]

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from describing import Described, describe
 
 from mmedge.converters.families.reference import check_reference
 from mmedge.errors import ParityError, SourceError
 
-VALUES = torch.tensor([[1.0, 2.0, 0.0], [3.0, 1.0, 2.0]])
-MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
+
+def check(described: Described, out: Path, role: str, **changes: Any) -> None:
+    """Compare a role, changed as told, with its reference."""
+    spec = replace(described.spec.roles[role](), **changes)
+    reference = described.spec.references[role]
+    check_reference(described.source, role, spec, described.freeze(out), reference)
 
 
-class Keeps(nn.Module):
-    """Returns its first input, as a tower would its embedding."""
-
-    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor]:
-        return (values,)
-
-
-def pooled(values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> SimpleNamespace:
-    """A reference that masks what is 0 anyway, scaled: a cosine does not see a scale."""
-    return SimpleNamespace(
-        pooler_output=2 * values * (1 if attention_mask is None else attention_mask)
-    )
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_every_role_gives_what_the_reference_gives(
+    family: str, clip_folder: Path, siglip_folder: Path, tmp_path: Path
+) -> None:
+    described = describe({"clip": clip_folder, "siglip": siglip_folder}[family])
+    assert described.spec.references.keys() == described.spec.roles.keys()
+    for role in described.spec.roles:
+        check(described, tmp_path / "out", role)
 
 
-def test_an_input_without_effect_need_not_be_fed() -> None:
-    given = {"values": VALUES, "attention_mask": MASK, "something_else": MASK}
-    check_reference("text_encoder", Keeps(), {"values": VALUES}, pooled, given)
-
-
-def test_an_input_with_an_effect_must_be_fed() -> None:
-    values = VALUES + 1
-    given = {"values": values, "attention_mask": MASK}
+def test_a_mask_that_the_tokenizer_gives_is_fed(siglip_folder: Path, tmp_path: Path) -> None:
+    described = describe(siglip_folder)
+    spec = described.spec.roles["text_encoder"]()
+    assert [item.name for item in spec.inputs] == ["input_ids", "attention_mask"]
     with pytest.raises(ParityError, match="does not take attention_mask, which"):
-        check_reference("text_encoder", Keeps(), {"values": values}, pooled, given)
+        check(described, tmp_path / "out", "text_encoder", inputs=spec.inputs[:1])
 
 
-def test_outputs_of_another_shape_or_value_are_told_apart() -> None:
-    fed = {"values": VALUES}
-    with pytest.raises(ParityError, match=r"gives \(2, 3\), the source's own model \(2, 2\)"):
-        check_reference("encoder", Keeps(), fed, lambda values: values[:, :2], {"values": VALUES})
-    with pytest.raises(ParityError, match=r"smallest cosine .*the inputs differ"):
-        check_reference("encoder", Keeps(), fed, pooled, {"values": VALUES.flip(1)})
+def test_a_mask_that_the_tokenizer_does_not_give_is_not_fed(
+    siglip_folder: Path, tmp_path: Path
+) -> None:
+    """As in google/siglip-base-patch16-224, whose padding is part of the text."""
+    folder = shutil.copytree(siglip_folder, tmp_path / "model")
+    settings = {"model_input_names": ["input_ids"], "tokenizer_class": "SiglipTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    described = describe(folder)
+    spec = described.spec.roles["text_encoder"]()
+    assert [item.name for item in spec.inputs] == ["input_ids"]
+    check(described, tmp_path / "out", "text_encoder")
 
 
-def test_a_model_that_refuses_its_processor_s_inputs_is_a_source_error() -> None:
-    def refuse(values: torch.Tensor) -> torch.Tensor:
+def test_another_model_is_told_apart(clip_folder: Path, tmp_path: Path) -> None:
+    described = describe(clip_folder)
+
+    class Other(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(input_ids[:, :1] % 16, 16).float().flatten(1)
+
+    with pytest.raises(ParityError, match=r"smallest cosine .* attention_mask"):
+        check(described, tmp_path / "out", "text_encoder", module=Other())
+    narrow = torch.nn.Sequential(torch.nn.Embedding(600, 8), Mean())
+    with pytest.raises(ParityError, match=r"gives \(6, 8\), the source's own model \(6, 16\)"):
+        check(described, tmp_path / "out", "text_encoder", module=narrow)
+
+
+class Mean(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.mean(1)
+
+
+def test_a_model_that_refuses_its_processor_s_inputs_is_a_source_error(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    described = describe(clip_folder)
+
+    def refuse(input_ids: torch.Tensor) -> torch.Tensor:
         raise IndexError("index out of range in self")
 
+    spec = described.spec.roles["text_encoder"]()
+    processors = described.freeze(tmp_path / "out")
     with pytest.raises(SourceError, match="index out of range"):
-        check_reference("encoder", Keeps(), {"values": VALUES}, refuse, {"values": VALUES})
+        check_reference(described.source, "text_encoder", spec, processors, refuse)

@@ -9,28 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from describing import describe
 from models.tiny_models import write_clip
 from safetensors.numpy import load_file, save_file
-
-from mmedge.converters.families import family_of
-from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.sources.fingerprint import computing_config, tensors_sha256
-from mmedge.converters.sources.frozen import freeze
-from mmedge.converters.sources.source import open_source
-
-
-def space(folder: Path, tmp_path: Path) -> str:
-    """The space that a conversion of a folder writes."""
-    source = open_source(str(folder))
-    family = family_of(source)
-    out = tmp_path / "frozen"
-    out.mkdir(exist_ok=True)
-    with quiet_libraries():
-        model = family.load(source)
-        frozen = freeze(source, family, out)
-    dim = family.embedding_dim(model)
-    config = computing_config(model.config)
-    return frozen.space(family.name, dim, tensors_sha256(model), config)
 
 
 def edit_json(path: Path, change: Callable[[dict[str, object]], object]) -> None:
@@ -119,8 +100,8 @@ OTHER: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture(scope="module")
-def base_space(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return space(clip_folder, tmp_path_factory.mktemp("base"))
+def base_space(clip_folder: Path) -> str:
+    return describe(clip_folder).space
 
 
 @pytest.mark.parametrize("case", SAME)
@@ -129,7 +110,7 @@ def test_the_same_model_is_one_space(
 ) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")
     SAME[case](folder)
-    assert space(folder, tmp_path) == base_space
+    assert describe(folder).space == base_space
 
 
 @pytest.mark.parametrize("case", OTHER)
@@ -138,11 +119,11 @@ def test_what_computes_otherwise_is_another_space(
 ) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")
     OTHER[case](folder)
-    assert space(folder, tmp_path) != base_space
+    assert describe(folder).space != base_space
 
 
 def test_another_pooling_is_another_space(tmp_path: Path, base_space: str) -> None:
-    assert space(write_clip(tmp_path / "legacy", eos_token_id=2), tmp_path) != base_space
+    assert describe(write_clip(tmp_path / "legacy", eos_token_id=2)).space != base_space
 
 
 def test_half_precision_weights_are_the_space_of_what_they_hold(
@@ -157,5 +138,5 @@ def test_half_precision_weights_are_the_space_of_what_they_hold(
                 tensors[key] = value.astype(np.float16).astype(dtype)
 
         weights(cast)(folder)
-        spaces.append(space(folder, tmp_path))
+        spaces.append(describe(folder).space)
     assert spaces[0] == spaces[1]

@@ -1,4 +1,4 @@
-"""Image processors and tokenizers that are wrong: named before any weights are loaded."""
+"""Image processors and tokenizers that are wrong: named before anything is exported."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from describing import describe, describe_frozen
 from models.tiny_models import clip_tokenizer
 
-from mmedge.converters.families import family_of
-from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.sources.frozen import Frozen, freeze
-from mmedge.converters.sources.source import open_source
 from mmedge.errors import SourceError
+from mmedge.preprocess.config import TextConfig
 
 Document = dict[str, Any]
-
-
-def froze(folder: Path, tmp_path: Path) -> Frozen:
-    """What a conversion does before it loads the weights."""
-    out = tmp_path / "frozen"
-    out.mkdir()
-    with quiet_libraries():
-        source = open_source(str(folder))
-        return freeze(source, family_of(source), out)
 
 
 def edit(folder: Path, file: str, change: Callable[[Document], object]) -> None:
@@ -87,7 +76,7 @@ WRONG_IMAGE_SETTINGS: list[Document] = [
 def test_image_settings_that_are_wrong(settings: Document, folder: Path, tmp_path: Path) -> None:
     edit(folder, "preprocessor_config.json", lambda c: c.update(settings))
     with pytest.raises(SourceError, match=r"preprocessor_config\.json"):
-        froze(folder, tmp_path)
+        describe_frozen(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +85,7 @@ def test_image_settings_that_are_wrong(settings: Document, folder: Path, tmp_pat
 def test_a_crop_that_is_wrong(crop: object, clip: Path, tmp_path: Path) -> None:
     edit(clip, "preprocessor_config.json", lambda c: c.update(crop_size=crop))
     with pytest.raises(SourceError, match=r"preprocessor_config\.json.*crop_size"):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -114,21 +103,21 @@ def test_images_must_come_out_as_the_graph_takes_them(
 ) -> None:
     edit(clip, "preprocessor_config.json", lambda c: c.update(settings))
     with pytest.raises(SourceError, match=f"gives images of {got}, but the model takes 32x32"):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
 
 
 @pytest.mark.parametrize("image_size", [None, "32", [32, 32], 0])
 def test_an_image_size_that_is_no_integer(image_size: object, folder: Path, tmp_path: Path) -> None:
     edit(folder, "config.json", lambda c: c["vision_config"].update(image_size=image_size))
     with pytest.raises(SourceError, match=r"config\.json, vision_config\.image_size: got"):
-        froze(folder, tmp_path)
+        describe_frozen(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("eos", [None, [513], -1, "513", 10**6], ids=str)
 def test_an_end_token_that_is_no_id(eos: object, clip: Path, tmp_path: Path) -> None:
     edit(clip, "config.json", lambda c: c["text_config"].update(eos_token_id=eos))
     with pytest.raises(SourceError, match=r"config\.json.*eos_token_id"):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
 
 
 BROKEN_TOKENIZERS: dict[str, object] = {
@@ -148,7 +137,7 @@ def test_a_tokenizer_that_is_none(case: str, clip: Path, tmp_path: Path) -> None
     content = deep if case == "deep" else json.dumps(BROKEN_TOKENIZERS[case])
     (clip / "tokenizer.json").write_text(content)
     with pytest.raises(SourceError):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
 
 
 def test_a_damaged_sentencepiece_model(siglip_folder: Path, tmp_path: Path) -> None:
@@ -156,7 +145,7 @@ def test_a_damaged_sentencepiece_model(siglip_folder: Path, tmp_path: Path) -> N
     path = folder / "spiece.model"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(SourceError, match="model"):
-        froze(folder, tmp_path)
+        describe_frozen(folder, tmp_path / "out")
 
 
 def test_a_clip_without_a_padding_token_pads_with_its_end_token(clip: Path, tmp_path: Path) -> None:
@@ -167,8 +156,8 @@ def test_a_clip_without_a_padding_token_pads_with_its_end_token(clip: Path, tmp_
         "model_max_length": 20,
     }
     (clip / "tokenizer_config.json").write_text(json.dumps(settings))
-    text = froze(clip, tmp_path).preprocessing.text
-    assert text is not None
+    text = describe_frozen(clip, tmp_path / "out").spec.processors["text"]
+    assert isinstance(text, TextConfig)
     assert text.pad_id == 513
 
 
@@ -176,7 +165,7 @@ def test_a_siglip_without_a_padding_token_is_refused(siglip_folder: Path, tmp_pa
     folder = shutil.copytree(siglip_folder, tmp_path / "model")
     edit(folder, "tokenizer_config.json", lambda c: c.update(pad_token=None))
     with pytest.raises(SourceError, match=r"tokenizer_config\.json, pad_token_id: got None"):
-        froze(folder, tmp_path)
+        describe_frozen(folder, tmp_path / "out")
 
 
 def test_a_token_beyond_the_table_is_named(clip: Path, tmp_path: Path) -> None:
@@ -184,7 +173,7 @@ def test_a_token_beyond_the_table_is_named(clip: Path, tmp_path: Path) -> None:
     tokenizer.add_tokens(["<robot>"])
     tokenizer.save_pretrained(clip)
     with pytest.raises(SourceError, match=r"'<robot>' the id 514, .*has 514 rows"):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
 
 
 def bpe_files(folder: Path, merges: list[str], extra: list[str]) -> None:
@@ -213,9 +202,8 @@ def test_merges_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
     for name, extra in (("own", []), ("full", ["d o", "do g</w>", "a t"])):
         folder = write_clip(tmp_path / name, eos_token_id=517, vocab_size=518)
         bpe_files(folder, MERGES, extra)
-        (tmp_path / f"{name}-out").mkdir()
-        frozen = froze(folder, tmp_path / f"{name}-out")
-        ids.append(frozen.texts(["a red cat and a dog"])["input_ids"].tolist())
+        texts = describe(folder).freeze(tmp_path / f"{name}-out")["text"]
+        ids.append(texts(["a red cat and a dog"])["input_ids"].tolist())
     assert ids[0] == ids[1]
     assert 513 in ids[0][0]  # "cat</w>": merges are in use
 
@@ -224,4 +212,4 @@ def test_merges_of_another_vocabulary_are_named(clip: Path, tmp_path: Path) -> N
     bpe_files(clip, MERGES, [])
     (clip / "merges.txt").write_text("#version: 0.2\nq z\n")
     with pytest.raises(SourceError, match=r"merges\.txt does not belong to vocab\.json.*'at</w>'"):
-        froze(clip, tmp_path)
+        describe_frozen(clip, tmp_path / "out")
