@@ -64,7 +64,7 @@ def start_cold(bundle: Bundle) -> None:
 
 
 def probe(_: Bundle) -> None:
-    assert "version" in Host().probe("onnxruntime")
+    assert "fault" not in Host().probe("onnxruntime")
 
 
 def prepare(bundle: Bundle) -> None:

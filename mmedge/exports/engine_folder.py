@@ -187,5 +187,5 @@ def _text(bundle: Bundle, config: TextConfig, folder: ExportFolder) -> TextSteps
         config.model_copy(update={"tokenizer_file": TOKENIZER_NAME}),
         bundle.file(config.tokenizer_file),
     )
-    folder.copy(config.tokenizer_file, TOKENIZER_NAME)  # a tokenizer: describing the steps used it
+    folder.copy(config.tokenizer_file, TOKENIZER_NAME)
     return steps

@@ -16,6 +16,7 @@ from mmedge.bundle.paths import check_relative_path
 from mmedge.bundle.verifying import external_files, verify_files
 from mmedge.errors import BundleError, IntegrityError, StorageError
 from mmedge.files import atomic_directory, sha256_file
+from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 
 __all__ = ["ExportFolder", "fresh_folder"]
@@ -132,7 +133,7 @@ class ExportFolder:
 def fresh_folder(
     bundle: Bundle, out: Path, marker: str, *, overwrite: bool
 ) -> Iterator[ExportFolder]:
-    """Verify a bundle's files and yield an empty folder that becomes `out` if the block succeeds.
+    """Verify a bundle and yield an empty folder that becomes `out` if the block succeeds.
 
     Args:
         bundle: The bundle that is exported.
@@ -142,6 +143,7 @@ def fresh_folder(
 
     Raises:
         IntegrityError: If a file of the bundle is missing, changed or not listed: see verify_files.
+        BundleError: If a processor cannot be opened.
         StorageError: If an export stands there and may not be replaced, if something else stands
             there, or if the disk is full or the place cannot be written.
     """
@@ -158,5 +160,7 @@ def fresh_folder(
                 "or choose another folder."
             )
     verify_files(bundle)
+    for config in bundle.manifest.processors.values():
+        open_processor(config, bundle.path)
     with atomic_directory(out) as folder:
         yield ExportFolder(folder, bundle)

@@ -42,7 +42,6 @@ from mmedge.exports.triton_python import (
     TextPreprocessor,
 )
 from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
-from mmedge.preprocess.text import TextProcessor
 from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.specs import Axis, Precision
@@ -239,9 +238,7 @@ def _write_ensemble(
     place = f"{name}/{_VERSION}"
     folder.write(f"{place}/model.py", _model_py(worker).encode())
     if isinstance(config, TextConfig):
-        tokenizer = config.tokenizer_file
-        TextProcessor(config, bundle.file(tokenizer))  # an error unless it is a tokenizer
-        folder.copy(tokenizer, f"{place}/{TOKENIZER_NAME}")
+        folder.copy(config.tokenizer_file, f"{place}/{TOKENIZER_NAME}")
         config = config.model_copy(update={"tokenizer_file": TOKENIZER_NAME})
     document = json.dumps(config.model_dump(mode="json"), indent=2)
     folder.write(f"{place}/{PREPROCESSING_NAME}", f"{document}\n".encode())

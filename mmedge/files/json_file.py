@@ -17,6 +17,7 @@ __all__ = ["parse_json", "read_file", "read_json"]
 _MAX_DEPTH = 64
 _MAX_VALUES = 1 << 21  # each costs some 50 bytes of memory, however few in the file
 _MAX_DIGITS = 400
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 
 _NumberT = TypeVar("_NumberT", int, float)
 _Error = Callable[[str], MmedgeError]
@@ -83,7 +84,8 @@ def parse_json(data: bytes, place: object, *, error: _Error) -> object:
             object_pairs_hook=_without_repeats,
             parse_constant=_refuse_constant,
             parse_float=lambda digits: _number(digits, float),
-            parse_int=lambda digits: _number(digits, int),
+            # As a vocabulary has a hundred thousand, integers are looked at only where one is long.
+            parse_int=(lambda digits: _number(digits, int)) if _is_long(data) else int,
         )
         _check_depth(document)
     except UnicodeDecodeError as failure:
@@ -103,14 +105,21 @@ def parse_json(data: bytes, place: object, *, error: _Error) -> object:
 _TOO_DEEP = f"nested deeper than {_MAX_DEPTH} levels"
 
 
+def _is_long(data: bytes) -> bool:
+    return data.translate(_DIGITS).find(b"0" * _MAX_DIGITS) >= 0
+
+
 def _check_depth(document: object) -> None:
     level: list[Any] = [document]
     for _ in range(_MAX_DEPTH + 1):
-        inner = [node for node in level if isinstance(node, (dict, list))]
-        if not inner:
+        level = [node for node in level if isinstance(node, (dict, list))]
+        if not level:
             return
         level = [
-            child for node in inner for child in (node.values() if isinstance(node, dict) else node)
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
         ]
     raise ValueError(_TOO_DEEP)
 

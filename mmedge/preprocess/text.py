@@ -6,16 +6,14 @@ import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from mmedge.errors import BundleError, IntegrityError, TextError
+from mmedge.errors import TextError
 from mmedge.preprocess.config import TextConfig
+from mmedge.preprocess.tokenizer import BoundedTokenizer
 from mmedge.specs import Array, Modality
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 __all__ = ["MAX_TEXT_BYTES", "TextProcessor"]
 
@@ -37,24 +35,16 @@ class TextProcessor:
 
     Raises:
         IntegrityError: If the file is missing.
-        BundleError: If it is not a tokenizer, or max_length leaves no room beside the special
-            tokens.
+        BundleError: If the tokenizer is refused: see BoundedTokenizer.
     """
 
     modality: ClassVar[Modality] = Modality.TEXT
+    _max_bytes = MAX_TEXT_BYTES
 
     def __init__(self, config: TextConfig, tokenizer_file: Path) -> None:
         self.config = config
-        self._tokenizer = _load(tokenizer_file)
-        special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        if config.max_length <= special:
-            raise BundleError(
-                f"{tokenizer_file}: adds {special} special tokens, which leaves no room for a text "
-                f"of max_length {config.max_length}. Convert the model again."
-            )
-        # What the file says of padding and truncation is one library's habit; ours is config.
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(config.max_length)
+        self._tokenizer = BoundedTokenizer(tokenizer_file, config.max_length)
+        self._max_bytes = min(self._max_bytes, self._tokenizer.max_text_bytes)
 
     @classmethod
     def open(cls, config: TextConfig, folder: Path) -> TextProcessor:
@@ -68,8 +58,7 @@ class TextProcessor:
     @property
     def largest_id(self) -> int:
         """The largest token id that the tokenizer can give, or the padding's."""
-        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        return max(*ids, self.config.pad_id)
+        return max(self._tokenizer.largest_id, self.config.pad_id)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated, not padded.
@@ -79,10 +68,19 @@ class TextProcessor:
 
         Raises:
             TextError: If there is no text, or one of them is not a str, is empty or blank, holds
-                lone surrogates, or is larger than MAX_TEXT_BYTES; its position is named.
+                lone surrogates, is larger than MAX_TEXT_BYTES or has no token that the tokenizer
+                knows; its position is named.
+            BundleError: If the tokenizer fails on one of them.
         """
         checked = [self._checked(text, i) for i, text in enumerate(_checked_sequence(texts))]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(checked)]
+        ids = self._tokenizer.encode(checked)
+        for position, tokens in enumerate(ids):
+            if not tokens:
+                raise TextError(
+                    f"Text {position}: the tokenizer knows no part of it, so no token is left. "
+                    "Leave it out, or describe something in words."
+                )
+        return ids
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Array]:
         """Lay token ids into the arrays that the graph takes.
@@ -128,9 +126,9 @@ class TextProcessor:
                 f"{error.start}. Decode the source as UTF-8, or replace it with "
                 "text.encode('utf-8', 'replace').decode()."
             ) from error
-        if size_bytes > MAX_TEXT_BYTES:
+        if size_bytes > self._max_bytes:
             raise TextError(
-                f"Text {position}: {size_bytes} bytes, more than the {MAX_TEXT_BYTES} allowed. "
+                f"Text {position}: {size_bytes} bytes, more than the {self._max_bytes} allowed. "
                 f"The model reads {self.config.max_length} tokens: pass the part that matters."
             )
         if not text.strip():
@@ -143,25 +141,6 @@ class TextProcessor:
                     "does. Leave it out, or describe something in words."
                 )
         return text
-
-
-def _load(tokenizer_file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        document = tokenizer_file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise IntegrityError(
-            f"{tokenizer_file}: cannot be read ({error.strerror}). Copy the bundle again."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{tokenizer_file}: not UTF-8. Copy the bundle again.") from error
-    try:
-        return Tokenizer.from_str(document)
-    except Exception as error:  # what the library raises for bad JSON, nothing narrower
-        raise BundleError(
-            f"{tokenizer_file}: not a tokenizer ({error}). Convert the model again."
-        ) from error
 
 
 def _checked_sequence(texts: Sequence[str]) -> Sequence[str]:

@@ -49,7 +49,7 @@ def with_tokenizer(bundle: Bundle, name: str, content: bytes) -> Bundle:
     bundle.file("tokenizer.json").unlink()
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_bytes(content)
-    edit_manifest(path, "preprocessing", "text", "tokenizer_file", value=name)
+    edit_manifest(path, "processors", "text", "tokenizer_file", value=name)
     return described_again(path)
 
 

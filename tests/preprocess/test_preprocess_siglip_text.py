@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def processor(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> TextProcessor:
     path = tmp_path_factory.mktemp("converted") / "tokenizer.json"
-    source: Any = SimpleNamespace(name="siglip")
+    source: Any = SimpleNamespace(name="siglip", folder=Path(reference.vocab_file).parent)
     path.write_text(unigram_json(source, reference), encoding="utf-8")
     config = TextConfig(
         max_length=LENGTH,

@@ -183,11 +183,11 @@ def test_long_text_below_the_limit_is_truncated(tokenizer_file: Path) -> None:
 
 def test_tokenizer_file_that_cannot_be_used(tokenizer_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    with pytest.raises(IntegrityError, match=r"tokenizer\.json: cannot be read"):
+    with pytest.raises(IntegrityError, match=r"Cannot read .*tokenizer\.json"):
         TextProcessor(config(), path)
     for content in (b"", b"{", b"{}", json.dumps({"model": {"type": "?"}}).encode()):
         path.write_bytes(content)
-        with pytest.raises(BundleError, match=r"tokenizer\.json: not a tokenizer"):
+        with pytest.raises(BundleError, match="not a tokenizer"):
             TextProcessor(config(), path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(BundleError, match="not UTF-8"):
