@@ -88,6 +88,7 @@ class OnnxFile:
             Q/DQ with signed codes does.
         paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
         has_fp8: Whether an initializer is a float of 8 bits.
+        may_loop: Whether a node may be a Loop or a Scan, so that a run need not end.
     """
 
     ir_version: int
@@ -99,6 +100,7 @@ class OnnxFile:
     signed_codes: bool = False
     paired: bool = False
     has_fp8: bool = False
+    may_loop: bool = False
 
     @property
     def external_locations(self) -> tuple[str, ...]:
@@ -189,6 +191,7 @@ class _Reader:
         self._passed: set[int] = set()  # dtypes of inputs and outputs
         self._external: list[ExternalData] = []
         self._steps = self._depth = 0
+        self._loops = False
 
     def model(self) -> OnnxFile:
         ir_version = opset = 0
@@ -207,7 +210,10 @@ class _Reader:
             elif number == 14:
                 entry = [(inner, self._data[a:b]) for inner, a, b in self._fields(first, second)]
                 paired |= entry == [(1, PAIRED_KEY.encode()), (2, b"true")]
-            elif number in (20, 25) and self._mentions_external(first, second):
+            elif number in (20, 25):
+                self._note_loops(first, second)
+                if not self._mentions_external(first, second):
+                    continue
                 for inner, a, b in self._fields(first, second):
                     if number == 20:  # training
                         self._graph(a, b)
@@ -228,6 +234,7 @@ class _Reader:
             and self._data.find(b"DequantizeLinear") >= 0,
             paired=paired,
             has_fp8=not self._held.isdisjoint(_FLOAT8),
+            may_loop=self._loops,
         )
 
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -291,6 +298,11 @@ class _Reader:
         # need to step through the message.
         return self._data.find(b"location", begin, end) >= 0
 
+    def _note_loops(self, begin: int, end: int) -> None:
+        # A node spells its operator in plain bytes; a name with the same bytes does no harm.
+        found = (self._data.find(name, begin, end) for name in (b"Loop", b"Scan"))
+        self._loops = self._loops or max(found) >= 0
+
     def _graph(self, begin: int, end: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         self._depth += 1
         if self._depth > _MAX_GRAPHS:
@@ -299,8 +311,10 @@ class _Reader:
         inputs: list[tuple[int, int]] = []
         outputs: list[tuple[int, int]] = []
         for number, first, second in self._fields(begin, end):
-            if number == 1 and self._mentions_external(first, second):
-                self._node(first, second)
+            if number == 1:
+                self._note_loops(first, second)
+                if self._mentions_external(first, second):
+                    self._node(first, second)
             elif number == 5:
                 initializers.add(self._tensor(first, second))
             elif number == 11:

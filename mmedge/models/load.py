@@ -17,6 +17,7 @@ from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.choice import engine_backend, leading_backend, open_fastest
 from mmedge.sessions.opening import graph_of, open_variant, session_options
+from mmedge.sessions.verification import open_in_time
 from mmedge.sessions.warming import WarmingReport, open_meanwhile, warm_up
 
 __all__ = ["load", "load_as"]
@@ -125,7 +126,7 @@ def load_as(  # noqa: PLR0913, what load takes
             if backend is None:
                 session, choices[role] = open_fastest(bundle, role, variant, settled)
             else:
-                session = open_variant(bundle, variant, backend_name=backend, options=settled)
+                session = open_in_time(bundle, role, variant, backend, settled)
                 choices[role] = Choice(backend, "asked for")
             sessions[role] = session
             stack.callback(session.close)

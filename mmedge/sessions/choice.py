@@ -46,7 +46,7 @@ from mmedge.sessions.opening import (
     takes,
     with_axes,
 )
-from mmedge.sessions.verification import replay
+from mmedge.sessions.verification import open_in_time, replay
 from mmedge.specs import Array
 
 __all__ = ["candidates", "engine_backend", "leading_backend", "open_fastest"]
@@ -125,7 +125,7 @@ def open_fastest(
     if len(names) < 2:
         name = names[0] if names else leading_backend()  # opening it says what is missing
         try:
-            session = open_variant(bundle, variant, backend_name=name, options=options)
+            session = open_in_time(bundle, role, variant, name, options)
         except BackendError as error:
             if not unprepared:
                 raise

@@ -18,6 +18,7 @@ from mmedge.bundle.quality import Tolerance
 from mmedge.errors import InputError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
 from mmedge.runtimes.backends import backend as module_of
+from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
@@ -32,7 +33,7 @@ from mmedge.sessions.opening import (
 )
 from mmedge.specs import Array, Compare
 
-__all__ = ["RoleVerification", "replay", "replay_variants", "verify_bundle"]
+__all__ = ["RoleVerification", "open_in_time", "replay", "replay_variants", "verify_bundle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,32 @@ def _work(request: dict[str, Any], report: Report) -> None:
         variant = bundle.variant(role, name)
         result = asdict(_replay(bundle, golden, role, variant, request["backend"], options))
         report({name: value for name, value in result.items() if name != "tolerance"})
+
+
+def open_in_time(
+    bundle: Bundle, role: str, variant: Variant, backend_name: str, options: SessionOptions
+) -> Session:
+    """Open a variant that nobody has run here; one that may run without end is tried first.
+
+    Only loops may: a graph that holds one is replayed in a worker before it is opened here.
+
+    Args:
+        bundle: An opened bundle.
+        role: The variant's role.
+        variant: What to open.
+        backend_name: What runs it.
+        options: How, the device settled.
+
+    Raises:
+        BackendError, InputError: As for open_variant.
+        TimeLimitError: If it takes too long to open or to replay.
+    """
+    limit_s = time_limit()
+    if limit_s is not None:
+        model = graph_of(bundle, variant, backend_name, options.device)
+        if read_onnx_file(model).may_loop:
+            replay_variants(bundle, [(role, variant)], backend_name, options, limit_s)
+    return open_variant(bundle, variant, backend_name=backend_name, options=options)
 
 
 def replay(session: Session, golden: Golden, role: str, variant: Variant) -> RoleVerification:

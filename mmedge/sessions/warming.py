@@ -26,7 +26,7 @@ from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.swapping import SwappingSession
 from mmedge.runtimes.session import BuildProgress, Session, SessionOptions
 from mmedge.sessions.opening import graph_of, open_variant, with_axes
-from mmedge.sessions.verification import RoleVerification, replay
+from mmedge.sessions.verification import RoleVerification, open_in_time, replay
 
 __all__ = [
     "WarmingReport",
@@ -223,7 +223,7 @@ def open_meanwhile(
     with ExitStack() as stack:
         sessions = {}
         for role, variant in variants.items():
-            session = open_variant(bundle, variant, backend_name=backend_name, options=first)
+            session = open_in_time(bundle, role, variant, backend_name, first)
             sessions[role] = SwappingSession(session)
             stack.callback(sessions[role].close)
         stack.pop_all()

@@ -114,7 +114,7 @@ def test_first_session_is_closed_if_the_second_cannot_be_opened(
         opened.append(FakeSession((), ()))
         return opened[0]
 
-    monkeypatch.setattr("mmedge.sessions.choice.open_variant", open_once)
+    monkeypatch.setattr("mmedge.sessions.choice.open_in_time", open_once)
     with pytest.raises(BackendError, match="refused"):
         mmedge.load(tiny_bundle.path)
     with pytest.raises(BackendError, match="closed"):

@@ -67,6 +67,20 @@ def test_shapes_of_every_kind(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "If", "Neg"])
+@pytest.mark.parametrize("where", ["top", "branch", "function"])
+def test_loops_are_seen_wherever_they_are(operator: str, where: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node(operator, ["x"], ["y"])]
+    if where == "branch":
+        graph = helper.make_graph(nodes, "then", [], [])
+        nodes = [helper.make_node("If", ["x"], ["y"], then_branch=graph)]
+    model = helper.make_model(helper.make_graph(nodes if where != "function" else [], "g", [], []))
+    if where == "function":
+        model.functions.add(name="f", domain="d").node.extend(nodes)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert read_onnx_file(tmp_path / "m.onnx").may_loop is (operator in ("Loop", "Scan"))
+
+
 def test_an_initializer_that_is_also_an_input_need_not_be_fed(tmp_path: Path) -> None:
     model = onnx.load(save_embedder(tmp_path / "m.onnx"))
     model.graph.input.append(helper.make_tensor_value_info("W", TensorProto.FLOAT, WEIGHT.shape))

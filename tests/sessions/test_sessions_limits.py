@@ -81,6 +81,14 @@ def test_load_ends(endless: Bundle, several_backends: Path) -> None:
     assert choice_files() == ()
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_load_ends_in_a_backend_that_is_named(backend: str, endless: Bundle) -> None:
+    with pytest.raises(TimeLimitError, match=f"replaying image_encoder/fp32 in {backend}"):
+        mmedge.load(endless.path, backend=backend, precision="fp32")
+    with mmedge.load(endless.path, backend=backend, precision="int8") as model:
+        assert model.encode_text("red").shape == (1, 4)  # no loop: opened at once
+
+
 def test_profile_ends(endless: Bundle) -> None:
     with pytest.raises(TimeLimitError, match=r"replaying image_encoder/fp32 in onnxruntime"):
         profile(endless, ProfileConfig(roles=("image_encoder",), precisions=("fp32",)))
