@@ -80,7 +80,7 @@ class Compare(str, Enum):
 
 Dim: TypeAlias = int | str
 """A size of an axis: a number, the name of a dynamic axis ("batch"), or a sum of such names and
-numbers ("past + sequence"), spelled as as_dim does."""
+numbers ("past + sequence")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +115,17 @@ class TensorSpec:
     Attributes:
         name: The tensor's name in the graph.
         dtype: Element type.
-        shape: One entry per axis (see Dim). The same name stands for the same size across all
-            inputs of one call; a sum of names that no other axis has is a name of its own.
+        shape: One entry per axis, in as_dim's spelling. The same name stands for the same size
+            across all inputs of one call; a sum of names that no other axis has is a name.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...]
+
+    def __post_init__(self) -> None:
+        dims = (as_dim(dim) if isinstance(dim, str) else dim for dim in self.shape)
+        object.__setattr__(self, "shape", tuple(dims))
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype.name}({', '.join(map(str, self.shape))})"
@@ -168,11 +172,18 @@ class State:
 
 
 def as_dim(text: str) -> Dim:
-    """Return the Dim that a graph spells: a number as int, the terms of a sum joined by " + "."""
+    """Return the Dim that a graph spells, a sum in one order: its names sorted, its number last.
+
+    What is no sum of names and numbers ("2*batch") stays as it is.
+    """
     terms = [term.strip() for term in text.split("+")]
-    if all(term.isdecimal() for term in terms):
-        return sum(map(int, terms))
-    return " + ".join(terms)
+    if not all(terms) or any(mark in text for mark in "*/()-"):
+        return text.strip()
+    names = sorted(term for term in terms if not term.isdecimal())
+    number = sum(int(term) for term in terms if term.isdecimal())
+    if not names:
+        return number
+    return " + ".join(names + ([str(number)] if number else []))
 
 
 def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedge.errors import BackendError
-from mmedge.specs import Dim, TensorSpec, as_dim
+from mmedge.specs import Dim, TensorSpec
 
 __all__ = [
     "PAIRED_KEY",
@@ -109,10 +109,10 @@ class OnnxFile:
 
 
 def axis_dim(size: int | str | None, tensor: str, axis: int) -> Dim:
-    """Return the Dim of an axis as a file or an engine spells it; an unnamed one gets a name."""
+    """Return the Dim of an axis as a file or an engine gives it; an unnamed one gets a name."""
     if isinstance(size, int) and size >= 0:
         return size
-    return as_dim(size) if isinstance(size, str) and size.strip() else f"{tensor}.{axis}"
+    return size if isinstance(size, str) and size.strip() else f"{tensor}.{axis}"
 
 
 def read_onnx_file(path: Path) -> OnnxFile:

@@ -136,13 +136,16 @@ def test_a_sum_of_names_that_nothing_else_has_is_a_name() -> None:
         (" batch ", "batch", 2),
         ("past+sequence", "past + sequence", 8),
         ("past +  sequence + 1", "past + sequence + 1", 9),
-        ("1 + past", "1 + past", 6),
+        ("sequence + past", "past + sequence", 8),
+        ("1 + past + 2", "past + 3", 8),
+        ("past + 0", "past", 5),
         ("12", 12, 12),
         ("1 + 2", 3, 3),
         ("unk__7", "unk__7", None),
         ("past + unk__7", "past + unk__7", None),
         ("2*past + (batch - 1)", "2*past + (batch - 1)", None),
-        ("past + ", "past + ", None),
+        ("past + ", "past +", None),
+        ("x*(z + b)", "x*(z + b)", None),
         ("größe", "größe", None),
     ],
 )
@@ -152,7 +155,9 @@ def test_a_graphs_spelling_of_a_size_is_read_and_evaluated(
     sizes = {"batch": 2, "past": 5, "sequence": 3}
     assert as_dim(text) == dim
     assert dim_size(as_dim(text), sizes) == size
-    shape = shape_of(TensorSpec("y", FLOAT, ("batch", as_dim(text), 4)), sizes)
+    spec = TensorSpec("y", FLOAT, ("batch", text, 4))
+    assert spec.shape == ("batch", dim, 4)
+    shape = shape_of(spec, sizes)
     assert shape == (None if size is None else (2, size, 4))
 
 
