@@ -1,4 +1,8 @@
-"""Lock files: one holder at a time, across threads and processes."""
+"""Lock files: one holder at a time, across threads and processes.
+
+Not by `filelock`: where a file system has no locks it falls back to a soft lock, which outlives a
+killed holder, and it cannot name the holder to those who wait.
+"""
 
 from __future__ import annotations
 

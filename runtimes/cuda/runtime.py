@@ -42,7 +42,6 @@ __all__ = [
     "cuda_version",
     "device_count",
     "device_index",
-    "device_properties",
     "driver_version",
     "in_words",
     "load_bindings",
@@ -166,15 +165,6 @@ def device_count() -> int:
             old for the bindings.
     """
     return int(_call(load_bindings(), "cudaGetDeviceCount"))
-
-
-def device_properties(index: int = 0) -> DeviceProperties:
-    """Return what a GPU is.
-
-    Raises:
-        BackendUnavailableError: If there is no such GPU, or as for device_count.
-    """
-    return Device(index).properties
 
 
 class Device:

@@ -1,4 +1,4 @@
-"""Streams, events and graphs of CUDA; what they are made of is in cuda.py."""
+"""Streams, events and graphs of CUDA; memory and devices are in runtime.py."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ class Event(Owned):
 
     Args:
         device: Of the streams it is used with.
-        timing: Whether the time between two of them can be told.
         blocking: Whether who waits for it sleeps, instead of asking without pause.
     """
 
-    def __init__(self, device: Device, *, timing: bool = False, blocking: bool = False) -> None:
+    def __init__(self, device: Device, *, blocking: bool = False) -> None:
         runtime = load_bindings()
         with device.current():
-            flags = 0 if timing else runtime.cudaEventDisableTiming
-            flags |= runtime.cudaEventBlockingSync if blocking else 0
+            flags = runtime.cudaEventBlockingSync if blocking else 0
+            flags |= runtime.cudaEventDisableTiming
             self._handle = device.call("cudaEventCreateWithFlags", flags)
         super().__init__(device, "cudaEventDestroy", self._handle)
 
@@ -36,10 +35,6 @@ class Event(Owned):
     def synchronize(self) -> None:
         """Wait until everything before the mark is done."""
         self.device.call("cudaEventSynchronize", self._handle)
-
-    def since_ms(self, earlier: Event) -> float:
-        """Return the milliseconds between another mark and this one; both made with timing."""
-        return float(self.device.call("cudaEventElapsedTime", earlier._handle, self._handle))
 
 
 class Graph(Owned):

@@ -13,18 +13,15 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmedge.errors import InputError
 from mmedge.runtimes.engines.spec import BuiltEngine, EngineKey, EngineLayer
-from mmedge.specs import TensorSpec
 
 __all__ = [
     "MAX_RECORD_BYTES",
     "EngineRecord",
     "RecordError",
-    "TensorRecord",
     "key_digest",
     "parse_record",
     "record_of",
@@ -45,24 +42,6 @@ class RecordError(Exception):
     """A record is not one that can be trusted; the message says why."""
 
 
-class TensorRecord(BaseModel):
-    """A TensorSpec as JSON: dtype by its numpy name, a str in shape is a dynamic axis."""
-
-    model_config = _FROZEN
-    name: str = Field(min_length=1, max_length=4096)
-    dtype: str = Field(pattern="^(bool|u?int(8|16|32|64)|float(16|32|64))$")
-    shape: tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)], ...]
-
-    @classmethod
-    def of(cls, spec: TensorSpec) -> TensorRecord:
-        """Return what is written of a spec."""
-        return cls(name=spec.name, dtype=spec.dtype.name, shape=spec.shape)
-
-    def spec(self) -> TensorSpec:
-        """Return the spec that was written."""
-        return TensorSpec(self.name, np.dtype(self.dtype), self.shape)
-
-
 class EngineRecord(BaseModel):
     """What is known of an engine without loading it.
 
@@ -72,8 +51,6 @@ class EngineRecord(BaseModel):
         label: The model's name for people, such as "clip.mmedge/image_encoder/fp16.onnx".
         plan_sha256: Of the plan.
         plan_size_bytes: Of the plan.
-        inputs: Specs, read from the network when it was built.
-        outputs: Specs.
         layers: What the engine is made of; empty where the library told nothing.
         duration_s: Wall time of the build.
         warnings: What the library warned of.
@@ -87,23 +64,11 @@ class EngineRecord(BaseModel):
     label: _Text
     plan_sha256: _Sha256
     plan_size_bytes: int = Field(ge=1, le=_MAX_PLAN_BYTES)
-    inputs: tuple[TensorRecord, ...] = Field(max_length=4096)
-    outputs: tuple[TensorRecord, ...] = Field(max_length=4096)
     layers: tuple[EngineLayer, ...]
     duration_s: float = Field(ge=0)
     warnings: tuple[str, ...]
     mmedge: _Text
     built_unix_s: float = Field(ge=0, le=1e11)
-
-    @property
-    def input_specs(self) -> tuple[TensorSpec, ...]:
-        """Input specs."""
-        return tuple(entry.spec() for entry in self.inputs)
-
-    @property
-    def output_specs(self) -> tuple[TensorSpec, ...]:
-        """Output specs."""
-        return tuple(entry.spec() for entry in self.outputs)
 
 
 def key_digest(key: EngineKey) -> str:
@@ -131,8 +96,6 @@ def record_of(key: EngineKey, built: BuiltEngine, label: str) -> EngineRecord:
         label=label[-4096:],
         plan_sha256=sha256_of(built.plan),
         plan_size_bytes=len(built.plan),
-        inputs=tuple(TensorRecord.of(spec) for spec in built.inputs),
-        outputs=tuple(TensorRecord.of(spec) for spec in built.outputs),
         layers=built.layers,
         duration_s=built.duration_s,
         warnings=built.warnings,

@@ -136,26 +136,12 @@ def is_prepared(flavour: str, model: Path, options: SessionOptions) -> bool:
 def prepare_engine(
     flavour: str, model: Path, options: SessionOptions, progress: BuildProgress | None
 ) -> None:
-    """Build the engine of a graph into the cache, unless it is there.
-
-    Raises:
-        BackendUnavailableError, BackendError, InputError: As needed_engine.
-        EngineBuildError: If it cannot be built.
-        StorageError: If the cache's folder cannot be written, or others may write it.
-    """
+    """Build the engine of a graph into the cache, unless it is there; see TrtBackend.prepare."""
     _engine_of(needed_engine(flavour, model, options), progress, or_in_memory=False)
 
 
 def open_engine(flavour: str, model: Path, options: SessionOptions) -> TrtSession:
-    """Find the engine of a graph in the cache, or build it, and load it.
-
-    Raises:
-        BackendUnavailableError, BackendError, InputError: As needed_engine; BackendError also if
-            memory runs out.
-        EngineMismatchError: If the engine in the cache does not load here.
-        EngineBuildError: If there is no engine and it cannot be built.
-        StorageError: If others may write the cache's folder.
-    """
+    """Find or build the engine of a graph, and load it; see TrtBackend.open_session."""
     needed = needed_engine(flavour, model, options)
     found = _engine_of(needed, None)
     device = needed.device
@@ -210,20 +196,8 @@ def find_or_build(
 ) -> LoadedEngine:
     """Return the engine of a key from the cache, built into it if need be.
 
-    Args:
-        library: The TensorRT that builds.
-        model: The ONNX file.
-        key: What the engine is found by.
-        device: Number of the GPU to build for, where the key names no compute capability.
-        progress: Told how far the build is.
-        wait_told: Told what there is to wait for, where another process builds the same; None
-            tells `progress`, as a phase.
-        or_in_memory: Whether an engine that cannot be kept is worth building.
-
-    Raises:
-        EngineBuildError: If it cannot be built.
-        StorageError: If others may write the cache's folder; without `or_in_memory`, also if it
-            cannot be written, which is seen before the build.
+    See EngineBuilder.build; with `or_in_memory`, an engine that cannot be kept is built all the
+    same.
     """
     cache = EngineCache()
 

@@ -98,8 +98,7 @@ def test_a_real_device_copies_captures_and_counts() -> None:
         mine = pinned.array((size,), np.dtype(np.uint8))
         assert device.holds(memory.address)
         assert device.is_page_locked(pinned.address)
-        begun, done = Event(device, timing=True), Event(device, timing=True, blocking=True)
-        begun.record(stream.handle)
+        done = Event(device, blocking=True)
         stream.begin_capture()
         stream.copy_to_device(memory.address, pinned.address, size)
         stream.copy_to_host(back.address, memory.address, size)
@@ -111,7 +110,6 @@ def test_a_real_device_copies_captures_and_counts() -> None:
             np.testing.assert_array_equal(back.array((size,), np.dtype(np.uint8)), mine)
         done.record(stream.handle)
         done.synchronize()
-        assert done.since_ms(begun) > 0
         free, total = device.memory_bytes()
         with pytest.raises(BackendError, match="Out of memory on cuda:0"):
             device.allocate(2 * total, "a test")

@@ -65,8 +65,6 @@ def test_an_engine_that_was_stored_is_found_and_loaded(
     assert loaded.record == stored.record
     made = built()
     assert loaded.record.key == key()
-    assert loaded.record.input_specs == made.inputs
-    assert loaded.record.output_specs == made.outputs
     assert loaded.record.layers == made.layers
     assert loaded.record.warnings == made.warnings
     assert loaded.record.label == "clip.mmedge/image_encoder/fp16.onnx"

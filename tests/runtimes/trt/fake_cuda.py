@@ -216,9 +216,6 @@ class FakeCuda(ModuleType):
     def cudaEventSynchronize(self, _event: int) -> Any:
         return OK
 
-    def cudaEventElapsedTime(self, _earlier: int, _later: int) -> Any:
-        return (*OK, 1.5)
-
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> Any:
         name = {1: "to device", 2: "to host", 3: "on device"}[int(kind)]
 
