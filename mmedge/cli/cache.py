@@ -205,45 +205,37 @@ def _document(entry: CacheEntry) -> dict[str, object]:
 def _print(engines: EngineCache, entries: tuple[CacheEntry, ...]) -> None:
     from rich.text import Text
 
-    from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+    from mmedge.cli.output import human_bytes, plain, stdout_console
+    from mmedge.cli.tables import table
 
     console = stdout_console()
     console.print(f"In {plain(str(engines.folder.parent))}:", soft_wrap=True)
-    if entries:
-        table = new_table(
-            "model",
-            "built for",
-            "GPU",
-            "shapes",
-            "size",
-            "built",
-            "used",
-            "state",
-            numbers=("size",),
-        )
-        for entry in entries:
-            record = entry.record
-            told = ("", "", "", "")
-            if record is not None:
-                key = record.key
-                told = (
-                    plain(f"{key.request.backend} {key.version}"),
-                    plain(key.compute_capability),
-                    plain(_shapes(key.request.profiles)),
-                    _minute(record.built_unix_s),
-                )
-            state = "being built" if entry.busy else entry.fault or "ok"
-            table.add_row(
-                plain(_name(entry)),
-                *told[:3],
-                human_bytes(entry.size_bytes),
-                told[3],
-                _minute(entry.used_unix_s),
-                Text(
-                    plain(state), "green" if state == "ok" else "red" if entry.fault else "yellow"
-                ),
+    rows = []
+    for entry in entries:
+        facts = ("", "", "", "")
+        if (record := entry.record) is not None:
+            key = record.key
+            facts = (
+                f"{key.request.backend} {key.version}",
+                key.compute_capability,
+                _shapes(key.request.profiles),
+                _minute(record.built_unix_s),
             )
-        console.print(table)
+        state = "being built" if entry.busy else entry.fault or "ok"
+        colour = "green" if state == "ok" else "red" if entry.fault else "yellow"
+        rows.append(
+            (
+                _name(entry),
+                *facts[:3],
+                human_bytes(entry.size_bytes),
+                facts[3],
+                _minute(entry.used_unix_s),
+                Text(plain(state), colour),
+            )
+        )
+    if rows:
+        columns = ("model", "built for", "GPU", "shapes", "size", "built", "used", "state")
+        console.print(table(*columns, numbers=("size",), rows=rows))
     total = human_bytes(sum(entry.size_bytes for entry in entries))
     others = {name: _counted(paths) for name, paths in _others(engines).items()}
     summary = [f"{_number(len(entries), 'engine')}, {total}"] + [

@@ -13,13 +13,15 @@ from mmedge.cli.options import JsonOption
 from mmedge.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mmedge.bundle.tuning import Objective
     from mmedge.cli.progress import Steps
     from mmedge.converters.config import ConvertConfig
     from mmedge.converters.progress import ProgressEvent
-    from mmedge.converters.report import ConversionReport, VariantReport
+    from mmedge.converters.report import ConversionReport
 
-__all__ = ["convert"]
+__all__ = ["convert", "verdict_line"]
 
 # What the extras [convert,cpu] bring that the device's install may lack.
 _NEEDED = (
@@ -109,6 +111,9 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
     ] = False,
     json: JsonOption = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print every metric and the search.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Convert a model to a bundle: export, quantize, check against PyTorch, describe."""
@@ -164,7 +169,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     if json:
         print_json(report.to_json())
     elif not quiet:
-        _print(report)
+        _print(report, verbose=verbose)
 
 
 def _show(steps: Steps, event: ProgressEvent) -> None:
@@ -197,26 +202,39 @@ def _require_extra() -> None:
         )
 
 
-def _print(report: ConversionReport) -> None:
-    from mmedge.cli.output import new_table, plain, stdout_console
-    from mmedge.cli.quality_tables import quality_tables
-    from mmedge.cli.search_tables import search_tables
+def verdict_line(report: ConversionReport) -> str:
+    """Return what load() uses by default, with its size, speed and loss against fp32.
+
+    Args:
+        report: Of a conversion.
+    """
+    from mmedge.cli.output import human_bytes
+    from mmedge.cli.tables import figure_cell
+
+    parts = []
+    for role, default in report.defaults.items():
+        size = human_bytes(default.size_bytes)
+        if default.variant == "fp32":
+            parts.append(f"{role} fp32 ({size})")
+            continue
+        facts = [f"{size}, fp32 {human_bytes(default.fp32_size_bytes)}"]
+        if default.speed is not None:
+            facts.append(f"{1 / default.speed.ratio.value:.2f}x as fast as fp32")
+        over = "" if default.within else ", over the accuracy budget"
+        facts.append(f"{default.metric} loss {figure_cell(default.drop)}{over}")
+        parts.append(f"{role} {default.variant} ({'; '.join(facts)})")
+    return f"Default: {', '.join(parts)}."
+
+
+def _print(report: ConversionReport, *, verbose: bool) -> None:
+    from mmedge.cli.output import plain, stdout_console
 
     console = stdout_console()
-    numbers = ("size", "parity", "max error", "time s")
-    table = new_table("role", "variant", *numbers, numbers=numbers)
-    for line in report.variants:
-        table.add_row(line.role, line.variant, *_cells(line))
-    console.print(table)
-    console.print("parity: smallest cosine with PyTorch, over random inputs")
-    if searched := search_tables(report.searched):
-        console.print(searched)
-    for role in dict.fromkeys(line.role for line in report.variants):
-        qualities = {v.variant: v.quality for v in report.variants if v.role == role and v.quality}
-        for figures in quality_tables(role, qualities, console.width, every=False):
-            console.print(figures)
-        for about in dict.fromkeys(quality.data for quality in qualities.values()):
-            console.print(f"on {plain(about)}")
+    console.print(_summary(report))
+    console.print("*: loaded by default. parity: smallest cosine with the source model, on random")
+    console.print("inputs. cosine: mean with fp32. All metrics: --verbose, or mmedge inspect.")
+    if verbose:
+        _print_details(report)
     for note in report.notes:
         console.print(f"Note: {plain(note)}")
     for message in report.skipped[:_MAX_LISTED]:
@@ -224,12 +242,56 @@ def _print(report: ConversionReport) -> None:
     if len(report.skipped) > _MAX_LISTED:
         console.print(f"... and {len(report.skipped) - _MAX_LISTED} more.")
     console.print(f"{plain(str(report.path))} written in {report.duration_s:.0f} s.")
+    console.print(plain(verdict_line(report)))
 
 
-def _cells(line: VariantReport) -> list[str]:
+def _summary(report: ConversionReport) -> Table:
+    """Return a row a variant, with the loss of the first task metric, if any."""
     from mmedge.cli.output import human_bytes
+    from mmedge.cli.tables import ABSENT, figure_cell, figure_label, role_rows, table
 
-    parity = line.parity
-    cells = [human_bytes(line.size_bytes)]
-    cells += [f"{parity.cosine_min:.6f}", f"{parity.max_abs_error:.1e}"] if parity else ["-", "-"]
-    return [*cells, f"{line.duration_s:.1f}"]
+    known = [line.quality for line in report.variants if line.quality is not None]
+    drops = dict.fromkeys(name for quality in known for name in quality.drops)
+    metric = min(drops, key=lambda name: "_to_" in name, default=None)  # both directions as one
+    loss = () if metric is None else (f"{figure_label(metric, known)} loss",)
+    numbers = ("size", "parity", "cosine", "time s", *loss)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for line in report.variants:
+        default = report.defaults.get(line.role)
+        quality, parity = line.quality, line.parity
+        cosine = None if quality is None else quality.value("cosine_mean")
+        cells = [
+            line.variant + " *" * (default is not None and default.variant == line.variant),
+            human_bytes(line.size_bytes),
+            ABSENT if parity is None else f"{parity.cosine_min:.6f}",
+            ABSENT if cosine is None else f"{cosine:.5f}",
+            f"{line.duration_s:.1f}",
+        ]
+        if metric is not None:
+            cells.append(figure_cell(None if quality is None else quality.drops.get(metric)))
+        rows.setdefault(line.role, []).append(tuple(cells))
+    return table("variant", *numbers, numbers=numbers, rows=role_rows(rows))
+
+
+def _print_details(report: ConversionReport) -> None:
+    """Print what a search tried, and every metric."""
+    from rich.text import Text
+
+    from mmedge.cli.output import stdout_console
+    from mmedge.cli.tables import print_part, quality_tables, search_lines
+
+    console = stdout_console()
+    for name, role in report.searched.items():
+        if role.search is not None:
+            lines = search_lines(role.search, console.width)
+            shown = Text("\n").join(Text(line, style=style) for line, style in lines)
+            print_part(f"Search: {name}", shown, console)
+    for role_name in dict.fromkeys(line.role for line in report.variants):
+        qualities = {
+            line.variant: line.quality
+            for line in report.variants
+            if line.role == role_name and line.quality is not None
+        }
+        about = ", ".join(dict.fromkeys(quality.data for quality in qualities.values()))
+        for part in quality_tables(role_name, qualities, console.width):
+            print_part(f"Quality with 95 % intervals, measured on {about}", part, console)

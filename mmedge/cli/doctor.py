@@ -12,7 +12,6 @@ import typer
 from mmedge.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
     from mmedge.bundle import Bundle
@@ -82,26 +81,14 @@ def _print_machine(machine: Machine) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import plain, stdout_console
+    from mmedge.cli.tables import facts
 
     console = stdout_console()
     for title, lines in (("Machine", _hardware(machine)), ("Software", _software(machine))):
         console.print(Text(title, style="bold"))
-        console.print(_facts(lines))
+        console.print(facts(lines))
     for note in machine.notes:
         console.print(Text(f"! {plain(note)}", style="yellow"))
-
-
-def _facts(pairs: Iterator[tuple[str, str]]) -> Table:
-    from rich.table import Table
-
-    from mmedge.cli.output import plain
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, value in pairs:
-        table.add_row(f"  {what}", plain(value))
-    return table
 
 
 def _hardware(machine: Machine) -> Iterator[tuple[str, str]]:
@@ -190,21 +177,27 @@ def _engine(engine: EngineFacts) -> str:
 def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:
     from rich.text import Text
 
-    from mmedge.cli.output import new_table, plain, stdout_console
+    from mmedge.cli.output import plain, stdout_console
+    from mmedge.cli.tables import role_rows, table
 
     console = stdout_console()
     heads = list(dict.fromkeys((way.backend, way.device) for way in ways))
     obstacles = list(dict.fromkeys((way.reason, way.command) for way in ways if way.reason))
     title = plain(f"{bundle.manifest.name} ({bundle.path})")
     console.print(Text(f"\n{title}", style="bold"))
-    table = new_table("variant", *(f"{name}\n{device}" for name, device in heads))
     cells = {(way.role, way.variant, (way.backend, way.device)): way for way in ways}
-    for role, entry in bundle.manifest.roles.items():
-        table.add_row(Text(plain(role), style="bold"))
-        for variant in entry.variants:
-            row = [cells[role, variant.name, head] for head in heads]
-            table.add_row(f"  {plain(variant.name)}", *(_cell(way, obstacles) for way in row))
-    console.print(table)
+    rows: dict[str, list[tuple[str | Text, ...]]] = {
+        role: [
+            (
+                variant.name,
+                *(_cell(cells[role, variant.name, head], obstacles) for head in heads),
+            )
+            for variant in entry.variants
+        ]
+        for role, entry in bundle.manifest.roles.items()
+    }
+    columns = (f"{name}\n{device}" for name, device in heads)
+    console.print(table("variant", *columns, rows=role_rows(rows)))
     for number, (reason, command) in enumerate(obstacles, 1):
         said = f"{reason[0].upper()}{reason[1:]}{':' if command else '.'}"
         console.print(Text(f"({number}) {plain(said)}"))

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+from mmedge.cli.output import human_bytes, plain, stdout_console
+from mmedge.cli.tables import role_rows, table
 from mmedge.runtimes.backends import backend
 from mmedge.runtimes.engines.spec import count_precisions
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mmedge.cli.progress import Steps
     from mmedge.errors import EngineBuildError
     from mmedge.runtimes.engines.record import EngineRecord
@@ -90,18 +89,17 @@ def print_plan(plan: EnginePlan) -> None:
     """Print what would be built, for what, and why not the others."""
     console = stdout_console()
     console.print(_heading(plan))
-    table = new_table("variant", "engine", "for", "profiles", "why")
-    for role, engines in _by_role(plan.engines):
-        _add_role(table, role)
-        for engine in engines:
-            table.add_row(
-                f"  {plain(engine.variant)}",
-                _STATES[engine.state],
-                capabilities(engine),
-                "; ".join(map(_axes, engine.axes)),
-                plain(engine.reason) if engine.state == "build" else "",
-            )
-    console.print(table)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for engine in plan.engines:
+        cells = (
+            engine.variant,
+            _STATES[engine.state],
+            capabilities(engine),
+            "; ".join(map(_axes, engine.axes)),
+            engine.reason if engine.state == "build" else "",
+        )
+        rows.setdefault(engine.role, []).append(cells)
+    console.print(table("variant", "engine", "for", "profiles", "why", rows=role_rows(rows)))
     for reason, engines in _by_reason(plan.in_state("elsewhere")).items():
         _print_reason("Not on this machine", reason, engines)
     for reason, engines in _by_reason(plan.in_state("refused")).items():
@@ -113,14 +111,13 @@ def print_built(plan: EnginePlan, rows: Sequence[BuiltRow]) -> None:
     console = stdout_console()
     console.print(_heading(plan))
     numbers = ("size", "time s", "layers")
-    table = new_table("variant", "for", *numbers, "precisions", "", numbers=numbers)
     by_label = {row.engine.label: row for row in rows}
-    for role, engines in _by_role(plan.engines):
-        _add_role(table, role)
-        for engine in engines:
-            row = by_label.get(engine.label)
-            table.add_row(f"  {plain(engine.variant)}", capabilities(engine), *_figures(row))
-    console.print(table)
+    shown: dict[str, list[tuple[str, ...]]] = {}
+    for engine in plan.engines:
+        cells = (engine.variant, capabilities(engine), *_figures(by_label.get(engine.label)))
+        shown.setdefault(engine.role, []).append(cells)
+    columns = ("variant", "for", *numbers, "precisions", "")
+    console.print(table(*columns, numbers=numbers, rows=role_rows(shown)))
     for row in rows:
         for warning in row.record.warnings if row.record is not None else ():
             console.print(f"Note: {plain(row.engine.label)}: {plain(warning)}")
@@ -142,20 +139,21 @@ def print_layers(rows: Iterable[BuiltRow]) -> None:
             continue
         console.print(f"Layers of {plain(row.engine.label)}:")
         if not row.record.layers:
-            console.print("  The library does not tell them.")
+            console.print("  The library does not report them.")
             continue
-        table = new_table("layer", "kind", "computes in", "inputs", "constants", "outputs", "nodes")
-        for layer in row.record.layers:
-            more = len(layer.nodes) - _MAX_NODES
-            nodes = ", ".join(layer.nodes[:_MAX_NODES]) + (f", +{more}" if more > 0 else "")
-            table.add_row(
-                plain(layer.name),
-                plain(layer.kind),
+        layers = (
+            (
+                layer.name,
+                layer.kind,
                 layer.precision,
                 *(" ".join(dtypes) for dtypes in (layer.inputs, layer.constants, layer.outputs)),
-                plain(nodes),
+                ", ".join(layer.nodes[:_MAX_NODES])
+                + (f", +{len(layer.nodes) - _MAX_NODES}" if len(layer.nodes) > _MAX_NODES else ""),
             )
-        console.print(table)
+            for layer in row.record.layers
+        )
+        columns = ("layer", "kind", "precision", "inputs", "constants", "outputs", "nodes")
+        console.print(table(*columns, rows=layers))
 
 
 def plan_document(bundle: Path, plan: EnginePlan) -> dict[str, object]:
@@ -218,15 +216,6 @@ def _heading(plan: EnginePlan) -> str:
     return f"{backend(plan.backend).title} {plan.version or '(not installed here)'}"
 
 
-def _by_role(
-    engines: Sequence[PlannedEngine],
-) -> Iterable[tuple[str, list[PlannedEngine]]]:
-    roles: dict[str, list[PlannedEngine]] = {}
-    for engine in engines:
-        roles.setdefault(engine.role, []).append(engine)
-    return roles.items()
-
-
 def _by_reason(engines: Iterable[PlannedEngine]) -> dict[str, list[PlannedEngine]]:
     found: dict[str, list[PlannedEngine]] = {}
     for engine in engines:
@@ -237,12 +226,6 @@ def _by_reason(engines: Iterable[PlannedEngine]) -> dict[str, list[PlannedEngine
 def _print_reason(what: str, reason: str, engines: Iterable[PlannedEngine]) -> None:
     labels = ", ".join(engine.label for engine in engines)
     stdout_console().print(f"{what}: {plain(labels)}: {plain(reason)}")
-
-
-def _add_role(table: Table, role: str) -> None:
-    from rich.text import Text
-
-    table.add_row(Text(plain(role), style="bold"))
 
 
 def capabilities(engine: PlannedEngine) -> str:
@@ -269,6 +252,6 @@ def _figures(row: BuiltRow | None) -> tuple[str, ...]:
         human_bytes(record.plan_size_bytes),
         f"{record.duration_s:.1f}",
         str(len(record.layers)) if record.layers else "-",
-        ", ".join(f"{count} {name}" for name, count in counts.items()) or "not told",
+        ", ".join(f"{count} {name}" for name, count in counts.items()) or "not reported",
         "built" if row.built else "from the cache",
     )

@@ -211,20 +211,18 @@ def _export_triton(
 def _print_folder(out: Path, document: IoDocument, notes: list[str]) -> None:
     from rich.text import Text
 
-    from mmedge.cli.output import human_bytes, new_table, plain, stdout_console
+    from mmedge.cli.output import human_bytes, plain, stdout_console
+    from mmedge.cli.tables import table
 
     console = stdout_console()
-    table = new_table("role", "variant", "file", "size", numbers=("size",))
+    rows = []
     for graph in document.graphs:
-        rows = [graph.onnx, *graph.external_data, *(engine.file for engine in graph.engines)]
-        for index, path in enumerate(rows):
-            table.add_row(
-                plain(graph.role) if index == 0 else "",
-                plain(graph.variant) if index == 0 else "",
-                plain(PurePosixPath(path).name),
-                human_bytes(document.files[path].size_bytes),
-            )
-    console.print(table)
+        files = [graph.onnx, *graph.external_data, *(engine.file for engine in graph.engines)]
+        for index, path in enumerate(files):
+            names = ("", "") if index else (graph.role, graph.variant)
+            size = human_bytes(document.files[path].size_bytes)
+            rows.append((*names, PurePosixPath(path).name, size))
+    console.print(table("role", "variant", "file", "size", numbers=("size",), rows=rows))
     console.print("To build an engine with NVIDIA's own tool, in that folder:")
     for graph in document.graphs:
         console.print(Text(f"  {plain(graph.trtexec.build)}"), soft_wrap=True)
@@ -238,13 +236,12 @@ def _print_folder(out: Path, document: IoDocument, notes: list[str]) -> None:
 def _print_repository(out: Path, models: tuple[TritonModel, ...], notes: list[str]) -> None:
     from rich.text import Text
 
-    from mmedge.cli.output import new_table, plain, stdout_console
+    from mmedge.cli.output import plain, stdout_console
+    from mmedge.cli.tables import table
 
     console = stdout_console()
-    table = new_table("model", "runs in", "what")
-    for model in models:
-        table.add_row(plain(model.name), model.platform, plain(model.what))
-    console.print(table)
+    rows = [(model.name, model.platform, model.what) for model in models]
+    console.print(table("model", "runs in", "what", rows=rows))
     _print_notes(notes)
     if any(model.platform == "python" for model in models):
         console.print("The server's Python needs mmedge: pip install mmedge")

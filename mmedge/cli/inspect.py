@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from mmedge.cli.options import BundleArgument, JsonOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmedge.bundle import Bundle, Manifest, Variant
+    from mmedge.bundle import Bundle, Manifest, NodeEntry, NodeTable, Variant
     from mmedge.preprocess.config import ProcessorConfig
     from mmedge.preprocess.steps import ImageStep
 
@@ -21,6 +21,7 @@ __all__ = ["inspect"]
 
 _SHORT_HASH = 12
 _NONE = "-"
+_MOST_NAMED = 3
 
 
 def inspect(
@@ -72,20 +73,89 @@ def inspect(
 def _print_nodes(bundle: Bundle, role: str | None, variant: str | None, *, as_json: bool) -> None:
     from rich.text import Text
 
-    from mmedge.cli.node_tables import node_lines, node_tables
-    from mmedge.cli.output import plain, print_json, stdout_console
+    from mmedge.cli.output import print_json, stdout_console
+    from mmedge.cli.tables import Entry, entry_lines, folded, print_part
 
-    tables = node_tables(bundle, role, variant)
+    tables = _node_tables(bundle, role, variant)
     if as_json:
         document = [table.model_dump(mode="json") for table in tables]
         print_json({"path": str(bundle.path), "nodes": document})
         return
     console = stdout_console()
-    for index, table in enumerate(tables):
-        title = plain(f"{table.role}/{table.variant}")
-        console.print(Text(f"\n{title}" if index else title, style="bold"))
-        for line in node_lines(table, console.width):
-            console.print(Text(line))
+    heads = ("op", "shape", "format", "input range", "w error", "o error")
+    for table in tables:
+        entries = [
+            Entry(name, tuple(_figures(node)), node.reason, group)
+            for node in table.nodes
+            for group, name in [node.place]
+        ]
+        lines = [
+            Text(line, style=style)
+            for line, style in entry_lines(
+                "node", heads, entries, console.width, numbers=("w error", "o error")
+            )
+        ]
+        summary = (line for text in _summary(table) for line in folded(text, console.width))
+        shown = Text("\n").join([*lines, Text(""), *map(Text, summary)])
+        print_part(f"{table.role}/{table.variant}", shown, console)
+
+
+def _node_tables(bundle: Bundle, role: str | None, variant: str | None) -> list[NodeTable]:
+    """Return the node tables of the roles and variants asked for; None takes all.
+
+    Raises:
+        InputError: If there is no such role or variant, or none of them has a node table.
+        ManifestError, IntegrityError: If a table cannot be used.
+    """
+    from mmedge.errors import InputError
+
+    roles = [role] if role is not None else list(bundle.manifest.roles)
+    if role is not None and variant is not None:
+        chosen = [bundle.variant(role, variant)]
+    else:
+        chosen = [
+            entry
+            for name in roles
+            for entry in bundle.role(name).variants
+            if variant is None or variant in (entry.name, entry.precision.value)
+        ]
+    if variant is not None and not chosen:
+        raise InputError(bundle.no_variant(variant, roles))
+    tables = [table for entry in chosen if (table := bundle.nodes(entry)) is not None]
+    if not tables:
+        names = ", ".join(dict.fromkeys(entry.name for entry in chosen))
+        raise InputError(
+            f"{bundle.path} has no node table of {names}. Convert again with "
+            "'mmedge convert --explain'; fp32 has none, all of it being float."
+        )
+    return tables
+
+
+def _figures(node: NodeEntry) -> Iterator[str]:
+    from mmedge.cli.tables import ABSENT
+
+    yield node.op_type
+    yield f"{node.shape[0]}x{node.shape[1]}"
+    yield node.precision
+    unknown = node.low is None or node.high is None
+    yield ABSENT if unknown else f"{node.low:.3g}..{node.high:.3g}"
+    for error in (node.weight_error, node.output_error):
+        yield ABSENT if error is None else f"{error:.1e}"
+
+
+def _summary(table: NodeTable) -> Iterator[str]:
+    from collections import Counter
+
+    counts = Counter(node.precision for node in table.nodes)
+    yield f"{len(table.nodes)} nodes: " + ", ".join(f"{n} {what}" for what, n in counts.items())
+    measured = [(-n.output_error, n.name) for n in table.nodes if n.output_error is not None]
+    worst = [name for _, name in sorted(measured)[:_MOST_NAMED]]
+    if worst:
+        yield f"most sensitive: {', '.join(worst)}"
+        yield (
+            "w error: relative error of the weight. o error: 1 - mean cosine of the output with "
+            f"only this node quantized, on {table.samples} calibration samples."
+        )
 
 
 def _size_bytes(bundle: Bundle) -> int:
@@ -96,51 +166,28 @@ def _print(bundle: Bundle) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import stdout_console
-    from mmedge.cli.search_tables import search_tables
+    from mmedge.cli.tables import facts, print_part, search_lines
 
     console = stdout_console()
     manifest = bundle.manifest
-    console.print(_facts(_overview(bundle)))
-    searched = search_tables(manifest.roles)
+    console.print(facts(_overview(bundle)))
     for title, part in (
-        ("Roles", _facts(_roles(manifest))),
+        ("Roles", facts(_roles(manifest))),
         ("Variants, highest fidelity first", _variants(manifest)),
-        ("Recipes: layouts, and how they are made", _facts(_recipes(manifest))),
-        ("Parity with the PyTorch original", _parity(manifest)),
-        *_titled(
-            "Quality on held-out data, with 95 % intervals", _quality(manifest, console.width)
-        ),
-        ("Embedding spaces: vectors of one space may be compared", _facts(_spaces(manifest))),
-        ("Preprocessing", _facts(_preprocessing(manifest))),
-        ("Provenance", _facts(_provenance(manifest))),
+        ("Recipes by layout", facts(_recipes(manifest))),
+        ("Parity with the source model", _parity(manifest)),
+        *_quality(manifest, console.width),
+        ("Embedding spaces: variants whose vectors can share an index", facts(_spaces(manifest))),
+        ("Preprocessing", facts(_preprocessing(manifest))),
+        ("Provenance", facts(_provenance(manifest))),
     ):
         if part.row_count:
-            if title:
-                console.print(Text(f"\n{title}", style="bold"))
-            console.print(part)
-    if searched:
-        console.print()
-        console.print(searched)
-
-
-def _titled(title: str, parts: Iterable[Table]) -> Iterator[tuple[str, Table]]:
-    """Yield several parts under one title."""
-    for part in parts:
-        yield title, part
-        title = ""
-
-
-def _facts(pairs: Iterator[tuple[str, str]]) -> Table:
-    from rich.table import Table
-
-    from mmedge.cli.output import plain
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", overflow="fold")
-    table.add_column(overflow="fold")
-    for what, value in pairs:
-        table.add_row(f"  {plain(what)}", plain(value))
-    return table
+            print_part(title, part, console)
+    for name, role in manifest.roles.items():
+        if role.search is not None:
+            lines = search_lines(role.search, console.width)
+            shown = Text("\n").join(Text(line, style=style) for line, style in lines)
+            print_part(f"Search: {name}", shown, console)
 
 
 def _overview(bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -170,36 +217,19 @@ def _all_variants(manifest: Manifest) -> Iterator[tuple[str, Variant]]:
             yield name, variant
 
 
-def _add_rows(
-    table: Table, manifest: Manifest, rows_of: Callable[[Variant], Iterable[Sequence[str]]]
-) -> Table:
-    """Add the rows of every variant, each role's under a line with the role's name."""
-    from rich.text import Text
-
-    from mmedge.cli.output import plain
-
-    for name, role in manifest.roles.items():
-        rows = [row for variant in role.variants for row in rows_of(variant)]
-        if rows:
-            table.add_row(Text(name, style="bold"))
-        for first, *others in rows:
-            table.add_row(f"  {plain(first)}", *map(plain, others))
-    return table
-
-
 def _variants(manifest: Manifest) -> Table:
-    from mmedge.cli.output import human_bytes, new_table
+    from mmedge.cli.output import human_bytes
+    from mmedge.cli.tables import role_rows, table
 
-    def rows(variant: Variant) -> Iterator[Sequence[str]]:
-        yield (
-            variant.name,
-            variant.precision.value,
-            human_bytes(variant.size_bytes),
-            str(variant.opset),
-        )
-
+    rows = {
+        name: [
+            (each.name, each.precision.value, human_bytes(each.size_bytes), str(each.opset))
+            for each in role.variants
+        ]
+        for name, role in manifest.roles.items()
+    }
     numbers = ("size", "opset")
-    return _add_rows(new_table("variant", "precision", *numbers, numbers=numbers), manifest, rows)
+    return table("variant", "precision", *numbers, numbers=numbers, rows=role_rows(rows))
 
 
 def _recipes(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -231,32 +261,34 @@ def _settings(recipe: Mapping[str, Any]) -> str:
 
 
 def _parity(manifest: Manifest) -> Table:
-    from mmedge.cli.output import new_table
+    from mmedge.cli.tables import role_rows, table
 
-    def rows(variant: Variant) -> Iterator[Sequence[str]]:
-        parity = variant.parity
-        if parity is not None:
-            yield (
+    rows = {
+        name: [
+            (
                 variant.name,
                 f"{parity.max_abs_error:.1e}",
                 f"{parity.cosine_mean:.6f}",
                 f"{parity.cosine_min:.6f}",
                 str(parity.samples),
             )
-
+            for variant in role.variants
+            if (parity := variant.parity) is not None
+        ]
+        for name, role in manifest.roles.items()
+    }
     numbers = ("max error", "cosine mean", "cosine min", "n")
-    return _add_rows(new_table("variant", *numbers, numbers=numbers), manifest, rows)
+    return table("variant", *numbers, numbers=numbers, rows=role_rows(rows))
 
 
-def _quality(manifest: Manifest, width: int) -> Iterator[Table]:
-    from mmedge.cli.quality_tables import quality_tables
+def _quality(manifest: Manifest, width: int) -> Iterator[tuple[str, Table]]:
+    from mmedge.cli.tables import quality_tables
 
     for name, role in manifest.roles.items():
         qualities = {v.name: v.quality for v in role.variants if v.quality is not None}
-        yield from quality_tables(name, qualities, width)
         about = dict.fromkeys(f"{q.data} (n = {q.samples})" for q in qualities.values())
-        if about:
-            yield _facts(iter([("measured on", ", ".join(about))]))
+        for table in quality_tables(name, qualities, width):
+            yield f"Quality with 95 % intervals, measured on {', '.join(about)}", table
 
 
 def _spaces(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What every command prints through: tables that survive a pipe, JSON that is nothing but JSON."""
+"""Output of commands: consoles, messages and JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 __all__ = [
     "human_bytes",
-    "new_table",
     "plain",
     "print_error",
     "print_json",
@@ -37,39 +35,17 @@ def stdout_console() -> Console:
     return Console(markup=False, emoji=False, highlight=False, width=_PIPE_WIDTH if piped else None)
 
 
-def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
-    """Return an empty table that is as wide as its content and folds what does not fit.
-
-    Args:
-        columns: Headings.
-        numbers: The headings whose columns are aligned to the right.
-    """
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
-    for column in columns:
-        number, first = column in numbers, column == columns[0]
-        table.add_column(
-            column,
-            justify="right" if number else "left",
-            no_wrap=number or first,
-            overflow="fold",
-        )
-    return table
-
-
 def print_error(message: str) -> None:
     """Print an error's message to stderr, in red where that is a terminal."""
-    _print_told("Error: ", message, "red")
+    _print_message("Error: ", message, "red")
 
 
 def print_warning(message: str) -> None:
     """Print a warning's message to stderr, in yellow where that is a terminal."""
-    _print_told("Warning: ", message, "yellow")
+    _print_message("Warning: ", message, "yellow")
 
 
-def _print_told(what: str, message: str, colour: str) -> None:
+def _print_message(what: str, message: str, colour: str) -> None:
     from rich.console import Console
     from rich.text import Text
 

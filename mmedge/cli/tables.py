@@ -5,22 +5,46 @@ A command gives strings from files as they are; everything here escapes them.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmedge.cli.output import plain, stdout_console
+from mmedge.cli.output import human_bytes, plain, stdout_console
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["ABSENT", "Entry", "entry_lines", "facts", "folded", "print_part", "role_rows", "table"]
+    from mmedge.bundle.quality import Figure, Quality
+    from mmedge.bundle.tuning import Candidate, SearchRecord
+
+__all__ = [
+    "ABSENT",
+    "Entry",
+    "entry_lines",
+    "facts",
+    "figure_cell",
+    "figure_label",
+    "folded",
+    "print_part",
+    "quality_tables",
+    "role_rows",
+    "search_lines",
+    "table",
+]
 
 ABSENT = "-"
 _LEAST_WIDTH = 40
+# So many columns of a figure and its interval are readable, and mostly fit into 80 characters.
+_VARIANTS_AT_ONCE = 3
+_LEGEND = (
+    "loss: of the metric, with its 95 % interval. ms: median of one call at batch 1. time/fp32: "
+    "relative to the fastest fp32 in the same rounds, below 1 is faster. chosen: what load() uses. "
+    "kept (Pareto): also in the bundle. dropped: not in the bundle."
+)
 
 
 def print_part(title: str, part: RenderableType, console: Console | None = None) -> None:
@@ -201,3 +225,137 @@ def _cut(line: str, width: int) -> Iterator[str]:
         yield line[:at].rstrip()
         line = "    " + line[at:].lstrip()
     yield line
+
+
+def figure_cell(figure: Figure | None, decimals: int = 3) -> str:
+    """Return a figure with its interval, "0.984 .968-.994"; without where that has no width."""
+    if figure is None:
+        return ABSENT
+    value = f"{figure.value:.{decimals}f}"
+    low, high = _end(figure.low, decimals), _end(figure.high, decimals)
+    return value if low == high else f"{value} {low}\N{EN DASH}{high}"
+
+
+def _end(value: float, decimals: int) -> str:
+    """Return one end of an interval without the zero before the point: ".968", "-.012", "1"."""
+    text = f"{value:.{decimals}f}"
+    whole, _, rest = text.partition(".")
+    if not rest.strip("0"):
+        return whole.replace("-0", "0")
+    return f"{whole.removesuffix('0')}.{rest}" if whole in {"0", "-0"} else text
+
+
+def figure_label(name: str, qualities: Iterable[Quality]) -> str:
+    """Return the name of a figure for people, "recall@1", "top-10 overlap"."""
+    if name == "top_k_overlap":
+        ks = {quality.settings.get("top_k") for quality in qualities}
+        return f"top-{ks.pop()} overlap" if len(ks) == 1 else "top-k overlap"
+    shortened = name.replace("_to_", "→")
+    if "→" in shortened:
+        shortened = shortened.replace("_recall", "")
+    return shortened.replace("_accuracy", "").replace("_", "-")
+
+
+def quality_tables(role: str, qualities: Mapping[str, Quality], width: int) -> Iterator[Table]:
+    """Yield tables with a row a figure and a column a variant; none where nothing was measured.
+
+    Args:
+        role: Its name.
+        qualities: By variant name.
+        width: Columns of the terminal; no figure is cut off where one variant fits.
+    """
+    names = list(qualities)
+    while names:
+        for count in range(min(_VARIANTS_AT_ONCE, len(names)), 0, -1):
+            made = _quality_table(role, {name: qualities[name] for name in names[:count]})
+            if _width(made) <= width:
+                break
+        yield made
+        names = names[count:]
+
+
+def _width(made: Table) -> int:
+    """Return the columns that a table takes if nothing in it is folded or cut."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(made).maximum
+
+
+def _quality_table(role: str, qualities: Mapping[str, Quality]) -> Table:
+    from rich.text import Text
+
+    known = list(qualities.values())
+    rows: list[Sequence[str | Text]] = []
+    for name in dict.fromkeys(name for quality in known for name in quality.figures):
+        decimals = 4 if name.startswith("cosine") else 3
+        cells = [figure_cell(quality.figures.get(name), decimals) for quality in known]
+        rows.append((figure_label(name, known), *cells))
+    drops = dict.fromkeys(name for quality in known for name in quality.drops)
+    if any(figure.low or figure.high for each in known for figure in each.drops.values()):
+        rows.append((Text("loss against fp32", style="dim"),))
+        for name in drops:
+            cells = [figure_cell(quality.drops.get(name)) for quality in known]
+            rows.append((f"  {figure_label(name, known)}", *cells))
+    return table(role, *qualities, numbers=tuple(qualities), rows=rows)
+
+
+def search_lines(record: SearchRecord, width: int) -> Iterator[tuple[str, str]]:
+    """Yield what a search tried, safe for a terminal, each line with its style."""
+    from mmedge.reports.pareto import OUTCOMES
+
+    for text in _request(record):
+        yield from ((line, "dim") for line in folded(text, width))
+    entries = [
+        Entry(
+            one.variant,
+            (OUTCOMES[one.verdict], *_candidate(one, record)),
+            one.reason,
+            style={"chosen": "bold", "dropped": "dim"}.get(one.verdict, ""),
+        )
+        for one in record.candidates
+    ]
+    heads = ("result", "loss", "size", "ms", "time/fp32", "mJ", "backend")
+    yield from entry_lines("variant", heads, entries, width, numbers=("size", "ms", "mJ"))
+    chosen = next(one for one in record.candidates if one.verdict == "chosen")
+    dropped = sum(one.verdict == "dropped" for one in record.candidates)
+    seconds = sum(one.duration_s for one in record.candidates)
+    result = f"Chosen: {chosen.variant}. {dropped} of {len(record.candidates)} dropped"
+    result += f", in {seconds:.0f} s." if seconds else "."
+    if record.joint_drop is not None:
+        loss = figure_cell(record.joint_drop, _decimals(record))
+        result += f" With every role as chosen, the loss of {record.metric} is {loss}."
+    yield from ((line, "") for line in folded(result, width))
+    yield from ((line, "dim") for line in folded(_LEGEND, width))
+
+
+def _request(record: SearchRecord) -> Iterator[str]:
+    yield f"objective: {record.objective}; accuracy budget: {record.max_drop:g} of {record.metric}"
+    yield f"quality data: {record.data} (n = {record.samples})"
+    yield f"measured on: {record.processor}, {record.threads} thread{'s' * (record.threads > 1)}"
+    if record.energy_counter is not None:
+        yield f"energy counter: {record.energy_counter}, including the idle machine"
+
+
+def _candidate(one: Candidate, record: SearchRecord) -> tuple[str, ...]:
+    speed = one.speed
+    energy = None if speed is None else speed.energy_mj
+    return (
+        figure_cell(one.drop, _decimals(record)),
+        ABSENT if one.size_bytes is None else human_bytes(one.size_bytes),
+        ABSENT if speed is None else _short(speed.latency_ms),
+        ABSENT if speed is None else figure_cell(speed.ratio, 2),
+        ABSENT if energy is None else _short(energy),
+        ABSENT if speed is None else speed.backend,
+    )
+
+
+def _decimals(record: SearchRecord) -> int:
+    """Return the decimals that show two digits of the budget."""
+    if record.max_drop <= 0:
+        return 4
+    return min(max(3, 1 - math.floor(math.log10(record.max_drop))), 8)
+
+
+def _short(value: float) -> str:
+    """Return three digits without exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

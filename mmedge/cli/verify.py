@@ -97,21 +97,18 @@ def _document(result: RoleVerification) -> dict[str, object]:
 def _print(files: int, results: list[RoleVerification]) -> None:
     from rich.text import Text
 
-    from mmedge.cli.output import new_table, plain, stdout_console
+    from mmedge.cli.output import stdout_console
+    from mmedge.cli.tables import role_rows, table
 
     console = stdout_console()
     console.print(f"{files} files, every size and sha256 as in the manifest.")
     places = {f"{result.placement.engine} on {result.placement.device}" for result in results}
     console.print(f"Golden vectors replayed with {', '.join(sorted(places))}:")
     numbers = ("cosine min", "allowed", "max error", "allowed ", "n")
-    table = new_table("variant", *numbers, "result", numbers=numbers)
-    role = None
+    rows: dict[str, list[tuple[str | Text, ...]]] = {}
     for result in results:
-        if result.role != role:
-            role = result.role
-            table.add_row(Text(plain(role), style="bold"))
-        table.add_row(
-            f"  {plain(result.variant)}",
+        cells = (
+            result.variant,
             f"{result.cosine_min:.7f}",
             f"{result.tolerance.cosine_min:.7g}",
             f"{result.max_abs_error:.1e}",
@@ -119,7 +116,8 @@ def _print(files: int, results: list[RoleVerification]) -> None:
             str(result.samples),
             Text("ok", "green") if result.passed else Text("OUT OF TOLERANCE", "bold red"),
         )
-    console.print(table)
+        rows.setdefault(result.role, []).append(cells)
+    console.print(table("variant", *numbers, "result", numbers=numbers, rows=role_rows(rows)))
 
 
 def _explain(bundle: Path, results: list[RoleVerification]) -> None:

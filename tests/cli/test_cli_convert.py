@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from mmedge.bundle import open_bundle
+from mmedge.bundle.quality import Figure
+from mmedge.bundle.tuning import Speed
 from mmedge.cli import main
 from mmedge.converters import pipeline
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.progress import Progress, ProgressEvent
-from mmedge.converters.report import ConversionReport, VariantReport
+from mmedge.converters.report import ConversionReport, RoleDefault, VariantReport
 
 
 def run(*arguments: str | Path) -> int:
@@ -57,6 +59,30 @@ def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[C
                 for name, role in manifest.roles.items()
                 for v in role.variants
             ),
+            defaults={
+                "image_encoder": RoleDefault(
+                    variant="int8-dynamic",
+                    size_bytes=89_400_000,
+                    fp32_size_bytes=352_000_000,
+                    speed=Speed(
+                        backend="onnxruntime",
+                        latency_ms=32.0,
+                        ratio=Figure(value=0.32, low=0.31, high=0.33),
+                    ),
+                    metric="recall@1",
+                    drop=Figure(value=0.002, low=-0.004, high=0.009),
+                    within=True,
+                ),
+                "text_encoder": RoleDefault(
+                    variant="fp32",
+                    size_bytes=254_000_000,
+                    fp32_size_bytes=254_000_000,
+                    speed=None,
+                    metric="recall@1",
+                    drop=Figure(value=0.0, low=0.0, high=0.0),
+                    within=True,
+                ),
+            },
             notes=("a note [with] brackets",),
             calibration_samples=0,
             duration_s=12.0,
@@ -75,28 +101,45 @@ def test_quiet_says_nothing(told: list[ConvertConfig], capfd: pytest.CaptureFixt
     assert config == ConvertConfig("a/b", Path("x.mmedge"), ("fp32", "int8"), skip_bad=True, seed=3)
 
 
-def test_the_summary_has_a_line_a_variant(
+VERDICT = (
+    "Default: image_encoder int8-dynamic (89.4 MB, fp32 352 MB; 3.12x as fast as fp32; recall@1 "
+    "loss 0.002 -.004\N{EN DASH}.009), text_encoder fp32 (254 MB)."
+)
+
+
+def test_the_summary_is_a_line_a_variant_and_a_verdict(
     told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "--precision", "int8, fp16") == 0
     assert told[0].precisions == ("int8", "fp16")
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    for role in ("image_encoder", "text_encoder"):
-        size, figures = [line for line in lines if line.split()[:2] == [role, "int8-dynamic"]]
-        assert "kB" in size
-        below = lines[lines.index(figures) :]
-        labels = [line.split()[0] for line in below if line.strip()]
-        assert labels.index("cosine-p1") < labels.index("recall@1") < labels.index("zero-shot")
-    assert "on held-out: 24 pictures" in lines
-    assert "on held-out: 24 captions" in lines
-    tables = lines[: lines.index("on held-out: 24 captions")]
-    assert max(len(line.rstrip()) for line in tables) <= 80
+    (head,) = [line.split() for line in lines if line.startswith(" variant ")]
+    assert head == ["variant", "size", "parity", "cosine", "time", "s", "recall@1", "loss"]
+    rows = [line.split() for line in lines if line.startswith("   ") and line.strip()]
+    assert [row[:2] for row in rows] == [["int8-dynamic", "*"], ["int8-dynamic", rows[1][1]]]
+    assert max(len(line.rstrip()) for line in lines[:-1]) <= 80
+    assert "cosine-p1" not in captured.out
     assert "Note: a note [with] brackets" in lines
     assert "Skipped: picture 9" in lines
     assert "... and 2 more." in lines
-    assert lines[-1] == "x.mmedge written in 12 s."
+    assert lines[-2:] == ["x.mmedge written in 12 s.", VERDICT]
     assert captured.err.startswith("\N{CHECK MARK} Export image_encoder  ")
+
+
+def test_verbose_prints_every_metric(
+    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", "a/b", "-o", "x.mmedge", "--verbose") == 0
+    lines = capsys.readouterr().out.splitlines()
+    for role, data in (("image_encoder", "images"), ("text_encoder", "captions")):
+        assert any(line.endswith(f"measured on held-out: 24 {data}") for line in lines)
+        start = next(
+            i for i, line in enumerate(lines) if line.split()[:2] == [role, "int8-dynamic"]
+        )
+        labels = [line.split()[0] for line in lines[start:] if line.strip()]
+        assert labels.index("cosine-p1") < labels.index("recall@1") < labels.index("zero-shot")
+    assert lines[-1] == VERDICT
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_in_a_pipe_each_node_is_one_line_with_all_of_it(
     lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
     for expected in (
         "image_encoder/int8-dynamic",
-        "node op shape format input range w error e error reason",
+        "node op shape format input range w error o error reason",
         f"{BLOCK}.self_attn.q_proj MatMul 768x3072 int8 -12.3..0.165 6.5e-03 1.2e-05",
         f"{BLOCK}.mlp.fc1 MatMul 768x3072 float32 -12.3..0.165 6.5e-03 4.0e-02 {WHY}",
         "projection Gemm 768x3072 int8 - 6.5e-03 -",

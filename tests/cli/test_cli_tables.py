@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mmedge.bundle import Bundle
-from mmedge.cli.quality_tables import quality_tables
+from mmedge.cli.tables import quality_tables
 
 LONG = [
     "fp32",
