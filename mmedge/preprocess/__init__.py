@@ -7,7 +7,13 @@ from mmedge.preprocess.config import (
     TextConfig,
     VectorConfig,
 )
-from mmedge.preprocess.decode import MAX_PIXELS, ImageSource, decode_image
+from mmedge.preprocess.decode import (
+    MAX_PIXELS,
+    ImageOptions,
+    ImageSource,
+    decode_image,
+    image_files,
+)
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.registry import Processor, open_processor
 from mmedge.preprocess.text import MAX_TEXT_BYTES, TextProcessor
@@ -17,6 +23,7 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "AudioConfig",
     "ImageConfig",
+    "ImageOptions",
     "ImageProcessor",
     "ImageSource",
     "Processor",
@@ -25,5 +32,6 @@ __all__ = [
     "TextProcessor",
     "VectorConfig",
     "decode_image",
+    "image_files",
     "open_processor",
 ]

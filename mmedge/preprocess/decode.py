@@ -1,27 +1,59 @@
-"""From whatever holds a picture to an upright RGB image, equal to what transformers would see."""
+"""From whatever holds an image to an upright RGB image."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import os
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias, TypeGuard, get_args
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
-from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
+from mmedge.errors import ImageError, InputError
+from mmedge.preprocess.rgb import DAMAGED, Channels, array_to_rgb, to_rgb
 from mmedge.preprocess.steps import Alpha
 from mmedge.specs import Array
 
-__all__ = ["MAX_PIXELS", "ImageSource", "decode_image", "describe_source"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Channels",
+    "ImageOptions",
+    "ImageSource",
+    "array_of",
+    "decode_image",
+    "describe_source",
+    "image_files",
+    "is_image_source",
+]
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | Array
-"""A path, the bytes of an image file, a PIL image, or a uint8 array (height, width, channels)."""
+
+class _BinaryFile(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class _ArrayLike(Protocol):
+    def __array__(self) -> Array: ...
+
+
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | _BinaryFile
+    | Image.Image
+    | Array
+    | _ArrayLike
+)
+"""A path, the bytes of an image file, a binary file object, a PIL image, or a uint8 array or CPU
+tensor (height, width, channels)."""
 
 _Reader: TypeAlias = tuple[
     Callable[[IO[bytes], str | bytes], ImageFile.ImageFile],
@@ -30,6 +62,12 @@ _Reader: TypeAlias = tuple[
 
 MAX_PIXELS = 89_478_485
 """Default limit on width x height: 256 MiB of RGB, the size at which Pillow begins to warn."""
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg"}
+    | {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Names that `image_files` takes for images; what they hold is found out by their first bytes."""
 
 # Formats by the module that reads them. Not every format of Pillow is here: some run an external
 # program (EPS), and a device meets none of them. The first group is imported with Pillow itself.
@@ -46,41 +84,58 @@ _FURTHER = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
-# What Pillow's readers raise on damaged files. Warning: a user may have turned warnings to errors.
-_DAMAGED = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    Warning,
-    Image.DecompressionBombError,
-    struct.error,
-    zlib.error,
-)
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """What a caller says of images.
+
+    Attributes:
+        channels: Order in arrays: `rgb`, or `bgr` for frames of OpenCV. Files and PIL images know
+            theirs.
+        alpha: `white` composites transparent pixels onto white, `drop` ignores the alpha channel;
+            None does what the bundle says.
+        max_pixels: Images of more pixels are refused before they are decoded. A larger JPEG that
+            is to be scaled down is decoded at 1/2, 1/4 or 1/8 of its size.
+
+    Raises:
+        InputError: If a value is unknown or out of range.
+    """
+
+    channels: Channels = "rgb"
+    alpha: Alpha | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.channels not in get_args(Channels):
+            raise InputError(f"channels: got {self.channels!r}, expected 'rgb' or 'bgr'.")
+        if self.alpha not in (None, *get_args(Alpha)):
+            raise InputError(f"alpha: got {self.alpha!r}, expected 'white' or 'drop'.")
+        if self.max_pixels < 1:
+            raise InputError(f"max_pixels: got {self.max_pixels}, expected 1 or more.")
 
 
 def decode_image(
-    source: ImageSource, *, alpha: Alpha = "white", max_pixels: int = MAX_PIXELS
+    source: ImageSource,
+    options: ImageOptions | None = None,
+    *,
+    alpha: Alpha = "white",
+    least_side: int = 0,
 ) -> Image.Image:
-    """Return a picture as an upright RGB image.
+    """Return an image as an upright RGB image.
 
-    16-bit greyscale is scaled to 8 bits, rounding to nearest. Floating-point images ("F") are
-    taken as 0..1 where all their values lie there, as 0..255 otherwise. Of an animation the first
-    frame is taken. The EXIF orientation is applied to files and bytes; a PIL image is taken as it
-    stands. An RGB image is returned as it is, not copied.
+    Of an animation the first frame is taken. The EXIF orientation is applied to files and bytes; a
+    PIL image is taken as it stands. An RGB image is returned as it is, not copied. See to_rgb for
+    greyscale of more than 8 bits.
 
     Args:
-        source: Path; bytes of an image file; PIL image; uint8 array (H, W, 3) RGB, (H, W, 4) RGBA,
-            (H, W) or (H, W, 1) greyscale.
-        alpha: `white` composites transparent pixels onto white, as transformers 5 does
-            (`convert_to_rgb`); `drop` ignores the alpha channel.
-        max_pixels: Larger pictures are refused before they are decoded.
+        source: Path; bytes of an image file; binary file object, read from its beginning; PIL
+            image; uint8 array or CPU tensor (H, W, 3), (H, W, 4), (H, W) or (H, W, 1).
+        options: What the caller says of images.
+        alpha: What to do with transparent pixels where the options do not say.
+        least_side: Shortest side that is enough, so that a JPEG above max_pixels may be decoded
+            at a fraction of its size; 0 for none.
 
     Raises:
         ImageError: If the source is missing, not an image, damaged or too large; it is named.
@@ -88,34 +143,79 @@ def decode_image(
         DTypeError: If an array is not uint8.
         InputError: If the source is of another type.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, alpha, max_pixels)
+    options = options or ImageOptions()
+    alpha = options.alpha or alpha
+    array = array_of(source)
+    if isinstance(array, np.ndarray):
+        return array_to_rgb(array, options.channels, alpha, describe_source(array))
     name = describe_source(source)
+
+    def read(file: IO[bytes], *, upright: bool = True) -> Image.Image:
+        return _read(file, name, options.max_pixels, alpha, least_side, upright=upright)
+
     if isinstance(source, Image.Image):
-        _check_pixels(source.size, max_pixels, name)
-        return _to_rgb(source, alpha, name)
-    if isinstance(source, bytes):
+        if isinstance(source, ImageFile.ImageFile) and source.tile and _is_open(source.fp):
+            width, height = source.size
+            if width * height > options.max_pixels:  # read anew, so that the image is left alone
+                return read(source.fp, upright=False)
+        return to_rgb(_loaded(source, name), alpha, name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
         if not source:
             raise ImageError(f"{name}: got no bytes. Check where they come from.")
-        return _read(io.BytesIO(source), alpha, max_pixels, name)
+        return read(io.BytesIO(source))
     if isinstance(source, (str, os.PathLike)):
         path = _checked_path(source)
         try:
             with path.open("rb") as file:
-                return _read(file, alpha, max_pixels, name)
+                return read(file)
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror or error}).") from error
+    if hasattr(source, "read"):
+        return read(_seekable(source, name))
     raise InputError(
-        f"{name}: not a picture. Pass a path, the bytes of an image file, a PIL image, or a uint8 "
-        "array of (height, width, 3)."
+        f"{name}: not an image. Pass a path, the bytes of an image file, a binary file object, a "
+        "PIL image, or a uint8 array of (height, width, 3)."
     )
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files below a folder, by their suffixes, sorted by path."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+
+
+def array_of(source: Any) -> Any:  # noqa: ANN401, whatever a caller passes
+    """Return the numpy array of a tensor or another array-like; anything else as it is.
+
+    Raises:
+        InputError: If it cannot be read from the CPU, such as a tensor on a GPU.
+    """
+    plain = (np.ndarray, str, bytes, os.PathLike, Image.Image)
+    if isinstance(source, plain) or not hasattr(source, "__array__"):
+        return source
+    try:
+        return np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{type(source).__name__}: cannot be read as an array ({error}). Pass "
+            "tensor.detach().cpu()."
+        ) from error
+
+
+def is_image_source(source: object) -> TypeGuard[ImageSource]:
+    """Say whether an object that is no array is one image, not several."""
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    return isinstance(source, kinds) or hasattr(source, "read")
+
+
 def describe_source(source: object) -> str:
-    """Return a short name of a picture for messages: its path, or what kind of thing it is."""
+    """Return a short name of an image for messages: its path, or what kind of thing it is."""
     if isinstance(source, (str, os.PathLike)):
         return f"Image '{os.fspath(source)}'"
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return f"Image of {len(source)} bytes"
     if isinstance(source, Image.Image):
         opened = getattr(source, "filename", "")
@@ -134,7 +234,9 @@ def _checked_path(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     try:
         if path.is_dir():
-            raise ImageError(f"{name}: is a directory. Pass its files one by one.")
+            raise ImageError(
+                f"{name}: is a folder. Pass it to encode_image_files, or its files one by one."
+            )
         if not path.exists():
             raise ImageError(f"{name}: no such file. Check the path.")
         if not path.is_file():
@@ -146,149 +248,118 @@ def _checked_path(source: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _read(file: IO[bytes], alpha: Alpha, max_pixels: int, name: str) -> Image.Image:
+def _seekable(file: Any, name: str) -> IO[bytes]:  # noqa: ANN401, any object with read()
+    """Return a file at its beginning, as Pillow opens it; one that cannot seek is read whole."""
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)
+            seekable: IO[bytes] = file
+            content: object = file.read(0)
+        else:
+            content = file.read()
+            seekable = io.BytesIO(content if isinstance(content, bytes) else b"")
+    except (OSError, ValueError) as error:  # ValueError: a closed file, or text that is no UTF-8
+        raise ImageError(f"{name}: cannot be read ({error}).") from error
+    if not isinstance(content, bytes):
+        raise InputError(f"{name}: opened as text, expected a binary file. Open it with mode 'rb'.")
+    return seekable
+
+
+def _is_open(file: IO[bytes] | None) -> TypeGuard[IO[bytes]]:
+    return file is not None and not file.closed
+
+
+def _loaded(image: Image.Image, name: str) -> Image.Image:
+    """Read the pixels of a PIL image that was opened and not yet read."""
+    try:
+        image.load()
+    except DAMAGED as error:
+        if isinstance(image, ImageFile.ImageFile) and not _is_open(image.fp):
+            raise ImageError(
+                f"{name}: its file was closed before it was read. Call image.load() while it is "
+                "open, or pass the path."
+            ) from error
+        raise ImageError(f"{name}: damaged, truncated or closed ({error}).") from error
+    return image
+
+
+def _read(
+    file: IO[bytes], name: str, max_pixels: int, alpha: Alpha, least_side: int, *, upright: bool
+) -> Image.Image:
     image = _open(file, name)
     with image:
-        _check_pixels(image.size, max_pixels, name)
+        _bound(image, max_pixels, least_side, name)
         try:
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-        except _DAMAGED as error:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+        except DAMAGED as error:
             raise ImageError(
                 f"{name}: damaged or truncated ({error}). Fetch or write it again."
             ) from error
-        return _to_rgb(image, alpha, name)
+        return to_rgb(image, alpha, name)
 
 
-def _open(file: IO[bytes], name: str) -> Image.Image:
+def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     """Read the header of an image file.
 
-    `Image.open` would warn of, or refuse, a large picture by a limit that belongs to the process;
+    `Image.open` would warn of, or refuse, a large image by a limit that belongs to the process;
     asking the readers directly leaves the limit to us and the process's warnings alone.
     """
+    file.seek(0)
     prefix = file.read(16)
     reasons = []
-    for formats in (_COMMON, _FURTHER):
-        for image_format in formats:
-            reader = _reader(image_format, formats[image_format])
-            if reader is None:
-                continue
-            factory, accepts = reader
-            accepted = not accepts or accepts(prefix)
-            if isinstance(accepted, str):  # known, but this build of Pillow cannot read it
-                reasons.append(accepted)
-            elif accepted:
-                file.seek(0)
-                try:
-                    return factory(file, "")
-                except _DAMAGED as error:
-                    reasons.append(f"{image_format}: {error}")
+    for image_format, (factory, accepts) in _readers():
+        accepted = not accepts or accepts(prefix)
+        if isinstance(accepted, str):  # known, but this build of Pillow cannot read it
+            reasons.append(accepted)
+        elif accepted:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except DAMAGED as error:
+                reasons.append(f"{image_format}: {error}")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
+        reasons.append("HEIF: install pillow-heif and call pillow_heif.register_heif_opener()")
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise ImageError(
         f"{name}: not an image that can be read{why}. Expected one of "
-        f"{', '.join([*_COMMON, *_FURTHER])}; open other formats yourself and pass the PIL image."
+        f"{', '.join([*_COMMON, *_FURTHER])} or a format that you registered with Pillow; open "
+        "others yourself and pass the PIL image."
     )
 
 
-def _reader(image_format: str, module: str) -> _Reader | None:
-    """Return Pillow's (factory, accepts) for a format, or None where this build lacks it."""
-    if image_format not in Image.OPEN:
-        try:
-            importlib.import_module(f"PIL.{module}")
-        except ImportError:
-            return None
-    return Image.OPEN.get(image_format)
+def _readers() -> Iterator[tuple[str, _Reader]]:
+    """Yield Pillow's (factory, accepts) by format: ours, then those that the program registered."""
+    for image_format, module in (*_COMMON.items(), *_FURTHER.items()):
+        if image_format not in Image.OPEN:
+            try:
+                importlib.import_module(f"PIL.{module}")
+            except ImportError:
+                continue
+        if image_format in Image.OPEN:
+            yield image_format, Image.OPEN[image_format]
+    for image_format, reader in list(Image.OPEN.items()):
+        own = getattr(reader[0], "__module__", "").startswith("PIL.")
+        if not own and image_format not in (*_COMMON, *_FURTHER):
+            yield image_format, reader
 
 
-def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name}: {width}x{height} pixels, more than the {max_pixels} allowed. Scale it down "
-            "first, or raise max_pixels if you trust where it comes from."
-        )
+def _bound(image: ImageFile.ImageFile, max_pixels: int, least_side: int, name: str) -> None:
+    """Refuse an image that is too large, or set a JPEG to be decoded at a fraction of its size."""
+    width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels ({width}x{height}).")
-
-
-def _to_rgb(image: Image.Image, alpha: Alpha, name: str) -> Image.Image:
-    try:
-        has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
-        if image.mode == "RGB" and not has_alpha:
-            image.load()  # a PIL image that was opened and not yet read
-            return image
-        if image.mode.startswith("I;16"):
-            return _from_uint16(np.asarray(image)).convert("RGB")
-        if image.mode == "I":
-            return _from_int32(np.asarray(image), name).convert("RGB")
-        if image.mode == "F":
-            return _from_float(np.asarray(image), name).convert("RGB")
-        if has_alpha:
-            image = image.convert("RGBA")
-            if alpha == "drop":
-                return image.convert("RGB")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
-    except _DAMAGED as error:
-        raise ImageError(
-            f"{name}: mode {image.mode} cannot be read as RGB ({error}). Convert it first."
-        ) from error
-
-
-def _from_uint16(values: Array) -> Image.Image:
-    # 65535 / 255 = 257 exactly; half of it rounds to nearest.
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _from_int32(values: Array, name: str) -> Image.Image:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 255:
-        raise ImageError(
-            f"{name}: 32-bit integer pixels in [{low}, {high}], whose scale is unknown. Scale them "
-            "to 0..255 and pass a uint8 array."
-        )
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def _from_float(values: Array, name: str) -> Image.Image:
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name}: NaN or infinite pixels. Check what produced it.")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 255:
-        raise ImageError(
-            f"{name}: floating-point pixels in [{low:g}, {high:g}], expected 0..1 or 0..255. "
-            "Scale them and pass a uint8 array."
-        )
-    if high <= 1:
-        values = values * np.float32(255)
-    return Image.fromarray(np.rint(values).astype(np.uint8))
-
-
-def _from_array(array: Array, alpha: Alpha, max_pixels: int) -> Image.Image:
-    name = describe_source(array)
-    if array.dtype != np.uint8:
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ImageError(f"{name}: NaN or infinite pixels. Check what produced it.")
-        raise DTypeError(
-            f"{name}: got dtype {array.dtype.name}, expected uint8. Scale the values to 0..255 and "
-            "convert with array.astype('uint8'); a preprocessed float32 batch has four axes, "
-            "(batch, 3, height, width)."
-        )
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
-        raise ShapeError(
-            f"{name}: expected (height, width, 3), (height, width, 4) or (height, width), none of "
-            "them empty. Channels come last: array.transpose(1, 2, 0) where they come first."
-        )
-    _check_pixels((array.shape[1], array.shape[0]), max_pixels, name)
-    if array.ndim == 3 and array.shape[2] == 4 and alpha == "drop":
-        array = np.ascontiguousarray(array[..., :3])
-    elif array.ndim == 3 and array.shape[2] == 4:
-        # transformers blends arrays in float64 and rounds, where Pillow's own compositing may
-        # differ by one; equal to the reference goes first.
-        share = array[..., 3:] / 255
-        array = np.round(share * array[..., :3] + (1 - share) * 255).astype(np.uint8)
-    image = Image.fromarray(array)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if width * height <= max_pixels:
+        return
+    # A progressive JPEG keeps all its coefficients in memory, whatever size comes out.
+    if isinstance(image, JpegImageFile) and "progressive" not in image.info and least_side:
+        for part in (8, 4, 2):
+            size = width // part, height // part
+            if min(size) >= least_side and size[0] * size[1] <= max_pixels:
+                image.draft(image.mode, size)
+                return
+    raise ImageError(
+        f"{name}: {width}x{height} pixels, more than the {max_pixels} allowed. Raise max_pixels of "
+        "load or encode_image if you trust where it comes from, or scale it down first."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,13 @@ from PIL import Image
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
 from mmedge.preprocess.config import ImageConfig
-from mmedge.preprocess.decode import MAX_PIXELS, ImageSource, decode_image
+from mmedge.preprocess.decode import (
+    ImageOptions,
+    ImageSource,
+    array_of,
+    decode_image,
+    is_image_source,
+)
 from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
 from mmedge.specs import Array, Float32Array, Modality
 
@@ -35,16 +41,19 @@ class ImageProcessor:
 
     Args:
         config: The bundle's frozen configuration.
-        max_pixels: Images larger than this, before or after the resize, are refused.
+        options: What the caller says of images.
     """
 
     modality: ClassVar[Modality] = Modality.IMAGE
 
-    def __init__(self, config: ImageConfig, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, config: ImageConfig, options: ImageOptions | None = None) -> None:
         self.config = config
-        self._max_pixels = max_pixels
+        self.options = options or ImageOptions()
         self._alpha = (config.find(Decode) or Decode()).alpha
         self._resize, self._crop = config.find(Resize), config.find(Crop)
+        # A JPEG of twice the size gives the same output as the whole one: a cosine of 1.0000.
+        edge = (0, 0) if self._resize is None else (self._resize.height, self._resize.width)
+        self._least_side = 2 * max(edge)
         self._table = _lookup_table(config)
 
     @classmethod
@@ -76,32 +85,35 @@ class ImageProcessor:
             (height, width, 3) uint8, C-contiguous.
 
         Raises:
-            ImageError: If so long a picture would be larger than max_pixels after the resize.
+            ImageError: If there is no crop and so long an image would have more than max_pixels
+                after the resize.
             InputError: If the image is not RGB.
         """
         if image.mode != "RGB":
             raise InputError(
                 f"Image mode: got {image.mode}, expected RGB. Pass it through decode_image."
             )
-        if self._resize is not None:
-            size = _resized(self._resize, image.size)
-            if size[0] * size[1] > self._max_pixels:
-                raise ImageError(
-                    f"Image of {image.width}x{image.height} pixels: too long and thin, it would be "
-                    f"{size[0]}x{size[1]} after the resize, more than the {self._max_pixels} "
-                    "pixels allowed. Crop it first."
-                )
-            if size != image.size:
-                image = image.resize(size, _RESAMPLE[self._resize.resample])
+        size = image.size if self._resize is None else _resized(self._resize, image.size)
+        box = (0, 0, *size)
         if self._crop is not None:
             # Floor division on a negative difference and Pillow's black beyond the border give the
             # very place and padding of transformers' center_crop, image larger or smaller.
-            left = (image.width - self._crop.width) // 2
-            top = (image.height - self._crop.height) // 2
+            left, top = (size[0] - self._crop.width) // 2, (size[1] - self._crop.height) // 2
             box = (left, top, left + self._crop.width, top + self._crop.height)
-            if box != (0, 0, *image.size):
-                image = image.crop(box)
-        return np.asarray(image)
+        if self._resize is not None and size != image.size:
+            resample = _RESAMPLE[self._resize.resample]
+            if size[0] * size[1] <= self.options.max_pixels:
+                image = image.resize(size, resample)
+            elif self._crop is not None:
+                return np.asarray(_resize_part(image, size, box, resample))
+            else:
+                raise ImageError(
+                    f"Image of {image.width}x{image.height} pixels: too long and thin, it would be "
+                    f"{size[0]}x{size[1]} after the resize, more than the "
+                    f"{self.options.max_pixels} pixels allowed. Crop it first, or raise max_pixels "
+                    "of load or encode_image."
+                )
+        return np.asarray(image if box == (0, 0, *image.size) else image.crop(box))
 
     def normalize(self, frames: Array) -> Float32Array:
         """Rescale and normalise frames.
@@ -181,7 +193,10 @@ class ImageProcessor:
 
     def _frame(self, source: ImageSource, place: str) -> Array:
         try:
-            return self.resize(decode_image(source, alpha=self._alpha, max_pixels=self._max_pixels))
+            image = decode_image(
+                source, self.options, alpha=self._alpha, least_side=self._least_side
+            )
+            return self.resize(image)
         except InputError as error:
             if not place:
                 raise
@@ -221,11 +236,38 @@ def _resized(resize: Resize, size: tuple[int, int]) -> tuple[int, int]:
     return int(resize.height * width / height), resize.height
 
 
+def _resize_part(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    resample: Image.Resampling,
+) -> Image.Image:
+    """Return `image.resize(size, resample).crop(box)`, computing only what the box shows.
+
+    Equal to it within a step of uint8, except where a filter overshoots black or white, since
+    Pillow chooses the order of its two passes by size, and where `nearest` or `box` jumps.
+    """
+    shown = (max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1]))
+    scales = [before / after for before, after in zip(image.size, size, strict=True)]
+    source, part = [0.0] * 4, [0] * 4
+    for axis, (scale, length) in enumerate(zip(scales, image.size, strict=True)):
+        low, high = shown[axis] * scale, shown[axis + 2] * scale
+        reach = math.ceil(3 * max(scale, 1)) + 2  # of the widest filter, beyond the box
+        start = max(0, math.floor(low) - reach)
+        part[axis], part[axis + 2] = start, min(length, math.ceil(high) + reach)
+        source[axis], source[axis + 2] = low - start, min(high, length) - start
+    width, height = shown[2] - shown[0], shown[3] - shown[1]
+    resized = image.crop((part[0], part[1], part[2], part[3])).resize(
+        (width, height), resample, (source[0], source[1], source[2], source[3])
+    )
+    left, top = box[0] - shown[0], box[1] - shown[1]
+    return resized.crop((left, top, left + box[2] - box[0], top + box[3] - box[1]))
+
+
 def _check_is_sequence(images: object) -> None:
-    if isinstance(images, (str, bytes, os.PathLike, Image.Image)) or (
-        isinstance(images, np.ndarray) and images.ndim != 4
-    ):
-        raise InputError("Images: got a single picture, expected a sequence. Pass [picture].")
+    images = array_of(images)
+    if is_image_source(images) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
+        raise InputError("Images: got a single image, expected a sequence. Pass [image].")
     if not isinstance(images, (Sequence, np.ndarray)):
         raise InputError(
             f"Images: got {type(images).__name__}, expected a sequence. Pass list(images)."

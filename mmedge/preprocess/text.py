@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from mmedge.preprocess.config import TextConfig
 from mmedge.preprocess.tokenizer import BoundedTokenizer
 from mmedge.specs import Array, Modality
 
-__all__ = ["MAX_TEXT_BYTES", "TextProcessor"]
+__all__ = ["MAX_TEXT_BYTES", "TextProcessor", "check_tokens", "checked_texts"]
 
 MAX_TEXT_BYTES = 1_000_000
 """Longer texts are refused: no caption is so long, and the tokenizer's time grows with it."""
@@ -60,7 +60,7 @@ class TextProcessor:
         """The largest token id that the tokenizer can give, or the padding's."""
         return max(self._tokenizer.largest_id, self.config.pad_id)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated, not padded.
 
         Args:
@@ -72,15 +72,21 @@ class TextProcessor:
                 knows; its position is named.
             BundleError: If the tokenizer fails on one of them.
         """
-        checked = [self._checked(text, i) for i, text in enumerate(_checked_sequence(texts))]
-        ids = self._tokenizer.encode(checked)
+        checked = [self.check(text, i) for i, text in enumerate(checked_texts(texts))]
+        if not checked:
+            raise TextError("Texts: got none, expected at least one.")
+        ids = self.encode(checked)
         for position, tokens in enumerate(ids):
-            if not tokens:
-                raise TextError(
-                    f"Text {position}: the tokenizer knows no part of it, so no token is left. "
-                    "Leave it out, or describe something in words."
-                )
+            check_tokens(tokens, position)
         return ids
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts that `check` returned: see tokenize and check_tokens.
+
+        Raises:
+            BundleError: If the tokenizer fails on one of them.
+        """
+        return self._tokenizer.encode(texts)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Array]:
         """Lay token ids into the arrays that the graph takes.
@@ -105,7 +111,7 @@ class TextProcessor:
             feed[config.attention_mask] = mask
         return feed
 
-    def __call__(self, items: Sequence[str]) -> dict[str, Array]:
+    def __call__(self, items: Iterable[str]) -> dict[str, Array]:
         """Tokenize and pad texts: see tokenize and pad.
 
         Raises:
@@ -113,7 +119,12 @@ class TextProcessor:
         """
         return self.pad(self.tokenize(items))
 
-    def _checked(self, text: object, position: int) -> str:
+    def check(self, text: object, position: int) -> str:
+        """Return a text as it is tokenized, canonicalized where the model wants it so.
+
+        Raises:
+            TextError: As for tokenize; `position` is named.
+        """
         if not isinstance(text, str):
             if isinstance(text, bytes):
                 raise TextError(f"Text {position}: got bytes. {_decoding_advice(text)}")
@@ -143,16 +154,32 @@ class TextProcessor:
         return text
 
 
-def _checked_sequence(texts: Sequence[str]) -> Sequence[str]:
+def check_tokens(tokens: Sequence[int], position: int) -> None:
+    """Check that something is left of a text.
+
+    Raises:
+        TextError: If there is no token; `position` is named.
+    """
+    if not tokens:
+        raise TextError(
+            f"Text {position}: the tokenizer knows no part of it, so no token is left. "
+            "Leave it out, or describe something in words."
+        )
+
+
+def checked_texts(texts: Iterable[str]) -> Iterable[str]:
+    """Return texts as they are, unless they are one text or no texts at all.
+
+    Raises:
+        TextError: If they are a str, bytes or nothing that can be iterated.
+    """
     if isinstance(texts, str):
-        raise TextError("Texts: got a single text, expected a sequence. Pass [text].")
+        raise TextError("Texts: got a single text, expected several. Pass [text].")
     kind = type(texts).__name__
-    if kind in {"bytes", "bytearray"}:  # to a type checker a sequence of str is never one
+    if kind in {"bytes", "bytearray"}:  # to a type checker an iterable of str is never one
         raise TextError(f"Texts: got {kind}, expected str. Decode it: data.decode('utf-8').")
-    if not isinstance(texts, Sequence):
-        raise TextError(f"Texts: got {kind}, expected a sequence of str.")
-    if not texts:
-        raise TextError("Texts: got none, expected at least one.")
+    if not isinstance(texts, Iterable):
+        raise TextError(f"Texts: got {kind}, expected several str.")
     return texts
 
 

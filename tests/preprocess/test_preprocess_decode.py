@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageFile
 from transformers.image_transforms import convert_to_rgb
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
-from mmedge.preprocess import decode_image
+from mmedge.preprocess import ImageOptions, decode_image, rgb
+from mmedge.preprocess.decode import image_files
 from mmedge.specs import Array
 
 
@@ -69,6 +73,66 @@ def test_mode_is_converted_as_transformers_does(mode: str) -> None:
     decoded = decode_image(image)
     assert decoded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(decoded), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["object", "file"])
+def test_alpha_can_be_dropped_as_load_image_does(mode: str, kind: str) -> None:
+    image = MODES[mode]()
+    if kind == "file":
+        if mode in ("PA", "CMYK", "YCbCr", "HSV"):
+            pytest.skip("no PNG of this mode")
+        image = Image.open(io.BytesIO(encoded(image, "PNG")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow advises to convert to RGBA first
+        expected = np.asarray(image.convert("RGB"))
+    for got in (decode_image(image, alpha="drop"), decode_image(image, ImageOptions(alpha="drop"))):
+        np.testing.assert_array_equal(np.asarray(got), expected)
+    on_white = convert_to_rgb(image, return_numpy=True)
+    got = decode_image(image, ImageOptions(alpha="white"), alpha="drop")
+    np.testing.assert_array_equal(np.asarray(got), on_white)
+
+
+@pytest.mark.parametrize("alpha", ["white", "drop"])
+def test_one_rule_of_alpha_for_paths_bytes_objects_and_arrays(alpha: Any, tmp_path: Path) -> None:
+    array = pixels(channels=4)
+    path = tmp_path / "a.png"
+    Image.fromarray(array).save(path)
+    expected = np.asarray(decode_image(path, alpha=alpha)).astype(int)
+    for source in (path.read_bytes(), Image.open(path), Image.fromarray(array)):
+        np.testing.assert_array_equal(np.asarray(decode_image(source, alpha=alpha)), expected)
+    off = np.abs(np.asarray(decode_image(array, alpha=alpha)) - expected)
+    assert off.max() <= 1  # the reference blends arrays in float64
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (13, 17, 1), (13, 17, 3), (13, 17, 4)])
+def test_bgr_arrays_are_turned_and_nothing_else(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(shape[-1])
+    turned = array if order is None else array[..., order]
+    bgr = ImageOptions(channels="bgr")
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(turned, bgr)), np.asarray(decode_image(array))
+    )
+    image = Image.fromarray(pixels())
+    for source in (image, encoded(image, "PNG")):
+        np.testing.assert_array_equal(np.asarray(decode_image(source, bgr)), pixels())
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(InputError, match="channels: got 'brg', expected 'rgb' or 'bgr'"):
+        ImageOptions(channels="brg")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="alpha: got 'black'"):
+        ImageOptions(alpha="black")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_pixels: got 0"):
+        ImageOptions(max_pixels=0)
+
+
+def test_large_arrays_are_blended_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = pixels(30, 7, channels=4)
+    whole = np.asarray(decode_image(array))
+    monkeypatch.setattr(rgb, "_BAND", 20)
+    np.testing.assert_array_equal(np.asarray(decode_image(array)), whole)
 
 
 @pytest.mark.parametrize("shape", [(13, 17), (13, 17, 1), (13, 17, 3), (13, 17, 4)])
@@ -156,6 +220,195 @@ def test_float_image_out_of_range_is_refused(value: float) -> None:
         decode_image(image)
 
 
+@pytest.mark.parametrize("most", [65535, 1000])
+def test_16_bit_pgm_is_read_as_the_same_png(most: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).integers(0, most + 1, (6, 8), dtype=np.uint16)
+    values[0, 0] = most
+    header = f"P5\n8 6\n{most}\n".encode()
+    path = tmp_path / "depth.pgm"
+    path.write_bytes(header + values.astype(">u2").tobytes())
+    full = np.round(values * (65535 / most)).astype(np.uint16)  # the header gives the scale
+    expected = np.asarray(decode_image(encoded(Image.fromarray(full), "PNG"))).astype(int)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        off = np.abs(np.asarray(decode_image(source)) - expected)
+        assert off.max() <= (0 if most == 65535 else 1)
+
+
+class Stream:
+    """What a network gives: read() alone, once."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, size: int = -1) -> bytes:
+        assert size == -1
+        data, self._data = self._data, b""
+        return data
+
+
+def test_bytes_and_files_of_every_kind_are_read(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(pixels()), "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    written = io.BytesIO()
+    written.write(data)  # stands at its end, as after image.save(buffer)
+    with path.open("rb") as file, tempfile.SpooledTemporaryFile() as spooled:
+        spooled.write(data)
+        sources: list[Any] = [bytearray(data), memoryview(data), written, file, spooled]
+        for source in (*sources, Stream(data)):
+            np.testing.assert_array_equal(np.asarray(decode_image(source)), pixels())
+        assert not file.closed
+        np.testing.assert_array_equal(np.asarray(decode_image(file)), pixels())
+
+
+def test_files_that_give_no_bytes_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("text")
+    with path.open() as text, pytest.raises(InputError, match=r"Open it with mode 'rb'"):
+        decode_image(text)  # type: ignore[arg-type]
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(ImageError, match="cannot be read"):
+        decode_image(closed)
+    with pytest.raises(ImageError, match="not an image"):
+        decode_image(io.BytesIO())
+    with pytest.raises(ImageError, match="got no bytes"):
+        decode_image(bytearray())
+
+
+def test_tensors_are_read_as_their_arrays() -> None:
+    tensor = torch.from_numpy(pixels())
+    np.testing.assert_array_equal(np.asarray(decode_image(tensor)), pixels())
+    with pytest.raises(ShapeError, match=r"tensor\.permute\(1, 2, 0\)"):
+        decode_image(tensor.permute(2, 0, 1))
+    with pytest.raises(InputError, match=r"Tensor: cannot be read .*detach\(\)\.cpu\(\)"):
+        decode_image(torch.zeros(8, 8, 3, requires_grad=True))
+    with pytest.raises(InputError, match="Tensor: cannot be read as an array"):
+        decode_image(torch.zeros(8, 8, 3, device="meta"))
+
+
+def test_a_pil_image_whose_file_was_closed_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for mode in ("RGB", "RGBA", "P"):
+        Image.fromarray(pixels()).convert(mode).save(path)
+        with Image.open(path) as image:
+            pass
+        with pytest.raises(ImageError, match=r"a\.png': its file was closed before it was read"):
+            decode_image(image)
+    read = Image.fromarray(pixels())
+    read.close()
+    with pytest.raises(ImageError, match="closed"):
+        decode_image(read)
+
+
+def large_jpeg(*, progressive: bool = False, exif: Image.Exif | None = None) -> bytes:
+    """A smooth JPEG of 800x600 with the corners marked, and its orientation."""
+    y, x = np.mgrid[0:600, 0:800]
+    array = np.stack([x * 255 // 799, y * 255 // 599, (x + y) * 255 // 1398], -1).astype(np.uint8)
+    buffer = io.BytesIO()
+    exif = exif or Image.Exif()
+    Image.fromarray(array).save(buffer, "JPEG", quality=95, progressive=progressive, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "least_side", "size"),
+    [
+        (480_000, 100, (800, 600)),  # not above the limit
+        (479_999, 100, (200, 150)),
+        (479_999, 200, (400, 300)),
+        (10_000, 60, (100, 75)),
+        (479_999, 301, None),
+        (479_999, 0, None),  # nothing says what is enough
+        (7000, 60, None),
+    ],
+)
+def test_a_jpeg_above_the_limit_is_decoded_at_a_fraction(
+    max_pixels: int, least_side: int, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(large_jpeg())
+    options = ImageOptions(max_pixels=max_pixels)
+    opened = Image.open(path)
+    for source in (path, path.read_bytes(), opened):
+        if size is None:
+            with pytest.raises(ImageError, match="800x600 pixels, more than"):
+                decode_image(source, options, least_side=least_side)
+            continue
+        got = decode_image(source, options, least_side=least_side)
+        assert got.size == size
+        whole = decode_image(path).resize(size, Image.Resampling.BOX)
+        assert np.abs(np.asarray(got).astype(int) - np.asarray(whole)).max() <= 4
+    assert opened.size == (800, 600)  # the caller's image is left alone
+    assert opened.convert("RGB").size == (800, 600)
+
+
+def test_a_fraction_of_a_jpeg_stands_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    got = decode_image(large_jpeg(exif=exif), ImageOptions(max_pixels=10**5), least_side=100)
+    assert got.size == (150, 200)
+
+
+def test_a_progressive_jpeg_above_the_limit_is_refused() -> None:
+    # Its coefficients are all kept in memory, whatever size is decoded.
+    with pytest.raises(ImageError, match="more than"):
+        decode_image(large_jpeg(progressive=True), ImageOptions(max_pixels=10**5), least_side=50)
+
+
+def test_a_jpeg_of_several_pictures_is_decoded_at_a_fraction_too() -> None:
+    first = Image.open(io.BytesIO(large_jpeg()))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[first.resize((80, 60))])
+    got = decode_image(buffer.getvalue(), ImageOptions(max_pixels=10**5), least_side=100)
+    assert got.size == (200, 150)
+
+
+class HeifFile(ImageFile.ImageFile):
+    """A reader as pillow-heif registers it; here the picture is a PNG behind HEIF's first bytes."""
+
+    format = "HEIF"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        self.fp.seek(12)
+        with Image.open(io.BytesIO(self.fp.read())) as inner:
+            self._size, self._mode, self._pixels = inner.size, inner.mode, inner.tobytes()
+        self.tile = []
+
+    def load(self) -> Any:
+        self.im = Image.frombytes(self.mode, self.size, self._pixels).im
+        return super().load()
+
+
+HEIC = b"\0\0\0\x18ftypheic" + encoded(Image.fromarray(pixels()), "PNG")
+
+
+def test_a_format_that_the_program_registers_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match=r"HEIF: install pillow-heif and call .*register_heif"):
+        decode_image(HEIC)
+    reader = (HeifFile, lambda prefix: prefix[4:12] == b"ftypheic")
+    monkeypatch.setitem(Image.OPEN, "HEIF", reader)
+    np.testing.assert_array_equal(np.asarray(decode_image(HEIC)), pixels())
+    with pytest.raises(ImageError, match="more than the 10 allowed"):
+        decode_image(HEIC, ImageOptions(max_pixels=10))
+
+
+def test_pillows_readers_that_run_programs_stay_out() -> None:
+    Image.init()  # registers them all, EPS included
+    assert "EPS" in Image.OPEN
+    with pytest.raises(ImageError, match="not an image that can be read"):
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+
+
+def test_images_of_a_folder_are_found_by_their_suffixes(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("b.PNG", "below/a.jpg", "below/note.txt", "c.heic"):
+        (tmp_path / name).write_bytes(b"x")
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
+    assert found == ["b.PNG", "below/a.jpg", "c.heic"]
+
+
 def test_rgb_image_is_not_copied() -> None:
     image = Image.fromarray(pixels())
     assert decode_image(image) is image
@@ -204,6 +457,7 @@ def test_every_truncation_is_an_image_error_or_the_picture() -> None:
 def test_random_damage_is_an_image_error_or_a_picture() -> None:
     rng = np.random.default_rng(0)
     refused = 0
+    limit = ImageOptions(max_pixels=10**6)
     with warnings.catch_warnings():
         # Readers may warn of odd metadata that they could read past; that is not damage.
         warnings.simplefilter("ignore")
@@ -213,7 +467,7 @@ def test_random_damage_is_an_image_error_or_a_picture() -> None:
                 changed = data.copy()
                 changed[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
                 try:
-                    assert decode_image(changed.tobytes(), max_pixels=10**6).mode == "RGB"
+                    assert decode_image(changed.tobytes(), limit).mode == "RGB"
                 except ImageError:
                     refused += 1
     assert refused > 100
@@ -222,7 +476,7 @@ def test_random_damage_is_an_image_error_or_a_picture() -> None:
 def test_missing_file_directory_and_odd_paths(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"nowhere\.png.*no such file"):
         decode_image(tmp_path / "nowhere.png")
-    with pytest.raises(ImageError, match="is a directory"):
+    with pytest.raises(ImageError, match=r"is a folder\. Pass it to encode_image_files"):
         decode_image(tmp_path)
     with pytest.raises(ImageError, match="Image '': the path is empty"):
         decode_image("")
@@ -237,7 +491,7 @@ def test_missing_file_directory_and_odd_paths(tmp_path: Path) -> None:
         decode_image("nul\0byte.png")
     with pytest.raises(ImageError, match="cannot be read"):
         decode_image("x" * 5000)
-    with pytest.raises(InputError, match="not a picture"):
+    with pytest.raises(InputError, match="not an image"):
         decode_image(42)  # type: ignore[arg-type]
 
 
@@ -268,10 +522,14 @@ def test_decompression_bomb_is_refused_before_decoding_and_without_a_warning(sid
 
 def test_pixel_limit_can_be_set() -> None:
     image = Image.fromarray(pixels(10, 10))
-    assert decode_image(image, max_pixels=100).size == (10, 10)
-    for source in (image, encoded(image, "PNG"), np.asarray(image)):
-        with pytest.raises(ImageError, match="more than the 99 allowed"):
-            decode_image(source, max_pixels=99)
+    file = encoded(image, "PNG")
+    assert decode_image(file, ImageOptions(max_pixels=100)).size == (10, 10)
+    limit = ImageOptions(max_pixels=99)
+    for source in (file, io.BytesIO(file), Image.open(io.BytesIO(file))):
+        with pytest.raises(ImageError, match=r"the 99 allowed\. Raise max_pixels of load"):
+            decode_image(source, limit)
+    for decoded in (image, pixels(10, 10)):  # in memory already
+        assert decode_image(decoded, limit).size == (10, 10)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
-from mmedge.preprocess import ImageConfig, ImageProcessor, ImageSource
+from mmedge.preprocess import ImageConfig, ImageOptions, ImageProcessor, ImageSource
 from mmedge.preprocess.steps import Crop, Decode, Normalize, Resample, Rescale, Resize
 from mmedge.specs import Array
 
@@ -177,17 +178,73 @@ def test_bad_picture_among_many_is_named_by_its_position() -> None:
         ImageProcessor(clip_config())([picture(8, 8), "gone.png", picture(8, 8)])
 
 
-def test_long_thin_picture_is_refused_before_it_fills_the_memory() -> None:
-    with pytest.raises(ImageError, match="too long and thin"):
-        ImageProcessor(clip_config())([np.zeros((1, 60_000, 3), np.uint8)])
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    short=st.integers(1, 40),
+    long=st.integers(41, 900),
+    upright=st.booleans(),
+    edge=st.integers(2, 40),
+    crop=st.integers(1, 60),
+    resample=st.sampled_from(["bicubic", "bilinear", "lanczos", "hamming"]),
+)
+def test_of_a_long_thin_image_only_what_the_crop_shows_is_computed(
+    short: int, long: int, upright: bool, edge: int, crop: int, resample: Resample
+) -> None:
+    noise = picture(long, short) if upright else picture(short, long)
+    # Away from black and white: where a filter overshoots, the order of Pillow's passes shows.
+    image = noise.point(lambda value: 64 + value // 2)
+    config = clip_config(edge, crop, resample)
+    whole = ImageProcessor(config).resize(image).astype(int)
+    part = ImageProcessor(config, ImageOptions(max_pixels=1)).resize(image)
+    assert part.shape == whole.shape
+    assert np.abs(part - whole).max() <= 1
+
+
+def test_a_long_thin_image_does_not_fill_the_memory() -> None:
+    strip = np.zeros((1, 60_000, 3), np.uint8)
+    strip[0, 29_900:30_100] = 255  # the middle, which the crop shows
+    frame = ImageProcessor(clip_config()).resize(Image.fromarray(strip))
+    assert frame.shape == (224, 224, 3)
+    assert frame.min() == 255
+    with pytest.raises(ImageError, match=r"too long and thin.*raise max_pixels"):
+        ImageProcessor(ImageConfig(steps=clip_config().steps[:2]))([strip])
+
+
+def test_a_large_jpeg_gives_what_the_whole_one_gives() -> None:
+    y, x = np.mgrid[0:1200, 0:1600]
+    waves = 127 + 120 * np.sin(x / 90) * np.cos(y / 70)
+    array = np.stack([waves, x * 255 / 1599, y * 255 / 1199], -1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=95)
+    whole = prepared(ImageProcessor(clip_config()), [buffer.getvalue()]).ravel()
+    limited = ImageProcessor(clip_config(), ImageOptions(max_pixels=10**6))
+    part = prepared(limited, [buffer.getvalue()]).ravel()
+    cosine = float(whole @ part / np.linalg.norm(whole) / np.linalg.norm(part))
+    assert cosine > 0.9999
+
+
+def test_options_reach_the_decoder() -> None:
+    frame = np.asarray(picture(9, 9, "RGBA"))
+    bgr = np.ascontiguousarray(frame[..., [2, 1, 0, 3]])
+    plain = prepared(ImageProcessor(clip_config()), [frame])
+    turned = ImageProcessor(clip_config(), ImageOptions(channels="bgr"))
+    np.testing.assert_array_equal(prepared(turned, [bgr]), plain)
+    dropped = ImageProcessor(clip_config(), ImageOptions(alpha="drop"))
+    np.testing.assert_array_equal(
+        prepared(dropped, [frame]), prepared(ImageProcessor(clip_config()), [frame[..., :3]])
+    )
+    frozen = ImageConfig(steps=(Decode(alpha="drop"), *clip_config().steps[1:]))
+    np.testing.assert_array_equal(
+        prepared(ImageProcessor(frozen), [frame]), prepared(dropped, [frame])
+    )
 
 
 def test_misuse_is_explained() -> None:
     processor = ImageProcessor(clip_config(8, 8))
     image = picture(9, 9)
-    with pytest.raises(InputError, match=r"Pass \[picture\]"):
+    with pytest.raises(InputError, match=r"Pass \[image\]"):
         processor(np.asarray(image))
-    with pytest.raises(InputError, match=r"Pass \[picture\]"):
+    with pytest.raises(InputError, match=r"Pass \[image\]"):
         processor("a.png")
     with pytest.raises(InputError, match="got none"):
         processor([])

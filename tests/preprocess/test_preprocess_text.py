@@ -134,10 +134,10 @@ def test_canonical_text_equals_siglip(text: str) -> None:
     processor = TextProcessor.__new__(TextProcessor)
     processor.config = config(canonicalize=True)
     if expected:
-        assert processor._checked(text, 0) == expected
+        assert processor.check(text, 0) == expected
     else:
         with pytest.raises(TextError, match=r"empty|nothing left"):
-            processor._checked(text, 0)
+            processor.check(text, 0)
 
 
 def test_canonicalization_is_applied_before_tokenization(tmp_path: Path) -> None:
@@ -160,7 +160,8 @@ def test_canonicalization_is_applied_before_tokenization(tmp_path: Path) -> None
         ([], "Texts: got none"),
         ("red", r"Pass \[text\]"),
         (b"red", r"got bytes, expected str. Decode it"),
-        (iter(["red"]), "expected a sequence of str"),
+        (3, "Texts: got int, expected several str"),
+        (iter([]), "Texts: got none"),
         (["red", ""], "Text 1: empty"),
         ([" \n\t\u00a0", "red"], "Text 0: empty"),
         (["red", 3], "Text 1: got int, expected str"),

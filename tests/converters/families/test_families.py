@@ -18,10 +18,11 @@ from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.converters.families import FAMILIES
 from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.sources.frozen import freeze
+from mmedge.converters.sources.reference_processors import check_image_preprocessing
 from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.preprocess.steps import Crop, Normalize, Rescale
+from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale
 
 TEXTS = ("a red circle", "Größe: naïve, 東京 🗼", "x" * 200, "tabs\tand\nlines")
 
@@ -228,6 +229,7 @@ def test_a_processor_that_is_missing_is_named(
         ({"do_normalize": False}, lambda c: c.find(Normalize)),
         ({"do_rescale": False}, lambda c: c.find(Rescale)),
         ({"resample": 2}, lambda c: c.steps[1].resample),
+        ({"do_convert_rgb": None}, lambda c: c.steps[0].alpha),
     ],
 )
 def test_image_settings_are_read_from_the_folder(
@@ -242,5 +244,19 @@ def test_image_settings_are_read_from_the_folder(
         "do_normalize": None,
         "do_rescale": None,
         "resample": "bilinear",
+        "do_convert_rgb": "white",  # SigLIP 2 says nothing
     }
-    assert check(describe(folder).spec.processors["image"]) == expected[next(iter(settings))]
+    described = describe(folder)
+    config = described.spec.processors["image"]
+    assert check(config) == expected[next(iter(settings))]
+    assert isinstance(config, ImageConfig)
+    check_image_preprocessing(described.source, config, folder)
+
+
+def test_alpha_is_compared_with_the_reference(clip_folder: Path) -> None:
+    described = describe(clip_folder)
+    config = described.spec.processors["image"]
+    assert isinstance(config, ImageConfig)
+    dropped = config.model_copy(update={"steps": (Decode(alpha="drop"), *config.steps[1:])})
+    with pytest.raises(ExportError, match="500x17 picture differs"):
+        check_image_preprocessing(described.source, dropped, clip_folder)
