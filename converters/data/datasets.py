@@ -14,6 +14,7 @@ import numpy as np
 from mmedge.errors import CalibrationError
 from mmedge.files import sha256_file
 from mmedge.files.json_file import parse_json
+from mmedge.preprocess.decode import IMAGE_SUFFIXES
 from mmedge.specs import Array, Modality
 
 __all__ = ["CAPTIONS_NAME", "LABELS", "Dataset", "Sample", "read_dataset"]
@@ -22,9 +23,6 @@ CAPTIONS_NAME = "captions.jsonl"
 LABELS = "labels"
 """The array of an .npz file that holds the true class of each sample: (N,) integers."""
 
-_IMAGES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 _SOUNDS = frozenset({".wav", ".flac", ".ogg"})
 _MOST_NAMED = 3
 _FIELDS = ("image", "audio", "caption", "label")
@@ -121,12 +119,12 @@ def read_dataset(path: Path) -> Dataset:
         samples = tuple(_read_lines(path / CAPTIONS_NAME))
     else:
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        samples = tuple(Sample(image=f) for f in files if f.suffix.lower() in _IMAGES)
+        samples = tuple(Sample(image=f) for f in files if f.suffix.lower() in IMAGE_SUFFIXES)
         samples = samples or tuple(Sample(audio=f) for f in files if f.suffix.lower() in _SOUNDS)
     if not samples:
         raise CalibrationError(
             f"{path} holds no images or sounds{_describe_other_files(path)}; expected "
-            f"{', '.join(sorted(_IMAGES | _SOUNDS))}. Pass a folder that does."
+            f"{', '.join(sorted(IMAGE_SUFFIXES | _SOUNDS))}. Pass a folder that does."
         )
     return Dataset(path.resolve().name, samples)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 
@@ -14,17 +14,20 @@ from mmedge.bundle.opening import Bundle
 from mmedge.closing import Closing
 from mmedge.errors import InputError
 from mmedge.notebook import html_table
+from mmedge.preprocess.decode import MAX_PIXELS, Channels, ImageOptions
 from mmedge.preprocess.registry import Processor, open_processor
+from mmedge.preprocess.steps import Alpha
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
 from mmedge.sessions.warming import WarmingState, WarmingUp
-from mmedge.specs import Array
+from mmedge.specs import Array, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Self
 
+    from mmedge.preprocess.image import ImageProcessor
     from mmedge.runtimes.session import SessionOptions
     from mmedge.sessions.warming import WarmingReport
 
@@ -76,6 +79,7 @@ class Model(Closing):
         self._variants = dict(variants)
         self._choices = dict(choices or {})
         self._warming = warming
+        self._reopen: Callable[[], Model] | None = None
         names = {bundle.manifest.processor_of(role) for role in sessions} - {None}
         self._processors: dict[str, Processor] = {
             name: open_processor(bundle.manifest.processors[name], bundle.path)
@@ -84,7 +88,7 @@ class Model(Closing):
         }
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913, all that a user may choose
         cls,
         path: Path | str,
         *,
@@ -95,11 +99,55 @@ class Model(Closing):
         options: SessionOptions | None = None,
         warm: str | None = None,
         warming_report: WarmingReport | None = None,
+        channels: Channels = "rgb",
+        alpha: Alpha | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> Self:
-        """Load a bundle of this kind: `mmedge.load` with the type that it gives.
+        """Load a bundle of this kind; `mmedge.load` takes one of any kind.
+
+        Where several installed backends can run a role, the first load on a machine measures which
+        is the fastest, a second or two for each role and in memory for all of them at once, and
+        remembers it in the cache folder ($MMEDGE_CACHE_DIR, else ~/.cache/mmedge); later loads
+        open that one alone. Naming the backend measures nothing. `Model.choices` says what runs
+        and why.
+
+        Args:
+            path: The bundle's folder.
+            device: "cpu", "cuda" or "cuda:N"; "gpu" is another word for "cuda". None takes the
+                device of `options`, and without these the best that the backend has here; with no
+                backend named, the first installed one.
+            precision: A precision ("int8": the first variant that has it, which is the one of
+                highest fidelity), the exact name of a variant ("int8-dynamic"), or one of these
+                for each role, by role name. None, or a role that is not named, takes the bundle's
+                default.
+            backend: One of mmedge.runtimes.BACKENDS, for all roles; None takes the fastest for
+                each. TensorRT takes part once its engine is built (`mmedge build`); named here, it
+                builds one for as long as that takes.
+            roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
+                loads all. What is not loaded costs neither time nor memory.
+            options: Threads and memory settings.
+            warm: A backend that runs at once, such as "onnxruntime", while TensorRT's engines are
+                built in the background, which takes minutes the first time. Each engine is run on
+                the golden inputs and takes over between two calls; one whose outputs differ is
+                refused. `backend` then names whose engines (None: the TensorRT that is installed),
+                and `device` is a GPU. What runs meanwhile uses that GPU if it can, else the CPU.
+                `Model.warming` shows the progress. None waits for what is to run.
+            warming_report: With `warm`: called at every step, from the background thread.
+            channels: Order of the channels in image arrays: "rgb", or "bgr" for frames of OpenCV.
+            alpha: "white" composites transparent pixels onto white, "drop" ignores the alpha
+                channel; None does what the bundle says.
+            max_pixels: Images of more pixels are refused before they are decoded; of a larger
+                JPEG, a fraction of its size is decoded.
+
+        Returns:
+            The model. Close it, or use it in a `with` block, to free its memory. A process that it
+            is sent to loads it again.
 
         Raises:
-            BundleError: If the bundle is of another kind, and as for `mmedge.load`.
+            BundleError: If the bundle cannot be opened or trusted, or is of another kind.
+            InputError: If it holds no such role or variant; those it holds are listed.
+            BackendError: If the backend or the device is missing, or would not run the graph
+                there.
         """
         from mmedge.models.load import load_as
 
@@ -113,7 +161,27 @@ class Model(Closing):
             options=options,
             warm=warm,
             warming_report=warming_report,
+            channels=channels,
+            alpha=alpha,
+            max_pixels=max_pixels,
         )
+
+    def opened(self, images: ImageOptions, reopen: Callable[[], Model]) -> None:
+        """Take what `load` was given: options of images, and how to load the same model again."""
+        self._reopen = reopen
+        for name, processor in self._processors.items():
+            if processor.modality is Modality.IMAGE:
+                self._processors[name] = cast("ImageProcessor", processor).with_options(
+                    channels=images.channels, alpha=images.alpha, max_pixels=images.max_pixels
+                )
+
+    def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
+        if self._reopen is None:
+            raise InputError(
+                f"{self!r}: cannot be sent to another process, since mmedge.load did not make it. "
+                "Load the bundle there."
+            )
+        return self._reopen, ()
 
     @property
     def bundle(self) -> Bundle:

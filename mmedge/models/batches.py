@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from mmedge.errors import ImageError, InputError
-from mmedge.preprocess.decode import ImageSource
+from mmedge.errors import ImageError, InputError, TextError
+from mmedge.preprocess.decode import ImageSource, array_of, image_files, is_image_source
 from mmedge.preprocess.image import ImageProcessor
+from mmedge.preprocess.text import TextProcessor, check_tokens
 from mmedge.specs import Float32Array
 
-__all__ = ["BadImage", "image_batches", "length_buckets"]
+__all__ = [
+    "Skipped",
+    "checked_paths",
+    "image_batches",
+    "image_sources",
+    "text_batches",
+    "token_ids",
+]
 
 # Narrower buckets pad less, wider ones make fewer calls. 4 took the least CPU time of 1 to 16 on
 # 100 texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
 _BUCKET_TOKENS = 4
+_TEXTS_AT_ONCE = 4096  # that are tokenized and sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
-class BadImage:
-    """An image that was skipped.
+class Skipped:
+    """An image or a text that was skipped.
 
     Attributes:
         position: Its place among those given, from 0.
-        path: Its path, empty if it was not given by one.
+        path: An image's path, empty if it was not given by one.
         reason: What is wrong with it and what to do.
     """
 
@@ -35,34 +48,79 @@ class BadImage:
     reason: str
 
 
+def image_sources(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource] | None:
+    """Return several images as they can be read one by one; None for a single one.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    array = array_of(images)
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind in "OUS":  # paths, as pandas keeps them
+            return list(array.flat)
+        return array if array.ndim == 4 else None
+    if is_image_source(images):
+        return None
+    if not isinstance(images, Iterable):
+        raise InputError(
+            f"Images: got {type(images).__name__}, expected a path, bytes, a file object, a PIL "
+            "image, a uint8 array, or several of them."
+        )
+    return cast("Iterable[ImageSource]", images)
+
+
+def checked_paths(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], names: list[str]
+) -> Iterator[str | os.PathLike[str]]:
+    """Pass paths on, those of a folder where it is one, and note their names.
+
+    Raises:
+        InputError: If one is not a path, or a folder holds no images.
+    """
+    if isinstance(paths, (str, os.PathLike)) and Path(paths).is_dir():
+        folder, paths = paths, image_files(Path(paths))
+        if not paths:
+            raise InputError(f"Paths: the folder '{os.fspath(folder)}' holds no image files.")
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise InputError("Paths: got a single path, expected a folder or several. Pass [path].")
+    for position, path in enumerate(paths):
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(
+                f"Paths: got {type(path).__name__} at position {position}, expected str or Path. "
+                "Pass other images to encode_image."
+            )
+        names.append(os.fspath(path))
+        yield path
+
+
 def image_batches(
     sources: Iterable[ImageSource],
     processor: ImageProcessor,
     batch_size: int,
-    bad: list[BadImage] | None = None,
+    skipped: list[Skipped] | None = None,
 ) -> Iterator[Float32Array]:
-    """Prepare pictures, batch by batch.
+    """Prepare images, batch by batch.
 
     Args:
         sources: Read as far as the batch at hand needs, no further.
-        processor: Prepares each picture.
-        batch_size: Pictures in a batch, at most.
-        bad: Takes the pictures that cannot be read; None raises instead.
+        processor: Prepares each image.
+        batch_size: Images in a batch, at most.
+        skipped: Takes the images that cannot be read; None raises instead.
 
     Yields:
         (n, 3, h, w) float32 with n <= batch_size. One buffer serves every batch: each is
         overwritten by the next.
 
     Raises:
-        InputError: If a picture cannot be used; its position is named.
+        InputError: If an image cannot be used; its position is named.
     """
     size = processor.output_size
-    # Without a common size no picture can share a batch with another.
+    # Without a common size no image can share a batch with another.
     buffer = None if size is None else np.empty((batch_size, 3, *size), np.float32)
     filled = 0
     for position, source in enumerate(sources):
         target = None if buffer is None else buffer[filled : filled + 1]
-        prepared = _prepare(source, processor, target, position, bad)
+        prepared = _prepare(source, processor, target, position, skipped)
         if prepared is None:
             continue
         if buffer is None:
@@ -81,35 +139,82 @@ def _prepare(
     processor: ImageProcessor,
     target: Float32Array | None,
     position: int,
-    bad: list[BadImage] | None,
+    skipped: list[Skipped] | None,
 ) -> Float32Array | None:
-    """Prepare one picture, into `target` if there is one; return None if it was put aside."""
+    """Prepare one image, into `target` if there is one; return None if it was skipped."""
     try:
         if target is None:
             return processor([source])[processor.config.input]
         processor.into([source], target)
     except InputError as error:
-        if bad is None or not isinstance(error, ImageError):
+        if skipped is None or not isinstance(error, ImageError):
             raise type(error)(f"images[{position}]: {error}") from error
         path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
-        bad.append(BadImage(position, path, str(error)))
+        skipped.append(Skipped(position, path, str(error)))
         return None
     return target
 
 
-def length_buckets(ids: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Group texts of like length, so that padding costs a text at most 3 tokens.
+def token_ids(
+    texts: Iterable[str], processor: TextProcessor, skipped: list[Skipped] | None = None
+) -> Iterator[list[list[int]]]:
+    """Tokenize texts, some thousand at a time.
+
+    Args:
+        texts: Read as far as needed, no further.
+        processor: Checks and tokenizes them.
+        skipped: Takes the texts that cannot be used; None raises instead.
+
+    Yields:
+        Token ids of at least one text, in the order of the texts.
+
+    Raises:
+        TextError: If a text cannot be used; its position is named.
+    """
+    read = enumerate(texts)
+    while part := list(itertools.islice(read, _TEXTS_AT_ONCE)):
+        checked: dict[int, str] = {}
+        for position, text in part:
+            with _skipping(position, skipped):
+                checked[position] = processor.check(text, position)
+        usable: list[list[int]] = []
+        ids = processor.encode(list(checked.values()))
+        for position, tokens in zip(checked, ids, strict=True):
+            with _skipping(position, skipped):
+                check_tokens(tokens, position)
+                usable.append(tokens)
+        if usable:
+            yield usable
+
+
+@contextmanager
+def _skipping(position: int, skipped: list[Skipped] | None) -> Iterator[None]:
+    try:
+        yield
+    except TextError as error:
+        if skipped is None:
+            raise
+        skipped.append(Skipped(position, "", str(error)))
+
+
+def text_batches(
+    ids: Sequence[Sequence[int]], batch_size: int, *, by_length: bool
+) -> list[list[int]]:
+    """Group texts into batches.
 
     Args:
         ids: Token ids of each text.
-        batch_size: Texts in a group, at most.
+        batch_size: Texts in a batch, at most.
+        by_length: Whether texts of like length go together, so that padding costs a text at most
+            3 tokens.
 
     Returns:
-        Positions in `ids`, group by group; every position is in exactly one.
+        Positions in `ids`, batch by batch; every position is in exactly one.
     """
     buckets: dict[int, list[int]] = {}
     for position, tokens in enumerate(ids):
-        buckets.setdefault(-(-len(tokens) // _BUCKET_TOKENS), []).append(position)
+        bucket = -(-len(tokens) // _BUCKET_TOKENS) if by_length else 0
+        buckets.setdefault(bucket, []).append(position)
     return [
         bucket[start : start + batch_size]
         for _, bucket in sorted(buckets.items())

@@ -10,23 +10,36 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import numpy as np
-from PIL import Image
 
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.bundle.manifest import Manifest, Variant
 from mmedge.bundle.opening import Bundle
-from mmedge.errors import BundleError, DTypeError, ImageError, InputError, ShapeError
+from mmedge.errors import (
+    BundleError,
+    DTypeError,
+    ImageError,
+    InputError,
+    ShapeError,
+    TextError,
+)
 from mmedge.models.base import Model, Stages
-from mmedge.models.batches import BadImage, image_batches, length_buckets
+from mmedge.models.batches import (
+    Skipped,
+    checked_paths,
+    image_batches,
+    image_sources,
+    text_batches,
+    token_ids,
+)
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
     Classification,
     label_prompts,
     probabilities,
 )
-from mmedge.preprocess.decode import ImageSource, decode_image
+from mmedge.preprocess.decode import Channels, ImageSource, decode_image
 from mmedge.preprocess.image import ImageProcessor
-from mmedge.preprocess.text import TextProcessor
+from mmedge.preprocess.text import TextProcessor, checked_texts
 from mmedge.preprocess.waveform import AudioSource
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
@@ -36,9 +49,9 @@ from mmedge.specs import Array, Float32Array, Modality
 __all__ = ["DualEncoder", "EncodedFiles", "Images", "Texts"]
 
 Images: TypeAlias = ImageSource | Iterable[ImageSource]
-"""One picture or several: see DualEncoder.encode_image."""
+"""One image or several: see DualEncoder.encode_image."""
 
-Texts: TypeAlias = str | Sequence[str]
+Texts: TypeAlias = str | Iterable[str]
 
 _LABEL_SETS = 8  # sets of labels whose embeddings are kept
 _STAGES: Mapping[Modality | None, tuple[str, ...]] = {
@@ -55,12 +68,12 @@ class EncodedFiles:
     Attributes:
         embeddings: (K, D) float32, L2-normalised; row i belongs to paths[i].
         paths: The K files that were encoded, in the order they were given.
-        bad: The files that were skipped.
+        skipped: The files that were not.
     """
 
     embeddings: Float32Array
     paths: tuple[str, ...]
-    bad: tuple[BadImage, ...]
+    skipped: tuple[Skipped, ...]
 
 
 class DualEncoder(Model):
@@ -134,87 +147,104 @@ class DualEncoder(Model):
         """
         return cast(TextProcessor, self._processor(self._role(Modality.TEXT)))
 
-    def encode_image(self, images: Images, *, batch_size: int | None = None) -> Float32Array:
-        """Encode pictures.
+    def encode_image(
+        self,
+        images: Images,
+        *,
+        batch_size: int | None = None,
+        channels: Channels | None = None,
+        max_pixels: int | None = None,
+        skipped: list[Skipped] | None = None,
+    ) -> Float32Array:
+        """Encode images.
 
         Args:
-            images: One picture: a path, the bytes of an image file, a PIL image, a uint8 array
-                (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) greyscale. Or several: a list, tuple,
-                iterator or generator of these, or a uint8 array (N, H, W, 3); they are read,
-                prepared and encoded batch by batch, in memory that does not grow with their
-                number. Or a float32 array (N, 3, h, w) that is preprocessed already.
-            batch_size: Pictures that run through the graph at once; None takes the bundle's own.
+            images: One image: a path, the bytes of an image file, a binary file object, a PIL
+                image, a uint8 array or CPU tensor (H, W, 3), (H, W, 4) or (H, W). Or several: a
+                list, an array of paths, an iterator or generator of these, or a uint8 array
+                (N, H, W, 3); they are read, prepared and encoded batch by batch, in memory that
+                does not grow with their number. Or a float32 array (N, 3, h, w) that is
+                preprocessed already.
+            batch_size: Images that run through the graph at once; None takes the bundle's own.
+            channels: Order of the channels in arrays: "rgb", or "bgr" for frames of OpenCV; None
+                takes what `load` was given.
+            max_pixels: Largest image that is decoded; None takes what `load` was given.
+            skipped: Takes the images that cannot be read, which then have no row; None raises
+                instead.
 
         Returns:
-            (N, D) float32, L2-normalised; (1, D) for one picture.
+            (N, D) float32, L2-normalised; (1, D) for one image.
 
         Raises:
-            ImageError: If a picture cannot be read; its path or position is named.
-            InputError: If there is no picture, or one of a wrong type, shape or dtype.
+            ImageError: If an image cannot be read; its path or position is named.
+            InputError: If there is no image, or one of a wrong type, shape or dtype.
             BackendError: If the engine fails, or the encoder is closed.
         """
-        processor = self.image_processor
+        processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
         size = self._batch_size(Modality.IMAGE, batch_size)
-        if isinstance(images, np.ndarray):
-            if images.ndim == 4 and images.dtype != np.uint8:
-                return self._encode_tensor(images, size)
-            if images.ndim != 4:
-                return self._embed(Modality.IMAGE, processor([images]))
-        elif isinstance(images, (str, os.PathLike, bytes, Image.Image)):
-            return self._embed(Modality.IMAGE, processor([images]))
-        elif not isinstance(images, Iterable):
-            raise InputError(
-                f"Images: got {type(images).__name__}, expected a path, bytes, a PIL image, a "
-                "uint8 array, or several of them."
-            )
-        parts = [self._run_image(batch) for batch in image_batches(images, processor, size)]
-        if not parts:
+        several = image_sources(images)
+        if isinstance(several, np.ndarray) and several.dtype != np.uint8:
+            return self._encode_tensor(several, size)
+        if several is None and skipped is None:  # one image, named without a position
+            return self._embed(Modality.IMAGE, processor([cast(ImageSource, images)]))
+        sources = [cast(ImageSource, images)] if several is None else several
+        batches = image_batches(sources, processor, size, skipped)
+        parts = [self._run_image(batch) for batch in batches]
+        if not parts and not skipped:
             raise InputError("Images: got none, expected at least one.")
-        return np.concatenate(parts)
+        return self._joined(parts)
 
     def encode_image_files(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         skip_bad: bool = False,
         batch_size: int | None = None,
+        max_pixels: int | None = None,
     ) -> EncodedFiles:
         """Encode image files, and go on past those that cannot be read if asked to.
 
         Args:
-            paths: Image files, as few or as many as there are.
-            skip_bad: Skip a file that cannot be read as an image and report it in `bad`.
+            paths: A folder, of which all images are taken, subfolders included, sorted by path; or
+                image files, as few or as many as there are.
+            skip_bad: Skip a file that cannot be read as an image and report it in `skipped`.
             batch_size: As for encode_image.
+            max_pixels: As for encode_image.
 
         Raises:
             ImageError: If a file cannot be read and skip_bad is off; its path is named.
-            InputError: If one is not a path.
+            InputError: If one is not a path, or a folder holds no images.
             BackendError: If the engine fails, or the encoder is closed.
         """
-        processor = self.image_processor
+        processor = self.image_processor.with_options(max_pixels=max_pixels)
         size = self._batch_size(Modality.IMAGE, batch_size)
         names: list[str] = []
-        bad: list[BadImage] = []
-        batches = image_batches(
-            _checked_paths(paths, names), processor, size, bad if skip_bad else None
-        )
-        parts = [self._run_image(batch) for batch in batches]
-        skipped = {image.position for image in bad}
-        kept = tuple(name for position, name in enumerate(names) if position not in skipped)
-        if not parts:
-            return EncodedFiles(np.empty((0, self.embedding_dim), np.float32), kept, tuple(bad))
-        return EncodedFiles(np.concatenate(parts), kept, tuple(bad))
+        skipped: list[Skipped] = []
+        sources = checked_paths(paths, names)
+        batches = image_batches(sources, processor, size, skipped if skip_bad else None)
+        embeddings = self._joined([self._run_image(batch) for batch in batches])
+        bad = {image.position for image in skipped}
+        kept = tuple(name for position, name in enumerate(names) if position not in bad)
+        return EncodedFiles(embeddings, kept, tuple(skipped))
 
-    def encode_text(self, texts: Texts, *, batch_size: int | None = None) -> Float32Array:
+    def encode_text(
+        self,
+        texts: Texts,
+        *,
+        batch_size: int | None = None,
+        skipped: list[Skipped] | None = None,
+    ) -> Float32Array:
         """Encode texts.
 
         Texts of like length run together, so that a short one is not padded to a long one where
-        the model's answer does not depend on the padding.
+        the model's output does not depend on the padding.
 
         Args:
-            texts: One text or several. What exceeds the model's length is truncated.
-            batch_size: Texts that run through the graph at once; None takes the
-                bundle's own.
+            texts: One text or several: a list, an array, an iterator or generator, which is read
+                and encoded some thousand at a time. What exceeds the model's length is truncated.
+            batch_size: Texts that run through the graph at once; None takes the bundle's own.
+            skipped: Takes the texts that cannot be used, such as missing captions, which then have
+                no row; None raises instead.
 
         Returns:
             (N, D) float32, L2-normalised, in the order of the texts; (1, D) for one text.
@@ -226,19 +256,28 @@ class DualEncoder(Model):
         """
         processor = self.text_processor
         size = self._batch_size(Modality.TEXT, batch_size)
-        ids = processor.tokenize([texts] if isinstance(texts, str) else texts)
-        if processor.config.padding == "longest":
-            groups = length_buckets(ids, size)
-        else:
-            everything = list(range(len(ids)))
-            groups = [everything[start : start + size] for start in range(0, len(ids), size)]
-        if len(groups) == 1:
+        several = [texts] if isinstance(texts, str) else checked_texts(texts)
+        parts = [self._encode_ids(ids, size) for ids in token_ids(several, processor, skipped)]
+        if not parts and not skipped:
+            raise TextError("Texts: got none, expected at least one.")
+        return self._joined(parts)
+
+    def _encode_ids(self, ids: Sequence[Sequence[int]], batch_size: int) -> Float32Array:
+        processor = self.text_processor
+        by_length = processor.config.padding == "longest"
+        batches = text_batches(ids, batch_size, by_length=by_length)
+        if len(batches) == 1:
             return self._embed(Modality.TEXT, processor.pad(ids))
         embeddings = np.empty((len(ids), self.embedding_dim), np.float32)
-        for group in groups:
-            feed = processor.pad([ids[position] for position in group])
-            embeddings[group] = self._embed(Modality.TEXT, feed)
+        for batch in batches:
+            feed = processor.pad([ids[position] for position in batch])
+            embeddings[batch] = self._embed(Modality.TEXT, feed)
         return embeddings
+
+    def _joined(self, parts: Sequence[Float32Array]) -> Float32Array:
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts or [np.empty((0, self.embedding_dim), np.float32)])
 
     def similarity(self, images: Images, texts: Texts | Float32Array) -> Float32Array:
         """Return the cosine similarity of every picture with every text.
@@ -406,9 +445,9 @@ class DualEncoder(Model):
         return self.encode_image(images)
 
     def _text_embeddings(self, texts: Texts | Float32Array) -> Float32Array:
-        if isinstance(texts, np.ndarray):
+        if isinstance(texts, np.ndarray) and texts.dtype.kind not in "OU":
             return self._checked_embeddings(texts)
-        return self.encode_text(texts)
+        return self.encode_text(cast(Texts, texts))
 
     def _checked_embeddings(self, embeddings: Array) -> Float32Array:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
@@ -448,19 +487,3 @@ def _check_finite(tensor: Array) -> None:
     if not np.isfinite(tensor).all():
         bad = [i for i, image in enumerate(tensor) if not np.isfinite(image).all()]
         raise ImageError(f"Images {bad}: NaN or infinite values. Check what prepared them.")
-
-
-def _checked_paths(
-    paths: Iterable[str | os.PathLike[str]], names: list[str]
-) -> Iterable[str | os.PathLike[str]]:
-    """Pass paths on, and note their names."""
-    if isinstance(paths, (str, bytes, os.PathLike)):
-        raise InputError("Paths: got a single path, expected several. Pass [path].")
-    for position, path in enumerate(paths):
-        if not isinstance(path, (str, os.PathLike)):
-            raise InputError(
-                f"Paths: got {type(path).__name__} at position {position}, expected str or Path. "
-                "Pass other pictures to encode_image."
-            )
-        names.append(os.fspath(path))
-        yield path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmedge.bundle.kinds import FusedKind
@@ -83,7 +83,10 @@ class FusedModel(Model):
         taps = self._section.taps
         if unknown := sorted(inputs.keys() - taps.keys()):
             raise InputError(f"Unknown input '{unknown[0]}', expected {sorted(taps)}.")
-        encode = {Modality.IMAGE: encoder.encode_image, Modality.TEXT: encoder.encode_text}
+        encode: dict[Modality, Callable[[Any], Array]] = {
+            Modality.IMAGE: encoder.encode_image,
+            Modality.TEXT: encoder.encode_text,
+        }
         made: dict[str, Array] = {
             name: encode[taps[name].modality](value) for name, value in inputs.items()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BundleError, InputError
 from mmedge.models.base import Model
 from mmedge.models.registry import model_class
+from mmedge.preprocess.decode import MAX_PIXELS, Channels, ImageOptions
+from mmedge.preprocess.steps import Alpha
 from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session, SessionOptions
@@ -24,66 +27,8 @@ __all__ = ["load", "load_as"]
 
 ModelT = TypeVar("ModelT", bound=Model)
 
-
-def load(
-    path: Path | str,
-    *,
-    device: str | None = None,
-    precision: str | Mapping[str, str] | None = None,
-    backend: str | None = None,
-    roles: Sequence[str] | None = None,
-    options: SessionOptions | None = None,
-    warm: str | None = None,
-    warming_report: WarmingReport | None = None,
-) -> Model:
-    """Load a bundle as the model of its kind; see mmedge.models.registry.
-
-    Where several installed backends can run a role, the first load on a machine measures which is
-    the fastest, a second or two for each role and in memory for all of them at once, and remembers
-    it in the cache folder ($MMEDGE_CACHE_DIR, else ~/.cache/mmedge); later loads open that one
-    alone. Naming the backend measures nothing. `Model.choices` says what runs and why.
-
-    Args:
-        path: The bundle's folder.
-        device: "cpu", "cuda" or "cuda:N"; "gpu" is another word for "cuda". None takes the device
-            of `options`, and without these the best that the backend has here; with no backend
-            named, the first installed one.
-        precision: A precision ("int8": the first variant that has it, which is the one of highest
-            fidelity), the exact name of a variant ("int8-dynamic"), or one of these for each role,
-            by role name. None, or a role that is not named, takes the bundle's default.
-        backend: One of mmedge.runtimes.BACKENDS, for all roles; None takes the fastest for
-            each. TensorRT takes part once its engine is built (`mmedge build`); named here, it
-            builds one for as long as that takes.
-        roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
-            loads all. What is not loaded costs neither time nor memory.
-        options: Threads and memory settings.
-        warm: A backend that answers at once, such as "onnxruntime", while TensorRT's engines are
-            built in the background, which takes minutes the first time. Each engine is shown the
-            golden inputs and takes over between two calls; one that answers otherwise is refused.
-            `backend` then names whose engines (None: the TensorRT that is installed), and `device`
-            is a GPU. What answers meanwhile runs on that GPU if it can, else on the CPU.
-            `Model.warming` says how far it is. None waits for what is to run.
-        warming_report: With `warm`: told of every step, from the background thread.
-
-    Returns:
-        The model. Close it, or use it in a `with` block, to free its memory.
-
-    Raises:
-        BundleError: If the bundle cannot be opened or trusted, or is of a kind unknown here.
-        InputError: If it holds no such role or variant; those it holds are listed.
-        BackendError: If the backend or the device is missing, or would not run the graph there.
-    """
-    return load_as(
-        Model,
-        path,
-        device=device,
-        precision=precision,
-        backend=backend,
-        roles=roles,
-        options=options,
-        warm=warm,
-        warming_report=warming_report,
-    )
+load = Model.load
+"""Load a bundle as the model of its kind; see mmedge.models.registry."""
 
 
 def load_as(  # noqa: PLR0913, what load takes
@@ -97,12 +42,16 @@ def load_as(  # noqa: PLR0913, what load takes
     options: SessionOptions | None = None,
     warm: str | None = None,
     warming_report: WarmingReport | None = None,
+    channels: Channels = "rgb",
+    alpha: Alpha | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> ModelT:
-    """Load a bundle of a known kind; see load.
+    """Load a bundle of a known kind; see Model.load.
 
     Raises:
-        BundleError: If the bundle is of another kind, and as for load.
+        BundleError: If the bundle is of another kind, and as for Model.load.
     """
+    images = ImageOptions(channels, alpha, max_pixels)
     bundle = open_bundle(path)
     found = model_class(bundle.manifest.kind.type)
     if not issubclass(found, wanted):
@@ -113,11 +62,27 @@ def load_as(  # noqa: PLR0913, what load takes
     names = _wanted_roles(bundle, roles)
     by_role = _precision_by_role(bundle, names, precision)
     variants = {role: bundle.variant(role, by_role.get(role)) for role in names}
+    reopen = partial(
+        load_as,
+        wanted,
+        bundle.path.resolve(),
+        device=device,
+        precision=precision,
+        backend=backend,
+        roles=roles,
+        options=options,
+        warm=warm,
+        channels=channels,
+        alpha=alpha,
+        max_pixels=max_pixels,
+    )
     if warm is not None:
         name = backend or engine_backend()
         gpu = device or ("cuda" if options is None else options.device)
         settled = session_options(name, gpu, options)
-        return _load_warm(found, bundle, variants, name, warm, settled, warming_report)
+        model = _load_warm(found, bundle, variants, name, warm, settled, warming_report)
+        model.opened(images, reopen)
+        return model
     settled = session_options(backend or leading_backend(), device, options)
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
@@ -132,6 +97,7 @@ def load_as(  # noqa: PLR0913, what load takes
             stack.callback(session.close)
         model = found(bundle, sessions, variants, choices)
         stack.pop_all()
+    model.opened(images, reopen)
     return model
 
 

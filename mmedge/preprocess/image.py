@@ -13,13 +13,14 @@ from PIL import Image
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
 from mmedge.preprocess.config import ImageConfig
 from mmedge.preprocess.decode import (
+    Channels,
     ImageOptions,
     ImageSource,
     array_of,
     decode_image,
     is_image_source,
 )
-from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
+from mmedge.preprocess.steps import Alpha, Crop, Decode, Normalize, Rescale, Resize
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["ImageProcessor"]
@@ -63,8 +64,26 @@ class ImageProcessor:
 
     def example(self) -> Array:
         """Return an image, twice as wide as high: a gradient, (64, 128, 3) uint8."""
-        gradient: Array = np.mgrid[:64, :128, :3].sum(axis=0).astype(np.uint8)
+        gradient: Array = np.indices((64, 128, 3)).sum(axis=0).astype(np.uint8)
         return gradient
+
+    def with_options(
+        self,
+        *,
+        channels: Channels | None = None,
+        alpha: Alpha | None = None,
+        max_pixels: int | None = None,
+    ) -> ImageProcessor:
+        """Return a processor with other options; those that are None stay as they are."""
+        if channels is None and alpha is None and max_pixels is None:
+            return self
+        known = self.options
+        options = ImageOptions(
+            channels or known.channels,
+            alpha or known.alpha,
+            known.max_pixels if max_pixels is None else max_pixels,
+        )
+        return ImageProcessor(self.config, options)
 
     @property
     def output_size(self) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from typing import Any
 import bundles
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mmedge
@@ -27,8 +28,9 @@ from mmedge.errors import (
     ShapeError,
     TextError,
 )
-from mmedge.models import DualEncoder
-from mmedge.models.batches import length_buckets
+from mmedge.models import DualEncoder, Skipped, batches
+from mmedge.models.batches import text_batches
+from mmedge.preprocess import ImageOptions
 from mmedge.preprocess.config import ImageConfig
 from mmedge.preprocess.steps import Decode
 from mmedge.runtimes.fake import FakeSession
@@ -53,8 +55,9 @@ def fake_sessions(function: Any = None) -> dict[str, FakeSession]:
     }
 
 
-def encoder(bundle: Bundle, sessions: dict[str, FakeSession]) -> DualEncoder:
-    return DualEncoder(bundle, sessions, {role: bundle.variant(role) for role in sessions})
+def encoder(bundle: Bundle, sessions: dict[str, FakeSession], **options: Any) -> DualEncoder:
+    variants = {role: bundle.variant(role) for role in sessions}
+    return DualEncoder(bundle, sessions, variants, **options)
 
 
 def with_manifest(bundle: Bundle, **changes: object) -> Bundle:
@@ -87,8 +90,14 @@ def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Pat
     sources = [
         path,
         str(path),
+        np.array([str(path)]),
+        np.array([path], object),
         buffer.getvalue(),
+        bytearray(buffer.getvalue()),
+        buffer,
         image,
+        torch.from_numpy(picture),
+        torch.from_numpy(model.image_processor([picture])["pixel_values"]),
         picture,
         model.image_processor([picture])["pixel_values"],
     ]
@@ -248,7 +257,7 @@ def test_no_picture_is_an_error(nothing: Any, model: DualEncoder) -> None:
 def test_what_is_no_picture_is_an_error(model: DualEncoder) -> None:
     with pytest.raises(InputError, match="Images: got int"):
         model.encode_image(3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"images\[0\]: Image of type NoneType: not a picture"):
+    with pytest.raises(InputError, match=r"images\[0\]: Image of type NoneType: not an image"):
         model.encode_image([None])  # type: ignore[list-item]
 
 
@@ -270,10 +279,10 @@ def test_bad_files_are_skipped_and_reported_if_asked(model: DualEncoder, tmp_pat
     good = [path for index, path in enumerate(paths) if index not in {0, 10, 20}]
     assert encoded.paths == tuple(map(str, good))
     np.testing.assert_allclose(encoded.embeddings, model.encode_image(good), atol=1e-6)
-    assert [(image.position, image.path) for image in encoded.bad] == [
+    assert [(image.position, image.path) for image in encoded.skipped] == [
         (index, str(paths[index])) for index in (0, 10, 20)
     ]
-    assert all("not an image" in image.reason for image in encoded.bad)
+    assert all("not an image" in image.reason for image in encoded.skipped)
 
 
 def test_files_that_are_all_bad_or_none_give_no_embeddings(
@@ -282,18 +291,98 @@ def test_files_that_are_all_bad_or_none_give_no_embeddings(
     encoded = model.encode_image_files(write_files(tmp_path, 3, {0, 1, 2}), skip_bad=True)
     assert encoded.embeddings.shape == (0, DIM)
     assert encoded.paths == ()
-    assert len(encoded.bad) == 3
+    assert len(encoded.skipped) == 3
     assert model.encode_image_files([]).embeddings.shape == (0, DIM)
 
 
+def test_a_folder_of_files_is_encoded_and_named(model: DualEncoder, tmp_path: Path) -> None:
+    paths = write_files(tmp_path, 3, {1})
+    encoded = model.encode_image_files(tmp_path, skip_bad=True)
+    assert encoded.paths == (str(paths[0]), str(paths[2]))
+    assert [image.path for image in encoded.skipped] == [str(paths[1])]
+    with pytest.raises(ImageError, match=r"is a folder\. Pass it to encode_image_files"):
+        model.encode_image(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image files"):
+        model.encode_image_files(str(tmp_path / "empty"))
+
+
+def test_images_are_skipped_if_asked(model: DualEncoder) -> None:
+    skipped: list[Skipped] = []
+    got = model.encode_image([frame(0), b"no", frame(1)], skipped=skipped)
+    np.testing.assert_allclose(got, model.encode_image([frame(0), frame(1)]), atol=1e-6)
+    assert [(image.position, image.path) for image in skipped] == [(1, "")]
+    assert "not an image" in skipped[0].reason
+    assert model.encode_image(b"no", skipped=skipped).shape == (0, DIM)
+    with pytest.raises(InputError, match="got none"):
+        model.encode_image([], skipped=[])
+
+
+def test_channels_and_limits_are_taken_at_load_and_per_call(tiny_bundle: Bundle) -> None:
+    bgr = np.ascontiguousarray(frame()[..., ::-1])
+    plain, loaded = encoder(tiny_bundle, fake_sessions()), encoder(tiny_bundle, fake_sessions())
+    options = ImageOptions(channels="bgr", max_pixels=200)
+    turned = encoder(tiny_bundle, fake_sessions())
+    turned.opened(options, lambda: turned)
+    expected = plain.encode_image(frame())
+    np.testing.assert_array_equal(turned.encode_image(bgr), expected)
+    np.testing.assert_array_equal(turned.encode_image([bgr, bgr])[1:], expected)
+    np.testing.assert_array_equal(turned.encode_image(frame(), channels="rgb"), expected)
+    np.testing.assert_array_equal(loaded.encode_image(bgr, channels="bgr"), expected)
+    file = io.BytesIO()
+    Image.fromarray(frame(0, 20, 20)).save(file, "PNG")
+    with pytest.raises(ImageError, match="more than the 200 allowed"):
+        turned.encode_image(file)
+    assert turned.encode_image(file, max_pixels=400).shape == (1, DIM)
+    with pytest.raises(InputError, match="channels"):
+        plain.encode_image(frame(), channels="rbg")  # type: ignore[arg-type]
+
+
 def test_files_must_be_paths(model: DualEncoder) -> None:
-    with pytest.raises(InputError, match=r"Pass \[path\]"):
+    with pytest.raises(InputError, match=r"expected a folder or several\. Pass \[path\]"):
         model.encode_image_files("a.png")
     with pytest.raises(InputError, match="got ndarray at position 0"):
         model.encode_image_files([frame()], skip_bad=True)  # type: ignore[list-item]
 
 
 # Texts
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        lambda texts: (text for text in texts),
+        np.array,
+        lambda texts: np.array(texts, object),
+        lambda texts: dict.fromkeys(texts).keys(),
+    ],
+)
+def test_texts_of_every_collection_are_taken(several: Any, model: DualEncoder) -> None:
+    texts = ["red", "a photo of", "blue circle"]
+    np.testing.assert_array_equal(model.encode_text(several(texts)), model.encode_text(texts))
+
+
+def test_texts_are_skipped_if_asked(model: DualEncoder) -> None:
+    skipped: list[Skipped] = []
+    captions = iter(["red", "", "blue circle", None, float("nan"), "\ud800"])
+    got = model.encode_text(captions, skipped=skipped)  # type: ignore[arg-type]
+    np.testing.assert_allclose(got, model.encode_text(["red", "blue circle"]), atol=1e-6)
+    assert [text.position for text in skipped] == [1, 3, 4, 5]
+    assert skipped[0].reason.startswith("Text 1: empty")
+    assert model.encode_text([""], skipped=skipped).shape == (0, DIM)
+    with pytest.raises(TextError, match="got none"):
+        model.encode_text(iter([]), skipped=[])
+
+
+def test_a_stream_of_texts_is_encoded_part_by_part(
+    model: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_TEXTS_AT_ONCE", 4)
+    texts = ["red", "a photo of", "blue circle", "green", "a"] * 3
+    got = model.encode_text(iter(texts))
+    np.testing.assert_allclose(got, model.encode_text(texts[:5] * 3), atol=1e-6)
+    with pytest.raises(TextError, match="Text 9: empty"):
+        model.encode_text([*texts[:9], " "])
 
 
 def test_texts_keep_their_order_and_their_answers(model: DualEncoder) -> None:
@@ -334,7 +423,7 @@ def test_short_texts_are_not_padded_to_long_ones(tiny_bundle: Bundle) -> None:
 @pytest.mark.parametrize("batch_size", [1, 5, 32])
 def test_buckets_take_every_text_once_and_pad_little(batch_size: int) -> None:
     lengths = np.random.default_rng(0).integers(6, 41, 100).tolist()
-    groups = length_buckets([[0] * length for length in lengths], batch_size)
+    groups = text_batches([[0] * length for length in lengths], batch_size, by_length=True)
     assert sorted(position for group in groups for position in group) == list(range(100))
     assert max(map(len, groups)) <= batch_size
     fed = 0
@@ -357,7 +446,7 @@ def test_bad_text_is_named(model: DualEncoder) -> None:
         model.encode_text(["red", " "])
     with pytest.raises(TextError, match="got none"):
         model.encode_text([])
-    with pytest.raises(TextError, match="expected a sequence"):
+    with pytest.raises(TextError, match="expected several str"):
         model.encode_text(3)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ from mmedge.errors import (
     InputError,
     ManifestError,
 )
+from mmedge.models import DualEncoder
 from mmedge.models.module import Module
 from mmedge.models.registry import MODELS, model_class
+from mmedge.preprocess import ImageOptions
 from mmedge.runtimes.fake import FakeSession
 from mmedge.runtimes.session import SessionOptions
 from mmedge.sessions.opening import open_variant, session_options
@@ -58,6 +63,37 @@ def test_unknown_precision_or_role_lists_what_there_is(tiny_bundle: Bundle) -> N
         mmedge.load(tiny_bundle.path, precision="int4")
     with pytest.raises(InputError, match=r"\['audio_encoder'\], expected some of \['image_enc"):
         mmedge.load(tiny_bundle.path, precision={"audio_encoder": "fp32"})
+
+
+def test_what_is_said_of_images_reaches_the_processor(tiny_bundle: Bundle) -> None:
+    options = {"channels": "bgr", "alpha": "drop", "max_pixels": 99}
+    with mmedge.load(tiny_bundle.path, backend="fake", **options) as model:
+        assert model.image_processor.options == ImageOptions(**options)
+    with pytest.raises(InputError, match="channels: got 'gbr'"):
+        mmedge.load(tiny_bundle.path, channels="gbr")  # type: ignore[arg-type]
+
+
+def test_a_model_is_loaded_again_in_a_spawned_process(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_bundle.path.parent)
+    frame = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    options = {"precision": "int8", "backend": "onnxruntime", "channels": "bgr"}
+    with (
+        mmedge.load(tiny_bundle.path.name, **options) as model,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+    ):
+        expected = model.encode_image(frame)
+        monkeypatch.chdir("/")
+        np.testing.assert_array_equal(pool.submit(model.encode_image, frame).result(), expected)
+        copied = pickle.loads(pickle.dumps(model))  # noqa: S301, our own bytes
+        assert {variant.name for variant in copied.variants.values()} == {"int8-dynamic"}
+        copied.close()
+
+
+def test_a_model_that_load_did_not_make_cannot_be_sent(tiny_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="Load the bundle there"):
+        pickle.dumps(DualEncoder(tiny_bundle, {}, {}))
 
 
 def test_roles_limit_what_is_loaded(tiny_bundle: Bundle) -> None:
