@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 
 from mmedge.preprocess.config import AudioConfig, ProcessorConfig, TextConfig, VectorConfig
+from mmedge.preprocess.tokenizer import BoundedTokenizer
 from mmedge.specs import Array
 
 __all__ = ["synthetic_images", "synthetic_items", "synthetic_texts"]
 
 _SIDE = 256
+_ANY_LENGTH = 1 << 20
 # Word starts and ends in the vocabularies of CLIP, sentencepiece and GPT-2.
 _MARKS = re.compile(r"</w>|▁|Ġ|##")
 
@@ -55,9 +57,7 @@ def synthetic_images(count: int, seed: int) -> list[Array]:
 
 def synthetic_texts(count: int, seed: int, tokenizer_file: Path) -> list[str]:
     """Return texts of 1 to 12 words that are drawn from a tokenizer's vocabulary."""
-    from tokenizers import Tokenizer
-
-    vocabulary = Tokenizer.from_file(str(tokenizer_file)).get_vocab(with_added_tokens=False)
+    vocabulary = BoundedTokenizer(tokenizer_file, _ANY_LENGTH).vocabulary(added=False)
     words = sorted(
         {word for word in (_MARKS.sub("", token) for token in vocabulary) if _plain(word)}
     )

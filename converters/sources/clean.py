@@ -16,15 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmedge.converters.sources.config import Fields, read_fields
+from mmedge.errors import SourceError
+from mmedge.files.json_file import read_file
+from mmedge.preprocess.tokenizer import check_tokenizer
 
 __all__ = ["clean_copy", "unread_keys"]
 
+_TOKENIZER_JSON = "tokenizer.json"
+_MAX_BYTES = 64 << 20
 _VOCABULARIES = (
     "added_tokens.json",
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
-    "tokenizer.json",
+    _TOKENIZER_JSON,
     "tokenizer.model",
     "vocab.json",
     "vocab.txt",
@@ -82,14 +87,17 @@ def clean_copy(folder: Path) -> Iterator[Path]:
         folder: The source's folder.
 
     Raises:
-        SourceError: If a file of settings is no JSON object, or a class is no tokenizer or
-            processor.
+        SourceError: If a file of settings is no JSON object, a class is no tokenizer or processor,
+            or tokenizer.json has steps whose work has no bound.
     """
     with tempfile.TemporaryDirectory(prefix="mmedge-source-") as made:
         copy = Path(made)
         for name in _VOCABULARIES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, copy / name)
+        if (copy / _TOKENIZER_JSON).is_file():
+            data = read_file(copy / _TOKENIZER_JSON, max_bytes=_MAX_BYTES, error=SourceError)
+            check_tokenizer(data, folder / _TOKENIZER_JSON, error=_refused)
         for name, keys in _SETTINGS.items():
             if (folder / name).is_file():
                 kept = _kept(read_fields(folder / name), keys)
@@ -99,6 +107,10 @@ def clean_copy(folder: Path) -> Iterator[Path]:
                     )
                 (copy / name).write_text(json.dumps(kept), encoding="utf-8")
         yield copy
+
+
+def _refused(reason: str) -> SourceError:
+    return SourceError(f"{reason} Save the tokenizer with ordinary steps.")
 
 
 def unread_keys(folder: Path) -> dict[str, list[str]]:

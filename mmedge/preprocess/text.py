@@ -58,7 +58,7 @@ class TextProcessor:
     @property
     def largest_id(self) -> int:
         """The largest token id that the tokenizer can give, or the padding's."""
-        return max(self._tokenizer.largest_id, self.config.pad_id)
+        return max(*self._tokenizer.vocabulary().values(), self.config.pad_id)
 
     def tokenize(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated, not padded.

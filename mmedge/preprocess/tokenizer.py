@@ -9,7 +9,6 @@ the length of the text; the bound of all of them decides how long a text may be.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmedge.errors import BundleError, IntegrityError, MmedgeError
 from mmedge.files.json_file import parse_json, read_file
 from mmedge.preprocess.patterns import check_pattern
 
-__all__ = ["BoundedTokenizer"]
+__all__ = ["BoundedTokenizer", "check_tokenizer"]
 
 _MAX_FILE_BYTES = 64 << 20
 _MAX_NORMALIZED_BYTES = 16 << 20  # as many tokens at most, of some 100 bytes each
@@ -31,6 +30,7 @@ _MAX_WORD = 1000  # characters; WordPiece takes the square of it
 _MAX_SPECIALS = 64
 
 _Json: TypeAlias = dict[str, Any]
+_Error: TypeAlias = Callable[[str], MmedgeError]
 
 # How many bytes a step makes of one at most, by the Unicode version that the library follows.
 _NORMALIZERS = {
@@ -88,15 +88,9 @@ class BoundedTokenizer:
 
         self._path = path
         data = read_file(path, max_bytes=_MAX_FILE_BYTES, error=IntegrityError)
-        document = parse_json(data, path, error=_not_a_tokenizer)
-        try:
-            self.max_text_bytes = _MAX_NORMALIZED_BYTES // _checked(document)
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
-            raise BundleError(
-                f"{path}: not a tokenizer that mmedge opens: {_reason(error)}. Convert the model "
-                "again, or save its tokenizer with ordinary steps."
-            ) from error
-        with _panics(lambda reason: _not_a_tokenizer(f"{path}: not a tokenizer ({reason}).")):
+        growth = check_tokenizer(data, path, error=_refused)
+        self.max_text_bytes = _MAX_NORMALIZED_BYTES // growth
+        with _panics(lambda reason: _refused(f"{path}: not a tokenizer ({reason}).")):
             self._tokenizer = Tokenizer.from_str(data.decode("utf-8"))
             special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= special:
@@ -108,11 +102,14 @@ class BoundedTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
-    @property
-    def largest_id(self) -> int:
-        """The largest id of a token."""
+    def vocabulary(self, *, added: bool = True) -> dict[str, int]:
+        """Return the ids by token.
+
+        Args:
+            added: Whether tokens that were added to the model's own are among them.
+        """
         with _panics(self._failed):
-            return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+            return dict(self._tokenizer.get_vocab(with_added_tokens=added))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, special tokens included, truncated.
@@ -134,12 +131,38 @@ class BoundedTokenizer:
         )
 
 
-def _not_a_tokenizer(reason: str) -> BundleError:
-    return BundleError(f"{reason} It is not a tokenizer: convert the model again.")
+def check_tokenizer(data: bytes, place: object, *, error: _Error) -> int:
+    """Check that a `tokenizer.json` holds only steps whose work has a bound.
+
+    Args:
+        data: Its content.
+        place: Where it came from, for messages.
+        error: Makes the error from its message.
+
+    Returns:
+        How many bytes its steps make of one byte of a text at most.
+
+    Raises:
+        MmedgeError: `error`.
+    """
+    document = parse_json(data, place, error=error)
+    try:
+        return _checked(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as failure:
+        reason = f"it lacks {failure}" if isinstance(failure, KeyError) else str(failure)[:200]
+        message = f"{place}: not a tokenizer that mmedge opens: {reason}."
+        raise error(message) from failure
+
+
+def _refused(reason: str) -> BundleError:
+    return BundleError(
+        f"{reason} It is not a tokenizer that can be used: convert the model again, with a "
+        "tokenizer of ordinary steps."
+    )
 
 
 @contextmanager
-def _panics(error: Callable[[str], MmedgeError]) -> Iterator[None]:
+def _panics(error: _Error) -> Iterator[None]:
     """Turn what the library raises into an MmedgeError: bare Exceptions, and panics of Rust.
 
     A panic is a BaseException of a class that cannot be imported.
@@ -150,10 +173,6 @@ def _panics(error: Callable[[str], MmedgeError]) -> Iterator[None]:
         if type(raised) is not Exception and type(raised).__name__ != "PanicException":
             raise
         raise error(str(raised)[:200]) from raised
-
-
-def _reason(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:200]
 
 
 def _checked(document: Any) -> int:  # noqa: ANN401, JSON of any shape
@@ -246,12 +265,12 @@ def _check_post_processor(step: _Json) -> None:
 
 
 def _check_model(model: _Json) -> None:
-    kind = model["type"]
-    if kind not in _MODELS:
-        raise ValueError(f"a model of the unknown kind {kind!r}, expected one of {_MODELS}")
     vocabulary = model["vocab"]
     if not vocabulary:
         raise ValueError("an empty vocabulary")
+    kind = model.get("type") or _untyped(model)
+    if kind not in _MODELS:
+        raise ValueError(f"a model of the unknown kind {kind!r}, expected one of {_MODELS}")
     if kind in {"WordLevel", "WordPiece"} and model["unk_token"] not in vocabulary:
         raise ValueError(f"the unknown token {model['unk_token']!r}, not in its vocabulary")
     if kind == "WordPiece" and not 0 < int(model["max_input_chars_per_word"]) <= _MAX_WORD:
@@ -266,6 +285,15 @@ def _check_model(model: _Json) -> None:
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if len(model.get(affix) or "") > _MAX_AFFIX:
             raise ValueError(f"a {affix} of more than {_MAX_AFFIX} characters")
+
+
+def _untyped(model: _Json) -> str:
+    """Return the kind of a model from before files named it, as the library finds it out."""
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model["vocab"], list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
 def _text(value: object) -> str:

@@ -127,7 +127,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("parts", REFUSED.values(), ids=list(REFUSED))
 def test_what_has_no_bound_is_refused(tmp_path: Path, parts: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match=r"tokenizer\.json: .*onvert the model\s+again"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json: .*onvert the model again"):
         BoundedTokenizer(written(tmp_path, document(**parts)), 16)
 
 
@@ -135,6 +135,37 @@ def test_what_has_no_bound_is_refused(tmp_path: Path, parts: dict[str, Any]) -> 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(BundleError, match="tokenizer"):
         BoundedTokenizer(written(tmp_path, content), 16)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        WORDS,
+        PAIRS,
+        {**PIECES, "max_input_chars_per_word": 100},
+        {"vocab": [["a", 0.0]], "unk_id": 0},
+    ],
+)
+def test_a_model_from_before_kinds_were_named_is_opened(
+    tmp_path: Path, model: dict[str, Any]
+) -> None:
+    untyped = {key: value for key, value in model.items() if key != "type"}
+    tokenizer = BoundedTokenizer(written(tmp_path, document(model=untyped)), 16)
+    assert tokenizer.encode(["a"]) == [[tokenizer.vocabulary()["a"]]]
+    with pytest.raises(BundleError, match="empty vocabulary"):
+        BoundedTokenizer(written(tmp_path, document(model={**untyped, "vocab": {}})), 16)
+
+
+def test_there_is_one_opener() -> None:
+    """transformers opens a source's, checked before; see converters/sources/clean.py."""
+    root = Path(__file__).parents[2]
+    opens = {
+        file.relative_to(root).as_posix()
+        for tree in ("mmedge", "converters", "runtimes")
+        for file in (root / tree).rglob("*.py")
+        if "Tokenizer.from_" in file.read_text("utf-8")
+    }
+    assert opens == {"mmedge/preprocess/tokenizer.py", "converters/sources/tokenizer.py"}
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

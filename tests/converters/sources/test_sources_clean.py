@@ -72,6 +72,24 @@ def test_a_copy_holds_listed_keys_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100_000}),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}),
+        ("model", {"type": "WordLevel", "vocab": {}, "unk_token": "<unk>"}),
+        ("model", []),
+    ],
+)
+def test_a_tokenizer_bomb_is_refused_before_it_is_loaded(
+    folder: Path, part: str, value: object
+) -> None:
+    edit(folder / "tokenizer.json", **{part: value})
+    source = open_source(str(folder))
+    with pytest.raises(SourceError, match=r"model/tokenizer\.json: not a tokenizer that"):
+        load_tokenizer(source)
+
+
+@pytest.mark.parametrize(
     ("name", "key", "value"),
     [
         ("tokenizer_config.json", "tokenizer_class", "CLIPModel"),
