@@ -51,6 +51,10 @@ def write_bundle(
                 name: {variant.recipe.variant: variant.golden for variant in variants}
                 for name, variants in kept.items()
             },
+            steps={
+                name: {variant.recipe.variant: variant.steps for variant in variants}
+                for name, variants in kept.items()
+            },
         ),
     )
     files = describe_files(job.folder)

@@ -21,7 +21,7 @@ TREES["mmedge.runtimes"] = ROOT / "runtimes"
 # Layer -> the layers it may import besides itself. "mmedge" is the package's own __init__; a row is
 # a folder or, at the top of `converters/` and `runtimes/`, a file.
 BASE = {"children", "closing", "errors", "specs", "files", "energy", "notebook", "telemetry"}
-GRAPHS = {f"runtimes.{name}" for name in ("session", "backends", "processor", "onnx_file")}
+GRAPHS = {f"runtimes.{name}" for name in ("session", "backends", "processor", "onnx_file", "steps")}
 GRAPHS |= {"runtimes"}
 DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection", "runtimes.engines"} | GRAPHS
 SESSIONS = DEVICE | {"machine", "sessions"}
@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "runtimes.engines": BASE | {"runtimes.session", "runtimes.onnx_file"},
     "runtimes.processor": BASE,
     "runtimes.onnx_file": BASE,
+    "runtimes.steps": BASE | {"runtimes.session"},
     "runtimes.state": BASE | GRAPHS | {"runtimes.base"},
     "runtimes.base": BASE | GRAPHS | {"runtimes.state"},
     "runtimes.selection": BASE | GRAPHS,

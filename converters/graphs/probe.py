@@ -14,11 +14,11 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import IsolatedGraph, Worker
 from mmedge.converters.passes.building import add_initializer
 from mmedge.errors import QuantizationError
 from mmedge.files.atomic import probe_file
-from mmedge.runtimes.backends import open_session
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array
 
@@ -109,7 +109,7 @@ def open_probe(
     with ExitStack() as stack:
         with written_beside(graph, model.parent) as path:
             if worker is None:
-                session = stack.enter_context(open_session(path))
+                session = stack.enter_context(open_graph(path))
             else:
                 session = stack.enter_context(worker.open(path, model.name))
         yield Probe(session, outputs)

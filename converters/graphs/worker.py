@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from mmedge.children import child_command, child_environment
 from mmedge.closing import Closing
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
-from mmedge.specs import Array
+from mmedge.specs import Array, State
 
 if TYPE_CHECKING:
     from mmedge.runtimes.session import Session
@@ -107,6 +108,15 @@ class IsolatedGraph:
             BackendError: If the engine refuses the feed, or crashes.
         """
         return self._ask("run", feed)[1]
+
+    def run_steps(self, state: State, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a feed in several calls that hand a state to each other; see runtimes.steps.
+
+        Raises:
+            BackendError: As for run.
+        """
+        given = TypeAdapter(State).dump_json(state).decode()
+        return self._ask("steps", feed, state=given)[1]
 
     def close(self) -> None:
         """Free the engine's memory."""
@@ -245,13 +255,17 @@ def _serve() -> None:
 def _do(
     request: Mapping[str, Any], feed: Mapping[str, Array], sessions: dict[int, Session]
 ) -> tuple[dict[str, str], dict[str, Array]]:
-    from mmedge.runtimes.backends import open_session
+    from mmedge.converters.graphs.opening import open_graph
+    from mmedge.runtimes.steps import run_steps
 
     number = request["graph"]
     if request["do"] == "open":
-        session = open_session(Path(request["model"]), backend_name=request["backend_name"])
+        session = open_graph(Path(request["model"]), backend_name=request["backend_name"])
         sessions[number] = session
         return {}, {}
+    if request["do"] == "steps":
+        state = TypeAdapter(State).validate_json(request["state"])
+        return {}, run_steps(sessions[number], state, feed)
     if request["do"] == "run":
         return {}, sessions[number].run(feed)
     sessions[number].close()

@@ -16,12 +16,13 @@ from mmedge.bundle.differences import difference
 from mmedge.bundle.manifest import Layout
 from mmedge.bundle.quality import Figure
 from mmedge.bundle.tuning import Speed
+from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
-from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, open_session
+from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend
 from mmedge.runtimes.selection.race import RaceResult, race
-from mmedge.runtimes.session import Session, SessionOptions
+from mmedge.runtimes.session import Session
 from mmedge.specs import Array, Compare
 
 __all__ = ["Runner", "SpeedTest", "installed_backends"]
@@ -140,14 +141,13 @@ class SpeedTest:
 
     def _open(self, runner: Runner, backend_name: str) -> Session | None:
         """Open a graph in a backend, None where it does not take it or answers otherwise."""
-        options = SessionOptions()
-        layouts = backend(backend_name).layouts(options.device)
+        layouts = backend(backend_name).layouts("cpu")
         model = next((runner.models[key] for key in layouts if key in runner.models), None)  # type: ignore[index]
         if model is None:
             return None
         try:
             self._survive(model, backend_name)
-            session = open_session(model, backend_name=backend_name, options=options)
+            session = open_graph(model, backend_name=backend_name)
         except BackendError:
             return None  # it lacks an operator, or crashed; ONNX Runtime ran it already
         try:

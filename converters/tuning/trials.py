@@ -119,6 +119,7 @@ class TrialStore(AbstractContextManager["TrialStore"]):
             buffer = io.BytesIO()
             named: dict[str, Any] = {f"golden/{name}": a for name, a in built.golden.items()}
             named |= {f"collected/{name}": a for name, a in built.collected.items()}
+            named |= {f"steps/{name}": a for name, a in built.steps.items()}
             np.savez(buffer, **named)
             arrays = folder / f"{trial.name}{_ARRAYS}"
             write_atomic(arrays, buffer.getvalue())
@@ -218,7 +219,7 @@ def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVa
         layout: folder / name for layout, name in document["models"].items()
     }
     with np.load(folder / f"{recipe.variant}{_ARRAYS}", allow_pickle=False) as arrays:
-        kept: dict[str, dict[str, Array]] = {"golden": {}, "collected": {}}
+        kept: dict[str, dict[str, Array]] = {"golden": {}, "collected": {}, "steps": {}}
         for key in arrays.files:
             group, _, name = key.partition("/")
             kept[group][name] = arrays[key]
@@ -231,4 +232,5 @@ def _built(folder: Path, recipe: Recipe, document: Mapping[str, Any]) -> BuiltVa
         golden=kept["golden"],
         collected=kept["collected"],
         duration_s=document["duration_s"],
+        steps=kept["steps"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -104,6 +104,7 @@ class BuiltVariant:
         golden: Its outputs for the golden inputs, by name.
         collected: What the evaluation keeps of its outputs.
         duration_s: Wall time to make and measure it.
+        steps: Its outputs in several calls that hand a state to each other; empty without a state.
     """
 
     recipe: Recipe
@@ -114,6 +115,7 @@ class BuiltVariant:
     golden: Mapping[str, Array]
     collected: Collected
     duration_s: float
+    steps: Mapping[str, Array] = field(default_factory=dict)
 
 
 def lay_out(portable: Path) -> dict[Layout, Path]:
@@ -215,6 +217,8 @@ class VariantBuilder:
                     require_parity(f"{label} ({layout})", parities[-1])
                 if at == _running(models):
                     golden = graph.run(self.inputs.golden)
+                    state = self.spec.state
+                    steps = {} if state is None else graph.run_steps(state, self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
                     collected = evaluation.collect(self.spec, graph.run, self._feeds(), advance)
                     if not methods:
@@ -226,6 +230,7 @@ class VariantBuilder:
             opset=_opset(next(iter(models.values()))),
             parity=_worst(parities),
             golden=golden,
+            steps=steps,
             collected=collected,
             duration_s=time.monotonic() - started,
         )

@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -51,10 +51,13 @@ class Golden:
     Attributes:
         inputs: Arrays by input name, by role; one batch that fits the role's specs.
         outputs: Arrays by output name, by variant, by role, computed by ONNX Runtime on CPU.
+        steps: The same of roles with a state, where the inputs are run in several calls; see
+            mmedge.runtimes.steps. Outputs that are state are left out.
     """
 
     inputs: Mapping[str, Mapping[str, Array]]
     outputs: Mapping[str, Mapping[str, Mapping[str, Array]]]
+    steps: Mapping[str, Mapping[str, Mapping[str, Array]]] = field(default_factory=dict)
 
 
 def save_golden(path: Path, golden: Golden) -> None:
@@ -82,10 +85,11 @@ def _flatten(golden: Golden) -> Iterator[tuple[str, Array]]:
     for role, arrays in golden.inputs.items():
         for name, array in arrays.items():
             yield _key("inputs", role, name=name), array
-    for role, variants in golden.outputs.items():
-        for variant, arrays in variants.items():
-            for name, array in arrays.items():
-                yield _key("outputs", role, variant, name=name), array
+    for kind, roles in (("outputs", golden.outputs), ("steps", golden.steps)):
+        for role, variants in roles.items():
+            for variant, arrays in variants.items():
+                for name, array in arrays.items():
+                    yield _key(kind, role, variant, name=name), array
 
 
 def _key(*folders: str, name: str) -> str:
@@ -203,16 +207,20 @@ def _array(name: str, data: memoryview) -> Array:
 
 def _unflatten(arrays: Mapping[str, Array]) -> Golden:
     inputs: dict[str, dict[str, Array]] = {}
-    outputs: dict[str, dict[str, dict[str, Array]]] = {}
+    outputs: dict[str, dict[str, dict[str, dict[str, Array]]]] = {"outputs": {}, "steps": {}}
     for key, array in arrays.items():
         # A tensor's name may itself hold slashes, so only the leading parts are split off.
         kind, _, rest = key.partition("/")
         if kind == "inputs" and rest.count("/") >= 1:
             role, name = rest.split("/", 1)
             inputs.setdefault(role, {})[name] = array
-        elif kind == "outputs" and rest.count("/") >= 2:
+        elif kind in outputs and rest.count("/") >= 2:
             role, variant, name = rest.split("/", 2)
-            outputs.setdefault(role, {}).setdefault(variant, {})[name] = array
+            outputs[kind].setdefault(role, {}).setdefault(variant, {})[name] = array
         else:
             raise ValueError(f"{key!r} is neither an input nor an output")
-    return Golden(MappingProxyType(inputs), MappingProxyType(outputs))
+    return Golden(
+        MappingProxyType(inputs),
+        MappingProxyType(outputs["outputs"]),
+        MappingProxyType(outputs["steps"]),
+    )

@@ -15,7 +15,7 @@ from mmedge.bundle.reading import read_manifest
 from mmedge.bundle.tensors import TensorEntry
 from mmedge.errors import BundleError, InputError, IntegrityError, ManifestError
 from mmedge.notebook import html_table
-from mmedge.specs import Array, did_you_mean
+from mmedge.specs import Array, State, did_you_mean
 
 __all__ = ["Bundle", "open_bundle"]
 
@@ -165,12 +165,21 @@ class Bundle:
         golden = load_golden(self.file(self.manifest.golden))
         for name, role in self.manifest.roles.items():
             self._check_golden(f"inputs of {name}", golden.inputs.get(name, {}), role.inputs)
-            outputs = golden.outputs.get(name, {})
+            outputs, steps = golden.outputs.get(name, {}), golden.steps.get(name, {})
+            made = set() if role.state is None else {t.output for t in role.state.tensors}
+            stepped = [e for e in role.outputs if e.name not in made] if role.state else []
             for variant in role.variants:
+                label = f"{name}/{variant.name}"
                 self._check_golden(
-                    f"outputs of {name}/{variant.name}", outputs.get(variant.name, {}), role.outputs
+                    f"outputs of {label}", outputs.get(variant.name, {}), role.outputs
                 )
+                self._check_golden(f"steps of {label}", steps.get(variant.name, {}), stepped)
         return golden
+
+    def state_of(self, role: str) -> State | None:
+        """Return what the calls of a role hand to each other, None where they share nothing."""
+        entry = self.role(role).state
+        return None if entry is None else entry.state()
 
     def _check_golden(
         self, what: str, arrays: Mapping[str, Array], entries: Sequence[TensorEntry]

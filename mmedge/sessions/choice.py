@@ -262,7 +262,7 @@ def _measure(
             try:
                 session = open_variant(bundle, variant, backend_name=name, options=options)
                 stack.callback(session.close)
-                verified = replay(session, golden, role, variant)
+                verified = replay(session, golden, role, variant, bundle.state_of(role))
             except BackendError as error:
                 errors.append(error)
                 out[name] = str(error)

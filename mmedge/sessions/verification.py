@@ -22,6 +22,7 @@ from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
+from mmedge.runtimes.steps import run_steps
 from mmedge.sessions.checks import check_processing
 from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
@@ -31,7 +32,7 @@ from mmedge.sessions.opening import (
     takes,
     with_axes,
 )
-from mmedge.specs import Array, Compare
+from mmedge.specs import Array, Compare, State
 
 __all__ = ["RoleVerification", "open_in_time", "replay", "replay_variants", "verify_bundle"]
 
@@ -147,7 +148,7 @@ def _replay(
     options: SessionOptions,
 ) -> RoleVerification:
     with open_variant(bundle, variant, backend_name=backend_name, options=options) as session:
-        result = replay(session, golden, role, variant)
+        result = replay(session, golden, role, variant, bundle.state_of(role))
         check_processing(bundle, role, session)
         return result
 
@@ -222,14 +223,19 @@ def open_in_time(
     return open_variant(bundle, variant, backend_name=backend_name, options=options)
 
 
-def replay(session: Session, golden: Golden, role: str, variant: Variant) -> RoleVerification:
+def replay(
+    session: Session, golden: Golden, role: str, variant: Variant, state: State | None
+) -> RoleVerification:
     """Run the golden inputs of a role and compare the answers with the golden ones.
+
+    A role with a state runs them once more in several calls, see mmedge.runtimes.steps.
 
     Args:
         session: The variant, opened.
         golden: The bundle's golden vectors.
         role: Role name.
         variant: What the session runs.
+        state: Of the role, None where it has none.
 
     Raises:
         BackendError: If the engine fails.
@@ -237,6 +243,10 @@ def replay(session: Session, golden: Golden, role: str, variant: Variant) -> Rol
     feed = golden.inputs[role]
     answers = session.run(feed)
     cosine_min, max_abs_error = _compare(answers, golden.outputs[role][variant.name])
+    if state is not None:
+        steps = _compare(run_steps(session, state, feed), golden.steps[role][variant.name])
+        cosine_min = float(np.minimum(cosine_min, steps[0]))  # NaN stays
+        max_abs_error = float(np.maximum(max_abs_error, steps[1]))
     tolerance = variant.tolerance
     return RoleVerification(
         role=role,

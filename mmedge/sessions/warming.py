@@ -27,6 +27,7 @@ from mmedge.runtimes.selection.swapping import SwappingSession
 from mmedge.runtimes.session import BuildProgress, Session, SessionOptions
 from mmedge.sessions.opening import graph_of, open_variant, with_axes
 from mmedge.sessions.verification import RoleVerification, open_in_time, replay
+from mmedge.specs import State
 
 __all__ = [
     "WarmingReport",
@@ -266,7 +267,7 @@ def warm_up(
                 open=partial(
                     open_variant, bundle, variant, backend_name=backend_name, options=settled
                 ),
-                check=partial(_check, golden, role, variant),
+                check=partial(_check, golden, role, variant, bundle.state_of(role)),
             )
         )
     return WarmingUp(roles, report)
@@ -282,5 +283,7 @@ def _prepare(
     prepare_apart(backend_name, model, options, progress=progress, stop=stop)
 
 
-def _check(golden: Golden, role: str, variant: Variant, session: Session) -> RoleVerification:
-    return replay(session, golden, role, variant)
+def _check(
+    golden: Golden, role: str, variant: Variant, state: State | None, session: Session
+) -> RoleVerification:
+    return replay(session, golden, role, variant, state)

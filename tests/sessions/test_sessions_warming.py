@@ -57,7 +57,7 @@ class Bench:
             self.session,
             self.prepare,
             self.open,
-            lambda session: replay(session, self.golden, ROLE, self.variant),
+            lambda session: replay(session, self.golden, ROLE, self.variant, None),
         )
 
     def answer(self) -> np.ndarray:
