@@ -63,6 +63,7 @@ class Task(str, Enum):
 
     RETRIEVAL = "retrieval"
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+    TEXT_GENERATION = "text-generation"
 
 
 class Compare(str, Enum):

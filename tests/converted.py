@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-__all__ = ["clip_folder", "evaluation_folder", "photo_folder", "siglip_folder", "write_pictures"]
+__all__ = [
+    "clip_folder",
+    "evaluation_folder",
+    "gpt2_bundle",
+    "gpt2_folder",
+    "photo_folder",
+    "siglip_folder",
+    "write_pictures",
+]
 
 LABELS = ("red circle", "green square", "blue star", "yellow ring")
 
@@ -46,6 +54,35 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models.tiny_models import write_siglip
 
     return write_siglip(tmp_path_factory.mktemp("sources") / "tiny-siglip")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 in transformers' on-disk format; not to be changed."""
+    from models.tiny_models import write_gpt2
+
+    return write_gpt2(tmp_path_factory.mktemp("sources") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def gpt2_bundle(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny GPT-2 in fp32 and int8-dynamic, judged on held-out texts; not to be changed."""
+    from mmedge.converters import ConvertConfig, convert
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    texts = [f"text {number} of a {label}" for number, label in enumerate(LABELS * 3)]
+    lines = "".join(json.dumps({"caption": text}) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
+    out = folder / "gpt2.mmedge"
+    convert(
+        ConvertConfig(
+            str(gpt2_folder),
+            out,
+            precisions=("fp32", "int8-dynamic"),
+            evaluate=folder / "texts.jsonl",
+        )
+    )
+    return out
 
 
 @pytest.fixture(scope="session")

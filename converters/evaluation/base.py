@@ -36,6 +36,7 @@ __all__ = [
 EVALUATIONS: dict[str, str] = {
     "dual_encoder": "mmedge.converters.evaluation.embedding:Retrieval",
     "fused": "mmedge.converters.evaluation.classification:Classification",
+    "generator": "mmedge.converters.evaluation.generation:Generation",
     "module": "mmedge.converters.evaluation.tensors:Tensors",
 }
 

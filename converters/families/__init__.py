@@ -16,6 +16,7 @@ __all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
 
 # One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
+    "causal_lm": "mmedge.converters.families.causal_lm:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
 }

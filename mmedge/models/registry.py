@@ -14,6 +14,7 @@ __all__ = ["MODELS", "model_class"]
 MODELS: dict[str, str] = {
     "dual_encoder": "mmedge.models.dual_encoder:DualEncoder",
     "fused": "mmedge.models.fused:FusedModel",
+    "generator": "mmedge.models.generator:Generator",
     "module": "mmedge.models.module:Module",
 }
 

@@ -119,6 +119,14 @@ class TextProcessor:
         """
         return self.pad(self.tokenize(items))
 
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts that token ids stand for, special tokens left out.
+
+        Raises:
+            BundleError: If the tokenizer fails on one of them.
+        """
+        return self._tokenizer.decode(ids)
+
     def check(self, text: object, position: int) -> str:
         """Return a text as it is tokenized, canonicalized where the model wants it so.
 

@@ -124,6 +124,15 @@ class BoundedTokenizer:
             encodings = self._tokenizer.encode_batch_fast(list(texts))
             return [encoding.ids for encoding in encodings]
 
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row of token ids, special tokens left out.
+
+        Raises:
+            BundleError: If the tokenizer fails on one of them.
+        """
+        with _panics(self._failed):
+            return self._tokenizer.decode_batch([list(row) for row in rows])
+
     def _failed(self, reason: str) -> BundleError:
         return BundleError(
             f"{self._path}: the tokenizer failed on a text ({reason}). Shorten the text, or "

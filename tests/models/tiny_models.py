@@ -12,13 +12,17 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizerFast,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2TokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
 )
 
+TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_CONTEXT, SIGLIP_CONTEXT = 20, 12
+CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
 CLIP_SIDE, SIGLIP_SIDE = 32, 24
 
 _TOWER = {
@@ -101,6 +105,31 @@ def write_siglip(folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     side = {"height": SIGLIP_SIDE, "width": SIGLIP_SIDE}
     SiglipImageProcessorPil(size=side).save_pretrained(folder)
+    return folder
+
+
+def write_gpt2(folder: Path, *, seed: int = 0) -> Path:
+    """Write a GPT-2 of random weights with a byte tokenizer, which has no padding token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocab = {token: index for index, token in enumerate([*sorted(ByteLevel.alphabet()), TEXT_END])}
+    tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[], model_max_length=GPT2_CONTEXT)
+    end = int(tokenizer.eos_token_id)
+    config = GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=GPT2_CONTEXT,
+        vocab_size=len(tokenizer),
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)
+        _spread(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

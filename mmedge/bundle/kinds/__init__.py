@@ -8,14 +8,23 @@ from pydantic import Field
 
 from mmedge.bundle.kinds.dual_encoder import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.kinds.fused import FusedKind
+from mmedge.bundle.kinds.generator import GeneratorKind
 from mmedge.bundle.kinds.module import ModuleKind
 
-__all__ = ["ContrastiveHead", "DualEncoderKind", "FusedKind", "Kind", "ModuleKind"]
+__all__ = [
+    "ContrastiveHead",
+    "DualEncoderKind",
+    "FusedKind",
+    "GeneratorKind",
+    "Kind",
+    "ModuleKind",
+]
 
 # One line a kind.
 Kind: TypeAlias = Annotated[
     DualEncoderKind
     | FusedKind
+    | GeneratorKind
     | ModuleKind,
     Field(discriminator="type"),
 ]  # fmt: skip

@@ -1,0 +1,95 @@
+"""Causal language models of transformers: GPT-2, LLaMA, Qwen2."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from torch import nn
+
+from mmedge.bundle.kinds import GeneratorKind
+from mmedge.converters.families.base import ModelSpec
+from mmedge.converters.families.decoders import decoder_role
+from mmedge.converters.families.loading import load_model, read_architecture
+from mmedge.converters.sources.config import Fields, read_fields
+from mmedge.converters.sources.source import Source
+from mmedge.converters.sources.tokenizer import (
+    backend_json,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_fields,
+)
+from mmedge.preprocess.config import TextConfig
+from mmedge.specs import Task
+
+__all__ = ["FAMILY"]
+
+_TYPES = ("gpt2", "llama", "qwen2")
+_TASK = "text-generation"  # optimum's name
+_GENERATION = "generation_config.json"
+
+
+class CausalLM:
+    """Decoders with a KV cache of which every layer sees the whole past."""
+
+    name = "causal_lm"
+
+    def matches(self, source: Source) -> bool:
+        """Tell whether a source is one of the architectures."""
+        return source.model_type in _TYPES
+
+    def load(self, source: Source) -> nn.Module:
+        """Load the model in fp32.
+
+        Raises:
+            SourceError: If layers see a sliding window, or the weights do not fit the architecture.
+        """
+        if source.fields.flag("use_sliding_window"):
+            advice = "Layers would have to forget a part of the past, which mmedge does not offer."
+            raise source.fields.error("use_sliding_window", "false", advice)
+        return load_model(source, _TASK)
+
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe the decoder and its tokenizer."""
+        causal = cast(Any, model)
+        config = Fields(source.fields.file, read_architecture(source).to_dict())
+        rows = config.integer("vocab_size", 1, 1 << 24)
+        length = int(causal.config.max_position_embeddings)
+        tokenizer = load_tokenizer(source)
+        check_tokenizer(source, tokenizer, rows)
+        settings = tokenizer_fields(source, tokenizer)
+        given = source.folder / _GENERATION
+        generation = read_fields(given) if given.is_file() else config
+        eos_ids = _ids(generation, "eos_token_id", rows) or _ids(config, "eos_token_id", rows)
+        begin = _ids(config, "bos_token_id", rows)
+        # Without a padding token any will do: what is masked does not count.
+        pads = _ids(settings, "pad_token_id", rows) or _ids(config, "pad_token_id", rows) or eos_ids
+        pad_id = (*pads, 0)[0]
+        longest = settings.number("model_max_length", 0, math.inf)
+        return ModelSpec(
+            kind=GeneratorKind(
+                eos_ids=eos_ids,
+                bos_id=begin[0] if begin else None,
+                pad_id=pad_id,
+                max_length=length,
+            ),
+            tasks=(Task.TEXT_GENERATION,),
+            roles={"decoder": lambda: decoder_role(causal)},
+            processors={
+                "text": TextConfig(
+                    attention_mask="attention_mask",
+                    max_length=int(min(longest, length)),
+                    padding="longest",
+                    pad_id=pad_id,
+                )
+            },
+            files={"tokenizer.json": backend_json(source, tokenizer).encode()},
+        )
+
+
+def _ids(fields: Fields, key: str, rows: int) -> tuple[int, ...]:
+    """Return the token ids of a setting, none where it is null or missing."""
+    return () if fields.values.get(key) is None else fields.integers(key, 0, rows - 1)
+
+
+FAMILY = CausalLM()
