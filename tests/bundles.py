@@ -33,7 +33,7 @@ from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.manifest import FileEntry, Manifest, Provenance, Role, Variant
 from mmedge.bundle.quality import Figure, Parity, Quality, Tolerance
 from mmedge.bundle.tensors import AxisEntry, InputEntry, OutputEntry, ProcessorFeed
-from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale, Resize
 from mmedge.specs import Array, Compare, Modality, Precision, Task
 
@@ -53,6 +53,25 @@ VARIANTS: dict[str, tuple[Precision, float | None]] = {
 
 MODEL = "image_encoder/fp32.onnx"
 VARIANT = ("roles", "image_encoder", "variants", 0)
+
+
+PROCESSORS: dict[str, ProcessorConfig] = {
+    "image": ImageConfig(
+        steps=(
+            Decode(),
+            Resize(
+                mode="shortest_edge",
+                height=IMAGE_SIZE,
+                width=IMAGE_SIZE,
+                resample="bicubic",
+            ),
+            Crop(height=IMAGE_SIZE, width=IMAGE_SIZE),
+            Rescale(factor=1 / 255),
+            Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        )
+    ),
+    "text": TextConfig(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
+}
 
 
 def image_weights(step: float | None = None) -> Array:
@@ -212,23 +231,7 @@ def tiny_manifest(files: dict[str, FileEntry]) -> Manifest:
                 default="fp32",
             ),
         },
-        processors={
-            "image": ImageConfig(
-                steps=(
-                    Decode(),
-                    Resize(
-                        mode="shortest_edge",
-                        height=IMAGE_SIZE,
-                        width=IMAGE_SIZE,
-                        resample="bicubic",
-                    ),
-                    Crop(height=IMAGE_SIZE, width=IMAGE_SIZE),
-                    Rescale(factor=1 / 255),
-                    Normalize(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-                )
-            ),
-            "text": TextConfig(max_length=6, padding="longest", pad_id=VOCABULARY["<pad>"]),
-        },
+        processors=PROCESSORS,
         golden="golden.npz",
         files=files,
         provenance=Provenance(

@@ -28,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Metric",
     "Subject",
+    "drop",
     "find_metric",
     "open_evaluation",
 ]
@@ -229,21 +230,10 @@ class Evaluation(ABC):
             ConversionError: If the metric is unknown.
             CalibrationError: If the data could not measure it.
         """
-        asked = find_metric(metric, self.metrics)
         if quality is None:
+            find_metric(metric, self.metrics)
             return Figure(value=0.0, low=0.0, high=0.0)
-        known = quality.figures if asked.agreement else quality.drops
-        if asked.figure not in known:
-            measured = [
-                name
-                for name, other in self.metrics.items()
-                if other.figure in (quality.figures if other.agreement else quality.drops)
-            ]
-            raise unavailable(metric, measured, quality.data)
-        figure = known[asked.figure]
-        if not asked.agreement:
-            return figure
-        return Figure(value=1 - figure.value, low=1 - figure.high, high=1 - figure.low)
+        return drop(metric, quality, self.metrics)
 
     def _data_name(self) -> str:
         return "synthetic samples" if self.subject.data is None else self.subject.data.name
@@ -251,6 +241,23 @@ class Evaluation(ABC):
 
 def _ones(spec: RoleSpec) -> dict[str, int]:
     return {name: max(1, axis.min) for name, axis in spec.axes.items()}
+
+
+def drop(metric: str, quality: Quality, metrics: Mapping[str, Metric]) -> Figure:
+    """Return what a variant loses of a metric; see Evaluation.drop."""
+    asked = find_metric(metric, metrics)
+    known = quality.figures if asked.agreement else quality.drops
+    if asked.figure not in known:
+        measured = [
+            name
+            for name, other in metrics.items()
+            if other.figure in (quality.figures if other.agreement else quality.drops)
+        ]
+        raise unavailable(metric, measured, quality.data)
+    figure = known[asked.figure]
+    if not asked.agreement:
+        return figure
+    return Figure(value=1 - figure.value, low=1 - figure.high, high=1 - figure.low)
 
 
 def find_metric(metric: str, metrics: Mapping[str, Metric]) -> Metric:

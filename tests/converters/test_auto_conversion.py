@@ -26,7 +26,7 @@ from mmedge.bundle.tuning import SearchRecord
 from mmedge.cli import main
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import load_data
-from mmedge.converters.evaluation.dataset import EvaluationSet
+from mmedge.converters.evaluation.base import Evaluation
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.pipeline import convert
 from mmedge.converters.report import ConversionReport
@@ -99,13 +99,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory, asked: ConvertConfig) -> 
     judged: list[str] = []
 
     def noted(
-        role: BuiltRole,
+        name: str,
         variant: BuiltVariant,
         roles: Mapping[str, BuiltRole],
-        samples: EvaluationSet,
+        evaluation: Evaluation,
     ) -> Quality | None:
         judged.append(variant.recipe.variant)
-        return judge(role, variant, roles, samples)
+        return judge(name, variant, roles, evaluation)
 
     with pytest.MonkeyPatch.context() as patch:
         for place in ("tuning.joint", "pipeline"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ from bundles import VOCABULARY, edit_manifest
 from PIL import Image
 
 from mmedge.bundle import Bundle, open_bundle
+from mmedge.bundle.tensors import CallerFeed
 from mmedge.errors import ProfileError
-from mmedge.profiling.inputs import Inputs, frame_jpeg, input_kind
+from mmedge.profiling.inputs import TEXT, Inputs, frame_jpeg, sample_of, text_config
 
 
 def test_the_frame_is_always_the_same_and_as_large_as_a_cameras() -> None:
@@ -41,7 +41,7 @@ def test_texts_are_measured_at_their_true_length_and_at_the_longest(tiny_bundle:
 
 def test_where_the_closing_token_pads_the_first_of_them_still_counts(tiny_bundle: Bundle) -> None:
     closing = VOCABULARY["</s>"]
-    edit_manifest(tiny_bundle.path, "preprocessing", "text", "pad_id", value=closing)
+    edit_manifest(tiny_bundle.path, "processors", "text", "pad_id", value=closing)
     inputs = Inputs.of(open_bundle(tiny_bundle.path))
     rows = np.array([[1, 5, closing, closing, closing, closing]], np.int64)
     padded = Inputs(
@@ -62,7 +62,7 @@ def test_a_text_of_any_length_ends_with_the_closing_token(
 
 
 def test_a_model_that_always_pads_is_measured_at_that_length_alone(tiny_bundle: Bundle) -> None:
-    edit_manifest(tiny_bundle.path, "preprocessing", "text", "padding", value="max_length")
+    edit_manifest(tiny_bundle.path, "processors", "text", "padding", value="max_length")
     inputs = Inputs.of(open_bundle(tiny_bundle.path))
     assert inputs.sequences("text_encoder", ("golden", "max", 6)) == (6,)
     assert inputs.feed("text_encoder", 2, 6)["input_ids"].shape == (2, 6)
@@ -75,14 +75,16 @@ def test_a_length_beyond_the_models_is_refused(tiny_bundle: Bundle) -> None:
         Inputs.of(tiny_bundle).sequences("text_encoder", (7,))
 
 
-def test_roles_that_no_preprocessing_feeds_take_their_golden_inputs(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
-    assert input_kind(tiny_bundle, "image_encoder") == "image"
-    assert input_kind(tiny_bundle, "text_encoder") == "text"
-    edit_manifest(tiny_bundle.path, "preprocessing", "text", value=None)
-    bundle = open_bundle(tiny_bundle.path)
-    assert input_kind(bundle, "text_encoder") == "golden"
-    inputs = Inputs.of(bundle)
+def test_roles_that_no_processor_feeds_take_their_golden_inputs(tiny_bundle: Bundle) -> None:
+    assert isinstance(sample_of(tiny_bundle, "image_encoder"), bytes)
+    assert sample_of(tiny_bundle, "text_encoder") == TEXT
+    assert text_config(tiny_bundle, "image_encoder") is None
+    assert text_config(tiny_bundle, "text_encoder") == tiny_bundle.manifest.processors["text"]
+    role = tiny_bundle.manifest.roles["text_encoder"]
+    given = role.inputs[0].model_copy(update={"feed": CallerFeed()})
+    free = role.model_copy(update={"inputs": (given,)})
+    manifest = tiny_bundle.manifest.model_copy(update={"roles": {"text_encoder": free}})
+    inputs = Inputs.of(Bundle(tiny_bundle.path, manifest))
+    assert sample_of(inputs.bundle, "text_encoder") is None
     assert inputs.sequences("text_encoder", ("golden", "max")) == (None,)
     assert inputs.feed("text_encoder", 3, None)["input_ids"].shape == (3, 4)

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from converted import write_pictures
+from roles import role
 
+from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.data.checks import load_data
+from mmedge.converters.data.checks import check_dataset, load_data
 from mmedge.converters.data.datasets import Dataset, Sample, read_dataset
-from mmedge.converters.data.feeds import check_dataset, image_feeds, text_feeds
+from mmedge.converters.data.feeds import Samples, missing_data, role_feeds
 from mmedge.errors import CalibrationError
 from mmedge.preprocess import ImageConfig, ImageProcessor
 from mmedge.preprocess.steps import Decode, Rescale, Resize
+from mmedge.specs import Array, TensorSpec
 
 PROCESSOR = ImageProcessor(
     ImageConfig(
@@ -39,7 +44,7 @@ def test_captions_and_labels_are_read_from_the_folder_or_the_file(tmp_path: Path
     data = read_dataset(folder)
     assert data.samples == read_dataset(folder / "captions.jsonl").samples
     assert data.samples[1] == Sample(
-        folder / "001.png", "picture 1 of a green square", "green square"
+        folder / "001.png", None, "picture 1 of a green square", "green square"
     )
     assert data.captions[0] == "picture 0 of a red circle"
 
@@ -49,8 +54,8 @@ def test_captions_and_labels_are_read_from_the_folder_or_the_file(tmp_path: Path
     [
         ("{", "not JSON"),
         ("[" * 100_000, "nested deeper than 64 levels"),
-        ("[]", r"'image' is the path of a picture, got \[\]"),
-        ('{"caption": "x"}', "'image' is the path of a picture, got fields caption"),
+        ("[]", r"got \[\], expected an object with 'image' or 'audio'"),
+        ('{"label": "x"}', "got fields label, expected an object with 'image' or 'audio'"),
         ('{"image": "a.png", "captoin": "x"}', "unknown field 'captoin'"),
         ('{"image": "a.png", "label": 3}', "'label' is int"),
     ],
@@ -72,7 +77,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="No such folder or file"):
         read_dataset(tmp_path / "nowhere")
-    with pytest.raises(CalibrationError, match="holds no pictures"):
+    with pytest.raises(CalibrationError, match="holds no images or sounds"):
         read_dataset(tmp_path)
     (tmp_path / "x.csv").write_text("a")
     with pytest.raises(CalibrationError, match=r"a \.jsonl file"):
@@ -80,9 +85,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_data_of_another_kind_is_named(tmp_path: Path) -> None:
-    for name in ("a.wav", "b.WAV", "c.txt", "README"):
+    for name in ("a.csv", "b.CSV", "c.txt", "README"):
         (tmp_path / name).write_text("no picture")
-    said = r"holds no pictures but 4 other files \(2 of \.wav, 1 of [^)]+\); expected \.avif"
+    said = r"no images or sounds but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.bmp"
     with pytest.raises(CalibrationError, match=said):
         read_dataset(tmp_path)
 
@@ -115,13 +120,13 @@ def test_a_bad_picture_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
 
 def test_a_folder_of_bad_pictures_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(CalibrationError, match="none of its 1 pictures can be read"):
+    with pytest.raises(CalibrationError, match="none of its 1 samples can be read"):
         check_dataset(read_dataset(tmp_path), skip_bad=True)
 
 
 def test_image_feeds_are_batches_of_the_frozen_preprocessing(tmp_path: Path) -> None:
     data = read_dataset(write_pictures(tmp_path, 5, 0))
-    feeds = [feed["pixel_values"] for feed in image_feeds(data.samples, PROCESSOR, batch=2)]
+    feeds = [feed["pixel_values"] for feed in feeds_of(data, batch=2)]
     assert [feed.shape for feed in feeds] == [(2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]
     np.testing.assert_array_equal(
         np.concatenate(feeds), PROCESSOR([sample.image for sample in data.samples])["pixel_values"]
@@ -130,11 +135,18 @@ def test_image_feeds_are_batches_of_the_frozen_preprocessing(tmp_path: Path) -> 
 
 def test_feeds_read_pictures_only_as_they_are_taken(tmp_path: Path) -> None:
     data = read_dataset(write_pictures(tmp_path, 4, 0))
-    feeds = image_feeds(data.samples, PROCESSOR, batch=2)
+    feeds = feeds_of(data, batch=2)
     next(feeds)
     data.samples[3].image.unlink()
     with pytest.raises(CalibrationError, match=r"003\.png"):
         next(feeds)
+
+
+def feeds_of(data: Dataset, batch: int) -> Iterator[dict[str, Array]]:
+    spec = TensorSpec("pixel_values", np.dtype(np.float32), ("batch", 3, 8, 8))
+    one = role(None, (spec,), (), lambda *_: {}, feeds={spec.name: ProcessorFeed(processor="x")})
+    processors = {"x": PROCESSOR}
+    return role_feeds(one, processors, Samples.of(data, processors), batch)
 
 
 def config(tmp_path: Path, calibration: Path | None, evaluate: Path | None = None) -> ConvertConfig:
@@ -146,14 +158,14 @@ def config(tmp_path: Path, calibration: Path | None, evaluate: Path | None = Non
 def test_too_few_pictures_are_noted_with_their_number(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "few", 5, 0)
     (note,) = load_data(config(tmp_path, folder), lambda _: None).notes
-    assert "Only 5 different calibration pictures" in note
+    assert "Only 5 different calibration samples" in note
 
 
 def test_the_same_picture_over_and_over_is_refused(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "same", 1, 0)
     for index in range(5):
         (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
-    with pytest.raises(CalibrationError, match="all 6 pictures are the same"):
+    with pytest.raises(CalibrationError, match="all 6 samples are the same"):
         load_data(config(tmp_path, folder), lambda _: None)
 
 
@@ -162,22 +174,60 @@ def test_calibration_pictures_are_not_evaluated_on(tmp_path: Path) -> None:
     evaluation = write_pictures(tmp_path / "b", 4, 1)
     assert load_data(config(tmp_path, calibration, evaluation), lambda _: None).notes == ()
     (evaluation / "copy.png").write_bytes((calibration / "003.png").read_bytes())
-    with pytest.raises(CalibrationError, match="1 of its pictures are also calibration"):
+    with pytest.raises(CalibrationError, match="1 of its samples are also calibration"):
         load_data(config(tmp_path, calibration, evaluation), lambda _: None)
 
 
-def test_text_feeds_name_a_text_that_cannot_be_encoded(tiny_bundle: object) -> None:
-    from mmedge.bundle import Bundle
-    from mmedge.preprocess import TextProcessor
+def test_a_part_of_the_calibration_data_is_held_back(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "a", 40, 0)
+    for index in range(5):  # equal samples stay together
+        (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
+    data = load_data(config(tmp_path, folder), lambda _: None)
+    assert data.calibration is not None
+    assert data.evaluation is not None
+    kept = {sample.image.read_bytes() for sample in data.calibration.samples if sample.image}
+    held = {sample.image.read_bytes() for sample in data.evaluation.samples if sample.image}
+    assert (len(kept), len(held)) == (32, 8)
+    assert not kept & held
+    assert data.evaluation.name == "a, held back"
+    assert any("were held back to measure quality on" in note for note in data.notes)
+    again = load_data(config(tmp_path, folder), lambda _: None)
+    assert again.evaluation == data.evaluation
 
-    assert isinstance(tiny_bundle, Bundle)
-    text = tiny_bundle.manifest.preprocessing.text
-    assert text is not None
-    processor = TextProcessor(text, tiny_bundle.path / text.tokenizer_file)
-    feeds = list(text_feeds(["a", "b", "a b"], processor, batch=2))
-    assert [len(feed[text.input]) for feed in feeds] == [2, 1]
-    with pytest.raises(CalibrationError, match="empty"):
-        list(text_feeds([" "], processor))
+
+def test_arrays_are_read_by_input(tmp_path: Path) -> None:
+    path = tmp_path / "feeds.npz"
+    np.savez(path, state=np.zeros((6, 3), np.float32), goal=np.ones((6, 2), np.float32))
+    data = read_dataset(path)
+    assert (data.name, len(data), sorted(data.arrays)) == ("feeds.npz", 6, ["goal", "state"])
+    assert len(data.rows(np.array([0, 5]))) == 2
+    specs = tuple(
+        TensorSpec(name, np.dtype(np.float32), ("batch", size))
+        for name, size in (("state", 3), ("goal", 2))
+    )
+    one = role(None, specs, (), lambda *_: {})
+    feeds = list(role_feeds(one, {}, Samples.of(data, {}), batch=4))
+    assert [feed["state"].shape for feed in feeds] == [(4, 3), (2, 3)]
+    assert missing_data(one, Samples.of(Dataset("x"), {})) == "an array 'state'"
+    fixed = replace(one, inputs=(replace(specs[0], shape=(1, 3)), replace(specs[1], shape=(1, 2))))
+    assert len(list(role_feeds(fixed, {}, Samples.of(data, {}), batch=4))) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK no", "not a readable .npz file"),
+        (None, "expected one row for each sample"),
+    ],
+)
+def test_arrays_that_cannot_be_used(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "feeds.npz"
+    if content is None:
+        np.savez(path, a=np.zeros(3), b=np.zeros(4))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        read_dataset(path)
 
 
 def test_a_line_may_leave_caption_and_label_out(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmedge.bundle.differences import cosines
-from mmedge.bundle.quality import Quality
+from mmedge.bundle.quality import Figure, Quality
+from mmedge.converters.evaluation import base
 from mmedge.converters.evaluation.embedding import (
     METRICS,
     Embeddings,
-    Figure,
     Labels,
-    drop,
     evaluate_variant,
     interchangeable,
     mixed_indexes,
@@ -30,6 +29,10 @@ from mmedge.errors import CalibrationError, ConversionError, ShapeError
 from mmedge.specs import Array, Modality
 
 NONE = np.zeros((0, 2), np.float32)
+
+
+def drop(metric: str, quality: Quality) -> Figure:
+    return base.drop(metric, quality, METRICS)
 
 
 def unit(rows: Array) -> Array:
@@ -56,7 +59,7 @@ def scene(count: int, seed: int = 0, amount: float = 0.6) -> tuple[Embeddings, L
     texts = random_unit(count, 16, seed)
     classes = random_unit(4, 16, seed + 1)
     embeddings = Embeddings(noisy(texts, amount, seed + 2), texts, classes)
-    nearest = (embeddings.images @ classes.T).argmax(axis=1)
+    nearest = (embeddings.items @ classes.T).argmax(axis=1)
     known = Labels(
         captions=tuple(f"caption {row}" for row in range(count)),
         labels=tuple("abcd"[index] for index in nearest),
@@ -147,9 +150,9 @@ def test_every_metric_is_in_the_table_of_figures() -> None:
 @pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.TEXT])
 def test_fp32_itself_agrees_with_itself_and_loses_nothing(modality: Modality) -> None:
     fp32, known = scene(40)
-    copied = Embeddings(fp32.images.copy(), fp32.texts.copy(), fp32.class_texts.copy())
+    copied = Embeddings(fp32.items.copy(), fp32.texts.copy(), fp32.class_texts.copy())
     quality = evaluate_variant(fp32, copied, modality, known, data="here")
-    assert (quality.top_k, quality.samples, quality.data) == (10, 40, "here")
+    assert (quality.settings["top_k"], quality.samples, quality.data) == (10, 40, "here")
     for name, metric in METRICS.items():
         if metric.agreement:
             assert quality.figures[metric.figure].value == pytest.approx(1), name
@@ -164,7 +167,7 @@ def test_more_noise_is_worse_by_every_metric(modality: Modality) -> None:
     for amount in (0.05, 0.5, 3.0):
         worse = noisy(fp32.of(modality), amount, 7)
         texts = modality is Modality.TEXT
-        candidate = replace(fp32, texts=worse) if texts else replace(fp32, images=worse)
+        candidate = replace(fp32, texts=worse) if texts else replace(fp32, items=worse)
         if texts:
             candidate = replace(candidate, class_texts=noisy(fp32.class_texts, amount, 8))
         qualities.append(evaluate_variant(fp32, candidate, modality, known, data=""))
@@ -178,8 +181,8 @@ def test_more_noise_is_worse_by_every_metric(modality: Modality) -> None:
 def test_a_rotated_space_answers_alike_alone_and_not_together() -> None:
     fp32, known = scene(60)
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(16, 16)))[0]
-    turned = (fp32.images @ rotation).astype(np.float32)
-    quality = evaluate_variant(fp32, replace(fp32, images=turned), Modality.IMAGE, known, data="")
+    turned = (fp32.items @ rotation).astype(np.float32)
+    quality = evaluate_variant(fp32, replace(fp32, items=turned), Modality.IMAGE, known, data="")
     assert quality.figures["top_k_overlap"].value == 1
     assert quality.figures["rank_correlation"].value == pytest.approx(1, abs=1e-4)
     # Ten of 59 by chance.
@@ -194,7 +197,7 @@ def test_a_shifted_space_can_be_searched_but_not_mixed() -> None:
     shifted = unit(fp32 + np.eye(17, dtype=np.float32)[16])
     pair = Embeddings(fp32, NONE, NONE)
     quality = evaluate_variant(
-        pair, replace(pair, images=shifted), Modality.IMAGE, Labels(), data=""
+        pair, replace(pair, items=shifted), Modality.IMAGE, Labels(), data=""
     )
     assert quality.figures["interchangeability"].value == 1
     assert quality.figures["mixed_index"].high < 0.75
@@ -205,10 +208,10 @@ def test_whether_vectors_may_be_mixed_is_decided_by_searches() -> None:
     fp32, known = scene(300)
 
     def quality_of(images: Array) -> Quality:
-        candidate = replace(fp32, images=images)
+        candidate = replace(fp32, items=images)
         return evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="")
 
-    close, far = quality_of(noisy(fp32.images, 0.01, 1)), quality_of(noisy(fp32.images, 0.5, 1))
+    close, far = quality_of(noisy(fp32.items, 0.01, 1)), quality_of(noisy(fp32.items, 0.5, 1))
     assert interchangeable(close)
     assert not interchangeable(far)
     without_captions = close.model_copy(update={"drops": {}})
@@ -227,7 +230,7 @@ def test_the_same_cosine_is_harmless_or_not_by_how_densely_vectors_lie() -> None
     verdicts = []
     for images in (spread, dense):
         pair = Embeddings(images, NONE, NONE)
-        candidate = replace(pair, images=noisy(images, 0.01, 3))
+        candidate = replace(pair, items=noisy(images, 0.01, 3))
         quality = evaluate_variant(pair, candidate, Modality.IMAGE, Labels(), data="")
         assert quality.figures["cosine_p1"].value > 0.999
         verdicts.append(interchangeable(quality))
@@ -240,7 +243,7 @@ def test_interchangeability_by_hand() -> None:
     moved = reference.copy()
     moved[0] = reference[-1]
     pair = Embeddings(reference, NONE, NONE)
-    quality = evaluate_variant(pair, replace(pair, images=moved), Modality.IMAGE, Labels(), data="")
+    quality = evaluate_variant(pair, replace(pair, items=moved), Modality.IMAGE, Labels(), data="")
     # fp32 in the other's vectors: the ten companions of 0 find 9, and one by chance of the eleven
     # at 90 degrees, 0 itself still finds all; the third group finds 10 of 11, one of them wrong.
     # The other in fp32's vectors: only 0 is wrong, and finds none.
@@ -262,7 +265,7 @@ def test_a_mixed_index_is_half_of_each_and_the_rest_the_other_way_round() -> Non
 @given(st.integers(0, 1000))
 def test_the_order_of_the_samples_changes_nothing(seed: int) -> None:
     fp32, known = scene(25, seed)
-    images = noisy(fp32.images, 0.3, seed + 5)
+    images = noisy(fp32.items, 0.3, seed + 5)
     images[3:6] = images[3]
     order = np.random.default_rng(seed).permutation(25)
     assert known.captions is not None
@@ -272,10 +275,10 @@ def test_the_order_of_the_samples_changes_nothing(seed: int) -> None:
         tuple(known.labels[row] for row in order),
         known.classes,
     )
-    turned = Embeddings(fp32.images[order], fp32.texts[order], fp32.class_texts)
-    one = evaluate_variant(fp32, replace(fp32, images=images), Modality.IMAGE, known, data="")
+    turned = Embeddings(fp32.items[order], fp32.texts[order], fp32.class_texts)
+    one = evaluate_variant(fp32, replace(fp32, items=images), Modality.IMAGE, known, data="")
     other = evaluate_variant(
-        turned, replace(turned, images=images[order]), Modality.IMAGE, shuffled, data=""
+        turned, replace(turned, items=images[order]), Modality.IMAGE, shuffled, data=""
     )
     for name, figure in one.figures.items():
         if not name.startswith("mixed"):  # which half is whose is drawn
@@ -284,8 +287,8 @@ def test_the_order_of_the_samples_changes_nothing(seed: int) -> None:
 
 def test_collapsed_embeddings_find_as_much_as_chance() -> None:
     fp32, known = scene(41)
-    same = np.repeat(fp32.images[:1], 41, axis=0)
-    quality = evaluate_variant(fp32, replace(fp32, images=same), Modality.IMAGE, known, data="")
+    same = np.repeat(fp32.items[:1], 41, axis=0)
+    quality = evaluate_variant(fp32, replace(fp32, items=same), Modality.IMAGE, known, data="")
     assert quality.value("top_k_overlap") == pytest.approx(10 / 40)
     assert quality.value("rank_correlation") == 0
     assert quality.value("text_to_image_recall@5") == pytest.approx(5 / 41)
@@ -293,14 +296,14 @@ def test_collapsed_embeddings_find_as_much_as_chance() -> None:
 
 def test_nan_embeddings_find_nothing() -> None:
     fp32, known = scene(30)
-    broken = np.full_like(fp32.images, np.nan)
-    quality = evaluate_variant(fp32, replace(fp32, images=broken), Modality.IMAGE, known, data="")
+    broken = np.full_like(fp32.items, np.nan)
+    quality = evaluate_variant(fp32, replace(fp32, items=broken), Modality.IMAGE, known, data="")
     assert quality.value("cosine_mean") == -1
     for name in ("top_k_overlap", "rank_correlation", "recall@1", "zero_shot_accuracy"):
         assert quality.value(name) == 0, name
-    one = fp32.images.copy()
+    one = fp32.items.copy()
     one[0] = np.nan
-    quality = evaluate_variant(fp32, replace(fp32, images=one), Modality.IMAGE, known, data="")
+    quality = evaluate_variant(fp32, replace(fp32, items=one), Modality.IMAGE, known, data="")
     assert quality.value("cosine_min") == -1
     assert 0.9 < quality.figures["top_k_overlap"].value < 1
 
@@ -308,17 +311,17 @@ def test_nan_embeddings_find_nothing() -> None:
 def test_two_samples_are_enough_and_one_is_not() -> None:
     fp32, known = scene(2)
     quality = evaluate_variant(fp32, fp32, Modality.IMAGE, known, data="two")
-    assert (quality.top_k, quality.samples) == (1, 2)
+    assert (quality.settings["top_k"], quality.samples) == (1, 2)
     assert "recall@5" not in quality.figures
     assert "recall@1" in quality.drops
-    alone = Embeddings(fp32.images[:1], fp32.texts[:1], fp32.class_texts)
+    alone = Embeddings(fp32.items[:1], fp32.texts[:1], fp32.class_texts)
     with pytest.raises(ShapeError, match="got 1 samples, expected 2"):
         evaluate_variant(alone, alone, Modality.IMAGE, Labels(), data="one")
 
 
 def test_the_interval_of_a_drop_is_that_of_paired_samples() -> None:
     fp32, known = scene(300, amount=1.0)
-    candidate = replace(fp32, images=noisy(fp32.images, 0.1, 4))
+    candidate = replace(fp32, items=noisy(fp32.items, 0.1, 4))
     quality = evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="")
     before = task_quality(fp32, fp32, known).figures["recall@1"]
     after, lost = quality.figures["recall@1"], drop("recall@1", quality)
@@ -330,7 +333,7 @@ def test_the_interval_of_a_drop_is_that_of_paired_samples() -> None:
 
 def test_a_drop_of_agreement_is_what_is_missing_to_one() -> None:
     fp32, known = scene(40)
-    candidate = replace(fp32, images=noisy(fp32.images, 0.2, 4))
+    candidate = replace(fp32, items=noisy(fp32.items, 0.2, 4))
     quality = evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="")
     figure, lost = quality.figures["cosine_p1"], drop("cosine-p1", quality)
     assert isinstance(lost, Figure)
@@ -349,15 +352,15 @@ def test_a_metric_that_cannot_be_told_says_which_can() -> None:
 
 def test_two_variants_are_judged_together_too() -> None:
     fp32, known = scene(80)
-    images, texts = noisy(fp32.images, 0.5, 11), noisy(fp32.texts, 0.5, 12)
-    one = task_quality(fp32, replace(fp32, images=images), known).drops["recall@1"]
-    both = task_quality(fp32, replace(fp32, images=images, texts=texts), known).drops["recall@1"]
+    images, texts = noisy(fp32.items, 0.5, 11), noisy(fp32.texts, 0.5, 12)
+    one = task_quality(fp32, replace(fp32, items=images), known).drops["recall@1"]
+    both = task_quality(fp32, replace(fp32, items=images, texts=texts), known).drops["recall@1"]
     assert both.value > one.value > 0
 
 
 def test_the_same_seed_draws_the_same() -> None:
     fp32, known = scene(30)
-    candidate = replace(fp32, images=noisy(fp32.images, 0.3, 1))
+    candidate = replace(fp32, items=noisy(fp32.items, 0.3, 1))
     same = [evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="") for _ in range(2)]
     assert same[0] == same[1]
     other = evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="", seed=1)

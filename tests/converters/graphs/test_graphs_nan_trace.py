@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from roles import role, role_inputs
 from torch import nn
 
 from mmedge.converters.families.base import RoleSpec
@@ -16,9 +17,9 @@ from mmedge.converters.graphs.nan_trace import first_nan, where_broken
 from mmedge.converters.graphs.parity import probe_role
 from mmedge.converters.methods.recipes import FP32
 from mmedge.converters.quiet import quiet_libraries
-from mmedge.converters.variants.builder import RoleInputs, VariantBuilder
+from mmedge.converters.variants.builder import VariantBuilder
 from mmedge.errors import ExportError, ParityError
-from mmedge.specs import Modality, TensorSpec
+from mmedge.specs import TensorSpec
 
 
 class Tower(nn.Module):
@@ -41,15 +42,11 @@ def spec_of(module: nn.Module) -> RoleSpec:
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         return {"x": torch.randn(sizes["batch"], 4, generator=torch.Generator().manual_seed(seed))}
 
-    return RoleSpec(
-        modality=Modality.IMAGE,
-        module=module,
-        inputs=(TensorSpec("x", np.dtype("float32"), ("batch", 4)),),
-        outputs=(TensorSpec("y", np.dtype("float32"), ("batch", 3)),),
-        sample=sample,
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1},),
-        limits={},
+    return role(
+        module,
+        (TensorSpec("x", np.dtype("float32"), ("batch", 4)),),
+        (TensorSpec("y", np.dtype("float32"), ("batch", 3)),),
+        sample,
     )
 
 
@@ -90,17 +87,14 @@ def test_the_first_nan_of_a_graph_is_named(exported: Path) -> None:
 
 def test_evaluation_data_that_fp32_has_no_answer_for_is_an_error(exported: Path) -> None:
     torch.manual_seed(0)
-    rows = np.ones((4, 1, 4), np.float32)
+    rows = np.ones((4, 4), np.float32)
     rows[2] = 0
-    inputs = RoleInputs(
-        name="x",
-        probes=probe_role(spec_of(Tower())),
-        golden=np.ones((1, 4), np.float32),
-        feeds=lambda: iter(rows),
-        started=lambda _: lambda: None,
-    )
-    builder = VariantBuilder("tower", exported.parent, {"portable": exported}, inputs, None)
-    expected = r"^tower/fp32: .* 1 of 4 evaluation .* first of sample 3, from activation 'y' on"
+    spec = spec_of(Tower())
+    golden = {"x": np.ones((1, 4), np.float32)}
+    inputs = role_inputs(spec, {"x": rows}, golden, probe_role(spec))
+    models = {"portable": exported}
+    builder = VariantBuilder("tower", exported.parent, models, spec, inputs, None)
+    expected = r"^tower/fp32: .* 1 of 4 rows .* first for sample 3, from activation 'y' on"
     with pytest.raises(ParityError, match=expected):
         builder.build(FP32)
     builder.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from roles import role, role_inputs
 from towers import image_tower, pictures, text_tower, texts
 
 from mmedge.bundle.nodes import NodeEntry, load_nodes
@@ -24,7 +25,7 @@ from mmedge.converters.quantization.size_target import (
     weight_only_pass,
 )
 from mmedge.converters.statistics.calibrator import Calibrator
-from mmedge.converters.variants.builder import RoleInputs, VariantBuilder
+from mmedge.converters.variants.builder import VariantBuilder
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
@@ -224,16 +225,11 @@ def test_the_blocked_form_has_no_target(settings: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("explain", [False, True])
 def test_a_variant_tells_which_layers_were_lowered(tower: Path, explain: bool) -> None:
-    feed = pictures(2)["pixel_values"]
+    feed = pictures(2)
     with open_session(tower) as session:
-        expected = session.run({"pixel_values": feed})["embeds"]
-    inputs = RoleInputs(
-        name="pixel_values",
-        probes=(Probe(feed, expected),),
-        golden=feed,
-        feeds=lambda: iter([feed[:1]]),
-        started=lambda _name: lambda: None,
-    )
+        expected = session.run(feed)
+        spec = role(None, session.inputs, session.outputs, lambda *_: {})
+    inputs = role_inputs(spec, feed, feed, (Probe(feed, expected),))
     target = round(100 * share_at(tower, INT4)) - 2
     recipe = parse_recipe(f"int4-g16-at{target}-keep1")
     fp32 = {"portable": tower.with_name("image.onnx"), "onnxruntime": tower}
@@ -241,6 +237,7 @@ def test_a_variant_tells_which_layers_were_lowered(tower: Path, explain: bool) -
         "image_encoder",
         tower.parent,
         fp32,
+        spec,
         inputs,
         Calibrator(feeds),
         explain=explain,  # type: ignore[arg-type]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from trials_of import built, fp32_trial, quality, speed, trial
+from trials_of import built, figure, fp32_trial, quality, speed, trial
 
-from mmedge.bundle.quality import Quality
+from mmedge.bundle.quality import Figure, Quality
 from mmedge.bundle.tuning import Speed
+from mmedge.converters.evaluation.base import drop
+from mmedge.converters.evaluation.embedding import METRICS
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, front
 from mmedge.converters.tuning.role import RoleSearch, describe_search, nothing_found
@@ -24,6 +26,10 @@ BUDGET = Budget("recall@1", 0.01, "latency")
 PLAIN = ["fp16", "int8-dynamic", "int8-static", "int8-static-mse"]
 EQUALIZED = ["int8-dynamic-equalized", "int8-static-mse-equalized-corrected"]
 GOOD = (0.001, 0.4, 0.9999)
+
+
+def lost(metric: str, found: Quality | None) -> Figure:
+    return figure(0.0) if found is None else drop(metric, found, METRICS)
 
 
 class Workshop:
@@ -98,6 +104,7 @@ def run(
         budget=budget,
         build=shop.build,
         judge=shop.judge,
+        drop=lambda found: lost(budget.metric, found),
         speed=cast("SpeedTest", shop),
         store=store,
         calibrated=calibrated,

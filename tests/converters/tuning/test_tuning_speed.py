@@ -18,17 +18,17 @@ from mmedge.errors import BackendError
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
-FEED, GOLDEN = pictures(1)["pixel_values"], pictures(4, seed=8)["pixel_values"]
+FEED, GOLDEN = pictures(1), pictures(4, seed=8)
 
 
 def answer(model: Path) -> Array:
     with open_session(model) as session:
-        return session.run({"pixel_values": GOLDEN})["embeds"]
+        return session.run(GOLDEN)["embeds"]
 
 
 def runner(model: Path, golden: Array | None = None) -> Runner:
     known = answer(model) if golden is None else golden
-    return Runner({"portable": model}, known, 0.999)
+    return Runner({"portable": model}, {"embeds": known}, 0.999)
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fp32_is_its_own_reference(fp32: Runner) -> None:
-    found = SpeedTest(fp32, "pixel_values", FEED, GOLDEN).fp32()
+    found = SpeedTest(fp32, FEED, GOLDEN).fp32()
     assert found.backend == "onnxruntime"
     assert (found.ratio.value, found.ratio.low, found.ratio.high) == (1, 1, 1)
     assert found.energy_mj is None
 
 
 def test_a_candidate_is_compared_with_fp32(fp32: Runner, tmp_path: Path) -> None:
-    test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN)
+    test = SpeedTest(fp32, FEED, GOLDEN)
     found = test.candidate(runner(image_tower(tmp_path / "other.onnx", seed=3)))
     assert found is not None
     assert found.ratio.low <= found.ratio.value <= found.ratio.high
@@ -58,24 +58,24 @@ def test_a_candidate_is_compared_with_fp32(fp32: Runner, tmp_path: Path) -> None
 
 
 def test_a_candidate_that_answers_otherwise_is_not_timed(fp32: Runner, tmp_path: Path) -> None:
-    test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN)
+    test = SpeedTest(fp32, FEED, GOLDEN)
     other = image_tower(tmp_path / "other.onnx", seed=3)
-    assert test.candidate(runner(other, fp32.golden)) is None
-    assert test.candidate(runner(other, np.full_like(fp32.golden, np.nan))) is None
+    assert test.candidate(runner(other, fp32.golden["embeds"])) is None
+    assert test.candidate(runner(other, np.full_like(fp32.golden["embeds"], np.nan))) is None
 
 
 def test_a_candidate_that_no_engine_opens_is_not_timed(fp32: Runner, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
-    test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN)
+    test = SpeedTest(fp32, FEED, GOLDEN)
     assert test.candidate(Runner({"portable": broken}, fp32.golden, 0.999)) is None
     assert test.candidate(Runner({}, fp32.golden, 0.999)) is None
 
 
 def test_fp32_that_answers_otherwise_is_an_error(fp32: Runner) -> None:
-    spoiled = Runner(fp32.models, -fp32.golden, 0.999)
+    spoiled = Runner(fp32.models, {"embeds": -fp32.golden["embeds"]}, 0.999)
     with pytest.raises(BackendError, match="fp32"):
-        SpeedTest(spoiled, "pixel_values", FEED, GOLDEN).fp32()
+        SpeedTest(spoiled, FEED, GOLDEN).fp32()
 
 
 @pytest.mark.usefixtures("several_backends")
@@ -88,7 +88,7 @@ def test_every_engine_takes_part(fp32: Runner, monkeypatch: pytest.MonkeyPatch) 
         return open_session(model, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "open_session", noted)
-    found = SpeedTest(fp32, "pixel_values", FEED, GOLDEN).fp32()
+    found = SpeedTest(fp32, FEED, GOLDEN).fp32()
     assert set(opened) == set(installed_backends()) >= {"onnxruntime", "openvino"}
     assert found.backend in opened
 
@@ -101,7 +101,7 @@ def test_an_engine_that_crashes_on_a_candidate_does_not_time_it(
     crash_on("other.onnx", tmp_path, monkeypatch, backend_name="openvino")
     other = runner(image_tower(tmp_path / "other.onnx", seed=3))
     with Worker() as worker:
-        test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN, worker=worker)
+        test = SpeedTest(fp32, FEED, GOLDEN, worker=worker)
         found = test.candidate(other)
     assert found is not None
     assert found.backend == "onnxruntime"
@@ -118,7 +118,7 @@ class Meter:
 
 
 def test_energy_is_measured_where_a_counter_is_given(fp32: Runner, tmp_path: Path) -> None:
-    test = SpeedTest(fp32, "pixel_values", FEED, GOLDEN, EnergyCounter(Meter()))
+    test = SpeedTest(fp32, FEED, GOLDEN, EnergyCounter(Meter()))
     known = test.fp32().energy_mj
     assert known is not None
     assert 0 < known <= 7

@@ -25,7 +25,7 @@ def quality(drop: float, cosine: float = 0.9999) -> Quality:
     """What was measured of a candidate that loses so much of recall@1."""
     figures = {"cosine_mean": figure(cosine), "recall@1": figure(0.7 - drop)}
     drops = {"recall@1": figure(drop, 0.001)}
-    return Quality(figures=figures, drops=drops, top_k=10, samples=200, data="held-out: 200")
+    return Quality(figures=figures, drops=drops, samples=200, data="held-out: 200")
 
 
 def speed(ratio: float, width: float = 0.01, energy_mj: float | None = None) -> Speed:
@@ -82,7 +82,7 @@ def built(name: str, folder: Path, keep: tuple[str, ...] = ()) -> BuiltVariant:
         nodes=nodes,
         opset=20,
         parity=PARITY,
-        golden=rng.standard_normal((4, 16)).astype(np.float32),
-        embeddings=rng.standard_normal((5, 16)).astype(np.float32),
+        golden={"embedding": rng.standard_normal((4, 16)).astype(np.float32)},
+        collected={"embedding": rng.standard_normal((5, 16)).astype(np.float32)},
         duration_s=1.5,
     )

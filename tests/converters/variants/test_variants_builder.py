@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from models.tiny_models import write_clip
+from roles import fed_by_caller, role_inputs
 
 from mmedge.converters.distillation.graph_weights import with_weights
 from mmedge.converters.distillation.train import Distillation, Distilled
@@ -23,7 +24,7 @@ from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.source import open_source
 from mmedge.converters.statistics.collect import Feeds
-from mmedge.converters.variants.builder import RoleInputs, VariantBuilder, lay_out
+from mmedge.converters.variants.builder import VariantBuilder, lay_out
 from mmedge.specs import Array
 
 
@@ -32,7 +33,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RoleSpec:
     """The image encoder of a tiny CLIP whose channels are as uneven as powers of two can mend."""
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip")
     with quiet_libraries():
-        known = FAMILY.roles(FAMILY.load(open_source(str(folder))))["image_encoder"]
+        source = open_source(str(folder))
+        known = FAMILY.describe(source, FAMILY.load(source)).roles["image_encoder"]()
+    assert known.module is not None
     generator = torch.Generator().manual_seed(0)
     drawn = {
         name: parameter * torch.randn(parameter.shape, generator=generator).exp2()
@@ -40,7 +43,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RoleSpec:
         for name, parameter in known.module.named_parameters()
         if parameter.ndim == 1
     }
-    return replace(known, module=with_weights(known.module, drawn))
+    return fed_by_caller(replace(known, module=with_weights(known.module, drawn)))
 
 
 told_steps: list[tuple[str, int, int]] = []
@@ -56,21 +59,15 @@ def builder(spec: RoleSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
 
     with quiet_libraries():
         export_role("image_encoder", spec, tmp_path / "fp32.onnx")
-        inputs = RoleInputs(
-            name=name,
-            probes=probe_role(spec),
-            golden=samples[0],
-            feeds=lambda: iter([row[None] for row in samples[1]]),
-            started=lambda _: lambda: None,
-        )
+        inputs = role_inputs(spec, {name: samples[1]}, {name: samples[0]}, probe_role(spec))
         made = VariantBuilder(
             "image_encoder",
             tmp_path,
             lay_out(tmp_path / "fp32.onnx"),
+            spec,
             inputs,
             calibration,
-            spec=spec,
-            tell=lambda *step: told_steps.append(step),
+            report=lambda *step: told_steps.append(step),
         )
         told_steps.clear()
         yield made
@@ -101,7 +98,7 @@ def test_a_student_starts_as_what_it_is_named_after(
     assert told_steps == [(f"Train image_encoder {start}-distilled", 3, 9)]
     assert (student.recipe.distilled, student.recipe.variant) == (True, f"{start}-distilled")
     assert student.models.keys() == plain.models.keys() == {"onnxruntime", "portable"}
-    np.testing.assert_array_equal(student.embeddings, plain.embeddings)
+    np.testing.assert_array_equal(student.collected["embedding"], plain.collected["embedding"])
     assert student.parity == plain.parity
     new = {path.name for path in tmp_path.iterdir()} - before
     assert {name.removeprefix(f"{start}-distilled") for name in new} == {
