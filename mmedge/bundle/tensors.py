@@ -163,8 +163,8 @@ class StateTensorEntry(BaseModel):
     def _check_update(self) -> StateTensorEntry:
         if (self.axis is not None) != (self.update in ("append", "in_place")):
             raise ValueError(f"state {self.input!r}: an axis goes with append and in_place alone")
-        if self.update != "constant" and self.output is None:
-            raise ValueError(f"state {self.input!r}: {self.update} needs an output")
+        if (self.output is None) != (self.update == "constant"):
+            raise ValueError(f"state {self.input!r}: an output goes with all but constant")
         return self
 
 
@@ -175,6 +175,8 @@ class StateEntry(BaseModel):
     tensors: tuple[StateTensorEntry, ...] = Field(min_length=1)
     length: AxisName | None = None
     capacity: int | None = Field(default=None, ge=1, le=_LARGEST)
+    batch: AxisName = "batch"
+    new: AxisName = "sequence"
 
     @classmethod
     def of(cls, state: State) -> StateEntry:
@@ -188,6 +190,8 @@ class StateEntry(BaseModel):
             ),
             length=state.length,
             capacity=state.capacity,
+            batch=state.batch,
+            new=state.new,
         )
 
     def state(self) -> State:
@@ -196,4 +200,6 @@ class StateEntry(BaseModel):
             tuple(StateTensor(t.input, t.output, t.update, t.axis, t.source) for t in self.tensors),
             self.length,
             self.capacity,
+            self.batch,
+            self.new,
         )

@@ -12,15 +12,16 @@ import pytest
 from bundles import edit_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.bundle.manifest import FORMAT_VERSION
 from mmedge.bundle.paths import check_relative_path
 from mmedge.bundle.reading import MAX_MANIFEST_BYTES, parse_manifest
 from mmedge.bundle.schema import manifest_schema
-from mmedge.bundle.tensors import TensorEntry
+from mmedge.bundle.tensors import StateEntry, TensorEntry
 from mmedge.errors import ManifestError
-from mmedge.specs import TensorSpec
+from mmedge.specs import State, StateTensor, TensorSpec
 
 IMAGE = ("roles", "image_encoder")
 VARIANT = (*IMAGE, "variants", 0)
@@ -289,3 +290,34 @@ def test_the_published_schema_is_the_models() -> None:
     assert published.read_text(encoding="utf-8") == manifest_schema(), (
         "run: python -m mmedge.bundle.schema > docs/manifest.schema.json"
     )
+
+
+def test_a_state_comes_back_from_json_as_it_was() -> None:
+    state = State(
+        (
+            StateTensor("past", "present", "append", 1),
+            StateTensor("buffer", "written", "in_place", 2),
+            StateTensor("hidden", "after", "replace"),
+            StateTensor("memory", None, "constant", source=("encoder", "hidden")),
+        ),
+        length="past",
+        capacity=64,
+        batch="rows",
+        new="tokens",
+    )
+    entry = StateEntry.of(state)
+    assert StateEntry.model_validate_json(entry.model_dump_json()).state() == state
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"input": "past", "output": "present", "update": "append"},
+        {"input": "past", "update": "append", "axis": 1},
+        {"input": "hidden", "output": "after", "update": "replace", "axis": 1},
+        {"input": "memory", "output": "again", "update": "constant"},
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(tensor: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"axis goes with|output goes with"):
+        StateEntry.model_validate({"tensors": [tensor]})

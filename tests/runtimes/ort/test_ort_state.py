@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
+from tiny_graphs import save
 from toy_states import APPENDED, ENCODED, IN_PLACE, TOYS, WIDTH, Toy
 
 from mmedge.errors import BackendError
@@ -18,7 +20,7 @@ from mmedge.runtimes import Placement, SessionOptions, open_session
 from mmedge.runtimes.ort import state as ort_state
 from mmedge.runtimes.ort.session import OrtSession
 from mmedge.runtimes.ort.state import OrtState
-from mmedge.specs import Array
+from mmedge.specs import Array, State, StateTensor
 
 
 def sequences(length: int, batch: int = 2) -> Array:
@@ -152,3 +154,59 @@ def test_on_a_gpu_state_is_made_there_and_outputs_come_back(
         "present.0.key": ("cuda", 1),
         "present.0.value": ("cuda", 1),
     }
+
+
+def test_fused_attention_writes_one_buffer(tmp_path: Path) -> None:
+    heads, size, slots, length = 2, 8, 16, 7
+    names = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total")
+    buffer = ["batch", 1, "slots", size]
+    shapes: dict[str, tuple[int, list[int | str]]] = {
+        "query": (TensorProto.FLOAT, ["batch", "sequence", heads * size]),
+        **dict.fromkeys(("key", "value"), (TensorProto.FLOAT, ["batch", "sequence", size])),
+        **dict.fromkeys(("past_key", "past_value"), (TensorProto.FLOAT, buffer)),
+        "seqlens_k": (TensorProto.INT32, ["batch"]),
+        "total": (TensorProto.INT32, []),
+        "y": (TensorProto.FLOAT, ["batch", "sequence", heads * size]),
+        **dict.fromkeys(("present_key", "present_value"), (TensorProto.FLOAT, buffer)),
+    }
+    infos = {name: helper.make_tensor_value_info(name, *how) for name, how in shapes.items()}
+    outputs = ["y", "present_key", "present_value"]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        list(names),
+        outputs,
+        domain="com.microsoft",
+        num_heads=heads,
+        kv_num_heads=1,
+    )
+    model = save(
+        tmp_path / "m.onnx", [node], [infos[n] for n in names], [infos[n] for n in outputs]
+    )
+    state = State(
+        tuple(
+            StateTensor(f"past_{what}", f"present_{what}", "in_place", 2)
+            for what in ("key", "value")
+        ),
+        capacity=slots,
+    )
+    random = np.random.default_rng(0)
+    query, key, value = (
+        random.standard_normal((1, length, n * size)).astype(np.float32) for n in (heads, 1, 1)
+    )
+    with open_session(model, options=SessionOptions(threads=1)) as session:
+        run = session.start(state)
+        got = []
+        for begin, end in ((0, 4), (4, 5), (5, 7)):
+            new = slice(begin, end)
+            feed = {"query": query[:, new], "key": key[:, new], "value": value[:, new]}
+            feed["seqlens_k"] = np.array([end - 1], np.int32)
+            feed["total"] = np.array(end, np.int32)
+            got.append(run.step(feed)["y"])
+
+    rows = query.reshape(1, length, heads, size).transpose(0, 2, 1, 3)
+    scores = rows @ key[:, None].transpose(0, 1, 3, 2) / np.sqrt(size)
+    scores = np.where(np.tri(length), scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    seen = (shares / shares.sum(axis=-1, keepdims=True)) @ value[:, None]
+    expected = seen.transpose(0, 2, 1, 3).reshape(1, length, -1)
+    np.testing.assert_allclose(np.concatenate(got, axis=1), expected, rtol=1e-4, atol=1e-5)
