@@ -16,6 +16,7 @@ from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.errors import ExportError, StorageError
 from mmedge.files import storage_errors
+from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 from mmedge.specs import Axis
 
 __all__ = [
@@ -47,6 +48,7 @@ def export_role(role: str, spec: RoleSpec, out: Path, *, plain: bool = False) ->
 
     Raises:
         ExportError: If the module cannot be traced, or an axis is not dynamic as specified.
+        BackendError: If the ONNX file of a source cannot be read, or keeps weights elsewhere.
         StorageError: If the disk is full.
     """
     import onnx_ir
@@ -56,6 +58,8 @@ def export_role(role: str, spec: RoleSpec, out: Path, *, plain: bool = False) ->
 
     if spec.module is None:
         assert spec.graph is not None  # noqa: S101, a role has a module or a graph
+        # Weights that lead elsewhere would put any file of this machine into the bundle.
+        check_external_data(spec.graph, read_onnx_file(spec.graph))
         model = onnx_ir.load(spec.graph)
     else:
         model = _trace(role, spec, spec.module).model
