@@ -12,6 +12,7 @@ from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.families.loading import load_model, read_part
 from mmedge.converters.families.towers import Tower, dual_encoder, image_role, text_role
+from mmedge.converters.sources.config import foreign_errors
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -129,11 +130,11 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
     text = read_part(source, "text_config")
     rows = text.integer("vocab_size", 1, 1 << 24)
     check_tokenizer(source, tokenizer, rows)
+    longest = tokenizer_fields(source, tokenizer).number("model_max_length", 0, math.inf)
     closing = _check_end_token(source, tokenizer, text.integer("eos_token_id", 0, rows - 1))
-    settings = tokenizer_fields(source, tokenizer)
     context = text.integer("max_position_embeddings", 1, 1 << 20)
     return TextConfig(
-        max_length=int(min(settings.number("model_max_length", 0, math.inf), context)),
+        max_length=int(min(longest, context)),
         padding="longest",
         # Without a padding token any will do: nothing behind the end token counts.
         pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
@@ -142,7 +143,8 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
 
 def _check_end_token(source: Source, tokenizer: Any, eos: int) -> int:  # noqa: ANN401
     """Return the token that closes every text, checked to be the one that the tower pools at."""
-    closing = int((tokenizer("")["input_ids"] or [-1])[-1])
+    with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct its files."):
+        closing = int((tokenizer("")["input_ids"] or [-1])[-1])
     pad = closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     if eos == _LEGACY_EOS:
         # Pooled at the highest id: right only if no other token has a higher one.

@@ -120,20 +120,25 @@ def _check_outline(source: Source, outline: nn.Module, weights: Mapping[str, tor
             f"{source.fields.file} describes a model of {claimed} values, the checkpoint holds "
             f"{held}. Fetch weights and config.json of one revision."
         )
-    for name, tensor in weights.items():
-        if name in expected and expected[name].is_floating_point() > tensor.is_floating_point():
+    for name in sorted(weights.keys() & expected.keys()):
+        got, wanted = weights[name], expected[name]
+        if got.shape != wanted.shape:
             raise SourceError(
-                f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
-                "weights are quantized: pass the model that they were made from."
+                f"{source.name}: the weights do not fit config.json: {name} is {tuple(got.shape)}, "
+                f"expected {tuple(wanted.shape)}. Fetch weights and config.json of one revision."
+            )
+        if wanted.is_floating_point() > got.is_floating_point():
+            raise SourceError(
+                f"{source.name}: {name} is {got.dtype}, expected fp32, fp16 or bf16. The weights "
+                "are quantized: pass the model that they were made from."
             )
 
 
 def _check_complete(source: Source, report: Mapping[str, Any]) -> None:
-    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "holds in another shape")):
-        names = sorted(str(name) for name in report.get(key) or ())
-        if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise SourceError(
-                f"{source.name}: the weights do not fit config.json: the checkpoint {what} "
-                f"{len(names)} tensors ({listed}). Fetch weights and config.json of one revision."
-            )
+    names = sorted(str(name) for name in report["missing_keys"])
+    if names:
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise SourceError(
+            f"{source.name}: the weights do not fit config.json: the checkpoint lacks {len(names)} "
+            f"tensors ({listed}). Fetch weights and config.json of one revision."
+        )

@@ -237,5 +237,6 @@ def foreign_errors(what: str, advice: str) -> Iterator[None]:
         panic = type(error).__name__ == "PanicException"
         if isinstance(error, MmedgeError) or not (isinstance(error, Exception) or panic):
             raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise SourceError(f"{what} ({line[:200]}). {advice}") from error
