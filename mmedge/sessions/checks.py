@@ -74,6 +74,8 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
             _check_length(bundle, name, processor.config)
             what = f"token id {processor.largest_id}, the largest of tokenizer and pad_id,"
             feeds.append((what, {config.input: np.array(processor.largest_id)}))
+    if unknown := sorted(made.keys() - specs.keys()):
+        raise _misfit(bundle, name, f"its processors make '{unknown[0]}', which the graph lacks")
     if made.keys() != specs.keys():
         return
     for what, other in [("what the processors make of an example", {}), *feeds]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 from bundles import edit_manifest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import mmedge
 from mmedge.bundle import Bundle, describe_files, open_bundle, verify_files
@@ -87,6 +91,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "token ids beyond the table": (
         tokenizer(lambda document: document["model"]["vocab"].update(zebra=10**6)),
         "token id 1000000",
+    ),
+    "no vocabulary": (
+        tokenizer(lambda document: document["model"].update(vocab={})),
+        r"tokenizer\.json",
     ),
     "no tokenizer": (tokenizer(lambda document: document.clear()), "not a tokenizer"),
     "input shape 2^70": (
@@ -220,3 +228,59 @@ def test_an_open_axis_of_the_graph_may_be_fixed_in_the_manifest(tiny_bundle: Bun
     tensor("image_encoder", "inputs", shape=[2, 3, 8, 8])(tiny_bundle.path)
     with mmedge.load(tiny_bundle.path, roles=["image_encoder"]) as model:
         assert model.sessions["image_encoder"].inputs[0].shape == ("batch", 3, 8, 8)
+
+
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**63,
+    2**70,
+    1e308,
+    -1e-320,
+    0.5,
+    "",
+    "x",
+    "../x",
+    "int8",
+]
+HOSTILE += [[], {}, [2**70], ["", ""], {"x": 1}, [[[[]]]], "\u2028", "x" * 2000]
+
+
+def places(node: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Return where every value of a document stands."""
+    found = [path] if path else []
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            found += places(value, (*path, name))
+    return found
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_verify_accepts_can_encode(data: st.DataObject, tiny_bundle: Bundle) -> None:
+    """Whatever value of the manifest is replaced: an MmedgeError, or a bundle that works."""
+    manifest = tiny_bundle.path / "manifest.json"
+    original = manifest.read_bytes()
+    try:
+        document = json.loads(original)
+        spots = [place for place in places(document) if place[0] not in ("files", "provenance")]
+        for _ in range(data.draw(st.integers(1, 2))):
+            place = data.draw(st.sampled_from(spots))
+            with suppress(KeyError, IndexError, TypeError):  # inside what was replaced before
+                edit_manifest(tiny_bundle.path, *place, value=data.draw(st.sampled_from(HOSTILE)))
+        try:
+            verify(tiny_bundle.path)
+        except MmedgeError:
+            return
+        with mmedge.load(tiny_bundle.path) as model:
+            frame, words = np.full((9, 20, 3), 7, np.uint8), "a red circle " * 1000
+            for vectors in (model.encode_image(frame), model.encode_text(words)):
+                assert vectors.shape == (1, model.embedding_dim)
+                assert np.isfinite(vectors).all()
+    finally:
+        manifest.write_bytes(original)
