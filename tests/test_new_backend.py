@@ -62,11 +62,11 @@ class Toy(Backend):
         *,
         device: int = 0,  # noqa: ARG002
         progress: BuildProgress | None = None,  # noqa: ARG002
-        wait_told: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
         graph = read_onnx_file(model)
         built = BuiltEngine(b"toy", graph.inputs, graph.outputs, (), 0.1)
-        return EngineCache().get_or_build(key, lambda: built, label="toy", wait_told=wait_told)
+        return EngineCache().get_or_build(key, lambda: built, label="toy", on_wait=on_wait)
 
 
 TOY = Toy()
@@ -109,9 +109,9 @@ def test_doctor_knows_what_it_needs(tiny_bundle: Bundle, tmp_path: Path) -> None
     for more, prepared in (({}, False), ({"toy": "2.0"}, False), ({"toy": "2.0"}, True)):
         described = replace(BARE, engines=engines | more)
         machine = look_at_machine(described.host(tmp_path / str(len(found))))
-        ways = judge(tiny_bundle, machine, is_prepared=lambda *_, known=prepared: known)
-        (way, *_) = [way for way in ways if way.backend == "toy"]
-        found.append((way.device, way.state, way.command))
+        options = judge(tiny_bundle, machine, is_prepared=lambda *_, known=prepared: known)
+        (option, *_) = [option for option in options if option.backend == "toy"]
+        found.append((option.device, option.state, option.command))
     assert found == [
         ("cpu", "needs", "pip install toy"),
         ("cpu", "build", f"mmedge build {tiny_bundle.path} --target toy"),

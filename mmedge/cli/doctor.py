@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmedge.machine.gpus import Gpu
     from mmedge.machine.report import Machine
     from mmedge.runtimes.backends import EngineFacts
-    from mmedge.sessions.readiness import Way
+    from mmedge.sessions.readiness import RunOption
 
 __all__ = ["doctor"]
 
@@ -44,25 +44,27 @@ def doctor(
 
     opened = open_bundle(bundle) if bundle is not None else None
     machine = look_at_machine()
-    ways = judge(opened, machine) if opened is not None else ()
+    options = judge(opened, machine) if opened is not None else ()
     if json:
         document: dict[str, object] = {"machine": _document(machine)}
         if opened is not None:
             document |= {
                 "path": str(opened.path),
-                "runs_here": runs_here(ways),
-                "variants": [asdict(way) for way in ways],
+                "runs_here": runs_here(options),
+                "variants": [asdict(option) for option in options],
             }
         print_json(document)
     else:
         _print_machine(machine)
         if opened is not None:
-            _print_bundle(opened, ways)
-    if opened is not None and not runs_here(ways):
+            _print_bundle(opened, options)
+    if opened is not None and not runs_here(options):
         lacking = [
             role
             for role in opened.manifest.roles
-            if not any(way.role == role and way.state in ("ready", "build") for way in ways)
+            if not any(
+                option.role == role and option.state in ("ready", "build") for option in options
+            )
         ]
         print_error(
             f"{opened.path}: nothing here can run {' or '.join(lacking)}. What is missing stands "
@@ -174,18 +176,22 @@ def _engine(engine: EngineFacts) -> str:
     return f"{engine.version}{f': {offers}' if offers else ''}{place}"
 
 
-def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:
+def _print_bundle(bundle: Bundle, options: tuple[RunOption, ...]) -> None:
     from rich.text import Text
 
     from mmedge.cli.output import plain, stdout_console
     from mmedge.cli.tables import role_rows, table
 
     console = stdout_console()
-    heads = list(dict.fromkeys((way.backend, way.device) for way in ways))
-    obstacles = list(dict.fromkeys((way.reason, way.command) for way in ways if way.reason))
+    heads = list(dict.fromkeys((option.backend, option.device) for option in options))
+    obstacles = list(
+        dict.fromkeys((option.reason, option.command) for option in options if option.reason)
+    )
     title = plain(f"{bundle.manifest.name} ({bundle.path})")
     console.print(Text(f"\n{title}", style="bold"))
-    cells = {(way.role, way.variant, (way.backend, way.device)): way for way in ways}
+    cells = {
+        (option.role, option.variant, (option.backend, option.device)): option for option in options
+    }
     rows: dict[str, list[tuple[str | Text, ...]]] = {
         role: [
             (
@@ -205,8 +211,8 @@ def _print_bundle(bundle: Bundle, ways: tuple[Way, ...]) -> None:
             console.print(Text(f"      {plain(command)}"), soft_wrap=True)
 
 
-def _cell(way: Way, obstacles: list[tuple[str, str]]) -> Text:
+def _cell(option: RunOption, obstacles: list[tuple[str, str]]) -> Text:
     from rich.text import Text
 
-    mark = f" ({obstacles.index((way.reason, way.command)) + 1})" if way.reason else ""
-    return Text(f"{way.state}{mark}", style=_STYLES[way.state])
+    mark = f" ({obstacles.index((option.reason, option.command)) + 1})" if option.reason else ""
+    return Text(f"{option.state}{mark}", style=_STYLES[option.state])

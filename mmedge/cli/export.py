@@ -168,7 +168,7 @@ def _build(
             target or engine_backend(),
             compute_capabilities=compute_capabilities,
             progress=partial(begin_build, steps),
-            wait_told=steps.say,
+            on_wait=steps.say,
         )
 
 

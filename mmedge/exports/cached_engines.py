@@ -104,7 +104,7 @@ def build_engines(
     *,
     compute_capabilities: Sequence[str] = (),
     progress: Callable[[PlannedEngine], BuildProgress | None] = lambda _: None,
-    wait_told: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> None:
     """Build an engine of every graph into the cache, where there is none yet or a damaged one.
 
@@ -115,7 +115,7 @@ def build_engines(
         compute_capabilities: See EngineRequest.
         progress: Called with each engine before it is built or found; what it returns is told how
             far the build is.
-        wait_told: See build_planned.
+        on_wait: See build_planned.
 
     Raises:
         EngineBuildError: If one of them cannot be built.
@@ -130,7 +130,7 @@ def build_engines(
         plan = plan_engines(bundle, backend, options)
         for engine in plan.engines:
             if engine.variant == selection.variant.name:
-                build_planned(plan, engine, progress(engine), wait_told)
+                build_planned(plan, engine, progress(engine), on_wait)
 
 
 def _name(selection: Selection, key: EngineKey) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has: processor, memory, GPUs, Jetson, engines, cache, energy counters.
+"""Machine report: processor, memory, GPUs, Jetson, engines, cache, energy counters.
 
 Everything is read through a Host. Engines are asked in processes of their own, so that one that
 crashes on import costs an entry and not the answer.

@@ -1,4 +1,4 @@
-"""From a variant to a session: which device, which layout, in a backend that is given."""
+"""Opening a variant: its device, layout and session in a given backend."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def build_planned(
     plan: EnginePlan,
     engine: PlannedEngine,
     progress: BuildProgress | None = None,
-    wait_told: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> LoadedEngine:
     """Return an engine of a plan, built into the cache if need be.
 
@@ -180,7 +180,7 @@ def build_planned(
         plan: That it is of.
         engine: One of its engines.
         progress: Told how far the build is.
-        wait_told: Told what there is to wait for, where another process builds the same; None
+        on_wait: Told what there is to wait for, where another process builds the same; None
             tells `progress`, as a phase.
 
     Raises:
@@ -193,7 +193,7 @@ def build_planned(
     model, key, builder = engine.model, engine.key, backend(plan.backend).builder
     if model is None or key is None or builder is None:
         raise EngineBuildError(f"{engine.label} cannot be built here: {engine.reason}")
-    return builder.build(model, key, device=plan.device, progress=progress, wait_told=wait_told)
+    return builder.build(model, key, device=plan.device, progress=progress, on_wait=on_wait)
 
 
 def unbuildable(variant: Variant, backend_name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Which variants of a bundle can run on a machine, which need what, and the command that mends it.
+"""Which variants of a bundle run on a machine, what the others lack, and the command to fix it.
 
 Decided from what is known of the machine and from the manifest alone; no graph is opened.
 """
@@ -17,7 +17,7 @@ from mmedge.runtimes.backends import BACKENDS, backend
 from mmedge.runtimes.session import SessionOptions
 from mmedge.sessions.opening import facts_of, graph_of, with_axes
 
-__all__ = ["State", "Way", "columns", "judge", "runs_here"]
+__all__ = ["RunOption", "State", "columns", "judge", "runs_here"]
 
 State: TypeAlias = Literal["ready", "build", "needs", "no"]
 """ready: runs now. build: runs once its engine is built, which takes minutes. needs: something has
@@ -27,7 +27,7 @@ IsPrepared: TypeAlias = Callable[[Bundle, Variant, str, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RunOption:
     """One variant in one backend on one device.
 
     Attributes:
@@ -63,7 +63,7 @@ def columns(machine: Machine) -> tuple[tuple[str, str], ...]:
 
 def judge(
     bundle: Bundle, machine: Machine, *, is_prepared: IsPrepared | None = None
-) -> tuple[Way, ...]:
+) -> tuple[RunOption, ...]:
     """Return of every variant, in every backend of `columns`, whether it runs on a machine.
 
     Args:
@@ -81,10 +81,10 @@ def judge(
     )
 
 
-def runs_here(ways: tuple[Way, ...]) -> bool:
+def runs_here(options: tuple[RunOption, ...]) -> bool:
     """Tell whether every role has a variant that runs, an engine that has to be built included."""
-    roles = {way.role for way in ways}
-    return roles == {way.role for way in ways if way.state in ("ready", "build")}
+    roles = {option.role for option in options}
+    return roles == {option.role for option in options if option.state in ("ready", "build")}
 
 
 def _judge(
@@ -94,7 +94,7 @@ def _judge(
     machine: Machine,
     place: tuple[str, str],
     is_prepared: IsPrepared,
-) -> Way:
+) -> RunOption:
     name, device = place
     known = backend(name)
     obstacle = known.explain(facts_of(variant), device, machine.hardware, machine.engine(name))
@@ -104,12 +104,12 @@ def _judge(
             source = bundle.manifest.provenance.source
             command = f"mmedge convert {source} --target {obstacle.convert_to} -o NAME.mmedge"
             command += "  # on the workstation"
-        return Way(role, variant.name, name, device, obstacle.state, obstacle.reason, command)
+        return RunOption(role, variant.name, name, device, obstacle.state, obstacle.reason, command)
     if known.builder is not None and not is_prepared(bundle, variant, name, device):
         reason = "its engine has to be built first, minutes on a small machine"
         command = f"mmedge build {bundle.path} --target {name}"
-        return Way(role, variant.name, name, device, "build", reason, command)
-    return Way(role, variant.name, name, device, "ready")
+        return RunOption(role, variant.name, name, device, "build", reason, command)
+    return RunOption(role, variant.name, name, device, "ready")
 
 
 def _is_prepared(bundle: Bundle, variant: Variant, name: str, device: str) -> bool:

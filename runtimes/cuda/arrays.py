@@ -1,4 +1,4 @@
-"""Arrays that lie on the device: those that others hand in, and those that a session hands out.
+"""Arrays on the device: inputs made by others, outputs of a session.
 
 Handed in is whatever offers `__cuda_array_interface__` (version 2 or 3: torch, CuPy, Numba, JAX,
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) or `__dlpack__`

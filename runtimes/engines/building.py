@@ -1,4 +1,4 @@
-"""What a backend offers that builds engines ahead."""
+"""EngineBuilder: what a backend offers that builds engines ahead."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class EngineBuilder(Protocol):
         *,
         device: int = 0,
         progress: BuildProgress | None = None,
-        wait_told: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
         """Return the engine of a key from the cache, built into it if need be.
 
@@ -63,7 +63,7 @@ class EngineBuilder(Protocol):
             key: What the engine is found by.
             device: Number of the GPU to build for, where the key names no target.
             progress: Called with the phase of the build and its steps.
-            wait_told: Called with what is waited for while another process builds the same; None
+            on_wait: Called with what is waited for while another process builds the same; None
                 hands it to `progress`, as a phase.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Engines in the cache that do what is wanted and are not the very one: larger batches, say."""
+"""Compatible cached engines, e.g. built for a larger batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import replace
 from mmedge.runtimes.engines.spec import BuildSettings, EngineKey, ShapeProfile
 from mmedge.runtimes.engines.store import CachedEngine, EngineCache
 
-__all__ = ["key_that_serves"]
+__all__ = ["compatible_key"]
 
 
-def key_that_serves(cache: EngineCache, wanted: EngineKey) -> EngineKey:
+def compatible_key(cache: EngineCache, wanted: EngineKey) -> EngineKey:
     """Return the key of an engine in the cache that does what is wanted; else what is wanted.
 
     So what `mmedge build` made for larger batches, or stripped, is found by whoever asks for the

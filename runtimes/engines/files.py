@@ -1,4 +1,4 @@
-"""The files of the engine cache: an entry is read whole and checked, written whole, or removed.
+"""Files of the engine cache: entries are read and checked, written or removed as a whole.
 
 An entry is two files in one folder, `DIGEST.json`, the record, and `DIGEST.HASH.plan`, the engine,
 where DIGEST stands for the key and HASH for the plan. The plan is written first: an entry is there

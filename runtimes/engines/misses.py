@@ -1,4 +1,4 @@
-"""Why there is no engine to load, told from the nearest one that there is."""
+"""Cache-miss explanations."""
 
 from __future__ import annotations
 

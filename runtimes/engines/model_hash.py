@@ -1,4 +1,4 @@
-"""Which model an engine was built from: a hash over the ONNX file and its external data.
+"""Model hash: over the ONNX file and its external data.
 
 Hashing costs about a second a gigabyte, at every start. So a hash is remembered together with what
 the file system says of the files: as long as device, inode, size and both times are the same, it

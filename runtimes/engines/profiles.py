@@ -1,4 +1,4 @@
-"""From dynamic axes and their bounds to optimization profiles."""
+"""Optimization profiles from bounds of dynamic axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in the engine cache, and which of it may go."""
+"""Contents of the engine cache, and rules for removing engines."""
 
 from __future__ import annotations
 

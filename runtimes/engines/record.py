@@ -1,4 +1,4 @@
-"""What is written down beside an engine, and the name that its key gives it.
+"""Record stored beside an engine, and the file name derived from its key.
 
 A record is read back as untrusted input: unknown fields are refused, it is limited in size, and it
 names no path. Where its plan lies follows from the key and the plan's hash.

@@ -1,4 +1,4 @@
-"""The engine cache: engines found again by everything that they depend on, built once.
+"""Engine cache: an engine is found by everything it depends on, and built once.
 
 A plan is loaded only if it hashes to what its record says and the record is of the very key that
 was asked for. TensorRT runs what a plan says, so the folder must be writable by its owner alone; it
@@ -145,7 +145,7 @@ class EngineCache:
         *,
         label: str = "",
         or_in_memory: bool = True,
-        wait_told: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
         """Return the engine of a key, built if need be, by one process at a time.
 
@@ -160,7 +160,7 @@ class EngineCache:
             label: The model's name for people, see model_label.
             or_in_memory: Whether an engine that cannot be written may stay in memory; if not, a
                 folder that cannot be written is an error before anything is built.
-            wait_told: Also called with what there is to wait for, once and then every minute.
+            on_wait: Also called with what there is to wait for, once and then every minute.
 
         Raises:
             StorageError: If others may write the folder; without `or_in_memory`, if it cannot be
@@ -171,8 +171,8 @@ class EngineCache:
 
         def told(message: str) -> None:
             _LOG.info("%s: %s", what, message)
-            if wait_told is not None:
-                wait_told(message)
+            if on_wait is not None:
+                on_wait(message)
 
         with ExitStack() as stack:
             writable = True

@@ -169,11 +169,13 @@ class OrtBackend(Backend):
         # and at the extended level that gives other outputs. Up to 1.31 it makes int8 operators of
         # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns
         # signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-        as_it_stands = glance.has_fp16 or glance.has_fp8 or (glance.signed_codes and saturates)
+        disable_qdq_fusion = (
+            glance.has_fp16 or glance.has_fp8 or (glance.signed_codes and saturates)
+        )
 
         def opened(*, exact: bool) -> OrtSession:
             settings = session_settings(engine, options, level, exact=exact)
-            if as_it_stands:
+            if disable_qdq_fusion:
                 settings.add_session_config_entry("session.disable_quant_qdq", "1")
             native = engine.InferenceSession(
                 str(model), sess_options=settings, providers=providers, enable_fallback=0

@@ -1,4 +1,4 @@
-"""What the ONNX Runtime backend asks of the engine: devices, settings, placement, errors."""
+"""ONNX Runtime's devices, session settings, placement and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two TensorRT backends. Telling what is installed loads next to nothing.
+"""The two TensorRT backends. Detecting an installation loads next to nothing.
 
 What each of SessionOptions comes to here:
 
@@ -200,7 +200,7 @@ class TrtBackend(Backend):
         *,
         device: int = 0,
         progress: BuildProgress | None = None,
-        wait_told: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
         """Return the engine of a key, built into the cache if need be; see EngineBuilder.build."""
         from mmedge.runtimes.trt.opening import find_or_build
@@ -211,7 +211,7 @@ class TrtBackend(Backend):
             key,
             device=device,
             progress=progress,
-            wait_told=wait_told,
+            on_wait=on_wait,
             or_in_memory=False,
         )
 

@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine.
+"""Building an engine from an ONNX file.
 
 Precision stands in the graph: networks are strongly typed, quantization is Q/DQ, and no builder
 flag asks for a precision. The library reports failure by a return value and says why to its logger

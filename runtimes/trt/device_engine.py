@@ -323,7 +323,7 @@ class DeviceEngine:
     def _make_config(self, options: EngineOptions, runtime_cache: Path | None) -> Any:  # noqa: ANN401
         """Return what execution contexts are made from: a strategy, or where there is one a config.
 
-        Activations get memory that all contexts of one lane share, so contexts bring none.
+        Activations get memory that all contexts of one slot share, so contexts bring none.
         """
         self._keeper: _RuntimeCacheKeeper | None = None
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED

@@ -1,4 +1,4 @@
-"""Which TensorRT is here, and what differs between its flavours and versions.
+"""Installed TensorRT versions, and the differences between flavours.
 
 TensorRT 10.x, TensorRT 11.x and TensorRT for RTX share one Python interface but for a few names;
 whatever differs is asked of the module and answered here, so that nothing else needs to know.

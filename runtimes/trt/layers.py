@@ -1,4 +1,4 @@
-"""What an engine is made of, as the library tells it, and whether that is what was asked for.
+"""Layers of an engine and their precision, checked against the graph.
 
 Two sources, one table. With a talkative logger the builder lists the layers of the engine that it
 has made, which needs no GPU; the engine inspector says the same in JSON of an engine that lies on a

@@ -1,4 +1,4 @@
-"""What a parsed network says of itself: specs, dtypes, and what it needs of a GPU."""
+"""Specs, dtypes and GPU requirements of a parsed network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine a graph needs here; finding it or building it, and opening it."""
+"""Finding, building and opening the engine of a graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, StorageError
 from mmedge.runtimes.backends import require_defaults
 from mmedge.runtimes.cuda.runtime import Device, cuda_version, device_index, driver_version
-from mmedge.runtimes.engines.compatible import key_that_serves
+from mmedge.runtimes.engines.compatible import compatible_key
 from mmedge.runtimes.engines.model_hash import model_label
 from mmedge.runtimes.engines.profiles import shape_profile
 from mmedge.runtimes.engines.spec import (
@@ -126,7 +126,7 @@ def is_prepared(flavour: str, model: Path, options: SessionOptions) -> bool:
     """Tell whether the engine of a graph is in the cache. Does not raise."""
     try:
         cache = EngineCache()
-        key = key_that_serves(cache, needed_engine(flavour, model, options).key)
+        key = compatible_key(cache, needed_engine(flavour, model, options).key)
         return isinstance(cache.find(key), CachedEngine)
     except (BackendError, InputError, StorageError) as error:
         _LOG.debug("%s: no engine: %s", model, str(error))
@@ -172,14 +172,14 @@ def _engine_of(
     """Return an engine from the cache, built into it if need be."""
     key = needed.key
     with suppress(StorageError):  # get_or_build says whether it goes without the cache
-        key = key_that_serves(EngineCache(), key)
+        key = compatible_key(EngineCache(), key)
     return find_or_build(
         needed.library,
         needed.model,
         key,
         device=needed.device.index,
         progress=_Telling(needed, progress),
-        wait_told=_as_phase(progress),
+        on_wait=_as_phase(progress),
         or_in_memory=or_in_memory,
     )
 
@@ -191,7 +191,7 @@ def find_or_build(
     *,
     device: int,
     progress: BuildProgress | None = None,
-    wait_told: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
     or_in_memory: bool = True,
 ) -> LoadedEngine:
     """Return the engine of a key from the cache, built into it if need be.
@@ -214,7 +214,7 @@ def find_or_build(
         build,
         label=model_label(model),
         or_in_memory=or_in_memory,
-        wait_told=wait_told or _as_phase(progress),
+        on_wait=on_wait or _as_phase(progress),
     )
 
 

@@ -1,4 +1,4 @@
-"""Why a library failed, in words that can be acted on."""
+"""Causes of library failures, with ways out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a stripped engine, put in from the ONNX file that it was built from.
+"""Weights of a stripped engine, restored from the ONNX file it was built from.
 
 Such an engine is deserialized as any other and must be refitted before it is run (TensorRT's
 developer guide, "Weight-Stripped Engine Generation").

@@ -1,7 +1,7 @@
 """Sessions on TensorRT engines.
 
-A call runs in a lane (lane.py); as many lanes as `EngineOptions.contexts` serve calls that come at
-once, and further ones wait. A binding has a lane of its own. Inputs that lie on the device already
+A call runs in a slot (slot.py); as many slots as `EngineOptions.contexts` serve calls that come at
+once, and further ones wait. A binding has a slot of its own. Inputs that lie on the device already
 are taken by `run_device` and `bind_device`, whose answers stay there.
 """
 
@@ -26,7 +26,7 @@ from mmedge.runtimes.cuda.arrays import (
 from mmedge.runtimes.cuda.streams import Event
 from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine
-from mmedge.runtimes.trt.lane import Lane, Prepared
+from mmedge.runtimes.trt.slot import ExecutionSlot, Prepared
 from mmedge.runtimes.trt.state import TrtState
 from mmedge.specs import Array, check_bindable, check_feed
 
@@ -53,14 +53,14 @@ class TrtSession(SessionBase[DeviceEngine]):
         self._device = engine.device
         self._options = options
         self._turn = threading.Condition()
-        self._idle: list[Lane] = []
+        self._idle: list[ExecutionSlot] = []
         self._made = 0
         self._waiting = 0
         self._answered = False
 
     def _run(self, engine: DeviceEngine, feed: Mapping[str, Array]) -> dict[str, Array]:
-        with self._device.current(), _Lent(self, engine) as lane:
-            answers = lane.run(feed)
+        with self._device.current(), _Lent(self, engine) as slot:
+            answers = slot.run(feed)
         if not self._answered:
             self._answered = True  # most kernels are compiled by now
             engine.keep_runtime_cache()
@@ -87,9 +87,9 @@ class TrtSession(SessionBase[DeviceEngine]):
             BackendError: As run.
         """
         engine = self._opened()
-        with self._device.current(), _Lent(self, engine) as lane:
-            host, views = self._split(feed, lane, stream)
-            return lane.run_on_device(host, views)
+        with self._device.current(), _Lent(self, engine) as slot:
+            host, views = self._split(feed, slot, stream)
+            return slot.run_on_device(host, views)
 
     def bind(self, feed: Mapping[str, Array]) -> BoundRun:
         """Preallocate for the shapes of `feed`; see Session.bind.
@@ -106,14 +106,14 @@ class TrtSession(SessionBase[DeviceEngine]):
             if self._device.is_page_locked(array.ctypes.data)
             and self._device.is_page_locked(array.ctypes.data + array.nbytes - 1)
         }
-        with self._device.current(), self._lane_for_binding(engine, page_locked) as lane:
-            prepared = lane.prepare(lane.call_of(feed, {}, "host"), feed)
+        with self._device.current(), self._slot_for_binding(engine, page_locked) as slot:
+            prepared = slot.prepare(slot.call_of(feed, {}, "host"), feed)
             for _ in range(2):
-                lane.launch(prepared)
-                lane.wait()
-            outputs = lane.host_answers(prepared)
+                slot.launch(prepared)
+                slot.wait()
+            outputs = slot.host_answers(prepared)
         inputs = dict(feed)
-        bound = _Bound(engine, lane, prepared, outputs)
+        bound = _Bound(engine, slot, prepared, outputs)
         return self._kept(
             BoundRun(self._model, inputs, outputs, lambda: bound.run_on(inputs), bound.release)
         )
@@ -139,29 +139,29 @@ class TrtSession(SessionBase[DeviceEngine]):
                 f"{self._model}: shapes follow from the values of {values}, so nothing can be "
                 "bound on the device. Use run_device."
             )
-        with self._device.current(), self._lane_for_binding(engine, {}) as lane:
-            host, views = self._split(feed, lane, stream)
-            prepared = lane.prepare(lane.call_of(host, views, "kept"), host)
+        with self._device.current(), self._slot_for_binding(engine, {}) as slot:
+            host, views = self._split(feed, slot, stream)
+            prepared = slot.prepare(slot.call_of(host, views, "kept"), host)
             for _ in range(2):
-                lane.launch(prepared)
-                lane.wait()
+                slot.launch(prepared)
+                slot.wait()
             if prepared.growing:
                 raise BackendError(
                     f"{self._model}: the size of {sorted(prepared.growing)} is known only once it "
                     "is computed, so it cannot be bound. Use run_device."
                 )
-            outputs = lane.device_answers(prepared)
-        return self._kept(TrtDeviceBinding(engine, lane, prepared, dict(feed), host, outputs))
+            outputs = slot.device_answers(prepared)
+        return self._kept(TrtDeviceBinding(engine, slot, prepared, dict(feed), host, outputs))
 
     def _free(self, engine: DeviceEngine) -> None:
         with self._turn:
             idle, self._idle = self._idle, []
         with self._device.current():
-            for lane in idle:
-                _close(lane)
+            for slot in idle:
+                _close(slot)
         engine.keep_runtime_cache()
 
-    def _take(self, engine: DeviceEngine) -> Lane:
+    def _take(self, engine: DeviceEngine) -> ExecutionSlot:
         with self._turn:
             while not self._idle and self._made >= self._options.engine.contexts:
                 self._waiting += 1
@@ -173,41 +173,41 @@ class TrtSession(SessionBase[DeviceEngine]):
                 return self._idle.pop()
             self._made += 1
         try:
-            return Lane(engine, self._options)
+            return ExecutionSlot(engine, self._options)
         except BaseException:
             self._give(None)
             raise
 
-    def _give(self, lane: Lane | None) -> None:
-        """Take a lane back for the next call; None where it is gone, so another may be made."""
+    def _give(self, slot: ExecutionSlot | None) -> None:
+        """Take a slot back for the next call; None where it is gone, so another may be made."""
         with self._turn:
-            if lane is None:
+            if slot is None:
                 self._made -= 1
             elif self._engine is not None or len(self._idle) < self._waiting:
-                self._idle.append(lane)
-                lane = None
+                self._idle.append(slot)
+                slot = None
             self._turn.notify()
-        if lane is not None:
-            _close(lane)
+        if slot is not None:
+            _close(slot)
 
     @contextmanager
-    def _lane_for_binding(
+    def _slot_for_binding(
         self, engine: DeviceEngine, page_locked: Mapping[str, int]
-    ) -> Iterator[Lane]:
-        """Make a lane, and close it if it cannot be bound."""
-        lane = Lane(engine, self._options, page_locked)
+    ) -> Iterator[ExecutionSlot]:
+        """Make a slot, and close it if it cannot be bound."""
+        slot = ExecutionSlot(engine, self._options, page_locked)
         try:
-            yield lane
+            yield slot
         except BaseException:
-            _close(lane)
+            _close(slot)
             raise
 
     def _split(
-        self, feed: Mapping[str, _Input], lane: Lane, stream: int | None
+        self, feed: Mapping[str, _Input], slot: ExecutionSlot, stream: int | None
     ) -> tuple[dict[str, Array], dict[str, DeviceView]]:
         """Check a feed, and tell apart what is on the host and what is on the device."""
         views = {
-            name: view(name, value, self._device, lane.stream, stream)
+            name: view(name, value, self._device, slot.stream, stream)
             for name, value in feed.items()
             if is_device_array(value)
         }
@@ -218,33 +218,33 @@ class TrtSession(SessionBase[DeviceEngine]):
 
 
 class _Lent:
-    """A block that has a lane to itself; one that failed in it is not used again."""
+    """A block that has a slot to itself; one that failed in it is not used again."""
 
-    __slots__ = ("_engine", "_lane", "_session")
+    __slots__ = ("_engine", "_session", "_slot")
 
     def __init__(self, session: TrtSession, engine: DeviceEngine) -> None:
         self._session = session
         self._engine = engine
 
-    def __enter__(self) -> Lane:
-        self._lane = self._session._take(self._engine)
-        return self._lane
+    def __enter__(self) -> ExecutionSlot:
+        self._slot = self._session._take(self._engine)
+        return self._slot
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Wrong inputs are refused before anything has run.
         if kind is None or issubclass(kind, InputError):
-            self._session._give(self._lane)
+            self._session._give(self._slot)
         else:
             self._session._give(None)
-            _close(self._lane)
+            _close(self._slot)
 
 
 class _Bound:
-    """A lane that runs one call again and again. Once closed it holds nothing of the engine.
+    """A slot that runs one call again and again. Once closed it holds nothing of the engine.
 
     Args:
         engine: What runs.
-        lane: Where.
+        slot: Where.
         prepared: The call.
         outputs: Where it leaves host arrays; None where they stay on the device.
     """
@@ -252,7 +252,7 @@ class _Bound:
     def __init__(
         self,
         engine: DeviceEngine,
-        lane: Lane,
+        slot: ExecutionSlot,
         prepared: Prepared,
         outputs: dict[str, Array] | None = None,
     ) -> None:
@@ -260,7 +260,7 @@ class _Bound:
         self._device = engine.device
         # Shapes follow from such an input's values, so they are looked at in every run.
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
-        self._bound: tuple[Lane, Prepared] | None = lane, prepared
+        self._bound: tuple[ExecutionSlot, Prepared] | None = slot, prepared
         self._host_outputs = outputs
         self._lock = threading.Lock()
         self._failed = False
@@ -274,21 +274,21 @@ class _Bound:
                         f"{self._model}: an earlier run of this binding failed. Bind again."
                     )
                 raise closed_error(self._model)
-            lane, prepared = self._bound
+            slot, prepared = self._bound
             try:
                 if writer is not None:
                     event = Event(self._device)
                     event.record(writer)
-                    lane.stream.wait(event)
+                    slot.stream.wait(event)
                 if self._reads_host and prepared.call is not None:
-                    call = lane.call_of(host, {}, prepared.call.answers)
-                    prepared = lane.prepare(call, host)
+                    call = slot.call_of(host, {}, prepared.call.answers)
+                    prepared = slot.prepare(call, host)
                 else:
-                    lane.fill(host)
-                lane.launch(prepared)
-                lane.wait()
+                    slot.fill(host)
+                slot.launch(prepared)
+                slot.wait()
                 if self._host_outputs is not None and (prepared.growing or self._reads_host):
-                    self._refresh(lane.host_answers(prepared), self._host_outputs)
+                    self._refresh(slot.host_answers(prepared), self._host_outputs)
             except BackendError:
                 self._failed = True
                 self._drop()
@@ -302,7 +302,7 @@ class _Bound:
                 outputs[name][...] = array
 
     def release(self) -> None:
-        """Free the lane."""
+        """Free the slot."""
         with self._lock, self._device.current():
             self._drop()
 
@@ -322,13 +322,13 @@ class TrtDeviceBinding(_Bound):
     def __init__(
         self,
         engine: DeviceEngine,
-        lane: Lane,
+        slot: ExecutionSlot,
         prepared: Prepared,
         inputs: dict[str, _Input],
         host: dict[str, Array],
         outputs: dict[str, DeviceArray],
     ) -> None:
-        super().__init__(engine, lane, prepared)
+        super().__init__(engine, slot, prepared)
         self._inputs = inputs
         self._host = host
         self._outputs = outputs
@@ -356,7 +356,7 @@ class TrtDeviceBinding(_Bound):
         return self._outputs
 
 
-def _close(lane: Lane) -> None:
-    """Free a lane; what had failed in it was told to whoever ran it."""
+def _close(slot: ExecutionSlot) -> None:
+    """Free a slot; what had failed in it was told to whoever ran it."""
     with suppress(BackendError):
-        lane.close()
+        slot.close()

@@ -1,4 +1,4 @@
-"""What engines can be built for: compute capabilities, and what a graph needs of them.
+"""Build targets: compute capabilities, and the dtypes they compute.
 
 TensorRT builds for the GPU of its machine. TensorRT-RTX builds, without a GPU, for the compute
 capabilities that it knows; it knows desktop GPUs, not Jetsons and not those of data centres. What

@@ -1,4 +1,4 @@
-"""Watching a build that takes minutes: telling how far it is, and ending it when asked to."""
+"""Progress and cancellation of a build."""
 
 from __future__ import annotations
 

@@ -11,19 +11,21 @@ from machines import BARE, DESKTOP, ORIN, SERVER, THOR, Described
 
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.machine.report import look_at_machine
-from mmedge.sessions.readiness import Way, columns, judge, runs_here
+from mmedge.sessions.readiness import RunOption, columns, judge, runs_here
 
 IMAGE = ("roles", "image_encoder", "variants")
 
 
-def ways(
+def options(
     bundle: Bundle, described: Described, tmp_path: Path, *, prepared: bool = False
-) -> tuple[Way, ...]:
+) -> tuple[RunOption, ...]:
     machine = look_at_machine(described.host(tmp_path / "root"))
     return judge(bundle, machine, is_prepared=lambda *_: prepared)
 
 
-def way(found: tuple[Way, ...], backend: str, device: str, variant: str = "fp32") -> Way:
+def option(
+    found: tuple[RunOption, ...], backend: str, device: str, variant: str = "fp32"
+) -> RunOption:
     (only,) = [
         each
         for each in found
@@ -54,33 +56,33 @@ def test_what_hardware_can_never_have_has_no_column(
 
 
 def test_every_variant_has_its_word(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    found = ways(tiny_bundle, BARE, tmp_path)
+    found = options(tiny_bundle, BARE, tmp_path)
     assert [(each.role, each.variant, each.backend, each.state) for each in found] == [
         (role, variant, backend, state)
         for role in ("image_encoder", "text_encoder")
         for variant in ("fp32", "int8-dynamic")
         for backend, state in (("onnxruntime", "ready"), ("openvino", "needs"))
     ]
-    assert way(found, "openvino", "cpu").command == 'pip install "mmedge[openvino]"'
+    assert option(found, "openvino", "cpu").command == 'pip install "mmedge[openvino]"'
     assert runs_here(found)
 
 
 def test_an_orin_builds_its_engine_first(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    found = ways(tiny_bundle, ORIN, tmp_path)
-    tensorrt = way(found, "tensorrt", "cuda")
+    found = options(tiny_bundle, ORIN, tmp_path)
+    tensorrt = option(found, "tensorrt", "cuda")
     assert tensorrt.state == "build"
     assert tensorrt.command == f"mmedge build {tiny_bundle.path} --target tensorrt"
-    cuda = way(found, "onnxruntime", "cuda")
+    cuda = option(found, "onnxruntime", "cuda")
     assert (cuda.state, cuda.command) == ("needs", "")
     assert "onnxruntime-gpu for this JetPack" in cuda.reason
-    found = ways(tiny_bundle, ORIN, tmp_path, prepared=True)
-    assert way(found, "tensorrt", "cuda").state == "ready"
+    found = options(tiny_bundle, ORIN, tmp_path, prepared=True)
+    assert option(found, "tensorrt", "cuda").state == "ready"
 
 
 def test_a_closed_environment_on_a_jetson_is_told_how_to_see_tensorrt(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    tensorrt = way(ways(tiny_bundle, THOR, tmp_path), "tensorrt", "cuda")
+    tensorrt = option(options(tiny_bundle, THOR, tmp_path), "tensorrt", "cuda")
     assert tensorrt.state == "needs"
     assert "10.13.3.9 is on the system, not seen by this Python" in tensorrt.reason
     assert "venv --system-site-packages .venv" in tensorrt.command
@@ -89,34 +91,34 @@ def test_a_closed_environment_on_a_jetson_is_told_how_to_see_tensorrt(
 
 def test_a_jetson_without_tensorrt(tiny_bundle: Bundle, tmp_path: Path) -> None:
     files = {k: v for k, v in THOR.files.items() if "dpkg" not in k}
-    found = ways(tiny_bundle, replace(THOR, files=files), tmp_path)
-    assert way(found, "tensorrt", "cuda").command == "sudo apt install nvidia-jetpack"
+    found = options(tiny_bundle, replace(THOR, files=files), tmp_path)
+    assert option(found, "tensorrt", "cuda").command == "sudo apt install nvidia-jetpack"
 
 
 def test_a_desktop(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    found = ways(tiny_bundle, DESKTOP, tmp_path)
-    assert way(found, "onnxruntime", "cuda").state == "ready"
-    assert way(found, "tensorrt-rtx", "cuda").command.endswith("--target tensorrt-rtx")
-    assert way(found, "tensorrt", "cuda").command == "pip install tensorrt-cu13"
+    found = options(tiny_bundle, DESKTOP, tmp_path)
+    assert option(found, "onnxruntime", "cuda").state == "ready"
+    assert option(found, "tensorrt-rtx", "cuda").command.endswith("--target tensorrt-rtx")
+    assert option(found, "tensorrt", "cuda").command == "pip install tensorrt-cu13"
     bare = replace(DESKTOP, engines={"onnxruntime": "onnxruntime 1.23.2"})
-    rtx = way(ways(tiny_bundle, bare, tmp_path), "tensorrt-rtx", "cuda")
+    rtx = option(options(tiny_bundle, bare, tmp_path), "tensorrt-rtx", "cuda")
     assert rtx.command == 'pip install "mmedge[tensorrt-rtx]"'
 
 
 def test_a_driver_of_cuda_12_gets_wheels_for_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    found = ways(tiny_bundle, SERVER, tmp_path)
+    found = options(tiny_bundle, SERVER, tmp_path)
     wheels = 'tensorrt-cu12 "cuda-bindings>=12.9,<13"'
-    assert way(found, "tensorrt", "cuda").command == f"pip install {wheels}"
-    assert "mmedge[gpu]" in way(found, "onnxruntime", "cuda").command
+    assert option(found, "tensorrt", "cuda").command == f"pip install {wheels}"
+    assert "mmedge[gpu]" in option(found, "onnxruntime", "cuda").command
     engines = {"onnxruntime": "1", "tensorrt": "10.8"}
-    found = ways(tiny_bundle, replace(SERVER, engines=engines), tmp_path)
-    assert way(found, "tensorrt", "cuda").command == 'pip install "cuda-bindings>=12.9,<13"'
+    found = options(tiny_bundle, replace(SERVER, engines=engines), tmp_path)
+    assert option(found, "tensorrt", "cuda").command == 'pip install "cuda-bindings>=12.9,<13"'
 
 
 def test_cuda_that_does_not_start(tiny_bundle: Bundle, tmp_path: Path) -> None:
     probes = dict(DESKTOP.probes) | {"cuda": {"fault": "the driver is too old"}}
-    found = ways(tiny_bundle, replace(DESKTOP, probes=probes), tmp_path)
-    rtx = way(found, "tensorrt-rtx", "cuda")
+    found = options(tiny_bundle, replace(DESKTOP, probes=probes), tmp_path)
+    rtx = option(found, "tensorrt-rtx", "cuda")
     assert (rtx.state, rtx.reason) == ("needs", "CUDA does not start: the driver is too old")
 
 
@@ -140,7 +142,7 @@ def test_precisions_that_not_everything_computes(
     said: str,
 ) -> None:
     edit_manifest(tiny_bundle.path, *IMAGE, 0, "precision", value=precision)
-    found = way(ways(open_bundle(tiny_bundle.path), described, tmp_path), *place)
+    found = option(options(open_bundle(tiny_bundle.path), described, tmp_path), *place)
     assert found.state == state
     assert said in found.reason
 
@@ -148,18 +150,18 @@ def test_precisions_that_not_everything_computes(
 def test_a_graph_of_onnx_runtime_s_operators(tiny_bundle: Bundle, tmp_path: Path) -> None:
     path = tiny_bundle.role("image_encoder").variants[1].models["portable"]
     edit_manifest(tiny_bundle.path, *IMAGE, 1, "models", value={"onnxruntime": path})
-    found = ways(open_bundle(tiny_bundle.path), DESKTOP, tmp_path)
-    assert way(found, "onnxruntime", "cpu", "int8-dynamic").state == "ready"
+    found = options(open_bundle(tiny_bundle.path), DESKTOP, tmp_path)
+    assert option(found, "onnxruntime", "cpu", "int8-dynamic").state == "ready"
     for place in (("openvino", "cpu"), ("onnxruntime", "cuda"), ("tensorrt-rtx", "cuda")):
-        other = way(found, *place, "int8-dynamic")
+        other = option(found, *place, "int8-dynamic")
         assert other.state == "no"
         assert "mmedge convert tests/bundles.py --target tensorrt" in other.command
 
 
 def test_a_graph_that_tensorrt_does_not_take(tiny_bundle: Bundle, tmp_path: Path) -> None:
     edit_manifest(tiny_bundle.path, *IMAGE, 1, "recipe", value={"activations": "uint8"})
-    found = ways(open_bundle(tiny_bundle.path), ORIN, tmp_path)
-    tensorrt = way(found, "tensorrt", "cuda", "int8-dynamic")
+    found = options(open_bundle(tiny_bundle.path), ORIN, tmp_path)
+    tensorrt = option(found, "tensorrt", "cuda", "int8-dynamic")
     assert tensorrt.state == "no"
     assert tensorrt.reason.startswith("its activations are unsigned")
     assert "convert" not in tensorrt.reason
@@ -167,23 +169,23 @@ def test_a_graph_that_tensorrt_does_not_take(tiny_bundle: Bundle, tmp_path: Path
 
 
 def test_without_any_engine_nothing_runs(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    found = ways(tiny_bundle, Described(files={}), tmp_path)
+    found = options(tiny_bundle, Described(files={}), tmp_path)
     assert not runs_here(found)
-    assert way(found, "onnxruntime", "cpu").command == 'pip install "mmedge[cpu]"'
+    assert option(found, "onnxruntime", "cpu").command == 'pip install "mmedge[cpu]"'
 
 
 def test_an_engine_that_does_not_start_runs_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
     broken = replace(BARE, probes={"onnxruntime": {"fault": "illegal instruction"}})
-    found = ways(tiny_bundle, broken, tmp_path)
+    found = options(tiny_bundle, broken, tmp_path)
     assert not runs_here(found)
-    assert "does not start: illegal instruction" in way(found, "onnxruntime", "cpu").reason
+    assert "does not start: illegal instruction" in option(found, "onnxruntime", "cpu").reason
 
 
 def test_one_role_that_cannot_run_is_too_many(tiny_bundle: Bundle, tmp_path: Path) -> None:
     for index in (0, 1):
         edit_manifest(tiny_bundle.path, *IMAGE, index, "precision", value="bf16")
     bundle = open_bundle(tiny_bundle.path)
-    found = ways(bundle, BARE, tmp_path)
+    found = options(bundle, BARE, tmp_path)
     assert {each.role for each in found if each.state == "ready"} == {"text_encoder"}
     assert not runs_here(found)
 
@@ -191,4 +193,4 @@ def test_one_role_that_cannot_run_is_too_many(tiny_bundle: Bundle, tmp_path: Pat
 def test_the_cache_of_this_machine_is_asked(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """No GPU here: the backends answer that nothing is prepared, and do not raise."""
     machine = look_at_machine(DESKTOP.host(tmp_path / "root"))
-    assert way(judge(tiny_bundle, machine), "tensorrt-rtx", "cuda").state == "build"
+    assert option(judge(tiny_bundle, machine), "tensorrt-rtx", "cuda").state == "build"

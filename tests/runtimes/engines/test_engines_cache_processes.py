@@ -125,7 +125,7 @@ def test_who_waits_is_told_for_whom_and_takes_what_was_built(
         (tmp_path / "go").touch()
 
     with builder(tmp_path) as process:
-        engine = cache.get_or_build(key(), never, wait_told=hear)
+        engine = cache.get_or_build(key(), never, on_wait=hear)
         assert told == [f"process {process.pid} is building this engine: waiting for it"]
         assert ended(process) == 0
     assert (engine.plan, engine.miss) == (OTHER_PLAN, None)
@@ -135,7 +135,7 @@ def test_who_waits_for_a_builder_that_is_killed_builds_in_its_place(
     tmp_path: Path, cache: EngineCache
 ) -> None:
     with builder(tmp_path) as process:
-        engine = cache.get_or_build(key(), built, wait_told=lambda _: process.kill())
+        engine = cache.get_or_build(key(), built, on_wait=lambda _: process.kill())
         assert ended(process) == -signal.SIGKILL
     assert engine.plan == PLAN
     assert engine.miss is not None
@@ -159,7 +159,7 @@ def test_after_a_kill_during_a_build_the_next_one_goes_ahead(
     def not_told(_: str) -> None:
         pytest.fail("there is nobody to wait for")
 
-    assert cache.get_or_build(key(), built, wait_told=not_told).plan == PLAN
+    assert cache.get_or_build(key(), built, on_wait=not_told).plan == PLAN
 
 
 def test_a_waiting_caller_can_be_interrupted(tmp_path: Path, cache: EngineCache) -> None:
@@ -168,7 +168,7 @@ def test_a_waiting_caller_can_be_interrupted(tmp_path: Path, cache: EngineCache)
 
     with builder(tmp_path) as process:
         with pytest.raises(KeyboardInterrupt):
-            cache.get_or_build(key(), never, wait_told=interrupt)
+            cache.get_or_build(key(), never, on_wait=interrupt)
         (tmp_path / "go").touch()
         assert ended(process) == 0
     assert cache.load(key()).plan == OTHER_PLAN

@@ -86,9 +86,9 @@ def test_a_graph_is_captured(flavour: str, tmp_path: Path, caplog: Any) -> None:
     with open_on_gpu(flavour, save_embedder(tmp_path / "m.onnx"), graphs=4) as session:
         for seed in range(4):
             session.run(feed_of(2, seed))
-        (lane,) = session._idle
-        prepared = next(iter(lane._prepared.values()))
-        assert lane._engine.captures_itself or prepared.graph is not None
+        (slot,) = session._idle
+        prepared = next(iter(slot._prepared.values()))
+        assert slot._engine.captures_itself or prepared.graph is not None
     assert "no CUDA graph" not in caplog.text
 
 

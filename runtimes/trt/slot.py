@@ -1,8 +1,8 @@
-"""A lane: what one call at a time runs in. A stream, buffers, and execution contexts with graphs.
+"""Execution slot: a stream, buffers, and execution contexts with CUDA graphs.
 
 A CUDA graph holds the addresses and the state of the execution context it was captured from, and a
 context that was changed since must not be replayed (TensorRT's developer guide, "CUDA Graphs"). So
-each shape for which a graph is kept has a context of its own. They share the lane's buffers and one
+each shape for which a graph is kept has a context of its own. They share the slot's buffers and one
 block of memory for activations, as only one of them runs at a time.
 
 The first call of a shape is put into the stream piece by piece: TensorRT does there what cannot be
@@ -27,10 +27,10 @@ from mmedge.runtimes.cuda.runtime import DeviceMemory
 from mmedge.runtimes.cuda.streams import Event, Graph, Stream
 from mmedge.runtimes.session import SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine, EngineTensor, Shapes
-from mmedge.runtimes.trt.lane_memory import Buffer, GrowingOutput, size_bytes
+from mmedge.runtimes.trt.slot_memory import Buffer, GrowingOutput, size_bytes
 from mmedge.specs import Array
 
-__all__ = ["Answers", "Call", "Lane", "Prepared"]
+__all__ = ["Answers", "Call", "ExecutionSlot", "Prepared"]
 
 _LOG = logging.getLogger("mmedge.engines")
 
@@ -88,14 +88,14 @@ class Prepared:
         self.results = {}
 
 
-class Lane:
+class ExecutionSlot:
     """What one call at a time runs in. The thread's current device must be the engine's.
 
     Args:
         engine: What runs.
         options: How: graphs, memory for activations, whether to sleep while the device works.
         page_locked: Inputs that are copied from where the caller has them, by name, at this
-            address of page-locked memory; the others go through page-locked memory of the lane.
+            address of page-locked memory; the others go through page-locked memory of the slot.
 
     Attributes:
         stream: Where it all happens.
@@ -138,8 +138,8 @@ class Lane:
         """Run on host arrays that match the specs; return host arrays of the caller's own.
 
         Raises:
-            ShapeError: If no profile takes the shapes; the lane is as it was.
-            BackendError: If something fails; the lane is of no use afterwards.
+            ShapeError: If no profile takes the shapes; the slot is as it was.
+            BackendError: If something fails; the slot is of no use afterwards.
         """
         prepared = self.prepare(self.call_of(feed, {}, "host"), feed)
         self.launch(prepared)
@@ -245,7 +245,7 @@ class Lane:
             self._done.synchronize()
 
     def host_answers(self, prepared: Prepared) -> dict[str, Array]:
-        """Return the answers of a call to the host that is done, in the lane's own memory.
+        """Return the answers of a call to the host that is done, in the slot's own memory.
 
         Raises:
             BackendError: If TensorRT did not tell a shape, or memory runs out.
@@ -483,5 +483,5 @@ class Lane:
                 "%s: no CUDA graph for inputs of %s, which run without one: %s",
                 self._engine.model,
                 prepared.call.shapes if prepared.call is not None else "no shape",
-                str(error),  # the error itself would keep the lane alive as long as the record
+                str(error),  # the error itself would keep the slot alive as long as the record
             )

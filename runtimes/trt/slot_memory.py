@@ -1,4 +1,4 @@
-"""The memory of a lane: buffers that grow, and outputs whose size is known only afterwards."""
+"""Memory of a slot: growing buffers, and outputs of unknown size."""
 
 from __future__ import annotations
 
