@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import IsolatedGraph, Worker
 from mmedge.converters.passes.building import add_initializer
+from mmedge.converters.passes.matching import is_op
 from mmedge.errors import QuantizationError
 from mmedge.files.atomic import probe_file
 from mmedge.runtimes.session import Session
@@ -136,8 +137,22 @@ def _replace_outputs(
         outputs.extend(found.values())
     graph.outputs.clear()
     graph.outputs.extend(outputs)
-    RemoveUnusedNodesPass()(model)
+    _remove_unused(model)
     return names
+
+
+def _remove_unused(model: ir.Model) -> None:
+    """Remove what nothing reads; attention still joins its past, or ONNX Runtime refuses it."""
+    joining = {
+        node: [value.name for value in node.outputs]
+        for node in model.graph
+        if is_op(node, "Attention") and any(node.inputs[4:])
+    }
+    RemoveUnusedNodesPass()(model)
+    for node, names in joining.items():
+        node.resize_outputs(len(names))
+        for value, name in zip(node.outputs, names, strict=True):
+            value.name = name
 
 
 @contextmanager

@@ -184,9 +184,14 @@ def _unrepeated(value: ir.Value | None) -> tuple[ir.Value | None, int]:
 def _joined(
     key: ir.Value, value: ir.Value
 ) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] | None:
-    """Return the past of keys and values and what is joined to it, where both have one."""
+    """Return the past of keys and values and what is joined to it, where both have one.
+
+    Both are outputs then: ONNX Runtime joins nothing that nobody reads.
+    """
     key_concat, value_concat = producer(key, "Concat"), producer(value, "Concat")
     if key_concat is None or value_concat is None:
+        return None
+    if not (key.is_graph_output() and value.is_graph_output()):
         return None
     for node in (key_concat, value_concat):
         axis = node.attributes.get("axis")

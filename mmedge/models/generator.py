@@ -92,10 +92,20 @@ class Generator(Model):
         return [_ended(row.tolist(), kind.eos_ids) for row in rows]
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
-        """Return the call that continues a text by 16 tokens, for the profile."""
+        """Return the call that continues a text, or its beginning, by 16 tokens at most."""
         if role != self.settings.decoder or not isinstance(sample, str):
             return None
-        return lambda: self.generate([sample], max_new_tokens=_PROFILED_TOKENS)
+        new = min(_PROFILED_TOKENS, self.settings.max_length // 2 + 1)
+
+        def continued() -> list[str]:
+            tokenizer = self._tokenizer()
+            (ids,) = tokenizer.tokenize([sample])
+            made = self.generate_ids(
+                [ids[: self.settings.max_length + 1 - new]], max_new_tokens=new
+            )
+            return tokenizer.decode(made)
+
+        return continued
 
     def _tokenizer(self) -> TextProcessor:
         processor = self._processor(self.settings.decoder)

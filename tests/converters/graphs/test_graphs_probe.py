@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from towers import image_tower, pictures
+from towers import continued, decoder_tower, image_tower, pictures
 
 from mmedge.converters.graphs.probe import ProbeBuilder, open_probe
+from mmedge.converters.passes import to_onnxruntime_layout
+from mmedge.converters.passes.int8 import quantizable_inputs
 from mmedge.errors import StorageError
 
 
@@ -41,6 +43,20 @@ def test_the_file_is_gone_as_soon_as_the_engine_has_read_it(model: Path) -> None
     assert model.read_bytes() == original
 
 
+def test_a_decoder_is_measured_in_every_layout_from_an_empty_past_on(tmp_path: Path) -> None:
+    portable, layout = decoder_tower(tmp_path / "fp32.onnx"), tmp_path / "fp32.ort.onnx"
+    to_onnxruntime_layout(portable, layout)
+    names = quantizable_inputs(ir.load(portable))
+    assert len(names) == 9
+    for past in (0, 3):
+        found = []
+        for path in (portable, layout):
+            with open_probe(path, names, largest) as probe:
+                values = probe.run(continued(2, 4, past))
+            found.append([float(values[name]["high"]) for name in names])
+        np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 def test_two_probes_of_one_model_do_not_meet(model: Path) -> None:
     feed = pictures(1)
     with (
@@ -57,7 +73,7 @@ import mmedge.converters.graphs.probe as probing
 def hang(path):
     print("written", flush=True)
     time.sleep(60)
-probing.open_session = hang
+probing.open_graph = hang
 with probing.open_probe(Path(sys.argv[1]), [], lambda *_: {}):
     pass
 """
