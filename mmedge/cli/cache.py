@@ -22,18 +22,18 @@ _DAY_S = 86_400.0
 
 cache = typer.Typer(
     no_args_is_help=True,
-    help="List or remove what mmedge keeps and can make again: engines, and choices of backends.",
+    help="List or remove cached engines and backend choices.",
 )
 
 
 @cache.command("list")
 def list_(
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every engine and look at its hash.")
+        bool, typer.Option("--verify", help="Check the hash of every engine.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the engines, the one used last first, and count what else is kept."""
+    """List the engines, most recently used first, and count other cached files."""
     from mmedge.cli.output import print_json
     from mmedge.runtimes.engines.store import EngineCache
 
@@ -56,41 +56,39 @@ def prune(
     outputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Bundles and exports, or folders of them, to remove what killed commands left "
-            "beside them: partial folders, and searches to be resumed.",
+            help="Bundles and exports, or folders of them: remove what killed commands left beside "
+            "them (partial folders, searches to be resumed).",
             show_default="none",
         ),
     ] = None,
     older_than: Annotated[
         float | None,
-        typer.Option(metavar="DAYS", min=0, help="Also engines not loaded for so many days."),
+        typer.Option(metavar="DAYS", min=0, help="Remove engines not loaded for DAYS."),
     ] = None,
     keep_mib: Annotated[
         float | None,
         typer.Option(
-            metavar="N", min=0, help="Also those used least recently, until N MiB are left."
+            metavar="N", min=0, help="Remove least recently used engines until N MiB are left."
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Also engines of models whose name holds NAME, or whose hash begins with it.",
+            help="Remove engines of models whose name contains NAME or whose hash begins with it.",
         ),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="All engines, and whatever else is kept beside them."),
+        typer.Option("--all", help="Remove all engines and all other cached files."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what would be removed.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
 ) -> None:
-    """Remove engines that are of no use here.
+    """Remove unusable engines, and with options others too.
 
-    Without options: those that are damaged, left behind by a build that was killed, or built for
-    another version of their library than the installed one. An engine that is being built stays,
-    and so does what a running command writes.
+    Unusable engines are damaged, left by a build that was killed, or built for another version of
+    their library than the installed one. Engines being built stay, and so does what a running
+    command writes.
     """
     from mmedge.cli.output import human_bytes, plain
     from mmedge.files import storage_errors

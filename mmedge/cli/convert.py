@@ -1,4 +1,4 @@
-"""`mmedge convert`: from a PyTorch model to a bundle. Runs on a workstation."""
+"""`mmedge convert`: a bundle from a PyTorch model, on a workstation."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ _LADDER = "fp32,int8"
 def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     source: Annotated[
         str,
-        typer.Argument(help="A folder in transformers' format, or a hub id.", show_default=False),
+        typer.Argument(
+            help="Model: a folder in transformers' format, or a hub id.", show_default=False
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="The bundle, NAME.mmedge.", show_default=False)
+        Path, typer.Option("-o", "--out", help="Bundle to write, NAME.mmedge.", show_default=False)
     ],
     precision: Annotated[
         str | None,
         typer.Option(
-            help="auto to search, or methods, several with commas: fp32, fp16, bf16, fp8, int8, "
-            "int8-dynamic, int8-static, int8-weight, int4. Most take settings: "
-            "int8-static-mse-equalized, int4-g64-gptq. ROLE:METHOD is for one role: "
+            help="Precisions, a,b,c, or auto to search: fp32, fp16, bf16, fp8, int8, "
+            "int8-dynamic, int8-static, int8-weight, int4. Most take settings, as in "
+            "int8-static-mse-equalized or int4-g64-gptq. ROLE:METHOD applies to one role, as in "
             "fp32,image_encoder:int8-static,text_encoder:fp16. See docs/quantization.md.",
             show_default="auto with --max-drop, --metric or --objective, else fp32,int8",
         ),
@@ -53,47 +55,46 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Pictures like the device's (captions.jsonl for texts), for ranges and all else "
-            "that is read off the data: a folder or a .jsonl file."
+            help="Calibration data: a folder or a .jsonl file of samples like those seen on the "
+            "device."
         ),
     ] = None,
     evaluate: Annotated[
         Path | None,
         typer.Option(
-            help="Held-out pictures with captions or labels, none of them in --calibration: a "
-            "folder or a .jsonl file."
+            help="Evaluation data with captions or labels, disjoint from --calibration: a folder "
+            "or a .jsonl file."
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="For auto: how much of the metric may be lost, 0 to 1.", show_default="0.01"
+            help="For auto: accuracy budget, the largest loss of the metric, 0 to 1.",
+            show_default="0.01",
         ),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
-            help="For auto: recall@1, recall@5, recall@10, zero-shot, cosine-mean, cosine-p1, "
-            "cosine-min, top-k, rank-correlation or interchangeability. Without it, what the data "
-            "tells: recall@1, else zero-shot, else cosine-p1."
+            help="For auto: metric of the budget: recall@1, recall@5, recall@10, zero-shot, "
+            "cosine-mean, cosine-p1, cosine-min, top-k, rank-correlation or interchangeability.",
+            show_default="recall@1 with captions, zero-shot with labels, else cosine-p1",
         ),
     ] = None,
     objective: Annotated[
         str | None,
         typer.Option(
-            help="For auto: what to make small: latency, size or energy.", show_default="latency"
+            help="For auto: what to minimise: latency, size or energy.", show_default="latency"
         ),
     ] = None,
     explain: Annotated[
         bool,
-        typer.Option("--explain", help="Measure what quantizing each layer alone does."),
+        typer.Option("--explain", help="Measure the error of quantizing each layer alone."),
     ] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write what was tried and what became of each layer.")
+        Path | None, typer.Option(help="Write an HTML report of the search and of each layer.")
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="What the graphs are made for: cpu, or tensorrt for engines.")
-    ] = "cpu",
+    target: Annotated[str, typer.Option(help="Target: cpu or tensorrt.")] = "cpu",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
@@ -101,22 +102,20 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         bool, typer.Option("--merge-adapter", help="Merge the LoRA adapter beside the weights.")
     ] = False,
     template: Annotated[
-        str, typer.Option(help="Text of a label for zero-shot accuracy, {} standing for it.")
+        str, typer.Option(help="Prompt template for zero-shot accuracy; {} is the label.")
     ] = "a photo of a {}",
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the bundle that stands there.")
+        bool, typer.Option("--overwrite", help="Overwrite an existing bundle.")
     ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave unreadable pictures out.")
-    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable samples.")] = False,
     json: JsonOption = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Print every metric and the search.")
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Convert a model to a bundle: export, quantize, check against PyTorch, describe."""
+    """Convert a model to a bundle: export, quantize, compare with the source model."""
     _require_extra()
     from mmedge.cli.output import print_json
     from mmedge.converters.config import AUTO, ConvertConfig, refuse_of_search
@@ -180,24 +179,24 @@ def _show(steps: Steps, event: ProgressEvent) -> None:
 
 
 def _check_html(html: Path, config: ConvertConfig) -> None:
-    """Refuse a page that could not be written after minutes of work, or would be empty."""
+    """Reject, before the work, a page that could not be written or would be empty."""
     from mmedge.converters.config import recipes
     from mmedge.errors import ConversionError, StorageError
 
     if not config.searches and all(recipe.variant == "fp32" for recipe in recipes(config)):
         raise ConversionError(
-            "--html shows what a search tried and what became of each layer; of fp32 alone there "
-            "is neither. Leave it out, or name other precisions."
+            "--html reports a search and quantized layers; fp32 alone has neither. Leave --html "
+            "out, or name other precisions."
         )
     if html.is_dir() or not html.absolute().parent.is_dir():
-        raise StorageError(f"Cannot write {html}: give a file in a folder that is there.")
+        raise StorageError(f"Cannot write {html}: name a file in an existing folder.")
 
 
 def _require_extra() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailableError(
-            f"mmedge convert needs {', '.join(missing)}, which the device's install leaves out. "
+            f"mmedge convert needs {', '.join(missing)}, not installed here. "
             'Install them with: pip install "mmedge[convert,cpu]"'
         )
 

@@ -1,4 +1,4 @@
-"""`mmedge doctor`: what this machine has, and what of a bundle can run on it."""
+"""`mmedge doctor`: this machine, and which variants of a bundle it can run."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _STYLES = {"ready": "green", "build": "yellow", "needs": "red", "no": "dim"}
 def doctor(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="A bundle, NAME.mmedge, to say what of it can run here."),
+        typer.Argument(help="Bundle to check against this machine."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what this machine has: GPU, driver, CUDA, JetPack, engines, memory, power mode.
+    """Describe this machine: GPU, driver, CUDA, JetPack, engines, memory, power mode.
 
-    With a bundle: which variants can run here, which need what, and the command that mends it.
-    Exits with 1 if some role of the bundle has no variant that can run here.
+    With a bundle: which variants run here, what the others need, and the command that installs it.
+    Exits with 1 if a role of the bundle has no variant that can run here.
     """
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_error, print_json
@@ -67,8 +67,8 @@ def doctor(
             )
         ]
         print_error(
-            f"{opened.path}: nothing here can run {' or '.join(lacking)}. What is missing stands "
-            "above, with the commands that mend it."
+            f"{opened.path}: nothing here can run {' or '.join(lacking)}. See above for what is "
+            "missing and how to install it."
         )
         raise typer.Exit(1)
 

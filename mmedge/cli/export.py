@@ -22,7 +22,7 @@ _DEVICES: dict[str, Device] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gp
 
 
 def export(  # noqa: PLR0913, PLR0917, one parameter an option
-    bundle: Annotated[Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="Bundle, NAME.mmedge.", show_default=False)],
     engine_dir: Annotated[
         Path | None,
         typer.Option(
@@ -39,9 +39,7 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
             show_default=False,
         ),
     ] = None,
-    role: Annotated[
-        str | None, typer.Option(help="Only these roles, a,b,c.", show_default="all")
-    ] = None,
+    role: Annotated[str | None, typer.Option(help="Roles, a,b,c.", show_default="all")] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -51,35 +49,35 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
     engines: Annotated[
         bool | None,
         typer.Option(
-            help="Take engines from the cache; with --triton, they run the roles.",
+            help="Include engines from the cache; with --triton, run the roles with them.",
             show_default="with --engine-dir",
         ),
     ] = None,
     build: Annotated[
         bool,
-        typer.Option("--build", help="Build the engines that the cache lacks; see mmedge build."),
+        typer.Option("--build", help="Build missing engines; see mmedge build."),
     ] = False,
     target: Annotated[
         str | None,
         typer.Option(
-            help="Of --build: backend that builds; `mmedge doctor` lists them.",
+            help="With --build: backend that builds; `mmedge doctor` lists them.",
             show_default="the first that is installed; Triton's own for --triton",
         ),
     ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
-            help="Of --build: GPUs to build for, such as 8.9,12.0, or any.",
+            help="With --build: GPUs to build for, such as 8.9,12.0, or any.",
             show_default="the GPU of this machine",
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Of --triton: where encoders run: auto, cpu or cuda.")
+        str, typer.Option(help="With --triton: device of the encoders: auto, cpu or cuda.")
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the export that stands there.")
+        bool, typer.Option("--overwrite", help="Overwrite an existing export.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Export a bundle for programs without mmedge: C++ nodes, trtexec, Triton."""
@@ -156,7 +154,7 @@ def _build(
 ) -> None:
     from functools import partial
 
-    from mmedge.cli.engine_tables import begin_build
+    from mmedge.cli.build import begin_build
     from mmedge.cli.progress import Steps
     from mmedge.exports.cached_engines import build_engines
     from mmedge.sessions.choice import engine_backend

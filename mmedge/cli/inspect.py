@@ -1,4 +1,4 @@
-"""`mmedge inspect`: what is in a bundle, as a person wants to read it."""
+"""`mmedge inspect`: contents of a bundle."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _MOST_NAMED = 3
 def inspect(
     bundle: BundleArgument,
     nodes: Annotated[
-        bool, typer.Option("--nodes", help="Show what became of each node, and why.")
+        bool, typer.Option("--nodes", help="Show format, errors and reason for each node.")
     ] = False,
     role: Annotated[
-        str | None, typer.Option(help="Of --nodes: one role only.", show_default=False)
+        str | None, typer.Option(help="With --nodes: role.", show_default=False)
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of --nodes: one variant only.", show_default=False)
+        str | None, typer.Option(help="With --nodes: variant.", show_default=False)
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
-            help="Write one page with what a search tried and what became of the nodes.",
+            help="Write an HTML report of the search and of the nodes.",
             show_default="no",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what is in a bundle: roles, variants, fidelity, search, preprocessing, provenance."""
+    """Show a bundle: roles, variants, quality, search, preprocessing, provenance."""
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json
 
     if (role is not None or variant is not None) and not nodes:
-        raise typer.BadParameter("--role and --variant choose among node tables: add --nodes.")
+        raise typer.BadParameter("--role and --variant select node tables: add --nodes.")
     opened = open_bundle(bundle)
     if html is not None:
         from mmedge.files import write_atomic

@@ -1,4 +1,4 @@
-"""What several commands take alike: arguments, options and how their values are read."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ __all__ = [
 ]
 
 BundleArgument: TypeAlias = Annotated[
-    Path, typer.Argument(help="The bundle, NAME.mmedge.", show_default=False)
+    Path, typer.Argument(help="Bundle, NAME.mmedge.", show_default=False)
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RolesOption: TypeAlias = Annotated[
-    str | None, typer.Option("--role", help="Only these roles, a,b,c.", show_default="all")
+    str | None, typer.Option("--role", help="Roles, a,b,c.", show_default="all")
 ]
 PrecisionsOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--precision", help="Only these precisions or variants, a,b,c.", show_default="all"
-    ),
+    typer.Option("--precision", help="Precisions or variants, a,b,c.", show_default="all"),
 ]
 
 
@@ -35,8 +33,8 @@ def words(option: str, text: str | None) -> tuple[str, ...] | None:
     """Return the values of "a,b,c", None where nothing was given.
 
     Args:
-        option: For the message.
-        text: What was given.
+        option: Its name, for the message.
+        text: Its value.
 
     Raises:
         typer.BadParameter: If a value is empty.
@@ -45,7 +43,7 @@ def words(option: str, text: str | None) -> tuple[str, ...] | None:
         return None
     values = tuple(word.strip() for word in text.split(","))
     if not all(values):
-        raise typer.BadParameter(f"{option}: got {text!r}, expected values with commas between.")
+        raise typer.BadParameter(f"{option}: got {text!r}, expected values separated by commas.")
     return values
 
 

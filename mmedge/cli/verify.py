@@ -1,4 +1,4 @@
-"""`mmedge verify`: are the files whole, and are the answers here the answers there?"""
+"""`mmedge verify`: file hashes and golden outputs of a bundle, checked on this machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def verify(
     device: Annotated[
         str | None,
         typer.Option(
-            help="cpu, cuda or cuda:N; gpu is another word for cuda.",
-            show_default="the best that is here",
+            help="Device: cpu, cuda or cuda:N; gpu is the same as cuda.",
+            show_default="the best available",
         ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Only this precision, or the variant of this name.", show_default="all"),
+        typer.Option(help="Precision or variant.", show_default="all"),
     ] = None,
     backend: Annotated[
         str | None,
@@ -47,8 +47,8 @@ def verify(
 ) -> None:
     """Check every file's hash, then replay the golden vectors on this machine.
 
-    Exits with 1 if a file is changed, missing or unknown, or if an answer lies further from the
-    golden one than the bundle allows.
+    Exits with 1 if a file is changed, missing or unknown, or if an output differs from the golden
+    one by more than the bundle allows.
     """
     from mmedge.bundle import open_bundle, verify_files
     from mmedge.cli.output import print_json
@@ -126,6 +126,6 @@ def _explain(bundle: Path, results: list[RoleVerification]) -> None:
     failed = [f"{result.role}/{result.variant}" for result in results if not result.passed]
     print_error(
         f"{bundle}: out of tolerance here: {', '.join(failed)}. The files are whole, so this "
-        "machine computes differently: do not rely on these variants here; try another --device "
-        "or precision, or another version of the engine."
+        "machine computes differently: do not use these variants here; try another --device or "
+        "precision, or another version of the engine."
     )

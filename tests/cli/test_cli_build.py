@@ -188,7 +188,7 @@ def test_options_become_the_request(
         (["--batch", "-1,1,1"], "MIN,OPT,MAX"),
         (["--sequence", "many"], "MIN,OPT,MAX"),
         (["--batch", "1", "--sequence", "1", "--sequence", "2"], "as often as --batch"),
-        (["--compute-capability", "8.9,,8.6"], "values with commas"),
+        (["--compute-capability", "8.9,,8.6"], "values separated by commas"),
         (["--workspace-mib", "0"], "workspace-mib"),
     ],
 )

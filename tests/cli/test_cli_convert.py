@@ -174,7 +174,7 @@ def test_a_page_that_would_be_empty_is_refused_before_any_work(
 ) -> None:
     options = ("--precision", "fp32", "--html", tmp_path / "x.html")
     assert run("convert", "a/b", "-o", "x.mmedge", *options) == 1
-    assert "of fp32 alone there is neither" in capsys.readouterr().err
+    assert "fp32 alone has neither" in capsys.readouterr().err
     assert told == []
 
 

@@ -57,9 +57,9 @@ def test_every_command_explains_itself(name: str) -> None:
 def test_help_fills_its_lines() -> None:
     done = run("cache", "prune", "--help", COLUMNS="400")
     paragraph = (
-        "Without options: those that are damaged, left behind by a build that was killed, or"
+        "Unusable engines are damaged, left by a build that was killed, or built for another"
     )
-    assert f"{paragraph} built for another version" in done.stdout
+    assert f"{paragraph} version of their library" in done.stdout
 
 
 def test_version() -> None:
