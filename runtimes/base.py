@@ -1,4 +1,4 @@
-"""What sessions of all backends do alike: specs, checks, bindings, closing."""
+"""Base classes for backends: specs, checks, bindings, closing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Engine = TypeVar("_Engine")
 
 
 class Releasable(Protocol):
-    """What holds memory of an engine and lets go of it when the session is closed."""
+    """Holder of an engine's memory, which it frees when the session is closed."""
 
     def release(self) -> None:
         """Free the engine's memory; later runs are a BackendError."""
@@ -145,9 +145,9 @@ class SessionBase(Session, Generic[_Engine]):
         """
 
         def call() -> None:
-            answers = self._run(engine, inputs)
-            check_same_shapes(self._model, answers, outputs)
-            for name, array in answers.items():
+            made = self._run(engine, inputs)
+            check_same_shapes(self._model, made, outputs)
+            for name, array in made.items():
                 outputs[name][...] = array
 
         return call
@@ -232,15 +232,13 @@ class BoundRun:
             self._free()
 
 
-def check_same_shapes(
-    model: Path, answers: Mapping[str, Array], outputs: Mapping[str, Array]
-) -> None:
+def check_same_shapes(model: Path, made: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
     """Check that outputs have the shapes that a binding was made for.
 
     Raises:
         BackendError: If one has not, as one may whose size depends on values.
     """
-    for name, array in answers.items():
+    for name, array in made.items():
         if array.shape != outputs[name].shape:
             raise BackendError(
                 f"{model}: output '{name}' has shape {array.shape}, bound was "

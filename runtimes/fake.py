@@ -1,10 +1,10 @@
-"""A Session without an engine, for the tests of whoever builds on mmedge.
+"""A Session without an engine, for tests of code that uses mmedge.
 
-It checks its feed as every backend does, answers deterministically, remembers what it was asked,
-and fails on demand. As the backend "fake" it opens any bundle:
+It checks its feed as every backend does, has deterministic outputs, records its calls and fails on
+demand. As the backend "fake" it opens any bundle:
 
 ```python
-clip = mmedge.load("clip.mmedge", backend="fake")      # real specs, made-up embeddings
+clip = mmedge.load("clip.mmedge", backend="fake")      # real specs, synthetic embeddings
 
 session = FakeSession(
     inputs=(TensorSpec("x", np.dtype("float32"), ("batch", 8)),),
@@ -69,9 +69,9 @@ class FakeBackend(Backend):
             raise BackendUnavailableError(
                 f"The fake backend has no device '{options.device}': expected 'cpu'."
             )
-        glance = read_onnx_file(model)
-        check_external_data(model, glance)
-        return FakeSession(glance.inputs, glance.outputs, axes=options.axes)
+        graph = read_onnx_file(model)
+        check_external_data(model, graph)
+        return FakeSession(graph.inputs, graph.outputs, axes=options.axes)
 
 
 BACKEND = FakeBackend()
@@ -83,12 +83,12 @@ class FakeSession(SessionBase[FakeFunction]):
     Args:
         inputs: Input specs.
         outputs: Output specs. A dynamic axis that no input names has size 1.
-        function: What a run answers, from the feed. None: float outputs are unit vectors along the
-            last axis, drawn from a hash of the inputs, so that equal inputs give equal answers, row
-            by row of a shared leading axis ("batch") however the rows are split into calls.
+        function: From a feed to the outputs. None: float outputs are unit vectors along the last
+            axis, drawn from a hash of the inputs, so that equal inputs give equal outputs, row by
+            row of a shared leading axis ("batch") however the rows are split into calls.
         latency_ms: How long each run sleeps.
-        failures: One entry a run, in order: an error to raise, or None to answer. Once they are
-            spent, every run answers.
+        failures: One entry per run, in order: an error to raise, or None to succeed. Later runs
+            succeed.
         axes: Bounds of dynamic axes, see SessionOptions.
 
     Attributes:
@@ -121,15 +121,15 @@ class FakeSession(SessionBase[FakeFunction]):
             failure = next(self._failures, None)
         if failure is not None:
             raise failure
-        answers = dict(engine(feed))
+        outputs = dict(engine(feed))
         for spec in self._outputs:
-            got = answers.get(spec.name)
+            got = outputs.get(spec.name)
             if got is None or got.dtype != spec.dtype or got.ndim != len(spec.shape):
                 shown = "nothing" if got is None else f"{got.dtype.name}{got.shape}"
                 raise BackendError(
                     f"Fake output '{spec.name}': function gave {shown}, expected {spec}."
                 )
-        return answers
+        return outputs
 
 
 def _drawn(
@@ -141,7 +141,7 @@ def _drawn(
         for dim, size in zip(spec.shape, feed[spec.name].shape, strict=True)
         if isinstance(dim, str)
     }
-    return {spec.name: _answer(spec, inputs, feed, sizes) for spec in outputs}
+    return {spec.name: _drawn_output(spec, inputs, feed, sizes) for spec in outputs}
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(1 if size is None else size for size in known)
 
 
-def _answer(
+def _drawn_output(
     spec: TensorSpec,
     inputs: tuple[TensorSpec, ...],
     feed: Mapping[str, Array],

@@ -1,19 +1,18 @@
 """The OpenVINO backend, on the CPU. Needs `pip install mmedge[openvino]`: OpenVINO 2025.4 or newer.
 
-What each of SessionOptions comes to here:
+How it uses SessionOptions:
 
-- `device`: "cpu". OpenVINO's GPU and NPU plug-ins compute float32 graphs in half precision and have
-  not been seen by this project, so they are refused.
+- `device`: "cpu" alone. OpenVINO's GPU and NPU plug-ins compute float32 graphs in half precision
+  and are untested.
 - `threads`: INFERENCE_NUM_THREADS, hyper-threads counted; the engine takes no more than there are
   processors. Threads are not pinned, so that several sessions and processes share the processors.
-- `spin`: either way the workers sleep soon after the work ends.
-- `arena`, `prepack`, `graph_optimization`, `profile_to`: the engine has no such switches, so
-  anything but the default is refused.
+- `spin`: no effect; workers sleep soon after the work ends.
+- `arena`, `prepack`, `graph_optimization`, `profile_to`: only the defaults; the engine has no such
+  settings.
 
-Products are computed in the precision that the graph states: float32 stays float32 where the
-processor has bfloat16, and nothing is quantized that the graph does not quantize. float16 graphs
-are computed in float32. The engine computes 64-bit integers in 32 bits, so inputs beyond these are
-refused. Runs that come at once wait for one another inside the engine.
+Float32 stays float32 where the processor has bfloat16, and only what the graph quantizes is
+quantized. Float16 graphs are computed in float32. The engine computes 64-bit integers in 32 bits,
+so larger input values are refused. Concurrent runs wait for one another inside the engine.
 """
 
 from __future__ import annotations
@@ -81,9 +80,9 @@ class OpenVinoSession(SessionBase[Any]):  # an openvino.CompiledModel
                 request = engine.create_infer_request()
             for name, array in feed.items():
                 request.set_input_tensor(self._ports[name], _tensor(self._library, array))
-            answers = request.infer(share_outputs=False)
+            results = request.infer(share_outputs=False)
             outputs = {
-                spec.name: answers[index].reshape(request.get_output_tensor(index).get_shape())
+                spec.name: results[index].reshape(request.get_output_tensor(index).get_shape())
                 for index, spec in enumerate(self._outputs)
             }
         with self._lock:
@@ -174,8 +173,8 @@ class OpenVinoBackend(Backend):
                 f"The openvino backend has no device '{options.device}': expected 'cpu'."
             )
         require_defaults(self.name, options, _ONLY_DEFAULT)
-        glance = read_onnx_file(model)
-        check_external_data(model, glance)
+        graph = read_onnx_file(model)
+        check_external_data(model, graph)
         try:
             core = _core()
             compiled = core.compile_model(core.read_model(str(model)), "CPU", _settings(options))
@@ -187,7 +186,7 @@ class OpenVinoBackend(Backend):
         if devices != ["CPU"]:
             raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
         placement = Placement("openvino", "cpu", f"openvino {_short_version(engine)}")
-        return OpenVinoSession(engine, compiled, model, glance, placement, options.axes)
+        return OpenVinoSession(engine, compiled, model, graph, placement, options.axes)
 
 
 BACKEND = OpenVinoBackend()
@@ -245,9 +244,9 @@ def _settings(options: SessionOptions) -> dict[str, object]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads or len(allowed_processors()),
-        "ENABLE_HYPER_THREADING": True,  # else it takes one thread a core, whatever is asked
+        "ENABLE_HYPER_THREADING": True,  # else at most one thread per core
         "ENABLE_CPU_PINNING": False,
-        # What would make the engine compute in less than the graph states.
+        # Defaults that may compute in a lower precision than the graph's.
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "KV_CACHE_PRECISION": "f32",
@@ -273,7 +272,7 @@ def _check_version(found: str) -> None:
         )
 
 
-def _ports(compiled: Any, model: Path, glance: OnnxFile) -> dict[str, int]:  # noqa: ANN401
+def _ports(compiled: Any, model: Path, graph: OnnxFile) -> dict[str, int]:  # noqa: ANN401
     """Return the engine's index of every input, by name.
 
     Raises:
@@ -281,14 +280,14 @@ def _ports(compiled: Any, model: Path, glance: OnnxFile) -> dict[str, int]:  # n
     """
     ports = {
         spec.name: index
-        for spec in glance.inputs
+        for spec in graph.inputs
         for index, port in enumerate(compiled.inputs)
         if spec.name in port.get_names() and port.get_element_type().to_dtype() == spec.dtype
     }
     outputs = [port.get_element_type().to_dtype() for port in compiled.outputs]
-    if len(ports) != len(glance.inputs) or outputs != [spec.dtype for spec in glance.outputs]:
+    if len(ports) != len(graph.inputs) or outputs != [spec.dtype for spec in graph.outputs]:
         got = f"{list(map(str, compiled.inputs))} to {list(map(str, compiled.outputs))}"
-        expected = f"{list(map(str, glance.inputs))} to {list(map(str, glance.outputs))}"
+        expected = f"{list(map(str, graph.inputs))} to {list(map(str, graph.outputs))}"
         raise BackendError(
             f"{model}: OpenVINO changed its inputs or outputs: got {got}, expected {expected}. "
             "Use the backend 'onnxruntime'."
@@ -306,7 +305,7 @@ def _tensor(engine: ModuleType, array: Array) -> Any:  # noqa: ANN401
 
 
 def _check_narrow(feed: Mapping[str, Array]) -> None:
-    """Refuse integers that the engine would cut to their lower 32 bits without a word."""
+    """Refuse integers that the engine would silently cut to their lower 32 bits."""
     limits = np.iinfo(np.int32)
     for name, array in feed.items():
         if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
@@ -318,7 +317,7 @@ def _check_narrow(feed: Mapping[str, Array]) -> None:
                 )
 
 
-# What the engine says -> what it means and what to do; the first that is found holds.
+# Pattern in the engine's message -> cause and way out; the first match counts.
 _REASONS = (
     (
         r"bad_alloc|out of memory|cannot allocate|failed to allocate|MemoryError",
@@ -336,8 +335,8 @@ _REASONS = (
 
 
 def _mapped(error: Exception, what: str) -> BackendError:
-    """Return what an engine's exception means, with the way out where it is known."""
-    # It says where in its own source it stood, in lines of their own.
+    """Return the error for an engine's exception, with cause and way out where known."""
+    # Lines that name the engine's own source files are left out.
     lines = [line.strip() for line in str(error).splitlines()]
     said = "; ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line))
     said = said if len(said) <= 400 else f"{said[:400]}..."

@@ -22,24 +22,22 @@ __all__ = [
 ]
 
 BuildProgress: TypeAlias = Callable[[str, int, int], None]
-"""Told of a build: the phase, how many of its steps are done, and how many there are."""
+"""Build callback: phase, steps done, steps in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How a TensorRT engine is run. No other backend looks at it.
+    """How a TensorRT engine is run. Other backends ignore it.
 
     Attributes:
-        contexts: Calls that run at once, each with an execution context, a stream and buffers of
-            its own, made when they are first needed; further calls wait.
-        graphs: Shapes for which each of these keeps a CUDA graph, the least recently used going
-            first; 0 runs without graphs. TensorRT-RTX keeps its own graphs and takes only whether
-            there are to be any.
-        scratch: Device memory for activations: "most" takes what the largest shapes of the
-            profiles need, at once; "needed" takes what the shapes need that are really run, and
-            starts anew when larger ones come.
-        weight_streaming_bytes: Device memory for the weights of an engine that was built with
-            weight streaming, the rest staying on the host; None keeps all of them on the device.
+        contexts: Concurrent calls, each with its own execution context, stream and buffers,
+            allocated on first use; further calls wait.
+        graphs: CUDA graphs kept per context, one per shape, the least recently used evicted first;
+            0 for none. TensorRT-RTX manages its own graphs: 0 turns them off.
+        scratch: Device memory for activations. "most": enough for the largest shapes of the
+            profiles, allocated at once. "needed": enough for the shapes seen so far.
+        weight_streaming_bytes: Device memory for the weights of an engine built with weight
+            streaming; the rest stays on the host. None keeps all on the device.
 
     Raises:
         InputError: If a number is out of range.
@@ -51,8 +49,8 @@ class EngineOptions:
     weight_streaming_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"contexts": 1, "graphs": 0, "weight_streaming_bytes": 0}
-        for name, bound in least.items():
+        bounds = {"contexts": 1, "graphs": 0, "weight_streaming_bytes": 0}
+        for name, bound in bounds.items():
             got = getattr(self, name)
             if got is not None and got < bound:
                 raise InputError(f"{name}: got {got}, expected at least {bound}.")
@@ -60,25 +58,24 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a graph is to be run. The defaults suit one caller that wants low latency.
+    """How a graph is run. The defaults suit one caller that wants low latency.
 
     Attributes:
-        device: "cpu", "cuda" or "cuda:N". It is what runs, or PlacementError.
-        threads: Threads inside one operator; None takes one for every processor that this process
-            may use.
-        spin: Keep idle worker threads spinning for the next operator: a lower latency for a
-            process that encodes without pause, burnt power for one that seldom does.
-        arena: Keep freed memory for the next call. Off gives it back to the system after each, at
-            some cost in time; loading inline weights may then peak higher.
-        prepack: Copy weights into the layout that the kernels like best. Off starts faster and
-            needs less memory, and runs slower.
-        graph_optimization: How much the engine may rewrite the graph; "auto" takes what was
-            measured to be safe and fast for the graph at hand.
-        profile_to: Folder for the engine's own trace of every node, complete once the session is
-            closed; None for none.
+        device: "cpu", "cuda" or "cuda:N"; where it cannot run there, PlacementError.
+        threads: Threads inside one operator; None for one per CPU that this process may use.
+        spin: Keep idle worker threads spinning between operators: lower latency under constant
+            load, wasted power otherwise.
+        arena: Keep freed memory for the next call. Off returns it to the system after each call,
+            which takes time; loading inline weights may then peak higher.
+        prepack: Copy weights into the kernels' preferred layout. Off starts faster, needs less
+            memory and runs slower.
+        graph_optimization: Level of the engine's graph optimization; "auto" takes the highest that
+            is safe for the graph.
+        profile_to: Folder for the engine's own per-node trace, complete once the session is closed;
+            None for none.
         axes: Bounds of dynamic axes, by name. TensorRT builds engines for them; every backend
             takes an empty axis only where its `min` is 0.
-        engine: How a TensorRT engine is run; the other backends do not look at it.
+        engine: How a TensorRT engine is run; other backends ignore it.
 
     Raises:
         InputError: If `threads` is below 1.
@@ -97,13 +94,13 @@ class SessionOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(
-                f"threads: got {self.threads}, expected at least 1, or None for one a processor."
+                f"threads: got {self.threads}, expected at least 1, or None for one per CPU."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What really runs, as the engine tells it after the session is made.
+    """What really runs, read from the engine once the session is made.
 
     Attributes:
         backend: Name in BACKENDS.

@@ -22,8 +22,8 @@ from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import MmedgeError
 from mmedge.runtimes.backends import backend
+from mmedge.runtimes.selection.hot_swap import HotSwapSession
 from mmedge.runtimes.selection.preparing import prepare_apart
-from mmedge.runtimes.selection.swapping import SwappingSession
 from mmedge.runtimes.session import BuildProgress, Session, SessionOptions
 from mmedge.sessions.opening import graph_of, open_variant, with_axes
 from mmedge.sessions.verification import RoleVerification, open_in_time, replay
@@ -90,7 +90,7 @@ class WarmingRole:
     """
 
     role: str
-    session: SwappingSession
+    session: HotSwapSession
     prepare: Callable[[BuildProgress, threading.Event], None]
     open: Callable[[], Session]
     check: Callable[[Session], RoleVerification]
@@ -205,7 +205,7 @@ def open_meanwhile(
     variants: Mapping[str, Variant],
     backend_name: str,
     options: SessionOptions,
-) -> dict[str, SwappingSession]:
+) -> dict[str, HotSwapSession]:
     """Open what answers until the engines are there.
 
     Args:
@@ -225,7 +225,7 @@ def open_meanwhile(
         sessions = {}
         for role, variant in variants.items():
             session = open_in_time(bundle, role, variant, backend_name, first)
-            sessions[role] = SwappingSession(session)
+            sessions[role] = HotSwapSession(session)
             stack.callback(sessions[role].close)
         stack.pop_all()
     return sessions
@@ -234,7 +234,7 @@ def open_meanwhile(
 def warm_up(
     bundle: Bundle,
     variants: Mapping[str, Variant],
-    sessions: Mapping[str, SwappingSession],
+    sessions: Mapping[str, HotSwapSession],
     backend_name: str,
     options: SessionOptions,
     report: WarmingReport | None = None,

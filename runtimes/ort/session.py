@@ -58,8 +58,8 @@ class OrtSession(SessionBase[Any]):  # an onnxruntime.InferenceSession, which ha
 
     def _run(self, engine: Any, feed: Mapping[str, Array]) -> dict[str, Array]:  # noqa: ANN401
         with self._mapped("the run failed"):
-            answers = engine.run(self._output_names, feed)
-        return dict(zip(self._output_names, answers, strict=True))
+            values = engine.run(self._output_names, feed)
+        return dict(zip(self._output_names, values, strict=True))
 
     def _bound(
         self,

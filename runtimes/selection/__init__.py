@@ -1,3 +1,3 @@
-"""Choosing a backend by measurement, and swapping engines."""
+"""Choosing a backend by measurement, and hot swaps of engines."""
 
 __all__: list[str] = []

@@ -11,7 +11,7 @@ from toy_states import AXES, EMBEDDER, Toy
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes import EngineOptions, Session, SessionOptions, backend, open_session
 from mmedge.runtimes.fake import FakeSession
-from mmedge.runtimes.selection.swapping import SwappingSession
+from mmedge.runtimes.selection.hot_swap import HotSwapSession
 
 __all__ = ["GPU_IMPLEMENTATIONS", "IMPLEMENTATIONS", "PARAMETERS", "open_toy"]
 
@@ -59,7 +59,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Toy, Path], Session]] = {
         *toy, spin=False, engine=EngineOptions(contexts=1, graphs=2, scratch="needed")
     ),
     "trt-rtx": lambda *toy: _trt(*toy, "tensorrt-rtx"),
-    "swapping": lambda *toy: SwappingSession(_ort(*toy)),
+    "hot-swap": lambda *toy: HotSwapSession(_ort(*toy)),
     "fake": lambda toy, _: FakeSession(toy.inputs, toy.outputs, toy.compute, axes=AXES),
 }
 GPU_IMPLEMENTATIONS: dict[str, Callable[[Toy, Path], Session]] = {

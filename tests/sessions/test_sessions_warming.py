@@ -14,7 +14,7 @@ from mmedge.bundle import Bundle
 from mmedge.errors import BackendError, EngineBuildError, MmedgeError
 from mmedge.runtimes import open_session
 from mmedge.runtimes.fake import FakeSession
-from mmedge.runtimes.selection.swapping import SwappingSession
+from mmedge.runtimes.selection.hot_swap import HotSwapSession
 from mmedge.runtimes.session import BuildProgress, Session
 from mmedge.sessions.verification import replay
 from mmedge.sessions.warming import WarmingRole, WarmingState, WarmingUp
@@ -29,7 +29,7 @@ class Bench:
         self.variant = bundle.variant(ROLE, "fp32")
         self.golden = bundle.golden()
         self.model = bundle.model_path(self.variant)
-        self.session = SwappingSession(open_session(self.model))
+        self.session = HotSwapSession(open_session(self.model))
         self.go_on = threading.Event()
         self.go_on.set()
         self.building = threading.Event()

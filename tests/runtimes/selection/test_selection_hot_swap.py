@@ -12,7 +12,7 @@ from tiny_graphs import INPUTS, OUTPUTS, embed, feed_of
 
 from mmedge.errors import BackendError, InputError
 from mmedge.runtimes.fake import FakeSession
-from mmedge.runtimes.selection.swapping import SwappingSession
+from mmedge.runtimes.selection.hot_swap import HotSwapSession
 from mmedge.specs import Array, TensorSpec
 
 
@@ -38,13 +38,13 @@ class Told(FakeSession):
         self.closed = True
 
 
-def number(session: SwappingSession) -> float:
+def number(session: HotSwapSession) -> float:
     return float(session.run(feed_of(2))["y"][0, 0])
 
 
 def test_calls_after_a_swap_run_in_the_new_engine() -> None:
     first, second = Told(1), Told(2)
-    with SwappingSession(first) as session:
+    with HotSwapSession(first) as session:
         assert number(session) == 1
         session.swap(second)
         assert number(session) == 2
@@ -55,7 +55,7 @@ def test_calls_after_a_swap_run_in_the_new_engine() -> None:
 def test_a_call_ends_in_the_engine_in_which_it_began() -> None:
     first, second = Told(1), Told(2)
     first.go_on.clear()
-    with SwappingSession(first) as session, ThreadPoolExecutor(1) as pool:
+    with HotSwapSession(first) as session, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(number, session)
         assert first.entered.wait(30)
         session.swap(second)
@@ -68,7 +68,7 @@ def test_a_call_ends_in_the_engine_in_which_it_began() -> None:
 
 def test_no_call_of_many_threads_is_dropped_and_each_thread_sees_engines_in_order() -> None:
     engines = [Told(n) for n in range(8)]
-    session = SwappingSession(engines[0])
+    session = HotSwapSession(engines[0])
     done = threading.Event()
 
     def caller() -> list[float]:
@@ -94,7 +94,7 @@ def test_no_call_of_many_threads_is_dropped_and_each_thread_sees_engines_in_orde
 
 def test_a_binding_stays_with_its_engine_and_keeps_it_open() -> None:
     first, second = Told(1), Told(2)
-    session = SwappingSession(first)
+    session = HotSwapSession(first)
     binding = session.bind(feed_of(2))
     session.swap(second)
     assert float(binding.run()["y"][0, 0]) == 1
@@ -107,7 +107,7 @@ def test_a_binding_stays_with_its_engine_and_keeps_it_open() -> None:
 
 def test_a_failed_bind_holds_nothing() -> None:
     first = Told(1)
-    session = SwappingSession(first)
+    session = HotSwapSession(first)
     with pytest.raises(InputError):
         session.bind({})
     session.swap(Told(2))
@@ -117,7 +117,7 @@ def test_a_failed_bind_holds_nothing() -> None:
 
 def test_an_engine_of_other_specs_is_refused_and_closed() -> None:
     first = Told(1)
-    session = SwappingSession(first)
+    session = HotSwapSession(first)
     other = FakeSession((TensorSpec("z", np.dtype("float32"), ("batch", 2)),), OUTPUTS)
     with pytest.raises(BackendError, match=r"takes z float32\(batch, 2\), expected"):
         session.swap(other)
@@ -132,14 +132,14 @@ def test_names_of_dynamic_axes_may_differ() -> None:
         TensorSpec(s.name, s.dtype, tuple("n" if isinstance(n, str) else n for n in s.shape))
         for s in INPUTS
     )
-    session = SwappingSession(Told(1))
+    session = HotSwapSession(Told(1))
     session.swap(FakeSession(renamed, OUTPUTS, embed))
     assert session.inputs == renamed
     session.close()
 
 
 def test_a_swap_after_closing_closes_the_newcomer() -> None:
-    session = SwappingSession(Told(1))
+    session = HotSwapSession(Told(1))
     session.close()
     late = Told(2)
     with pytest.raises(BackendError, match="closed"):

@@ -1,4 +1,4 @@
-"""A session whose engine is exchanged while it answers."""
+"""Hot swap: a session whose engine is replaced while it is in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmedge.errors import BackendError
 from mmedge.runtimes.session import Binding, Placement, Session, StatefulRun
 from mmedge.specs import Array, State, TensorSpec
 
-__all__ = ["SwappingSession"]
+__all__ = ["HotSwapSession"]
 
 _Made = TypeVar("_Made", Binding, StatefulRun)
 
@@ -27,16 +27,15 @@ class _Engine:
     retired: bool = False
 
 
-class SwappingSession(Session):
-    """Answers with one session, and from `swap` on with another.
+class HotSwapSession(Session):
+    """Runs calls in one session, and from `swap` on in another.
 
-    A call ends in the session in which it began; one that begins after the swap runs in the new
-    one. So the calls of one thread are answered in their order and none is dropped. A binding or a
-    state stays with the session that it was made in. The old session is closed as soon as its last
-    call has ended and its last binding and state are gone.
+    A call ends in the session in which it began, so no call is dropped. A binding or a state stays
+    with the session that made it. The old session is closed once its last call has ended and its
+    last binding and state are gone.
 
     Args:
-        first: What answers until the first swap. Closed with this session.
+        first: Session until the first swap. Closed with this session.
     """
 
     def __init__(self, first: Session) -> None:
@@ -44,7 +43,7 @@ class SwappingSession(Session):
         self._lock = threading.RLock()
         self._current: _Engine | None = _Engine(first)
         self._old: list[_Engine] = []
-        self._last = first  # specs and placement are told after closing, too
+        self._last = first  # for specs and placement, also once closed
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -58,7 +57,7 @@ class SwappingSession(Session):
 
     @property
     def placement(self) -> Placement:
-        """What the next call runs in."""
+        """What the next call runs on."""
         return self._last.placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -67,7 +66,7 @@ class SwappingSession(Session):
             return session.run(feed)
 
     def bind(self, feed: Mapping[str, Array]) -> Binding:
-        """Preallocate in the session that answers now; see Session.bind."""
+        """Preallocate in the current session; see Session.bind."""
         return self._made(lambda session: session.bind(feed))
 
     def start(
@@ -78,13 +77,13 @@ class SwappingSession(Session):
         capacity: int | None = None,
         given: Mapping[str, Array] | None = None,
     ) -> StatefulRun:
-        """Begin calls in the session that answers now; see Session.start."""
+        """Begin stateful calls in the current session; see Session.start."""
         return self._made(
             lambda session: session.start(state, batch=batch, capacity=capacity, given=given)
         )
 
     def swap(self, to: Session) -> None:
-        """Let another session answer from the next call on.
+        """Run the calls from now on in another session.
 
         Args:
             to: Takes what the first takes and answers with what it answers with. Closed with this
@@ -116,7 +115,7 @@ class SwappingSession(Session):
             old.session.close()
 
     def close(self) -> None:
-        """Close what answers and what has answered; see Session.close."""
+        """Close the current session and the old ones; see Session.close."""
         with self._lock:
             engines = [*self._old, *([] if self._current is None else [self._current])]
             self._current, self._old = None, []
@@ -132,7 +131,7 @@ class SwappingSession(Session):
             self._given_back(engine)
 
     def _made(self, make: Callable[[Session], _Made]) -> _Made:
-        """Return what is made of the session that answers now, and keep that open as long."""
+        """Return what is made by the current session, which stays open as long as that lives."""
         engine = self._taken()
         try:
             made = make(engine.session)
@@ -167,7 +166,7 @@ def _differing(ours: Session, theirs: Session) -> str:
     """
     for kind, one, other in (
         ("takes", ours.inputs, theirs.inputs),
-        ("answers with", ours.outputs, theirs.outputs),
+        ("returns", ours.outputs, theirs.outputs),
     ):
         if [_shape_of(spec) for spec in one] != [_shape_of(spec) for spec in other]:
             got, expected = (", ".join(map(str, specs)) for specs in (other, one))
