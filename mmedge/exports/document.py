@@ -15,7 +15,7 @@ from mmedge.bundle.manifest import FileEntry
 from mmedge.bundle.paths import BundlePath
 from mmedge.bundle.quality import Tolerance
 from mmedge.bundle.tensors import AxisName, AxisSize, TensorEntry
-from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.config import AudioConfig, ImageConfig, TextConfig, VectorConfig
 from mmedge.specs import Axis, Modality, Precision
 
 __all__ = [
@@ -224,6 +224,9 @@ class IoDocument(BaseModel):
         graphs: One for each role and variant that was exported.
         image: How pictures become inputs; None where nothing takes pictures.
         text: How texts become inputs; None where nothing takes texts.
+        audio: How sounds become inputs, by the formulas that io.schema.json gives with each step;
+            None where nothing takes sounds.
+        vectors: How vectors of numbers become inputs.
         scores: How cosines of a picture's and a text's embedding become probabilities.
         files: Size and sha256 of every other file of the folder.
     """
@@ -237,6 +240,8 @@ class IoDocument(BaseModel):
     graphs: tuple[Graph, ...] = Field(min_length=1)
     image: ImageSteps | None = None
     text: TextSteps | None = None
+    audio: AudioConfig | None = None
+    vectors: tuple[VectorConfig, ...] = ()
     scores: ContrastiveHead | None = None
     files: dict[BundlePath, FileEntry]
 

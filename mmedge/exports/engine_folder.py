@@ -27,7 +27,13 @@ from mmedge.exports.selection import Selection
 from mmedge.exports.steps import describe_images, describe_texts
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.exports.vectors import write_graph_vectors
-from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
+from mmedge.preprocess.config import (
+    AudioConfig,
+    ImageConfig,
+    ProcessorConfig,
+    TextConfig,
+    VectorConfig,
+)
 from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.sessions.axes import dynamic_axes
 from mmedge.specs import Axis, dim_size
@@ -95,6 +101,8 @@ def export_engine_folder(
             text=next(
                 (_text(bundle, c, folder) for c in configs if isinstance(c, TextConfig)), None
             ),
+            audio=next((c for c in configs if isinstance(c, AudioConfig)), None),
+            vectors=tuple(c for c in configs if isinstance(c, VectorConfig)),
             scores=head,
             files=describe_files(folder.path),
         )

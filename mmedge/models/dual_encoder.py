@@ -6,7 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -37,7 +37,7 @@ from mmedge.models.classification import (
     label_prompts,
     probabilities,
 )
-from mmedge.preprocess.decode import Channels, ImageSource, decode_image
+from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
 from mmedge.preprocess.waveform import AudioSource
@@ -71,7 +71,7 @@ class EncodedFiles:
         skipped: The files that were not.
     """
 
-    embeddings: Float32Array
+    embeddings: Float32Array = field(repr=False)
     paths: tuple[str, ...]
     skipped: tuple[Skipped, ...]
 
@@ -384,11 +384,11 @@ class DualEncoder(Model):
 
     def _image_stages(self, whole: Callable[[], object], role: str, sample: ImageSource) -> Stages:
         processor = self.image_processor
-        image = decode_image(sample)
+        image = processor.decode(sample)
         frames = processor.resize(image)[None]
         ready = self._ready(role, {processor.config.input: processor.normalize(frames)})
         parts = (
-            lambda: decode_image(sample),
+            lambda: processor.decode(sample),
             lambda: processor.resize(image),
             lambda: processor.normalize(frames),
             lambda: self._session(role).run(ready),

@@ -94,11 +94,15 @@ class ImageProcessor:
             return self._resize.height, self._resize.width
         return None
 
+    def decode(self, source: ImageSource) -> Image.Image:
+        """Return an image as upright RGB: see decode_image."""
+        return decode_image(source, self.options, alpha=self._alpha, least_side=self._least_side)
+
     def resize(self, image: Image.Image) -> Array:
         """Resize and centre-crop an RGB image.
 
         Args:
-            image: In mode RGB, as decode_image returns it.
+            image: In mode RGB, as decode returns it.
 
         Returns:
             (height, width, 3) uint8, C-contiguous.
@@ -109,9 +113,7 @@ class ImageProcessor:
             InputError: If the image is not RGB.
         """
         if image.mode != "RGB":
-            raise InputError(
-                f"Image mode: got {image.mode}, expected RGB. Pass it through decode_image."
-            )
+            raise InputError(f"Image mode: got {image.mode}, expected RGB. Pass it through decode.")
         size = image.size if self._resize is None else _resized(self._resize, image.size)
         box = (0, 0, *size)
         if self._crop is not None:
@@ -212,10 +214,7 @@ class ImageProcessor:
 
     def _frame(self, source: ImageSource, place: str) -> Array:
         try:
-            image = decode_image(
-                source, self.options, alpha=self._alpha, least_side=self._least_side
-            )
-            return self.resize(image)
+            return self.resize(self.decode(source))
         except InputError as error:
             if not place:
                 raise

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mmedge.exports.engine_folder import SuppliedEngine
 from mmedge.exports.schema import io_schema
 from mmedge.exports.trtexec import trtexec_lines
 from mmedge.files import sha256_file
+from mmedge.preprocess import AudioConfig, VectorConfig
+from mmedge.preprocess.steps import FitLength, LogMel
 from mmedge.runtimes.engines.spec import EngineKey, EngineRequest, ShapeProfile, ShapeRange
 from mmedge.specs import Array
 
@@ -61,6 +64,36 @@ def test_what_is_written_is_what_is_described(tiny_bundle: Bundle, out: Path) ->
         ("text_encoder", "fp32"),
     ]
     assert document.scores == tiny_bundle.manifest.contrastive_head
+
+
+def test_sounds_and_vectors_are_described_by_their_steps(tiny_bundle: Bundle, out: Path) -> None:
+    sounds = AudioConfig(
+        input="pixel_values",
+        sampling_rate=16_000,
+        steps=(
+            FitLength(samples=4800, pad="zeros", truncate="first"),
+            LogMel(
+                fft_size=512,
+                hop=160,
+                mels=8,
+                min_hz=0,
+                max_hz=8000,
+                scale="htk",
+                norm=None,
+                log="db",
+            ),
+        ),
+    )
+    joints = VectorConfig(input="input_ids", size=2, mean=(0, 0), std=(1, 1))
+    manifest = tiny_bundle.manifest.model_copy(
+        update={"processors": {"image": sounds, "text": joints}}
+    )
+    document = export_engine_folder(
+        replace(tiny_bundle, manifest=manifest), out, select(tiny_bundle)
+    )
+    assert document.audio == sounds
+    assert document.vectors == (joints,)
+    assert (document.image, document.text) == (None, None)
 
 
 def test_graphs_answer_the_raw_vectors(tiny_bundle: Bundle, out: Path) -> None:

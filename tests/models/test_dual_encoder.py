@@ -374,6 +374,23 @@ def test_texts_are_skipped_if_asked(model: DualEncoder) -> None:
         model.encode_text(iter([]), skipped=[])
 
 
+def test_a_text_without_a_known_token_is_skipped_too(model: DualEncoder) -> None:
+    processor = model.text_processor
+    known = processor.encode
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [[] if text == "odd" else ids for text, ids in zip(texts, known(texts), strict=True)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "encode", encode)
+        skipped: list[Skipped] = []
+        got = model.encode_text(["", "red", "odd", "blue"], skipped=skipped)
+        assert sorted(text.position for text in skipped) == [0, 2]
+        with pytest.raises(TextError, match="Text 1: the tokenizer knows no part of it"):
+            model.encode_text(["red", "odd"])
+    np.testing.assert_allclose(got, model.encode_text(["red", "blue"]), atol=1e-6)
+
+
 def test_a_stream_of_texts_is_encoded_part_by_part(
     model: DualEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
