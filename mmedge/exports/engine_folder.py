@@ -12,6 +12,7 @@ from mmedge.bundle.creating import describe_files
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.bundle.opening import Bundle
+from mmedge.bundle.tensors import TensorEntry
 from mmedge.errors import BundleError
 from mmedge.exports.document import (
     IO_NAME,
@@ -153,13 +154,18 @@ def _graph(
         onnx=model,
         external_data=external,
         opset=variant.opset,
-        inputs=role.inputs,
-        outputs=role.outputs,
+        inputs=_entries(role.inputs),
+        outputs=_entries(role.outputs),
         axes=axes,
         engines=tuple(_engine(each, stem, folder) for each in engines(selection)),
         trtexec=trtexec_lines(model, f"{stem}.engine", role.inputs, axes, vectors),
         vectors=vectors,
     )
+
+
+def _entries(entries: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """Return the entries without what only a bundle says of a tensor."""
+    return tuple(TensorEntry(name=e.name, dtype=e.dtype, shape=e.shape) for e in entries)
 
 
 def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFile:

@@ -63,7 +63,8 @@ def test_what_is_written_is_what_is_described(tiny_bundle: Bundle, out: Path) ->
         ("image_encoder", "fp32"),
         ("text_encoder", "fp32"),
     ]
-    assert document.scores == tiny_bundle.manifest.contrastive_head
+    assert document.scores == getattr(tiny_bundle.manifest.kind, "contrastive_head", None)
+    assert document.scores is not None
 
 
 def test_sounds_and_vectors_are_described_by_their_steps(tiny_bundle: Bundle, out: Path) -> None:

@@ -89,7 +89,7 @@ def test_texts_give_mmedge_s_embeddings(repository: Repository, tiny_bundle: Bun
 
 def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> None:
     """Triton joins requests of one shape alone."""
-    edit_manifest(tiny_bundle.path, "preprocessing", "text", "max_length", value=20)
+    edit_manifest(tiny_bundle.path, "processors", "text", "max_length", value=20)
     bundle = open_bundle(tiny_bundle.path)
     export_triton(bundle, out, select(bundle))
     repository = load_repository(out)
@@ -214,7 +214,12 @@ def test_a_graph_with_float16_is_rewritten_less(
 
 
 def test_without_preprocessing_there_is_no_ensemble(tiny_bundle: Bundle, out: Path) -> None:
-    edit_manifest(tiny_bundle.path, "preprocessing", "image", value=None)
+    roles = tiny_bundle.manifest.model_dump(mode="json")["roles"]
+    roles = {"image_encoder": roles["image_encoder"]}
+    roles["image_encoder"]["inputs"][0]["feed"] = {"caller": True}
+    edit_manifest(tiny_bundle.path, "roles", value=roles)
+    edit_manifest(tiny_bundle.path, "tasks", value=[])
+    edit_manifest(tiny_bundle.path, "kind", value={"type": "module", "role": "image_encoder"})
     bundle = open_bundle(tiny_bundle.path)
     models = export_triton(bundle, out, select(bundle, roles=["image_encoder"]))
     assert [model.name for model in models] == ["image_encoder"]
