@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from implementations import PARAMETERS, open_toy
 from toy_states import APPENDED, CAPACITY, ENCODED, IN_PLACE, TOYS, WIDTH, Toy
 
@@ -44,10 +46,15 @@ def feed(toy: Toy, x: Array, held: int, capacity: int = CAPACITY) -> dict[str, A
 
 
 def steps(
-    run: StatefulRun, toy: Toy, x: Array, parts: Sequence[int], capacity: int = CAPACITY
+    run: StatefulRun,
+    toy: Toy,
+    x: Array,
+    parts: Sequence[int],
+    capacity: int = CAPACITY,
+    held: int | None = None,
 ) -> Array:
     """Feed sequences in parts and return y of all."""
-    found, held = [], run.length
+    found, held = [], run.length if held is None else held
     for part, begin in zip(parts, np.cumsum([0, *parts]), strict=False):
         outputs = run.step(feed(toy, x[:, begin : begin + part], held + begin, capacity))
         assert list(outputs) == ["y"]
@@ -193,6 +200,51 @@ def test_what_is_closed_refuses(session: Session, toy: Toy) -> None:
     with pytest.raises(BackendError, match="closed"):
         start(session, toy, 1)
     other.close()
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), st.integers(1, 4)),
+        st.tuples(st.just("truncate"), st.floats(0, 1)),
+        st.tuples(st.just("reorder"), st.lists(st.integers(0, 99), min_size=1, max_size=4)),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino", "trt", "fake"])
+@pytest.mark.parametrize("kind", TOYS)
+def test_any_order_of_operations_gives_what_the_whole_gives(
+    name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    toy = TOYS[kind]
+    with open_toy(request, name, tmp_path, toy) as session:
+
+        @settings(max_examples=30, deadline=None)
+        @given(OPERATIONS, st.integers(1, 3))
+        def check(operations: list[tuple[str, Any]], batch: int) -> None:
+            x, given = sequences(batch, 0), toy.constants(batch)
+            run = start(session, toy, batch)
+            for seed, (operation, how) in enumerate(operations):
+                if operation == "step" and x.shape[1] + how <= CAPACITY:
+                    x = np.concatenate([x, sequences(len(x), how, seed)], axis=1)
+                    y = steps(run, toy, x[:, -how:], (how,), held=x.shape[1] - how)
+                    same(y, toy.whole(x, given)[:, -how:])
+                elif operation == "truncate" and toy.state.length:
+                    x = x[:, : int(how * x.shape[1])]
+                    run.truncate(x.shape[1])
+                elif operation == "reorder":
+                    rows = np.array(how) % len(x)
+                    x, given = x[rows], {key: array[rows] for key, array in given.items()}
+                    run.reorder(rows)
+                elif operation == "restart":
+                    saved = run.save()
+                    run.close()
+                    run = start(session, toy, len(x), given=saved)
+                assert run.length == (x.shape[1] if toy.state.length else 0)
+
+        check()
 
 
 # What no engine has a part in.
