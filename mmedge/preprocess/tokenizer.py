@@ -25,9 +25,10 @@ _MAX_NORMALIZED_BYTES = 16 << 20  # as many tokens at most, of some 100 bytes ea
 _MIN_TEXT_BYTES = 1 << 14  # what a tokenizer must take whatever its steps add
 _MAX_STEPS = 64
 _MAX_AFFIX = 64  # characters; looked up with every piece of a word
-_MAX_PIECE = 1024  # characters; a unigram model tries all lengths at each character
+_MAX_PIECE = 1024  # characters; a unigram model tries all lengths, and a decoder writes them
 _MAX_WORD = 1000  # characters; WordPiece takes the square of it
 _MAX_SPECIALS = 64
+_MAX_DECODED = 64
 
 _Json: TypeAlias = dict[str, Any]
 _Error: TypeAlias = Callable[[str], MmedgeError]
@@ -201,11 +202,16 @@ def _checked(document: Any) -> int:  # noqa: ANN401, JSON of any shape
                 raise ValueError(f"its {part} can make a text {growth} times as long")
     for step in _steps(document.get("post_processor"), "processors"):
         _check_post_processor(step)
+    decoded = 1
     for step in _steps(document.get("decoder"), "decoders"):
         if step["type"] == "Replace":
-            _normalizer(step)
+            decoded *= _normalizer(step)
         elif step["type"] not in _DECODERS:
             raise ValueError(f"a decoder of the unknown kind {step['type']!r}")
+        if decoded > _MAX_DECODED:
+            raise ValueError(f"its decoder can make a token {decoded} times as long")
+    for token in document.get("added_tokens") or ():
+        _check_piece(token["content"])
     _check_model(document["model"])
     return growth
 
@@ -284,16 +290,20 @@ def _check_model(model: _Json) -> None:
         raise ValueError(f"the unknown token {model['unk_token']!r}, not in its vocabulary")
     if kind == "WordPiece" and not 0 < int(model["max_input_chars_per_word"]) <= _MAX_WORD:
         raise ValueError(f"words of {model['max_input_chars_per_word']} characters")
-    if kind == "Unigram":
-        if model["unk_id"] is None and not model.get("byte_fallback"):
-            raise ValueError("no unknown token")
-        if max(len(_text(piece)) for piece, _ in vocabulary) > _MAX_PIECE:
-            raise ValueError(f"a piece of more than {_MAX_PIECE} characters")
+    if kind == "Unigram" and model["unk_id"] is None and not model.get("byte_fallback"):
+        raise ValueError("no unknown token")
+    for piece in vocabulary:
+        _check_piece(piece[0] if isinstance(vocabulary, list) else piece)
     if model.get("dropout"):
         raise ValueError("dropout, which gives other tokens at every call")
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if len(model.get(affix) or "") > _MAX_AFFIX:
             raise ValueError(f"a {affix} of more than {_MAX_AFFIX} characters")
+
+
+def _check_piece(piece: object) -> None:
+    if len(_text(piece)) > _MAX_PIECE:
+        raise ValueError(f"a token of more than {_MAX_PIECE} characters")
 
 
 def _untyped(model: _Json) -> str:
