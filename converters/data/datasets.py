@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +29,13 @@ LABELS = "labels"
 _SOUNDS = frozenset({".wav", ".flac", ".ogg"})
 _MOST_NAMED = 3
 _FIELDS = ("image", "audio", "caption", "label")
+
+
+# What zipfile, zlib and numpy raise where an archive or a header in it is damaged.
+_NPZ_ERRORS = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, OverflowError, MemoryError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +149,13 @@ def _describe_other_files(path: Path) -> str:
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        with path.open("rb") as archive:
+            if archive.read(2) != b"PK":  # numpy.load would take a .npy too
+                raise ValueError("it is not a zip archive")
+            archive.seek(0)
+            with np.load(archive, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+    except _NPZ_ERRORS as error:
         raise CalibrationError(
             f"{path}: not a readable .npz file ({error}). Write it with numpy.savez."
         ) from error

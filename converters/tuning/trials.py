@@ -30,12 +30,14 @@ from mmedge.converters.variants.builder import BuiltVariant, keeping
 from mmedge.converters.variants.describe import files_of
 from mmedge.errors import ConversionError
 from mmedge.files import sha256_file, storage_errors, write_atomic
+from mmedge.files.json_file import read_json
 from mmedge.specs import Array
 
 __all__ = ["TrialStore"]
 
 _KEY = "key.json"
 _SUFFIX = ".trial.json"
+_MAX_TRIAL_BYTES = 64 << 20
 _ARRAYS = ".trial.npz"
 # Fields of methods that name layers, and which layers has been measured.
 _CHOSEN = ("keep", "lowered")
@@ -182,10 +184,12 @@ def _sha256(document: Mapping[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a candidate's document, None if there is none or it is not as it was written."""
     try:
-        signed = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        signed = read_json(path, max_bytes=_MAX_TRIAL_BYTES, error=ConversionError)
+    except ConversionError:
         return None
-    document = signed.get("trial") if isinstance(signed, dict) else None
+    if not isinstance(signed, dict):
+        return None
+    document = signed.get("trial")
     if not isinstance(document, dict) or signed.get("sha256") != _sha256(document):
         return None
     return document

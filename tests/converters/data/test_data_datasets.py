@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,3 +238,20 @@ def test_a_line_may_leave_caption_and_label_out(tmp_path: Path) -> None:
     entry = {"image": "000.png", "caption": None, "label": None}
     (tmp_path / "captions.jsonl").write_text(json.dumps(entry) + "\n\n")
     assert read_dataset(tmp_path).samples == (Sample(tmp_path / "000.png"),)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_damage_of_an_archive_is_found_or_harmless(save: Any, tmp_path: Path) -> None:
+    path = tmp_path / "feeds.npz"
+    save(path, state=np.arange(12.0).reshape(3, 4), labels=np.arange(3))
+    content = path.read_bytes()
+    draw = random.Random(0)  # noqa: S311, any damage will do
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(damaged))
+            piece = bytes(draw.choices([0, 40, 255, draw.randrange(256)], k=draw.randint(0, 3)))
+            damaged[at : at + draw.randint(0, 3)] = piece
+        path.write_bytes(damaged)
+        with suppress(CalibrationError):  # and nothing else
+            read_dataset(path)
