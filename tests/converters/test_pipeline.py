@@ -20,16 +20,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import PROCESSORS, tokenizer_json
 from converted import write_pictures
 from models.tiny_models import write_clip
+from roles import role as role_of
 
 import mmedge
 import mmedge.converters.variants.builder
-from mmedge.bundle import Bundle, load_golden, open_bundle, verify_files
+from mmedge.bundle import Bundle, Manifest, load_golden, open_bundle, verify_files
+from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.config import ConvertConfig, recipes
 from mmedge.converters.data.checks import Data, plan_role
 from mmedge.converters.data.datasets import read_dataset
 from mmedge.converters.evaluation.embedding import interchangeable
+from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.pipeline import convert
 from mmedge.converters.progress import ProgressEvent
 from mmedge.converters.provenance import describe_provenance
@@ -44,10 +49,17 @@ from mmedge.errors import (
     StorageError,
 )
 from mmedge.preprocess import TextProcessor
+from mmedge.preprocess.config import TextConfig
+from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.backends import open_session
-from mmedge.specs import Modality, Precision
+from mmedge.specs import Precision, TensorSpec
 
 PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def kind_of(manifest: Manifest) -> DualEncoderKind:
+    assert isinstance(manifest.kind, DualEncoderKind)
+    return manifest.kind
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +98,10 @@ def test_a_bundle_holds_every_variant_best_first(
     _, bundle, _ = full
     verify_files(bundle)
     manifest = bundle.manifest
-    assert (manifest.family, manifest.embedding_dim) == ("clip", 16)
-    assert manifest.contrastive_head is not None
-    assert manifest.contrastive_head.logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
+    assert (manifest.family, kind_of(manifest).embedding_dim) == ("clip", 16)
+    head = kind_of(manifest).contrastive_head
+    assert head is not None
+    assert head.logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
     for role in manifest.roles.values():
         names = [variant.name for variant in role.variants]
         assert names[:2] == ["fp32", "fp16"]
@@ -202,7 +215,7 @@ def test_variants_that_are_interchangeable_share_a_space(
     manifest = full[1].manifest
     base = manifest.roles["image_encoder"].variants[0].space
     assert base is not None
-    assert re.fullmatch(r"clip-16-[0-9a-f]{32}", base)
+    assert re.fullmatch(r"clip-[0-9a-f]{32}", base)
     for role in manifest.roles.values():
         for variant in role.variants:
             assert variant.quality is not None
@@ -230,8 +243,8 @@ def test_padding_behind_the_end_token_changes_no_answer(
     full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
 ) -> None:
     bundle = full[1]
-    text = bundle.manifest.preprocessing.text
-    assert text is not None
+    text = bundle.manifest.processors["text"]
+    assert isinstance(text, TextConfig)
     processor = TextProcessor(text, bundle.path / text.tokenizer_file)
     texts = ["a red circle", "x"]
     for model in bundle.manifest.roles["text_encoder"].variants[0].models.values():
@@ -250,7 +263,8 @@ def test_progress_counts_stages_and_calibration_pictures(
     calibrated = [event for event in events if event.stage == "Calibrate image_encoder"]
     assert (calibrated[0].done, calibrated[-1].done, calibrated[0].total) == (1, 40, 40)
     stages = list(dict.fromkeys(event.stage for event in events))
-    assert stages[0] == "Open the source"
+    assert stages[:2] == ["Check the calibration data", "Check the evaluation data"]
+    assert "Open the source" in stages
     assert stages[-1] == "Write the manifest"
 
 
@@ -296,9 +310,9 @@ def test_int8_alone_leaves_no_fp32_behind(siglip: Bundle) -> None:
         assert {variant.name for variant in role.variants} == {"int8-dynamic", "int8-static"}
         for variant in role.variants:
             assert variant.quality is not None
-            assert variant.quality.data.startswith("synthetic: 64 ")
-            assert variant.quality.drops == {}
-    head = siglip.manifest.contrastive_head
+            assert variant.quality.data.startswith(("photos, held back: 8", "synthetic: 64 "))
+            assert variant.quality.samples in (8, 64)
+    head = kind_of(siglip.manifest).contrastive_head
     assert head is not None
     assert (head.activation, head.logit_bias) == ("sigmoid", pytest.approx(-10))
 
@@ -359,8 +373,11 @@ def test_an_end_in_the_middle_leaves_nothing(clip_folder: Path, tmp_path: Path) 
     processes[signal.SIGKILL].communicate(timeout=60)
     assert [path.suffix for path in ends[signal.SIGKILL].iterdir()] == [".partial"]
     # The next conversion to the same place clears what the killed one could not.
+    damaged = tmp_path / "damaged"
+    shutil.copytree(clip_folder, damaged)
+    (damaged / "preprocessor_config.json").unlink()
     with pytest.raises(SourceError):
-        convert(ConvertConfig(str(tmp_path / "nothing"), ends[signal.SIGKILL] / "clip.mmedge"))
+        convert(ConvertConfig(str(damaged), ends[signal.SIGKILL] / "clip.mmedge"))
     assert list(ends[signal.SIGKILL].iterdir()) == []
 
 
@@ -429,16 +446,32 @@ def test_texts_cannot_be_calibrated_without_captions(tmp_path: Path) -> None:
     data = Data(calibration=pictures, evaluation=None, notes=(), skipped=())
     out = tmp_path / "x.mmedge"
     config = ConvertConfig("m", out, ("fp32", "int8"), calibration=tmp_path)
-    recipes, notes = plan_role(config, data, "text_encoder", Modality.TEXT)
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
+    processors = {name: open_processor(each, tmp_path) for name, each in PROCESSORS.items()}
+    specs = {
+        f"{name}_encoder": role_of(
+            None,
+            (TensorSpec(name, np.dtype(np.float32), ("batch", 3)),),
+            (),
+            lambda *_: {},
+            feeds={name: ProcessorFeed(processor=name)},
+        )
+        for name in PROCESSORS
+    }
+
+    def plan(config: ConvertConfig, name: str) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
+        return plan_role(config, data, name, specs[name], processors)
+
+    recipes, notes = plan(config, "text_encoder")
     assert [recipe.variant for recipe in recipes] == ["fp32", "int8-dynamic"]
     (note,) = notes
     assert note.endswith("text_encoder/int8-static was left out.")
-    recipes, notes = plan_role(config, data, "image_encoder", Modality.IMAGE)
+    recipes, notes = plan(config, "image_encoder")
     assert [recipe.variant for recipe in recipes] == ["fp32", "int8-dynamic", "int8-static"]
     assert notes == ()
     named = replace(config, precisions=("int8-static",))
     with pytest.raises(CalibrationError, match="no captions to calibrate text_encoder with"):
-        plan_role(named, data, "text_encoder", Modality.TEXT)
+        plan(named, "text_encoder")
 
 
 def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
@@ -450,9 +483,9 @@ def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="--calibration"):
         ConvertConfig("m", out, ("int8-static",))
     with pytest.raises(ConversionError, match="int8-static-symmetric-half needs calibration"):
-        ConvertConfig("m", out, ("int8",), target="tensorrt")
-    with pytest.raises(ConversionError, match="expected one of cpu, tensorrt"):
-        ConvertConfig("m", out, target="abacus")
+        ConvertConfig("m", out, ("int8",), targets=("tensorrt",))
+    with pytest.raises(ConversionError, match="expected one or more of cpu, tensorrt"):
+        ConvertConfig("m", out, targets=("abacus",))
     for template in ("a photo", "a photo of a {label}"):
         with pytest.raises(ConversionError, match=r"no place for the label. Put \{\} there"):
             ConvertConfig("m", out, template=template)
@@ -490,7 +523,7 @@ def test_a_source_date_that_is_no_number_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    source = Source(tmp_path, "m", None, {}, ())
+    source = Source(tmp_path, "m", None, {}, (), {})
     config = ConvertConfig("m", tmp_path / "x.mmedge")
     with pytest.raises(ConversionError, match="'yesterday'"):
         describe_provenance(source, config, "0", calibration_sha256=None, calibration_samples=0)

@@ -103,7 +103,7 @@ def test_stages_and_the_end_to_end_call_are_compared(full: Profile) -> None:
     image, text = full.stages[0], full.stages[2]
     assert list(image.stages_ms) == ["decode", "resize", "normalize", "inference", "other"]
     assert list(text.stages_ms) == ["tokenize", "inference", "other"]
-    assert image.input.startswith("1280x720 JPEG")
+    assert image.input.startswith("1280x720 image")
     for item in full.stages:
         measured = [value for name, value in item.stages_ms.items() if name != "other"]
         assert all(value > 0 for value in measured)
