@@ -8,7 +8,7 @@ takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -22,7 +22,7 @@ from mmedge.runtimes.engines.spec import BuildHost, BuildSettings, EngineKey, En
 from mmedge.runtimes.engines.store import CachedEngine, EngineCache, LoadedEngine
 from mmedge.runtimes.session import BuildProgress
 from mmedge.sessions.axes import dynamic_axes
-from mmedge.sessions.opening import facts_of
+from mmedge.sessions.opening import facts_of, graph_of
 from mmedge.specs import Axis, Precision, did_you_mean
 
 __all__ = [
@@ -177,17 +177,14 @@ def build_planned(
     """Return an engine of a plan, built into the cache if need be.
 
     Args:
-        plan: That it is of.
+        plan: The plan.
         engine: One of its engines.
-        progress: Told how far the build is.
-        on_wait: Told what there is to wait for, where another process builds the same; None
-            tells `progress`, as a phase.
+        progress: See EngineBuilder.build.
+        on_wait: See EngineBuilder.build.
 
     Raises:
         EngineBuildError: If it is refused by the plan, or the build fails.
-        BackendError: If the model is damaged.
-        StorageError: If the cache's folder cannot be written, which is seen before the build, the
-            disk is full, or others may write the folder.
+        BackendError, StorageError: As EngineBuilder.build.
         KeyboardInterrupt: If it was interrupted.
     """
     model, key, builder = engine.model, engine.key, backend(plan.backend).builder
@@ -213,42 +210,33 @@ def unbuildable(variant: Variant, backend_name: str) -> str | None:
 
 
 def _plan(wanted: _Wanted, role: str, variant: Variant) -> PlannedEngine:
-    precision = variant.precision
+    options, builder = wanted.options, wanted.builder
+    refused = PlannedEngine(role, variant.name, variant.precision, "refused")
     reason = unbuildable(variant, wanted.backend)
     if reason is not None:
-        return PlannedEngine(role, variant.name, precision, "refused", reason)
+        return replace(refused, reason=reason)
     try:
-        named = wanted.options.compute_capabilities
-        targets = wanted.builder.targets(named, precision.value)
+        targets = builder.targets(options.compute_capabilities, variant.precision.value)
     except EngineBuildError as error:
-        return PlannedEngine(role, variant.name, precision, "refused", str(error))
+        return replace(refused, reason=str(error))
     inputs = [entry.spec() for entry in wanted.bundle.role(role).inputs]
     usual = dynamic_axes(wanted.bundle.manifest, role)
     used = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
     axes = tuple(
         {name: bounds for name, bounds in (usual | dict(given)).items() if name in used}
-        for given in wanted.options.axes or ({},)
+        for given in options.axes or ({},)
     )
-    model = wanted.bundle.model_path(variant, layouts=("portable",))
-    request = EngineRequest(
-        wanted.backend, targets, shape_profiles(inputs, axes), wanted.options.settings
-    )
+    model = graph_of(wanted.bundle, variant, wanted.backend, builder.runs_on)
+    planned = replace(refused, model=model, axes=axes)
     if wanted.host is None:
-        told = wanted.not_here
-        return PlannedEngine(role, variant.name, precision, "elsewhere", told, model, axes)
+        return replace(planned, state="elsewhere", reason=wanted.not_here)
+    profiles = shape_profiles(inputs, axes)
+    request = EngineRequest(wanted.backend, targets, profiles, options.settings)
     key = wanted.cache.key_for(model, request, wanted.host)
     found = wanted.cache.find(key)
-    cached = isinstance(found, CachedEngine)
-    return PlannedEngine(
-        role,
-        variant.name,
-        precision,
-        "cached" if cached else "build",
-        "" if isinstance(found, CachedEngine) else found.reason,
-        model,
-        axes,
-        key,
-    )
+    if isinstance(found, CachedEngine):
+        return replace(planned, state="cached", key=key)
+    return replace(planned, state="build", reason=found.reason, key=key)
 
 
 def _chosen(bundle: Bundle, options: PlanOptions) -> list[tuple[str, Variant]]:

@@ -226,13 +226,7 @@ class TrtBackend(Backend):
     def prepare(
         self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
     ) -> None:
-        """Build the engine of a graph into the cache, unless it is there; see Backend.prepare.
-
-        Raises:
-            BackendUnavailableError, BackendError, InputError: As open_session.
-            EngineBuildError: If it cannot be built.
-            StorageError: If the cache's folder cannot be written, or others may write it.
-        """
+        """Build the engine of a graph into the cache, unless it is there; see Backend.prepare."""
         from mmedge.runtimes.trt.opening import prepare_engine
 
         prepare_engine(self.name, model, options, progress)
@@ -242,18 +236,12 @@ class TrtBackend(Backend):
 
         A build takes minutes; its progress goes to the logger "mmedge.engines".
 
-        Args:
-            model: The ONNX file; its external data must lie beside or below it.
-            options: How to run it; see this module for what each comes to.
-
         Raises:
-            BackendUnavailableError: If TensorRT, CUDA's bindings, the driver or the GPU is missing,
-                or an option is not to be had here.
-            BackendError: If the file is missing or damaged, or memory runs out.
             EngineMismatchError: If the engine in the cache does not load here.
             EngineBuildError: If there is no engine and it cannot be built.
             InputError: If a dynamic axis has no bounds.
-            StorageError: If others may write the cache's folder.
+            BackendError, StorageError: See Backend.open_session; also if memory runs out, or others
+                may write the cache's folder.
         """
         from mmedge.runtimes.trt.opening import open_engine
 
