@@ -181,9 +181,9 @@ class HostState(Closing):
         Returns:
             Outputs that are no state by output name, and what is new of the state by input name.
         """
-        answers = self._session._run(self._session._opened(), {**feed, **held})
-        outputs = {spec.name: answers[spec.name] for spec in self._returned}
-        return outputs, {t.input: answers[t.output] for t in self._state.tensors if t.output}
+        made = self._session._run(self._session._opened(), {**feed, **held})
+        outputs = {spec.name: made[spec.name] for spec in self._returned}
+        return outputs, {t.input: made[t.output] for t in self._state.tensors if t.output}
 
     def _opened(self) -> dict[str, Any]:
         if self._held is None:

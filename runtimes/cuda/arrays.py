@@ -123,7 +123,7 @@ def view(
 
 
 class DeviceArray:
-    """An array on the device that a session answered with, complete and owned by the caller.
+    """An output on the device, complete and owned by the caller.
 
     torch.as_tensor, cupy.asarray and numba.cuda.as_cuda_array take it without a copy. Its memory is
     freed once neither it nor anything made from it is left.
@@ -204,13 +204,13 @@ class DeviceArray:
             BackendError: If the copy fails.
         """
         device = self._memory.device
-        answer = np.empty(self.shape, self.dtype)
-        if answer.nbytes:
+        copy = np.empty(self.shape, self.dtype)
+        if copy.nbytes:
             with device.current():
                 stream = Stream(device)
-                stream.copy_to_host(answer.ctypes.data, self.address, answer.nbytes)
+                stream.copy_to_host(copy.ctypes.data, self.address, copy.nbytes)
                 stream.synchronize()
-        return answer
+        return copy
 
     def __repr__(self) -> str:
         return f"<DeviceArray {self.dtype.name}{self.shape} on cuda:{self._memory.device.index}>"

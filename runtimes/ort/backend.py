@@ -158,20 +158,18 @@ class OrtBackend(Backend):
         """
         engine = load_engine()
         providers = providers_for(engine, options.device)
-        glance = read_onnx_file(model)
-        check_external_data(model, glance)
+        graph = read_onnx_file(model)
+        check_external_data(model, graph)
         level = options.graph_optimization
         if level == "auto":
-            level = "extended" if glance.has_fp16 else "all"
+            level = "extended" if graph.has_fp16 else "all"
         saturates = int8_saturates()
-        exact = saturates and not glance.paired
+        exact = saturates and not graph.paired
         # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product,
         # and at the extended level that gives other outputs. Up to 1.31 it makes int8 operators of
         # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns
         # signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-        disable_qdq_fusion = (
-            glance.has_fp16 or glance.has_fp8 or (glance.signed_codes and saturates)
-        )
+        disable_qdq_fusion = graph.has_fp16 or graph.has_fp8 or (graph.signed_codes and saturates)
 
         def opened(*, exact: bool) -> OrtSession:
             settings = session_settings(engine, options, level, exact=exact)

@@ -86,7 +86,7 @@ class HotSwapSession(Session):
         """Run the calls from now on in another session.
 
         Args:
-            to: Takes what the first takes and answers with what it answers with. Closed with this
+            to: Has the inputs and outputs of the first. Closed with this
                 session; at once if it cannot be used.
 
         Raises:

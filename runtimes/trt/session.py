@@ -2,7 +2,7 @@
 
 A call runs in a slot (slot.py); as many slots as `EngineOptions.contexts` serve calls that come at
 once, and further ones wait. A binding has a slot of its own. Inputs that lie on the device already
-are taken by `run_device` and `bind_device`, whose answers stay there.
+are taken by `run_device` and `bind_device`, whose outputs stay there.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ class TrtSession(SessionBase[DeviceEngine]):
         self._idle: list[ExecutionSlot] = []
         self._made = 0
         self._waiting = 0
-        self._answered = False
+        self._has_run = False
 
     def _run(self, engine: DeviceEngine, feed: Mapping[str, Array]) -> dict[str, Array]:
         with self._device.current(), _Lent(self, engine) as slot:
-            answers = slot.run(feed)
-        if not self._answered:
-            self._answered = True  # most kernels are compiled by now
+            outputs = slot.run(feed)
+        if not self._has_run:
+            self._has_run = True  # most kernels are compiled by now
             engine.keep_runtime_cache()
-        return answers
+        return outputs
 
     def run_device(
         self, feed: Mapping[str, _Input], *, stream: int | None = None
     ) -> dict[str, DeviceArray]:
-        """Run on inputs that lie on the device, and leave the answers there.
+        """Run on inputs that lie on the device, and leave the outputs there.
 
         Args:
             feed: As for run; each array may also be one on the device that offers
@@ -111,7 +111,7 @@ class TrtSession(SessionBase[DeviceEngine]):
             for _ in range(2):
                 slot.launch(prepared)
                 slot.wait()
-            outputs = slot.host_answers(prepared)
+            outputs = slot.host_outputs(prepared)
         inputs = dict(feed)
         bound = _Bound(engine, slot, prepared, outputs)
         return self._kept(
@@ -121,7 +121,7 @@ class TrtSession(SessionBase[DeviceEngine]):
     def bind_device(
         self, feed: Mapping[str, _Input], *, stream: int | None = None
     ) -> TrtDeviceBinding:
-        """Preallocate for inputs that lie on the device, and answers that stay there.
+        """Preallocate for inputs that lie on the device, and outputs that stay there.
 
         Args:
             feed: As for run_device. What is on the host is copied in every run.
@@ -150,7 +150,7 @@ class TrtSession(SessionBase[DeviceEngine]):
                     f"{self._model}: the size of {sorted(prepared.growing)} is known only once it "
                     "is computed, so it cannot be bound. Use run_device."
                 )
-            outputs = slot.device_answers(prepared)
+            outputs = slot.device_outputs(prepared)
         return self._kept(TrtDeviceBinding(engine, slot, prepared, dict(feed), host, outputs))
 
     def _free(self, engine: DeviceEngine) -> None:
@@ -281,23 +281,23 @@ class _Bound:
                     event.record(writer)
                     slot.stream.wait(event)
                 if self._reads_host and prepared.call is not None:
-                    call = slot.call_of(host, {}, prepared.call.answers)
+                    call = slot.call_of(host, {}, prepared.call.outputs)
                     prepared = slot.prepare(call, host)
                 else:
                     slot.fill(host)
                 slot.launch(prepared)
                 slot.wait()
                 if self._host_outputs is not None and (prepared.growing or self._reads_host):
-                    self._refresh(slot.host_answers(prepared), self._host_outputs)
+                    self._refresh(slot.host_outputs(prepared), self._host_outputs)
             except BackendError:
                 self._failed = True
                 self._drop()
                 raise
 
-    def _refresh(self, answers: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def _refresh(self, made: dict[str, Array], outputs: dict[str, Array]) -> None:
         """Take outputs whose shapes may have changed, or that lie elsewhere by now."""
-        check_same_shapes(self._model, answers, outputs)
-        for name, array in answers.items():
+        check_same_shapes(self._model, made, outputs)
+        for name, array in made.items():
             if not np.may_share_memory(array, outputs[name]):
                 outputs[name][...] = array
 
@@ -313,7 +313,7 @@ class _Bound:
 
 
 class TrtDeviceBinding(_Bound):
-    """Inputs and answers that stay on the device. Made by `TrtSession.bind_device`.
+    """Inputs and outputs that stay on the device. Made by `TrtSession.bind_device`.
 
     What the inputs hold when `run` is called is what is read; whoever writes them must be done, or
     say in which stream.

@@ -30,12 +30,12 @@ from mmedge.runtimes.trt.device_engine import DeviceEngine, EngineTensor, Shapes
 from mmedge.runtimes.trt.slot_memory import Buffer, GrowingOutput, size_bytes
 from mmedge.specs import Array
 
-__all__ = ["Answers", "Call", "ExecutionSlot", "Prepared"]
+__all__ = ["Call", "ExecutionSlot", "OutputPlace", "Prepared"]
 
 _LOG = logging.getLogger("mmedge.engines")
 
-Answers: TypeAlias = Literal["host", "new", "kept"]
-"""Where answers go: to the host, to new device memory for each call, or to the same for all."""
+OutputPlace: TypeAlias = Literal["host", "new", "kept"]
+"""Where outputs go: to the host, to new device memory in each call, or to the same in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Call:
         shapes: Of the inputs.
         addresses: Where each input lies on the device already, 0 where it comes from the host.
         values: Bytes of each input that the engine reads on the host.
-        answers: Where the answers go.
+        outputs: Where the outputs go.
     """
 
     shapes: Shapes
     addresses: tuple[int, ...]
     values: tuple[bytes, ...] = ()
-    answers: Answers = "host"
+    outputs: OutputPlace = "host"
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ class ExecutionSlot:
         prepared = self.prepare(self.call_of(feed, {}, "host"), feed)
         self.launch(prepared)
         self.wait()
-        return {name: array.copy() for name, array in self.host_answers(prepared).items()}
+        return {name: array.copy() for name, array in self.host_outputs(prepared).items()}
 
     def run_on_device(
         self, feed: Mapping[str, Array], views: Mapping[str, DeviceView]
@@ -164,14 +164,14 @@ class ExecutionSlot:
                 self._set_address(prepared, name, memory.address)
         self.launch(prepared)
         self.wait()
-        answers = self.device_answers(prepared)
+        outputs = self.device_outputs(prepared)
         prepared.results = {}
         for growing in prepared.growing.values():
             growing.memory = None  # the caller's from now on
-        return answers
+        return outputs
 
     def call_of(
-        self, feed: Mapping[str, Array], views: Mapping[str, DeviceView], answers: Answers
+        self, feed: Mapping[str, Array], views: Mapping[str, DeviceView], outputs: OutputPlace
     ) -> Call:
         """Return the call of some inputs, each on the host or on the device.
 
@@ -191,7 +191,7 @@ class ExecutionSlot:
             addresses.append(0 if seen is None else seen.address)
             if tensor.on_host:
                 values.append(feed[name].tobytes())
-        return Call(tuple(shapes), tuple(addresses), tuple(values), answers)
+        return Call(tuple(shapes), tuple(addresses), tuple(values), outputs)
 
     def prepare(self, call: Call, feed: Mapping[str, Array]) -> Prepared:
         """Bring what is on the host to where it is copied from, and return a context for a call.
@@ -244,8 +244,8 @@ class ExecutionSlot:
             self._done.record(self.stream.handle)
             self._done.synchronize()
 
-    def host_answers(self, prepared: Prepared) -> dict[str, Array]:
-        """Return the answers of a call to the host that is done, in the slot's own memory.
+    def host_outputs(self, prepared: Prepared) -> dict[str, Array]:
+        """Return the outputs of a finished call to the host, in the slot's own memory.
 
         Raises:
             BackendError: If TensorRT did not tell a shape, or memory runs out.
@@ -265,13 +265,13 @@ class ExecutionSlot:
             for tensor in self._engine.outputs
         }
 
-    def device_answers(self, prepared: Prepared) -> dict[str, DeviceArray]:
-        """Return the answers of a call that is done, on the device.
+    def device_outputs(self, prepared: Prepared) -> dict[str, DeviceArray]:
+        """Return the outputs of a finished call, on the device.
 
         Raises:
-            BackendError: As host_answers.
+            BackendError: As host_outputs.
         """
-        answers = {}
+        outputs = {}
         for tensor in self._engine.outputs:
             name = tensor.spec.name
             shape = self._shape_of(prepared, name)
@@ -285,8 +285,8 @@ class ExecutionSlot:
                 self.wait()
             else:
                 memory = prepared.results[name]
-            answers[name] = DeviceArray(memory, shape, tensor.spec.dtype)
-        return answers
+            outputs[name] = DeviceArray(memory, shape, tensor.spec.dtype)
+        return outputs
 
     def close(self) -> None:
         """Free everything, once what is in the stream is done.
@@ -354,7 +354,7 @@ class ExecutionSlot:
                 self._let_grow(prepared, tensor)
                 continue
             prepared.shapes[name] = shape
-            if call.answers == "host" or tensor.on_host:
+            if call.outputs == "host" or tensor.on_host:
                 moved |= self._buffers[name].reserve(shape)
         moved |= self._reserve_scratch(context)
         if moved:
@@ -363,9 +363,9 @@ class ExecutionSlot:
             name = tensor.spec.name
             if name not in prepared.shapes:
                 continue
-            if call.answers == "host" or tensor.on_host:
+            if call.outputs == "host" or tensor.on_host:
                 self._set_address(prepared, name, self._buffers[name].address)
-            elif call.answers == "kept":
+            elif call.outputs == "kept":
                 prepared.results[name] = self._result(tensor, prepared.shapes[name])
                 self._set_address(prepared, name, prepared.results[name].address)
         prepared.call = call
@@ -439,7 +439,7 @@ class ExecutionSlot:
             if growing.failure is not None:
                 raise growing.failure
         engine.check(done, "the run failed")
-        if call.answers != "host":
+        if call.outputs != "host":
             return
         for tensor in engine.outputs:
             name = tensor.spec.name
@@ -462,7 +462,7 @@ class ExecutionSlot:
             and not prepared._refused
             and not prepared.growing
             and call is not None
-            and call.answers != "new"
+            and call.outputs != "new"
             and not call.values
         )
 
