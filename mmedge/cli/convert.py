@@ -230,8 +230,12 @@ def _print(report: ConversionReport, *, verbose: bool) -> None:
 
     console = stdout_console()
     console.print(_summary(report))
-    console.print("*: loaded by default. parity: smallest cosine with the source model, on random")
-    console.print("inputs. cosine: mean with fp32. All metrics: --verbose, or mmedge inspect.")
+    data = dict.fromkeys(line.quality.data for line in report.variants if line.quality is not None)
+    cosine = f" cosine: mean with fp32, on {', '.join(data)}." if data else ""
+    console.print(
+        "*: loaded by default. parity: smallest cosine with the source model, on random inputs."
+        f"{plain(cosine)} All metrics: --verbose, or mmedge inspect."
+    )
     if verbose:
         _print_details(report)
     for note in report.notes:

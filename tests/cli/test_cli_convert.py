@@ -118,7 +118,9 @@ def test_the_summary_is_a_line_a_variant_and_a_verdict(
     assert head == ["variant", "size", "parity", "cosine", "time", "s", "recall@1", "loss"]
     rows = [line.split() for line in lines if line.startswith("   ") and line.strip()]
     assert [row[:2] for row in rows] == [["int8-dynamic", "*"], ["int8-dynamic", rows[1][1]]]
-    assert max(len(line.rstrip()) for line in lines[:-1]) <= 80
+    (legend,) = [line for line in lines if line.startswith("*: loaded by default.")]
+    assert max(len(line.rstrip()) for line in lines[: lines.index(legend)]) <= 80
+    assert "cosine: mean with fp32, on held-out: 24 images, held-out: 24 captions." in legend
     assert "cosine-p1" not in captured.out
     assert "Note: a note [with] brackets" in lines
     assert "Skipped: picture 9" in lines
