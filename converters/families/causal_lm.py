@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 from torch import nn
@@ -17,6 +16,7 @@ from mmedge.converters.sources.tokenizer import (
     backend_json,
     check_tokenizer,
     load_tokenizer,
+    longest_text,
     tokenizer_fields,
 )
 from mmedge.preprocess.config import TextConfig
@@ -65,7 +65,6 @@ class CausalLM:
         # Without a padding token any will do: what is masked does not count.
         pads = _ids(settings, "pad_token_id", rows) or _ids(config, "pad_token_id", rows) or eos_ids
         pad_id = (*pads, 0)[0]
-        longest = settings.number("model_max_length", 0, math.inf)
         return ModelSpec(
             kind=GeneratorKind(
                 eos_ids=eos_ids,
@@ -78,7 +77,7 @@ class CausalLM:
             processors={
                 "text": TextConfig(
                     attention_mask="attention_mask",
-                    max_length=int(min(longest, length)),
+                    max_length=longest_text(source, tokenizer, length),
                     padding="longest",
                     pad_id=pad_id,
                 )

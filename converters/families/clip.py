@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,7 @@ from mmedge.converters.sources.tokenizer import (
     backend_json,
     check_tokenizer,
     load_tokenizer,
-    tokenizer_fields,
+    longest_text,
 )
 from mmedge.errors import SourceError
 from mmedge.preprocess.config import TextConfig
@@ -130,11 +129,10 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
     text = read_part(source, "text_config")
     rows = text.integer("vocab_size", 1, 1 << 24)
     check_tokenizer(source, tokenizer, rows)
-    longest = tokenizer_fields(source, tokenizer).number("model_max_length", 0, math.inf)
+    length = longest_text(source, tokenizer, text.integer("max_position_embeddings", 1, 1 << 20))
     closing = _check_end_token(source, tokenizer, text.integer("eos_token_id", 0, rows - 1))
-    context = text.integer("max_position_embeddings", 1, 1 << 20)
     return TextConfig(
-        max_length=int(min(longest, context)),
+        max_length=length,
         padding="longest",
         # Without a padding token any will do: nothing behind the end token counts.
         pad_id=closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),

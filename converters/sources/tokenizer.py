@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 from mmedge.files.json_file import read_file, read_json
 
-__all__ = ["backend_json", "check_tokenizer", "load_tokenizer", "tokenizer_fields"]
+__all__ = ["backend_json", "check_tokenizer", "load_tokenizer", "longest_text", "tokenizer_fields"]
 
 _ADVICE = "Put tokenizer.json, or the vocabulary files of transformers, into the folder."
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
@@ -92,6 +93,12 @@ def tokenizer_fields(source: Source, tokenizer: Any) -> Fields:  # noqa: ANN401
     """Return what a loaded tokenizer's settings came to, for typed reading."""
     values = {key: getattr(tokenizer, key, None) for key in ("model_max_length", "pad_token_id")}
     return Fields(source.folder / "tokenizer_config.json", values)
+
+
+def longest_text(source: Source, tokenizer: Any, context: int) -> int:  # noqa: ANN401
+    """Return how many tokens of a text are kept: the tokenizer's limit, or the model's if less."""
+    limit = tokenizer_fields(source, tokenizer).number("model_max_length", 1, math.inf)
+    return int(min(limit, context))
 
 
 def check_tokenizer(source: Source, tokenizer: Any, rows: int) -> None:  # noqa: ANN401

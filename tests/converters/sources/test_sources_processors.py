@@ -161,6 +161,13 @@ def test_a_clip_without_a_padding_token_pads_with_its_end_token(clip: Path, tmp_
     assert text.pad_id == 513
 
 
+@pytest.mark.parametrize("limit", [0.5, 0, -1, "20", [20], {}, False], ids=str)
+def test_a_limit_of_tokens_that_is_no_number(limit: object, clip: Path, tmp_path: Path) -> None:
+    edit(clip, "tokenizer_config.json", lambda c: c.update(model_max_length=limit))
+    with pytest.raises(SourceError, match=r"tokenizer_config\.json, model_max_length: got"):
+        describe_frozen(clip, tmp_path / "out")
+
+
 def test_a_siglip_without_a_padding_token_is_refused(siglip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(siglip_folder, tmp_path / "model")
     edit(folder, "tokenizer_config.json", lambda c: c.update(pad_token=None))
