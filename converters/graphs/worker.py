@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from mmedge.children import child_command, child_environment
 from mmedge.closing import Closing
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
+from mmedge.runtimes.selection.limits import time_limit, time_limit_error
 from mmedge.specs import Array, State
 
 if TYPE_CHECKING:
@@ -156,6 +158,7 @@ class _Process:
 
         Raises:
             BackendError: If it is an error, or the process ends; `label` says whose.
+            TimeLimitError: If there is none in time; the process is ended.
         """
         if self.dead:
             raise BackendError(f"{label} cannot be asked: its process has ended.")
@@ -163,12 +166,13 @@ class _Process:
         said = os.fstat(self._errors.fileno()).st_size
         try:
             _write(stdin, request, arrays)
+            _wait(stdout, label)
             reply, answers = _read(stdout)
         except (OSError, EOFError, ValueError) as error:
             self._end()
             raise self._failure(label, said) from error
         except BaseException:
-            # Interrupted within a message: what would come next is its rest.
+            # Too slow, or interrupted within a message: what would come next is its rest.
             self._process.kill()
             self._end()
             raise
@@ -205,6 +209,17 @@ class _Process:
         if code < 0:
             return BackendError(f"{label} crashed ({signal.Signals(-code).name}): {reason}")
         return BackendError(f"{label} failed: {reason}")
+
+
+def _wait(pipe: IO[bytes], label: str) -> None:
+    """Wait for the first byte of a reply.
+
+    Raises:
+        TimeLimitError: If it does not come in time.
+    """
+    limit_s = time_limit()
+    if not select.select([pipe], [], [], limit_s)[0]:
+        raise time_limit_error(label, limit_s)
 
 
 def _write(pipe: IO[bytes], message: Mapping[str, object], arrays: Mapping[str, Array]) -> None:

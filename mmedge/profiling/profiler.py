@@ -28,8 +28,8 @@ from mmedge.profiling.result import (
     VariantFigures,
 )
 from mmedge.profiling.stages import measure_stages
+from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.session import SessionOptions
-from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import session_options
 from mmedge.sessions.verification import replay_variants
 

@@ -35,11 +35,11 @@ from mmedge.files import storage_errors
 from mmedge.files.cache_folder import cache_folder
 from mmedge.files.locks import key_lock
 from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, engine_backends
+from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Session, SessionOptions
-from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
     graph_of,
     open_variant,

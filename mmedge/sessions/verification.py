@@ -19,12 +19,12 @@ from mmedge.errors import InputError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
 from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.runtimes.steps import run_steps
 from mmedge.sessions.checks import check_processing
-from mmedge.sessions.limits import time_limit
 from mmedge.sessions.opening import (
     graph_of,
     open_variant,
@@ -88,7 +88,7 @@ def verify_bundle(
         backend: One of mmedge.runtimes.BACKENDS; None is ONNX Runtime, which computed the
             golden answers.
         options: Threads and memory settings.
-        time_limit_s: Seconds for each variant; see mmedge.sessions.limits.time_limit.
+        time_limit_s: Seconds for each variant; see mmedge.runtimes.selection.limits.time_limit.
 
     Returns:
         One entry for each role and variant, in the order of the manifest.

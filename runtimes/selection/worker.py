@@ -24,7 +24,8 @@ from typing import IO, Any, TypeAlias
 
 from mmedge import errors
 from mmedge.children import child_command, child_environment
-from mmedge.errors import BackendError, MmedgeError, TimeLimitError
+from mmedge.errors import BackendError, MmedgeError
+from mmedge.runtimes.selection.limits import time_limit_error
 
 __all__ = ["Report", "run_apart", "serve"]
 
@@ -69,11 +70,7 @@ def run_apart(
         try:
             raised = _follow(process, request, report, stop, limit_s)
         except TimeoutError as error:
-            raise TimeLimitError(
-                f"{label()} did not end within {limit_s:g} s. A graph that never ends is a fault "
-                "or an attack; where this machine is only slow, set MMEDGE_TIME_LIMIT_S to more "
-                "seconds, or to 0 for no limit."
-            ) from error
+            raise time_limit_error(label(), limit_s) from error
         finally:
             if process.poll() is None:
                 process.kill()

@@ -7,56 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from bundles import image_encoder_onnx, replace_model
-from onnx import TensorProto, helper, load_from_string, numpy_helper
+from bundles import replace_model
+from endless import endless_encoder
 
 import mmedge
 from mmedge.bundle import Bundle
 from mmedge.errors import BackendError, InputError, TimeLimitError
 from mmedge.models import verify_bundle
 from mmedge.profiling import ProfileConfig, profile
+from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.selection.race import RaceResult
 from mmedge.runtimes.selection.remembered import choice_files
 from mmedge.sessions import choice as choosing
-from mmedge.sessions.limits import time_limit
-
-
-def endless_encoder(*, constant: bool) -> bytes:
-    """An image encoder that goes round 2^62 times, over a constant or over what it is fed."""
-    value, flag = TensorProto.FLOAT, TensorProto.BOOL
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["go_on_"]),
-            helper.make_node("Add", ["sum", "one"], ["sum_"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("round", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", flag, []),
-            helper.make_tensor_value_info("sum", value, ["n", 3]),
-        ],
-        [
-            helper.make_tensor_value_info("go_on_", flag, []),
-            helper.make_tensor_value_info("sum_", value, ["n", 3]),
-        ],
-        [numpy_helper.from_array(np.array([1e-9], np.float32), "one")],
-    )
-    model = load_from_string(image_encoder_onnx())
-    graph = model.graph
-    start = "zero" if constant else "channels"
-    loop = [helper.make_node("Loop", ["rounds", "true", start], ["looped"], body=body)]
-    if constant:
-        loop.append(helper.make_node("Add", ["channels", "looped"], ["summed"]))
-    nodes = list(graph.node)
-    nodes[2].input[0] = loop[-1].output[0]
-    del graph.node[:]
-    graph.node.extend([*nodes[:2], *loop, *nodes[2:]])
-    constants = {"rounds": np.array(2**62), "true": np.array(True), "zero": np.zeros((1, 3), "f4")}
-    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in constants.items())
-    data: bytes = model.SerializeToString()
-    return data
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from crashes import crash_on
+from endless import endless_encoder
 
 from mmedge.converters.graphs.worker import Worker, lent
-from mmedge.errors import BackendError
+from mmedge.errors import BackendError, TimeLimitError
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
@@ -152,6 +153,21 @@ def test_a_crash_on_opening_tells_what_was_said_last(
         told = r"crashed \(SIGSEGV\): this is the end of bad.onnx"
         with pytest.raises(BackendError, match=told), worker.open(bad, "role/fp16"):
             pass
+
+
+def test_a_graph_that_never_ends_is_an_error_and_the_next_has_another_process(
+    model: Path, tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.onnx").write_bytes(endless_encoder(constant=False))
+    with worker.open(tmp_path / "endless.onnx", "encoder") as graph:
+        pid = worker.pid
+        monkeypatch.setenv("MMEDGE_TIME_LIMIT_S", "1")
+        with pytest.raises(TimeLimitError, match="encoder: onnxruntime did not end within 1 s"):
+            graph.run({"pixel_values": np.zeros((1, 3, 8, 8), np.float32)})
+    assert ended(pid)
+    monkeypatch.setenv("MMEDGE_TIME_LIMIT_S", "0")
+    with worker.open(model, "pick") as graph:
+        assert graph.run(feed_of(2))["kept"].shape == (2, 3)
 
 
 def test_an_interrupted_request_leaves_no_half_of_it(

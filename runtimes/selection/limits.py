@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 
-from mmedge.errors import InputError
+from mmedge.errors import InputError, TimeLimitError
 
-__all__ = ["TIME_LIMIT_S", "time_limit"]
+__all__ = ["TIME_LIMIT_S", "time_limit", "time_limit_error"]
 
 TIME_LIMIT_S = 300.0
 """Seconds in which a graph must open and process its golden inputs, unless another limit is set."""
@@ -36,3 +36,12 @@ def time_limit(wanted_s: float | None = None) -> float | None:
             f"(the argument, or {_VARIABLE})."
         )
     return limit_s or None
+
+
+def time_limit_error(what: str, limit_s: float | None) -> TimeLimitError:
+    """Return the error for what did not end in time."""
+    return TimeLimitError(
+        f"{what} did not end within {limit_s:g} s. A graph that never ends is a fault or an "
+        f"attack; where this machine is only slow, set {_VARIABLE} to more seconds, or to 0 for "
+        "no limit."
+    )
