@@ -53,7 +53,8 @@ _PROCESSOR = {
     "image_std", "input_data_format", "model_input_names", "pad_size", "resample",
     "rescale_factor", "size",
     # Audio.
-    "chunk_length_s", "feature_size", "fft_window_size", "frequency_max", "frequency_min",
+    "chunk_length", "chunk_length_s", "dither", "feature_size", "fft_window_size",
+    "frequency_max", "frequency_min",
     "hop_length", "max_length_s", "n_fft", "n_samples", "nb_frequency_bins", "nb_max_frames",
     "nb_max_samples", "padding", "padding_side", "padding_value", "return_attention_mask",
     "sampling_rate", "top_db", "truncation",

@@ -63,7 +63,8 @@ class AudioProcessor:
                 load_waveform), or there is none. Where there are several, the message begins with
                 the item's position.
         """
-        if isinstance(items, (str, bytes, tuple, np.ndarray)) or not isinstance(items, Sequence):
+        single = isinstance(items, (str, bytes, bytearray, memoryview, tuple))
+        if single or not isinstance(items, Sequence):
             raise InputError(f"Audio: got {type(items).__name__}, expected a list. Pass [audio].")
         if not items:
             raise InputError("Audio: got none, expected at least one.")

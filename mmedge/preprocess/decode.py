@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mmedge.errors import ImageError, InputError
+from mmedge.preprocess.binary import BinaryFile, seekable
 from mmedge.preprocess.rgb import DAMAGED, Channels, array_to_rgb, to_rgb
 from mmedge.preprocess.steps import Alpha
 from mmedge.specs import Array
@@ -33,10 +34,6 @@ __all__ = [
 ]
 
 
-class _BinaryFile(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
 class _ArrayLike(Protocol):
     def __array__(self) -> Array: ...
 
@@ -47,7 +44,7 @@ ImageSource: TypeAlias = (
     | bytes
     | bytearray
     | memoryview
-    | _BinaryFile
+    | BinaryFile
     | Image.Image
     | Array
     | _ArrayLike
@@ -171,7 +168,7 @@ def decode_image(
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror or error}).") from error
     if hasattr(source, "read"):
-        return read(_seekable(source, name))
+        return read(seekable(source, name, ImageError))
     raise InputError(
         f"{name}: not an image. Pass a path, the bytes of an image file, a binary file object, a "
         "PIL image, or a uint8 array of (height, width, 3)."
@@ -246,23 +243,6 @@ def _checked_path(source: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:  # unreadable folder, name too long, NUL in the name
         raise ImageError(f"{name}: cannot be read ({error}).") from error
     return path
-
-
-def _seekable(file: Any, name: str) -> IO[bytes]:  # noqa: ANN401, any object with read()
-    """Return a file at its beginning, as Pillow opens it; one that cannot seek is read whole."""
-    try:
-        if hasattr(file, "seekable") and file.seekable():
-            file.seek(0)
-            seekable: IO[bytes] = file
-            content: object = file.read(0)
-        else:
-            content = file.read()
-            seekable = io.BytesIO(content if isinstance(content, bytes) else b"")
-    except (OSError, ValueError) as error:  # ValueError: a closed file, or text that is no UTF-8
-        raise ImageError(f"{name}: cannot be read ({error}).") from error
-    if not isinstance(content, bytes):
-        raise InputError(f"{name}: opened as text, expected a binary file. Open it with mode 'rb'.")
-    return seekable
 
 
 def _is_open(file: IO[bytes] | None) -> TypeGuard[IO[bytes]]:

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mmedge.errors import AudioError, DTypeError, InputError, ShapeError
+from mmedge.preprocess.binary import BinaryFile, seekable
 from mmedge.specs import Array
 
 __all__ = ["MAX_SAMPLES", "AudioSource", "load_waveform", "resample"]
 
-AudioSource: TypeAlias = str | os.PathLike[str] | bytes | tuple[Array, int]
-"""A path, the bytes of an audio file, or (samples, rate): (N,) float in -1..1, or int16 or int32,
-and Hz."""
+AudioSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryFile | tuple[Array, int]
+"""A path, the bytes of an audio file, a binary file object, or (samples, rate): (N,) float in
+-1..1, or int16 or int32, and Hz."""
 
 MAX_SAMPLES = 1 << 27
 """Longer audio is refused: 46 minutes at 48 kHz."""
@@ -41,7 +42,7 @@ def load_waveform(source: AudioSource, rate: int) -> Array:
     other formats by the package soundfile where it is installed.
 
     Args:
-        source: Path, bytes, or (samples, rate).
+        source: Path, bytes, binary file object, or (samples, rate).
         rate: Hz of the result; audio of another rate is resampled.
 
     Returns:
@@ -57,8 +58,11 @@ def load_waveform(source: AudioSource, rate: int) -> Array:
     name = _describe(source)
     if isinstance(source, tuple) and len(source) == 2:
         samples, given_rate = _from_array(source[0], name), source[1]
-    elif isinstance(source, bytes):
+    elif isinstance(source, (bytes, bytearray, memoryview)):
         samples, given_rate = _from_file(io.BytesIO(source), name)
+    elif hasattr(source, "read"):
+        file = seekable(source, name, AudioError)
+        samples, given_rate = _from_file(file, name)
     elif isinstance(source, (str, os.PathLike)):
         try:
             with Path(source).open("rb") as file:
@@ -67,7 +71,7 @@ def load_waveform(source: AudioSource, rate: int) -> Array:
             raise AudioError(f"{name}: cannot be read ({error}).") from error
     else:
         raise InputError(
-            f"{name}: not audio. Pass a path, the bytes of an audio file, or (samples, rate): an "
+            f"{name}: not audio. Pass a path, bytes, a binary file object, or (samples, rate): an "
             "array alone does not say its sampling rate."
         )
     if isinstance(given_rate, bool) or not isinstance(given_rate, (int, np.integer)):

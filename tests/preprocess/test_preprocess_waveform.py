@@ -46,7 +46,8 @@ def test_wav_files_of_every_width_are_read(width: int, tmp_path: Path) -> None:
     samples = 0.9 * tone(440, 16_000)
     path = tmp_path / "a.wav"
     path.write_bytes(wav(samples, width=width))
-    for source in (path, str(path), path.read_bytes()):
+    sources: list[Any] = [path, str(path), path.read_bytes(), bytearray(path.read_bytes())]
+    for source in (*sources, io.BytesIO(path.read_bytes())):
         got = load_waveform(source, 16_000)
         assert got.dtype == np.float64
         np.testing.assert_allclose(got, samples, atol=2.0 ** (1 - 8 * width))
