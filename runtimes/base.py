@@ -43,8 +43,6 @@ class SessionBase(Session, Generic[_Engine]):
         axes: Bounds of dynamic axes, see SessionOptions.
     """
 
-    _state_kind: type[HostState] = HostState
-
     def __init__(
         self,
         engine: _Engine,
@@ -114,7 +112,7 @@ class SessionBase(Session, Generic[_Engine]):
     ) -> StatefulRun:
         """Begin calls that hand a state to each other; see Session.start."""
         self._opened()
-        kind = self._state_kind
+        kind = self._state_kind(state)
         return kind(self, state, batch=batch, capacity=capacity, given=given or {})
 
     def close(self) -> None:
@@ -151,6 +149,10 @@ class SessionBase(Session, Generic[_Engine]):
                 outputs[name][...] = array
 
         return call
+
+    def _state_kind(self, state: State) -> type[HostState]:  # noqa: ARG002
+        """Return the class that keeps a state of this session."""
+        return HostState
 
     def _free(self, engine: _Engine) -> None:
         """Free what an engine does not free by itself once nothing refers to it."""

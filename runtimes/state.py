@@ -72,6 +72,7 @@ class HostState(Closing):
         first = self._first(given, {state.batch: batch})
         held = tuple(self._specs.values())
         self._sizes = check_feed(held, first, self._empty, {state.batch: batch})
+        self._checked = False
         self._held: dict[str, Any] | None = {
             name: self._hold(contiguous(array)) for name, array in first.items()
         }
@@ -93,9 +94,11 @@ class HostState(Closing):
             )
         ready = {name: contiguous(array) for name, array in feed.items()}
         outputs, present = self._call(ready, held, sizes)
-        for tensor in self._growing:
-            if tensor.input in present:
-                self._check_grown(tensor, held, present[tensor.input], new)
+        # All are checked once, later the first stands for the others.
+        grown = [tensor for tensor in self._growing if tensor.input in present]
+        for tensor in grown[:1] if self._checked else grown:
+            self._check_grown(tensor, held, present[tensor.input], new)
+        self._checked = True
         self._held = held | present
         self._grow_to(self._length + new)
         return outputs

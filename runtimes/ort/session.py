@@ -15,7 +15,8 @@ from mmedge.runtimes.onnx_file import axis_dim
 from mmedge.runtimes.ort.engine import engine_exceptions, mapped
 from mmedge.runtimes.ort.state import OrtState
 from mmedge.runtimes.session import Placement
-from mmedge.specs import Array, Axis, TensorSpec
+from mmedge.runtimes.state import HostState
+from mmedge.specs import Array, Axis, State, TensorSpec
 
 __all__ = ["OrtSession"]
 
@@ -41,8 +42,6 @@ class OrtSession(SessionBase[Any]):  # an onnxruntime.InferenceSession, which ha
     A binding on the CPU reads and writes the arrays themselves. On CUDA each run copies the inputs
     to the device and the outputs back into the same arrays.
     """
-
-    _state_kind = OrtState
 
     def __init__(
         self,
@@ -84,6 +83,11 @@ class OrtSession(SessionBase[Any]):  # an onnxruntime.InferenceSession, which ha
                 engine.run_with_iobinding(bound)
 
         return call
+
+    def _state_kind(self, state: State) -> type[HostState]:
+        # On the CPU `run` hands over its outputs without a copy, at half the cost of a binding.
+        in_place = any(tensor.update == "in_place" for tensor in state.tensors)
+        return OrtState if in_place or self._placement.device != "cpu" else HostState
 
     def _free(self, engine: Any) -> None:  # noqa: ANN401
         if engine.get_session_options().enable_profiling:

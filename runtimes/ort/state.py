@@ -1,4 +1,4 @@
-"""State that stays in ONNX Runtime: the present of one step is bound as the past of the next."""
+"""State bound in ONNX Runtime: on its device, or in one buffer that is written in place."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ __all__ = ["OrtState"]
 class OrtState(HostState):
     """A StatefulRun on ONNX Runtime. Made by `OrtSession.start`.
 
-    State tensors are the engine's own, on the session's device. What is updated in place is one
-    buffer, bound as input and as output, so its graph must write it before it reads it.
+    The present of one step is bound as the past of the next, on the session's device. What is
+    updated in place is one buffer, bound as input and as output, so its graph must write it before
+    it reads it.
     """
 
     def _hold(self, array: Array) -> Any:  # noqa: ANN401, an onnxruntime.OrtValue
@@ -44,6 +45,7 @@ class OrtState(HostState):
         session = cast("OrtSession", self._session)
         native = session._opened()
         made = [tensor for tensor in self._state.tensors if tensor.output is not None]
+        device = self._device
         outputs: dict[str, Array] = {}
         with session._mapped("the run failed"):
             bound = native.io_binding()
@@ -64,7 +66,7 @@ class OrtState(HostState):
                 if tensor.update == "in_place":
                     bound.bind_ortvalue_output(tensor.output, held[tensor.input])
                 else:
-                    bound.bind_output(tensor.output, *self._device)
+                    bound.bind_output(tensor.output, *device)
             native.run_with_iobinding(bound)
             values = bound.get_outputs()  # in the order of binding
         for spec, value in zip(self._returned, values, strict=False):

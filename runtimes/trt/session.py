@@ -28,7 +28,7 @@ from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine
 from mmedge.runtimes.trt.slot import ExecutionSlot, Prepared
 from mmedge.runtimes.trt.state import TrtState
-from mmedge.specs import Array, check_bindable, check_feed
+from mmedge.specs import Array, State, check_bindable, check_feed
 
 __all__ = ["TrtDeviceBinding", "TrtSession"]
 
@@ -43,8 +43,6 @@ class TrtSession(SessionBase[DeviceEngine]):
         options: How it is to be run.
         placement: What runs where; its `providers` count the engine's layers by precision.
     """
-
-    _state_kind = TrtState
 
     def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
         inputs = tuple(tensor.spec for tensor in engine.inputs)
@@ -152,6 +150,9 @@ class TrtSession(SessionBase[DeviceEngine]):
                 )
             outputs = slot.device_outputs(prepared)
         return self._kept(TrtDeviceBinding(engine, slot, prepared, dict(feed), host, outputs))
+
+    def _state_kind(self, state: State) -> type[TrtState]:  # noqa: ARG002
+        return TrtState
 
     def _free(self, engine: DeviceEngine) -> None:
         with self._turn:
