@@ -22,7 +22,7 @@ __all__ = ["BoundedTokenizer", "check_tokenizer"]
 
 _MAX_FILE_BYTES = 64 << 20
 _MAX_NORMALIZED_BYTES = 16 << 20  # as many tokens at most, of some 100 bytes each
-_MIN_TEXT_BYTES = 1 << 14  # what a tokenizer must take whatever its steps add
+_MIN_TEXT_BYTES = 1 << 12  # what a tokenizer must take whatever its steps add
 _MAX_STEPS = 64
 _MAX_AFFIX = 64  # characters; looked up with every piece of a word
 _MAX_PIECE = 1024  # characters; a unigram model tries all lengths, and a decoder writes them

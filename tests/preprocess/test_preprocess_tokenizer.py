@@ -38,7 +38,7 @@ def split(pattern: str) -> dict[str, Any]:
 
 
 def table(replacement: bytes) -> dict[str, Any]:
-    data = (4).to_bytes(4, "little") + bytes(4) + replacement + b"\0"
+    data = (1024).to_bytes(4, "little") + bytes(1024) + replacement + b"\0"  # finds nothing
     return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
 
 
@@ -159,6 +159,95 @@ def test_a_model_from_before_kinds_were_named_is_opened(
         BoundedTokenizer(written(tmp_path, document(model={**untyped, "vocab": {}})), 16)
 
 
+SPACES = replace({"Regex": " {2,}"}, "▁")
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+LLAMA_DECODER = sequence(
+    "decoders",
+    [
+        replace({"String": "▁"}, " "),
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ],
+)
+UNIGRAM = {"type": "Unigram", "vocab": [["<unk>", 0.0], ["▁a", -1.0]], "unk_id": 0}
+IN_USE: dict[str, dict[str, Any]] = {
+    "bert": {
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": template([SPECIAL, SEQUENCE, SPECIAL]),
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {**PIECES, "max_input_chars_per_word": 100},
+    },
+    "t5": {
+        "normalizer": sequence(
+            "normalizers",
+            [table(b"a" * 33), {"type": "Strip", "strip_left": False, "strip_right": True}, SPACES],
+        ),
+        "pre_tokenizer": METASPACE,
+        "decoder": METASPACE,
+        "model": UNIGRAM,
+    },
+    "albert": {
+        "normalizer": sequence(
+            "normalizers",
+            [
+                replace({"String": "``"}, '"'),
+                replace({"String": "''"}, '"'),
+                {"type": "NFKD"},
+                {"type": "StripAccents"},
+                {"type": "Lowercase"},
+                table(b"a" * 33),
+                replace({"Regex": " {2,}"}, " "),
+            ],
+        ),
+        "pre_tokenizer": METASPACE,
+        "decoder": METASPACE,
+        "model": UNIGRAM,
+    },
+    "llama": {
+        "normalizer": sequence(
+            "normalizers",
+            [{"type": "Prepend", "prepend": "▁"}, replace({"String": " "}, "▁")],
+        ),
+        "pre_tokenizer": None,
+        "decoder": LLAMA_DECODER,
+        "model": {**PAIRS, "byte_fallback": False, "fuse_unk": True},
+    },
+    "qwen": {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": sequence("pretokenizers", [split(r"\p{L}+|\s+(?!\S)|\s+"), BYTES]),
+        "post_processor": BYTES,
+        "decoder": BYTES,
+        "model": PAIRS,
+    },
+    "whisper": {
+        "pre_tokenizer": BYTES,
+        "post_processor": template([SPECIAL, SPECIAL, SPECIAL, SEQUENCE, SPECIAL]),
+        "decoder": BYTES,
+        "model": PAIRS,
+    },
+    "gemma": {
+        "normalizer": replace({"String": " "}, "▁"),
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "},
+                          "behavior": "MergedWithPrevious", "invert": False},
+        "decoder": LLAMA_DECODER,
+        "model": PAIRS,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", IN_USE.values(), ids=list(IN_USE))
+def test_tokenizers_in_use_are_opened(tmp_path: Path, parts: dict[str, Any]) -> None:
+    tokenizer = BoundedTokenizer(written(tmp_path, document(**parts)), 512)
+    assert tokenizer.max_text_bytes > 4096
+    ids = tokenizer.encode(["a  a", "a"])
+    assert all(ids)
+    assert len(tokenizer.decode(ids)) == 2
+
+
 def test_there_is_one_opener() -> None:
     """transformers opens a source's, checked before; see converters/sources/clean.py."""
     root = Path(__file__).parents[2]
@@ -203,6 +292,15 @@ def test_a_panic_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     tokenizer = BoundedTokenizer(written(tmp_path, document(pre_tokenizer=split("(a+)+$"))), 16)
     with pytest.raises(BundleError, match="failed on a text"):
         tokenizer.encode(["a" * 60 + "!"])
+
+
+def test_a_table_that_leads_out_of_itself_is_an_error(tmp_path: Path) -> None:
+    """Its trie has one node: the library looks for others behind it, and panics."""
+    data = base64.b64encode((4).to_bytes(4, "little") + bytes(4) + b"a\0").decode()
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": data}
+    tokenizer = BoundedTokenizer(written(tmp_path, document(normalizer=normalizer)), 16)
+    with pytest.raises(BundleError, match="failed on a text"):
+        tokenizer.encode(["a"])
 
 
 def test_what_interrupts_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
