@@ -21,7 +21,7 @@ from mmedge.converters.sources.tokenizer import (
     longest_text,
 )
 from mmedge.errors import SourceError
-from mmedge.preprocess.config import TextConfig
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Modality
 
 __all__ = ["FAMILY"]
@@ -70,7 +70,11 @@ class Clip:
         return source.model_type in {"clip", "clip_vision_model", "clip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load CLIPModel, or the class of its one tower, in fp32."""
+        """Load CLIPModel, or the class of its one tower, in fp32; what cannot be read ends it."""
+        if source.model_type != "clip_text_model":
+            _image_config(source)
+        if source.model_type != "clip_vision_model":
+            _text_config(source, load_tokenizer(source))
         if source.model_type == "clip":
             return load_model(source)
         part = "Vision" if source.model_type == "clip_vision_model" else "Text"
@@ -95,11 +99,10 @@ class Clip:
 
 
 def _image_tower(source: Source, clip: Any, dim: int) -> Tower:  # noqa: ANN401
-    side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
     config = getattr(clip.config, "vision_config", clip.config)
     return Tower(
         role=lambda: image_role(_ImageEncoder(clip), config, dim),
-        processor=read_image_preprocessing(source, side),
+        processor=_image_config(source),
         reference=getattr(clip, "get_image_features", clip.forward),
     )
 
@@ -122,6 +125,11 @@ def _text_tower(source: Source, clip: Any, dim: int) -> Tower:  # noqa: ANN401
         reference=getattr(clip, "get_text_features", clip.forward),
         files={"tokenizer.json": backend_json(source, tokenizer).encode()},
     )
+
+
+def _image_config(source: Source) -> ImageConfig:
+    side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+    return read_image_preprocessing(source, side)
 
 
 def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401

@@ -20,7 +20,7 @@ from mmedge.converters.sources.tokenizer import (
     load_tokenizer,
     tokenizer_fields,
 )
-from mmedge.preprocess.config import TextConfig
+from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.specs import Modality
 
 __all__ = ["FAMILY"]
@@ -67,7 +67,11 @@ class Siglip:
         return source.model_type in {"siglip", "siglip_vision_model", "siglip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load SiglipModel, or the class of its one tower, in fp32."""
+        """Load SiglipModel, or the class of its one tower, in fp32; what cannot be read ends it."""
+        if source.model_type != "siglip_text_model":
+            _image_config(source)
+        if source.model_type != "siglip_vision_model":
+            _text_config(source, load_tokenizer(source))
         if source.model_type == "siglip":
             return load_model(source)
         part = "Vision" if source.model_type == "siglip_vision_model" else "Text"
@@ -95,14 +99,10 @@ class Siglip:
 
 
 def _image_tower(source: Source, siglip: Any, dim: int) -> Tower:  # noqa: ANN401
-    vision = read_part(source, "vision_config")
-    if vision.values.get("vision_use_head", True) is not True:
-        raise vision.error("vision_use_head", "true: the head's output is the embedding")
-    side = vision.integer("image_size", 1, 1 << 14)
     config = getattr(siglip.config, "vision_config", siglip.config)
     return Tower(
         role=lambda: image_role(_ImageEncoder(siglip), config, dim),
-        processor=read_image_preprocessing(source, side),
+        processor=_image_config(source),
         reference=getattr(siglip, "get_image_features", siglip.forward),
     )
 
@@ -124,6 +124,13 @@ def _text_tower(source: Source, siglip: Any, dim: int) -> Tower:  # noqa: ANN401
         reference=getattr(siglip, "get_text_features", siglip.forward),
         files={"tokenizer.json": content.encode()},
     )
+
+
+def _image_config(source: Source) -> ImageConfig:
+    vision = read_part(source, "vision_config")
+    if vision.values.get("vision_use_head", True) is not True:
+        raise vision.error("vision_use_head", "true: the head's output is the embedding")
+    return read_image_preprocessing(source, vision.integer("image_size", 1, 1 << 14))
 
 
 def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Image processors and tokenizers that are wrong: named before anything is exported."""
+"""Image processors and tokenizers that are wrong: named before the weights are loaded."""
 
 from __future__ import annotations
 
@@ -77,6 +77,18 @@ def test_image_settings_that_are_wrong(settings: Document, folder: Path, tmp_pat
     edit(folder, "preprocessor_config.json", lambda c: c.update(settings))
     with pytest.raises(SourceError, match=r"preprocessor_config\.json"):
         describe_frozen(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "tokenizer_config.json"])
+def test_processors_are_read_before_the_weights(
+    file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("clip", "siglip"):
+        monkeypatch.delattr(f"mmedge.converters.families.{family}.load_model")
+    wrong = {"image_mean": [], "tokenizer_class": "Oracle"}
+    edit(folder, file, lambda c: c.update(wrong))
+    with pytest.raises(SourceError, match=file.replace(".", r"\.")):
+        describe(folder)
 
 
 @pytest.mark.parametrize(
