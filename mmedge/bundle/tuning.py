@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -89,6 +90,13 @@ class SearchRecord(BaseModel):
     joint_drop: Figure | None = None
     energy_counter: Text | None = None
     candidates: tuple[Candidate, ...] = Field(min_length=1, max_length=1000)
+
+    @property
+    def decimals(self) -> int:
+        """Decimals of a loss that show two digits of the budget."""
+        if self.max_drop <= 0:
+            return 4
+        return min(max(3, 1 - math.floor(math.log10(self.max_drop))), 8)
 
     @model_validator(mode="after")
     def _check_chosen(self) -> SearchRecord:

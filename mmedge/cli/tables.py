@@ -5,7 +5,6 @@ A command gives strings from files as they are; everything here escapes them.
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -322,7 +321,7 @@ def search_lines(record: SearchRecord, width: int) -> Iterator[tuple[str, str]]:
     result = f"Chosen: {chosen.variant}. {dropped} of {len(record.candidates)} dropped"
     result += f", in {seconds:.0f} s." if seconds else "."
     if record.joint_drop is not None:
-        loss = figure_cell(record.joint_drop, _decimals(record))
+        loss = figure_cell(record.joint_drop, record.decimals)
         result += f" With every role as chosen, the loss of {record.metric} is {loss}."
     yield from ((line, "") for line in folded(result, width))
     yield from ((line, "dim") for line in folded(_LEGEND, width))
@@ -340,20 +339,13 @@ def _candidate(one: Candidate, record: SearchRecord) -> tuple[str, ...]:
     speed = one.speed
     energy = None if speed is None else speed.energy_mj
     return (
-        figure_cell(one.drop, _decimals(record)),
+        figure_cell(one.drop, record.decimals),
         ABSENT if one.size_bytes is None else human_bytes(one.size_bytes),
         ABSENT if speed is None else _short(speed.latency_ms),
         ABSENT if speed is None else figure_cell(speed.ratio, 2),
         ABSENT if energy is None else _short(energy),
         ABSENT if speed is None else speed.backend,
     )
-
-
-def _decimals(record: SearchRecord) -> int:
-    """Return the decimals that show two digits of the budget."""
-    if record.max_drop <= 0:
-        return 4
-    return min(max(3, 1 - math.floor(math.log10(record.max_drop))), 8)
 
 
 def _short(value: float) -> str:

@@ -5,7 +5,6 @@ Names and reasons come from a bundle and are escaped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from html import escape
 
@@ -91,7 +90,7 @@ def _section(role: str, record: SearchRecord) -> str:
 
 def _result(record: SearchRecord) -> str:
     fp32 = record.candidates[0]
-    decimals = _decimals(record)
+    decimals = record.decimals
     chosen = next(one for one in record.candidates if one.verdict == "chosen")
     facts: dict[str, str | None] = {f"{record.metric} loss": _interval(chosen.drop, decimals)}
     if (speed := chosen.speed) is not None:
@@ -198,7 +197,7 @@ def _candidates(role: str, record: SearchRecord) -> str:
             f'<span class="chip s{_SERIES[one.verdict]}">{OUTCOMES[one.verdict]}</span>'
             f"<small>{escape(one.reason)}</small>"
         ),
-        f"{record.metric} loss": lambda one: _cell(one.drop, _decimals(record)),
+        f"{record.metric} loss": lambda one: _cell(one.drop, record.decimals),
         "cosine": lambda one: None if one.cosine_mean is None else f"{one.cosine_mean:.5f}",
         "size, MB": lambda one: number(one.size_bytes / _MB) if one.size_bytes else None,
         "ms per call": lambda one: number(one.speed.latency_ms) if one.speed else None,
@@ -226,10 +225,3 @@ def _interval(known: Figure | None, decimals: int, form: str = " ({})") -> str |
 
 def _cell(known: Figure | None, decimals: int) -> str | None:
     return _interval(known, decimals, "<small>{}</small>")
-
-
-def _decimals(record: SearchRecord) -> int:
-    """Return the decimals that show two digits of the budget."""
-    if record.max_drop <= 0:
-        return 4
-    return min(max(3, 1 - math.floor(math.log10(record.max_drop))), 8)
