@@ -40,7 +40,7 @@ from mmedge.models.classification import (
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
-from mmedge.preprocess.waveform import AudioSource
+from mmedge.preprocess.waveform import AudioSource, is_audio_source
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
 from mmedge.sessions.warming import WarmingUp
@@ -327,12 +327,13 @@ class DualEncoder(Model):
         return Classification(chosen, probabilities(similarities, head))
 
     def encode_audio(
-        self, sounds: AudioSource | Sequence[AudioSource], *, batch_size: int | None = None
+        self, sounds: AudioSource | Iterable[AudioSource], *, batch_size: int | None = None
     ) -> Float32Array:
         """Encode sounds.
 
         Args:
-            sounds: One sound or several: paths or bytes of audio files, or (samples, rate) pairs.
+            sounds: One sound or several: paths, bytes or file objects of audio files, or
+                (samples, rate) pairs.
             batch_size: Sounds that run through the graph at once; None takes the bundle's own.
 
         Returns:
@@ -345,8 +346,7 @@ class DualEncoder(Model):
         """
         processor = self._processor(self._role(Modality.AUDIO))
         size = self._batch_size(Modality.AUDIO, batch_size)
-        single = isinstance(sounds, (str, bytes, os.PathLike, tuple))
-        items: Sequence[AudioSource] = [sounds] if single else list(sounds)  # type: ignore[list-item, arg-type]
+        items = [sounds] if is_audio_source(sounds) else list(cast("Iterable[AudioSource]", sounds))
         if not items:
             raise InputError("Sounds: got none, expected at least one.")
         starts = range(0, len(items), size)

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mmedge.errors import InputError
 from mmedge.preprocess.config import AudioConfig
 from mmedge.preprocess.steps import FitLength, LogMel
-from mmedge.preprocess.waveform import AudioSource, load_waveform
+from mmedge.preprocess.waveform import AudioSource, is_audio_source, load_waveform
 from mmedge.specs import Array, Modality
 
 __all__ = ["AudioProcessor"]
@@ -63,8 +63,7 @@ class AudioProcessor:
                 load_waveform), or there is none. Where there are several, the message begins with
                 the item's position.
         """
-        single = isinstance(items, (str, bytes, bytearray, memoryview, tuple))
-        if single or not isinstance(items, Sequence):
+        if is_audio_source(items) or not isinstance(items, Sequence):
             raise InputError(f"Audio: got {type(items).__name__}, expected a list. Pass [audio].")
         if not items:
             raise InputError("Audio: got none, expected at least one.")

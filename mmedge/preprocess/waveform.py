@@ -9,7 +9,7 @@ import os
 import wave
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,7 +18,7 @@ from mmedge.errors import AudioError, DTypeError, InputError, ShapeError
 from mmedge.preprocess.binary import BinaryFile, seekable
 from mmedge.specs import Array
 
-__all__ = ["MAX_SAMPLES", "AudioSource", "load_waveform", "resample"]
+__all__ = ["MAX_SAMPLES", "AudioSource", "is_audio_source", "load_waveform", "resample"]
 
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryFile | tuple[Array, int]
 """A path, the bytes of an audio file, a binary file object, or (samples, rate): (N,) float in
@@ -80,6 +80,12 @@ def load_waveform(source: AudioSource, rate: int) -> Array:
         raise AudioError(f"{name}: got {given_rate} Hz, expected {_RATES[0]} to {_RATES[1]} Hz.")
     _check(samples, name)
     return resample(samples, int(given_rate), rate)
+
+
+def is_audio_source(source: object) -> TypeGuard[AudioSource]:
+    """Say whether an object is one piece of audio, not several."""
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, tuple, np.ndarray)
+    return isinstance(source, kinds) or hasattr(source, "read")
 
 
 def resample(samples: Array, rate: int, to: int) -> Array:

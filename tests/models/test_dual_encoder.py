@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+import wave
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,10 +32,10 @@ from mmedge.errors import (
 from mmedge.models import DualEncoder, Skipped, batches
 from mmedge.models.batches import text_batches
 from mmedge.preprocess import ImageOptions
-from mmedge.preprocess.config import ImageConfig
-from mmedge.preprocess.steps import Decode
+from mmedge.preprocess.config import AudioConfig, ImageConfig
+from mmedge.preprocess.steps import Decode, FitLength, LogMel
 from mmedge.runtimes.fake import FakeSession
-from mmedge.specs import Array, TensorSpec
+from mmedge.specs import Array, Modality, TensorSpec
 
 SIZE, DIM = bundles.IMAGE_SIZE, bundles.DIM
 
@@ -465,6 +466,44 @@ def test_bad_text_is_named(model: DualEncoder) -> None:
         model.encode_text([])
     with pytest.raises(TextError, match="expected several str"):
         model.encode_text(3)  # type: ignore[arg-type]
+
+
+# Sounds
+
+
+def test_sounds_of_every_kind_are_encoded(tiny_bundle: Bundle) -> None:
+    log_mel = LogMel(
+        fft_size=512,
+        hop=160,
+        mels=8,
+        min_hz=0,
+        max_hz=8000,
+        scale="htk",
+        norm=None,
+        log="db",
+    )
+    length = FitLength(samples=3200, pad="zeros", truncate="first")
+    sounds = AudioConfig(input="pixel_values", sampling_rate=16_000, steps=(length, log_mel))
+    kind = tiny_bundle.manifest.kind.model_copy(
+        update={"encoders": {Modality.AUDIO: "image_encoder"}}
+    )
+    bundle = with_manifest(tiny_bundle, processors={"image": sounds}, kind=kind)
+    features = TensorSpec("pixel_values", np.dtype("float32"), ("batch", 1, 21, 8))
+    embedding = TensorSpec("embedding", np.dtype("float32"), ("batch", DIM))
+    session = FakeSession((features,), (embedding,))
+    model = encoder(bundle, {"image_encoder": session})
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 16_000, 0, "NONE", ""))
+        writer.writeframes(bytes(6400))
+    samples = (np.zeros(3200, np.int16), 16_000)
+    for source in (file, file.getvalue(), bytearray(file.getvalue()), samples):
+        assert model.encode_audio(source).shape == (1, DIM)
+    assert model.encode_audio(iter([samples] * 3), batch_size=2).shape == (3, DIM)
+    with pytest.raises(InputError, match="does not say its sampling rate"):
+        model.encode_audio(samples[0])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got none"):
+        model.encode_audio([])
 
 
 # Similarity and classification
