@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -175,7 +175,7 @@ class Model(Closing):
                     channels=images.channels, alpha=images.alpha, max_pixels=images.max_pixels
                 )
 
-    def __reduce__(self) -> tuple[Callable[[], Model], tuple[()]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
             raise InputError(
                 f"{self!r}: cannot be sent to another process, since mmedge.load did not make it. "

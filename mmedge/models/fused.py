@@ -25,6 +25,9 @@ class FusedModel(Model):
 
     _encoder: DualEncoder | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"_encoder": self._encoder})
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes along the last axis of the scores; empty where they have none."""

@@ -23,6 +23,7 @@ from mmedge.errors import (
     ManifestError,
 )
 from mmedge.models import DualEncoder
+from mmedge.models.fused import FusedModel
 from mmedge.models.module import Module
 from mmedge.models.registry import MODELS, model_class
 from mmedge.preprocess import ImageOptions
@@ -89,6 +90,21 @@ def test_a_model_is_loaded_again_in_a_spawned_process(
         copied = pickle.loads(pickle.dumps(model))  # noqa: S301, our own bytes
         assert {variant.name for variant in copied.variants.values()} == {"int8-dynamic"}
         copied.close()
+
+
+def bare_head() -> FusedModel:
+    return object.__new__(FusedModel)
+
+
+def test_a_fused_head_is_sent_with_its_encoder(tiny_bundle: Bundle) -> None:
+    head = bare_head()
+    head._reopen = bare_head
+    with mmedge.load(tiny_bundle.path) as encoder:
+        assert isinstance(encoder, DualEncoder)
+        head._encoder = encoder
+        copied = pickle.loads(pickle.dumps(head))  # noqa: S301, our own bytes
+        with copied._encoder as other:
+            np.testing.assert_array_equal(other.encode_text("red"), encoder.encode_text("red"))
 
 
 def test_a_model_that_load_did_not_make_cannot_be_sent(tiny_bundle: Bundle) -> None:
