@@ -9,11 +9,20 @@ from mmedge.telemetry import disable_telemetry
 
 if TYPE_CHECKING:
     from mmedge.converters.config import ConvertConfig
+    from mmedge.converters.modules import convert_head, convert_module
     from mmedge.converters.pipeline import convert
     from mmedge.converters.progress import Progress, ProgressEvent
     from mmedge.converters.report import ConversionReport
 
-__all__ = ["ConversionReport", "ConvertConfig", "Progress", "ProgressEvent", "convert"]
+__all__ = [
+    "ConversionReport",
+    "ConvertConfig",
+    "Progress",
+    "ProgressEvent",
+    "convert",
+    "convert_head",
+    "convert_module",
+]
 
 _HOMES = {
     "ConversionReport": "report",
@@ -21,6 +30,8 @@ _HOMES = {
     "Progress": "progress",
     "ProgressEvent": "progress",
     "convert": "pipeline",
+    "convert_head": "modules",
+    "convert_module": "modules",
 }
 
 

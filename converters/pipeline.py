@@ -11,9 +11,9 @@ from pathlib import Path
 from mmedge.bundle import create_bundle
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import Data, load_data, plan_role
+from mmedge.converters.described import Described, describe
 from mmedge.converters.evaluation.base import Subject, open_evaluation
-from mmedge.converters.families import family_of
-from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.reference import check_reference
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32, Recipe
@@ -21,9 +21,7 @@ from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, RoleDefault
 from mmedge.converters.request import check_request
-from mmedge.converters.sources.fingerprint import computing_config, tensors_sha256
 from mmedge.converters.sources.frozen import embedding_space, freeze
-from mmedge.converters.sources.source import Source, open_source
 from mmedge.converters.tuning.defaults import choose_defaults, searched_default
 from mmedge.converters.tuning.joint import (
     StartedSearch,
@@ -42,26 +40,7 @@ from mmedge.converters.variants.job import Job
 from mmedge.converters.writing import write_bundle
 from mmedge.errors import ConversionError
 
-__all__ = ["Described", "convert", "convert_model"]
-
-
-@dataclass(frozen=True)
-class Described:
-    """A source, opened and described.
-
-    Attributes:
-        source: For the provenance, and the reference of its processors.
-        family: The family's name.
-        model: The model.
-        weights_sha256: Hash of its weights.
-        computed: What else its outputs depend on.
-    """
-
-    source: Source
-    family: str
-    model: ModelSpec
-    weights_sha256: str
-    computed: Mapping[str, object]
+__all__ = ["convert", "convert_model"]
 
 
 @dataclass(frozen=True)
@@ -90,17 +69,17 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
     """
     check_request(config)
     report = progress or _ignore
-    return convert_model(config, lambda: _describe(config, report), report)
+    return convert_model(config, lambda: describe(config, report), report)
 
 
 def convert_model(
-    config: ConvertConfig, describe: Callable[[], Described], progress: Progress
+    config: ConvertConfig, described_by: Callable[[], Described], progress: Progress
 ) -> ConversionReport:
     """Convert what a function describes to a bundle: all of it, or nothing.
 
     Args:
         config: Settings.
-        describe: Opens and describes the source; called once its place and the data are checked.
+        described_by: Opens and describes the source; called once its place and data are checked.
         progress: Called as the work goes on.
 
     Raises:
@@ -113,7 +92,7 @@ def convert_model(
         quiet_libraries(),
     ):
         data = load_data(config, progress)
-        described = describe()
+        described = described_by()
         job = _open(config, folder, described, data, progress)
         made = _search(job, kept) if config.searches else _build(job)
         manifest, lines = write_bundle(
@@ -143,27 +122,14 @@ def _ignore(_: ProgressEvent) -> None:
     return
 
 
-def _describe(config: ConvertConfig, progress: Progress) -> Described:
-    """Open the source, load its weights, and let its family describe them."""
-    progress(ProgressEvent("Open the source", 0, 1))
-    source = open_source(config.source, config.revision, merge_adapter=config.merge_adapter)
-    family = family_of(source)
-    progress(ProgressEvent("Load the weights", 0, 1))
-    module = family.load(source)
-    model = family.describe(source, module)
-    if module is None:
-        return Described(source, family.name, model, source.sha256(), {})
-    computed = computing_config(module.config)
-    return Described(source, family.name, model, tensors_sha256(module), computed)
-
-
 def _open(
     config: ConvertConfig, folder: Path, described: Described, data: Data, progress: Progress
 ) -> Job:
     """Freeze the preprocessing and open the evaluation: what can be refused, is refused here."""
     model = described.model
     progress(ProgressEvent("Check the preprocessing", 0, 1))
-    processors = freeze(described.source, model.processors, model.files, folder)
+    source = described.source if described.source.weight_files else None
+    processors = freeze(source, model.processors, model.files, folder)
     for name, reference in model.references.items():
         check_reference(described.source, name, model.roles[name](), processors, reference)
     evaluation = open_evaluation(

@@ -92,8 +92,9 @@ _CONVERTERS = (
     {"variants"},
     {"tuning"},
     {"request"},
-    {"writing"},
+    {"writing", "described"},
     {"pipeline"},
+    {"modules"},
 )
 _below: set[str] = set()
 for _names in _CONVERTERS:

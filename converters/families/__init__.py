@@ -18,6 +18,7 @@ __all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
 FAMILIES: dict[str, str] = {
     "causal_lm": "mmedge.converters.families.causal_lm:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
+    "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
 }
 ENTRY_POINTS = "mmedge.families"

@@ -12,9 +12,9 @@ from typing import Any
 from mmedge.converters.sources.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from mmedge.converters.sources.clean import unread_keys
 from mmedge.converters.sources.config import Fields, check_architecture, read_fields
-from mmedge.errors import SourceError
+from mmedge.errors import BackendError, SourceError
 from mmedge.files import sha256_file, storage_errors
-from mmedge.runtimes.onnx_file import read_onnx_file
+from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 
 __all__ = ["Source", "open_source"]
 
@@ -89,7 +89,8 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
     """Open a local folder, or fetch a hub repository, and check that it can be converted.
 
     Args:
-        spec: A folder, or a hub id such as "openai/clip-vit-base-patch32". An existing folder wins.
+        spec: A folder, an .onnx file, or a hub id such as "openai/clip-vit-base-patch32". What
+            exists wins.
         revision: Branch, tag or commit of the hub repository; None takes its default branch.
         merge_adapter: Merge the LoRA adapter that lies beside the weights.
 
@@ -104,11 +105,13 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
             raise SourceError(
                 f"{spec} is a local folder and has no revision '{revision}'. Omit it."
             )
+        if path.suffix == ".onnx":
+            return _read_graph(path, _local_name(spec))
         return _read_folder(path, _local_name(spec), None, merge_adapter=merge_adapter)
     if not is_hub_id(spec):
         raise SourceError(
             f"No such folder: {spec}. Pass a folder in transformers' format, or a hub id such as "
-            "openai/clip-vit-base-patch32."
+            "openai/clip-vit-base-patch32, or an .onnx file."
         )
     folder = _fetch(spec, revision)
     return _read_folder(folder, spec, folder.name, merge_adapter=merge_adapter)
@@ -192,6 +195,15 @@ def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter
     return Source(
         folder, name, revision, config.values, weight_files, shapes, adapter, tuple(notes)
     )
+
+
+def _read_graph(path: Path, name: str) -> Source:
+    """Read an ONNX file and check that its external data is there."""
+    try:
+        check_external_data(path, read_onnx_file(path))
+    except BackendError as error:
+        raise SourceError(str(error)) from error
+    return Source(path.parent, name, None, {"model_type": "onnx"}, (), {}, graph=path)
 
 
 def _check_files(folder: Path) -> None:
