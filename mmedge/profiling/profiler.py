@@ -210,6 +210,10 @@ class _Run:
             options = session_options(name, self._config.device, None)
             pairs = [(role, each) for role, ladder in self._chosen.items() for each in ladder]
             replay_variants(self._bundle, pairs, name, options, limit_s)
+            for (role, _), opponent in self._baselines.items():
+                if not isinstance(opponent.model, Path):
+                    other, variant = opponent.model
+                    replay_variants(other, [(role, variant)], name, options, limit_s)
 
     def _announce(self, what: str) -> None:
         self._on_progress(Progress(self._done, self._steps, what))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import replace_model
+from bundles import replace_model, write_tiny_bundle
 from endless import endless_encoder
 
 import mmedge
@@ -55,6 +55,27 @@ def test_load_ends_in_a_backend_that_is_named(backend: str, endless: Bundle) -> 
 def test_profile_ends(endless: Bundle) -> None:
     with pytest.raises(TimeLimitError, match=r"replaying image_encoder/fp32 in onnxruntime"):
         profile(endless, ProfileConfig(roles=("image_encoder",), precisions=("fp32",)))
+
+
+def test_a_profile_tries_the_baseline_too(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_tiny_bundle(tmp_path / "other.mmedge")
+    tried: list[tuple[str, str]] = []
+
+    def replay(bundle: Bundle, variants: Any, *_: object) -> None:
+        tried.extend((bundle.path.name, variant.name) for _, variant in variants)
+        if bundle.path == other.path:
+            raise TimeLimitError("too long")
+
+    monkeypatch.setenv("MMEDGE_TIME_LIMIT_S", "7")
+    monkeypatch.setattr("mmedge.profiling.profiler.replay_variants", replay)
+    config = ProfileConfig(
+        roles=("image_encoder",), precisions=("fp32",), baseline=f"{other.path}:int8-dynamic"
+    )
+    with pytest.raises(TimeLimitError, match="too long"):
+        profile(tiny_bundle, config)
+    assert tried == [("tiny.mmedge", "fp32"), ("other.mmedge", "int8-dynamic")]
 
 
 def test_a_limit_changes_no_result(tiny_bundle: Bundle) -> None:
