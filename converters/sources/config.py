@@ -32,12 +32,12 @@ _SIZES = {
     "n_embd": 1 << 17,
     "intermediate_size": 1 << 20,
     "vocab_size": 1 << 24,
-    "max_position_embeddings": 1 << 20,
-    "n_positions": 1 << 20,
 }
 _NUMBERS = {
     **_COUNTS,
     **_SIZES,
+    "max_position_embeddings": 1 << 24,  # rotary positions take no tensor
+    "n_positions": 1 << 24,
     "num_attention_heads": 1 << 12,
     "n_head": 1 << 12,
     "image_size": 1 << 14,

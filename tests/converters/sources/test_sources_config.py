@@ -62,7 +62,7 @@ def test_sizes_are_bounded(part: str, key: str, value: object, folder: Path) -> 
         ("vision_config", {"num_channels": 1}, "num_channels"),
         ("vision_config", {"num_attention_heads": 3}, "num_attention_heads"),
         ("text_config", {"vocab_size": 10**8}, "vocab_size"),
-        ("text_config", {"max_position_embeddings": 10**6}, "max_position_embeddings"),
+        ("text_config", {"max_position_embeddings": 10**8}, "max_position_embeddings"),
     ],
     ids=str,
 )
@@ -154,8 +154,15 @@ def test_several_files_without_an_index_are_named(clip_folder: Path, tmp_path: P
         open_source(str(folder))
 
 
-def test_a_model_larger_than_its_checkpoint_is_not_built(folder: Path) -> None:
-    sizes = {"hidden_size": 4000, "intermediate_size": 6000, "num_hidden_layers": 30}
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 4000, "intermediate_size": 6000, "num_hidden_layers": 30},
+        {"max_position_embeddings": 10**7},
+    ],
+    ids=str,
+)
+def test_a_model_larger_than_its_checkpoint_is_not_built(sizes: Document, folder: Path) -> None:
     edit(folder, "config.json", lambda c: c["text_config"].update(sizes))
     source = open_source(str(folder))
     with pytest.raises(SourceError, match=r"config\.json describes a model of \d+ values"):
