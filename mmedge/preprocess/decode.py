@@ -290,7 +290,7 @@ def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     prefix = file.read(16)
     reasons = []
     for image_format, (factory, accepts) in _readers():
-        accepted = not accepts or accepts(prefix)
+        accepted = not accepts or _accepts(accepts, prefix)
         if isinstance(accepted, str):  # known, but this build of Pillow cannot read it
             reasons.append(accepted)
         elif accepted:
@@ -307,6 +307,13 @@ def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
         f"{', '.join([*_COMMON, *_FURTHER])} or a format that you registered with Pillow; open "
         "others yourself and pass the PIL image."
     )
+
+
+def _accepts(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool | str:
+    try:
+        return accepts(prefix)
+    except IndexError:  # readers of Pillow 11.0 take no file of a few bytes
+        return False
 
 
 def _readers() -> Iterator[tuple[str, _Reader]]:
