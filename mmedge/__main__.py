@@ -7,7 +7,7 @@ import sys
 __all__: list[str] = []
 
 if __name__ == "__main__":
-    # Python has put the current folder first, unless it was told not to.
+    # Python puts the current folder first, except in safe-path mode.
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     from mmedge.cli import main

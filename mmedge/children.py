@@ -16,7 +16,7 @@ from mmedge.telemetry import disable_telemetry
 
 __all__ = ["absolute_entries", "child_command", "child_environment"]
 
-# `sys` is built in, and all that `open` needs is loaded when Python starts.
+# `sys` is built in, and `open` needs only modules that Python loads at start.
 _GUARD = """\
 import sys
 del sys.argv[0]
@@ -28,7 +28,7 @@ with open(__file__, encoding="utf-8") as script:
 
 
 def child_command(script: Path, *arguments: str) -> tuple[str, ...]:
-    """Return the command that runs a file as `__main__` in another process of this Python.
+    """Return the command that runs a file as `__main__` in a new process of this Python.
 
     Start it with child_environment.
 
@@ -40,7 +40,7 @@ def child_command(script: Path, *arguments: str) -> tuple[str, ...]:
 
 
 def child_environment() -> dict[str, str]:
-    """Return this process's environment without what brings code of the current folder.
+    """Return this process's environment without entries that import code from the current folder.
 
     An absolute path in PYTHONPATH is kept, the current folder's too: the user has named it.
     """
@@ -48,7 +48,7 @@ def child_environment() -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("PYTHONINSPECT", "PYTHONSTARTUP"):
         environment.pop(name, None)
-    environment["PYTHONSAFEPATH"] = "1"  # Python 3.11: for what the child starts in turn
+    environment["PYTHONSAFEPATH"] = "1"  # Python 3.11: for the child's own children
     if "PYTHONPATH" in environment:
         environment["PYTHONPATH"] = absolute_entries(environment["PYTHONPATH"])
         if not environment["PYTHONPATH"]:

@@ -1,4 +1,4 @@
-"""The base of what is closed after use."""
+"""Base class of objects that are closed after use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Closing"]
 
 
 class Closing(Protocol):
-    """A context manager whose end is `close`."""
+    """A context manager that calls `close` on exit."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Release resources."""
         ...
 
     def __enter__(self) -> Self:

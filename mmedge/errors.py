@@ -1,4 +1,4 @@
-"""Every error that mmedge raises on purpose.
+"""Exceptions of mmedge.
 
 ```
 MmedgeError
@@ -9,9 +9,9 @@ MmedgeError
 ├── InputError                   what the caller passed in
 │   ├── ShapeError
 │   ├── DTypeError
-│   ├── ImageError               an image cannot be read or is refused
-│   ├── AudioError               audio cannot be read or is refused
-│   └── TextError                a text cannot be encoded or is refused
+│   ├── ImageError               an image cannot be read or is rejected
+│   ├── AudioError               audio cannot be read or is rejected
+│   └── TextError                a text cannot be encoded or is rejected
 ├── ConversionError
 │   ├── SourceError              the model to convert is missing, unsafe or unknown
 │   ├── CalibrationError         the calibration or evaluation data cannot be used
@@ -67,7 +67,7 @@ __all__ = [
 
 
 class MmedgeError(Exception):
-    """Base of every error that mmedge raises on purpose."""
+    """Base class of all mmedge exceptions."""
 
 
 class BundleError(MmedgeError):
@@ -87,7 +87,7 @@ class SignatureError(BundleError):
 
 
 class InputError(MmedgeError):
-    """What the caller passed in cannot be used."""
+    """The caller's input cannot be used."""
 
 
 class ShapeError(InputError):
@@ -99,15 +99,15 @@ class DTypeError(InputError):
 
 
 class ImageError(InputError):
-    """An image cannot be read or is refused."""
+    """An image cannot be read or is rejected."""
 
 
 class AudioError(InputError):
-    """Audio cannot be read or is refused."""
+    """Audio cannot be read or is rejected."""
 
 
 class TextError(InputError):
-    """A text cannot be encoded or is refused."""
+    """A text cannot be encoded or is rejected."""
 
 
 class ConversionError(MmedgeError):
@@ -135,7 +135,7 @@ class EngineBuildError(ConversionError):
 
 
 class ParityError(ConversionError):
-    """The converted model does not answer as the original does."""
+    """The converted model's outputs differ from the original's."""
 
 
 class BackendError(MmedgeError):
@@ -143,15 +143,15 @@ class BackendError(MmedgeError):
 
 
 class BackendUnavailableError(BackendError):
-    """A backend is not installed, or refuses to start on this machine."""
+    """A backend is not installed, or does not start on this machine."""
 
 
 class PlacementError(BackendError):
-    """What would run is not what was asked for."""
+    """The graph would not run where it was asked to."""
 
 
 class TimeLimitError(BackendError):
-    """A graph did not end in time."""
+    """A graph exceeded its time limit."""
 
 
 class EngineMismatchError(BackendError):
@@ -159,19 +159,19 @@ class EngineMismatchError(BackendError):
 
 
 class StorageError(MmedgeError):
-    """The disk is full, read-only, or otherwise in the way."""
+    """Storage is full, read-only or otherwise unusable."""
 
 
 class ProfileError(MmedgeError):
-    """A measurement cannot be made, or a gate on one did not hold."""
+    """A measurement failed, or a gate on one did not hold."""
 
 
 class RetrievalError(MmedgeError):
-    """An index cannot answer."""
+    """A query on an index failed."""
 
 
 class SpaceMismatchError(RetrievalError):
-    """Vectors of two embedding spaces were to be compared."""
+    """Vectors of different embedding spaces cannot be compared."""
 
 
 class IndexCorruptedError(RetrievalError):

@@ -1,4 +1,4 @@
-"""Tables for notebooks: what `_repr_html_` of several classes returns."""
+"""HTML tables for notebooks, used by `_repr_html_`."""
 
 from __future__ import annotations
 

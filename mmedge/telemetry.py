@@ -1,4 +1,4 @@
-"""Telemetry of the libraries in use: off, unless the user's environment says otherwise."""
+"""Telemetry of the libraries in use: off, unless the user's environment enables it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 __all__ = ["disable_telemetry"]
 
 _TELEMETRY_OFF = {
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime; its own call to disable it still leaves files
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime; its own disable call still writes files
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers through it
 }
 
 
 def disable_telemetry() -> None:
-    """Turn telemetry off in this process and in those that it starts.
+    """Turn telemetry off in this process and its children.
 
     Each library reads its environment variable when it is imported, so call this before. A
     variable that the user has set is left alone: `ORT_DISABLE_TELEMETRY=0` opts in. OpenVINO has no

@@ -1,4 +1,4 @@
-"""The `mmedge` command. One file a command; what is heavy is imported when the command runs."""
+"""The `mmedge` command: one file per command, heavy imports deferred until it runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mmedge.telemetry import disable_telemetry
 __all__ = ["main"]
 
 _FAILED = 1
-_SIGNALLED = 128  # plus the number of the signal, as in shells
-_SIGNALS = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_SIGNALLED = 128  # plus the signal's number, as in shells
+_SIGNALS = ("SIGTERM", "SIGHUP")  # absent on Windows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from mmedge.cli.output import print_error
 
         print_error(
-            " ".join(["Interrupted. Nothing half-written is left behind.", *map(str, error.args)])
+            " ".join(["Interrupted. No partial output is left behind.", *map(str, error.args)])
         )
         code = _SIGNALLED + (received or [signal.SIGINT])[0]
     except BrokenPipeError:
@@ -74,12 +74,12 @@ def _signals_as_interrupts(received: list[int]) -> Iterator[None]:
     """
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the cleaning up
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not disturb the cleanup
         received.append(number)
         raise KeyboardInterrupt
 
     known = [signal.Signals[name] for name in _SIGNALS if hasattr(signal, name)]
-    here = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    here = threading.current_thread() is threading.main_thread()  # required for a handler
     taken = [each for each in known if here and signal.getsignal(each) is signal.SIG_DFL]
     for each in taken:
         signal.signal(each, interrupt)
@@ -92,7 +92,7 @@ def _signals_as_interrupts(received: list[int]) -> Iterator[None]:
 
 @contextmanager
 def _warnings_as_messages() -> Iterator[None]:
-    """Print a RuntimeWarning as a message, without the line of code that it came from."""
+    """Print a RuntimeWarning as a message, without its source line."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -116,7 +116,7 @@ def _warnings_as_messages() -> Iterator[None]:
 
 
 def _accept_any_text() -> None:
-    """Print what a terminal's encoding lacks, and undecodable file names, as escapes."""
+    """Escape characters that the terminal cannot encode, and undecodable file names."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,4 +1,4 @@
-"""The commands, and how they are run."""
+"""Command registry and entry point."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 __all__ = ["app", "run"]
 
-# One line a command: the module mmedge.cli.NAME holds its function NAME, or a Typer of that name if
+# One line per command: the module mmedge.cli.NAME holds its function NAME, or a Typer of that name
 # the command has commands of its own. The modules are imported for their help texts, so whatever is
 # heavy is imported inside their functions.
 _COMMANDS = (
@@ -28,7 +28,7 @@ _COMMANDS = (
 
 
 class _InterruptedRunError(Exception):
-    """Carries a KeyboardInterrupt past typer, which would end the process without a word."""
+    """Carries a KeyboardInterrupt past typer, which would exit without a message."""
 
 
 class _Group(TyperGroup):
@@ -82,7 +82,7 @@ for _name in _COMMANDS:
 
 
 def _unfold(command: Any) -> None:  # noqa: ANN401, typer's Command has moved between releases
-    """Make each paragraph of the help texts one line: typer keeps the line ends of docstrings."""
+    """Join each paragraph of the help texts into one line: typer keeps docstring line breaks."""
     paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
     command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
     for inner in getattr(command, "commands", {}).values():

@@ -1,4 +1,4 @@
-"""`mmedge build`: engines of a bundle, built ahead of time."""
+"""`mmedge build`: build the engines of a bundle ahead of time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
-            help="GPUs that the engines are to run on, such as 8.9,12.0 (RTX 40, RTX 50), or any, "
+            help="Target GPUs, such as 8.9,12.0 (RTX 40, RTX 50), or any, "
             "for a backend that needs no GPU to build. Repeatable.",
             show_default="the GPU of this machine",
         ),
@@ -68,7 +68,7 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
         list[str] | None,
         typer.Option(
             metavar="MIN,OPT,MAX",
-            help="Text length in tokens: min,opt,max; once, or as often as --batch.",
+            help="Text length in tokens: min,opt,max. Give it once, or once per --batch.",
             show_default="1,16 and the tokenizer's length",
         ),
     ] = None,
@@ -152,10 +152,10 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
 def _axes(
     bundle: Bundle, batches: list[str], sequences: list[str]
 ) -> tuple[Mapping[str, Axis], ...]:
-    """Return the bounds of axes by name, a set for each profile."""
+    """Return the bounds of axes by name, one set per profile."""
     if batches and sequences and len(sequences) not in (1, len(batches)):
         raise typer.BadParameter(
-            f"--sequence: given {len(sequences)} times, expected once, or as often as --batch "
+            f"--sequence: given {len(sequences)} times, expected once, or once per --batch "
             f"({len(batches)})."
         )
     shapes = [e.shape for role in bundle.manifest.roles.values() for e in role.inputs]
@@ -186,7 +186,7 @@ def _bounds(option: str, text: str) -> Axis:
 
 
 def _require_some(bundle: Path, plan: EnginePlan) -> None:
-    """Refuse to do nothing: where not one engine can be built, say why of each."""
+    """Raise if no engine can be built, with the reason for each."""
     from mmedge.errors import EngineBuildError
 
     refused = plan.in_state("refused")
@@ -208,7 +208,7 @@ def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, q
                 continue
             try:
                 found = build_planned(plan, engine, begin_build(steps, engine), steps.say)
-            except EngineBuildError as error:  # the others are built all the same
+            except EngineBuildError as error:  # the others are still built
                 rows.append(_Row(engine, error=str(error)))
             else:
                 rows.append(_Row(engine, found.record, found.path, built=found.miss is not None))
@@ -229,7 +229,7 @@ def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, q
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What came of one planned engine: its record and place, or why it could not be built."""
+    """Result of one planned engine: its record and path, or why it could not be built."""
 
     engine: PlannedEngine
     record: EngineRecord | None = None
@@ -334,7 +334,7 @@ def _heading(plan: EnginePlan) -> str:
 
 
 def _print_reasons(plan: EnginePlan, state: PlanState, title: str) -> None:
-    """Print each reason for a state once, with the engines that have it."""
+    """Print each reason for a state once, with its engines."""
     from mmedge.cli.output import plain, stdout_console
 
     labels: dict[str, list[str]] = {}
@@ -385,7 +385,7 @@ def _result(row: _Row, *, layers: bool) -> dict[str, object]:
 
 
 def _capabilities(engine: PlannedEngine) -> str:
-    """Return what an engine is for, "8.9 12.0"; "-" where nothing is built here."""
+    """Return an engine's compute capabilities, "8.9 12.0"; "-" if it is not built here."""
     if engine.key is None:
         return "-"
     names = engine.key.compute_capability.split("+")

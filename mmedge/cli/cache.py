@@ -1,4 +1,4 @@
-"""`mmedge cache`: what mmedge keeps and can make again, listed and removed."""
+"""`mmedge cache`: list and remove cached files."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def prune(
     ] = None,
     keep_mib: Annotated[
         float | None,
-        typer.Option(
-            metavar="N", min=0, help="Remove least recently used engines until N MiB are left."
-        ),
+        typer.Option(metavar="N", min=0, help="Remove least recently used engines down to N MiB."),
     ] = None,
     model: Annotated[
         str | None,
@@ -84,7 +82,7 @@ def prune(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
 ) -> None:
-    """Remove unusable engines, and with options others too.
+    """Remove unusable engines, and those that the options select.
 
     Unusable engines are damaged, left by a build that was killed, or built for another version of
     their library than the installed one. Engines being built stay, and so does what a running
@@ -97,7 +95,7 @@ def prune(
     from mmedge.runtimes.selection.remembered import choice_files
 
     if everything and (older_than, keep_mib, model) != (None, None, None):
-        raise typer.BadParameter("--all removes everything: leave the other options out.")
+        raise typer.BadParameter("--all removes everything: omit the other options.")
     installed = {name: backend(name).engine_version() for name in BACKENDS}
     pruned = EngineCache().prune(
         PruneRule(
@@ -123,7 +121,7 @@ def prune(
                 path.unlink(missing_ok=True)
     for path, size_bytes in _leftovers(outputs or [], dry_run=dry_run):
         freed_bytes += size_bytes
-        typer.echo(plain(f"{path}: {would}removed, {human_bytes(size_bytes)}: left by a command"))
+        typer.echo(plain(f"{path}: {would}removed, {human_bytes(size_bytes)}: leftover of a run"))
     other = f" and {_number(len(choices), 'choice')} of a backend" if choices else ""
     typer.echo(
         f"{_number(len(pruned.removed), 'engine')}{other} {would}removed, "
@@ -133,7 +131,7 @@ def prune(
 
 
 def _leftovers(outputs: Iterable[Path], *, dry_run: bool) -> Iterator[tuple[Path, int]]:
-    """Remove what killed commands left in the cache, and beside and in the outputs; yield it."""
+    """Remove and yield leftovers of killed commands in the cache and around the outputs."""
     from mmedge.bundle.paths import MANIFEST_NAME
     from mmedge.files.atomic import remove_if_free, remove_leftovers
     from mmedge.files.cache_folder import cache_folder
@@ -251,7 +249,7 @@ def _name(entry: CacheEntry) -> str:
 
 
 def _shapes(profiles: tuple[ShapeProfile, ...]) -> str:
-    """Return profiles in short, such as "1..8x3x224x224", inputs by comma, profiles by stroke."""
+    """Return profiles in short, "1..8x3x224x224": inputs split by commas, profiles by bars."""
     return " | ".join(", ".join(map(_shape, profile.ranges.values())) for profile in profiles)
 
 

@@ -1,4 +1,4 @@
-"""`mmedge convert`: a bundle from a PyTorch model, on a workstation."""
+"""`mmedge convert`: convert a model to a bundle, on a workstation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "verdict_line"]
 
-# What the extras [convert,cpu] bring that the device's install may lack.
+# Packages of the extras [convert,cpu] that a device's install may lack.
 _NEEDED = (
     *("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "safetensors"),
     "onnxruntime",
@@ -150,7 +150,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     from mmedge.converters.request import check_request
 
     check_request(config)
-    from mmedge.converters.pipeline import convert as run  # torch comes along
+    from mmedge.converters.pipeline import convert as run  # imports torch
 
     if quiet or json:
         report = run(config)
@@ -179,7 +179,7 @@ def _show(steps: Steps, event: ProgressEvent) -> None:
 
 
 def _check_html(html: Path, config: ConvertConfig) -> None:
-    """Reject, before the work, a page that could not be written or would be empty."""
+    """Reject a report that cannot be written or would be empty, before the work."""
     from mmedge.converters.config import recipes
     from mmedge.errors import ConversionError, StorageError
 
@@ -202,7 +202,7 @@ def _require_extra() -> None:
 
 
 def verdict_line(report: ConversionReport) -> str:
-    """Return what load() uses by default, with its size, speed and loss against fp32.
+    """Return the default variants with size, speed and loss against fp32.
 
     Args:
         report: Of a conversion.
@@ -249,13 +249,13 @@ def _print(report: ConversionReport, *, verbose: bool) -> None:
 
 
 def _summary(report: ConversionReport) -> Table:
-    """Return a row a variant, with the loss of the first task metric, if any."""
+    """Return one row per variant, with the loss of the first task metric, if any."""
     from mmedge.cli.output import human_bytes
     from mmedge.cli.tables import ABSENT, figure_cell, figure_label, role_rows, table
 
     known = [line.quality for line in report.variants if line.quality is not None]
     drops = dict.fromkeys(name for quality in known for name in quality.drops)
-    metric = min(drops, key=lambda name: "_to_" in name, default=None)  # both directions as one
+    metric = min(drops, key=lambda name: "_to_" in name, default=None)  # mean of both directions
     loss = () if metric is None else (f"{figure_label(metric, known)} loss",)
     numbers = ("size", "parity", "cosine", "time s", *loss)
     rows: dict[str, list[tuple[str, ...]]] = {}
@@ -277,7 +277,7 @@ def _summary(report: ConversionReport) -> Table:
 
 
 def _print_details(report: ConversionReport) -> None:
-    """Print what a search tried, and every metric."""
+    """Print the search's candidates and every metric."""
     from rich.text import Text
 
     from mmedge.cli.output import stdout_console

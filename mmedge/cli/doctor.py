@@ -1,4 +1,4 @@
-"""`mmedge doctor`: this machine, and which variants of a bundle it can run."""
+"""`mmedge doctor`: report on this machine and the variants of a bundle that it can run."""
 
 from __future__ import annotations
 

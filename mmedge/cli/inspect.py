@@ -1,4 +1,4 @@
-"""`mmedge inspect`: contents of a bundle."""
+"""`mmedge inspect`: show the contents of a bundle."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _print_nodes(bundle: Bundle, role: str | None, variant: str | None, *, as_js
 
 
 def _node_tables(bundle: Bundle, role: str | None, variant: str | None) -> list[NodeTable]:
-    """Return the node tables of the roles and variants asked for; None takes all.
+    """Return the node tables of the selected roles and variants; None selects all.
 
     Raises:
         InputError: If there is no such role or variant, or none of them has a node table.
@@ -126,7 +126,7 @@ def _node_tables(bundle: Bundle, role: str | None, variant: str | None) -> list[
         names = ", ".join(dict.fromkeys(entry.name for entry in chosen))
         raise InputError(
             f"{bundle.path} has no node table of {names}. Convert again with "
-            "'mmedge convert --explain'; fp32 has none, all of it being float."
+            "'mmedge convert --explain'; fp32 has none, since it is all float."
         )
     return tables
 
@@ -233,7 +233,7 @@ def _variants(manifest: Manifest) -> Table:
 
 
 def _recipes(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield how each variant is made, once where it is made alike in several roles."""
+    """Yield the recipe of each variant, once if several roles share it."""
     alike: dict[str, dict[str, list[str]]] = {}
     for role, variant in _all_variants(manifest):
         made = f"{', '.join(variant.models)}: {_settings(variant.recipe) or _NONE}"
@@ -244,7 +244,7 @@ def _recipes(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _settings(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe in words: what is off or empty is left out, what is on is named."""
+    """Return a recipe as text: settings that are on, without those off or empty."""
     told = []
     for key, value in recipe.items():
         if value in (None, False, "") or (isinstance(value, list | dict) and not value):

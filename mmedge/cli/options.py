@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PrecisionsOption: TypeAlias = Annotated[
 
 
 def words(option: str, text: str | None) -> tuple[str, ...] | None:
-    """Return the values of "a,b,c", None where nothing was given.
+    """Return the values of "a,b,c", None if the option is not given.
 
     Args:
         option: Its name, for the message.

@@ -36,12 +36,12 @@ def stdout_console() -> Console:
 
 
 def print_error(message: str) -> None:
-    """Print an error's message to stderr, in red where that is a terminal."""
+    """Print an error message to stderr, in red on a terminal."""
     _print_message("Error: ", message, "red")
 
 
 def print_warning(message: str) -> None:
-    """Print a warning's message to stderr, in yellow where that is a terminal."""
+    """Print a warning message to stderr, in yellow on a terminal."""
     _print_message("Warning: ", message, "yellow")
 
 
@@ -54,7 +54,7 @@ def _print_message(what: str, message: str, colour: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print a document to stdout as JSON and nothing else; numbers that are not finite are null."""
+    """Print a document to stdout as JSON only; non-finite numbers become null."""
     text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write(text + "\n")
 
@@ -70,7 +70,7 @@ def _finite(value: object) -> object:
 
 
 def plain(text: str) -> str:
-    """Return `text` with control characters escaped: a file's content must not steer a terminal."""
+    """Return `text` with control characters escaped: file contents must not steer a terminal."""
     return "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text
@@ -78,7 +78,7 @@ def plain(text: str) -> str:
 
 
 def human_bytes(size_bytes: int) -> str:
-    """Return a size for people: "512 B", "1.5 kB", "350 MB" (powers of 1000)."""
+    """Return a readable size: "512 B", "1.5 kB", "350 MB" (powers of 1000)."""
     if size_bytes < 1000:
         return f"{size_bytes} B"
     size, unit = size_bytes / 1000, "kB"

@@ -1,4 +1,4 @@
-"""`mmedge profile`: latency, memory, size and stages on this machine."""
+"""`mmedge profile`: measure latency, memory, size and stages on this machine."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
         if path is not None:
             _check_writable(path)
     tables, roles = _told(bundle, config) if html is not None else ((), {})
-    # Nothing is drawn while something is measured, which that would disturb.
+    # Draw nothing during a measurement: drawing would disturb it.
     with Steps(shown=not quiet, live=False) as steps:
         made = measure(
             bundle,
@@ -163,7 +163,7 @@ _OPTIONS = {
 
 
 def _config(preset: Mapping[str, Any], options: Mapping[str, Any]) -> ProfileConfig:
-    """Return the configuration; an option that was given, not None, wins over the preset."""
+    """Return the configuration; an option that is given (not None) overrides the preset."""
     from pydantic import ValidationError
 
     from mmedge.profiling import ProfileConfig
@@ -188,7 +188,7 @@ def _fields() -> frozenset[str]:
 
 
 def _check_writable(path: Path) -> None:
-    """Find out before the measurement, not after it, that a report cannot be written."""
+    """Check before the measurement that the report can be written."""
     import tempfile
 
     from mmedge.errors import StorageError
@@ -219,7 +219,7 @@ def _print_plan(config: ProfileConfig, plan: Plan, steps: Steps) -> None:
 
 
 def _told(bundle: Path, config: ProfileConfig) -> tuple[tuple[NodeTable, ...], Mapping[str, Role]]:
-    """Read, before anything is measured, what the bundle tells of its variants and how they came.
+    """Read the bundle's search and node tables before anything is measured.
 
     Returns:
         Node tables of the variants and, by name, the roles that are measured.
@@ -251,7 +251,7 @@ def _write(
 
 
 def _apply_gates(made: Profile) -> None:
-    """Exit with 1 where a gate failed, naming what was got and the limit."""
+    """Exit with 1 if a gate failed, showing the value and the limit."""
     from mmedge.cli.output import print_error
 
     failed = [gate for gate in made.gates if gate.failed]
@@ -265,7 +265,7 @@ def _apply_gates(made: Profile) -> None:
 
 
 def _print(profile: Profile) -> None:
-    """Print a profile; nothing is wider than 80 columns if the names are not."""
+    """Print a profile in 80 columns, unless names are longer."""
     from rich.text import Text
 
     from mmedge.cli.output import plain, stdout_console
@@ -326,7 +326,7 @@ def _noisy(name: str, noise: Sequence[str]) -> str:
 def _latencies(
     cells: Sequence[Cell],
 ) -> tuple[tuple[str, ...], tuple[str, ...], Iterator[tuple[str, ...]]]:
-    """Return headings, those of numbers, and rows."""
+    """Return headings, the numeric ones, and rows."""
     from mmedge.profiling.statistics import PERCENTILES
 
     names = [f"p{percent}" for percent in PERCENTILES]
@@ -385,7 +385,7 @@ def _stages(profile: Profile) -> Iterator[tuple[str, ...]]:
     for item in profile.stages:
         call = f"{item.role} {item.variant}, {item.input}"
         yield _noisy(call, item.noise), _number(item.end_to_end.median_ms), ""
-        # Stages are measured alone, so noise can make their sum exceed the call.
+        # Stages are measured separately, so noise can make their sum exceed the call.
         whole = sum(item.stages_ms.values())
         for name, value in item.stages_ms.items():
             yield f"  {name}", _number(value), f"{value / whole:.0%}" if whole else "-"

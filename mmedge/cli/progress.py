@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a line for each finished step, a moving one for the current.
+"""Progress of long work on stderr: one line per finished step, a live one for the current.
 
 Import it where work begins: rich comes along.
 """
@@ -30,14 +30,14 @@ _DONE, _FAILED = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
 class _Counted(MofNCompleteColumn):
-    """Counts, where there is something to count."""
+    """Column with the count of a step that has parts."""
 
     def render(self, task: Task) -> Text:
         return Text("") if task.total == 1 else super().render(task)
 
 
 class Steps(AbstractContextManager["Steps"]):
-    """Shows steps and their parts; use it as a context manager.
+    """Progress display of steps and their parts, as a context manager.
 
     A step lasts until the next one and leaves a line with its time. Parts of a step come again and
     again, count while they last, and leave nothing. In a pipe only whole lines are written.
@@ -70,12 +70,12 @@ class Steps(AbstractContextManager["Steps"]):
         self._started_s = 0.0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Mark how the current step ended, and give the terminal back."""
+        """Mark how the current step ended, and release the terminal."""
         self._end(_DONE if kind is None else _FAILED)
         self._bar.stop()
 
     def step(self, name: str, done: int = 0, total: int = 1) -> None:
-        """Begin a step, `done` of `total` being finished; one of the same name goes on."""
+        """Begin a step with `done` of `total` finished; the same name continues it."""
         if name == self._step:
             return
         self._end(_DONE)
@@ -83,7 +83,7 @@ class Steps(AbstractContextManager["Steps"]):
         self._show(name, done, total)
 
     def part(self, name: str, done: int, total: int) -> None:
-        """Show how far a part of the current step is."""
+        """Show the progress of a part of the current step."""
         if name == self._part:
             self._bar.update(self._bar.task_ids[-1], completed=done, total=total)
             return
@@ -97,7 +97,7 @@ class Steps(AbstractContextManager["Steps"]):
 
     def _show(self, name: str, done: int, total: int) -> None:
         self._bar.add_task(plain(name), completed=done, total=total)
-        # Started with the first step: a bar of none leaves an empty line before an error.
+        # Started with the first step: an empty bar leaves a blank line before an error.
         self._bar.start()
         if not self._live:
             self._bar.refresh()

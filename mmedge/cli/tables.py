@@ -1,4 +1,4 @@
-"""Tables that commands print: in a terminal as wide as it is, in a pipe a row a line.
+"""Tables of the commands: fitted to the terminal, or one line per row in a pipe.
 
 A command gives strings from files as they are; everything here escapes them.
 """
@@ -37,7 +37,7 @@ __all__ = [
 
 ABSENT = "-"
 _LEAST_WIDTH = 40
-# So many columns of a figure and its interval are readable, and mostly fit into 80 characters.
+# This many columns of a figure and its interval stay readable and mostly fit 80 characters.
 _VARIANTS_AT_ONCE = 3
 _LEGEND = (
     "loss: of the metric, with its 95 % interval. ms: median of one call at batch 1. time/fp32: "
@@ -47,7 +47,7 @@ _LEGEND = (
 
 
 def print_part(title: str, part: RenderableType, console: Console | None = None) -> None:
-    """Print a part under a bold title and an empty line, the latter only below another part."""
+    """Print a part under a bold title, with an empty line above if it is not the first."""
     from rich.text import Text
 
     console = console or stdout_console()
@@ -61,7 +61,7 @@ def table(
     rows: Iterable[Sequence[str | Text]] = (),
     dense: bool = False,
 ) -> Table:
-    """Return a table that is as wide as its content and folds what does not fit.
+    """Return a table as wide as its content, folding text that does not fit.
 
     Args:
         columns: Headings.
@@ -94,7 +94,7 @@ def table(
 def role_rows(
     roles: Mapping[str, Iterable[Sequence[str | Text]]],
 ) -> Iterator[Sequence[str | Text]]:
-    """Yield the rows of each role, indented under a bold line with its name; none of an empty one.
+    """Yield the rows of each non-empty role, indented under its name in bold.
 
     Args:
         roles: Rows by role name.
@@ -122,7 +122,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row whose name and note may be longer than a terminal is wide.
+    """A row whose name and note may exceed the terminal's width.
 
     Attributes:
         name: Its name.
@@ -147,7 +147,7 @@ def entry_lines(
     *,
     numbers: Sequence[str] = (),
 ) -> Iterator[tuple[str, str]]:
-    """Yield lines that are safe for a terminal and not wider than it, each with its style.
+    """Yield styled lines that are safe for a terminal and fit its width.
 
     Where name, figures and note fit side by side, an entry is one line; so it is in a pipe. Else
     groups stand above their entries and notes below them, and where not even the figures fit beside
@@ -202,7 +202,7 @@ def entry_lines(
 
 
 def folded(text: str, width: int, indent: str = "") -> list[str]:
-    """Return the lines of a text that is folded between words."""
+    """Return the lines of a text folded between words."""
     return textwrap.wrap(
         _safe(text),
         max(width, 20),
@@ -217,7 +217,7 @@ def _safe(text: str) -> str:
 
 
 def _cut(line: str, width: int) -> Iterator[str]:
-    """Break a line of figures that no terminal so narrow can hold."""
+    """Break a line of figures that does not fit the terminal."""
     while len(line) > width:
         at = line.rfind("  ", 1, width)
         at = at if at > 0 and line[:at].strip() else width
@@ -227,7 +227,7 @@ def _cut(line: str, width: int) -> Iterator[str]:
 
 
 def figure_cell(figure: Figure | None, decimals: int = 3) -> str:
-    """Return a figure with its interval, "0.984 .968-.994"; without where that has no width."""
+    """Return a figure with its interval, "0.984 .968-.994", if the interval has a width."""
     if figure is None:
         return ABSENT
     value = f"{figure.value:.{decimals}f}"
@@ -245,7 +245,7 @@ def _end(value: float, decimals: int) -> str:
 
 
 def figure_label(name: str, qualities: Iterable[Quality]) -> str:
-    """Return the name of a figure for people, "recall@1", "top-10 overlap"."""
+    """Return the display name of a figure, "recall@1", "top-10 overlap"."""
     if name == "top_k_overlap":
         ks = {quality.settings.get("top_k") for quality in qualities}
         return f"top-{ks.pop()} overlap" if len(ks) == 1 else "top-k overlap"
@@ -256,7 +256,7 @@ def figure_label(name: str, qualities: Iterable[Quality]) -> str:
 
 
 def quality_tables(role: str, qualities: Mapping[str, Quality], width: int) -> Iterator[Table]:
-    """Yield tables with a row a figure and a column a variant; none where nothing was measured.
+    """Yield tables with a row per figure and a column per variant; none if nothing was measured.
 
     Args:
         role: Its name.
@@ -274,7 +274,7 @@ def quality_tables(role: str, qualities: Mapping[str, Quality], width: int) -> I
 
 
 def _width(made: Table) -> int:
-    """Return the columns that a table takes if nothing in it is folded or cut."""
+    """Return the width of a table without folding or cutting."""
     from rich.console import Console
 
     return Console(width=10_000).measure(made).maximum
@@ -299,7 +299,7 @@ def _quality_table(role: str, qualities: Mapping[str, Quality]) -> Table:
 
 
 def search_lines(record: SearchRecord, width: int) -> Iterator[tuple[str, str]]:
-    """Yield what a search tried, safe for a terminal, each line with its style."""
+    """Yield the styled lines of a search record, safe for a terminal."""
     from mmedge.reports.pareto import OUTCOMES
 
     for text in _request(record):

@@ -1,4 +1,4 @@
-"""`mmedge verify`: file hashes and golden outputs of a bundle, checked on this machine."""
+"""`mmedge verify`: check file hashes and golden outputs of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _explain(bundle: Path, results: list[RoleVerification]) -> None:
 
     failed = [f"{result.role}/{result.variant}" for result in results if not result.passed]
     print_error(
-        f"{bundle}: out of tolerance here: {', '.join(failed)}. The files are whole, so this "
+        f"{bundle}: out of tolerance here: {', '.join(failed)}. The files are intact, so this "
         "machine computes differently: do not use these variants here; try another --device or "
         "precision, or another version of the engine."
     )

@@ -187,7 +187,7 @@ def test_options_become_the_request(
         (["--batch", "1,2"], "or one number"),
         (["--batch", "-1,1,1"], "MIN,OPT,MAX"),
         (["--sequence", "many"], "MIN,OPT,MAX"),
-        (["--batch", "1", "--sequence", "1", "--sequence", "2"], "as often as --batch"),
+        (["--batch", "1", "--sequence", "1", "--sequence", "2"], "once per --batch"),
         (["--compute-capability", "8.9,,8.6"], "values separated by commas"),
         (["--workspace-mib", "0"], "workspace-mib"),
     ],

@@ -232,7 +232,7 @@ def test_prune_removes_what_killed_commands_left_beside_outputs(
     assert all(path.exists() for path in (*others, running))
     for path in left:
         assert path.exists() is dry_run
-        assert f"{path}: {'would be ' if dry_run else ''}removed, 4 B: left by a command" in out
+        assert f"{path}: {'would be ' if dry_run else ''}removed, 4 B: leftover of a run" in out
     restored = not dry_run and pointed_at == "its folder"
     assert (made / "other.mmedge").exists() is restored
     assert aside.exists() is not restored

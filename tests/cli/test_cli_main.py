@@ -152,7 +152,7 @@ def test_a_signal_is_one_line_and_the_exit_code(tmp_path: Path, sent: signal.Sig
         process.send_signal(sent)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + sent
-    assert errors == "Error: Interrupted. Nothing half-written is left behind.\n"
+    assert errors == "Error: Interrupted. No partial output is left behind.\n"
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
