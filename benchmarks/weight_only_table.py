@@ -1,4 +1,4 @@
-"""What benchmarks/weight_only.py recorded, as tables for the README and for docs/weight-only.md."""
+"""What benchmarks/weight_only.py recorded, as tables for the documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS = {"decoder": "decoder, 124 M", "encoder": "ViT-L/14, 304 M"}
 
 
 def summary() -> list[str]:
-    """Return the lines for the README."""
+    """Return the lines for docs/benchmarks.md."""
     document = load("weight_only")
     results = document["results"]
     intro = (
@@ -29,7 +29,7 @@ def summary() -> list[str]:
         f"({_machine(document)}). The image encoder of "
         "the shapes CLIP is trained; a decoder of GPT-2's size and the image encoder of ViT-L/14 "
         "have random weights, whose cosines are weak evidence. More: "
-        "[docs/weight-only.md](docs/weight-only.md)."
+        "[weight-only.md](weight-only.md)."
     )
     head = [
         "",
