@@ -18,6 +18,8 @@ __all__ = ["DUAL_ENCODER_TASK", "load_model", "read_architecture", "read_part"]
 
 # optimum's name for what dual encoders are loaded for.
 DUAL_ENCODER_TASK = "zero-shot-image-classification"
+# Configurations that early releases of transformers 5 do not list.
+_UNLISTED = {"siglip_text_model": "SiglipTextConfig"}
 # Keys that every configuration takes and that change what a module returns, not what it computes.
 _CALL_OPTIONS = {"dtype", "output_attentions", "output_hidden_states", "return_dict", "torch_dtype"}
 # Tied weights are stored once, and what is missing is reported after loading; beyond this factor
@@ -34,10 +36,14 @@ def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is u
     Raises:
         SourceError: If transformers refuses it.
     """
+    import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    name = source.model_type
     with foreign_errors(f"{source.fields.file}: transformers refuses it", "Correct the file."):
-        return _build_config(CONFIG_MAPPING[source.model_type], source.config, CONFIG_MAPPING)
+        listed = name in CONFIG_MAPPING
+        kind = CONFIG_MAPPING[name] if listed else getattr(transformers, _UNLISTED[name])
+        return _build_config(kind, source.config, CONFIG_MAPPING)
 
 
 def read_part(source: Source, part: str) -> Fields:

@@ -154,7 +154,9 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
     rescale, normalize = config.find(Rescale), config.find(Normalize)
     allowed = (rescale.factor if rescale else 1.0) / (min(normalize.std) if normalize else 1) + 1e-5
     pictures = _probe_images()
-    if reference.do_convert_rgb:
+    with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+        composes = reference.do_convert_rgb and _composes_on_white(reference)
+    if composes:
         pictures[-1].putalpha(Image.linear_gradient("L").resize(pictures[-1].size))
     for (height, width), picture in zip(_PROBE_SIZES, pictures, strict=True):
         with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
@@ -172,6 +174,13 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
                 f"{error:.3g} after preprocessing, {allowed:.3g} is allowed. The preprocessing "
                 "cannot be frozen."
             )
+
+
+def _composes_on_white(reference: Any) -> bool:  # noqa: ANN401, transformers is untyped
+    """Tell whether transformers composes on white: early releases of 5 drop alpha instead."""
+    clear, white = Image.new("RGBA", (64, 64)), Image.new("RGB", (64, 64), "white")
+    got, expected = (reference(one, return_tensors="np")["pixel_values"] for one in (clear, white))
+    return bool(np.array_equal(got, expected))
 
 
 def _probe_images() -> list[Image.Image]:

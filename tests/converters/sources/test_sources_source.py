@@ -119,7 +119,7 @@ def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
 
 def test_an_unknown_architecture_is_named_with_what_is_supported(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "perceptron"}')
-    with pytest.raises(SourceError, match=r"'perceptron'.*Supported: .*clip, siglip"):
+    with pytest.raises(SourceError, match=r"'perceptron'.*Supported: .*clip, .*siglip"):
         family_of(open_source(str(folder)))
 
 
