@@ -1,4 +1,4 @@
-"""What runs a graph: the Session contract, the Backend contract, and one package a backend.
+"""Runtimes: the Session and Backend contracts, and one package per backend.
 
 Importing this package loads no engine; a backend loads its own when it is first used.
 """

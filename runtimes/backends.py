@@ -1,4 +1,4 @@
-"""The Backend contract, and the list of backends."""
+"""Backend contract and registry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "require_defaults",
 ]
 
-# One line a backend, "module:ATTRIBUTE"; the module is imported when the backend is first used.
+# One line per backend, "module:ATTRIBUTE", imported on first use.
 BACKENDS: dict[str, str] = {
     "onnxruntime": "mmedge.runtimes.ort.backend:BACKEND",
     "openvino": "mmedge.runtimes.openvino:BACKEND",
@@ -45,7 +45,7 @@ DEFAULT_BACKEND = next(iter(BACKENDS))
 PORTABLE_TARGET = "tensorrt"
 """The conversion target whose graphs are in standard ONNX operators."""
 
-# Opened by name and never offered: for the tests of whoever builds on mmedge.
+# Opened by name only, never listed: for tests of code that uses mmedge.
 _FOR_TESTS = {"fake": "mmedge.runtimes.fake:BACKEND"}
 # Devices with a library of their own, and the function that describes them.
 _DEVICE_PROBES = {"cuda": "mmedge.runtimes.cuda.runtime:probe"}
@@ -53,7 +53,7 @@ _DEVICE_PROBES = {"cuda": "mmedge.runtimes.cuda.runtime:probe"}
 
 @dataclass(frozen=True, slots=True)
 class VariantFacts:
-    """What the manifest says of a variant.
+    """Facts about a variant, from the manifest.
 
     Attributes:
         layouts: Of its graphs.
@@ -68,7 +68,7 @@ class VariantFacts:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What of a machine decides which backends it can use.
+    """Machine facts that decide which backends are available.
 
     Attributes:
         architecture: As `uname -m` prints it.
@@ -91,7 +91,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """A backend's engine, as this Python sees it.
+    """A backend's engine, as installed in this Python.
 
     Attributes:
         name: Of its backend.
@@ -113,13 +113,13 @@ class EngineFacts:
 
     @property
     def usable(self) -> bool:
-        """Whether it is installed and starts."""
+        """Whether the engine is installed and starts."""
         return self.version is not None and not self.fault
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What keeps a variant from running.
+    """Reason why a variant cannot run.
 
     Attributes:
         state: "needs" if something has to be installed, "no" if it never runs there.
@@ -135,7 +135,7 @@ class Obstacle:
 
 
 class Backend(Protocol):
-    """What runs graphs. A backend subclasses this and overrides what differs.
+    """Base class of backends, which override what differs.
 
     The defaults are those of a backend that runs graphs in standard operators on the CPU, and opens
     any of them at once. Loading the engine is left to `probe`, `available_devices` and
@@ -166,14 +166,14 @@ class Backend(Protocol):
         ...
 
     def layouts(self, device: str) -> tuple[str, ...]:
-        """Return the layouts of a bundle's variants that it runs on a device, preferred first.
+        """Return the variant layouts that it runs on a device, preferred first.
 
         Empty for a kind of device that this backend never has.
         """
         return ("portable",) if device == "cpu" else ()
 
     def available_devices(self) -> tuple[str, ...]:
-        """Return the devices that this backend can use here, best first; empty if not installed.
+        """Return the devices available to this backend here, best first; empty if not installed.
 
         Must not raise and must not print.
         """
@@ -187,13 +187,13 @@ class Backend(Protocol):
         return Obstacle("no", reason, convert_to=PORTABLE_TARGET)
 
     def devices_on(self, hardware: Hardware, engine: EngineFacts) -> tuple[str, ...]:  # noqa: ARG002
-        """Return the kinds of devices that it has, or could have, on such a machine."""
+        """Return the kinds of devices that it has, or could have, on a machine."""
         return ("cpu",)
 
     def explain(
         self, variant: VariantFacts, device: str, hardware: Hardware, engine: EngineFacts
     ) -> Obstacle | None:
-        """Return what keeps a variant from running on a machine, None if nothing does.
+        """Return why a variant cannot run on a machine, None if it can.
 
         The most stubborn obstacle first: the variant, the hardware, the installation. That an
         engine may have to be built first is left out.
@@ -227,7 +227,7 @@ class Backend(Protocol):
         return {"offers": list(self.available_devices())}
 
     def is_prepared(self, model: Path, options: SessionOptions) -> bool:  # noqa: ARG002
-        """Tell whether open_session would open a graph in seconds rather than minutes.
+        """Return whether open_session opens a graph in seconds rather than minutes.
 
         Must not raise; what would not open at all is not prepared.
         """
@@ -239,7 +239,7 @@ class Backend(Protocol):
         options: SessionOptions,  # noqa: ARG002
         progress: BuildProgress | None = None,  # noqa: ARG002
     ) -> None:
-        """Do ahead what would make opening a graph take minutes, such as building its engine.
+        """Do slow work ahead of opening a graph, such as building its engine.
 
         The result lies in the cache folder, where open_session finds it.
 
@@ -252,10 +252,10 @@ class Backend(Protocol):
             EngineBuildError: If the engine cannot be built.
             BackendError, StorageError: As for open_session.
         """
-        return  # an empty body would make it abstract
+        return  # an empty body would be abstract
 
     def open_session(self, model: Path, options: SessionOptions) -> Session:
-        """Make a session from an ONNX file.
+        """Open an ONNX file.
 
         Raises:
             BackendUnavailableError: If the engine or the device is missing, with what to install.
@@ -306,7 +306,7 @@ def open_session(
 
 
 def require_defaults(name: str, options: SessionOptions, fields: Sequence[str]) -> None:
-    """Check that options which a backend does not have are left at their defaults.
+    """Check that options unsupported by a backend have their default values.
 
     Raises:
         BackendUnavailableError: If one is not.
@@ -315,7 +315,7 @@ def require_defaults(name: str, options: SessionOptions, fields: Sequence[str]) 
         if (got := getattr(options, each)) != default:
             raise BackendUnavailableError(
                 f"The {name} backend has no option {each}: got {got!r}, expected {default!r}. "
-                f"Leave it out, or name the backend '{DEFAULT_BACKEND}'."
+                f"Omit it, or use the backend '{DEFAULT_BACKEND}'."
             )
 
 

@@ -21,10 +21,10 @@ _Engine = TypeVar("_Engine")
 
 
 class Releasable(Protocol):
-    """Holder of an engine's memory, which it frees when the session is closed."""
+    """Holder of engine memory, freed when the session is closed."""
 
     def release(self) -> None:
-        """Free the engine's memory; later runs are a BackendError."""
+        """Free the engine's memory; later runs raise a BackendError."""
         ...
 
 
@@ -73,7 +73,7 @@ class SessionBase(Session, Generic[_Engine]):
 
     @property
     def placement(self) -> Placement:
-        """What really runs where."""
+        """Actual placement, reported by the engine."""
         return self._placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -110,13 +110,13 @@ class SessionBase(Session, Generic[_Engine]):
         capacity: int | None = None,
         given: Mapping[str, Array] | None = None,
     ) -> StatefulRun:
-        """Begin calls that hand a state to each other; see Session.start."""
+        """Start stateful calls; see Session.start."""
         self._opened()
         kind = self._state_kind(state)
         return kind(self, state, batch=batch, capacity=capacity, given=given or {})
 
     def close(self) -> None:
-        """Free the engine's memory, once the runs that have begun are done."""
+        """Free the engine's memory after pending runs have finished."""
         with self._lock:
             engine, self._engine = self._engine, None
             bindings = list(self._bindings)
@@ -136,7 +136,7 @@ class SessionBase(Session, Generic[_Engine]):
     def _bound(
         self, engine: _Engine, inputs: dict[str, Array], outputs: dict[str, Array]
     ) -> Callable[[], None]:
-        """Return what runs the engine on these arrays; here, `_run` and a copy.
+        """Return a bound run on these arrays; by default `_run` and a copy.
 
         Raises:
             BackendError: If the engine refuses them.
@@ -155,10 +155,10 @@ class SessionBase(Session, Generic[_Engine]):
         return HostState
 
     def _free(self, engine: _Engine) -> None:
-        """Free what an engine does not free by itself once nothing refers to it."""
+        """Free what the engine does not free when it is garbage-collected."""
 
     def _kept(self, binding: _Kept) -> _Kept:
-        """Return a binding that is released when the session is closed, which may be by now."""
+        """Return a binding that is released with the session, which may be closed by now."""
         with self._lock:
             if self._engine is not None:
                 self._bindings.add(binding)
@@ -167,7 +167,7 @@ class SessionBase(Session, Generic[_Engine]):
         return binding
 
     def _opened(self) -> _Engine:
-        # A local reference keeps the engine alive until a call is done, whoever closes the session.
+        # A local reference keeps the engine alive until a call ends, even if the session is closed.
         engine = self._engine
         if engine is None:
             raise closed_error(self._model)
@@ -235,7 +235,7 @@ class BoundRun:
 
 
 def check_same_shapes(model: Path, made: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Check that outputs have the shapes that a binding was made for.
+    """Check that outputs have the shapes of their binding.
 
     Raises:
         BackendError: If one has not, as one may whose size depends on values.
@@ -249,5 +249,5 @@ def check_same_shapes(model: Path, made: Mapping[str, Array], outputs: Mapping[s
 
 
 def closed_error(model: Path) -> BackendError:
-    """Return what is raised when a closed session is run."""
+    """Return the error for using a closed session."""
     return BackendError(f"{model}: the session is closed. Open another with open_session.")

@@ -38,13 +38,13 @@ FakeFunction: TypeAlias = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class FakeBackend(Backend):
-    """Opens any bundle and computes nothing."""
+    """Backend that opens any bundle and computes nothing."""
 
     name = "fake"
     title = "Fake"
 
     def engine_version(self) -> None:
-        """Return None: there is no engine, so it is never chosen."""
+        """Return None: no engine, so it is never chosen."""
 
     def layouts(self, device: str) -> tuple[str, ...]:  # noqa: ARG002
         """Return every layout: no operator is computed."""
@@ -55,7 +55,7 @@ class FakeBackend(Backend):
         return ("cpu",)
 
     def open_session(self, model: Path, options: SessionOptions) -> FakeSession:
-        """Make a fake with the specs of an ONNX file, whose weights are not read.
+        """Return a fake session with the specs of an ONNX file, without reading weights.
 
         Args:
             model: The ONNX file.
@@ -78,7 +78,7 @@ BACKEND = FakeBackend()
 
 
 class FakeSession(SessionBase[FakeFunction]):
-    """A Session that computes nothing.
+    """A Session whose outputs are drawn or given.
 
     Args:
         inputs: Input specs.
@@ -155,7 +155,7 @@ def _drawn_output(
     feed: Mapping[str, Array],
     sizes: Mapping[str, int],
 ) -> Array:
-    """Draw one output from a hash of the inputs."""
+    """Draw one output, seeded by a hash of the inputs."""
     shape = _shape(spec, sizes)
     lead = spec.shape[0] if spec.shape else None
     if not isinstance(lead, str) or lead not in sizes:

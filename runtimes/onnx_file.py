@@ -1,4 +1,4 @@
-"""The reader of ONNX files, without onnx or protobuf: specs, opset, dtypes, external data.
+"""ONNX file reader without onnx or protobuf: specs, opset, dtypes, external data.
 
 Reads the protobuf wire format (https://protobuf.dev/programming-guides/encoding/) of the few
 fields that a device needs, numbered as in onnx.proto
@@ -30,9 +30,9 @@ __all__ = [
 ]
 
 PAIRED_KEY = "mmedge.paired"
-"""Key of a model's metadata: "true" where no sum of two int8 products passes 16 bits."""
+"""Metadata key of a model: "true" if no sum of two int8 products exceeds 16 bits."""
 
-# onnx.proto: TensorProto.DataType, as far as numpy has the type.
+# onnx.proto: TensorProto.DataType, for the types that numpy has.
 _DTYPES = {
     1: "float32",
     2: "uint8",
@@ -51,18 +51,18 @@ _UINT8, _INT8, _FLOAT16 = 2, 3, 10
 _FLOAT8 = (17, 18, 19, 20)  # E4M3FN, E4M3FNUZ, E5M2, E5M2FNUZ
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
-# What no honest model has, and what a hostile one could cost time or memory by.
+# Limits beyond any real model, against hostile files that cost time or memory.
 _MAX_FIELDS = 4_000_000
-_MAX_GRAPHS = 32  # nested in each other, which is what protobuf allows
+_MAX_GRAPHS = 32  # nesting depth that protobuf allows
 _MAX_NAME_BYTES = 1 << 16
-_MAX_AXES = 32  # what every numpy has
+_MAX_AXES = 32  # limit of every numpy version
 _MAX_SIZE = 2**31 - 1
 _OFFSET = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalData:
-    """Where a tensor's bytes lie outside the ONNX file.
+    """Location of a tensor's bytes outside the ONNX file.
 
     Attributes:
         location: POSIX path relative to the ONNX file's folder, as written in the file.
@@ -75,7 +75,7 @@ class ExternalData:
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """What an ONNX file says of itself.
+    """Contents of an ONNX file, without weights.
 
     Attributes:
         ir_version: Version of the file format.
@@ -104,19 +104,19 @@ class OnnxFile:
 
     @property
     def external_locations(self) -> tuple[str, ...]:
-        """Every path that a tensor names as its external data, sorted."""
+        """Paths of external data, sorted."""
         return tuple(sorted({entry.location for entry in self.external_data}))
 
 
 def axis_dim(size: int | str | None, tensor: str, axis: int) -> Dim:
-    """Return the Dim of an axis as a file or an engine gives it; an unnamed one gets a name."""
+    """Return the Dim of an axis from a file or an engine; unnamed axes get a name."""
     if isinstance(size, int) and size >= 0:
         return size
     return size if isinstance(size, str) and size.strip() else f"{tensor}.{axis}"
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
-    """Read what an ONNX file says of itself.
+    """Read an ONNX file without its weights.
 
     Raises:
         BackendError: If the file is missing, is not ONNX, is cut short, or is beyond the bounds of
@@ -147,7 +147,7 @@ def read_onnx_file(path: Path) -> OnnxFile:
 
 
 def check_external_data(path: Path, model: OnnxFile) -> None:
-    """Check that a model's external data lies beside or below it and is complete.
+    """Check that a model's external data is complete and in or below its folder.
 
     Raises:
         BackendError: If a location leaves the model's folder, is missing, or is too short.
@@ -166,8 +166,7 @@ def check_external_data(path: Path, model: OnnxFile) -> None:
             raise BackendError(f"{what} cannot be reached: {error}. Copy it again.") from error
         if not inside:
             raise BackendError(
-                f"{what} leads outside {folder}. It is refused: external data must lie beside the "
-                "model."
+                f"{what} leads outside {folder}. Rejected: external data must lie beside the model."
             )
         if got_bytes is None:
             raise BackendError(f"{what} is missing from {folder}. Copy it there, beside the model.")
@@ -179,11 +178,11 @@ def check_external_data(path: Path, model: OnnxFile) -> None:
 
 
 class _UnsupportedTypeError(Exception):
-    """An input or output is no array that numpy could hold."""
+    """An input or output that numpy cannot hold."""
 
 
 class _Reader:
-    """Walks the messages of one mapped file; each method reads the message in [begin, end)."""
+    """Reader of one mapped file; each method reads the message in [begin, end)."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -349,7 +348,7 @@ class _Reader:
                 self._tensor(first, second)
 
     def _tensor(self, begin: int, end: int) -> str:
-        """Note a tensor's dtype and external data, and return its name."""
+        """Record a tensor's dtype and external data, and return its name."""
         name, external = "", False
         entries: dict[str, list[str]] = {}
         for number, first, second in self._fields(begin, end):
@@ -368,7 +367,7 @@ class _Reader:
             elif number == 14:
                 external = first == _EXTERNAL
         end_bytes = _size(entries, "offset") + _size(entries, "length")
-        # A location is noted also where the tensor does not say that it is used, or says two.
+        # A location is recorded even if the tensor does not use it, or has two.
         for location in entries.get("location", []) or [""] * external:
             self._external.append(ExternalData(location, end_bytes))
         return name
@@ -413,8 +412,8 @@ class _Reader:
 
 
 def _size(entries: dict[str, list[str]], key: str) -> int:
-    """Return the number of bytes that an entry of a tensor's external data states."""
+    """Return the number in an entry of a tensor's external data, in bytes."""
     stated = entries.get(key, ["0"])
     if not all(_OFFSET.fullmatch(text) for text in stated):
-        raise ValueError(f"the {key} of external data is no number: {stated[0][:40]!r}")
+        raise ValueError(f"the {key} of external data is not a number: {stated[0][:40]!r}")
     return max(map(int, stated), default=0)

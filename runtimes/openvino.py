@@ -1,4 +1,4 @@
-"""The OpenVINO backend, on the CPU. Needs `pip install mmedge[openvino]`: OpenVINO 2025.4 or newer.
+"""OpenVINO backend for the CPU. Needs OpenVINO 2025.4 or newer: `pip install mmedge[openvino]`.
 
 How it uses SessionOptions:
 
@@ -45,7 +45,7 @@ __all__ = ["BACKEND", "OpenVinoBackend", "OpenVinoSession"]
 
 _ARM = ("aarch64", "arm64")
 _ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
-# Before, a graph that hands an input on as an output overwrote the caller's bound input.
+# Older versions overwrite the caller's bound input if a graph passes it through as an output.
 _OLDEST = (2025, 4)
 _import_lock = threading.Lock()
 
@@ -147,7 +147,7 @@ class OpenVinoBackend(Backend):
         return () if hardware.architecture in _ARM and not engine.usable else ("cpu",)
 
     def probe(self) -> Mapping[str, object]:
-        """Load OpenVINO and return the devices that are used."""
+        """Load OpenVINO and return its devices."""
         return {"offers": list(self._devices())}
 
     def _devices(self) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ class OpenVinoBackend(Backend):
             devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
         except _engine_exceptions() as error:
             raise _mapped(
-                error, f"{model}: OpenVINO {_short_version(engine)} refuses it"
+                error, f"{model}: OpenVINO {_short_version(engine)} rejects it"
             ) from error
         if devices != ["CPU"]:
             raise PlacementError(f"{model}: OpenVINO would run it on {devices}, expected ['CPU'].")
@@ -193,7 +193,7 @@ BACKEND = OpenVinoBackend()
 
 
 def _load_engine() -> ModuleType:
-    """Import openvino, whose telemetry stays off.
+    """Import openvino with telemetry off.
 
     Importing openvino sends an event over the network unless its telemetry package is missing, so
     it is hidden meanwhile. Who imports openvino before us has chosen otherwise.
@@ -222,13 +222,13 @@ def _load_engine() -> ModuleType:
 
 @cache
 def _core() -> Any:  # noqa: ANN401
-    """Return the engine's one Core, which holds the plug-ins."""
+    """Return the process-wide Core, which holds the plug-ins."""
     return _load_engine().Core()
 
 
 @cache
 def _engine_exceptions() -> tuple[type[Exception], ...]:
-    """Return every class that the engine raises: its own, and what pybind11 makes of C++ errors."""
+    """Return the exception classes of the engine: its own, and pybind11's for C++ errors."""
     places = [importlib.import_module(f"openvino.{name}") for name in ("exceptions", "frontend")]
     own = {
         found
@@ -246,7 +246,7 @@ def _settings(options: SessionOptions) -> dict[str, object]:
         "INFERENCE_NUM_THREADS": options.threads or len(allowed_processors()),
         "ENABLE_HYPER_THREADING": True,  # else at most one thread per core
         "ENABLE_CPU_PINNING": False,
-        # Defaults that may compute in a lower precision than the graph's.
+        # Their defaults may compute below the graph's precision.
         "INFERENCE_PRECISION_HINT": "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "KV_CACHE_PRECISION": "f32",
@@ -259,7 +259,7 @@ def _short_version(engine: ModuleType) -> str:
 
 
 def _check_version(found: str) -> None:
-    """Refuse an OpenVINO that is too old.
+    """Reject an OpenVINO that is too old.
 
     Raises:
         BackendUnavailableError: If it is.
@@ -298,14 +298,14 @@ def _ports(compiled: Any, model: Path, graph: OnnxFile) -> dict[str, int]:  # no
 def _tensor(engine: ModuleType, array: Array) -> Any:  # noqa: ANN401
     """Return a tensor that shares an array's memory; the caller keeps the array alive."""
     if not array.flags.writeable:
-        # The engine refuses such an array, though it only reads from it.
+        # The engine rejects such an array, although it only reads it.
         memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
         array = np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
     return engine.Tensor(array, shared_memory=True)
 
 
 def _check_narrow(feed: Mapping[str, Array]) -> None:
-    """Refuse integers that the engine would silently cut to their lower 32 bits."""
+    """Reject integers that the engine would silently truncate to 32 bits."""
     limits = np.iinfo(np.int32)
     for name, array in feed.items():
         if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
@@ -317,7 +317,7 @@ def _check_narrow(feed: Mapping[str, Array]) -> None:
                 )
 
 
-# Pattern in the engine's message -> cause and way out; the first match counts.
+# Pattern in the engine's message -> cause and fix; the first match counts.
 _REASONS = (
     (
         r"bad_alloc|out of memory|cannot allocate|failed to allocate|MemoryError",
@@ -335,8 +335,8 @@ _REASONS = (
 
 
 def _mapped(error: Exception, what: str) -> BackendError:
-    """Return the error for an engine's exception, with cause and way out where known."""
-    # Lines that name the engine's own source files are left out.
+    """Return the error for an engine's exception, with cause and fix if known."""
+    # Lines naming the engine's source files are dropped.
     lines = [line.strip() for line in str(error).splitlines()]
     said = "; ".join(line for line in lines if line and not re.search(r"\.[ch]pp:\d+", line))
     said = said if len(said) <= 400 else f"{said[:400]}..."

@@ -1,4 +1,4 @@
-"""The processor of this machine: its name, what of it this process may use, its int8 sums."""
+"""CPU of this machine: name, allowed processors, int8 saturation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def allowed_processors() -> tuple[int, ...]:
 
 
 def int8_saturates(machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Tell whether this processor adds pairs of int8 products in 16 bits, which saturates.
+    """Return whether this processor adds pairs of int8 products in 16 bits, which saturates.
 
     x86 does without VNNI; where nothing shows whether it has VNNI, it is taken not to.
 
@@ -39,7 +39,7 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name: x86 calls it 'model name', Arm boards 'Model' or 'Hardware'."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not every kernel or container shows it
+    except OSError:  # missing in some kernels and containers
         text = ""
     fields: dict[str, str] = {}
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The Session contract: one graph, ready to run, whatever engine runs it."""
+"""Session contract: one graph, ready to run on any engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BuildProgress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How a TensorRT engine is run. Other backends ignore it.
+    """TensorRT options; other backends ignore them.
 
     Attributes:
         contexts: Concurrent calls, each with its own execution context, stream and buffers,
@@ -58,7 +58,7 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How a graph is run. The defaults suit one caller that wants low latency.
+    """Session options. The defaults suit a single caller that needs low latency.
 
     Attributes:
         device: "cpu", "cuda" or "cuda:N"; where it cannot run there, PlacementError.
@@ -100,7 +100,7 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What really runs, read from the engine once the session is made.
+    """Actual placement of a graph, read from the engine.
 
     Attributes:
         backend: Name in BACKENDS.
@@ -125,7 +125,7 @@ class Placement:
 
 
 class Binding(Protocol):
-    """Preallocated buffers of one shape. Write to `inputs`, call `run`, read `outputs`.
+    """Preallocated buffers of one shape: write to `inputs`, call `run`, read `outputs`.
 
     The arrays stay the same from call to call: nothing is allocated and nothing is copied on the
     host. A binding belongs to one thread at a time.
@@ -147,14 +147,14 @@ class Binding(Protocol):
 
 
 class StatefulRun(Closing, Protocol):
-    """Calls that hand a state to each other, which stays where the engine keeps it.
+    """Stateful calls, whose state stays where the engine keeps it.
 
     One thread at a time. Where a call is refused or fails, the state is as it was before.
     """
 
     @property
     def length(self) -> int:
-        """Number of positions that the state holds; 0 where nothing grows."""
+        """Number of positions in the state; 0 if nothing grows."""
         ...
 
     def step(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -174,7 +174,7 @@ class StatefulRun(Closing, Protocol):
         ...
 
     def reorder(self, rows: Array) -> None:
-        """Put sequences in another order, as beam search does.
+        """Reorder the sequences, as beam search does.
 
         Args:
             rows: (new batch,) integers: which sequence each one continues. A sequence may come
@@ -187,7 +187,7 @@ class StatefulRun(Closing, Protocol):
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on, as when a chat turn is taken back.
+        """Drop the positions from `length` on, for example to undo a chat turn.
 
         Raises:
             InputError: If there are not so many, or a part of the state is replaced at each call.
@@ -224,7 +224,7 @@ class Session(Closing, Protocol):
 
     @property
     def placement(self) -> Placement:
-        """What really runs where."""
+        """Actual placement, reported by the engine."""
         ...
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -260,7 +260,7 @@ class Session(Closing, Protocol):
         capacity: int | None = None,
         given: Mapping[str, Array] | None = None,
     ) -> StatefulRun:
-        """Begin calls that hand a state to each other.
+        """Start stateful calls.
 
         Args:
             state: Of this graph. It begins with zeros and without positions.
@@ -278,5 +278,5 @@ class Session(Closing, Protocol):
         ...
 
     def close(self) -> None:
-        """Free the engine's memory. Closing twice is fine; running afterwards is a BackendError."""
+        """Free the engine's memory. Closing twice is allowed; later runs raise a BackendError."""
         ...

@@ -1,4 +1,4 @@
-"""State over several calls of a session: what a KV cache, a GRU or cross-attention needs."""
+"""State across calls of a session: KV caches, GRUs, cross-attention."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HostState", "contiguous"]
 
-_HELD = "held positions"  # the axis of a buffer that is given as far as it is filled
+_HELD = "held positions"  # buffer axis that is passed up to its filled length
 
 
 class HostState(Closing):
-    """A StatefulRun over `run` of any session: the state lies in host arrays.
+    """A StatefulRun over any session, with the state in host arrays.
 
     An engine that keeps state where it computes overrides `_hold`, `_read`, `_take`, `_shape` or
     `_call`.
@@ -79,11 +79,11 @@ class HostState(Closing):
 
     @property
     def length(self) -> int:
-        """Number of positions that the state holds."""
+        """Number of positions in the state."""
         return self._length
 
     def step(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph and take its state over; see StatefulRun.step."""
+        """Run the graph and update the state; see StatefulRun.step."""
         held = self._opened()
         sizes = check_feed(self._fed, feed, self._session._axes, self._sizes)
         new = sizes.get(self._state.new, 1) if self._growing else 0
@@ -94,7 +94,7 @@ class HostState(Closing):
             )
         ready = {name: contiguous(array) for name, array in feed.items()}
         outputs, present = self._call(ready, held, sizes)
-        # All are checked once, later the first stands for the others.
+        # The first call checks all, later calls only the first.
         grown = [tensor for tensor in self._growing if tensor.input in present]
         for tensor in grown[:1] if self._checked else grown:
             self._check_grown(tensor, held, present[tensor.input], new)
@@ -104,7 +104,7 @@ class HostState(Closing):
         return outputs
 
     def reorder(self, rows: Array) -> None:
-        """Put sequences in another order; see StatefulRun.reorder."""
+        """Reorder the sequences; see StatefulRun.reorder."""
         held, batch = self._opened(), self._sizes[self._state.batch]
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not rows.size:
@@ -123,7 +123,7 @@ class HostState(Closing):
         self._sizes[self._state.batch] = len(rows)
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on; see StatefulRun.truncate."""
+        """Drop the positions from `length` on; see StatefulRun.truncate."""
         held = self._opened()
         if not 0 <= length <= self._length:
             raise InputError(f"length: got {length}, expected 0 to {self._length}.")
@@ -149,20 +149,20 @@ class HostState(Closing):
         return {name: array.copy() for name, array in (saved | cut).items()}
 
     def close(self) -> None:
-        """Free the state. Closing twice is fine."""
+        """Free the state. Closing twice is allowed."""
         self._held = None
 
     def _hold(self, array: Array) -> Any:  # noqa: ANN401
-        """Return what stands for a host array in the engine."""
+        """Return the engine's form of a host array."""
         return array
 
     def _read(self, value: Any) -> Array:  # noqa: ANN401
-        """Return the host array of what stands in the engine."""
+        """Return the host array of an engine value."""
         array: Array = value
         return array
 
     def _take(self, value: Any, rows: Array, axis: int) -> Any:  # noqa: ANN401
-        """Return some rows of what stands in the engine."""
+        """Return some rows of an engine value."""
         return self._hold(np.take(self._read(value), rows, axis))
 
     def _shape(self, value: Any) -> tuple[int, ...]:  # noqa: ANN401
@@ -194,7 +194,7 @@ class HostState(Closing):
         return self._held
 
     def _given_length(self, given: Mapping[str, Array], batch: Mapping[str, int]) -> int:
-        """Check what is given, and return how many positions it holds."""
+        """Check the given state, and return its number of positions."""
         if unknown := sorted(given.keys() - self._specs.keys()):
             raise InputError(
                 f"given: {unknown} are no state, expected some of {sorted(self._specs)}."
@@ -214,7 +214,7 @@ class HostState(Closing):
         return max(held.values(), default=0)
 
     def _largest(self, capacity: int | None, buffers: list[int]) -> int:
-        """Return how long the state may get, 0 where nothing grows."""
+        """Return the capacity of the state, 0 if nothing grows."""
         if not self._growing:
             return 0
         limits = buffers + ([] if self._state.capacity is None else [self._state.capacity])
@@ -228,7 +228,7 @@ class HostState(Closing):
         return found
 
     def _first(self, given: Mapping[str, Array], batch: Mapping[str, int]) -> dict[str, Array]:
-        """Return the state before the first step: what is given, and zeros."""
+        """Return the initial state: given tensors, zeros elsewhere."""
         sizes = dict.fromkeys(self._empty, 0) | dict(batch)
         first: dict[str, Array] = {}
         for tensor in self._state.tensors:
@@ -284,7 +284,7 @@ def _upto(axis: int, length: int) -> tuple[slice, ...]:
 
 
 def _check_names(state: State, inputs: Mapping[str, TensorSpec], outputs: set[str]) -> None:
-    """Check a state against the graph that it is of."""
+    """Check a state against its graph."""
     for tensor in state.tensors:
         for name, known in ((tensor.input, inputs.keys()), (tensor.output, outputs)):
             if name is not None and name not in known:

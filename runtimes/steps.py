@@ -1,4 +1,4 @@
-"""A feed run in several calls that hand a state to each other."""
+"""Running a feed in several stateful calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEPS = 2  # after the first call
 
 
 def run_steps(session: Session, state: State, feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Run a feed as a prefill and two steps of one position each.
+    """Run a feed as a prefill and two single-position steps.
 
     A state without positions, such as that of a GRU, is handed on between three calls of the whole
     feed.
@@ -70,7 +70,7 @@ def _parts(
 
 
 def _cut(spec: TensorSpec, state: State, array: Array, start: int, stop: int) -> Array:
-    """Cut an input to some positions; an axis that spans the past too begins at its start."""
+    """Slice an input to some positions; axes that include the past start at 0."""
     cuts = []
     for dim in spec.shape:
         terms = dim.split(" + ") if isinstance(dim, str) else ()

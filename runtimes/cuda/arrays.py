@@ -1,4 +1,4 @@
-"""Arrays on the device: inputs made by others, outputs of a session.
+"""Device arrays: inputs from other libraries, outputs of a session.
 
 Handed in is whatever offers `__cuda_array_interface__` (version 2 or 3: torch, CuPy, Numba, JAX,
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) or `__dlpack__`
@@ -22,10 +22,10 @@ from mmedge.specs import Array
 __all__ = ["ALIGNMENT_BYTES", "DeviceArray", "DeviceInput", "DeviceView", "is_device_array", "view"]
 
 ALIGNMENT_BYTES = 256
-"""What TensorRT asks of the address of an input or output."""
+"""Alignment that TensorRT requires of input and output addresses."""
 
-_DEFAULT_STREAM = 1  # CUDA's handle of the one that waits for all others, and they for it
-# DLPack: DLDeviceType and DLDataTypeCode, as far as numpy has the type.
+_DEFAULT_STREAM = 1  # CUDA's legacy default stream, which synchronizes with all others
+# DLPack: DLDeviceType and DLDataTypeCode, for the types that numpy has.
 _CUDA_KINDS = {2: "device", 13: "managed"}
 _LETTERS = {0: "i", 1: "u", 2: "f", 6: "b"}
 
@@ -43,12 +43,12 @@ class _OffersDlpack(Protocol):
 
 
 DeviceInput: TypeAlias = _OffersInterface | _OffersDlpack
-"""An array on the device, whoever made it."""
+"""An array on the device, from any library."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """Where an array lies on the device.
+    """Location of an array on the device.
 
     Attributes:
         address: Of its first element.
@@ -67,12 +67,12 @@ class DeviceView:
     owner: object
 
     def stand_in(self) -> Array:
-        """Return a host array of the same shape and dtype that takes no memory, for checks."""
+        """Return a host array of the same shape and dtype without memory, for checks."""
         return np.broadcast_to(np.zeros((), self.dtype), self.shape)
 
 
 def is_device_array(value: object) -> bool:
-    """Tell whether a value says that it lies on a CUDA device."""
+    """Return whether a value declares that it lies on a CUDA device."""
     if isinstance(value, np.ndarray):
         return False
     if _has_interface(value):
@@ -83,7 +83,7 @@ def is_device_array(value: object) -> bool:
 def view(
     name: str, value: object, device: Device, stream: Stream, writer: int | None = None
 ) -> DeviceView:
-    """Return where an array lies, ready to be read in a stream.
+    """Return an array's location, ready to be read in a stream.
 
     Args:
         name: Of the input, for messages.
@@ -123,7 +123,7 @@ def view(
 
 
 class DeviceArray:
-    """An output on the device, complete and owned by the caller.
+    """A complete output on the device, owned by the caller.
 
     torch.as_tensor, cupy.asarray and numba.cuda.as_cuda_array take it without a copy. Its memory is
     freed once neither it nor anything made from it is left.
@@ -152,12 +152,12 @@ class DeviceArray:
 
     @property
     def address(self) -> int:
-        """Where it lies on the device."""
+        """Device address."""
         return self._memory.address
 
     @property
     def size_bytes(self) -> int:
-        """How long it is."""
+        """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @classmethod
@@ -181,7 +181,7 @@ class DeviceArray:
         return cls(device.allocate(max(size, 1), f"an array {dtype.name}{shape}"), shape, dtype)
 
     def take(self, rows: Array) -> DeviceArray:
-        """Return a new array on the device of some rows of the first axis, (N,) integers.
+        """Return a new device array of some rows of the first axis, (N,) integers.
 
         Raises:
             BackendError: As for `of`.
@@ -219,7 +219,7 @@ class DeviceArray:
 def _has_interface(value: object) -> bool:
     try:
         return hasattr(value, "__cuda_array_interface__")
-    except RuntimeError:  # torch, of a tensor that requires a gradient: it has one, and refuses
+    except RuntimeError:  # torch raises for a tensor that requires a gradient
         return True
 
 
@@ -235,7 +235,7 @@ def _by_interface(name: str, value: object, _: Stream) -> DeviceView:
             f"Input '{name}': its __cuda_array_interface__ cannot be read ({error})."
         ) from error
     if offered.get("mask") is not None:
-        raise InputError(f"Input '{name}': masked arrays are not taken. Fill it first.")
+        raise InputError(f"Input '{name}': masked arrays are not supported. Fill it first.")
     return DeviceView(
         address,
         shape,
@@ -247,7 +247,7 @@ def _by_interface(name: str, value: object, _: Stream) -> DeviceView:
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> bool:
-    """Tell whether strides are those of C order; the stride of an axis of one does not matter."""
+    """Return whether strides are in C order, ignoring axes of size 1."""
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != step:
             return False
@@ -271,7 +271,7 @@ class _DLTensor(ctypes.Structure):
 
 
 def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
-    """Read a DLManagedTensor, the form of DLPack before 1.0 that every producer still offers.
+    """Read a DLManagedTensor, DLPack's form before 1.0, which every producer still offers.
 
     The capsule stays with the view: it is not marked as used, so whoever drops it last frees the
     array, as its own destructor does.
@@ -290,7 +290,7 @@ def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
     try:
         capsule = value.__dlpack__(stream=stream.handle)
     except (BufferError, RuntimeError, TypeError) as error:
-        raise InputError(f"Input '{name}': its __dlpack__ refuses: {error}.") from error
+        raise InputError(f"Input '{name}': its __dlpack__ fails: {error}.") from error
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype = ctypes.c_void_p
     pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)

@@ -1,4 +1,4 @@
-"""A thin typed layer over CUDA's runtime API, through cuda-python's `cuda.bindings.runtime`.
+"""Thin typed layer over the CUDA runtime API of cuda-python, `cuda.bindings.runtime`.
 
 Errors, versions, devices and memory; streams, events and graphs are in cuda_streams.py.
 
@@ -57,7 +57,7 @@ _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 capturing = threading.local()
 """`later`: what this thread has to free once it captures no more; None while it does not."""
 
-# CUDA's name of an error -> what to do about it.
+# CUDA error name -> fix.
 _WAYS_OUT = {
     "cudaErrorNoDevice": "No GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES.",
     "cudaErrorInvalidDevice": "Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
@@ -70,7 +70,7 @@ _WAYS_OUT = {
     "fork.",
     _OUT_OF_MEMORY: "Use a smaller batch, a smaller variant or fewer contexts, or free memory.",
 }
-# After these nothing runs on the GPU in this process any more.
+# After these errors the GPU is unusable in this process.
 _LOST = frozenset(
     {
         "cudaErrorIllegalAddress",
@@ -91,7 +91,7 @@ _LOST = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class DeviceProperties:
-    """What a GPU is.
+    """Properties of a GPU.
 
     Attributes:
         index: Its number for CUDA, from 0.
@@ -111,13 +111,13 @@ class DeviceProperties:
 
 
 def device_index(device: str) -> int | None:
-    """Return the number in "cuda" or "cuda:N"; None for what is no CUDA device."""
+    """Return the index of "cuda" or "cuda:N"; None if it is no CUDA device."""
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     return None if match is None else int(match[1] or 0)
 
 
 def bindings_installed() -> bool:
-    """Tell whether CUDA's Python bindings are installed, without loading them."""
+    """Return whether CUDA's Python bindings are installed, without loading them."""
     try:
         return find_spec(_MODULE) is not None
     except (ImportError, ValueError):  # no `cuda` at all; hidden from imports
@@ -140,7 +140,7 @@ def load_bindings() -> ModuleType:
 
 
 def driver_version() -> str:
-    """Return the newest CUDA that the driver serves, such as "13.0"; "" without a driver.
+    """Return the newest CUDA version that the driver supports, "13.0"; "" without a driver.
 
     Raises:
         BackendUnavailableError: If the bindings are missing.
@@ -149,7 +149,7 @@ def driver_version() -> str:
 
 
 def cuda_version() -> str:
-    """Return the version of the CUDA runtime that the bindings hold, such as "13.0".
+    """Return the CUDA runtime version of the bindings, such as "13.0".
 
     Raises:
         BackendUnavailableError: If the bindings are missing.
@@ -158,7 +158,7 @@ def cuda_version() -> str:
 
 
 def device_count() -> int:
-    """Return how many GPUs CUDA sees.
+    """Return the number of GPUs visible to CUDA.
 
     Raises:
         BackendUnavailableError: If the bindings or the driver are missing, or the driver is too
@@ -200,7 +200,7 @@ class Device:
         return f"<Device cuda:{self.index} ({self.properties.name})>"
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401, cuda-bindings' types
-        """Call a function of the runtime API by its name and return what it gives.
+        """Call a runtime API function by name and return its result.
 
         Raises:
             BackendError: If it fails, with CUDA's own name and text.
@@ -208,11 +208,11 @@ class Device:
         return _call(self._runtime, name, *arguments)
 
     def current(self) -> Current:
-        """Return a block in which this is the thread's device; afterwards the one before it is."""
+        """Return a context manager that makes this the thread's current device."""
         return Current(self)
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Return how much of the device's memory is free, and all of it."""
+        """Return free and total device memory."""
         with self.current():
             free, total = self.call("cudaMemGetInfo")
         return int(free), int(total)
@@ -230,7 +230,7 @@ class Device:
         return DeviceMemory(self, self._allocated("cudaMalloc", size_bytes, what), size_bytes)
 
     def allocate_pinned(self, size_bytes: int, what: str) -> PinnedMemory:
-        """Allocate page-locked host memory, which copies to and from the device like best.
+        """Allocate page-locked host memory, for fast copies to and from the device.
 
         Args:
             size_bytes: At least 1.
@@ -245,7 +245,7 @@ class Device:
         return PinnedMemory(self, address, size_bytes)
 
     def out_of_memory(self, size_bytes: int, what: str, told: str = "") -> BackendError:
-        """Return the error that says what was needed and what was free.
+        """Return the out-of-memory error, with the memory needed and free.
 
         Args:
             size_bytes: What was needed, 0 where nobody knows.
@@ -256,7 +256,7 @@ class Device:
             free, total = self.memory_bytes()
             left = f"{in_words(free)} of {in_words(total)} are free"
         except BackendError:
-            left = "how much is free cannot be told"
+            left = "free memory is unknown"
         needed = f"{in_words(size_bytes)} needed for {what}" if size_bytes else f"needed for {what}"
         return BackendError(
             f"Out of memory on cuda:{self.index} ({self.properties.name}): {needed}, {left}. "
@@ -264,13 +264,13 @@ class Device:
         )
 
     def is_page_locked(self, address: int) -> bool:
-        """Tell whether host memory is page-locked, whoever locked it."""
+        """Return whether host memory is page-locked, by any library."""
         found = self._attributes(address)
         host = self._runtime.cudaMemoryType.cudaMemoryTypeHost
         return found is not None and found.type == host
 
     def holds(self, address: int) -> bool:
-        """Tell whether memory that the GPU can read lies on this device."""
+        """Return whether memory that the GPU can read lies on this device."""
         found = self._attributes(address)
         kinds = self._runtime.cudaMemoryType
         return found is not None and (
@@ -294,7 +294,7 @@ class Device:
         raise BackendError(f"{in_words(size_bytes)} of memory for {what}: {error}")
 
     def free(self, name: str, handle: object) -> None:
-        """Free something whose owner is gone; a failure is nobody's any more.
+        """Free something whose owner is gone, ignoring failures.
 
         The garbage collector may come here while this thread captures, which to free would break.
         """
@@ -310,7 +310,7 @@ class Device:
 
 
 class Current:
-    """A block in which a device is the thread's own. Made by Device.current.
+    """Context manager that makes a device current. Made by Device.current.
 
     A class, as every call goes through here and a generator would cost several times as much.
 
@@ -335,7 +335,7 @@ class Current:
 
 
 class Owned:
-    """Something of CUDA's that is freed with its owner, or before.
+    """A CUDA resource that is freed with its owner, or earlier.
 
     Args:
         device: Where it is.
@@ -346,15 +346,15 @@ class Owned:
     def __init__(self, device: Device, destroy: str, handle: object) -> None:
         self.device = device
         self._finalizer = weakref.finalize(self, device.free, destroy, handle)
-        self._finalizer.atexit = False  # the driver frees what is left when the process ends
+        self._finalizer.atexit = False  # the driver frees the rest at process exit
 
     def free(self) -> None:
-        """Free it now. Twice is fine."""
+        """Free it now. Calling twice is allowed."""
         self._finalizer()
 
 
 class DeviceMemory(Owned):
-    """Memory on a device, freed with this object. Made by Device.allocate.
+    """Device memory, freed with this object. Made by Device.allocate.
 
     Attributes:
         address: Where it lies, aligned for any use.
@@ -368,7 +368,7 @@ class DeviceMemory(Owned):
 
 
 class PinnedMemory(Owned):
-    """Page-locked host memory, freed once no array looks at it. Made by Device.allocate_pinned.
+    """Page-locked host memory, freed when no array uses it. Made by Device.allocate_pinned.
 
     Attributes:
         address: Where it lies.
@@ -381,7 +381,7 @@ class PinnedMemory(Owned):
         self.size_bytes = size_bytes
 
     @property
-    def __array_interface__(self) -> dict[str, object]:  # numpy keeps whoever offers it alive
+    def __array_interface__(self) -> dict[str, object]:  # numpy keeps the owner alive
         return {
             "version": 3,
             "shape": (self.size_bytes,),
@@ -390,13 +390,13 @@ class PinnedMemory(Owned):
         }
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an array over the beginning of the memory, which lives as long as the array."""
+        """Return an array over the start of the memory, which lives as long as the array."""
         size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return np.asarray(self)[:size_bytes].view(dtype).reshape(shape)
 
 
 def probe() -> dict[str, object]:
-    """Return the versions of driver and runtime, and what each GPU is.
+    """Return the versions of driver and runtime, and the properties of each GPU.
 
     Raises:
         BackendError: If the bindings or the driver are missing, or CUDA does not start.
@@ -430,7 +430,7 @@ def _error(runtime: ModuleType, name: str, code: object) -> BackendError:
     kind = BackendUnavailableError if error in _UNAVAILABLE else BackendError
     way_out = _WAYS_OUT.get(error, "")
     if error in _LOST:
-        way_out = "Nothing runs on the GPU in this process any more: start it again."
+        way_out = "The GPU is unusable in this process: restart it."
     return kind(f"CUDA {name}: {error}: {text}.{f' {way_out}' if way_out else ''}")
 
 
@@ -454,7 +454,7 @@ def _driver_too_old(runtime: ModuleType) -> str:
     )
 
 
-# CUDA's major version -> the first driver on Linux that serves it, minor versions included.
+# CUDA major version -> oldest Linux driver that supports it, minor versions included.
 _DRIVERS = {"12": "525 or newer", "13": "580 or newer"}
 
 
@@ -464,5 +464,5 @@ def _version(number: int) -> str:
 
 
 def _text(said: object) -> str:
-    """Return a text of CUDA's, which may be a field of a struct with what is left of it behind."""
+    """Return a CUDA string, which may be a fixed-size struct field with padding."""
     return said.split(b"\0")[0].decode("utf-8", "replace") if isinstance(said, bytes) else str(said)

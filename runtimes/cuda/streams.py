@@ -1,4 +1,4 @@
-"""Streams, events and graphs of CUDA; memory and devices are in runtime.py."""
+"""CUDA streams, events and graphs; memory and devices are in runtime.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Event", "Graph", "Stream"]
 
 
 class Event(Owned):
-    """A mark in a stream.
+    """A CUDA event.
 
     Args:
         device: Of the streams it is used with.
@@ -29,16 +29,16 @@ class Event(Owned):
         return int(self._handle)
 
     def record(self, stream: int) -> None:
-        """Mark what was put into a stream so far, by the stream's handle."""
+        """Record the work queued in a stream so far, by the stream's handle."""
         self.device.call("cudaEventRecord", self._handle, stream)
 
     def synchronize(self) -> None:
-        """Wait until everything before the mark is done."""
+        """Wait until all work before the event is done."""
         self.device.call("cudaEventSynchronize", self._handle)
 
 
 class Graph(Owned):
-    """A captured graph, ready to be launched. Made by Stream.end_capture."""
+    """A captured graph, ready to launch. Made by Stream.end_capture."""
 
     def __init__(self, device: Device, captured: object) -> None:
         try:
@@ -48,12 +48,12 @@ class Graph(Owned):
         super().__init__(device, "cudaGraphExecDestroy", self._handle)
 
     def launch(self, stream: Stream) -> None:
-        """Put the graph into a stream."""
+        """Launch the graph in a stream."""
         self.device.call("cudaGraphLaunch", self._handle, stream.handle)
 
 
 class Stream(Owned):
-    """A queue of work on a device, in order, beside every other stream.
+    """An ordered queue of work on a device, independent of other streams.
 
     Args:
         device: Where it works.
@@ -73,36 +73,36 @@ class Stream(Owned):
         self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 
     def copy_to_device(self, target: int, source: int, size_bytes: int) -> None:
-        """Copy from host memory to device memory, by address, later."""
+        """Copy from host to device memory by address, asynchronously."""
         self.device.call(
             "cudaMemcpyAsync", target, source, size_bytes, self._to_device, self.handle
         )
 
     def copy_to_host(self, target: int, source: int, size_bytes: int) -> None:
-        """Copy from device memory to host memory, by address, later."""
+        """Copy from device to host memory by address, asynchronously."""
         self.device.call("cudaMemcpyAsync", target, source, size_bytes, self._to_host, self.handle)
 
     def copy_on_device(self, target: int, source: int, size_bytes: int) -> None:
-        """Copy from device memory to device memory, by address, later."""
+        """Copy within device memory by address, asynchronously."""
         self.device.call(
             "cudaMemcpyAsync", target, source, size_bytes, self._on_device, self.handle
         )
 
     def wait(self, event: Event) -> None:
-        """Let what comes next wait for an event of another stream."""
+        """Make later work wait for an event of another stream."""
         self.device.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def synchronize(self) -> None:
-        """Wait until everything in the stream is done."""
+        """Wait until all work in the stream is done."""
         self.device.call("cudaStreamSynchronize", self.handle)
 
     def begin_capture(self) -> None:
-        """Record from now on what is put into the stream, instead of running it."""
+        """Start capturing the stream's work instead of running it."""
         self.device.call("cudaStreamBeginCapture", self.handle, self._capture_mode)
         capturing.later = []
 
     def end_capture(self) -> Graph:
-        """Return what was recorded, ready to be launched.
+        """Return the captured graph, ready to launch.
 
         Raises:
             BackendError: If something cannot be captured. The stream runs as before.

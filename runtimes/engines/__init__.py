@@ -1,3 +1,3 @@
-"""Engines that are built ahead: what they are built of, and the cache that keeps them."""
+"""Engines built ahead of time: requests, records, and the engine cache."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""EngineBuilder: what a backend offers that builds engines ahead."""
+"""EngineBuilder: the interface of backends that build engines ahead of time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["EngineBuilder"]
 
 
 class EngineBuilder(Protocol):
-    """Builds engines of ONNX files in standard operators.
+    """Builder of engines from ONNX files in standard operators.
 
     Attributes:
         runs_on: Kind of device that its engines run on, such as "cuda".
@@ -23,7 +23,7 @@ class EngineBuilder(Protocol):
     runs_on: str
 
     def host(self, targets: Sequence[str] = (), device: int = 0) -> BuildHost:
-        """Return what builds engines here.
+        """Return the build host.
 
         Args:
             targets: Compute capabilities, see EngineRequest; none for the GPU of this machine.
@@ -36,7 +36,7 @@ class EngineBuilder(Protocol):
         ...
 
     def targets(self, named: Sequence[str], precision: str) -> tuple[str, ...]:
-        """Return the compute capabilities that are meant, ascending; none for this machine's GPU.
+        """Return the target compute capabilities, ascending; empty means this machine's GPU.
 
         Args:
             named: See EngineRequest; "any" stands for all that can compute `precision`.
@@ -56,7 +56,7 @@ class EngineBuilder(Protocol):
         progress: BuildProgress | None = None,
         on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
-        """Return the engine of a key from the cache, built into it if need be.
+        """Return the engine of a key from the cache, building it on a miss.
 
         Args:
             model: The ONNX file.

@@ -12,7 +12,7 @@ __all__ = ["compatible_key"]
 
 
 def compatible_key(cache: EngineCache, wanted: EngineKey) -> EngineKey:
-    """Return the key of an engine in the cache that does what is wanted; else what is wanted.
+    """Return the key of a compatible cached engine, else the wanted key.
 
     So what `mmedge build` made for larger batches, or stripped, is found by whoever asks for the
     usual engine. Of several the one used last is taken, one that holds its weights before one that
@@ -47,12 +47,12 @@ def compatible_key(cache: EngineCache, wanted: EngineKey) -> EngineKey:
 
 
 def _alike(held: BuildSettings, wanted: BuildSettings) -> bool:
-    """Tell whether an engine runs the same, whatever it was built with and is loaded from."""
+    """Return whether an engine runs the same, apart from build time and location."""
     return held == replace(wanted, workspace_bytes=held.workspace_bytes, stripped=held.stripped)
 
 
 def _take(held: Sequence[ShapeProfile], wanted: Sequence[ShapeProfile]) -> bool:
-    """Tell whether every wanted profile lies within one that is held."""
+    """Return whether every wanted profile lies within an existing one."""
     return all(any(_within(inner, outer) for outer in held) for inner in wanted)
 
 

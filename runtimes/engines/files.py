@@ -1,4 +1,4 @@
-"""Files of the engine cache: entries are read and checked, written or removed as a whole.
+"""Files of the engine cache: entries are read, written and removed as a whole.
 
 An entry is two files in one folder, `DIGEST.json`, the record, and `DIGEST.HASH.plan`, the engine,
 where DIGEST stands for the key and HASH for the plan. The plan is written first: an entry is there
@@ -39,13 +39,13 @@ __all__ = [
     "write_entry",
 ]
 
-# DIGEST.json, DIGEST.lock, DIGEST.HASH.plan, and what a killed writer left beside them.
+# DIGEST.json, DIGEST.lock, DIGEST.HASH.plan, and leftovers of killed writers.
 _OF_ENTRY = re.compile(r"\.?([0-9a-f]{32})\..+")
 
 
 @dataclass(frozen=True, slots=True)
 class CachedEngine:
-    """An engine on disk whose record holds; its plan is hashed when it is loaded.
+    """An engine on disk with a valid record; its plan is hashed on loading.
 
     Attributes:
         path: Of the plan. Load it with EngineCache.load, which looks at its hash.
@@ -58,7 +58,7 @@ class CachedEngine:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """A plan in memory that is what its record says.
+    """A plan in memory that matches its record.
 
     Attributes:
         plan: The serialized engine.
@@ -79,7 +79,7 @@ def lock_path(folder: Path, digest: str) -> Path:
 
 
 def find_entry(folder: Path, digest: str) -> CachedEngine | Miss:
-    """Return an entry, its record checked and its plan of the right size."""
+    """Return an entry with a valid record and a plan of the right size."""
     missing = ""
     while True:
         try:
@@ -122,15 +122,15 @@ def load_entry(found: CachedEngine, *, used: bool = True) -> LoadedEngine | Miss
     if len(plan) != record.plan_size_bytes:
         return Miss("damaged", _wrong_size(len(plan), record), record)
     if sha256_of(plan) != record.plan_sha256:
-        return Miss("damaged", "its plan was changed: its hash is another", record)
+        return Miss("damaged", "its plan was changed: its hash differs", record)
     if used:
-        with suppress(OSError):  # the cache may be one that can only be read
+        with suppress(OSError):  # the cache may be read-only
             os.utime(_record_path(found.path.parent, key_digest(record.key)))
     return LoadedEngine(plan, record, found.path)
 
 
 def write_entry(folder: Path, record: EngineRecord, plan: bytes) -> Path:
-    """Write an entry whose lock is held, and return where its plan lies.
+    """Write an entry whose lock is held, and return the path of its plan.
 
     Raises:
         StorageError: If the disk is full, or the folder cannot be written.
@@ -138,14 +138,14 @@ def write_entry(folder: Path, record: EngineRecord, plan: bytes) -> Path:
     digest = key_digest(record.key)
     path, document = _plan_path(folder, record), _record_path(folder, digest)
     for place in (path, document):
-        if place.is_symlink():  # or it would be followed
+        if place.is_symlink():  # a link would be followed
             with storage_errors(place):
                 place.unlink(missing_ok=True)
     write_atomic(path, plan, private=True)
     write_atomic(document, record.model_dump_json().encode(), private=True)
     for left in grouped_files(folder).get(digest, ()):
         if left.suffix in (".plan", ".partial") and left != path:
-            with suppress(OSError):  # it does no harm, and prune removes it
+            with suppress(OSError):  # harmless, and prune removes it
                 left.unlink()
     return path
 
@@ -164,7 +164,7 @@ def remove_entry(folder: Path, digest: str) -> None:
 
 
 def grouped_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of every entry by its digest, leftovers of killed writers included.
+    """Return the files of every entry by digest, including leftovers of killed writers.
 
     Raises:
         StorageError: If the folder cannot be read.
@@ -186,7 +186,7 @@ def grouped_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def records(folder: Path) -> Iterator[EngineRecord]:
-    """Yield every record that holds, whatever became of its plan.
+    """Yield every valid record, even if its plan is missing.
 
     Raises:
         StorageError: If the folder cannot be read.

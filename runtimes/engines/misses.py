@@ -14,7 +14,7 @@ __all__ = ["Miss", "differences", "explain"]
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """There is no engine to load.
+    """A cache miss.
 
     Attributes:
         kind: "absent" if none of this key was found, "damaged" if one was and is not to be loaded.
@@ -28,7 +28,7 @@ class Miss:
 
 
 def explain(key: EngineKey, records: Iterable[EngineRecord]) -> Miss:
-    """Return the miss of a key, told from the nearest engine of the same model.
+    """Return the miss of a key, explained by the nearest engine of the same model.
 
     Args:
         key: What was looked for and not found.
@@ -49,7 +49,7 @@ def explain(key: EngineKey, records: Iterable[EngineRecord]) -> Miss:
 
 
 def differences(built: EngineKey, wanted: EngineKey) -> list[str]:
-    """Return in words what keeps an engine from being the one that is wanted; empty for none."""
+    """Return the differences between an engine and the wanted one as text; empty if none."""
     told = []
     had, now = built.request, wanted.request
     if built.model_sha256 != wanted.model_sha256:

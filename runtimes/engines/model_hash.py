@@ -1,4 +1,4 @@
-"""Model hash: over the ONNX file and its external data.
+"""Model hash over the ONNX file and its external data.
 
 Hashing costs about a second a gigabyte, at every start. So a hash is remembered together with what
 the file system says of the files: as long as device, inode, size and both times are the same, it
@@ -27,12 +27,12 @@ _Mark: TypeAlias = tuple[str, int, int, int, int, int]
 """Location in the model's folder; device, inode, size, times of modification and change in ns."""
 
 _MAX_BYTES = 1 << 20
-# A file that was written just now may be written again within the clock's tick.
+# A file just written may be rewritten within one clock tick.
 _SETTLED_NS = 5_000_000_000
 
 
 def model_sha256(model: Path, memory: Path | None = None) -> str:
-    """Return one hash over an ONNX file and every file of external data that it names.
+    """Return one hash over an ONNX file and its external data files.
 
     Args:
         model: The ONNX file.
@@ -63,7 +63,7 @@ def model_sha256(model: Path, memory: Path | None = None) -> str:
 
 
 def model_label(model: Path) -> str:
-    """Return a model's name for people: its file with the two folders above it."""
+    """Return a model's display name: its file with the two folders above it."""
     return "/".join(model.absolute().parts[-3:])
 
 

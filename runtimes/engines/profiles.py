@@ -12,7 +12,7 @@ __all__ = ["shape_profile", "shape_profiles"]
 
 
 def shape_profile(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis]) -> ShapeProfile:
-    """Return the profile that takes every input in the bounds of its dynamic axes.
+    """Return the profile that covers every input within the bounds of its dynamic axes.
 
     Args:
         inputs: Inputs of the graph.
@@ -42,7 +42,7 @@ def shape_profile(inputs: Sequence[TensorSpec], axes: Mapping[str, Axis]) -> Sha
 def shape_profiles(
     inputs: Sequence[TensorSpec], ranges: Sequence[Mapping[str, Axis]]
 ) -> tuple[ShapeProfile, ...]:
-    """Return a profile for each set of bounds, in their order; equal ones once.
+    """Return one profile per set of bounds, in order, without duplicates.
 
     Args:
         inputs: Of the graph.

@@ -27,12 +27,12 @@ from mmedge.runtimes.engines.record import EngineRecord
 __all__ = ["SIDE_FOLDERS", "CacheEntry", "PruneRule", "Pruned", "entries", "prune", "side_files"]
 
 SIDE_FOLDERS = ("timing", "runtime", "models")
-"""What else lies beside the engines: timing caches, runtime caches, hashes of models."""
+"""Other files beside the engines: timing caches, runtime caches, model hashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One engine in the cache, or what is left of one.
+    """One engine in the cache, or leftovers of one.
 
     Attributes:
         digest: What its files are named by.
@@ -53,7 +53,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class PruneRule:
-    """Which engines may go: those that any of these names.
+    """Which engines to remove: those that match any field.
 
     Attributes:
         stale: Damaged ones (every plan is read to tell), what killed builds left, and those that
@@ -87,7 +87,7 @@ class PruneRule:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed, or would be.
+    """Engines removed, or to be removed in a dry run.
 
     Attributes:
         removed: Each with the reason.
@@ -103,7 +103,7 @@ class Pruned:
 
 
 def entries(folder: Path, *, verify: bool = False) -> tuple[CacheEntry, ...]:
-    """Return what lies in a cache folder; see EngineCache.entries."""
+    """Return the entries of a cache folder; see EngineCache.entries."""
     if not check_private(folder):
         return ()
     found = [_entry(folder, *group, verify=verify) for group in grouped_files(folder).items()]
@@ -117,7 +117,7 @@ def side_files(folder: Path, kind: str) -> tuple[Path, ...]:
 
 
 def prune(folder: Path, rule: PruneRule, *, dry_run: bool = False) -> Pruned:
-    """Remove what a rule names from a cache folder; see EngineCache.prune."""
+    """Remove entries that match a rule from a cache folder; see EngineCache.prune."""
     found = entries(folder, verify=rule.stale and not rule.everything)
     kept = list(found)
     removed: list[tuple[CacheEntry, str]] = []
@@ -145,7 +145,7 @@ def _entry(folder: Path, digest: str, files: list[Path], *, verify: bool) -> Cac
     if isinstance(found, Miss):
         record = found.nearest
         absent = found.kind == "absent"
-        fault = "left behind by a build that did not end" if absent else found.reason
+        fault = "left behind by an unfinished build" if absent else found.reason
     else:
         record = found.record
     statuses = _statuses(files)
@@ -162,7 +162,7 @@ def _entry(folder: Path, digest: str, files: list[Path], *, verify: bool) -> Cac
 def _condemned(found: Sequence[CacheEntry], rule: PruneRule) -> Iterator[tuple[CacheEntry, str]]:
     now = time.time()
     left = []
-    for entry in found:  # the one used last first
+    for entry in found:  # most recently used first
         if entry.busy:
             continue
         reason = _reason(entry, rule, now)
@@ -176,7 +176,7 @@ def _condemned(found: Sequence[CacheEntry], rule: PruneRule) -> Iterator[tuple[C
             if total_bytes <= rule.keep_bytes:
                 break
             total_bytes -= entry.size_bytes
-            yield entry, "used least recently, and more than is to be kept"
+            yield entry, "least recently used, over the size limit"
 
 
 def _reason(entry: CacheEntry, rule: PruneRule, now: float) -> str:
@@ -200,7 +200,7 @@ def _reason(entry: CacheEntry, rule: PruneRule, now: float) -> str:
 
 
 def _removed(folder: Path, entry: CacheEntry) -> bool:
-    """Remove an entry, unless somebody builds it just now."""
+    """Remove an entry, unless it is being built."""
     with key_lock_if_free(lock_path(folder, entry.digest)) as free:
         if free:
             remove_entry(folder, entry.digest)

@@ -39,11 +39,11 @@ _Text = Annotated[str, Field(max_length=4096)]
 
 
 class RecordError(Exception):
-    """A record is not one that can be trusted; the message says why."""
+    """A record is invalid; the message gives the reason."""
 
 
 class EngineRecord(BaseModel):
-    """What is known of an engine without loading it.
+    """Facts about an engine, known without loading it.
 
     Attributes:
         format: Of this record.
@@ -72,7 +72,7 @@ class EngineRecord(BaseModel):
 
 
 def key_digest(key: EngineKey) -> str:
-    """Return the name of a key's files: 32 hexadecimal digits, the same for equal keys."""
+    """Return the file name of a key: 32 hexadecimal digits, the same for equal keys."""
     document = {"format": RECORD_FORMAT, "key": asdict(key)}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -83,13 +83,13 @@ def sha256_of(data: bytes) -> str:
 
 
 def record_of(key: EngineKey, built: BuiltEngine, label: str) -> EngineRecord:
-    """Return the record of an engine that was built just now.
+    """Return the record of a newly built engine.
 
     Raises:
         InputError: If the plan is empty.
     """
     if not built.plan:
-        raise InputError("The plan to be cached is empty: the build gave nothing.")
+        raise InputError("The plan to cache is empty: the build returned nothing.")
     return EngineRecord(
         format=RECORD_FORMAT,
         key=key,
@@ -105,7 +105,7 @@ def record_of(key: EngineKey, built: BuiltEngine, label: str) -> EngineRecord:
 
 
 def parse_record(data: bytes, digest: str) -> EngineRecord:
-    """Parse the record of an entry and check that it is of this entry.
+    """Parse the record of an entry and check that it belongs to this entry.
 
     Args:
         data: UTF-8 JSON.
@@ -121,7 +121,7 @@ def parse_record(data: bytes, digest: str) -> EngineRecord:
         place = ".".join(str(step) for step in fault["loc"])
         reason = f"{place}: {fault['msg']}" if place else str(fault["msg"])
         raise RecordError(f"its record is damaged ({reason})") from error
-    except InputError as error:  # a shape range that is none
+    except InputError as error:  # invalid shape range
         raise RecordError(f"its record is damaged ({error})") from error
     if key_digest(record.key) != digest:
         raise RecordError("its record is of another engine, or was changed")

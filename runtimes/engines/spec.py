@@ -1,4 +1,4 @@
-"""Types of engines: the request, the key in the cache, the layers, the result of a build.
+"""Engine types: request, cache key, layers, build result.
 
 An engine is a graph compiled ahead for one version of a library and one kind of device. It is never
 the artefact: it is built from an ONNX file and can be built again.
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 ANY = "any"
-"""In place of compute capabilities: every GPU from 8.0 on that the library knows."""
+"""Instead of compute capabilities: every GPU from 8.0 on that the library supports."""
 
 CODES = ("fp4", "int4", "int8", "fp8")
-"""dtypes that only quantization makes, the narrowest first."""
+"""dtypes produced only by quantization, narrowest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """The shapes of one input that an optimization profile takes.
+    """Shapes of one input in an optimization profile: min, opt, max.
 
     Attributes:
         min: Smallest shape.
@@ -74,7 +74,7 @@ class ShapeProfile:
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Flags of a build; the precision is not among them, it stands in the graph.
+    """Build flags; the precision is set by the graph.
 
     Attributes:
         workspace_bytes: The most device memory that a kernel may use for scratch; without a GPU
@@ -93,7 +93,7 @@ class BuildSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """What is to be built, whatever machine it is built on.
+    """What to build, independent of the build machine.
 
     Attributes:
         backend: That builds it, by its name in BACKENDS.
@@ -112,7 +112,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildHost:
-    """What builds engines here, and the GPU that it builds for.
+    """Local builder, and the GPU that it builds for.
 
     Attributes:
         version: Of the library, such as "10.3.0.26".
@@ -129,7 +129,7 @@ class BuildHost:
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Everything that an engine depends on; two equal keys may share one.
+    """Everything that an engine depends on; equal keys share an engine.
 
     Attributes:
         model_sha256: Over the ONNX file and its external data.
@@ -150,7 +150,7 @@ class EngineKey:
 
 @dataclass(frozen=True, slots=True)
 class EngineLayer:
-    """One layer of a built engine, as the library tells it.
+    """One layer of a built engine, as reported by the library.
 
     Attributes:
         name: Of the layer; fused layers join the names of their nodes.
@@ -172,7 +172,7 @@ class EngineLayer:
 
     @property
     def precision(self) -> str:
-        """What it computes in: codes if it reads any, else the first other dtype that it makes.
+        """Compute dtype: quantized values if it reads any, else its first other output dtype.
 
         A layer that only makes codes, from floats, computes in floats. "" if it touches no tensor.
         """
@@ -187,7 +187,7 @@ class EngineLayer:
 
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
-    """A plan, and what is known of it without deserializing it.
+    """A plan, and facts about it known without deserializing it.
 
     Attributes:
         plan: The serialized engine.
@@ -207,7 +207,7 @@ class BuiltEngine:
 
 
 def count_precisions(layers: Sequence[EngineLayer]) -> dict[str, int]:
-    """Return how many layers compute in each precision, the most frequent first.
+    """Return the number of layers in each precision, most frequent first.
 
     Layers that touch no tensor, such as the arithmetic of shapes, are left out.
     """

@@ -1,4 +1,4 @@
-"""Engine cache: an engine is found by everything it depends on, and built once.
+"""Engine cache: engines are keyed by everything they depend on, and built once.
 
 A plan is loaded only if it hashes to what its record says and the record is of the very key that
 was asked for. TensorRT runs what a plan says, so the folder must be writable by its owner alone; it
@@ -57,7 +57,7 @@ _TRIES = 5
 
 
 class EngineCache:
-    """Engines on disk, by what they depend on.
+    """Engines on disk, by key.
 
     Args:
         folder: Where they lie; None takes `engines` in mmedge's cache folder (MMEDGE_CACHE_DIR).
@@ -98,7 +98,7 @@ class EngineCache:
         )
 
     def find(self, key: EngineKey) -> CachedEngine | Miss:
-        """Return the engine of a key, or why there is none. The plan is not read.
+        """Return the engine of a key, or the miss, without reading the plan.
 
         An engine that was built for several compute capabilities serves a key that asks for one of
         them.
@@ -123,7 +123,7 @@ class EngineCache:
         return explain(key, known)
 
     def load(self, key: EngineKey) -> LoadedEngine:
-        """Return the engine of a key, its plan read and checked.
+        """Return the engine of a key with its checked plan.
 
         Raises:
             EngineMismatchError: If there is none, or it is damaged; the message says why.
@@ -147,7 +147,7 @@ class EngineCache:
         or_in_memory: bool = True,
         on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
-        """Return the engine of a key, built if need be, by one process at a time.
+        """Return the engine of a key, building it on a miss, in one process at a time.
 
         Whoever comes while another builds the same engine waits and takes that one. What is told
         of misses and waits goes to the logger "mmedge.engines". If the folder cannot be written
@@ -180,7 +180,7 @@ class EngineCache:
                 found = self._load(key)
                 if isinstance(found, Miss):
                     stack.enter_context(self._locked(key, told))
-                    found = self._load(key)  # another may have built it meanwhile
+                    found = self._load(key)  # another process may have built it meanwhile
             except StorageError as error:
                 if isinstance(error, UnsafeFolderError) or not or_in_memory:
                     raise
@@ -191,7 +191,7 @@ class EngineCache:
             if found.kind == "damaged":
                 warnings.warn(
                     f"{what}: the engine in the cache {self.folder} is not loaded: {found.reason}. "
-                    "It is built anew.",
+                    "It is rebuilt.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -209,7 +209,7 @@ class EngineCache:
             return LoadedEngine(built.plan, record, path, found)
 
     def store(self, key: EngineKey, built: BuiltEngine, *, label: str = "") -> CachedEngine:
-        """Write an engine that was built, over an older one of the same key.
+        """Write a built engine, replacing an older one of the same key.
 
         Raises:
             InputError: If its plan is empty.
@@ -221,7 +221,7 @@ class EngineCache:
             return CachedEngine(write_entry(self.folder, record, built.plan), record)
 
     def entries(self, *, verify: bool = False) -> tuple[CacheEntry, ...]:
-        """Return what lies in the cache, the one used last first.
+        """Return the entries of the cache, most recently used first.
 
         Args:
             verify: Also read every plan and look at its hash.
@@ -232,7 +232,7 @@ class EngineCache:
         return entries(self.folder, verify=verify)
 
     def prune(self, rule: PruneRule | None = None, *, dry_run: bool = False) -> Pruned:
-        """Remove engines, and what killed builds left behind.
+        """Remove engines, and leftovers of killed builds.
 
         Engines that are being built are left alone.
 
@@ -246,14 +246,14 @@ class EngineCache:
         return prune(self.folder, rule or PruneRule(), dry_run=dry_run)
 
     def timing_cache(self, backend: str, version: str, compute_capability: str) -> Path:
-        """Return where builds of one backend, version and kind of GPU keep their timings.
+        """Return the timing cache of one backend, version and kind of GPU.
 
         The folder is made, if it can be.
         """
         return self._side_file(SIDE_FOLDERS[0], backend, version, compute_capability)
 
     def runtime_cache(self, backend: str, version: str, gpu: str) -> Path:
-        """Return where a backend keeps the kernels it compiled for one version and GPU.
+        """Return the runtime cache of compiled kernels for one version and GPU.
 
         The folder is made, if it can be.
 
@@ -265,7 +265,7 @@ class EngineCache:
         return self._side_file(SIDE_FOLDERS[1], backend, version, gpu)
 
     def _hashes(self) -> Path | None:
-        """Return where hashes of models are remembered, None if there is no such place yet."""
+        """Return the file of model hashes, None if its folder does not exist yet."""
         try:
             return self.folder / SIDE_FOLDERS[2] if check_private(self.folder) else None
         except StorageError:
@@ -273,7 +273,7 @@ class EngineCache:
 
     def _side_file(self, kind: str, *parts: str) -> Path:
         folder = self.folder / kind
-        with suppress(StorageError):  # whoever writes there will be told
+        with suppress(StorageError):  # the next write reports it
             make_private(self.folder)
             make_private(folder)
         return folder / f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', '-'.join(parts))[:200]}.cache"
@@ -285,7 +285,7 @@ class EngineCache:
                 return found
             loaded = load_entry(found)
             if isinstance(loaded, LoadedEngine) or loaded.kind == "damaged":
-                break  # or it was replaced or removed since it was found
+                break  # replaced or removed meanwhile
         return loaded
 
     @contextmanager
@@ -305,7 +305,7 @@ class EngineCache:
 
 
 def _covers(built: EngineKey, wanted: EngineKey) -> bool:
-    """Tell whether a portable engine serves a key that asks for the GPU of this machine."""
+    """Return whether a portable engine serves a key for this machine's GPU."""
     classes = built.request.compute_capabilities
     if not classes:
         return False

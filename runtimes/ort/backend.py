@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: CPU, and CUDA where the installed build has it.
+"""ONNX Runtime backend: CPU, and CUDA if the installed build has it.
 
 Works with onnxruntime 1.23 and newer, and with onnxruntime-gpu. From 1.24 on the engine reports the
 provider of each node; with an older one `Placement.providers` is empty and placement is checked by
@@ -49,7 +49,7 @@ from mmedge.specs import Precision
 __all__ = ["BACKEND", "OrtBackend"]
 
 _SUFFIX = "ExecutionProvider"
-_ANYWHERE = "Azure"  # a provider of every build, for a service on no machine
+_ANYWHERE = "Azure"  # in every build, but for a remote service
 
 
 class OrtBackend(Backend):
@@ -108,7 +108,7 @@ class OrtBackend(Backend):
     ) -> Obstacle | None:
         """Return what keeps a variant from running on a machine; see Backend.explain."""
         if device != "cpu" and "portable" not in variant.layouts:
-            reason = "its graph is in operators that ONNX Runtime has for CPUs alone"
+            reason = "its graph uses ONNX Runtime CPU-only operators"
             return Obstacle("no", reason, convert_to=PORTABLE_TARGET)
         found = super().explain(variant, device, hardware, engine)
         if found is not None or device == "cpu" or "CUDA" in engine.offers:
@@ -165,7 +165,7 @@ class OrtBackend(Backend):
             level = "extended" if graph.has_fp16 else "all"
         saturates = int8_saturates()
         exact = saturates and not graph.paired
-        # ONNX Runtime 1.32 makes one operator of a blocked DequantizeLinear and a float16 product,
+        # ONNX Runtime 1.32 fuses a blocked DequantizeLinear and a float16 product,
         # and at the extended level that gives other outputs. Up to 1.31 it makes int8 operators of
         # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns
         # signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
@@ -198,11 +198,11 @@ class OrtBackend(Backend):
             )
             return opened(exact=False)
         except engine_exceptions() as error:
-            raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} refuses it") from error
+            raise mapped(error, f"{model}: ONNX Runtime {engine.__version__} rejects it") from error
 
 
 def _distribution(engine: ModuleType) -> str:
-    """Return the name under which the loaded build is published: "onnxruntime-gpu"."""
+    """Return the package name of the loaded build, such as "onnxruntime-gpu"."""
     try:
         info = importlib.import_module(f"{engine.__name__}.capi.build_and_package_info")
     except ImportError:  # built from source

@@ -1,4 +1,4 @@
-"""ONNX Runtime's devices, session settings, placement and errors."""
+"""ONNX Runtime devices, session settings, placement and errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 _CPU = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
-# What computes shapes. A CUDA session may run these on the CPU, where the engine puts them on
+# Shape arithmetic. A CUDA session may run these on the CPU, where the engine puts them on
 # purpose because shapes live there; any other node on the CPU is a PlacementError.
 _SHAPE_OPS = frozenset(
     {
@@ -48,7 +48,7 @@ _SHAPE_OPS = frozenset(
 
 @cache
 def load_engine() -> ModuleType:
-    """Import onnxruntime, its telemetry off: see disable_telemetry.
+    """Import onnxruntime with telemetry off: see disable_telemetry.
 
     Raises:
         BackendUnavailableError: If it is not installed or cannot start.
@@ -71,7 +71,7 @@ def load_engine() -> ModuleType:
 
 @cache
 def engine_exceptions() -> tuple[type[Exception], ...]:
-    """Return every class that the engine raises: its own, and what pybind11 makes of C++ errors."""
+    """Return the exception classes of the engine: its own, and pybind11's for C++ errors."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = {
@@ -82,7 +82,7 @@ def engine_exceptions() -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, ValueError, MemoryError)
 
 
-# What the engine says -> what it means and what to do; the first that is found holds.
+# Pattern in the engine's message -> cause and fix; the first match counts.
 _REASONS = (
     (
         r"failed to allocate memory|bad_alloc|out of memory|cudaErrorMemoryAllocation",
@@ -99,7 +99,7 @@ _REASONS = (
     ),
     (
         r"no op registered|not a registered function|NOT_IMPLEMENTED",
-        "it holds an operator that this build lacks. Update onnxruntime, or convert again for it",
+        "it has an operator that this build lacks. Update onnxruntime, or convert again for it",
     ),
     (
         r"opset \d+ is under development|unsupported model ir version|opset version .* supported",
@@ -109,7 +109,7 @@ _REASONS = (
 
 
 def mapped(error: Exception, what: str) -> BackendError:
-    """Return the BackendError that says what an exception of the engine means."""
+    """Return the BackendError for an exception of the engine."""
     text = " ".join(str(error).split()) or "no reason given"
     code = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+) : ", text)
     said = text[code.end() :] if code else text
@@ -125,7 +125,7 @@ def mapped(error: Exception, what: str) -> BackendError:
 
 
 def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the providers for a device, in the engine's words.
+    """Return the execution providers for a device.
 
     Raises:
         BackendUnavailableError: If the device is unknown or missing.
@@ -156,13 +156,13 @@ def providers_for(engine: ModuleType, device: str) -> list[tuple[str, dict[str, 
             "CUDA_VISIBLE_DEVICES."
         )
     if hasattr(engine, "preload_dlls"):  # 1.21 and newer: finds CUDA in NVIDIA's pip packages
-        with redirect_stdout(io.StringIO()):  # it prints what it cannot find; we raise below
+        with redirect_stdout(io.StringIO()):  # it prints missing libraries; we raise below
             engine.preload_dlls()
     return [(CUDA_PROVIDER, {"device_id": str(index)}), (_CPU, {})]
 
 
 def cuda_device_count() -> int:
-    """Ask the CUDA driver for the number of GPUs; 0 without a driver."""
+    """Return the number of GPUs that the CUDA driver reports; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
         count = ctypes.c_int(0)
@@ -200,7 +200,7 @@ def session_settings(
         "extended": engine.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": engine.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[level]
-    # Denormals are left alone: the engine would flush them in the caller's thread too, and numpy
+    # Denormals are kept: the engine would flush them in the caller's thread too, and numpy
     # computes there.
     entries = {
         "session.intra_op.allow_spinning": options.spin,
@@ -219,7 +219,7 @@ def session_settings(
 
 
 def read_placement(engine: ModuleType, native: Any, device: str, model: Path) -> Placement:  # noqa: ANN401
-    """Read from the engine what runs where, and refuse what was not asked for.
+    """Read the placement from the engine, and reject nodes on other devices.
 
     Raises:
         BackendUnavailableError: If the engine dropped the provider that was asked for.
@@ -251,7 +251,7 @@ def read_placement(engine: ModuleType, native: Any, device: str, model: Path) ->
 def _exceptions(
     nodes: list[tuple[str, str, str]], wanted: str, device: str, model: Path
 ) -> dict[str, str]:
-    """Return the shape arithmetic that runs on the CPU, by node name.
+    """Return the shape arithmetic nodes that run on the CPU, by name.
 
     Args:
         nodes: (provider, node name, operator) of every node.

@@ -105,7 +105,7 @@ def _spec(arg: Any, model: Path) -> TensorSpec:  # noqa: ANN401
     """Return the spec of an onnxruntime.NodeArg."""
     if arg.type not in _DTYPES:
         raise BackendError(
-            f"{model}: '{arg.name}' is a {arg.type}, which numpy has not. Convert the model with "
+            f"{model}: '{arg.name}' is a {arg.type}, which numpy lacks. Convert the model with "
             "float32, float16 or integer inputs and outputs."
         )
     shape = tuple(axis_dim(size, arg.name, axis) for axis, size in enumerate(arg.shape))

@@ -1,4 +1,4 @@
-"""State bound in ONNX Runtime: on its device, or in one buffer that is written in place."""
+"""State bound in ONNX Runtime: on the device, or in one buffer updated in place."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ class OrtState(HostState):
                 outputs[spec.name] = np.array(value.numpy())
         returned = {spec.name: outputs[spec.name] for spec in self._returned}
         present = zip(made, values[len(self._returned) :], strict=True)
-        # A buffer is kept as it was made, which keeps its memory.
+        # Keeping the original buffer keeps its memory.
         return returned, {t.input: value for t, value in present if t.update != "in_place"}

@@ -1,3 +1,3 @@
-"""Choosing a backend by measurement, and hot swaps of engines."""
+"""Backend selection by measurement, and hot swap of engines."""
 
 __all__: list[str] = []

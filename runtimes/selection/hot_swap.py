@@ -1,4 +1,4 @@
-"""Hot swap: a session whose engine is replaced while it is in use."""
+"""Hot swap: replacing a session's engine while it is in use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Made = TypeVar("_Made", Binding, StatefulRun)
 
 @dataclass(eq=False)
 class _Engine:
-    """A session, and how many calls and bindings still need it."""
+    """A session, and the number of calls and bindings that use it."""
 
     session: Session
     users: int = 0
@@ -28,7 +28,7 @@ class _Engine:
 
 
 class HotSwapSession(Session):
-    """Runs calls in one session, and from `swap` on in another.
+    """A session whose calls move to another session on `swap`.
 
     A call ends in the session in which it began, so no call is dropped. A binding or a state stays
     with the session that made it. The old session is closed once its last call has ended and its
@@ -39,11 +39,11 @@ class HotSwapSession(Session):
     """
 
     def __init__(self, first: Session) -> None:
-        # Re-entrant: the garbage collector may give a binding back while this thread holds it.
+        # Re-entrant: the garbage collector may release a binding while this thread holds it.
         self._lock = threading.RLock()
         self._current: _Engine | None = _Engine(first)
         self._old: list[_Engine] = []
-        self._last = first  # for specs and placement, also once closed
+        self._last = first  # for specs and placement, even when closed
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -57,7 +57,7 @@ class HotSwapSession(Session):
 
     @property
     def placement(self) -> Placement:
-        """What the next call runs on."""
+        """Placement of the next call."""
         return self._last.placement
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
@@ -77,13 +77,13 @@ class HotSwapSession(Session):
         capacity: int | None = None,
         given: Mapping[str, Array] | None = None,
     ) -> StatefulRun:
-        """Begin stateful calls in the current session; see Session.start."""
+        """Start stateful calls in the current session; see Session.start."""
         return self._made(
             lambda session: session.start(state, batch=batch, capacity=capacity, given=given)
         )
 
     def swap(self, to: Session) -> None:
-        """Run the calls from now on in another session.
+        """Run later calls in another session.
 
         Args:
             to: Has the inputs and outputs of the first. Closed with this
@@ -106,7 +106,7 @@ class HotSwapSession(Session):
         if not usable:
             to.close()
             raise BackendError(
-                f"The session that was to take over {differing}, so the one before it goes on. "
+                f"Hot swap rejected: the new session {differing}. The old one stays in use. "
                 "Build the engine from the graph of the same variant."
                 if differing
                 else "The session is closed. Load the model again."
@@ -115,7 +115,7 @@ class HotSwapSession(Session):
             old.session.close()
 
     def close(self) -> None:
-        """Close the current session and the old ones; see Session.close."""
+        """Close the current and all old sessions; see Session.close."""
         with self._lock:
             engines = [*self._old, *([] if self._current is None else [self._current])]
             self._current, self._old = None, []
@@ -131,7 +131,7 @@ class HotSwapSession(Session):
             self._given_back(engine)
 
     def _made(self, make: Callable[[Session], _Made]) -> _Made:
-        """Return what is made by the current session, which stays open as long as that lives."""
+        """Return an object made by the current session, which stays open while it lives."""
         engine = self._taken()
         try:
             made = make(engine.session)
@@ -160,7 +160,7 @@ class HotSwapSession(Session):
 
 
 def _differing(ours: Session, theirs: Session) -> str:
-    """Return how two sessions differ in what they take and give, "" where they do not.
+    """Return how the inputs or outputs of two sessions differ, "" if they do not.
 
     Names of dynamic axes may differ: an engine need not keep them.
     """

@@ -1,4 +1,4 @@
-"""The time limit on running graphs that nobody has run here before."""
+"""Time limit for graphs that are run for the first time here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VARIABLE = "MMEDGE_TIME_LIMIT_S"
 
 
 def time_limit(wanted_s: float | None = None) -> float | None:
-    """Return the seconds that a graph may take, None for no limit.
+    """Return the time limit of a graph in seconds, None for no limit.
 
     Args:
         wanted_s: None takes MMEDGE_TIME_LIMIT_S of the environment, else TIME_LIMIT_S. 0 is no
@@ -39,7 +39,7 @@ def time_limit(wanted_s: float | None = None) -> float | None:
 
 
 def time_limit_error(what: str, limit_s: float | None) -> TimeLimitError:
-    """Return the error for what did not end in time."""
+    """Return the error for exceeding the time limit."""
     return TimeLimitError(
         f"{what} did not end within {limit_s:g} s. A graph that never ends is a fault or an "
         f"attack; where this machine is only slow, set {_VARIABLE} to more seconds, or to 0 for "

@@ -1,4 +1,4 @@
-"""Preparing a graph for a backend in a process of its own.
+"""Preparing a graph for a backend in a separate process.
 
 What takes minutes and much memory, such as building an engine, must neither slow down nor bring
 down the process that runs models meanwhile: the worker runs at a lower priority, and a crash, or
@@ -31,7 +31,7 @@ def prepare_apart(
     progress: BuildProgress | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Run a backend's `prepare` in a process of its own, and wait for it.
+    """Run a backend's `prepare` in a separate process, and wait for it.
 
     Args:
         backend_name: One of BACKENDS.

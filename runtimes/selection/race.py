@@ -1,4 +1,4 @@
-"""Which of several calls is the fastest here: timed in turns, so that the machine's moods cancel.
+"""Interleaved benchmark: calls are timed in turns, so that load drift cancels out.
 
 In every round each contestant has one turn, in random order, and is compared with the first one
 within that round: both saw the same load and the same clock frequency. A turn is one run that is
@@ -26,7 +26,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, slots=True)
 class RaceResult:
-    """How one contestant did.
+    """Timing of one contestant.
 
     Attributes:
         latency_p50_ms: Median wall-clock time of its timed runs.
@@ -54,7 +54,7 @@ def race(
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, RaceResult]:
-    """Time calls in turns and compare each with the first.
+    """Time calls interleaved, and compare each with the first.
 
     What a call raises is let through.
 
@@ -73,13 +73,13 @@ def race(
     """
     if not calls or rounds < 1:
         raise InputError(
-            f"Race: got {len(calls)} calls and {rounds} rounds, expected at least 1 of each."
+            f"Benchmark: got {len(calls)} calls and {rounds} rounds, expected at least 1 of each."
         )
     random = np.random.default_rng(seed)
     names = list(calls)
     begun_ns = clock()
     for call in calls.values():
-        call()  # what a first run allocates and compiles is nobody's speed
+        call()  # warm-up: allocation and compilation do not count
     times_ns: dict[str, list[int]] = {name: [] for name in names}
     for done in range(rounds):
         if seconds is not None and done >= _LEAST_ROUNDS and clock() - begun_ns > seconds * 1e9:
@@ -104,7 +104,7 @@ def _result(latencies_ms: Array, first_ms: Array, drawn: Array) -> RaceResult:
         first_ms: (R,) those of the first contestant.
         drawn: (B, R) rounds of each bootstrap sample.
     """
-    # A clock that does not move between two readings must not divide by zero.
+    # A clock that does not advance must not cause a division by zero.
     tick_ms = 1e-6
     ratios = np.maximum(latencies_ms, tick_ms) / np.maximum(first_ms, tick_ms)
     low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))

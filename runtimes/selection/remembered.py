@@ -1,4 +1,4 @@
-"""What was measured to be the fastest backend for a graph on this machine, remembered on disk.
+"""Cache of measured backend choices, on disk.
 
 One small JSON file a choice, so that processes that write at once do not lose each other's. It is
 found again by everything that a choice depends on: the files of the graph, the options, the
@@ -33,7 +33,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which backend runs a graph, and why.
+    """The backend of a graph, and the reason for it.
 
     Attributes:
         backend: Name in mmedge.runtimes.BACKENDS.
@@ -48,12 +48,12 @@ class Choice:
 
 
 def choice_files() -> tuple[Path, ...]:
-    """Return the files of all remembered choices; removing one costs a measurement."""
+    """Return the files of all cached choices; removing one costs a measurement."""
     return tuple(sorted((cache_folder() / "backends").glob("*.json")))
 
 
 def recall_choice(files_sha256: Sequence[str], options: SessionOptions) -> Choice | None:
-    """Return the choice that was remembered for a graph here, None if there is none.
+    """Return the cached choice for a graph on this machine, None if there is none.
 
     Args:
         files_sha256: Hash of every file of the graph's variant, in any order.
@@ -63,11 +63,11 @@ def recall_choice(files_sha256: Sequence[str], options: SessionOptions) -> Choic
     try:
         return _choice(read_json(path, max_bytes=_MAX_BYTES, error=StorageError))
     except StorageError:
-        return None  # never remembered, damaged, or not to be read by us
+        return None  # missing, damaged or unreadable
 
 
 def remember_choice(files_sha256: Sequence[str], options: SessionOptions, choice: Choice) -> None:
-    """Remember which backend was measured to run a graph fastest here.
+    """Cache the backend measured as the fastest for a graph on this machine.
 
     Where it cannot be written there is a RuntimeWarning, and the next load measures again.
 
@@ -100,7 +100,7 @@ def _key(files_sha256: Sequence[str], options: SessionOptions) -> dict[str, obje
     engines = {
         name: backend(name).engine_version()
         for name in BACKENDS
-        if backend(name).layouts(options.device)  # another cannot have been in the race
+        if backend(name).layouts(options.device)  # others were not measured
     }
     settings = asdict(options) | {"profile_to": options.profile_to is not None}
     return {
@@ -119,7 +119,7 @@ def _path(key: Mapping[str, object]) -> Path:
 
 
 def _choice(document: object) -> Choice | None:
-    """Return what a document says, None if it is not one that we wrote."""
+    """Return the choice in a document, None if it is invalid."""
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         return None
     name, reason = document.get("backend"), document.get("reason")

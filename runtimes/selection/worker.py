@@ -1,4 +1,4 @@
-"""A worker process for what may take long, crash or never end: one request, then it is gone.
+"""Worker process for one request that may take long, crash or never end.
 
 The parent writes the request as a line of JSON to the worker's standard input and reads lines of
 JSON from its standard output: reports, warnings, and an error at the end if there was one. The
@@ -30,7 +30,7 @@ from mmedge.runtimes.selection.limits import time_limit_error
 __all__ = ["Report", "run_apart", "serve"]
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
-"""Takes one message of a worker."""
+"""Receives one message of a worker."""
 
 _POLL_S = 0.2
 
@@ -44,7 +44,7 @@ def run_apart(
     stop: threading.Event | None = None,
     limit_s: float | None = None,
 ) -> None:
-    """Run a request in a worker, and wait for its end.
+    """Run a request in a worker, and wait for it.
 
     Args:
         script: A module whose `__main__` calls serve.
@@ -88,15 +88,15 @@ def run_apart(
 
 
 def serve(work: Callable[[dict[str, Any], Report], None], *, niceness: int = 0) -> None:
-    """Be a worker: read the request from standard input, and do it.
+    """Worker main: read the request from standard input and run it.
 
     Args:
         work: Takes the request, and what sends a message to the parent.
         niceness: Added to this process's.
     """
-    # Ctrl-C goes to the whole group; the parent decides what becomes of the worker.
+    # Ctrl-C goes to the whole group; the parent decides whether to stop the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What an engine prints must not fall among the messages.
+    # Engine output must not mix with the messages.
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with contextlib.suppress(OSError):
@@ -126,10 +126,10 @@ def _follow(
     stop: threading.Event | None,
     limit_s: float | None,
 ) -> MmedgeError | None:
-    """Pass messages on until the worker is done; return the error that it reports, if any."""
+    """Forward messages until the worker is done; return its error, if any."""
     if process.stdin is None or process.stdout is None:
         raise BackendError("The worker has no pipes.")
-    with contextlib.suppress(BrokenPipeError):  # a worker that died says so by its exit code
+    with contextlib.suppress(BrokenPipeError):  # a dead worker is reported by its exit code
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
     raised = None
@@ -147,7 +147,7 @@ def _follow(
 
 
 def _lines(pipe: IO[bytes], stop: threading.Event | None, limit_s: float | None) -> Iterator[bytes]:
-    """Yield whole lines until the pipe ends or `stop` is set.
+    """Yield complete lines until the pipe ends or `stop` is set.
 
     Raises:
         TimeoutError: If none comes for so long.
@@ -168,7 +168,7 @@ def _lines(pipe: IO[bytes], stop: threading.Event | None, limit_s: float | None)
 
 
 def _error(name: str, message: str) -> MmedgeError:
-    """Return the worker's error as one of the same kind."""
+    """Return the worker's error, of the same class."""
     kind = getattr(errors, name, BackendError)
     known = isinstance(kind, type) and issubclass(kind, MmedgeError)
     return kind(message) if known else BackendError(message)
@@ -179,11 +179,11 @@ def _last_words(code: int, log: IO[bytes]) -> str:
     lines = log.read().decode(errors="replace").strip().splitlines()
     reason = lines[-1] if lines else "without a message"
     if code < 0:
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        hint = ", perhaps out of memory" if -code == signal.SIGKILL else ""
         return f"the worker ended by {signal.Signals(-code).name}{hint}: {reason}"
     return reason
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # returns when the other end of the pipe is closed
+    sys.stdin.read()  # returns when the pipe's other end is closed
     os._exit(1)

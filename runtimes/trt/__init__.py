@@ -1,3 +1,3 @@
-"""TensorRT and TensorRT for RTX: engines built from ONNX, kept in a cache, run without torch."""
+"""TensorRT and TensorRT for RTX: engines built from ONNX, cached, and run without torch."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The two TensorRT backends. Detecting an installation loads next to nothing.
+"""The two TensorRT backends. Detecting an installation loads almost nothing.
 
 What each of SessionOptions comes to here:
 
@@ -51,7 +51,7 @@ _RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 class TrtBackend(Backend):
-    """One flavour of TensorRT: a Backend, and the builder of its engines.
+    """One flavour of TensorRT: a Backend and EngineBuilder.
 
     Args:
         flavour: Which one.
@@ -91,9 +91,9 @@ class TrtBackend(Backend):
         if "portable" not in variant.layouts and recipe.get("method") == "DynamicInt8":
             reason = "it computes scales in each call, with ONNX Runtime's operators"
         elif recipe.get("activations") == "uint8":
-            reason = "its activations are unsigned, and TensorRT takes signed, symmetric ones"
+            reason = "its activations are unsigned; TensorRT needs signed, symmetric ones"
         elif recipe.get("method") == "WeightOnly" and recipe.get("symmetric") is False:
-            reason = "its weights have zero points, and TensorRT takes symmetric ones"
+            reason = "its weights have zero points; TensorRT needs symmetric ones"
         elif recipe.get("method") == "WeightOnly" and recipe.get("bits") == 8:
             reason = "TensorRT folds blocked 8-bit weights to float"
         if reason:
@@ -101,7 +101,7 @@ class TrtBackend(Backend):
         return super().unsupported(variant, device)
 
     def devices_on(self, hardware: Hardware, engine: EngineFacts) -> tuple[str, ...]:
-        """Return ("cuda",) where there is a GPU; TensorRT-RTX serves those of desktops only."""
+        """Return ("cuda",) if there is a GPU; TensorRT-RTX serves desktop GPUs only."""
         if not hardware.gpu:
             return ()
         known = ("", *(engine.offers or _RTX))
@@ -160,7 +160,7 @@ class TrtBackend(Backend):
         return {"offers": list(load_flavour(self.name).capabilities)}
 
     def host(self, targets: Sequence[str] = (), device: int = 0) -> BuildHost:
-        """Return what builds engines here; see EngineBuilder.host."""
+        """Return the build host; see EngineBuilder.host."""
         from mmedge.runtimes.trt.opening import host_of
 
         library = load_flavour(self.name)
@@ -182,11 +182,11 @@ class TrtBackend(Backend):
             ) from error
 
     def targets(self, named: Sequence[str], precision: str) -> tuple[str, ...]:
-        """Return the compute capabilities that are meant; see EngineBuilder.targets."""
+        """Return the target compute capabilities; see EngineBuilder.targets."""
         try:
             library = load_flavour(self.name)
         except BackendUnavailableError:
-            return tuple(named)  # who builds elsewhere checks them there
+            return tuple(named)  # a remote builder checks them there
         found = resolve(library, named, {precision})
         if tuple(named) == (ANY,) and not found:
             raise EngineBuildError(f"No GPU that is known here computes {precision}.")
@@ -202,7 +202,7 @@ class TrtBackend(Backend):
         progress: BuildProgress | None = None,
         on_wait: Callable[[str], None] | None = None,
     ) -> LoadedEngine:
-        """Return the engine of a key, built into the cache if need be; see EngineBuilder.build."""
+        """Return the engine of a key, building it on a cache miss; see EngineBuilder.build."""
         from mmedge.runtimes.trt.opening import find_or_build
 
         return find_or_build(
@@ -216,7 +216,7 @@ class TrtBackend(Backend):
         )
 
     def is_prepared(self, model: Path, options: SessionOptions) -> bool:
-        """Tell whether the engine of a graph is in the cache; see Backend.is_prepared."""
+        """Return whether the engine of a graph is cached; see Backend.is_prepared."""
         if self.engine_version() is None:
             return False
         from mmedge.runtimes.trt.opening import is_prepared
@@ -226,13 +226,13 @@ class TrtBackend(Backend):
     def prepare(
         self, model: Path, options: SessionOptions, progress: BuildProgress | None = None
     ) -> None:
-        """Build the engine of a graph into the cache, unless it is there; see Backend.prepare."""
+        """Build the engine of a graph on a cache miss; see Backend.prepare."""
         from mmedge.runtimes.trt.opening import prepare_engine
 
         prepare_engine(self.name, model, options, progress)
 
     def open_session(self, model: Path, options: SessionOptions) -> TrtSession:
-        """Open an ONNX file: find its engine in the cache, or build it, and load it.
+        """Open an ONNX file: load its engine, building it on a cache miss.
 
         A build takes minutes; its progress goes to the logger "mmedge.engines".
 

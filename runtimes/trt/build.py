@@ -1,4 +1,4 @@
-"""Building an engine from an ONNX file.
+"""Engine build from an ONNX file.
 
 Precision stands in the graph: networks are strongly typed, quantization is Q/DQ, and no builder
 flag asks for a precision. The library reports failure by a return value and says why to its logger
@@ -37,7 +37,7 @@ from mmedge.specs import TensorSpec
 
 __all__ = ["build_engine"]
 
-_LARGEST = (1 << 31) - 1  # the binding takes larger sizes too, and cuts them off
+_LARGEST = (1 << 31) - 1  # the binding truncates larger sizes
 
 
 def build_engine(
@@ -79,7 +79,7 @@ def build_engine(
     told = read_onnx_file(model)
     check_external_data(model, told)
     watch = BuildWatch(progress)
-    # Which GPU is current is a matter of the thread.
+    # The current GPU is a property of the thread.
     on_device = device != 0 and not request.compute_capabilities
 
     def work() -> BuiltEngine:
@@ -92,7 +92,7 @@ def build_engine(
 
 @dataclass(slots=True)
 class _Build:
-    """One build; everything that the library made for it goes when it ends."""
+    """One build, which frees its library objects at the end."""
 
     model: Path
     told: OnnxFile
@@ -110,7 +110,7 @@ class _Build:
             builder: Any = module.Builder(self.logger)
             network = builder.create_network(self.loaded.network_flags)
             config = builder.create_builder_config()
-        except (TypeError, RuntimeError) as error:  # no GPU where the flavour needs one
+        except (TypeError, RuntimeError) as error:  # no GPU, but the flavour needs one
             raise self._failed("the builder cannot be made", str(error)) from error
         parser = self._parse(network)  # may own the weights until the engine is built
         inputs, outputs = read_specs(network, self.told)
@@ -146,14 +146,14 @@ class _Build:
 
     def _parse(self, network: Any) -> Any:  # noqa: ANN401
         parser = self.loaded.module.OnnxParser(network, self.logger)
-        # From its path, or external data would not be found.
+        # By path, so that external data is found.
         if parser.parse_from_file(str(self.model)):
             return parser
         told = parser_errors(parser)
         if not told:
             raise self._failed("the parser failed")
         raise EngineBuildError(
-            f"{self.model}: the parser of {self._name} does not take it: {told}. Engines are built "
+            f"{self.model}: the parser of {self._name} rejects it: {told}. Engines are built "
             "from the portable layout, in standard operators: convert with `mmedge convert "
             "--target tensorrt`, or keep this graph to ONNX Runtime."
         )
@@ -173,7 +173,7 @@ class _Build:
             flag = self.loaded.builder_flag(name)
             if flag is None:
                 raise EngineBuildError(
-                    f"{self._name} cannot build what is asked for: it has no flag {name}. Update "
+                    f"{self._name} cannot build this: it has no flag {name}. Update "
                     "it, or leave the setting out."
                 )
             config.set_flag(flag)
@@ -219,7 +219,7 @@ class _Build:
             try:
                 for name, shapes in profile.ranges.items():
                     made.set_shape(name, shapes.min, shapes.opt, shapes.max)
-            except (RuntimeError, TypeError) as error:  # numbers past what the library counts in
+            except (RuntimeError, TypeError) as error:  # numbers beyond the library's integer type
                 raise self._failed(f"profile {index} is refused", str(error)) from error
             if config.add_optimization_profile(made) < 0:
                 raise self._failed(f"profile {index} is refused")
@@ -245,14 +245,14 @@ class _Build:
         if self.timing_cache is None or not self.loaded.has_timing_cache:
             return
         kept = b""
-        with suppress(OSError):  # none yet, or not to be read: timed anew
+        with suppress(OSError):  # missing or unreadable: timed again
             kept = self.timing_cache.read_bytes()
         for blob in (kept, b""):
             cache = config.create_timing_cache(blob)
             if cache is not None and config.set_timing_cache(cache, False):
                 return
             self.log.warnings.append(
-                f"the timing cache {self.timing_cache} is not taken: timed anew"
+                f"the timing cache {self.timing_cache} is rejected: timed again"
             )
 
     def _write_timings(self, config: Any) -> None:  # noqa: ANN401
@@ -263,12 +263,12 @@ class _Build:
             return
         try:
             write_atomic(self.timing_cache, bytes(cache.serialize()), private=True)
-        except StorageError as error:  # the engine is there, and must not be lost over this
-            self.log.warnings.append(f"the timings are not kept: {error}")
+        except StorageError as error:  # keep the engine despite this
+            self.log.warnings.append(f"the timing cache cannot be saved: {error}")
 
     def _layers(self, plan: bytes) -> tuple[EngineLayer, ...]:
         layers = parse_layers(self.log.layers)
-        # TensorRT-RTX would compile every kernel to tell; TensorRT has a GPU and can be asked.
+        # TensorRT-RTX would compile every kernel for this; TensorRT has a GPU and can inspect.
         if layers or self.loaded.flavour != "tensorrt":
             return layers
         runtime = self.loaded.module.Runtime(self.logger)
@@ -303,5 +303,5 @@ def _flags(settings: BuildSettings) -> tuple[str, ...]:
     if settings.refittable:
         names.append("REFIT")
     elif settings.stripped:
-        names.append("REFIT_IDENTICAL")  # by the very weights that were left out
+        names.append("REFIT_IDENTICAL")  # by the stripped weights
     return tuple(names)

@@ -1,4 +1,4 @@
-"""An engine on a device: loaded, checked against its graph, ready to give execution contexts."""
+"""Engine on a device: loaded, checked against its graph, source of execution contexts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 _LOG = logging.getLogger("mmedge.engines")
 
-# By the name of TensorRT's DataType, as far as numpy has the type.
+# By the name of TensorRT's DataType, for the types that numpy has.
 _DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -107,7 +107,7 @@ class DeviceEngine:
         self._trt: Any = library.module
         self._lock = threading.Lock()
         logger, self._log = new_log(library.module)
-        self._logger = logger  # must outlive what is made with it
+        self._logger = logger  # must outlive the objects made with it
         self._runtime = self._start(logger)
         self._engine = self._load(plan)
         if stripped:
@@ -124,7 +124,7 @@ class DeviceEngine:
         self.scratch_bytes = int(self._engine.device_memory_size if size is None else size)
 
     def profile_for(self, shapes: Shapes) -> int:
-        """Return the first optimization profile that takes some shapes.
+        """Return the first optimization profile that covers some shapes.
 
         Raises:
             ShapeError: If none does; it names the axis, and the bounds of every profile.
@@ -139,7 +139,7 @@ class DeviceEngine:
         raise self._outside(shapes)
 
     def new_context(self) -> Any:  # noqa: ANN401, an IExecutionContext
-        """Return a new execution context, which has no memory for activations yet.
+        """Return a new execution context, without activation memory.
 
         Raises:
             BackendError: If TensorRT gives none, most often for want of memory.
@@ -160,7 +160,7 @@ class DeviceEngine:
 
         class Allocator(base):  # type: ignore[misc]
             def __init__(self) -> None:
-                base.__init__(self)  # the binding takes no super()
+                base.__init__(self)  # the binding rejects super()
 
             def reallocate_output(self, _name: str, _memory: int, size: int, _align: int) -> int:
                 return int(allocate.reallocate(size))
@@ -176,7 +176,7 @@ class DeviceEngine:
         return Allocator()
 
     def check(self, done: object, what: str) -> None:
-        """Raise unless a call of TensorRT succeeded; it says why to its logger alone.
+        """Raise if a TensorRT call failed, with the reason from its log.
 
         Raises:
             BackendError: If `done` is false.
@@ -185,14 +185,14 @@ class DeviceEngine:
             raise self.failed(what)
 
     def failed(self, what: str) -> BackendError:
-        """Return the error that says what failed and what TensorRT said of it."""
+        """Return the error for a failed call, with TensorRT's messages."""
         said = self._said()
         if any(word in said.lower() for word in _MEMORY_WORDS):
             return self.device.out_of_memory(self.scratch_bytes, f"{self.model}: {what}", said)
         return BackendError(f"{self.model}: {self.name}: {what}: {said or 'no reason given'}")
 
     def keep_runtime_cache(self) -> None:
-        """Write what was compiled until now where the next process finds it."""
+        """Save compiled kernels to the runtime cache."""
         if self._keeper is not None:
             self._keeper.keep()
 
@@ -204,7 +204,7 @@ class DeviceEngine:
     def _start(self, logger: Any) -> Any:  # noqa: ANN401, an IRuntime
         try:
             return self._trt.Runtime(logger)
-        except TypeError as error:  # what the binding makes of a null pointer
+        except TypeError as error:  # from a null pointer
             raise BackendUnavailableError(
                 f"{self.name} does not start on {self.device.properties.name}: "
                 f"{self._said() or 'no reason given'}. It may be built for a newer CUDA than the "
@@ -272,7 +272,7 @@ class DeviceEngine:
         )
 
     def _bounds(self, profile: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-        """Return smallest and largest shape of each input in a profile."""
+        """Return the min and max shape of each input in a profile."""
         found = []
         for tensor in self.inputs:
             shapes = self._engine.get_tensor_profile_shape(tensor.spec.name, profile)
@@ -312,7 +312,7 @@ class DeviceEngine:
             return
         if not hasattr(self._engine, "weight_streaming_budget_v2"):
             raise BackendError(
-                f"{self.model}: {self.name} cannot be told how much of its weights may lie on the "
+                f"{self.model}: {self.name} cannot limit the weights on the "
                 "device. Stream weights with TensorRT 10.1 or newer."
             )
         wanted = streamable if budget_bytes is None else min(budget_bytes, streamable)
@@ -321,7 +321,7 @@ class DeviceEngine:
             raise self.failed(f"a budget of {in_words(wanted)} for its weights is refused")
 
     def _make_config(self, options: EngineOptions, runtime_cache: Path | None) -> Any:  # noqa: ANN401
-        """Return what execution contexts are made from: a strategy, or where there is one a config.
+        """Return a runtime config for execution contexts, or a strategy in older versions.
 
         Activations get memory that all contexts of one slot share, so contexts bring none.
         """
@@ -341,7 +341,7 @@ class DeviceEngine:
 
 
 class _RuntimeCacheKeeper:
-    """Reads and writes what TensorRT-RTX has compiled for this GPU.
+    """Reader and writer of TensorRT-RTX's runtime cache for this GPU.
 
     The library checks what it reads: what is damaged or of another version or GPU is left aside,
     and costs no more than compiling again.
@@ -357,10 +357,10 @@ class _RuntimeCacheKeeper:
         except FileNotFoundError:
             return  # the first process on this machine
         except (UnsafeFileError, StorageError) as error:
-            _LOG.warning("%s: not read, kernels are compiled anew: %s", path, str(error))
+            _LOG.warning("%s: cannot be read, kernels are compiled again: %s", path, str(error))
             return
         if not cache.deserialize(self._kept):
-            _LOG.info("%s: not taken by TensorRT-RTX, kernels are compiled anew", path)
+            _LOG.info("%s: rejected by TensorRT-RTX, kernels are compiled again", path)
             log.errors.clear()
             self._kept = b""
 
@@ -373,5 +373,5 @@ class _RuntimeCacheKeeper:
             try:
                 write_atomic(self._path, data, private=True)
             except StorageError as error:
-                _LOG.warning("Kernels that were compiled cannot be kept: %s", str(error))
+                _LOG.warning("The runtime cache cannot be saved: %s", str(error))
             self._kept = data

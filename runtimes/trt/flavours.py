@@ -35,7 +35,7 @@ Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
-# Module names, the first that is found being taken. The front-end package of TensorRT-RTX is built
+# Module names; the first one found is used. The front-end package of TensorRT-RTX is built
 # from source; with its wheels alone there are only the bindings.
 _MODULES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
@@ -93,12 +93,12 @@ def _installed_module(flavour: str) -> str | None:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # half there
+    except (ImportError, ValueError):  # incomplete installation
         return False
 
 
 def _written_version(module: str) -> str:
-    """Read __version__ off the source of a package that came without metadata."""
+    """Read __version__ from the source of a package without metadata."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         return ""
@@ -112,7 +112,7 @@ def _written_version(module: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFlavour:
-    """A TensorRT that is loaded, and its differences from the others.
+    """A loaded TensorRT, and its differences from other versions.
 
     Attributes:
         flavour: Which one.
@@ -127,10 +127,10 @@ class LoadedFlavour:
 
     @property
     def network_flags(self) -> int:
-        """Flags of a strongly typed network: asked for in 10.x, a matter of course in 11.x."""
+        """Flags of a strongly typed network: needed in 10.x, the default in 11.x."""
         flags = getattr(self.module, "NetworkDefinitionCreationFlag", None)
         typed = getattr(flags, "STRONGLY_TYPED", None)
-        return 0 if typed is None else 1 << int(typed)  # ignored, not refused, by 11.x
+        return 0 if typed is None else 1 << int(typed)  # ignored by 11.x
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ class LoadedFlavour:
         return tuple(f"{number // 10}.{number % 10}" for number in found)
 
     def capability(self, name: str) -> Any:  # noqa: ANN401, the library's own enumeration
-        """Return the library's word for a compute capability such as "8.9"; "" is CURRENT."""
+        """Return the library's constant for a compute capability such as "8.9"; "" is CURRENT."""
         word = f"SM{name.replace('.', '')}" if name else "CURRENT"
         return getattr(self.module.ComputeCapability, word)
 
@@ -154,7 +154,7 @@ class LoadedFlavour:
         return self.flavour == "tensorrt"
 
     def builder_flag(self, name: str) -> Any | None:  # noqa: ANN401, the library's own enumeration
-        """Return a builder flag by its name, None where the library has no such flag."""
+        """Return a builder flag by name, None if the library lacks it."""
         return getattr(self.module.BuilderFlag, name, None)
 
 
@@ -174,7 +174,7 @@ def load_flavour(flavour: str) -> LoadedFlavour:
     try:
         module = importlib.import_module(name)
         built = hasattr(module, "Builder") and hasattr(module, "OnnxParser")
-    except (ImportError, OSError) as error:  # the bindings are there, the libraries are not
+    except (ImportError, OSError) as error:  # bindings without libraries
         raise BackendUnavailableError(
             f"{TITLES[flavour]} {installed_version(flavour)} cannot be loaded: {error}. Bindings "
             f"and libraries must be of one version. {_WAY_OUT[flavour]}"
@@ -182,14 +182,14 @@ def load_flavour(flavour: str) -> LoadedFlavour:
     if not built:
         raise BackendUnavailableError(
             f"{TITLES[flavour]} {installed_version(flavour)}: module '{name}' has no builder and "
-            f"no ONNX parser; it is a runtime alone, or another package of that name. "
+            f"no ONNX parser; it is a runtime only, or another package of that name. "
             f"{_WAY_OUT[flavour]}"
         )
     return LoadedFlavour(flavour, installed_version(flavour) or "", module)
 
 
 class BuildLog:
-    """What a library said: warnings and errors in full, and its account of an engine's layers.
+    """Log of a library: warnings and errors in full, and the layer report of an engine.
 
     A library has one logger in a process, so what it says is handed out here: a thread that is in
     a `with log:` block has its messages to itself, the messages of all other threads go to every
@@ -219,7 +219,7 @@ class BuildLog:
             _claims[threading.get_ident()] = self._outer
 
     def take(self, severity: int, message: str) -> None:
-        """Keep a message.
+        """Store a message.
 
         Args:
             severity: As the library counts: 0 and 1 are errors, 2 a warning, 3 and 4 more.
@@ -241,7 +241,7 @@ _lock = threading.Lock()
 
 
 def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
-    """Return the logger of a library, of the most talkative kind, and a new log that it fills.
+    """Return a library's logger at the most verbose level, and a new log that it fills.
 
     Every builder, runtime and parser of a process must be given this logger: the library takes the
     first one that it sees and leaves all others without a word.

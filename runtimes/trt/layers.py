@@ -24,7 +24,7 @@ __all__ = [
     "require_precision",
 ]
 
-# The library's words for a dtype: "Float", "Half", "Row major linear FP32", "Int8", "E4M3", ...
+# The library's dtype names: "Float", "Half", "Row major linear FP32", "Int8", "E4M3", ...
 _DTYPES = (
     ("fp16", r"half|fp16"),
     ("bf16", r"bfloat16|bf16"),
@@ -46,7 +46,7 @@ _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\[\s]|$)")
 
 
 def parse_layers(message: str) -> tuple[EngineLayer, ...]:
-    """Return the layers that the builder listed.
+    """Return the layers in the builder's log.
 
     Args:
         message: What the logger was told, from "Layers:" on; "" gives no layers.
@@ -72,7 +72,7 @@ def parse_layers(message: str) -> tuple[EngineLayer, ...]:
 
 
 def inspect_layers(module: Any, engine: Any) -> tuple[EngineLayer, ...]:  # noqa: ANN401
-    """Return the layers of an engine that lies on a GPU, from its inspector.
+    """Return the layers of a loaded engine, from its inspector.
 
     Args:
         module: A TensorRT's module.
@@ -83,7 +83,7 @@ def inspect_layers(module: Any, engine: Any) -> tuple[EngineLayer, ...]:  # noqa
 
 
 def parse_inspection(text: str) -> tuple[EngineLayer, ...]:
-    """Return the layers in what an engine inspector says, in the form of 10.x or of 11.x.
+    """Return the layers in an engine inspector's report, in the form of 10.x or 11.x.
 
     Nothing that cannot be read raises: an engine without a table still runs.
     """
@@ -96,7 +96,7 @@ def parse_inspection(text: str) -> tuple[EngineLayer, ...]:
 
 
 def _inspected(entry: dict[str, Any] | str) -> EngineLayer:
-    if isinstance(entry, str):  # built with names alone
+    if isinstance(entry, str):  # built with names only
         return EngineLayer(entry, "", (), ())
     weights = [entry[name] for name in ("Weights", "Bias") if isinstance(entry.get(name), dict)]
     constants = [*_tensors(entry, "Constants"), *(w for w in weights if w.get("Count") != 0)]
@@ -116,7 +116,7 @@ def _tensors(entry: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _said(tensor: Mapping[str, Any]) -> str:
-    """Return where a tensor's dtype is said: by 11.x, by 10.x, and of weights."""
+    """Return the fields that hold a tensor's dtype: in 11.x, in 10.x, and of weights."""
     for field in ("DataType", "Datatype", "Format/Datatype", "Type", "Format"):
         if tensor.get(field):
             return str(tensor[field])
@@ -140,7 +140,7 @@ def _nodes(metadata: str) -> tuple[str, ...]:
 
 
 def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str, str]:
-    """Return those of the nodes asked for in codes that the engine computes in float.
+    """Return the quantized nodes that the engine computes in float.
 
     A node counts as computed in codes if a layer that it went into holds a constant of that dtype,
     or takes an input of it.
@@ -163,7 +163,7 @@ def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str,
 
 
 def require_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> tuple[str, ...]:
-    """Check that what was asked for in codes is computed in codes.
+    """Check that quantized nodes are computed in quantized values.
 
     Args:
         layers: Of the engine; none if the library told nothing, and then nothing is checked.
@@ -179,7 +179,7 @@ def require_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -
         return ()
     if not any(layer.nodes for layer in layers):
         wanted = ", ".join(sorted(set(asked.values())))
-        return (f"The library does not tell its layers: whether {wanted} is used is not known.",)
+        return (f"The library does not report its layers: whether {wanted} is used is unknown.",)
     lost = folded(layers, asked)
     warnings = []
     for dtype in sorted(set(lost.values())):

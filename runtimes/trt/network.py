@@ -24,7 +24,7 @@ _NUMPY = {
     "BOOL": "bool",
 }
 _SHORT = {"FLOAT": "fp32", "HALF": "fp16"}
-_MOVING = ("SHUFFLE", "IDENTITY", "CAST")  # between a weight and what it is read by
+_MOVING = ("SHUFFLE", "IDENTITY", "CAST")  # between a weight and its consumer
 _MAX_STEPS = 8
 
 
@@ -70,7 +70,7 @@ def _spec(tensor: Any, told: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
 
 
 def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
-    """Return what is asked for in codes: dtype of the weights by name of the layer that reads them.
+    """Return the quantized layers: dtype of the weights by the reading layer's name.
 
     That is each layer that reads a constant through DequantizeLinear; the parser names a layer
     after its ONNX node.
@@ -94,7 +94,7 @@ def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
 
 
 def dtypes(network: Any) -> frozenset[str]:  # noqa: ANN401
-    """Return every dtype that a tensor of the network has: "fp32", "int8", "fp8", ..."""
+    """Return every tensor dtype of the network: "fp32", "int8", "fp8", ..."""
     found = {
         tensor.dtype.name
         for layer in _layers(network)
@@ -104,7 +104,7 @@ def dtypes(network: Any) -> frozenset[str]:  # noqa: ANN401
 
 
 def computes_float32_products(network: Any) -> str | None:  # noqa: ANN401
-    """Return the name of a matrix product of float32 that no quantization stands before, or None.
+    """Return the name of a float32 matrix product without quantized inputs, or None.
 
     Compute capability 7.5 has no kernels for one in TensorRT-RTX.
     """
@@ -137,7 +137,7 @@ def _producers(layers: list[Any]) -> dict[str, Any]:
 
 
 def _behind(tensor: Any, producers: dict[str, Any]) -> Any | None:  # noqa: ANN401
-    """Return the layer that makes a tensor, past what only moves it; None for an input."""
+    """Return the producer of a tensor, skipping data movement; None for an input."""
     for _ in range(_MAX_STEPS):
         layer = producers.get(tensor.name)
         if layer is None or layer.type.name not in _MOVING:

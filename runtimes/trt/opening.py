@@ -49,7 +49,7 @@ _TELL_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class NeededEngine:
-    """The engine that a graph needs on this machine, whether it is built or not.
+    """The engine that a graph needs on this machine, built or not.
 
     Attributes:
         library: The TensorRT that runs it.
@@ -69,7 +69,7 @@ class NeededEngine:
 
 
 def engine_request(flavour: str, graph: OnnxFile, options: SessionOptions) -> EngineRequest:
-    """Return what is built of a graph for the GPU of this machine.
+    """Return the engine request of a graph for this machine's GPU.
 
     Args:
         flavour: Of TensorRT.
@@ -113,7 +113,7 @@ def needed_engine(flavour: str, model: Path, options: SessionOptions) -> NeededE
 
 
 def host_of(library: LoadedFlavour, device: Device) -> BuildHost:
-    """Return what builds for a GPU of this machine.
+    """Return the build host for a GPU of this machine.
 
     Raises:
         BackendUnavailableError: If CUDA's bindings, the driver or the GPU is missing.
@@ -123,7 +123,7 @@ def host_of(library: LoadedFlavour, device: Device) -> BuildHost:
 
 
 def is_prepared(flavour: str, model: Path, options: SessionOptions) -> bool:
-    """Tell whether the engine of a graph is in the cache. Does not raise."""
+    """Return whether the engine of a graph is cached. Does not raise."""
     try:
         cache = EngineCache()
         key = compatible_key(cache, needed_engine(flavour, model, options).key)
@@ -136,12 +136,12 @@ def is_prepared(flavour: str, model: Path, options: SessionOptions) -> bool:
 def prepare_engine(
     flavour: str, model: Path, options: SessionOptions, progress: BuildProgress | None
 ) -> None:
-    """Build the engine of a graph into the cache, unless it is there; see TrtBackend.prepare."""
+    """Build the engine of a graph on a cache miss; see TrtBackend.prepare."""
     _engine_of(needed_engine(flavour, model, options), progress, or_in_memory=False)
 
 
 def open_engine(flavour: str, model: Path, options: SessionOptions) -> TrtSession:
-    """Find or build the engine of a graph, and load it; see TrtBackend.open_session."""
+    """Load the engine of a graph, building it on a cache miss; see TrtBackend.open_session."""
     needed = needed_engine(flavour, model, options)
     found = _engine_of(needed, None)
     device = needed.device
@@ -169,9 +169,9 @@ def open_engine(flavour: str, model: Path, options: SessionOptions) -> TrtSessio
 def _engine_of(
     needed: NeededEngine, progress: BuildProgress | None, *, or_in_memory: bool = True
 ) -> LoadedEngine:
-    """Return an engine from the cache, built into it if need be."""
+    """Return an engine from the cache, building it on a miss."""
     key = needed.key
-    with suppress(StorageError):  # get_or_build says whether it goes without the cache
+    with suppress(StorageError):  # get_or_build warns if the cache is unusable
         key = compatible_key(EngineCache(), key)
     return find_or_build(
         needed.library,
@@ -194,7 +194,7 @@ def find_or_build(
     on_wait: Callable[[str], None] | None = None,
     or_in_memory: bool = True,
 ) -> LoadedEngine:
-    """Return the engine of a key from the cache, built into it if need be.
+    """Return the engine of a key from the cache, building it on a miss.
 
     See EngineBuilder.build; with `or_in_memory`, an engine that cannot be kept is built all the
     same.
@@ -219,7 +219,7 @@ def find_or_build(
 
 
 def _as_phase(progress: BuildProgress | None) -> Callable[[str], None]:
-    """Return what tells a message as a phase of a build."""
+    """Return a callback that reports a message as a build phase."""
 
     def told(message: str) -> None:
         if progress is not None:
@@ -229,7 +229,7 @@ def _as_phase(progress: BuildProgress | None) -> Callable[[str], None]:
 
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
-    """Return where TensorRT-RTX keeps what it compiles of one engine for one GPU and driver."""
+    """Return TensorRT-RTX's runtime cache of one engine for one GPU and driver."""
     flavour = needed.library.flavour
     if flavour != "tensorrt-rtx":
         return None
@@ -239,7 +239,7 @@ def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
 
 
 class _Telling:
-    """Tells the log how far a build is, and whoever else asked."""
+    """Reports build progress to the log and to a callback."""
 
     def __init__(self, needed: NeededEngine, also: BuildProgress | None) -> None:
         self._what = f"{needed.model}: building for {TITLES[needed.library.flavour]}"

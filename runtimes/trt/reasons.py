@@ -1,4 +1,4 @@
-"""Causes of library failures, with ways out."""
+"""Causes of library failures, with fixes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmedge.runtimes.trt.flavours import BuildLog
 __all__ = ["parser_errors", "reason_of", "short", "worth_telling"]
 
 _NO_GPU = r"cudaError|CUDA driver|no CUDA-capable device|CUDA initialization"
-# What the library says, and what to do about it; the first that is found is told.
+# Pattern in the library's message -> fix; the first match counts.
 _WAYS_OUT = {
     _NO_GPU: (
         "It builds for the GPU of this machine, and none can be used: check nvidia-smi and the "
@@ -33,14 +33,14 @@ _NEEDS_GPU = (
     "Engines without weights, or whose weights can be exchanged, are built on a machine with a "
     "GPU only."
 )
-# Said of every failure where there is no driver, and of every graph with int64 inputs.
+# Logged for every failure without a driver, and for every graph with int64 inputs.
 _NOISE = re.compile(r"catchCudaError|Make sure input .* has Int64 binding")
 _PLACES = re.compile(r"\s*\bIn \S+ at /\S+?:\d+|^\S+\.cpp:\d+: |\[\w+\.(?:cpp|h):\d+: \w+\] ")
 _MOST = 500
 
 
 def reason_of(log: BuildLog, said: str = "", *, exchanges_weights: bool = False) -> str:
-    """Return why something failed and, where it is known, what to do about it.
+    """Return why something failed and, if known, the fix.
 
     Args:
         log: What the library said until then.
@@ -57,24 +57,24 @@ def reason_of(log: BuildLog, said: str = "", *, exchanges_weights: bool = False)
 
 
 def worth_telling(messages: Sequence[str]) -> tuple[str, ...]:
-    """Return the messages of a library that tell something, shortened, once each."""
+    """Return the informative messages of a library, shortened, without duplicates."""
     return tuple(dict.fromkeys(short(text) for text in messages if not _NOISE.search(text)))
 
 
 def short(message: str) -> str:
-    """Return a message without the places in the library's source, 500 characters at most."""
+    """Return a message without source locations, 500 characters at most."""
     said = " ".join(_PLACES.sub("", message).split())
     return said if len(said) <= _MOST else f"{said[:_MOST]}..."
 
 
 def parser_errors(parser: Any) -> str:  # noqa: ANN401, of the library
-    """Return what an ONNX parser, or one that refits, does not take; "" if it says nothing."""
+    """Return the errors of an ONNX parser or refitter; "" if it reports none."""
     errors = (parser.get_error(index) for index in range(parser.num_errors))
     return "; ".join(dict.fromkeys(_parser_error(error) for error in errors))
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401, the library's ParserError
-    """Return which node is not taken, and why."""
+    """Return the rejected node and the reason."""
     name, operator = (str(getattr(error, part)()) for part in ("node_name", "node_operator"))
     said = short(str(error.desc()))
     if not operator:

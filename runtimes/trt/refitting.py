@@ -17,7 +17,7 @@ _SHOWN = 3
 
 
 def put_weights(module: Any, logger: Any, engine: Any, model: Path) -> str:  # noqa: ANN401
-    """Put weights into an engine that was built without.
+    """Refit a stripped engine with weights.
 
     Args:
         module: The TensorRT.
@@ -31,7 +31,7 @@ def put_weights(module: Any, logger: Any, engine: Any, model: Path) -> str:  # n
     """
     try:
         refitter = module.Refitter(engine, logger)
-    except TypeError:  # what the binding makes of a null pointer
+    except TypeError:  # from a null pointer
         return "the engine takes no weights"
     parser = module.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(model)):

@@ -60,14 +60,14 @@ class TrtSession(SessionBase[DeviceEngine]):
         with self._device.current(), _Lent(self, engine) as slot:
             outputs = slot.run(feed)
         if not self._has_run:
-            self._has_run = True  # most kernels are compiled by now
+            self._has_run = True  # most kernels are compiled now
             engine.keep_runtime_cache()
         return outputs
 
     def run_device(
         self, feed: Mapping[str, _Input], *, stream: int | None = None
     ) -> dict[str, DeviceArray]:
-        """Run on inputs that lie on the device, and leave the outputs there.
+        """Run on device arrays, and leave the outputs on the device.
 
         Args:
             feed: As for run; each array may also be one on the device that offers
@@ -119,7 +119,7 @@ class TrtSession(SessionBase[DeviceEngine]):
     def bind_device(
         self, feed: Mapping[str, _Input], *, stream: int | None = None
     ) -> TrtDeviceBinding:
-        """Preallocate for inputs that lie on the device, and outputs that stay there.
+        """Preallocate for device inputs, with outputs that stay on the device.
 
         Args:
             feed: As for run_device. What is on the host is copied in every run.
@@ -180,7 +180,7 @@ class TrtSession(SessionBase[DeviceEngine]):
             raise
 
     def _give(self, slot: ExecutionSlot | None) -> None:
-        """Take a slot back for the next call; None where it is gone, so another may be made."""
+        """Return a slot for the next call; None if it is gone, so that a new one is made."""
         with self._turn:
             if slot is None:
                 self._made -= 1
@@ -195,7 +195,7 @@ class TrtSession(SessionBase[DeviceEngine]):
     def _slot_for_binding(
         self, engine: DeviceEngine, page_locked: Mapping[str, int]
     ) -> Iterator[ExecutionSlot]:
-        """Make a slot, and close it if it cannot be bound."""
+        """Make a slot, closing it if it cannot be bound."""
         slot = ExecutionSlot(engine, self._options, page_locked)
         try:
             yield slot
@@ -206,7 +206,7 @@ class TrtSession(SessionBase[DeviceEngine]):
     def _split(
         self, feed: Mapping[str, _Input], slot: ExecutionSlot, stream: int | None
     ) -> tuple[dict[str, Array], dict[str, DeviceView]]:
-        """Check a feed, and tell apart what is on the host and what is on the device."""
+        """Check a feed, and split it into host and device arrays."""
         views = {
             name: view(name, value, self._device, slot.stream, stream)
             for name, value in feed.items()
@@ -219,7 +219,7 @@ class TrtSession(SessionBase[DeviceEngine]):
 
 
 class _Lent:
-    """A block that has a slot to itself; one that failed in it is not used again."""
+    """Context manager with exclusive use of a slot; a failed slot is not reused."""
 
     __slots__ = ("_engine", "_session", "_slot")
 
@@ -232,7 +232,7 @@ class _Lent:
         return self._slot
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Wrong inputs are refused before anything has run.
+        # Wrong inputs are rejected before anything has run.
         if kind is None or issubclass(kind, InputError):
             self._session._give(self._slot)
         else:
@@ -241,7 +241,7 @@ class _Lent:
 
 
 class _Bound:
-    """A slot that runs one call again and again. Once closed it holds nothing of the engine.
+    """A slot that repeats one call. Closing it drops all references to the engine.
 
     Args:
         engine: What runs.
@@ -259,7 +259,7 @@ class _Bound:
     ) -> None:
         self._model = engine.model
         self._device = engine.device
-        # Shapes follow from such an input's values, so they are looked at in every run.
+        # Shapes depend on such an input's values, so every run checks them.
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
         self._bound: tuple[ExecutionSlot, Prepared] | None = slot, prepared
         self._host_outputs = outputs
@@ -296,7 +296,7 @@ class _Bound:
                 raise
 
     def _refresh(self, made: dict[str, Array], outputs: dict[str, Array]) -> None:
-        """Take outputs whose shapes may have changed, or that lie elsewhere by now."""
+        """Update outputs whose shapes or addresses changed."""
         check_same_shapes(self._model, made, outputs)
         for name, array in made.items():
             if not np.may_share_memory(array, outputs[name]):
@@ -314,7 +314,7 @@ class _Bound:
 
 
 class TrtDeviceBinding(_Bound):
-    """Inputs and outputs that stay on the device. Made by `TrtSession.bind_device`.
+    """Bound inputs and outputs on the device. Made by `TrtSession.bind_device`.
 
     What the inputs hold when `run` is called is what is read; whoever writes them must be done, or
     say in which stream.
@@ -336,7 +336,7 @@ class TrtDeviceBinding(_Bound):
 
     @property
     def inputs(self) -> Mapping[str, _Input]:
-        """What was bound, by name."""
+        """Bound inputs by name."""
         return self._inputs
 
     @property
@@ -358,6 +358,6 @@ class TrtDeviceBinding(_Bound):
 
 
 def _close(slot: ExecutionSlot) -> None:
-    """Free a slot; what had failed in it was told to whoever ran it."""
+    """Free a slot; its failures were already raised."""
     with suppress(BackendError):
         slot.close()

@@ -35,12 +35,12 @@ __all__ = ["Call", "ExecutionSlot", "OutputPlace", "Prepared"]
 _LOG = logging.getLogger("mmedge.engines")
 
 OutputPlace: TypeAlias = Literal["host", "new", "kept"]
-"""Where outputs go: to the host, to new device memory in each call, or to the same in all."""
+"""Output destination: host, new device memory in each call, or the same in all calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """All that a CUDA graph of a call depends on.
+    """Everything that a CUDA graph of a call depends on.
 
     Attributes:
         shapes: Of the inputs.
@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(eq=False)
 class Prepared:
-    """An execution context, and the call that it is set up for.
+    """An execution context and the call that it is set up for.
 
     Attributes:
         context: The IExecutionContext.
@@ -77,10 +77,10 @@ class Prepared:
     _profile: int = -1
     _runs: int = 0
     _refused: bool = False
-    _allocators: list[Any] = field(default_factory=list)  # TensorRT does not keep them alive
+    _allocators: list[Any] = field(default_factory=list)  # TensorRT holds no references
 
     def forget(self) -> None:
-        """Keep the context alone."""
+        """Drop everything but the context."""
         if self.graph is not None:
             self.graph.free()
         self.graph = self.call = None
@@ -89,7 +89,7 @@ class Prepared:
 
 
 class ExecutionSlot:
-    """What one call at a time runs in. The thread's current device must be the engine's.
+    """Resources of one call at a time. The thread's current device must be the engine's.
 
     Args:
         engine: What runs.
@@ -114,7 +114,7 @@ class ExecutionSlot:
         self._device = engine.device
         graphs = options.engine.graphs
         self._own_graphs = graphs > 0 and not engine.captures_itself
-        # Without graphs of our own one context serves all shapes.
+        # Without CUDA graphs one context serves all shapes.
         self._limit = graphs if self._own_graphs else 1
         self._as_needed = options.engine.scratch == "needed"
         self._page_locked = dict(page_locked or {})
@@ -135,7 +135,7 @@ class ExecutionSlot:
         self._spare: list[Prepared] = []
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run on host arrays that match the specs; return host arrays of the caller's own.
+        """Run on host arrays that match the specs; return new host arrays.
 
         Raises:
             ShapeError: If no profile takes the shapes; the slot is as it was.
@@ -149,7 +149,7 @@ class ExecutionSlot:
     def run_on_device(
         self, feed: Mapping[str, Array], views: Mapping[str, DeviceView]
     ) -> dict[str, DeviceArray]:
-        """Run on host arrays and arrays on the device; return new arrays on the device.
+        """Run on host and device arrays; return new device arrays.
 
         Raises:
             InputError: If no profile takes the shapes, or an input has to be on the host.
@@ -167,13 +167,13 @@ class ExecutionSlot:
         outputs = self.device_outputs(prepared)
         prepared.results = {}
         for growing in prepared.growing.values():
-            growing.memory = None  # the caller's from now on
+            growing.memory = None  # owned by the caller from here
         return outputs
 
     def call_of(
         self, feed: Mapping[str, Array], views: Mapping[str, DeviceView], outputs: OutputPlace
     ) -> Call:
-        """Return the call of some inputs, each on the host or on the device.
+        """Return the call for some inputs, each on the host or on the device.
 
         Raises:
             InputError: If an input lies on the device and is read on the host.
@@ -194,7 +194,7 @@ class ExecutionSlot:
         return Call(tuple(shapes), tuple(addresses), tuple(values), outputs)
 
     def prepare(self, call: Call, feed: Mapping[str, Array]) -> Prepared:
-        """Bring what is on the host to where it is copied from, and return a context for a call.
+        """Stage host inputs for copying, and return a context for a call.
 
         Raises:
             ShapeError, BackendError: As run.
@@ -213,13 +213,13 @@ class ExecutionSlot:
         return prepared
 
     def fill(self, feed: Mapping[str, Array]) -> None:
-        """Copy host arrays to page-locked memory, where they are not in such memory already."""
+        """Copy host arrays to page-locked memory, unless they are page-locked."""
         for name, array in feed.items():
             if name not in self._page_locked:
                 np.copyto(self._buffers[name].array(array.shape), array)
 
     def launch(self, prepared: Prepared) -> None:
-        """Put a prepared call into the stream, as a graph where there can be one.
+        """Enqueue a prepared call, as a CUDA graph where possible.
 
         Raises:
             BackendError: If it fails.
@@ -233,7 +233,7 @@ class ExecutionSlot:
         prepared._runs += 1
 
     def wait(self) -> None:
-        """Wait until everything in the stream is done.
+        """Wait until all work in the stream is done.
 
         Raises:
             BackendError: If something in it failed.
@@ -245,7 +245,7 @@ class ExecutionSlot:
             self._done.synchronize()
 
     def host_outputs(self, prepared: Prepared) -> dict[str, Array]:
-        """Return the outputs of a finished call to the host, in the slot's own memory.
+        """Return the outputs of a finished call on the host, in the slot's memory.
 
         Raises:
             BackendError: If TensorRT did not tell a shape, or memory runs out.
@@ -289,7 +289,7 @@ class ExecutionSlot:
         return outputs
 
     def close(self) -> None:
-        """Free everything, once what is in the stream is done.
+        """Free everything after the work in the stream is done.
 
         Raises:
             BackendError: If something in the stream failed.
@@ -297,14 +297,14 @@ class ExecutionSlot:
         self.stream.synchronize()
         for prepared in (*self._prepared.values(), *self._spare):
             prepared.forget()
-        self._prepared.clear()  # contexts before the memory that they were given
+        self._prepared.clear()  # contexts before their memory
         self._spare.clear()
         self._buffers.clear()
         self._scratch = None
         self.stream.free()
 
     def _context(self) -> Prepared:
-        """Return a context that is set up for nothing, at the cost of the least recently used."""
+        """Return an unused context, evicting the least recently used."""
         if self._spare:
             return self._spare.pop()
         if len(self._prepared) < self._limit:
@@ -314,14 +314,14 @@ class ExecutionSlot:
         return prepared
 
     def _forget_all(self) -> None:
-        """Drop every graph and address, as some memory is elsewhere from now on."""
+        """Drop all graphs and addresses after memory has moved."""
         for prepared in self._prepared.values():
             prepared.forget()
             self._spare.append(prepared)
         self._prepared.clear()
 
     def _make_room(self, call: Call) -> None:
-        """Make the buffers of the inputs large enough for a call that is new."""
+        """Grow the input buffers for a new call."""
         moved = [
             self._buffers[tensor.spec.name].reserve(shape)
             for tensor, shape, address in zip(
@@ -333,7 +333,7 @@ class ExecutionSlot:
             self._forget_all()
 
     def _set_up(self, prepared: Prepared, call: Call, profile: int) -> None:
-        """Tell a context the shapes and addresses of a call."""
+        """Set the shapes and addresses of a call on a context."""
         engine, context = self._engine, prepared.context
         if profile != prepared._profile:
             done = context.set_optimization_profile_async(profile, self.stream.handle)
@@ -389,7 +389,7 @@ class ExecutionSlot:
 
     def _told(self, growing: GrowingOutput) -> tuple[int, ...]:
         if growing.shape is None:
-            raise self._engine.failed(f"the shape of output '{growing.spec.name}' was not told")
+            raise self._engine.failed(f"the shape of output '{growing.spec.name}' was not reported")
         return growing.shape
 
     def _shape_of(self, prepared: Prepared, name: str) -> tuple[int, ...]:
@@ -397,7 +397,7 @@ class ExecutionSlot:
         return prepared.shapes[name] if growing is None else self._told(growing)
 
     def _reserve_scratch(self, context: Any) -> bool:  # noqa: ANN401, an IExecutionContext
-        """Give a context memory for activations, and tell whether that moved."""
+        """Give a context activation memory, and return whether it moved."""
         needed = self._engine.scratch_bytes
         if self._as_needed:
             needed = int(context.update_device_memory_size_for_shapes())
@@ -422,10 +422,10 @@ class ExecutionSlot:
         self._engine.check(done, f"the address of '{name}' is refused")
 
     def _enqueue(self, prepared: Prepared) -> None:
-        """Put the copies and the engine into the stream."""
+        """Enqueue the copies and the engine."""
         engine, stream, call = self._engine, self.stream, prepared.call
         if call is None:
-            raise BackendError(f"{engine.model}: a context that is set up for nothing was to run.")
+            raise BackendError(f"{engine.model}: the context is not set up for a call.")
         for tensor, shape, address in zip(engine.inputs, call.shapes, call.addresses, strict=True):
             name = tensor.spec.name
             if not address and not tensor.on_host:
@@ -450,7 +450,7 @@ class ExecutionSlot:
                     stream.copy_to_host(buffer.host_address, buffer.address, size)
 
     def _can_capture(self, prepared: Prepared) -> bool:
-        """Tell whether a call that ran once may be captured.
+        """Return whether a call that ran once may be captured.
 
         What the engine reads on the host is read while it is captured, and where an output's size
         is not known the host has its part in every run: neither can be replayed.
@@ -467,13 +467,13 @@ class ExecutionSlot:
         )
 
     def _capture(self, prepared: Prepared) -> None:
-        """Capture a call; where that is refused, it runs without a graph and the log tells."""
+        """Capture a call; if that fails, log it and run without a graph."""
         try:
             self.stream.begin_capture()
             try:
                 self._enqueue(prepared)
             except BaseException:
-                with suppress(BackendError):  # what was captured is void
+                with suppress(BackendError):  # the capture is invalid
                     self.stream.end_capture()
                 raise
             prepared.graph = self.stream.end_capture()
@@ -483,5 +483,5 @@ class ExecutionSlot:
                 "%s: no CUDA graph for inputs of %s, which run without one: %s",
                 self._engine.model,
                 prepared.call.shapes if prepared.call is not None else "no shape",
-                str(error),  # the error itself would keep the slot alive as long as the record
+                str(error),  # the error itself would keep the slot alive with the record
             )

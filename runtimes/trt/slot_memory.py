@@ -1,4 +1,4 @@
-"""Memory of a slot: growing buffers, and outputs of unknown size."""
+"""Slot memory: growing buffers, and outputs of unknown size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Buffer", "GrowingOutput", "size_bytes"]
 
 
 class Buffer:
-    """Memory for one input or output that grows with what it has to hold.
+    """Growing memory for one input or output.
 
     Args:
         device: Where.
@@ -34,7 +34,7 @@ class Buffer:
         self._array: Array | None = None  # made for the last shape
 
     def reserve(self, shape: tuple[int, ...]) -> bool:
-        """Make it large enough for a shape, and tell whether it moved.
+        """Grow to hold a shape, and return whether the memory moved.
 
         Raises:
             BackendError: If memory runs out.
@@ -43,7 +43,7 @@ class Buffer:
         before = 0 if self._pinned is None else self._pinned.size_bytes
         if before >= max(needed, 1):
             return False
-        # Twice as much as before, so that shapes that grow step by step do not move it each time.
+        # Doubled, so that shapes that grow step by step do not move it each time.
         needed = max(needed, 2 * before, 1)
         self._pinned = self._memory = self._array = None
         pinned = self._device.allocate_pinned(needed, self._what)
@@ -53,7 +53,7 @@ class Buffer:
         return True
 
     def array(self, shape: tuple[int, ...]) -> Array:
-        """Return its host memory as an array, which keeps that memory."""
+        """Return the host memory as an array, which keeps it alive."""
         array = self._array
         if array is None or array.shape != shape:
             array = self._array = self._host().array(shape, self._spec.dtype)
@@ -61,12 +61,12 @@ class Buffer:
 
     @property
     def host_address(self) -> int:
-        """Where it lies in host memory."""
+        """Host address."""
         return self._host().address
 
     @property
     def address(self) -> int:
-        """Where it lies on the device, or in host memory if it is there alone."""
+        """Device address, or host address if it has no device memory."""
         if not self._on_device:
             return self.host_address
         if self._memory is None:
@@ -84,7 +84,7 @@ class Buffer:
 
 @dataclass(eq=False)
 class GrowingOutput:
-    """An output whose size is known only once it is computed.
+    """An output whose size is known only after the run.
 
     Attributes:
         spec: Its spec.
@@ -101,18 +101,18 @@ class GrowingOutput:
     failure: BackendError | None = None
 
     def reallocate(self, needed: int) -> int:
-        """Return where so many bytes can be written; 0, which TensorRT takes for a refusal."""
+        """Return an address for so many bytes; 0 if there is none, which TensorRT rejects."""
         if self.memory is None or self.memory.size_bytes < needed:
             self.memory = None
             what = f"output '{self.spec.name}' of {self.engine.model}"
             try:
                 self.memory = self.engine.device.allocate(max(needed, 1), what)
             except BackendError as error:
-                self.failure = error  # TensorRT's caller must hear of it, not TensorRT
+                self.failure = error  # raised later to the caller, not to TensorRT
                 return 0
         return self.memory.address
 
 
 def size_bytes(shape: tuple[int, ...], spec: TensorSpec) -> int:
-    """Return the bytes of an array of a shape."""
+    """Return the size of an array of a shape, in bytes."""
     return int(np.prod(shape, dtype=np.int64)) * spec.dtype.itemsize

@@ -1,4 +1,4 @@
-"""State that stays on the GPU between the calls of a TensorRT session."""
+"""State kept on the GPU between calls of a TensorRT session."""
 
 from __future__ import annotations
 

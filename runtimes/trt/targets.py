@@ -17,11 +17,11 @@ from mmedge.runtimes.trt.flavours import LoadedFlavour
 __all__ = ["LEAST", "check_named", "check_needs", "resolve", "takes"]
 
 LEAST: dict[str, str] = {"bf16": "8.0", "int4": "8.0", "fp8": "8.9", "fp4": "12.0"}
-"""The least compute capability of TensorRT-RTX's kernels, for dtypes that not every GPU has."""
+"""Minimum compute capability of TensorRT-RTX's kernels, for dtypes that some GPUs lack."""
 
 _ANY_FROM = (8, 0)  # as the library itself does: an engine for 7.5 as well is slower on the others
 _NO_FLOAT32_PRODUCTS = "7.5"
-# For messages: what has a compute capability that TensorRT-RTX lacks.
+# For messages: GPUs whose compute capability TensorRT-RTX lacks.
 _ELSEWHERE = {
     "7.2": "Jetson Xavier",
     "8.7": "Jetson Orin",
@@ -33,7 +33,7 @@ _ELSEWHERE = {
 
 
 def check_named(loaded: LoadedFlavour, capabilities: Sequence[str]) -> None:
-    """Check that a flavour builds for what is named.
+    """Check that a flavour builds for the named compute capabilities.
 
     Args:
         loaded: The flavour.
@@ -72,7 +72,7 @@ def check_named(loaded: LoadedFlavour, capabilities: Sequence[str]) -> None:
 def resolve(
     loaded: LoadedFlavour, capabilities: Sequence[str], dtypes: Collection[str]
 ) -> tuple[str, ...]:
-    """Return the compute capabilities that are meant, ascending.
+    """Return the target compute capabilities, ascending.
 
     Args:
         loaded: The flavour.
@@ -97,7 +97,7 @@ def resolve(
 
 
 def takes(capability: str, dtypes: Collection[str]) -> str | None:
-    """Return the dtype that a compute capability cannot compute, None if it can compute all.
+    """Return a dtype that a compute capability lacks, None if it has all.
 
     Args:
         capability: Such as "8.6".
@@ -113,7 +113,7 @@ def check_needs(
     dtypes: Collection[str],
     float32_product: str | None = None,
 ) -> None:
-    """Check that every compute capability can compute what a graph asks for.
+    """Check that every compute capability supports a graph's dtypes.
 
     Args:
         loaded: The flavour.

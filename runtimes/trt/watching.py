@@ -15,7 +15,7 @@ _Made = TypeVar("_Made")
 
 
 class BuildWatch:
-    """Passes on the library's progress, and tells it to stop.
+    """Forwards the library's build progress, and stops the build on request.
 
     Args:
         progress: Told of each phase and step; None tells nobody. It is called from the thread that
@@ -37,17 +37,17 @@ class BuildWatch:
         self.cancelled = True
 
     def start(self, phase: str, steps: int) -> None:
-        """Take note that a phase of so many steps begins."""
+        """Record the start of a phase and its number of steps."""
         self._totals[phase] = max(steps, 1)
         self._tell(phase, 0)
 
     def step(self, phase: str, step: int) -> bool:
-        """Take note of a step, counted from 0; return whether to go on."""
+        """Record a step, counted from 0; return whether to continue."""
         self._tell(phase, step + 1)
         return not self.cancelled
 
     def finish(self, phase: str) -> None:
-        """Take note that a phase ends."""
+        """Record the end of a phase."""
         self._tell(phase, self._totals.get(phase, 1))
 
     def _tell(self, phase: str, done: int) -> None:
@@ -63,7 +63,7 @@ class BuildWatch:
 
 
 def new_monitor(module: ModuleType, watch: BuildWatch) -> Any:  # noqa: ANN401, the library's type
-    """Return a progress monitor of a library that tells a watch; it must live while it builds."""
+    """Return a progress monitor that reports to a watch; it must outlive the build."""
     base: Any = module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]
@@ -83,7 +83,7 @@ def new_monitor(module: ModuleType, watch: BuildWatch) -> Any:  # noqa: ANN401, 
 
 
 def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Made:
-    """Do work in a thread and wait for it, so that Ctrl-C is heard while a library computes.
+    """Run work in a thread and wait for it, so that Ctrl-C works while a library computes.
 
     Args:
         work: What to do.
@@ -110,7 +110,7 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
 
     thread = threading.Thread(target=run, name="engine build", daemon=True)
     try:
-        thread.start()  # waits too, and may be interrupted
+        thread.start()  # interruptible wait
         ended.wait()
     finally:
         if not ended.is_set():
@@ -118,5 +118,5 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
             while thread.is_alive():
                 ended.wait(0.1)
     if raised:
-        raise raised.pop()  # nothing here keeps it, or it would keep all of its frames alive
+        raise raised.pop()  # drop the reference, which would keep all of its frames alive
     return made.pop()

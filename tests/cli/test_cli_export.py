@@ -212,7 +212,7 @@ def test_an_older_export_is_kept_unless_told_otherwise(
     assert (other / "a.jpg").exists()
 
 
-@pytest.mark.filterwarnings("always:.*is built anew:RuntimeWarning")
+@pytest.mark.filterwarnings("always:.*is rebuilt:RuntimeWarning")
 def test_engines_are_built_where_they_are_missing(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,7 +239,7 @@ def test_engines_are_built_where_they_are_missing(
     code, _, errors = export(capsys, tiny_bundle.path, *again)
     assert code == 0
     assert "Warning: " in errors
-    assert "is built anew" in errors
+    assert "is rebuilt" in errors
     assert (out / engine["file"]).read_bytes() == built  # the same, it builds so
 
 

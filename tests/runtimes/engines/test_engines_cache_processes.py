@@ -153,7 +153,7 @@ def test_after_a_kill_during_a_build_the_next_one_goes_ahead(
         assert ended(process) == -signal.SIGKILL
     (entry,) = cache.entries()
     assert not entry.busy
-    assert entry.fault == "left behind by a build that did not end"
+    assert entry.fault == "left behind by an unfinished build"
     assert isinstance(cache.find(key()), Miss)
 
     def not_told(_: str) -> None:

@@ -82,7 +82,7 @@ def test_an_error_keeps_its_kind_and_its_words(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "says"),
-    [("crash", "SIGSEGV"), ("killed", "SIGKILL, perhaps for want of memory"), ("bug", "a mistake")],
+    [("crash", "SIGSEGV"), ("killed", "SIGKILL, perhaps out of memory"), ("bug", "a mistake")],
 )
 def test_a_worker_that_dies_is_only_an_error(kind: str, says: str, model: Path) -> None:
     with pytest.raises(BackendError, match=says) as caught:

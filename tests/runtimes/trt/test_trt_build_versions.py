@@ -163,8 +163,8 @@ def test_a_timing_cache_is_read_written_and_replaced(tmp_path: Path) -> None:
             path.write_bytes(kept)
         built = build(tmp_path, path)
         assert path.read_bytes() == written
-        assert ("timed anew" in " ".join(built.warnings)) == (kept == b"damaged")
-    assert "the timings are not kept" in build(tmp_path, path / "nowhere").warnings[-1]
+        assert ("timed again" in " ".join(built.warnings)) == (kept == b"damaged")
+    assert "the timing cache cannot be saved" in build(tmp_path, path / "nowhere").warnings[-1]
 
 
 CODES = tensor("codes", "INT8", 16, 8)
@@ -187,7 +187,7 @@ def test_quantized_weights_are_followed_through_what_moves_them() -> None:
 def test_int8_that_came_out_in_float_is_an_error(library: Any, tmp_path: Path) -> None:
     library.network = network(*QUANTIZED[:-1])
     library.layers = ""
-    assert "whether int8 is used is not known" in build(tmp_path).warnings[0]
+    assert "whether int8 is used is unknown" in build(tmp_path).warnings[0]
     for dtype in ("Int8", "Float"):
         said = {"Name": "product", "LayerType": "gemm", "Metadata": "[ONNX Layer: product]"}
         said |= {"Inputs": [{"Name": "x", "Format/Datatype": dtype}], "Outputs": []}  # type: ignore[dict-item]

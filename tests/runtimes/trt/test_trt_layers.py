@@ -171,4 +171,4 @@ def test_each_dtype_must_be_there() -> None:
 
 def test_without_a_table_nothing_is_claimed() -> None:
     (doubt,) = require_precision((), {"product": "int8"})
-    assert "whether int8 is used is not known" in doubt
+    assert "whether int8 is used is unknown" in doubt
