@@ -1,4 +1,4 @@
-"""Bundles: the folder that passes from workstation to device."""
+"""Bundles: model folders that move from workstation to device."""
 
 from mmedge.bundle.creating import create_bundle, describe_files, write_manifest
 from mmedge.bundle.golden import Golden, load_golden, save_golden

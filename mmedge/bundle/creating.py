@@ -1,4 +1,4 @@
-"""Making a bundle: written beside its place, checked, and then put there in one step."""
+"""Bundle creation: written to a temporary folder, checked, then moved in one step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIX = ".mmedge"
 
 @contextmanager
 def create_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes the bundle at `path` when the block ends well.
+    """Yield an empty folder that becomes the bundle at `path` if the block succeeds.
 
     The block fills the folder and writes the manifest last (describe_files, write_manifest). If
     it raises, nothing is left; if it is killed, an older bundle at `path` is whole.
@@ -62,7 +62,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         return
     if target.is_symlink() or not (target / MANIFEST_NAME).is_file():
         raise BundleError(
-            f"Cannot create bundle {target}: something that is not a bundle stands there, and is "
+            f"Cannot create bundle {target}: it exists and is not a bundle, so it is "
             "left alone. Remove it, or choose another name with -o."
         )
     if not overwrite:
@@ -73,7 +73,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Return size and sha256 of every file under `folder` but the manifest, by POSIX path, sorted.
+    """Return size and sha256 of every file under `folder` except the manifest, by POSIX path.
 
     Raises:
         BundleError: If something is neither a folder nor a regular file.

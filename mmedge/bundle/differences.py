@@ -1,4 +1,4 @@
-"""How far an output lies from its reference."""
+"""Differences between outputs and references."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def difference(expected: Array, got: Array, compare: Compare) -> Difference:
             array.reshape(max(len(array) if array.ndim else 1, 1), -1) for array in (expected, got)
         )
     left, right = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(all="ignore"):  # a value that is not finite becomes NaN, not a warning
+    with np.errstate(all="ignore"):  # non-finite values become NaN without a warning
         norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-        equal = (left == right).all(axis=1)  # two rows of zeros agree, though they have no cosine
+        equal = (left == right).all(axis=1)  # two zero rows agree, although they have no cosine
         values = np.where(equal, 1.0, np.clip((left * right).sum(axis=1) / norms, -1, 1))
         errors = np.abs(left - right)
     agreements = (a.argmax(axis=1) == b.argmax(axis=1)) if compare is Compare.TOKENS else None

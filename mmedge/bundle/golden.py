@@ -1,4 +1,4 @@
-"""Golden vectors: a few inputs and the answers to them, kept as an npz of the plainest kind.
+"""Golden vectors: reference inputs and outputs, in an uncompressed npz file.
 
 The archive is what `numpy.savez` writes, narrowed down: stored (never compressed) members of
 little-endian, C-ordered numbers, with fixed dates and a fixed order. So the same arrays give the
@@ -29,14 +29,14 @@ __all__ = ["MAX_GOLDEN_BYTES", "Golden", "load_golden", "save_golden"]
 
 MAX_GOLDEN_BYTES = 1 << 30
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest date in a zip
 _NUMERIC_KINDS = "biuf"
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
     rb"\{'descr': '(\|[biu]1|<[iu][248]|<f[248])', 'fortran_order': False, "
     rb"'shape': \(((?:[0-9]{1,10}, ){0,40}[0-9]{0,10},?)\), \} *\n"
 )
-_MAX_AXES = 32  # what every numpy has
+_MAX_AXES = 32  # limit of every numpy version
 
 # The parts of a zip file: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -46,7 +46,7 @@ _END = struct.Struct("<4s4H2IH")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """Inputs, and the outputs that every variant gave for them at conversion.
+    """Inputs, and the outputs of every variant at conversion.
 
     Attributes:
         inputs: Arrays by input name, by role; one batch that fits the role's specs.
@@ -75,7 +75,7 @@ def save_golden(path: Path, golden: Golden) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for key, array in sorted(_flatten(golden), key=lambda item: item[0]):
             member = zipfile.ZipInfo(f"{key}.npy", date_time=_EPOCH)
-            member.create_system = 3  # else the byte tells the system that wrote it
+            member.create_system = 3  # else it depends on the operating system
             member.external_attr = 0o644 << 16
             archive.writestr(member, _npy(key, array))
     write_atomic(path, buffer.getvalue())
@@ -109,7 +109,7 @@ def _npy(key: str, array: Array) -> bytes:
 
 
 def load_golden(path: Path) -> Golden:
-    """Read golden vectors. Nothing is unpickled, decompressed, or allocated on a header's word.
+    """Read golden vectors without unpickling, decompressing, or trusting headers for sizes.
 
     Raises:
         IntegrityError: If the file is missing, damaged, larger than MAX_GOLDEN_BYTES, or holds
@@ -126,7 +126,7 @@ def load_golden(path: Path) -> Golden:
 
 
 def _arrays(data: memoryview) -> dict[str, Array]:
-    """Return the arrays of an archive by the names of its members.
+    """Return the arrays of an archive by member name.
 
     Raises:
         ValueError: If it is anything but stored members, each listed once in the directory at the
@@ -154,7 +154,7 @@ def _arrays(data: memoryview) -> dict[str, Array]:
 
 
 def _member(data: memoryview, at: int, end: int) -> tuple[str, memoryview, int]:
-    """Read the entry of the directory at `at`: its name, its content, and where the next begins."""
+    """Read the directory entry at `at`: name, content, and the next entry's offset."""
     if at + _ENTRY.size > end:
         raise ValueError("its directory is cut off")
     fields = _ENTRY.unpack_from(data, at)
@@ -193,7 +193,7 @@ def _array(name: str, data: memoryview) -> Array:
     if data[: len(_MAGIC)] != _MAGIC or match is None:
         raise ValueError(f"{name!r} is not a plain numeric array")
     shape = tuple(int(size) for size in match[2].split(b",") if size.strip())
-    # What numpy writes, and nothing that one reader takes for another shape than the next.
+    # Only what numpy writes, so that every reader sees the same shape.
     if repr(shape).encode() != b"(%s)" % match[2] or len(shape) > _MAX_AXES:
         raise ValueError(f"{name!r} has no shape that numpy writes")
     dtype = np.dtype(match[1].decode())

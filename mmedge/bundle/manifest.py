@@ -1,4 +1,4 @@
-"""The manifest: everything a device needs to know about a bundle, as one JSON document.
+"""Bundle manifest: one JSON document that describes a bundle.
 
 A minor version may only add optional fields whose absence means what it meant before. A reader
 refuses another major outright, and a newer minor where it meets something that it does not know.
@@ -109,7 +109,7 @@ class Variant(BaseModel):
 
 
 class Role(BaseModel):
-    """One graph of the model and the ladder of its variants, highest fidelity first.
+    """One graph of the model and its variants, highest fidelity first.
 
     Attributes:
         inputs: Its inputs, and where each comes from.
@@ -157,7 +157,7 @@ class Role(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where the bundle came from and how it was made."""
+    """Origin of the bundle and conversion settings."""
 
     model_config = _FROZEN
     source: str
@@ -246,14 +246,14 @@ class Manifest(BaseModel):
         if isinstance(feed, ProcessorFeed):
             config = self.processors.get(feed.processor)
             if config is None:
-                return f"names the processor {feed.processor!r}, which is not there"
+                return f"names the processor {feed.processor!r}, which does not exist"
             made = config.inputs
             if entry.name not in made:
                 return f"is fed by {feed.processor!r}, which makes {sorted(made)}"
         if isinstance(feed, RoleFeed):
             role = self.roles.get(feed.role)
             if role is None or feed.output not in {output.name for output in role.outputs}:
-                return f"names the output {feed.role}/{feed.output}, which is not there"
+                return f"names the output {feed.role}/{feed.output}, which does not exist"
         return None
 
     @model_validator(mode="after")
@@ -269,13 +269,13 @@ class Manifest(BaseModel):
         return self
 
     def processor_of(self, role: str) -> str | None:
-        """Return the name of the processor that feeds a role, None where none does."""
+        """Return the name of the processor that feeds a role, None if there is none."""
         for entry in self.roles[role].inputs:
             if isinstance(entry.feed, ProcessorFeed):
                 return entry.feed.processor
         return None
 
     def modality(self, role: str) -> Modality | None:
-        """Return the modality that a role takes from its processor, None where it has none."""
+        """Return the modality of a role's processor, None if it has none."""
         name = self.processor_of(role)
         return None if name is None else Modality(self.processors[name].type)

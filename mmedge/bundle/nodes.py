@@ -1,4 +1,4 @@
-"""The node table of a variant: what became of each node, by how much it errs, and why.
+"""Node table of a variant: format, errors and reason of each node.
 
 It is a JSON file beside the models, `ROLE/VARIANT.nodes.json`, named by the manifest and hashed
 with the other files. Nothing needs it to run a model.
@@ -37,7 +37,7 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class NodeEntry(BaseModel):
-    """What became of one linear layer or embedding table.
+    """Quantization result of one linear layer or embedding table.
 
     Attributes:
         name: The weight's name without ".weight": the same in every layout of the role.
@@ -66,7 +66,7 @@ class NodeEntry(BaseModel):
 
     @property
     def place(self) -> tuple[str, str]:
-        """The name in two parts, the block and what it is there: ("layers.0", "mlp.fc1")."""
+        """Block and name within it: ("layers.0", "mlp.fc1")."""
         parts = self.name.split(".")
         last = max((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), default=-1)
         return ".".join(parts[: last + 1]), ".".join(parts[last + 1 :])
@@ -113,7 +113,7 @@ def load_nodes(path: Path) -> NodeTable:
 
 
 def save_nodes(path: Path, table: NodeTable) -> None:
-    """Write a node table, whole or not at all; the same table gives the same bytes.
+    """Write a node table atomically; equal tables give equal bytes.
 
     Raises:
         StorageError: If the disk is full or the place cannot be written.
@@ -126,7 +126,7 @@ def save_nodes(path: Path, table: NodeTable) -> None:
 def with_output_errors(
     nodes: Iterable[NodeEntry], errors: Mapping[str, float]
 ) -> tuple[NodeEntry, ...]:
-    """Return the entries with what each was measured to do to the embedding.
+    """Return the entries with their measured embedding errors.
 
     Args:
         nodes: What became of each node.

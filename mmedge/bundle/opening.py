@@ -1,4 +1,4 @@
-"""Opening a bundle: its manifest is read and checked, its files are found, nothing is loaded."""
+"""Opening a bundle: reads and checks the manifest, finds the files, loads nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Bundle:
         return html_table(caption, ("role", "variant", "MB", "default"), rows)
 
     def file(self, relative: str) -> Path:
-        """Return where a file of the bundle lies.
+        """Return the path of a file of the bundle.
 
         Args:
             relative: POSIX path from the bundle's folder.
@@ -61,7 +61,7 @@ class Bundle:
         return confined_path(self.path, relative)
 
     def role(self, name: str) -> Role:
-        """Return a role by its name.
+        """Return a role by name.
 
         Raises:
             InputError: If the bundle has none of that name; those it has are listed.
@@ -87,7 +87,7 @@ class Bundle:
         variants = held.variants
         if precision is None:
             precision = held.default
-        # str() of a Precision is "Precision.INT8", its value is what a ladder is compared with.
+        # str() of a Precision is "Precision.INT8"; variants are compared with its value.
         wanted = str(getattr(precision, "value", precision))
         for variant in variants:
             if variant.name == wanted:
@@ -103,7 +103,7 @@ class Bundle:
         )
 
     def no_variant(self, wanted: str, roles: Sequence[str]) -> str:
-        """Return the message for a variant that none of the roles has, with what they have."""
+        """Return the message for a variant that no role has, listing those that exist."""
         held = {role: [variant.name for variant in self.role(role).variants] for role in roles}
         listed = "; ".join(f"{role}: {', '.join(names)}" for role, names in held.items())
         names = dict.fromkeys(name for names in held.values() for name in names)
@@ -134,7 +134,7 @@ class Bundle:
         )
 
     def nodes(self, variant: Variant) -> NodeTable | None:
-        """Read what became of each node of a variant; None where the bundle does not tell.
+        """Read the node table of a variant; None if it has none.
 
         Args:
             variant: From `variant`.
@@ -150,7 +150,7 @@ class Bundle:
         role = self.manifest.roles.get(table.role)
         if table.variant != variant.name or role is None or variant not in role.variants:
             raise IntegrityError(
-                f"{self.path}: node table '{variant.nodes}' tells of "
+                f"{self.path}: node table '{variant.nodes}' describes "
                 f"{table.role!r}/{table.variant!r}, not of variant '{variant.name}' that names it. "
                 "Copy the bundle again, or convert again."
             )
@@ -177,7 +177,7 @@ class Bundle:
         return golden
 
     def state_of(self, role: str) -> State | None:
-        """Return what the calls of a role hand to each other, None where they share nothing."""
+        """Return the state of a role, None if it is stateless."""
         entry = self.role(role).state
         return None if entry is None else entry.state()
 

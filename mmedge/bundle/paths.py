@@ -1,4 +1,4 @@
-"""Paths in a manifest: relative, in POSIX form, and never out of the bundle."""
+"""Paths in a manifest: relative, POSIX, and confined to the bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MANIFEST_NAME", "BundlePath", "check_relative_path", "confined_path"
 
 MANIFEST_NAME = "manifest.json"
 
-_MAX_SEGMENT_BYTES = 255  # NAME_MAX of every file system in use
+_MAX_SEGMENT_BYTES = 255  # NAME_MAX of common file systems
 _MAX_PATH_BYTES = 1024
 
 
@@ -48,7 +48,7 @@ def _fault(path: str) -> str | None:
     return next((fault for fault, holds in faults.items() if holds), None)
 
 
-# What check_relative_path asks for, as far as a JSON Schema can say it.
+# The part of check_relative_path that a JSON Schema can express.
 _SCHEMA = WithJsonSchema(
     {
         "type": "string",
@@ -61,7 +61,7 @@ BundlePath = Annotated[str, AfterValidator(check_relative_path), _SCHEMA]
 
 
 def confined_path(root: Path, relative: str) -> Path:
-    """Return where `relative` really lies, links resolved, after checking that it is in `root`.
+    """Return the resolved path of `relative`, after checking that it is inside `root`.
 
     Args:
         root: The bundle's folder.

@@ -1,4 +1,4 @@
-"""From the bytes of a JSON file of a bundle to a model, or to an error that a person can act on."""
+"""JSON files of a bundle: parsing, version checks and error messages."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def parse_document(data: bytes, path: Path, kind: DocumentKind[ModelT]) -> Model
     document = parse_json(data, path, error=_damaged)
     newer_minor = _check_version(document, path, kind)
     try:
-        # From the text, not the document: strict JSON mode takes no "8" for 8 and no true for 1.
+        # From the text: strict JSON mode rejects "8" for 8 and true for 1.
         return kind.model.model_validate_json(data, strict=True)
     except ValidationError as error:
         faults = "\n".join(_faults(error, kind.name))
         if newer_minor is not None:
             raise ManifestError(
                 f"{path} has format version {newer_minor}, newer than {kind.version}, and uses "
-                f"what this mmedge does not know. Upgrade mmedge.\n{faults}"
+                f"fields unknown to this mmedge. Upgrade mmedge.\n{faults}"
             ) from error
         raise ManifestError(
             f"{path} is not a valid {kind.name}. Copy the bundle again, or convert again.\n{faults}"
@@ -116,7 +116,7 @@ def _damaged(message: str) -> ManifestError:
 
 
 def _check_version(document: object, path: Path, kind: DocumentKind[ModelT]) -> str | None:
-    """Return the version where it is a newer minor, None where it is known.
+    """Return the version if it is a newer minor, None if it is known.
 
     It comes before the fields are looked at: what a newer document says about itself is all that
     an older reader can rely on.
@@ -134,7 +134,7 @@ def _check_version(document: object, path: Path, kind: DocumentKind[ModelT]) -> 
     newest_major, newest_minor = map(int, kind.version.split("."))
     if major > newest_major:
         raise ManifestError(
-            f"{path} has format version {found}; the newest that this mmedge understands is "
+            f"{path} has format version {found}; the newest supported by this mmedge is "
             f"{kind.version}. Upgrade mmedge."
         )
     if major < newest_major:

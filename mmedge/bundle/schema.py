@@ -1,4 +1,4 @@
-"""The manifest's JSON Schema; `python -m mmedge.bundle.schema` prints it."""
+"""JSON Schema of the manifest, printed by `python -m mmedge.bundle.schema`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs, outputs, axes and state of a role, as the manifest holds them."""
+"""Inputs, outputs, axes and state of a role in the manifest."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class TensorEntry(BaseModel):
 
 
 class ProcessorFeed(BaseModel):
-    """The input comes from a processor of the bundle."""
+    """The input is made by a processor of the bundle."""
 
     model_config = _FROZEN
     processor: str
@@ -94,11 +94,11 @@ class CallerFeed(BaseModel):
 
 
 Feed: TypeAlias = ProcessorFeed | RoleFeed | StateFeed | CallerFeed
-"""Where an input comes from."""
+"""Source of an input."""
 
 
 class InputEntry(TensorEntry):
-    """An input of a role, and where it comes from."""
+    """An input of a role and its source."""
 
     feed: Feed
 
@@ -109,7 +109,7 @@ class InputEntry(TensorEntry):
 
 
 class OutputEntry(TensorEntry):
-    """An output of a role, and how it is compared with the reference's."""
+    """An output of a role and its comparison with the reference."""
 
     compare: Compare = Compare.NONE
 

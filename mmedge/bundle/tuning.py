@@ -1,4 +1,4 @@
-"""The record of a search: every candidate that was tried for a role, and why it was kept or not."""
+"""Search record: every candidate of a role, and why it was kept or dropped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Objective = Literal["latency", "size", "energy"]
 
 
 class Speed(BaseModel):
-    """How fast a candidate ran where the search ran, in turns with fp32.
+    """Speed of a candidate on the search machine, alternating with fp32.
 
     Attributes:
         backend: The fastest backend for it there.
@@ -37,7 +37,7 @@ class Speed(BaseModel):
 
 
 class Candidate(BaseModel):
-    """One variant that the search tried, or could not try.
+    """One variant that the search tried or could not try.
 
     Attributes:
         variant: Its name, which spells how it was made.
@@ -63,7 +63,7 @@ class Candidate(BaseModel):
 
 
 class SearchRecord(BaseModel):
-    """What a search tried for one role.
+    """The search for one role.
 
     Attributes:
         metric: What the budget is in.
@@ -93,7 +93,7 @@ class SearchRecord(BaseModel):
 
     @property
     def decimals(self) -> int:
-        """Decimals of a loss that show two digits of the budget."""
+        """Decimals that show two digits of the budget."""
         if self.max_drop <= 0:
             return 4
         return min(max(3, 1 - math.floor(math.log10(self.max_drop))), 8)

@@ -1,4 +1,4 @@
-"""Hashing every file of a bundle against its manifest."""
+"""File check: sizes and hashes of a bundle against its manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["external_files", "verify_files"]
 
 
 def verify_files(bundle: Bundle) -> None:
-    """Check that a bundle holds exactly the files of its manifest, each with its size and hash.
+    """Check that a bundle holds exactly the files of its manifest, with their sizes and hashes.
 
     A model may keep its weights in other files; these must be among its variant's.
 
@@ -56,7 +56,7 @@ def verify_files(bundle: Bundle) -> None:
 
 
 def external_files(bundle: Bundle, variant: Variant, model: str) -> dict[str, str]:
-    """Return the files that a model reads besides itself: as it names them, and in the bundle.
+    """Return the external data files of a model: by its own name, and in the bundle.
 
     Args:
         bundle: An opened bundle.
@@ -94,7 +94,7 @@ def _held_file(folder: Path, location: str, held: Mapping[Path, str]) -> str | N
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Yield the POSIX path of everything that is not a plain folder, in sorted order.
+    """Yield the POSIX paths of everything but plain folders, sorted.
 
     A link to a folder counts as a file: what lies behind it is not the bundle's.
     """

@@ -74,7 +74,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str, overwrit
         place.symlink_to(bundle.path if kind == "link" else tmp_path / "gone")
     before = place.lstat()
     with (
-        pytest.raises(BundleError, match="not a bundle stands there"),
+        pytest.raises(BundleError, match="exists and is not a bundle"),
         create_bundle(place, overwrite=overwrite),
     ):
         pytest.fail("the block must not run")

@@ -92,7 +92,7 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "processor that is not there": (
         (*IMAGE, "inputs", 0, "feed"),
         {"processor": "camera"},
-        "names the processor 'camera', which is not there",
+        "names the processor 'camera', which does not exist",
     ),
     "feed of two kinds": (
         (*IMAGE, "inputs", 0, "feed"),
@@ -102,7 +102,7 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
     "output of a role that is not there": (
         (*IMAGE, "inputs", 0, "feed"),
         {"role": "audio_encoder", "output": "hidden"},
-        "names the output audio_encoder/hidden, which is not there",
+        "names the output audio_encoder/hidden, which does not exist",
     ),
     "state without its inputs": (
         (*IMAGE, "state"),

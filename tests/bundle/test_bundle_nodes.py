@@ -125,7 +125,7 @@ def test_a_table_of_another_variant_is_not_believed(
     other: dict[str, str], tiny_bundle: Bundle
 ) -> None:
     bundle = add_nodes(tiny_bundle, table(**other).model_dump_json().encode())
-    with pytest.raises(IntegrityError, match=r"tells of '\w+'/'[\w-]+', not of"):
+    with pytest.raises(IntegrityError, match=r"describes '\w+'/'[\w-]+', not of"):
         bundle.nodes(bundle.variant("image_encoder", "int8-dynamic"))
 
 
