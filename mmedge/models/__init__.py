@@ -1,4 +1,4 @@
-"""What a user holds: models made of sessions, preprocessing and heads."""
+"""Models: sessions, preprocessing and heads behind one user-facing class per kind."""
 
 from mmedge.models.batches import Skipped
 from mmedge.models.classification import Classification, ScoredLabel

@@ -1,4 +1,4 @@
-"""What every kind of model offers its user."""
+"""Base class of all kinds of models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Model", "Stages"]
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """An end-to-end call of a role and its parts, for the profile.
+    """An end-to-end call of a role and its stages, for the profile.
 
     Attributes:
         whole: The call that a user makes.
@@ -50,7 +50,7 @@ class Stages:
 
 
 class Model(Closing):
-    """A bundle's roles, ready to run. One subclass for each kind; made by `mmedge.load`.
+    """A loaded bundle. One subclass per kind; made by `mmedge.load`.
 
     Args:
         bundle: Where processors and files come from.
@@ -103,7 +103,7 @@ class Model(Closing):
         alpha: Alpha | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> Self:
-        """Load a bundle of this kind; `mmedge.load` takes one of any kind.
+        """Load a bundle of this kind; `mmedge.load` accepts any kind.
 
         Where several installed backends can run a role, the first load on a machine measures which
         is the fastest, a second or two for each role and in memory for all of them at once, and
@@ -167,7 +167,7 @@ class Model(Closing):
         )
 
     def opened(self, images: ImageOptions, reopen: Callable[[], Model]) -> None:
-        """Take what `load` was given: options of images, and how to load the same model again."""
+        """Store image options, and how to load the same model again."""
         self._reopen = reopen
         for name, processor in self._processors.items():
             if processor.modality is Modality.IMAGE:
@@ -205,19 +205,19 @@ class Model(Closing):
 
     @property
     def choices(self) -> Mapping[str, Choice]:
-        """Which backend runs, why, and what was measured, by role name."""
+        """Backend choice with reason and measurements, by role name."""
         return self._choices
 
     @property
     def warming(self) -> Mapping[str, WarmingState]:
-        """Progress of the engines that are built in the background, by role name.
+        """Progress of the background builds, by role name.
 
         Empty where `load` was not asked to run meanwhile.
         """
         return {} if self._warming is None else self._warming.states
 
     def wait_until_warm(self, timeout_s: float | None = None) -> bool:
-        """Wait for the engines that are built in the background.
+        """Wait for the background builds.
 
         Args:
             timeout_s: Seconds to wait at most; None waits as long as it takes.
@@ -229,7 +229,7 @@ class Model(Closing):
 
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:  # noqa: ARG003
-        """Return the parts that `stages` has for a role; empty where it has none."""
+        """Return the names of the stages of a role; empty if it has none."""
         return ()
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:  # noqa: ARG002
@@ -245,11 +245,11 @@ class Model(Closing):
         return None
 
     def stages(self, role: str, sample: object) -> Stages | None:  # noqa: ARG002
-        """Return the end-to-end call of a role and its parts; None where there is none."""
+        """Return the end-to-end call of a role and its stages; None if there is none."""
         return None
 
     def close(self) -> None:
-        """Free the engines' memory, and end what is being built. Closing twice is fine."""
+        """Free the engines' memory, and stop background builds. Closing twice is allowed."""
         if self._warming is not None:
             self._warming.stop()
         for session in self._sessions.values():
@@ -283,12 +283,12 @@ class Model(Closing):
         )
 
     def _processor(self, role: str) -> Processor:
-        """Return what makes the inputs of a role that is loaded."""
+        """Return the processor of a loaded role."""
         self._session(role)
         return self._processors[str(self.manifest.processor_of(role))]
 
     def _run(self, role: str, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a role, converting where the graph wants other dtypes."""
+        """Run a role, converting inputs to the graph's dtypes."""
         session = self._session(role)
         specs = {spec.name: spec.dtype for spec in session.inputs}
         return session.run(

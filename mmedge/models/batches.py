@@ -1,4 +1,4 @@
-"""Splitting what is to be encoded into batches, in memory that does not grow with the number."""
+"""Batching of images and texts in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "token_ids",
 ]
 
-# Narrower buckets pad less, wider ones make fewer calls. 4 took the least CPU time of 1 to 16 on
+# Smaller buckets pad less, larger ones make fewer calls. 4 took the least CPU time of 1 to 16 on
 # 100 texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
 _BUCKET_TOKENS = 4
 _TEXTS_AT_ONCE = 4096  # that are tokenized and sorted by length together
@@ -49,7 +49,7 @@ class Skipped:
 
 
 def image_sources(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource] | None:
-    """Return several images as they can be read one by one; None for a single one.
+    """Return an iterator over several images; None for a single one.
 
     Raises:
         InputError: If it is neither.
@@ -72,7 +72,7 @@ def image_sources(images: ImageSource | Iterable[ImageSource]) -> Iterable[Image
 def checked_paths(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], names: list[str]
 ) -> Iterator[str | os.PathLike[str]]:
-    """Pass paths on, those of a folder where it is one, and note their names.
+    """Yield the given paths, or those of a folder, and record their names.
 
     Raises:
         InputError: If one is not a path, or a folder holds no images.
@@ -115,7 +115,7 @@ def image_batches(
         InputError: If an image cannot be used; its position is named.
     """
     size = processor.output_size
-    # Without a common size no image can share a batch with another.
+    # Without a common size every image is its own batch.
     buffer = None if size is None else np.empty((batch_size, 3, *size), np.float32)
     filled = 0
     for position, source in enumerate(sources):
@@ -141,7 +141,7 @@ def _prepare(
     position: int,
     skipped: list[Skipped] | None,
 ) -> Float32Array | None:
-    """Prepare one image, into `target` if there is one; return None if it was skipped."""
+    """Prepare one image, into `target` if given; return None if it was skipped."""
     try:
         if target is None:
             return processor([source])[processor.config.input]
@@ -158,7 +158,7 @@ def _prepare(
 def token_ids(
     texts: Iterable[str], processor: TextProcessor, skipped: list[Skipped] | None = None
 ) -> Iterator[list[list[int]]]:
-    """Tokenize texts, some thousand at a time.
+    """Tokenize texts in chunks of a few thousand.
 
     Args:
         texts: Read as far as needed, no further.

@@ -1,4 +1,4 @@
-"""Zero-shot classification: from similarities to probabilities over labels."""
+"""Zero-shot classification: probabilities of labels from similarities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_TEMPLATE = "a photo of a {}"
 
 
 class ScoredLabel(NamedTuple):
-    """A label and the probability that a picture shows it."""
+    """A label and its probability for an image."""
 
     label: str
     probability: float
@@ -26,7 +26,7 @@ class ScoredLabel(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classification:
-    """Labels and their probabilities for N pictures.
+    """Labels and their probabilities for N images.
 
     Attributes:
         labels: L labels, in the order they were given.
@@ -38,7 +38,7 @@ class Classification:
     probabilities: Float32Array
 
     def top(self, k: int = 1) -> list[list[ScoredLabel]]:
-        """Return the k most probable labels of every picture, best first.
+        """Return the k most probable labels of every image, best first.
 
         Args:
             k: Labels per picture, at least 1; all of them where there are fewer.
@@ -48,7 +48,7 @@ class Classification:
         """
         if k < 1:
             raise InputError(f"k: got {k}, expected 1 or more.")
-        # A stable sort keeps equal probabilities in the order of the labels.
+        # A stable sort keeps equal probabilities in label order.
         order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
         return [
             [ScoredLabel(self.labels[i], float(row[i])) for i in best]
@@ -57,7 +57,7 @@ class Classification:
 
 
 def label_prompts(labels: Sequence[str], template: str) -> tuple[str, ...]:
-    """Return the template with each label in the place of "{}".
+    """Return the template with "{}" replaced by each label.
 
     Raises:
         InputError: If there is no label, one is given twice or is not a str, or the template has
@@ -65,7 +65,7 @@ def label_prompts(labels: Sequence[str], template: str) -> tuple[str, ...]:
     """
     if "{}" not in template:
         raise InputError(
-            f"Template '{template}' has no place for the label. Put {{}} there, as in "
+            f"Template '{template}' has no placeholder for the label. Put {{}} there, as in "
             f"'{DEFAULT_TEMPLATE}'; '{{}}' alone passes the labels as they are."
         )
     if not labels:

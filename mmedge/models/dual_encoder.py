@@ -1,4 +1,4 @@
-"""DualEncoder: images, texts and sounds in one embedding space."""
+"""DualEncoder: images, texts and audio in one embedding space."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Images: TypeAlias = ImageSource | Iterable[ImageSource]
 
 Texts: TypeAlias = str | Iterable[str]
 
-_LABEL_SETS = 8  # sets of labels whose embeddings are kept
+_LABEL_SETS = 8  # label sets with cached embeddings
 _STAGES: Mapping[Modality | None, tuple[str, ...]] = {
     Modality.IMAGE: ("decode", "resize", "normalize", "inference"),
     Modality.TEXT: ("tokenize", "inference"),
@@ -63,7 +63,7 @@ _STAGES: Mapping[Modality | None, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedFiles:
-    """Embeddings of image files, and the files that gave none.
+    """Embeddings of image files, and the skipped files.
 
     Attributes:
         embeddings: (K, D) float32, L2-normalised; row i belongs to paths[i].
@@ -109,12 +109,12 @@ class DualEncoder(Model):
 
     @property
     def spaces(self) -> Mapping[str, str | None]:
-        """Embedding-space fingerprint of the variant that runs, by role name."""
+        """Embedding-space fingerprint of the running variant, by role name."""
         return {role: variant.space for role, variant in self._variants.items()}
 
     @property
     def space(self) -> str | None:
-        """The embedding-space fingerprint that all roles share, None where they differ."""
+        """Embedding-space fingerprint shared by all roles, None if they differ."""
         spaces = set(self.spaces.values())
         return spaces.pop() if len(spaces) == 1 else None
 
@@ -131,7 +131,7 @@ class DualEncoder(Model):
 
     @property
     def image_processor(self) -> ImageProcessor:
-        """What turns pictures into the image encoder's input.
+        """Processor from images to the image encoder's input.
 
         Raises:
             InputError: If the image encoder is not there.
@@ -140,7 +140,7 @@ class DualEncoder(Model):
 
     @property
     def text_processor(self) -> TextProcessor:
-        """What turns texts into the text encoder's inputs.
+        """Processor from texts to the text encoder's inputs.
 
         Raises:
             InputError: If the text encoder is not there.
@@ -202,7 +202,7 @@ class DualEncoder(Model):
         batch_size: int | None = None,
         max_pixels: int | None = None,
     ) -> EncodedFiles:
-        """Encode image files, and go on past those that cannot be read if asked to.
+        """Encode image files, optionally skipping unreadable ones.
 
         Args:
             paths: A folder, of which all images are taken, subfolders included, sorted by path; or
@@ -280,7 +280,7 @@ class DualEncoder(Model):
         return np.concatenate(parts or [np.empty((0, self.embedding_dim), np.float32)])
 
     def similarity(self, images: Images, texts: Texts | Float32Array) -> Float32Array:
-        """Return the cosine similarity of every picture with every text.
+        """Return the cosine similarity of every image with every text.
 
         Args:
             images: Pictures, or their embeddings (N, D) float32 from encode_image.
@@ -298,7 +298,7 @@ class DualEncoder(Model):
     def classify(
         self, images: Images, labels: Sequence[str] | str, *, template: str = DEFAULT_TEMPLATE
     ) -> Classification:
-        """Say which of some labels the pictures show.
+        """Classify images by labels, zero-shot.
 
         The embeddings of the last 8 sets of labels are kept, so that asking again is quick.
 
@@ -329,7 +329,7 @@ class DualEncoder(Model):
     def encode_audio(
         self, sounds: AudioSource | Iterable[AudioSource], *, batch_size: int | None = None
     ) -> Float32Array:
-        """Encode sounds.
+        """Encode audio.
 
         Args:
             sounds: One sound or several: paths, bytes or file objects of audio files, or
@@ -348,7 +348,7 @@ class DualEncoder(Model):
         size = self._batch_size(Modality.AUDIO, batch_size)
         items = [sounds] if is_audio_source(sounds) else list(cast("Iterable[AudioSource]", sounds))
         if not items:
-            raise InputError("Sounds: got none, expected at least one.")
+            raise InputError("Audio: got none, expected at least one.")
         starts = range(0, len(items), size)
         parts = [
             self._embed(Modality.AUDIO, processor(items[start : start + size])) for start in starts
@@ -357,7 +357,7 @@ class DualEncoder(Model):
 
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
-        """Return the parts of encode_image, encode_text or encode_audio."""
+        """Return the stage names of encode_image, encode_text or encode_audio."""
         return _STAGES.get(manifest.modality(role), ())
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
@@ -370,7 +370,7 @@ class DualEncoder(Model):
         return lambda: self.encode_audio(cast(AudioSource, sample))
 
     def stages(self, role: str, sample: object) -> Stages | None:
-        """Return the call of a role and its parts, each with its input ready."""
+        """Return the call of a role and its stages, each with its input ready."""
         modality, whole = self.manifest.modality(role), self.call(role, sample)
         if whole is None:
             return None
@@ -465,7 +465,7 @@ class DualEncoder(Model):
             if kept is not None:
                 self._label_embeddings.move_to_end(prompts)
                 return kept
-        # Encoded outside the lock: two threads may both do it, none waits for another's labels.
+        # Encoded outside the lock: two threads may do it twice, but neither waits for the other.
         embeddings = self.encode_text(prompts)
         with self._label_lock:
             self._label_embeddings[prompts] = embeddings
@@ -486,4 +486,4 @@ class DualEncoder(Model):
 def _check_finite(tensor: Array) -> None:
     if not np.isfinite(tensor).all():
         bad = [i for i, image in enumerate(tensor) if not np.isfinite(image).all()]
-        raise ImageError(f"Images {bad}: NaN or infinite values. Check what prepared them.")
+        raise ImageError(f"Images {bad}: NaN or infinite values. Check their preprocessing.")

@@ -1,4 +1,4 @@
-"""FusedModel: a head over the embeddings of encoders that other bundles hold."""
+"""FusedModel: a head over the embeddings of encoders from other bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FusedModel"]
 
 
 class FusedModel(Model):
-    """A head over embeddings, with the encoders that make them.
+    """A head over embeddings, with its encoders.
 
     head = FusedModel.load("relations.mmedge").on(clip)
     head.predict({"image": frame, "text": "the red star is left of the blue circle"})
@@ -30,7 +30,7 @@ class FusedModel(Model):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes along the last axis of the scores; empty where they have none."""
+        """Class names along the last axis of the scores; empty if unnamed."""
         return self._section.labels
 
     def on(self, encoder: DualEncoder) -> FusedModel:

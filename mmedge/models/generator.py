@@ -1,4 +1,4 @@
-"""Generator: continue texts with a decoder."""
+"""Generator: text generation with a decoder."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Generator(Model):
         return [_ended(row.tolist(), kind.eos_ids) for row in rows]
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
-        """Return the call that continues a text, or its beginning, by 16 tokens at most."""
+        """Return a call that continues a text, or its beginning, by up to 16 tokens."""
         if role != self.settings.decoder or not isinstance(sample, str):
             return None
         new = min(_PROFILED_TOKENS, self.settings.max_length // 2 + 1)
@@ -115,6 +115,6 @@ class Generator(Model):
 
 
 def _ended(row: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """Cut a row behind the first token that ends it."""
+    """Truncate a row after its first end token."""
     ends = [at for at, token in enumerate(row) if token in eos_ids]
     return row[: ends[0] + 1] if ends else row

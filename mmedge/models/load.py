@@ -1,4 +1,4 @@
-"""load(): from a bundle to a model that answers."""
+"""load(): open a bundle as a model."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def _load_warm(
     options: SessionOptions,
     report: WarmingReport | None,
 ) -> ModelT:
-    """Load a model that answers in one backend while the engines of another are made."""
+    """Load a model in one backend while the engines of another are built in the background."""
     for variant in variants.values():
-        graph_of(bundle, variant, name, options.device)  # said now, not in the background
+        graph_of(bundle, variant, name, options.device)  # raised now, not in the background
     device = "cuda" if options.device == "cuda:0" else options.device
     if device not in module_of(name).available_devices():
-        # Opening says what is missing. Nobody asked for an answer on another device for good.
+        # Opening raises the error: another device was not asked for permanently.
         open_variant(
             bundle, next(iter(variants.values())), backend_name=name, options=options
         ).close()
@@ -125,7 +125,7 @@ def _load_warm(
             stack.callback(session.close)
         warming = warm_up(bundle, variants, sessions, name, options, report)
         stack.callback(warming.stop)
-        choices = {role: Choice(warm, f"answers until {name} is ready") for role in sessions}
+        choices = {role: Choice(warm, f"serves until {name} is ready") for role in sessions}
         model = made(bundle, sessions, variants, choices, warming)
         stack.pop_all()
     return model

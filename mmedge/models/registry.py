@@ -1,4 +1,4 @@
-"""Which class a user holds for which kind of bundle."""
+"""Registry of model classes by kind of bundle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmedge.models.base import Model
 
 __all__ = ["MODELS", "model_class"]
 
-# One line a kind.
+# One line per kind.
 MODELS: dict[str, str] = {
     "dual_encoder": "mmedge.models.dual_encoder:DualEncoder",
     "fused": "mmedge.models.fused:FusedModel",

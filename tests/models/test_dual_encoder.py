@@ -589,7 +589,7 @@ def test_label_embeddings_are_kept_for_the_last_sets(tiny_bundle: Bundle) -> Non
 @pytest.mark.parametrize(
     ("labels", "template", "message"),
     [
-        (["red"], "a photo", "has no place for the label"),
+        (["red"], "a photo", "has no placeholder for the label"),
         ([], "{}", "Labels: got none"),
         (["red", "red"], "{}", r"more than once: \['red'\]"),
         (["red", " "], "{}", "Label 1: got ' '"),
