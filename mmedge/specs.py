@@ -1,4 +1,4 @@
-"""The vocabulary that every layer shares: arrays, tensor specs, precisions, modalities, tasks."""
+"""Shared types: arrays, tensor specs, precisions, modalities, tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Float32Array: TypeAlias = NDArray[np.float32]
 
 
 class Precision(str, Enum):
-    """Number format of a variant's weights and, where it says so, of its arithmetic."""
+    """Number format of a variant's weights and, if stated, of its arithmetic."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -49,7 +49,7 @@ class Precision(str, Enum):
 
 
 class Modality(str, Enum):
-    """What a role takes in."""
+    """Modality of a role's input."""
 
     IMAGE = "image"
     TEXT = "text"
@@ -59,7 +59,7 @@ class Modality(str, Enum):
 
 
 class Task(str, Enum):
-    """What a bundle can be used for."""
+    """Task of a bundle."""
 
     RETRIEVAL = "retrieval"
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
@@ -67,7 +67,7 @@ class Task(str, Enum):
 
 
 class Compare(str, Enum):
-    """How an output is compared with the reference's."""
+    """Comparison of an output with the reference."""
 
     ROWS = "rows"
     """By the cosine of vectors along the last axis: embeddings, hidden states."""
@@ -76,7 +76,7 @@ class Compare(str, Enum):
     TOKENS = "tokens"
     """By the index of the largest value along the last axis: logits over a vocabulary."""
     NONE = "none"
-    """Not at all: state that later calls show."""
+    """Not compared: state, which later calls verify."""
 
 
 Dim: TypeAlias = int | str
@@ -134,7 +134,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
-    """A tensor that one call hands to the next.
+    """A tensor passed from one call to the next.
 
     Attributes:
         input: The graph's input that takes it.
@@ -155,7 +155,7 @@ class StateTensor:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state of a role: what its calls hand to each other.
+    """The state of a role: the tensors passed between its calls.
 
     Attributes:
         tensors: One entry for each tensor.
@@ -173,7 +173,7 @@ class State:
 
 
 def as_dim(text: str) -> Dim:
-    """Return the Dim that a graph spells, a sum in one order: its names sorted, its number last.
+    """Return the canonical Dim: a sum with sorted names and the number last.
 
     What is no sum of names and numbers ("2*batch") stays as it is.
     """
@@ -188,7 +188,7 @@ def as_dim(text: str) -> Dim:
 
 
 def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int | None:
-    """Return the size of an axis from those of the named axes; None where they do not give it."""
+    """Return the size of an axis from those of the named axes; None if unknown."""
     if isinstance(dim, int):
         return dim
     if dim in sizes:
@@ -203,7 +203,7 @@ def dim_size(dim: Dim, sizes: Mapping[str, int]) -> int | None:
 
 
 def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-    """Return a tensor's shape from the sizes of the named axes; None where they do not give it."""
+    """Return a tensor's shape from the sizes of the named axes; None if unknown."""
     shape = tuple(size for dim in spec.shape if (size := dim_size(dim, sizes)) is not None)
     return shape if len(shape) == len(spec.shape) else None
 
@@ -214,7 +214,7 @@ def check_feed(
     axes: Mapping[str, Axis] | None = None,
     known: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Check what is about to be fed to a graph against its input specs.
+    """Check a feed against a graph's input specs.
 
     Args:
         inputs: The graph's input specs.
@@ -260,7 +260,7 @@ def check_feed(
                     raise _shape_error(
                         spec, array, "Preprocess it with mmedge.preprocess, or pass the raw frame."
                     )
-            elif "+" in expected_size:  # once the names in it are known
+            elif "+" in expected_size:  # when its names are known
                 sums.append((spec, array, got, expected_size))
             elif got == 0 and (expected_size not in axes or axes[expected_size].min):
                 raise _shape_error(
@@ -284,7 +284,7 @@ def check_bindable(
     feed: Mapping[str, Array],
     axes: Mapping[str, Axis] | None = None,
 ) -> dict[str, int]:
-    """Check arrays that are to become a graph's input buffers: check_feed, and their memory.
+    """Check arrays for use as input buffers: check_feed, and their memory layout.
 
     Returns:
         The size of every dynamic axis, by its name.
@@ -303,7 +303,7 @@ def check_bindable(
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Return " Did you mean X?" for a misspelt name, or "" where none is near.
+    """Return " Did you mean X?" for a misspelt name, "" if none is close.
 
     A name that differs in case and separators alone ("INT-8") is the only one that is suggested.
     """

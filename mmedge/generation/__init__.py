@@ -1,4 +1,4 @@
-"""Generation of tokens by a session with a state."""
+"""Token generation with a stateful session."""
 
 from mmedge.generation.loop import LogitsHook, generate, pad_left
 

@@ -21,7 +21,7 @@ IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Array, Array]:
-    """Return token ids (B, T) int64, padded on the left, and the mask (B, T) int64 of what is text.
+    """Return token ids (B, T) int64, padded on the left, and the attention mask (B, T) int64.
 
     Raises:
         InputError: If there are no rows, or one is empty.
@@ -48,7 +48,7 @@ def generate(
     pad_id: int = 0,
     hook: LogitsHook | None = None,
 ) -> Array:
-    """Continue every row with its most likely token until it ends.
+    """Continue every row greedily until its end token.
 
     Args:
         session: Inputs `input_ids` and `attention_mask`, output `logits` (B, T, V), and the state.
@@ -97,7 +97,7 @@ def _check_prompt(ids: Array, mask: Array, max_new_tokens: int, capacity: int | 
         raise InputError("Prompts: a row ends in padding. Pad on the left, as pad_left does.")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: got {max_new_tokens}, expected at least 1.")
-    # The last token is chosen, and not run.
+    # The last token is chosen but not run.
     needed = ids.shape[1] + max_new_tokens - 1
     if capacity is not None and needed > capacity:
         raise InputError(

@@ -1,3 +1,3 @@
-"""From a variant of a bundle to a session that runs."""
+"""Sessions of bundle variants: opening, choice, verification, background builds."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Bounds of a role's dynamic axes, for engines that are built for ranges of shapes."""
+"""Bounds of a role's dynamic axes, for engine profiles."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def dynamic_axes(manifest: Manifest, role: str, *, batch: int = 1) -> dict[str, 
 
 
 def role_of(manifest: Manifest, variant: Variant) -> str | None:
-    """Return the name of the role that holds a variant; None if it is of another bundle."""
+    """Return the name of a variant's role; None if it belongs to another bundle."""
     return next((name for name, role in manifest.roles.items() if variant in role.variants), None)

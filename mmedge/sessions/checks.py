@@ -1,4 +1,4 @@
-"""Whether manifest, processors and graph of a role fit each other."""
+"""Consistency checks of a role's manifest, processors and graph."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
         raise _misfit(bundle, name, f"its processors make '{unknown[0]}', which the graph lacks")
     if made.keys() != specs.keys():
         return
-    for what, other in [("what the processors make of an example", {}), *feeds]:
+    for what, other in [("the processors' output for an example", {}), *feeds]:
         feed = {
             key: np.resize(other.get(key, array), array.shape).astype(specs[key].dtype)
             for key, array in made.items()
@@ -99,7 +99,7 @@ def check_processing(bundle: Bundle, name: str, session: Session) -> None:
 
 
 def _check_length(bundle: Bundle, name: str, config: TextConfig) -> None:
-    """Check that the axis of token ids reaches as far as the processor's texts."""
+    """Check that the axis of token ids covers the processor's max_length."""
     role = bundle.role(name)
     ids = next(entry for entry in role.inputs if entry.name == config.input)
     for dim in ids.shape[1:]:
@@ -125,7 +125,7 @@ def _misfit(bundle: Bundle, name: str, fault: str) -> ManifestError:
 def _difference(
     stated: Sequence[TensorSpec], found: Sequence[TensorSpec], kind: str = "output"
 ) -> str | None:
-    """Return in which tensor, and how, the manifest differs from a graph; None where not."""
+    """Return the first difference between manifest and graph; None if they match."""
     by_name = {spec.name: spec for spec in found}
     if by_name.keys() != {spec.name for spec in stated}:
         return f"names: {sorted(spec.name for spec in stated)} stated, {sorted(by_name)} in it"

@@ -1,4 +1,4 @@
-"""Which backend runs a variant fastest here: measured once, then remembered.
+"""Backend choice: the fastest one for a variant on this machine, measured once and cached.
 
 Only where two or more installed backends can run a variant is there anything to measure. Each of
 them opens it and answers the golden inputs; what lies outside the variant's tolerance is out. The
@@ -56,14 +56,14 @@ _TIE = 0.03
 _ROUNDS = 30
 _SECONDS = 0.5
 
-_BUSY = 1.5  # runnable tasks a processor, over the last minute
-_SLACK = 1.25  # how much a busy machine may distort a ratio
+_BUSY = 1.5  # runnable tasks per processor, over the last minute
+_SLACK = 1.25  # possible distortion of a ratio on a busy machine
 
 _one_thread = threading.Lock()
 
 
 def leading_backend() -> str:
-    """Return the first installed backend, the one whose devices a load may have.
+    """Return the first installed backend, which defines the available devices.
 
     One that builds engines leads only where there is a GPU for them.
     """
@@ -79,13 +79,13 @@ def leading_backend() -> str:
 
 
 def engine_backend() -> str:
-    """Return the first installed backend that builds engines, the first of all if none is."""
+    """Return the first installed engine backend, else the first one."""
     names = (*engine_backends(), DEFAULT_BACKEND)
     return next((name for name in names[:-1] if backend(name).engine_version()), names[0])
 
 
 def candidates(variant: Variant, device: str) -> tuple[str, ...]:
-    """Return the installed backends that have a layout of a variant for a device, best known first.
+    """Return the installed backends with a layout of a variant for a device, cached best first.
 
     No engine is loaded to tell.
     """
@@ -99,7 +99,7 @@ def candidates(variant: Variant, device: str) -> tuple[str, ...]:
 def open_fastest(
     bundle: Bundle, role: str, variant: Variant, options: SessionOptions
 ) -> tuple[Session, Choice]:
-    """Open a variant in the backend that runs it fastest here.
+    """Open a variant in its fastest backend.
 
     Args:
         bundle: An opened bundle.
@@ -123,7 +123,7 @@ def open_fastest(
     if unprepared:
         _LOG.info("%s/%s: %s", role, variant.name, _without_engine(unprepared))
     if len(names) < 2:
-        name = names[0] if names else leading_backend()  # opening it says what is missing
+        name = names[0] if names else leading_backend()  # opening it raises the reason
         try:
             session = open_in_time(bundle, role, variant, name, options)
         except BackendError as error:
@@ -135,7 +135,7 @@ def open_fastest(
     choice = recall_choice(hashes, options)
     if choice is None or choice.backend not in names:
         with _one_at_a_time():
-            choice = recall_choice(hashes, options)  # another may have measured meanwhile
+            choice = recall_choice(hashes, options)  # another process may have measured meanwhile
             if choice is None or choice.backend not in names:
                 measured, choice, sure = _measured(bundle, role, variant, options, names)
                 if sure:
@@ -147,14 +147,14 @@ def open_fastest(
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one thread of one process measure; two at once would measure each other."""
+    """Let one thread of one process measure at a time, since measurements disturb each other."""
     lock = cache_folder() / "backends" / "measuring.lock"
     with ExitStack() as stack:
         try:
             with storage_errors(lock):
                 lock.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(key_lock(lock, _LOG.info, doing="is measuring backends"))
-        except StorageError:  # nothing can be remembered there either, and a warning says so
+        except StorageError:  # caching fails too, with a warning
             stack.enter_context(_one_thread)
         yield
 
@@ -162,7 +162,7 @@ def _one_at_a_time() -> Iterator[None]:
 def _measured(
     bundle: Bundle, role: str, variant: Variant, options: SessionOptions, names: Sequence[str]
 ) -> tuple[Session | None, Choice, bool]:
-    """Measure in a worker, leaving out what does not end in time or crashes it.
+    """Measure in a worker, excluding backends that time out or crash.
 
     Returns:
         As _measure; no session where a worker has measured.
@@ -238,7 +238,7 @@ def _measure(
     out: dict[str, str],
     begun: Callable[[str], object] = lambda _: None,
 ) -> tuple[Session, Choice, bool]:
-    """Open, verify and race the candidates.
+    """Open, verify and benchmark the candidates.
 
     Args:
         bundle: An opened bundle.
@@ -285,7 +285,7 @@ def _measure(
             choice = Choice(name, f"no backend agrees with the golden vectors: {_told(out)}")
             warnings.warn(
                 f"{bundle.path}: {role}/{variant.name}: {choice.reason}. It runs in {name}; do not "
-                "rely on its answers: run `mmedge verify`.",
+                "rely on its outputs: run `mmedge verify`.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -300,7 +300,7 @@ def _measure(
 def _decide(
     sessions: Mapping[str, Session], feed: Mapping[str, Array], out: Mapping[str, str]
 ) -> tuple[Choice, bool]:
-    """Race what agrees with the golden vectors, the first being the one to beat.
+    """Benchmark the backends that match the golden vectors, interleaved; the first is the baseline.
 
     Returns:
         The choice, and whether it is worth remembering.
@@ -341,13 +341,13 @@ def _decide(
 
 
 def _is_in_doubt(result: RaceResult, slack: float) -> bool:
-    """Tell whether the interval of a ratio, widened by a factor, leaves open which is faster."""
+    """Return whether the interval of a ratio, widened by a factor, contains 1."""
     low, high = result.ratio_low / slack, result.ratio_high * slack
     return low < 1 - _TIE < high and high - low > _TIE
 
 
 def _single(bundle: Bundle, golden: Golden, role: str) -> dict[str, Array]:
-    """Return the first golden input; all of them where the batch is fixed."""
+    """Return the first golden input; all of them if the batch is fixed."""
     return {
         entry.name: golden.inputs[role][entry.name][:1]
         if entry.shape and isinstance(entry.shape[0], str)

@@ -28,7 +28,7 @@ __all__ = [
 def session_options(
     backend_name: str, device: str | None, options: SessionOptions | None
 ) -> SessionOptions:
-    """Settle on which device a session runs.
+    """Resolve the device of a session.
 
     Args:
         backend_name: One of mmedge.runtimes.BACKENDS.
@@ -45,12 +45,12 @@ def session_options(
     if options is not None:
         return replace(options, device=device_name(options.device))
     devices = backend(backend_name).available_devices()
-    # With no device at all the engine is missing, and opening the session says how to get it.
+    # Without any device the engine is missing, and opening the session raises how to install it.
     return SessionOptions(device=devices[0]) if devices else SessionOptions()
 
 
 def device_name(word: str) -> str:
-    """Return the device that a word stands for: "cuda" for "gpu", "cuda:1" for "gpu:1"."""
+    """Return the device of an alias: "cuda" for "gpu", "cuda:1" for "gpu:1"."""
     kind, colon, number = word.partition(":")
     return f"cuda{colon}{number}" if kind == "gpu" else word
 
@@ -58,7 +58,7 @@ def device_name(word: str) -> str:
 def open_variant(
     bundle: Bundle, variant: Variant, *, backend_name: str, options: SessionOptions
 ) -> Session:
-    """Open the graph of a variant that suits a backend and a device.
+    """Open a variant's graph in the layout for a backend and device.
 
     Where `options` do not bound the dynamic axes, the manifest does.
 
@@ -83,19 +83,19 @@ def open_variant(
 
 
 def graph_of(bundle: Bundle, variant: Variant, backend_name: str, device: str) -> Path:
-    """Return the graph of a variant in the layout that a backend likes best on a device.
+    """Return a variant's graph in the layout that a backend prefers on a device.
 
     Raises:
         InputError: If the variant has no graph in a layout that the backend takes.
         BackendUnavailableError: If there is no backend of that name.
     """
-    # A backend that never has such a device says so itself, whatever graph it is shown.
+    # A backend without such a device raises for any graph.
     layouts = backend(backend_name).layouts(device) or tuple(variant.models)
     return bundle.model_path(variant, layouts=cast("tuple[Layout, ...]", layouts))
 
 
 def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> SessionOptions:
-    """Return options that bound the dynamic axes of a variant as its manifest does.
+    """Return options with the manifest's bounds of a variant's dynamic axes.
 
     Args:
         bundle: That holds the variant.
@@ -109,12 +109,12 @@ def with_axes(bundle: Bundle, variant: Variant, options: SessionOptions) -> Sess
 
 
 def facts_of(variant: Variant) -> VariantFacts:
-    """Return what the manifest says of a variant, for a backend to judge it."""
+    """Return the manifest's facts about a variant, for a backend."""
     return VariantFacts(tuple(variant.models), variant.precision, variant.recipe)
 
 
 def takes(variant: Variant, backend_name: str, device: str) -> bool:
-    """Tell whether a backend runs a variant on a device.
+    """Return whether a backend runs a variant on a device.
 
     Raises:
         BackendUnavailableError: If there is no backend of that name.

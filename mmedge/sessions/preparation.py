@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 PlanState: TypeAlias = Literal["build", "cached", "elsewhere", "refused"]
-"""What is to become of a variant, see PlannedEngine."""
+"""Planned state of a variant, see PlannedEngine."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What is to be built.
+    """Build options.
 
     Attributes:
         compute_capabilities: See EngineRequest. "any" becomes those that can run the variant.
@@ -63,7 +63,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEngine:
-    """One variant of one role, and what is to become of it.
+    """One variant of one role, and its planned state.
 
     Attributes:
         role: Role name.
@@ -88,13 +88,13 @@ class PlannedEngine:
 
     @property
     def label(self) -> str:
-        """Role and variant, for people."""
+        """Display name: role and variant."""
         return f"{self.role}/{self.variant}"
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """What will be built, and on what.
+    """Engines to build, and the build machine.
 
     Attributes:
         backend: That builds.
@@ -131,7 +131,7 @@ def plan_engines(
     *,
     elsewhere: bool = False,
 ) -> EnginePlan:
-    """Return which engines can be built of a bundle, which are there, and why not the others.
+    """Return the engines of a bundle that can be built, that exist, or that cannot, with reasons.
 
     Args:
         bundle: An opened bundle.
@@ -174,7 +174,7 @@ def build_planned(
     progress: BuildProgress | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> LoadedEngine:
-    """Return an engine of a plan, built into the cache if need be.
+    """Return an engine of a plan, building it on a cache miss.
 
     Args:
         plan: The plan.
@@ -194,7 +194,7 @@ def build_planned(
 
 
 def unbuildable(variant: Variant, backend_name: str) -> str | None:
-    """Return why no engine of a backend can be built of a variant on any machine, and what to do.
+    """Return why a variant has no engine in a backend on any machine, and the fix.
 
     None if one can be built, or the backend needs none.
     """
@@ -255,7 +255,7 @@ def _chosen(bundle: Bundle, options: PlanOptions) -> list[tuple[str, Variant]]:
 
 
 def _check_axes(bundle: Bundle, options: PlanOptions) -> None:
-    """Check that bounds are of axes that the roles have: a misspelt one would bound nothing."""
+    """Check that bounds name axes of the roles: a misspelt one would have no effect."""
     known = {
         axis
         for role in options.roles or bundle.manifest.roles

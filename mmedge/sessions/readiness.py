@@ -1,4 +1,4 @@
-"""Which variants of a bundle run on a machine, what the others lack, and the command to fix it.
+"""Readiness of a bundle's variants on a machine, with reasons and commands to fix them.
 
 Decided from what is known of the machine and from the manifest alone; no graph is opened.
 """
@@ -50,7 +50,7 @@ class RunOption:
 
 
 def columns(machine: Machine) -> tuple[tuple[str, str], ...]:
-    """Return the backends and devices that are worth a column on a machine.
+    """Return the backends and devices to show as columns for a machine.
 
     What its hardware can never have is left out, unless it is installed.
     """
@@ -64,7 +64,7 @@ def columns(machine: Machine) -> tuple[tuple[str, str], ...]:
 def judge(
     bundle: Bundle, machine: Machine, *, is_prepared: IsPrepared | None = None
 ) -> tuple[RunOption, ...]:
-    """Return of every variant, in every backend of `columns`, whether it runs on a machine.
+    """Return the readiness of every variant in every backend of `columns`.
 
     Args:
         bundle: An opened bundle.
@@ -82,7 +82,7 @@ def judge(
 
 
 def runs_here(options: tuple[RunOption, ...]) -> bool:
-    """Tell whether every role has a variant that runs, an engine that has to be built included."""
+    """Return whether every role has a variant that runs, possibly after an engine build."""
     roles = {option.role for option in options}
     return roles == {option.role for option in options if option.state in ("ready", "build")}
 

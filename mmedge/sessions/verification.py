@@ -1,4 +1,4 @@
-"""Replaying the golden vectors: are the answers here the answers there?"""
+"""Golden vector replay: comparison of outputs here with those at conversion."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["RoleVerification", "open_in_time", "replay", "replay_variants", "ver
 
 @dataclass(frozen=True, slots=True)
 class RoleVerification:
-    """How far one variant of one role lies here from its golden answers.
+    """Difference of one variant's outputs here from its golden outputs.
 
     Attributes:
         role: Role name.
@@ -110,7 +110,7 @@ def verify_bundle(
     if not chosen:
         raise InputError(bundle.no_variant(str(precision), tuple(bundle.manifest.roles)))
     taken = [each for each in chosen if takes(each[1], backend_name, settled.device)]
-    wanted = taken or chosen  # where none is taken, the first says why
+    wanted = taken or chosen  # if none fits, the first raises the reason
     return replay_variants(bundle, wanted, backend_name, settled, time_limit(time_limit_s))
 
 
@@ -160,7 +160,7 @@ def _replay_apart(
     options: SessionOptions,
     limit_s: float,
 ) -> list[RoleVerification]:
-    """Replay variants in a worker, with a limit on each."""
+    """Replay variants in a worker, each with a time limit."""
     for _, variant in variants:
         model = graph_of(bundle, variant, backend_name, options.device)
         settled = with_axes(bundle, variant, options)
@@ -200,7 +200,7 @@ def _work(request: dict[str, Any], report: Report) -> None:
 def open_in_time(
     bundle: Bundle, role: str, variant: Variant, backend_name: str, options: SessionOptions
 ) -> Session:
-    """Open a variant that nobody has run here; one that may run without end is tried first.
+    """Open a variant for the first time here, trying it in a worker if it may not end.
 
     Only loops may: a graph that holds one is replayed in a worker before it is opened here.
 
@@ -226,7 +226,7 @@ def open_in_time(
 def replay(
     session: Session, golden: Golden, role: str, variant: Variant, state: State | None
 ) -> RoleVerification:
-    """Run the golden inputs of a role and compare the answers with the golden ones.
+    """Run the golden inputs of a role and compare the outputs with the golden ones.
 
     A role with a state runs them once more in several calls, see mmedge.runtimes.steps.
 
@@ -256,13 +256,13 @@ def replay(
         cosine_min=cosine_min,
         max_abs_error=max_abs_error,
         tolerance=tolerance,
-        # NaN compares false, so an answer that is not finite never passes.
+        # NaN compares false, so a non-finite output never passes.
         passed=cosine_min >= tolerance.cosine_min and max_abs_error <= tolerance.max_abs_error,
     )
 
 
 def _compare(outputs: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, float]:
-    """Return the lowest cosine and the largest relative error over all outputs and samples."""
+    """Return the lowest cosine and largest relative error over all outputs and samples."""
     cosines, errors = [1.0], [0.0]
     for name, golden in expected.items():
         output = outputs.get(name)

@@ -1,4 +1,4 @@
-"""Answering at once while a better engine is made in the background.
+"""Background build: serving at once while an engine is built, then a hot swap.
 
 Each role begins in a backend that opens in a second; meanwhile the engine is built in a process of
 its own, opened, and shown the golden inputs. Where it answers within the variant's tolerance it
@@ -51,7 +51,7 @@ _log = logging.getLogger("mmedge.engines")
 
 @dataclass(frozen=True, slots=True)
 class WarmingState:
-    """How far the engine of one role is.
+    """Progress of the background build of one role.
 
     Attributes:
         stage: See WarmingStage.
@@ -67,19 +67,19 @@ class WarmingState:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the build has ended."""
         return self.stage in {"ready", "refused", "failed", "stopped"}
 
 
 _STOPPED = WarmingState("stopped", "the model was closed")
 
 WarmingReport: TypeAlias = Callable[[str, WarmingState], None]
-"""Told of every change: a role's name, and how far its engine is."""
+"""Called on every change with a role's name and its progress."""
 
 
 @dataclass(frozen=True)
 class WarmingRole:
-    """One role, and how to come by its engine.
+    """One role, and how to build its engine.
 
     Attributes:
         role: Its name.
@@ -97,7 +97,7 @@ class WarmingRole:
 
 
 class WarmingUp:
-    """Makes the engines of some roles in the background. Starts at once.
+    """Background build of the engines of some roles, started at once.
 
     Args:
         roles: In the order in which they are made.
@@ -114,13 +114,13 @@ class WarmingUp:
         self._report = report
         self._states = {each.role: WarmingState("waiting") for each in roles}
         self._stop = threading.Event()
-        # A process that ends does not wait for an engine.
+        # A process that exits does not wait for an engine.
         self._thread = threading.Thread(target=self._run, name="mmedge-warming", daemon=True)
         self._thread.start()
 
     @property
     def states(self) -> Mapping[str, WarmingState]:
-        """How far each role is, by its name, as of now."""
+        """Current progress by role name."""
         return dict(self._states)
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -136,7 +136,7 @@ class WarmingUp:
         return all(state.stage == "ready" for state in self._states.values())
 
     def stop(self) -> None:
-        """End what is being built, and wait for its end; roles that are ready stay so."""
+        """Stop pending builds and wait for them; ready roles stay ready."""
         self._stop.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -151,12 +151,12 @@ class WarmingUp:
             except MmedgeError as error:
                 state = _STOPPED if self._stop.is_set() else WarmingState("failed", str(error))
             except Exception as error:  # noqa: BLE001, a thread has nobody to raise to
-                _log.exception("%s: making its engine failed", each.role)
+                _log.exception("%s: background build failed", each.role)
                 state = WarmingState("failed", f"{type(error).__name__}: {error}")
             self._tell(each.role, state)
 
     def _warm(self, each: WarmingRole) -> WarmingState:
-        """Make, open, check and swap in one engine; return how it ended."""
+        """Build, open, check and swap in one engine; return the final state."""
         building = WarmingState("building")
 
         def progress(phase: str, done: int, total: int) -> None:
@@ -197,7 +197,7 @@ class WarmingUp:
             try:
                 self._report(role, state)
             except Exception:  # noqa: BLE001, a caller's mistake must not cost the engine
-                _log.exception("%s: the caller's report of warming failed", role)
+                _log.exception("%s: the progress callback failed", role)
 
 
 def open_meanwhile(
@@ -206,7 +206,7 @@ def open_meanwhile(
     backend_name: str,
     options: SessionOptions,
 ) -> dict[str, HotSwapSession]:
-    """Open what answers until the engines are there.
+    """Open the session that serves until the engines are ready.
 
     Args:
         bundle: An opened bundle.
@@ -239,7 +239,7 @@ def warm_up(
     options: SessionOptions,
     report: WarmingReport | None = None,
 ) -> WarmingUp:
-    """Begin to make the engines that are to take over.
+    """Start the background build of engines.
 
     Args:
         bundle: An opened bundle.
