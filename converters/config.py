@@ -94,7 +94,10 @@ class ConvertConfig:
             self._check_search()
         else:
             self._check_no_search()
-        for recipe in recipes(self):
+        named = recipes(self)
+        if not self.searches and self.default is not None:
+            _require_default(self.default, named)
+        for recipe in named:
             if recipe.needs_calibration and self.calibration is None:
                 raise ConversionError(
                     f"{recipe.variant} needs calibration data. Pass --calibration FOLDER with "
@@ -169,6 +172,11 @@ class ConvertConfig:
                 "Precision auto measures on this machine, which runs no TensorRT graphs. "
                 "Name the precisions, or search for the CPU."
             )
+        if self.default is not None:
+            raise ConversionError(
+                f"--default {self.default}: precision auto chooses the default itself. Leave "
+                "--default out, or name the precisions."
+            )
         if self.objective not in get_args(Objective):
             raise ConversionError(
                 f"Unknown objective: got '{self.objective}', expected one of "
@@ -180,6 +188,15 @@ class ConvertConfig:
                 f"--max-drop: got {self.max_drop}, expected a share of the metric from 0 to 1, "
                 "such as 0.01."
             )
+
+
+def _require_default(default: str, named: Sequence[Recipe]) -> None:
+    names = [recipe.variant for recipe in named]
+    if default not in {*names, *(recipe.precision.value for recipe in named)}:
+        raise ConversionError(
+            f"--default: got '{default}', expected one of the precisions that are made, "
+            f"{', '.join(names)}." + did_you_mean(default, names)
+        )
 
 
 def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:

@@ -36,7 +36,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     source: Annotated[
         str,
         typer.Argument(
-            help="Model: a folder in transformers' format, or a hub id.", show_default=False
+            help="Model: a folder in transformers' format, a hub id or an ONNX file.",
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -50,6 +51,13 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
             "int8-static-mse-equalized or int4-g64-gptq. ROLE:METHOD applies to one role, as in "
             "fp32,image_encoder:int8-static,text_encoder:fp16. See docs/quantization.md.",
             show_default="auto with --max-drop, --metric or --objective, else fp32,int8",
+        ),
+    ] = None,
+    default: Annotated[
+        str | None,
+        typer.Option(
+            help="Variant or precision to load where none is asked for.",
+            show_default="the fastest within the accuracy budget",
         ),
     ] = None,
     calibration: Annotated[
@@ -94,7 +102,9 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     html: Annotated[
         Path | None, typer.Option(help="Write an HTML report of the search and of each layer.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Target: cpu or tensorrt.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="Targets of the graphs: cpu, tensorrt or cpu,tensorrt.")
+    ] = "cpu",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub repository.")
     ] = None,
@@ -135,7 +145,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         merge_adapter=merge_adapter,
         calibration=calibration,
         evaluate=evaluate,
-        targets=tuple(target.split(",")),
+        targets=tuple(name.strip() for name in target.split(",")),
+        default=default,
         template=template,
         overwrite=overwrite,
         skip_bad=skip_bad,

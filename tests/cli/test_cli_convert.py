@@ -162,6 +162,12 @@ def test_a_budget_asks_for_a_search(
     assert (told[0].max_drop, told[0].objective) == (0.01, "latency")
 
 
+def test_the_default_and_the_targets_are_asked_for(told: list[ConvertConfig]) -> None:
+    options = ("--precision", "fp32", "--default", "fp32", "--target", "cpu, tensorrt")
+    assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0
+    assert (told[0].default, told[0].targets) == ("fp32", ("cpu", "tensorrt"))
+
+
 def test_a_budget_beside_named_precisions_is_refused_and_not_forgotten(
     told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,3 +76,23 @@ def test_a_budget_without_a_search_is_refused(others: dict[str, Any], option: st
     with pytest.raises(ConversionError, match=rf"^{option}: for --precision auto.*'fp32,int8'"):
         asked("fp32", "int8", **others)
     assert asked("auto", **others).searches
+
+
+@pytest.mark.parametrize(
+    ("precisions", "default", "told"),
+    [
+        (("fp32", "fp16"), "int8", r"--default: got 'int8', expected one of .*fp32, fp16"),
+        (("fp32", "int8"), "int8-dynamc", r"Did you mean int8-dynamic\?"),
+        (("auto",), "fp16", "--default fp16: precision auto chooses the default itself"),
+    ],
+)
+def test_a_default_that_is_not_made_is_refused_before_any_work(
+    precisions: tuple[str, ...], default: str, told: str
+) -> None:
+    with pytest.raises(ConversionError, match=told):
+        asked(*precisions, default=default)
+
+
+@pytest.mark.parametrize("default", ["int8", "int8-dynamic"])
+def test_a_default_is_a_variant_or_a_precision(default: str) -> None:
+    assert asked("fp32", "int8", default=default).default == default
