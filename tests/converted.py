@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 __all__ = [
+    "clap_bundle",
+    "clap_folder",
     "clip_folder",
     "evaluation_folder",
     "gpt2_bundle",
@@ -17,6 +20,7 @@ __all__ = [
     "photo_folder",
     "siglip_folder",
     "write_pictures",
+    "write_sounds",
 ]
 
 LABELS = ("red circle", "green square", "blue star", "yellow ring")
@@ -38,6 +42,50 @@ def write_pictures(folder: Path, count: int, seed: int, *, captions: bool = Fals
     if captions:
         (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def write_sounds(folder: Path, count: int, seed: int) -> Path:
+    """Write WAV files of 0.3 to 1.4 s at 16 kHz, a tone each in noise, and their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    lines = []
+    for index in range(count):
+        time = np.arange(int(16_000 * rng.uniform(0.3, 1.4))) / 16_000
+        hz = rng.uniform(100, 3500)
+        sound = 0.4 * np.sin(2 * np.pi * hz * time) + 0.05 * rng.standard_normal(len(time))
+        with wave.open(str(folder / f"{index:03d}.wav"), "wb") as file:
+            file.setparams((1, 2, 16_000, 0, "NONE", ""))
+            file.writeframes((sound.clip(-1, 1) * 32_767).astype("<i2").tobytes())
+        lines.append(json.dumps({"audio": f"{index:03d}.wav", "caption": f"a tone of {hz:.0f} Hz"}))
+    path = folder / "sounds.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def clap_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLAP in transformers' on-disk format; not to be changed."""
+    from models.tiny_models import write_clap
+
+    return write_clap(tmp_path_factory.mktemp("sources") / "tiny-clap")
+
+
+@pytest.fixture(scope="session")
+def clap_bundle(clap_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny CLAP in fp32 and int8-dynamic, judged on held-out sounds; not to be changed."""
+    from mmedge.converters import ConvertConfig, convert
+
+    folder = tmp_path_factory.mktemp("clap")
+    convert(
+        ConvertConfig(
+            str(clap_folder),
+            folder / "clap.mmedge",
+            precisions=("fp32", "int8-dynamic"),
+            calibration=write_sounds(folder / "calibration", 32, 1),
+            evaluate=write_sounds(folder / "held-out", 12, 2),
+        )
+    )
+    return folder / "clap.mmedge"
 
 
 @pytest.fixture(scope="session")

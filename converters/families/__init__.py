@@ -17,6 +17,7 @@ __all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
 # One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
     "causal_lm": "mmedge.converters.families.causal_lm:FAMILY",
+    "clap": "mmedge.converters.families.clap:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",

@@ -108,7 +108,7 @@ def load_model(
             state_dict=weights,
             dtype=torch.float32,
             output_loading_info=True,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if getattr(outline, "_supports_sdpa", False) else "eager",
         )
     _check_complete(source, report)
     if source.adapter is not None:

@@ -51,9 +51,9 @@ def check_reference(
     fed = processor(samples)
     taken = inspect.signature(reference).parameters
     with torch.inference_mode():
-        got = spec.module.eval()(*(torch.from_numpy(fed[item.name]) for item in spec.inputs))
         with foreign_errors(f"{role}: the model refuses its own processor's inputs", "Mend it."):
             expected = reference(**{name: given[name] for name in given if name in taken})
+        got = spec.module.eval()(*(torch.from_numpy(fed[item.name]) for item in spec.inputs))
     rows = [_rows(got), _rows(expected)]
     if rows[0].shape != rows[1].shape:
         raise ParityError(f"{role}: gives {rows[0].shape}, the source's own model {rows[1].shape}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from mmedge.converters.sources.clean import clean_copy
@@ -15,8 +16,13 @@ from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess.audio import AudioProcessor
 from mmedge.preprocess.config import AudioConfig
 from mmedge.preprocess.steps import FitLength, LogMel
+from mmedge.specs import Array
 
-__all__ = ["check_audio_preprocessing", "read_audio_preprocessing"]
+__all__ = [
+    "audio_reference_inputs",
+    "check_audio_preprocessing",
+    "read_audio_preprocessing",
+]
 
 _FILE = "preprocessor_config.json"
 _PADDING: dict[object, Literal["zeros", "repeat", "repeat_zeros"]] = {
@@ -58,26 +64,44 @@ def read_audio_preprocessing(source: Source, *, is_longer: str | None = None) ->
         raise SourceError(f"{source.folder / _FILE}: {reason}. Correct the file.") from error
 
 
-def check_audio_preprocessing(source: Source, config: AudioConfig, folder: Path) -> None:  # noqa: ARG001
-    """Compare the frozen preprocessing with transformers' on noise that fades.
+def audio_reference_inputs(
+    source: Source, config: AudioConfig
+) -> tuple[list[tuple[Array, int]], dict[str, torch.Tensor]]:
+    """Return noise that fades, and what the source's own processor gives for each sound alone.
 
     Audio that is too long is left out where the reference takes a random part of it.
 
     Raises:
-        ExportError: If a value differs.
+        SourceError: If the processor refuses them.
     """
-    reference, ours = _load(source), AudioProcessor(config)
-    samples, rate = config.length.samples, config.sampling_rate
+    reference, rate = _load(source), config.sampling_rate
+    samples = config.length.samples
     lengths = [samples // 7, samples // 2, samples]
     if config.length.truncate == "first":
         lengths.append(samples + rate // 3)
     rng = np.random.default_rng(0)
+    sounds: list[tuple[Array, int]] = []
+    made = []
     for length in lengths:
-        fade = np.linspace(1, 0.01, length)
-        sound = (0.3 * fade * rng.standard_normal(length)).clip(-1, 1).astype(np.float32)
+        noise = 0.3 * np.linspace(1, 0.01, length) * rng.standard_normal(length)
+        sounds.append((noise.clip(-1, 1).astype(np.float32), rate))
         with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
-            made = reference(sound, sampling_rate=rate, return_tensors="np")
-            expected = np.asarray(made["input_features"])
+            made.append(reference(sounds[-1][0], sampling_rate=rate, return_tensors="np"))
+    rows = {name: np.concatenate([np.asarray(one[name]) for one in made]) for name in made[0]}
+    rows["input_features"] = rows["input_features"].astype(np.float32)
+    return sounds, {name: torch.from_numpy(array) for name, array in rows.items()}
+
+
+def check_audio_preprocessing(source: Source, config: AudioConfig, folder: Path) -> None:  # noqa: ARG001
+    """Compare the frozen preprocessing with transformers' on noise that fades.
+
+    Raises:
+        ExportError: If a value differs.
+    """
+    ours = AudioProcessor(config)
+    sounds, given = audio_reference_inputs(source, config)
+    for (sound, rate), row in zip(sounds, given["input_features"].numpy(), strict=True):
+        expected, length = row[None], len(sound)
         got = ours([(sound, rate)])[config.input]
         spread = float(np.ptp(expected)) or 1.0
         error = np.abs(got - expected).max() if got.shape == expected.shape else np.inf

@@ -11,11 +11,12 @@ from PIL import Image
 
 from mmedge.converters.sources.clean import clean_copy
 from mmedge.converters.sources.config import Fields, foreign_errors, read_fields
+from mmedge.converters.sources.reference_audio import audio_reference_inputs
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
-from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
+from mmedge.preprocess.config import AudioConfig, ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Rescale, Resize
 
 __all__ = [
@@ -113,7 +114,7 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
 
     Args:
         source: The original.
-        config: The frozen preprocessing of images or texts.
+        config: The frozen preprocessing.
 
     Returns:
         Samples, and tensors by name; both empty for other modalities.
@@ -125,6 +126,8 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
         images = _probe_images()
         with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
             return images, _load_image_processor(source)(images, return_tensors="pt")
+    if isinstance(config, AudioConfig):
+        return audio_reference_inputs(source, config)
     if isinstance(config, TextConfig):
         tokenizer = load_tokenizer(source)
         if tokenizer.pad_token_id is None:

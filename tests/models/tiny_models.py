@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -15,6 +18,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
+    RobertaTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -24,6 +28,7 @@ TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
 CLIP_SIDE, SIGLIP_SIDE = 32, 24
+CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
 _TOWER = {
     "hidden_size": 32,
@@ -105,6 +110,59 @@ def write_siglip(folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     side = {"height": SIGLIP_SIDE, "width": SIGLIP_SIDE}
     SiglipImageProcessorPil(size=side).save_pretrained(folder)
+    return folder
+
+
+def write_clap(folder: Path, *, fusion: bool = False, seed: int = 0) -> Path:
+    """Write a CLAP of two stages that takes a second of sound, with a byte tokenizer.
+
+    Args:
+        folder: Where to write.
+        fusion: Of long audio, as in laion/clap-htsat-fused.
+        seed: Of the weights.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    vocab = {token: i for i, token in enumerate([*special, *sorted(ByteLevel.alphabet())])}
+    tokenizer = RobertaTokenizerFast(vocab=vocab, merges=[], model_max_length=CLAP_CONTEXT)
+    audio = {
+        "spec_size": 32,
+        "num_mel_bins": CLAP_MELS,
+        "window_size": 4,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 32,
+        "depths": [2, 1],
+        "num_attention_heads": [2, 4],
+        "num_hidden_layers": 2,
+        "enable_fusion": fusion,
+    }
+    text = {
+        **_TOWER,
+        "num_hidden_layers": 1,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CLAP_CONTEXT + 2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=16))
+        _spread(model)
+        model.logit_scale_a.data.fill_(2.5)
+        # The statistics of decibels.
+        model.audio_model.audio_encoder.batch_norm.running_mean.fill_(-30.0)
+        model.audio_model.audio_encoder.batch_norm.running_var.fill_(400.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ClapFeatureExtractor(
+        feature_size=CLAP_MELS,
+        sampling_rate=CLAP_RATE,
+        hop_length=160,
+        max_length_s=1,
+        fft_window_size=256,
+        frequency_min=50,
+        frequency_max=4000,
+        truncation="fusion" if fusion else "rand_trunc",
+    ).save_pretrained(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP against transformers: weights, preprocessing, tokenizers."""
+"""CLIP, SigLIP and CLAP against transformers: weights, preprocessing, tokenizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 from describing import Described, describe, describe_frozen
-from models.tiny_models import CLIP_CONTEXT, SIGLIP_CONTEXT, clip_tokenizer, write_clip
+from models.tiny_models import (
+    CLAP_CONTEXT,
+    CLIP_CONTEXT,
+    SIGLIP_CONTEXT,
+    clip_tokenizer,
+    write_clip,
+)
 from safetensors.numpy import load_file, save_file
 
 from mmedge.bundle.kinds import DualEncoderKind
@@ -26,10 +32,9 @@ from mmedge.preprocess.steps import Crop, Decode, Normalize, Rescale
 TEXTS = ("a red circle", "Größe: naïve, 東京 🗼", "x" * 200, "tabs\tand\nlines")
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
-def described(request: pytest.FixtureRequest, clip_folder: Path, siglip_folder: Path) -> Described:
-    folders = {"clip": clip_folder, "siglip": siglip_folder}
-    return describe(folders[request.param])
+@pytest.fixture(scope="module", params=["clip", "siglip", "clap"])
+def described(request: pytest.FixtureRequest) -> Described:
+    return describe(request.getfixturevalue(f"{request.param}_folder"))
 
 
 def run(spec: RoleSpec, feed: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -54,35 +59,37 @@ def copy(folder: Path, tmp_path: Path, **changes: object) -> Path:
 
 def test_towers_answer_as_the_whole_model_does(described: Described) -> None:
     roles = {name: make() for name, make in described.spec.roles.items()}
-    assert sorted(roles) == ["image_encoder", "text_encoder"]
-    pixels = roles["image_encoder"].sample({"batch": 3}, 1)
-    texts = roles["text_encoder"].sample({"batch": 3, "sequence": 9}, 2)
-    with torch.inference_mode():
-        whole = described.model(**pixels, **texts)
-    ours = [run(roles["image_encoder"], pixels), run(roles["text_encoder"], texts)]
     kind = described.spec.kind
     assert isinstance(kind, DualEncoderKind)
-    for got, expected in zip(ours, (whole.image_embeds, whole.text_embeds), strict=True):
+    item = "audio" if described.family == "clap" else "image"
+    assert sorted(roles) == [f"{item}_encoder", "text_encoder"] == sorted(kind.encoders.values())
+    items = roles[f"{item}_encoder"].sample({"batch": 3}, 1)
+    texts = roles["text_encoder"].sample({"batch": 3, "sequence": 9}, 2)
+    with torch.inference_mode():
+        whole = described.model(**items, **texts)
+    ours = [run(roles[f"{item}_encoder"], items), run(roles["text_encoder"], texts)]
+    for got, expected in zip(ours, (whole[f"{item}_embeds"], whole.text_embeds), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
         assert got.shape == (3, kind.embedding_dim)
     head = kind.contrastive_head
     assert head is not None
     logits = ours[0] @ ours[1].T * head.logit_scale + head.logit_bias
-    torch.testing.assert_close(logits, whole.logits_per_image, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(logits, whole[f"logits_per_{item}"], atol=1e-4, rtol=1e-5)
 
 
 def test_specs_say_what_is_dynamic(described: Described) -> None:
     specs = {name: make() for name, make in described.spec.roles.items()}
     text = specs["text_encoder"]
-    sequence: int | str = "sequence" if described.family == "clip" else SIGLIP_CONTEXT
+    sequence: int | str = SIGLIP_CONTEXT if described.family == "siglip" else "sequence"
     assert text.inputs[0].shape == ("batch", sequence)
     for spec in specs.values():
         assert spec.inputs[0].shape[0] == spec.outputs[0].shape[0] == "batch"
         assert spec.trace_sizes["batch"] >= 2
         assert {sizes["batch"] for sizes in spec.proof_sizes} == {1, 3}
-    if described.family == "clip":
-        assert {2, CLIP_CONTEXT} < {sizes["sequence"] for sizes in text.proof_sizes}
-        assert text.axes["sequence"].max == CLIP_CONTEXT
+    if sequence == "sequence":
+        longest = CLIP_CONTEXT if described.family == "clip" else CLAP_CONTEXT
+        assert {2, longest} < {sizes["sequence"] for sizes in text.proof_sizes}
+        assert text.axes["sequence"].max == longest
 
 
 def test_samples_are_drawn_from_their_seed_alone(described: Described) -> None:
@@ -127,6 +134,7 @@ def test_a_tokenizer_that_differs_is_refused(described: Described, tmp_path: Pat
         freeze(described.source, described.spec.processors, files, tmp_path)
 
 
+@pytest.mark.parametrize("described", ["clip", "siglip"], indirect=True)
 def test_a_preprocessing_that_differs_is_refused(described: Described, tmp_path: Path) -> None:
     config = described.spec.processors["image"]
     assert isinstance(config, ImageConfig)

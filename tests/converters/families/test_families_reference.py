@@ -23,11 +23,11 @@ def check(described: Described, out: Path, role: str, **changes: Any) -> None:
     check_reference(described.source, role, spec, described.freeze(out), reference)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "clap"])
 def test_every_role_gives_what_the_reference_gives(
-    family: str, clip_folder: Path, siglip_folder: Path, tmp_path: Path
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    described = describe({"clip": clip_folder, "siglip": siglip_folder}[family])
+    described = describe(request.getfixturevalue(f"{family}_folder"))
     assert described.spec.references.keys() == described.spec.roles.keys()
     for role in described.spec.roles:
         check(described, tmp_path / "out", role)

@@ -55,11 +55,11 @@ def mutate(folder: Path, rng: random.Random) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "clap"])
 def test_one_wrong_thing_is_no_traceback(
-    family: str, clip_folder: Path, siglip_folder: Path, tmp_path: Path
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    original = {"clip": clip_folder, "siglip": siglip_folder}[family]
+    original = request.getfixturevalue(f"{family}_folder")
     rng = random.Random(20)  # noqa: S311
     refused = 0
     for index in range(25):
