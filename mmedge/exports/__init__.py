@@ -1,4 +1,4 @@
-"""Taking a bundle out of mmedge: for trtexec and C++ nodes, and for Triton Inference Server."""
+"""Exports of a bundle: for trtexec and C++ nodes, and for Triton Inference Server."""
 
 from mmedge.exports.document import IoDocument
 from mmedge.exports.engine_folder import export_engine_folder

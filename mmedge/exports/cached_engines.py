@@ -1,4 +1,4 @@
-"""Engines of a bundle's graphs: those in the engine cache, and those to be built into it."""
+"""Engines of a bundle's graphs for export: cached ones and new builds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cached_engines(
     backend: str | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> tuple[SuppliedEngine, ...]:
-    """Return the engines that were built from a graph, the one used last first.
+    """Return the engines built from a graph, most recently used first.
 
     Of several for one backend, version and kind of GPU, which differ in their profiles or flags,
     the one used last is taken. Engines without weights are left out: they need the ONNX file and
@@ -55,9 +55,9 @@ def cached_engines(
         if backend not in (None, key.request.backend):
             continue
         if key.request.settings.stripped:
-            told(f"{_name(selection, key)} is left out: it holds no weights")
+            told(f"{_name(selection, key)} is left out: it has no weights")
         elif kind in found:
-            told(f"{_name(selection, key)}: the one used last is taken of several")
+            told(f"{_name(selection, key)}: several fit, the most recently used is exported")
         else:
             try:
                 found[kind] = SuppliedEngine(cache.load(key).plan, key)
@@ -69,7 +69,7 @@ def cached_engines(
 def engines_for_triton(
     bundle: Bundle, selections: Sequence[Selection], *, told: Callable[[str], None]
 ) -> dict[str, SuppliedEngine]:
-    """Return the engine of each graph that Triton is to run, by role.
+    """Return Triton's engine of each graph, by role.
 
     Args:
         bundle: An opened bundle.
@@ -106,7 +106,7 @@ def build_engines(
     progress: Callable[[PlannedEngine], BuildProgress | None] = lambda _: None,
     on_wait: Callable[[str], None] | None = None,
 ) -> None:
-    """Build an engine of every graph into the cache, where there is none yet or a damaged one.
+    """Build missing and damaged engines of every graph into the cache.
 
     Args:
         bundle: An opened bundle.

@@ -1,4 +1,4 @@
-"""`io.json`: all that a program without mmedge needs to run the exported graphs, as one document.
+"""`io.json`: one document that describes the exported graphs for programs without mmedge.
 
 Everything that a C++ node has to do is there in words and in numbers, and with files to check
 itself by: raw arrays, little-endian, row-major, without a header.
@@ -60,7 +60,7 @@ class VectorFile(BaseModel):
 
 
 class ShapeBounds(BaseModel):
-    """The shapes of one input that an engine takes in one of its profiles."""
+    """Shapes of one input in one profile of an engine."""
 
     model_config = _FROZEN
     min: tuple[NonNegativeInt, ...]
@@ -69,7 +69,7 @@ class ShapeBounds(BaseModel):
 
 
 class EngineFile(BaseModel):
-    """A serialized engine: it runs in this version of this library on this kind of GPU alone.
+    """A serialized engine, for one library version and kind of GPU.
 
     Attributes:
         file: The plan.
@@ -92,7 +92,7 @@ class EngineFile(BaseModel):
 
 
 class TrtexecLines(BaseModel):
-    """Command lines, to be run in the folder of this document.
+    """Command lines to run in the folder of this document.
 
     Attributes:
         build: Builds the engine.
@@ -107,7 +107,7 @@ class TrtexecLines(BaseModel):
 
 
 class GraphVectors(BaseModel):
-    """One batch of inputs and what the graph answered at conversion, in ONNX Runtime on a CPU.
+    """One batch of inputs with the outputs at conversion, in ONNX Runtime on a CPU.
 
     Attributes:
         samples: Number of samples in the batch.
@@ -160,7 +160,7 @@ class Graph(BaseModel):
 
 
 class ImageExample(BaseModel):
-    """A made-up frame on its way through the steps.
+    """A synthetic frame after each step.
 
     Attributes:
         frame: (height, width, 3) uint8, RGB: what a camera gives.

@@ -1,4 +1,4 @@
-"""Plain ONNX files and engines, with io.json to run them by: for trtexec and for C++ nodes."""
+"""Export of ONNX files, engines and io.json for trtexec and C++ nodes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["EngineSource", "SuppliedEngine", "axis_bounds", "export_engine_folde
 
 @dataclass(frozen=True, slots=True)
 class SuppliedEngine:
-    """An engine that is to be exported.
+    """An engine to export.
 
     Attributes:
         plan: The serialized engine.
@@ -56,7 +56,7 @@ class SuppliedEngine:
 
 
 EngineSource = Callable[[Selection], Iterable[SuppliedEngine]]
-"""Gives the engines of a graph; none is fine."""
+"""Returns the engines of a graph, possibly none."""
 
 
 def export_engine_folder(
@@ -67,7 +67,7 @@ def export_engine_folder(
     engines: EngineSource = lambda _: (),
     overwrite: bool = False,
 ) -> IoDocument:
-    """Write graphs, engines, tokenizer, vectors and `io.json` to a folder, whole or not at all.
+    """Write graphs, engines, tokenizer, vectors and `io.json` to a folder, atomically.
 
     Args:
         bundle: An opened bundle.
@@ -124,7 +124,7 @@ def axis_bounds(bundle: Bundle, role: str) -> dict[str, Axis]:
         for axis in entry.shape:
             if dim_size(axis, largest) is None:
                 raise BundleError(
-                    f"{bundle.path}: nothing in the manifest bounds axis '{axis}' of input "
+                    f"{bundle.path}: the manifest has no bounds for axis '{axis}' of input "
                     f"'{entry.name}' of role '{role}', so no engine can be built for it. Leave the "
                     "role out with --role."
                 )
@@ -140,7 +140,7 @@ def _graph(
 ) -> Graph:
     name, variant = selection.role, selection.variant
     role = bundle.role(name)
-    # Names of our own: a name in a bundle is the bundle's choice, and the export is not its place.
+    # Fixed names: names from a bundle are untrusted.
     stem = f"{name}/{variant.name}"
     model = f"{stem}.onnx"
     external = folder.copy_model(variant, variant.models[selection.layout], model)
@@ -164,7 +164,7 @@ def _graph(
 
 
 def _entries(entries: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
-    """Return the entries without what only a bundle says of a tensor."""
+    """Return the entries without bundle-only fields."""
     return tuple(TensorEntry(name=e.name, dtype=e.dtype, shape=e.shape) for e in entries)
 
 
@@ -191,7 +191,7 @@ def _engine(engine: SuppliedEngine, stem: str, folder: ExportFolder) -> EngineFi
 
 
 def _configs(bundle: Bundle, selections: Sequence[Selection]) -> tuple[ProcessorConfig, ...]:
-    """Return the processors that feed what is exported."""
+    """Return the processors that feed the exported roles."""
     names = (bundle.manifest.processor_of(each.role) for each in selections)
     return tuple(bundle.manifest.processors[name] for name in names if name is not None)
 

@@ -1,4 +1,4 @@
-"""Protocol buffers' text format, as far as a config.pbtxt needs it, without protobuf.
+"""Writer of the protobuf text format for config.pbtxt, without protobuf.
 
 Source: https://protobuf.dev/reference/protobuf/textformat-spec/
 """
@@ -14,7 +14,7 @@ __all__ = ["Field", "Message", "Word", "to_pbtxt"]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """An enum's value, which stands without quotes: TYPE_FP32."""
+    """An enum value, written without quotes: TYPE_FP32."""
 
     text: str
 
@@ -28,7 +28,7 @@ An entry of a map is a message with the fields key and value."""
 
 
 def to_pbtxt(message: Message) -> str:
-    """Return a message as text, one field a line, fields in the order given.
+    """Return a message as text, one field per line, in the given order.
 
     Args:
         message: Field values by name. Empty sequences leave the field out.
@@ -73,7 +73,7 @@ def _scalar(value: Scalar) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape what may not stand in a string: the bytes below space and beyond ASCII in octal."""
+    """Escape a string: control and non-ASCII bytes in octal."""
     plain = []
     for byte in text.encode("utf-8"):
         if byte in b'"\\':

@@ -1,4 +1,4 @@
-"""The folder of an export: what may be replaced there, and the one way in which files get there."""
+"""Export folder: overwrite rules, and a writer confined to the folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DATA_SUFFIX = ".data"
 
 @dataclass(frozen=True, slots=True)
 class ExportFolder:
-    """A folder that an export is written to; see fresh_folder.
+    """The output folder of an export; see fresh_folder.
 
     Every path is checked before it is used and no file is written twice, so that nothing in a
     bundle can leave the folder or take the place of a file that mmedge writes.
@@ -76,11 +76,11 @@ class ExportFolder:
         if sha256 != expected:
             raise IntegrityError(
                 f"{self.bundle.path}: file '{source}' has sha256 {sha256}, expected {expected}. "
-                "It was changed while it was copied: copy the bundle again."
+                "It changed during the copy: copy the bundle again."
             )
 
     def copy_model(self, variant: Variant, model: str, relative: str) -> tuple[str, ...]:
-        """Copy an ONNX file, and beside it the files that it keeps weights in.
+        """Copy an ONNX file and its external data.
 
         Args:
             variant: The variant that the model belongs to.
@@ -111,7 +111,7 @@ class ExportFolder:
         return tuple(copied)
 
     def _target(self, relative: str, sha256: str) -> Path | None:
-        """Return where a new file goes, its folder made; None if it is already there."""
+        """Return the path of a new file, making its folder; None if the file exists."""
         try:
             check_relative_path(relative)
         except ValueError as error:

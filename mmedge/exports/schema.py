@@ -1,4 +1,4 @@
-"""The JSON Schema of `io.json`; `python -m mmedge.exports.schema` prints it."""
+"""JSON Schema of `io.json`, printed by `python -m mmedge.exports.schema`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which graphs of a bundle are exported."""
+"""Selection of the graphs to export."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def select(
     layouts: Sequence[Layout] = ("portable",),
     engines: bool = False,
 ) -> tuple[Selection, ...]:
-    """Choose what is exported.
+    """Select the graphs to export.
 
     Args:
         bundle: An opened bundle.
@@ -80,7 +80,7 @@ def select(
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What is asked for of every role."""
+    """Export request for every role."""
 
     bundle: Bundle
     precisions: Sequence[str] | None

@@ -1,4 +1,4 @@
-"""Preprocessing in words and numbers, each step with something to check it by."""
+"""Preprocessing steps as text and numbers, with examples to check them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KERNELS = {
 _TEXTS = (
     "a photo of a cat",
     "Two red robots, one blue box; 3 wheels!",
-    " ".join(["a very long description of the same picture"] * 15),
+    " ".join(["a very long description of the same image"] * 15),
 )
 
 
@@ -81,7 +81,7 @@ def describe_texts(config: TextConfig, tokenizer_file: Path) -> TextSteps:
 
 
 def example_frame(height: int, width: int) -> Array:
-    """Return a frame to check preprocessing by: gradients, a fine grid, larger than asked for.
+    """Return a synthetic frame to check preprocessing: gradients and a fine grid, oversized.
 
     Whole numbers alone make it, so it is the same everywhere. Both sizes are odd and neither is a
     multiple of the target, so that every rounding shows.
@@ -136,7 +136,7 @@ def _resize_words(resize: Resize) -> str:
         how = (
             f"with Pillow's {resize.resample} filter: {_KERNELS[resize.resample]}, where x is the "
             "centre of a source pixel minus that of the target pixel, in source pixels, divided by "
-            "the factor of reduction when the picture shrinks (antialiasing); weights are "
+            "the factor of reduction when the image shrinks (antialiasing); weights are "
             "normalised to sum 1, beyond the border there is nothing; first all rows, rounded to 8 "
             "bits, then all columns, rounded to 8 bits. OpenCV's and most GPU resizers differ from "
             "it"

@@ -1,4 +1,4 @@
-"""A model repository for Triton Inference Server.
+"""Model repository for Triton Inference Server.
 
 One model runs each role's graph. For pictures and texts there are two more: `ROLE_preprocessing`,
 which runs in Triton's Python backend with mmedge itself, and an ensemble of the two, `encode_image`
@@ -54,9 +54,9 @@ TRITON_BACKEND = "tensorrt"
 TRITON_MARKER = "mmedge-export.json"
 
 _VERSION = "1"
-# Decoding and resizing a picture costs a CPU more than encoding it costs a GPU.
+# Decoding and resizing an image takes longer on a CPU than encoding it on a GPU.
 _INSTANCES = {"image": 2, "text": 1}
-_BASIC, _EXTENDED = -1, 1  # Triton's numbers for ONNX Runtime's levels
+_BASIC, _EXTENDED = -1, 1  # Triton's numbers of ONNX Runtime's levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def export_triton(
     device: Device = "auto",
     overwrite: bool = False,
 ) -> tuple[TritonModel, ...]:
-    """Write a model repository, whole or not at all.
+    """Write a model repository, atomically.
 
     Args:
         bundle: An opened bundle.
@@ -124,7 +124,7 @@ def export_triton(
 
 
 def triton_layouts(device: Device) -> tuple[Layout, ...]:
-    """Return the layouts that Triton's ONNX Runtime takes, the better one for the device first."""
+    """Return the layouts that Triton's ONNX Runtime supports, best for the device first."""
     return ("onnxruntime", "portable") if device == "cpu" else ("portable", "onnxruntime")
 
 
@@ -142,7 +142,7 @@ def _check(selections: Sequence[Selection], engines: Mapping[str, SuppliedEngine
             raise InputError(
                 f"Role '{role}': Triton runs engines of TensorRT, got one of "
                 f"{engine.key.request.backend}. Build one with TensorRT on the machine that serves,"
-                " or leave the engine out: ONNX Runtime runs the graph."
+                " or omit the engine: ONNX Runtime runs the graph."
             )
 
 
@@ -183,7 +183,7 @@ def _write_encoder(
 
 
 def _graph_level(model: Path, precision: Precision) -> int | None:
-    """Return how much ONNX Runtime may rewrite a graph: less where float16 is in it.
+    """Return ONNX Runtime's optimization level for a graph: lower with float16.
 
     It crashed on some such graphs at the full level, and answers wrongly where it fuses blocked
     quantized weights into a float16 product (runtimes/ort/session.py keeps from both).
@@ -219,13 +219,13 @@ def _write_warmup(golden: Golden, role: str, folder: ExportFolder, *, batched: b
 def _write_ensemble(
     bundle: Bundle, selection: Selection, folder: ExportFolder, encoder: Message
 ) -> list[TritonModel]:
-    """Write the preprocessing model and the ensemble, where the bundle tells how to preprocess."""
+    """Write the preprocessing model and the ensemble, if the bundle has processors."""
     role = bundle.role(selection.role)
     processor = bundle.manifest.processor_of(selection.role)
     config = None if processor is None else bundle.manifest.processors[processor]
     worker, inputs, what = _front(config)
     if config is None or not worker or any(e.name not in config.inputs for e in role.inputs):
-        return []  # it takes something else besides
+        return []  # it has other inputs
     name = f"{selection.role}_preprocessing"
     batch = encoder["max_batch_size"]
     preprocessing = preprocessing_config(
@@ -245,7 +245,7 @@ def _write_ensemble(
     _write_config(folder, name, preprocessing)
     ensemble = f"encode_{config.type}"
     _write_config(folder, ensemble, ensemble_config(ensemble, preprocessing, encoder))
-    (folder.path / ensemble / _VERSION).mkdir()  # Triton wants the folder, empty as it is
+    (folder.path / ensemble / _VERSION).mkdir()  # Triton requires the empty folder
     return [
         TritonModel(name, "python", f"preprocessing for {selection.role}"),
         TritonModel(ensemble, "ensemble", what),
@@ -253,7 +253,7 @@ def _write_ensemble(
 
 
 def _front(config: ProcessorConfig | None) -> tuple[str, tuple[str, ...], str]:
-    """Return what prepares a role's inputs: class, raw inputs, and in words."""
+    """Return a role's preprocessing: class, raw inputs, and description."""
     if isinstance(config, ImageConfig):
         what = f"'{IMAGE}' (bytes of image files) or '{FRAME}' (raw frames) to embeddings"
         return ImagePreprocessor.__name__, (IMAGE, FRAME), what

@@ -1,4 +1,4 @@
-"""What stands in each config.pbtxt of a Triton model repository.
+"""Contents of each config.pbtxt of a Triton model repository.
 
 Field names and their meaning: model_config.proto of triton-inference-server/common.
 """
@@ -45,7 +45,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Warmup:
-    """A request that the server makes before it calls a model ready.
+    """A warm-up request that the server makes before a model is ready.
 
     Attributes:
         shapes: Shape of each input, without the batch axis where there is one.
@@ -57,7 +57,7 @@ class Warmup:
 
 
 def max_batch(role: Role, axes: Mapping[str, Axis]) -> int:
-    """Return the largest batch of a role, 0 where its inputs and outputs share no batch axis."""
+    """Return the largest batch of a role, 0 if its inputs and outputs share no batch axis."""
     firsts = {entry.shape[0] if entry.shape else 0 for entry in (*role.inputs, *role.outputs)}
     first = firsts.pop() if len(firsts) == 1 else 0
     return axes[first].max if isinstance(first, str) and first in axes else 0
@@ -94,7 +94,7 @@ def encoder_config(
         "output": [_tensor(entry, batched=batch > 0) for entry in role.outputs],
     }
     if batch > 1:
-        # Halves and wholes: sizes that a queue of single requests reaches without much waiting.
+        # Half and full batches: sizes that a queue of single requests reaches quickly.
         fields["dynamic_batching"] = {"preferred_batch_size": sorted({-(-batch // 2), batch})}
     if device != "auto":
         kind = Word("KIND_CPU" if device == "cpu" else "KIND_GPU")
@@ -129,7 +129,7 @@ def preprocessing_config(
     *,
     instances: int,
 ) -> Message:
-    """Return the configuration of a Python model that prepares pictures or texts.
+    """Return the configuration of a Python model that prepares images or texts.
 
     Args:
         name: Of the model.
@@ -192,7 +192,7 @@ def ensemble_config(
 def _step(config: Message, inputs: Sequence[str], outputs: Sequence[str]) -> Message:
     return {
         "model_name": config["name"],
-        "model_version": -1,  # the newest
+        "model_version": -1,  # newest version
         "input_map": [{"key": each, "value": each} for each in inputs],
         "output_map": [{"key": each, "value": each} for each in outputs],
     }

@@ -1,4 +1,4 @@
-"""What the preprocessing models of an exported Triton repository run, inside the server.
+"""Preprocessing models of an exported Triton repository, run inside the server.
 
 Triton's Python backend imports a model's `model.py` and takes its class TritonPythonModel: the
 exported files take one of the classes below for it, so the server's Python needs mmedge installed.
@@ -31,7 +31,7 @@ __all__ = ["PREPROCESSING_NAME", "ImagePreprocessor", "TextPreprocessor"]
 
 PREPROCESSING_NAME = "preprocessing.json"
 
-# Requests of one shape are what Triton's dynamic batcher joins, so lengths come in steps.
+# Triton's dynamic batcher joins requests of equal shape, so lengths are rounded up to steps.
 _LENGTH_STEP = 8
 
 
@@ -39,7 +39,7 @@ class _Preprocessor(ABC):
     """A model of Triton's Python backend."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Read what lies beside model.py; Triton calls this once for each instance.
+        """Read the files beside model.py; Triton calls this once per instance.
 
         Args:
             args: Of Triton: `model_repository` and `model_version` name the folder,
@@ -60,7 +60,7 @@ class _Preprocessor(ABC):
         self._open(config, folder)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Prepare the inputs of each request; what cannot be used is an error of that request."""
+        """Prepare the inputs of each request; invalid input is an error of that request only."""
         return [self._response(request) for request in requests]
 
     def _response(self, request: Any) -> Any:  # noqa: ANN401, Triton ships no types
@@ -83,7 +83,7 @@ class _Preprocessor(ABC):
 
     @abstractmethod
     def _open(self, config: ProcessorConfig, folder: Path) -> None:
-        """Make the processor."""
+        """Open the processor."""
 
     @abstractmethod
     def _prepare(self, request: Any) -> Mapping[str, Array]:  # noqa: ANN401
@@ -91,7 +91,7 @@ class _Preprocessor(ABC):
 
 
 class ImagePreprocessor(_Preprocessor):
-    """Pictures to the image encoder's input.
+    """Images to the image encoder's input.
 
     A request gives `image`, (N, 1) bytes of image files, or `frame`, (N, H, W, 3) uint8.
     """
@@ -149,7 +149,7 @@ def _decoded(text: bytes | str, position: int) -> str:
 def _lengthened(
     feed: Mapping[str, Array], pad_id: int, ids_name: str, max_length: int
 ) -> dict[str, Array]:
-    """Pad ids and mask to the next step of length; the model's answer does not depend on it."""
+    """Pad ids and mask to the next length step, which does not change the outputs."""
     length = feed[ids_name].shape[1]
     wanted = min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, max_length)
     width = ((0, 0), (0, wanted - length))

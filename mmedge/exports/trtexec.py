@@ -1,4 +1,4 @@
-"""The command lines that build and check an engine with NVIDIA's own tools.
+"""trtexec command lines that build and check an engine.
 
 trtexec comes with TensorRT and JetPack, tensorrt_rtx with TensorRT for RTX. TensorRT 10 needs
 `--stronglyTyped`; TensorRT 11, whose networks are always so, takes and ignores it; TensorRT for RTX
@@ -28,7 +28,7 @@ def trtexec_lines(
     axes: Mapping[str, Axis],
     vectors: GraphVectors,
 ) -> TrtexecLines:
-    """Return the command lines for one graph, to be run in the folder that paths start from.
+    """Return the command lines for one graph, relative to the export folder.
 
     Args:
         onnx: POSIX path of the graph.
@@ -60,7 +60,7 @@ def trtexec_lines(
 
 
 def _name(name: str) -> str:
-    """Return an input's name as trtexec reads it: one with a colon or comma stands in quotes."""
+    """Return an input's name for trtexec, quoted if it has a colon or comma."""
     return f"'{name}'" if set(name) & set(":, ") else name
 
 

@@ -1,4 +1,4 @@
-"""Arrays as raw files, for programs that read neither npz nor npy."""
+"""Raw array files, for programs without an npy reader."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_graph_vectors(
 
 
 def _file_names(tensors: list[str]) -> dict[str, str]:
-    """Return a file name for each tensor: what a shell and every file system takes, none twice."""
+    """Return a unique, portable file name for each tensor."""
     names: dict[str, str] = {}
     for tensor in tensors:
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", tensor)[:100]

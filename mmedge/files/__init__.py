@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic files, locks and JSON reading."""
 
 from mmedge.files.atomic import atomic_directory, write_atomic
 from mmedge.files.hashing import sha256_file

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, then moved into it.
+"""Atomic files and folders: written beside the target, then moved onto it.
 
 What is being written lies beside its place as `.NAME.XXXXXXXX.partial`, locked by its writer. The
 kernel drops the lock when the writer dies, so the next writer of the same place can tell what was
@@ -25,7 +25,7 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old|probe
 
 
 def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never half.
+    """Write a file atomically: readers and crashes see the old or the new content.
 
     A link is followed: the file that it leads to is replaced, and the link stays.
 
@@ -42,7 +42,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         place = Path(os.path.realpath(path))
         if place.exists() and not place.is_file():
             raise StorageError(
-                f"Cannot write {path}: what stands there is no regular file. Choose another name."
+                f"Cannot write {path}: it is not a regular file. Choose another name."
             )
         place.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(place.parent, place.name)
@@ -55,7 +55,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that becomes `path` when the block ends well.
+    """Yield an empty folder beside `path` that becomes `path` if the block succeeds.
 
     An older `path` stays in place until the new one is complete, and the two then change places in
     one step. If the block raises, KeyboardInterrupt included, everything written is removed and
@@ -91,7 +91,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def probe_file(folder: Path) -> Iterator[Path]:
-    """Yield a new file `.graph.XXXXXXXX.probe.onnx` in a folder, and remove it in the end.
+    """Yield a new file `.graph.XXXXXXXX.probe.onnx` in a folder, removed at the end.
 
     It is its owner's alone. After a kill, the next call for the folder removes it.
 
@@ -139,7 +139,7 @@ def _make_private_file(path: Path) -> None:
 
 @contextmanager
 def _claimed(path: Path, make: Callable[[Path], None], kind: str = "partial") -> Iterator[Path]:
-    """Make and lock an entry beside `path`; in the end, remove what then bears its name."""
+    """Make and lock an entry beside `path`; at the end, remove what has its name."""
     with storage_errors(path):
         beside, descriptor = _claim(path, make, kind)
     try:
@@ -175,7 +175,7 @@ def _claim(path: Path, make: Callable[[Path], None], kind: str) -> tuple[Path, i
 def remove_leftovers(
     folder: Path, name: str | None = None, *, dry_run: bool = False
 ) -> tuple[Path, ...]:
-    """Remove what killed writers left in a folder, and put back old folders that they moved.
+    """Remove leftovers of killed writers in a folder, and restore folders that they moved.
 
     What a living writer has locked stays, and so does what cannot be removed.
 
@@ -200,7 +200,7 @@ def remove_leftovers(
 
 
 def remove_if_free(path: Path, moved: Path | None = None, *, dry_run: bool = False) -> bool:
-    """Remove a file or folder that nobody has locked; or give it the name `moved`.
+    """Remove an unlocked file or folder, or rename it to `moved`.
 
     Returns:
         Whether it was removed or renamed, or with dry_run, could be.
@@ -214,7 +214,7 @@ def remove_if_free(path: Path, moved: Path | None = None, *, dry_run: bool = Fal
             return False
         if not dry_run:
             remove(path) if moved is None else path.rename(moved)
-    except OSError:  # whatever cannot be removed does no harm
+    except OSError:  # leftovers are harmless
         return False
     finally:
         os.close(descriptor)
@@ -222,7 +222,7 @@ def remove_if_free(path: Path, moved: Path | None = None, *, dry_run: bool = Fal
 
 
 def _publish(beside: Path, path: Path, *, replace: bool) -> None:
-    """Give the folder `beside` the name `path`; an older `path` then bears the name of `beside`."""
+    """Rename the folder `beside` to `path`; an older `path` gets the name of `beside`."""
     while True:
         try:
             rename_new(beside, path)

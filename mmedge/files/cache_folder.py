@@ -1,4 +1,4 @@
-"""The folder for what mmedge can make again."""
+"""Cache folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["cache_folder"]
 
 
 def cache_folder() -> Path:
-    """Return where mmedge keeps what it can make again.
+    """Return the cache folder of mmedge.
 
     `$MMEDGE_CACHE_DIR`, else `$XDG_CACHE_HOME/mmedge`, else `~/.cache/mmedge`. It need not exist.
     """

@@ -1,4 +1,4 @@
-"""Hashes of files."""
+"""File hashes."""
 
 from __future__ import annotations
 

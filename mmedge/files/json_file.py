@@ -1,4 +1,4 @@
-"""Reading JSON that others wrote: bounded in size, depth and numbers, without repeated keys."""
+"""Reader of untrusted JSON: bounded in size, depth and numbers, without repeated keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmedge.errors import MmedgeError
 __all__ = ["parse_json", "read_file", "read_json"]
 
 _MAX_DEPTH = 64
-_MAX_VALUES = 1 << 21  # each costs some 50 bytes of memory, however few in the file
+_MAX_VALUES = 1 << 21  # each takes some 50 bytes of memory, even if shorter in the file
 _MAX_DIGITS = 400
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 
@@ -59,7 +59,7 @@ def read_file(path: Path, *, max_bytes: int, error: _Error) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would wait for one
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
 
 
 def parse_json(data: bytes, place: object, *, error: _Error) -> object:
@@ -84,7 +84,7 @@ def parse_json(data: bytes, place: object, *, error: _Error) -> object:
             object_pairs_hook=_without_repeats,
             parse_constant=_refuse_constant,
             parse_float=lambda digits: _number(digits, float),
-            # As a vocabulary has a hundred thousand, integers are looked at only where one is long.
+            # A vocabulary has some 100,000 integers, so they are checked only if one is long.
             parse_int=(lambda digits: _number(digits, int)) if _is_long(data) else int,
         )
         _check_depth(document)
@@ -125,7 +125,7 @@ def _check_depth(document: object) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Two readers may pick different ones of two equal keys, so neither is trusted.
+    # Readers may differ in which of two equal keys they use, so both are rejected.
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()

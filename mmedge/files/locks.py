@@ -1,4 +1,4 @@
-"""Lock files: one holder at a time, across threads and processes.
+"""Lock files with one holder at a time, across threads and processes.
 
 Not by `filelock`: where a file system has no locks it falls back to a soft lock, which outlives a
 killed holder, and it cannot name the holder to those who wait.
@@ -29,7 +29,7 @@ _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 def key_lock(
     path: Path, told: Callable[[str], None], *, doing: str = "is building this engine"
 ) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; wait for whoever holds it.
+    """Hold the lock file `path` while the block runs, waiting for another holder.
 
     The kernel drops the lock when its holder dies, however it dies; the children of a holder that
     forked count as the holder. The file is removed at the end.
@@ -60,7 +60,7 @@ def key_lock(
 
 @contextmanager
 def key_lock_if_free(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` while the block runs, if nobody does; yield whether it is held.
+    """Hold the lock file `path` while the block runs if it is free; yield whether it is held.
 
     Raises:
         StorageError: If the file cannot be made.
@@ -70,7 +70,7 @@ def key_lock_if_free(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether somebody holds a lock file."""
+    """Return whether a lock file is held."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -86,7 +86,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def _held_if_free(path: Path) -> Iterator[str | None]:
-    """Hold a lock file if it is free; yield None, or who holds it."""
+    """Hold a lock file if it is free; yield None, or its holder."""
     with storage_errors(path):
         descriptor, held = _open_and_try(path)
     try:
@@ -94,12 +94,12 @@ def _held_if_free(path: Path) -> Iterator[str | None]:
             yield _holder(descriptor)
             return
         try:
-            with suppress(OSError):  # for those who wait; a full disk does not matter
+            with suppress(OSError):  # for waiting processes; a full disk does not matter
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield None
         finally:
-            # Removed while it is held, so nobody else can hold the file that bears the name.
+            # Removed while held, so that no other process can hold a file of this name.
             with suppress(OSError):
                 path.unlink()
             with suppress(OSError):  # a forked child may have the file open still

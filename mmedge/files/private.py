@@ -1,4 +1,4 @@
-"""A folder that its owner alone may write: what is loaded from it is as good as code.
+"""Folders that only their owner may write, since files loaded from them can run code.
 
 TensorRT runs what a plan says, so whoever can write a plan can run code as the user who loads it.
 """
@@ -26,11 +26,11 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UnsafeFolderError(StorageError):
-    """Others may write the folder, so nothing is loaded from it."""
+    """Other users may write the folder, so nothing is loaded from it."""
 
 
 class UnsafeFileError(Exception):
-    """A file of the folder is not to be read: a link, no file, or writable by others."""
+    """A file of the folder is unsafe: a link, no file, or writable by others."""
 
 
 def make_private(folder: Path) -> None:
@@ -42,14 +42,14 @@ def make_private(folder: Path) -> None:
     """
     with storage_errors(folder):
         for above in reversed(folder.parents):
-            if not above.exists():  # mkdir(parents=True) would go by the umask alone
+            if not above.exists():  # mkdir(parents=True) would use the umask
                 above.mkdir(mode=0o755, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     check_private(folder)
 
 
 def check_private(folder: Path) -> bool:
-    """Check that nobody but its owner, who is this user or root, may write a folder.
+    """Check that only its owner, this user or root, may write a folder.
 
     The modes of the folder are looked at, its owner, and whether a folder above lets everybody
     exchange it; access control lists are not.
@@ -79,13 +79,13 @@ def check_private(folder: Path) -> bool:
     if not _trusted(status.st_uid):
         raise UnsafeFolderError(
             f"The engine cache {folder} belongs to user {status.st_uid}, and this process runs as "
-            f"user {os.geteuid()}: engines run code, so only one's own are loaded. Run "
+            f"user {os.geteuid()}: engines run code, so only your own are loaded. Run "
             f"'chown -R {os.geteuid()} {folder}', or set MMEDGE_CACHE_DIR to a folder of your own."
         )
     if status.st_mode & _OTHERS_MAY_WRITE:
         raise UnsafeFolderError(
             f"The engine cache {folder} can be written by others (mode "
-            f"{stat.S_IMODE(status.st_mode):04o}): engines run code, so who writes there could run "
+            f"{stat.S_IMODE(status.st_mode):04o}): engines run code, so other users could run "
             f"code here. If its content is your own, run 'chmod -R go-w {folder}'; otherwise "
             "remove it, or set MMEDGE_CACHE_DIR to a folder of your own."
         )
@@ -101,7 +101,7 @@ def check_private(folder: Path) -> bool:
 
 
 def stat_private(path: Path) -> os.stat_result:
-    """Return the status of a regular file that no link stands for and no one else may write.
+    """Return the status of a regular file that is no link and that only its owner may write.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -115,7 +115,7 @@ def stat_private(path: Path) -> os.stat_result:
 
 
 def read_private(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a file that stat_private would take.
+    """Return the content of a file that passes stat_private.
 
     Raises:
         FileNotFoundError: If there is none.

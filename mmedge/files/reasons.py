@@ -1,4 +1,4 @@
-"""OSErrors that speak of the disk, as a person can act on them."""
+"""Storage errors: OSErrors with cause and fix."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["block_errors", "storage_errors"]
 
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full. Free some space, or write elsewhere",
-    errno.EDQUOT: "the disk quota is spent. Free some space, or write elsewhere",
+    errno.EDQUOT: "the disk quota is exceeded. Free some space, or write elsewhere",
     errno.EFBIG: "the file would be too large for this file system or limit. Write elsewhere",
 }
 _NO_ENTRY = {
     errno.EROFS: "the file system is read-only. Write elsewhere",
     errno.EACCES: "permission denied. Change the permissions, or write elsewhere",
-    errno.ENOENT: "the folder that should hold it is gone. Make it, or write elsewhere",
+    errno.ENOENT: "its folder does not exist. Make it, or write elsewhere",
     errno.EPERM: "the system forbids it. Change the permissions, or write elsewhere",
     errno.EEXIST: "a file stands where a folder is needed. Remove it, or write elsewhere",
     errno.ENOTDIR: "a file stands where a folder is needed. Remove it, or write elsewhere",
     errno.EISDIR: "a folder stands there. Remove it, or choose another name",
     errno.ENAMETOOLONG: "the name is too long. Choose a shorter one",
-    errno.ELOOP: "its links go in a circle. Write elsewhere",
+    errno.ELOOP: "its links form a loop. Write elsewhere",
     errno.EIO: "the disk fails. Write elsewhere",
 }
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError that speaks of the place of `path` into a StorageError that names it.
+    """Turn an OSError about the location of `path` into a StorageError that names it.
 
     An OSError about another place passes as it is, unless a disk is full.
 
@@ -52,7 +52,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def block_errors(path: Path, beside: Path) -> Iterator[None]:
-    """Turn a failure to write `beside`, which is to become `path`, into a StorageError.
+    """Turn a failure to write `beside`, the temporary form of `path`, into a StorageError.
 
     Other failures of the block pass as they are: a photo that cannot be read is not the disk's.
 
@@ -69,7 +69,7 @@ def block_errors(path: Path, beside: Path) -> Iterator[None]:
 
 
 def _named(error: OSError) -> Path | None:
-    """Return the path that an OSError names, None if it names none."""
+    """Return the path in an OSError, None if it has none."""
     if isinstance(error.filename, str | bytes):
         return Path(os.path.realpath(os.fsdecode(error.filename)))
     return None

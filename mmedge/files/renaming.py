@@ -1,4 +1,4 @@
-"""Renaming a folder onto a free name, or exchanging two, in one step where the system can."""
+"""Renaming a folder to a free name, or exchanging two, atomically if the system can."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def exchange(source: Path, target: Path) -> None:
-    """Let two folders change names.
+    """Exchange the names of two folders.
 
     Raises:
         FileNotFoundError: If there is no `target`.
@@ -75,7 +75,7 @@ def _exists(target: Path) -> FileExistsError:
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """Rename as Linux's renameat2(2) does; False where system or file system cannot."""
+    """Rename with Linux's renameat2(2); False if system or file system lacks it."""
     function = _libc_renameat2()
     if function is None:
         return False
@@ -89,7 +89,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 @functools.cache
 def _libc_renameat2() -> Callable[[bytes, bytes, int], int] | None:
-    import ctypes  # not needed by those who only read
+    import ctypes  # not needed for reading
 
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is None:
@@ -115,7 +115,7 @@ def lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder as far as it goes, and raise nothing."""
+    """Remove a file or a folder as far as possible, without raising."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -100,8 +100,8 @@ def test_what_is_left_out_is_said(
     assert code == 0
     assert len(document["graphs"][0]["engines"]) == 1
     several, stripped = document["notes"]
-    assert "the one used last is taken of several" in several
-    assert "it holds no weights" in stripped
+    assert "several fit, the most recently used is exported" in several
+    assert "it has no weights" in stripped
 
 
 def test_a_damaged_engine_is_left_out_and_that_is_said(
