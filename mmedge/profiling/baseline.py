@@ -1,4 +1,4 @@
-"""What a bundle is compared with: another bundle, a variant of the same one, or an ONNX file."""
+"""Baselines: another bundle, a variant of the same one, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Baselines", "Opponent", "resolve_baseline"]
 
 @dataclass(frozen=True, slots=True)
 class Opponent:
-    """The model that one variant is compared with.
+    """The baseline model of one variant.
 
     Attributes:
         name: To print.
@@ -30,7 +30,7 @@ class Opponent:
     model: Path | tuple[Bundle, Variant]
 
     def open(self, backend_name: str, options: SessionOptions) -> Session:
-        """Open it, with the settings that our side has.
+        """Open it with the settings of the profiled variant.
 
         Raises:
             BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
@@ -48,7 +48,7 @@ Baselines: TypeAlias = Mapping[tuple[str, str], Opponent]
 def resolve_baseline(
     spec: str, bundle: Bundle, chosen: Mapping[str, Sequence[Variant]], backend_name: str
 ) -> Baselines:
-    """Find what every variant is to be compared with.
+    """Find the baseline of every variant.
 
     Args:
         spec: `:VARIANT` is a variant or precision of the same bundle, which the other variants are
@@ -75,7 +75,7 @@ def resolve_baseline(
         return _onnx_file(path, bundle, chosen, backend_name)
     if not path.exists():
         raise ProfileError(
-            f"Baseline '{spec}': there is nothing at {path}. Expected a bundle, BUNDLE:VARIANT, "
+            f"Baseline '{spec}': {path} does not exist. Expected a bundle, BUNDLE:VARIANT, "
             ":VARIANT of the same bundle, or an ONNX file."
         )
     return _other_bundle(open_bundle(path), variant, chosen)
@@ -90,7 +90,7 @@ def _same_bundle(wanted: str, bundle: Bundle, chosen: Mapping[str, Sequence[Vari
                 found[role, variant.name] = Opponent(other.name, (bundle, other))
     if not found:
         raise ProfileError(
-            f"Baseline ':{wanted}' is all that would be profiled. Profile another variant with it, "
+            f"Baseline ':{wanted}' is the only profiled variant. Profile another one with it, "
             "or name another bundle."
         )
     return found
@@ -144,7 +144,7 @@ def _onnx_file(
             for role in chosen
         }
         raise ProfileError(
-            f"Baseline {path}: it takes {got}, which no role does: {expected}. "
+            f"Baseline {path}: its inputs are {got}, expected those of a role: {expected}. "
             "Export it with the same inputs."
         )
     return found

@@ -1,4 +1,4 @@
-"""The grid of measurements, and how one cell of it is measured."""
+"""Measurement grid, and the measurement of one cell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["choose_variants", "measure_cell", "plan_cells", "thread_counts"]
 
 
 def thread_counts(config: ProfileConfig) -> tuple[int, ...]:
-    """Return the thread counts to measure: those asked for, or one for every processor."""
+    """Return the thread counts to measure: those given, else the number of CPUs."""
     return config.threads or (len(allowed_processors()),)
 
 
@@ -59,7 +59,7 @@ def choose_variants(bundle: Bundle, config: ProfileConfig) -> dict[str, list[Var
     }
     if not any(taken.values()):
         raise ProfileError(
-            f"{bundle.path}: backend '{config.backend}' takes none of "
+            f"{bundle.path}: backend '{config.backend}' runs none of "
             f"{sorted({variant.name for variants in chosen.values() for variant in variants})} on "
             f"'{config.device}'. Name another precision, backend or device."
         )
@@ -87,7 +87,7 @@ def plan_cells(
 def measure_cell(
     key: CellKey, inputs: Inputs, config: ProfileConfig, budget: Budget, opponent: Opponent | None
 ) -> Cell:
-    """Measure one cell, interleaved with its baseline where it has one.
+    """Measure one cell, interleaved with its baseline if it has one.
 
     The sessions are opened for this cell and closed after it, so that no idle thread pool and no
     arena of another cell is in the way.
@@ -97,7 +97,7 @@ def measure_cell(
         BackendError: If the engine fails.
     """
     bundle = inputs.bundle
-    # One engine for all batches of a profile, where the backend builds engines.
+    # One engine for all batches of a profile, if the backend builds engines.
     axes = dynamic_axes(bundle.manifest, key.role, batch=max(config.batches))
     options = SessionOptions(device=config.device, threads=key.threads, axes=axes)
     feed = inputs.feed(key.role, key.batch, key.sequence)
@@ -141,8 +141,8 @@ def measure_cell(
 
 
 def _call(session: Session, feed: Mapping[str, Array], what: str) -> Call:
-    """Return the timed call, after one that shows that the graph takes this feed."""
-    dtypes = {spec.name: spec.dtype for spec in session.inputs}  # an fp16 graph may take fp16
+    """Return the timed call, after a trial run on this feed."""
+    dtypes = {spec.name: spec.dtype for spec in session.inputs}  # fp16 graphs may have fp16 inputs
     ready = {name: array.astype(dtypes.get(name, array.dtype)) for name, array in feed.items()}
     try:
         session.run(ready)

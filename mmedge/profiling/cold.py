@@ -1,4 +1,4 @@
-"""Cold start and memory, each in a fresh process, so that no role stands in another's memory."""
+"""Cold start and memory, each in a fresh process, so that roles do not share memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True, slots=True)
 class ColdTask:
-    """What the fresh process is to load and answer.
+    """Task of a fresh process: the role to load and run.
 
     Attributes:
         bundle: The bundle.
@@ -47,7 +47,7 @@ class ColdTask:
     frame: Path
 
     def to_json(self) -> str:
-        """Return what the process is told."""
+        """Return the task as JSON."""
         return json.dumps(
             {
                 "bundle": str(self.bundle.path.absolute()),
@@ -64,7 +64,7 @@ class ColdTask:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What one process reported; the first three times are counted from before it was started."""
+    """Report of one process; the first three times count from before its start."""
 
     imported_ns: int
     loaded_ns: int
@@ -110,7 +110,7 @@ def measure_cold(task: ColdTask, runs: int) -> tuple[ColdStart, Memory]:
 
 def _start(task: ColdTask) -> _Start:
     command = child_command(Path(__file__).with_name("cold_child.py"), task.to_json())
-    before_ns = time.perf_counter_ns()  # the same clock in every process of the machine
+    before_ns = time.perf_counter_ns()  # the clock is shared by all processes of the machine
     try:
         child = subprocess.run(  # noqa: S603 - this interpreter, our own code, no shell
             command,
@@ -122,14 +122,14 @@ def _start(task: ColdTask) -> _Start:
         )
     except subprocess.TimeoutExpired as error:
         raise ProfileError(
-            f"Cold start of {task.role}/{task.variant}: no answer within {_TIMEOUT_SECONDS} s. "
+            f"Cold start of {task.role}/{task.variant}: not finished within {_TIMEOUT_SECONDS} s. "
             "Leave it out with --cold-starts 0."
         ) from error
     if child.returncode != 0:
         words = child.stderr.strip().splitlines()
         raise ProfileError(
             f"Cold start of {task.role}/{task.variant}: the process ended with exit code "
-            f"{child.returncode}: {words[-1] if words else 'it said nothing'}. "
+            f"{child.returncode}: {words[-1] if words else 'no output'}. "
             "Leave it out with --cold-starts 0."
         )
     told: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])

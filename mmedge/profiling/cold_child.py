@@ -1,4 +1,4 @@
-"""One fresh process: load one role and answer once, as a user's program would, then keep on.
+"""Cold start process: load a role, run once, then run steadily.
 
 Started by mmedge.profiling.cold as a script, so that nothing of the profiler itself is imported
 here: what is measured is what a user's own process costs. It prints one JSON object.
@@ -50,7 +50,7 @@ def _load(task: dict[str, Any]) -> Callable[[], object]:
 def _main() -> None:
     task = json.loads(sys.argv[1])
     started_ns = time.perf_counter_ns()
-    # What a user's first line costs, before the bundle is touched.
+    # The cost of importing mmedge, before the bundle is opened.
     import mmedge.models.load  # noqa: F401
 
     imported_ns = time.perf_counter_ns()
@@ -59,7 +59,7 @@ def _main() -> None:
     loaded_ns = time.perf_counter_ns()
     answer()
     answered_ns = time.perf_counter_ns()
-    cpu_ns = time.process_time_ns()  # since the process began, the interpreter's start included
+    cpu_ns = time.process_time_ns()  # since process start, including the interpreter's
     for _ in range(task["steady_runs"]):
         answer()
     figures = {

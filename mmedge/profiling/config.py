@@ -1,4 +1,4 @@
-"""What to measure and for how long."""
+"""Profile configuration: measurements and budgets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUICK: dict[str, object] = {
     "budget": {"seconds": 0.5, "min_runs": 10, "warmup_seconds": 0.1},
     "cold_starts": 1,
 }
-"""Fields of ProfileConfig for a first impression; percentiles beyond p50 mostly need more runs."""
+"""ProfileConfig fields of --quick; percentiles beyond p50 mostly need more runs."""
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ _Count = Annotated[int, Field(ge=1)]
 
 
 class Budget(BaseModel):
-    """How long to measure one cell: until `seconds` and `min_runs` are both reached.
+    """Budget of one cell, measured until both `seconds` and `min_runs` are reached.
 
     Attributes:
         warmup_seconds: Runs thrown away first, at least three of them.
@@ -40,7 +40,7 @@ class Budget(BaseModel):
 
 
 class ProfileConfig(BaseModel):
-    """What `profile` measures. The first entry of each list is what gates look at by default.
+    """Settings of `profile`. Gates apply to the first entry of each list by default.
 
     Attributes:
         roles: Role names; None for all.

@@ -1,4 +1,4 @@
-"""Gates: one comparison each, read by a grammar of three tokens and never evaluated as code.
+"""Gates: comparisons of three tokens, parsed and never evaluated as code.
 
 ```
 gate   = name op number
@@ -69,7 +69,7 @@ def parse_gate(expression: str) -> Gate:
 
 
 def check_names(gates: Sequence[Gate], names: Collection[str]) -> None:
-    """Refuse a gate on a figure that will not be there, before anything is measured.
+    """Reject a gate on a figure that will not exist, before anything is measured.
 
     Raises:
         ProfileError: With the nearest names and all the short ones.
@@ -84,15 +84,15 @@ def _unknown(gate: Gate, names: Collection[str]) -> ProfileError:
     short = sorted({n for n in names if n.count(".") - n.count(".end_to_end.") == 1})
     there = [name for name in short if name.split(".")[0] == role] or short
     return ProfileError(
-        f"Gate '{gate.expression}': there is no figure '{gate.name}'."
-        f"{did_you_mean(gate.name, names)} There are (also with a variant, batch, threads and "
+        f"Gate '{gate.expression}': no figure '{gate.name}'."
+        f"{did_you_mean(gate.name, names)} Figures (also with variant, batch, threads and "
         f"sequence, as in {max(names, key=len, default='role.variant.metric')}): "
         f"{', '.join(there)}."
     )
 
 
 def runs_needed(gates: Sequence[Gate], bases: Sequence[str]) -> int:
-    """Return the runs that the gates need of a cell so that their percentiles are supported.
+    """Return the runs per cell that the percentiles of the gates need.
 
     Args:
         gates: All gates.
@@ -107,7 +107,7 @@ def runs_needed(gates: Sequence[Gate], bases: Sequence[str]) -> int:
 
 
 def evaluate(gates: Sequence[Gate], figures: Sequence[Metric]) -> tuple[GateResult, ...]:
-    """Apply every gate to every figure that it names.
+    """Apply every gate to its figures.
 
     Returns:
         One result for each figure of each gate; a gate that names no variant has one a variant.

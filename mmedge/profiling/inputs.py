@@ -1,4 +1,4 @@
-"""What is fed while measuring: the bundle's golden inputs, tiled, and texts of any length."""
+"""Profile inputs: the bundle's golden inputs, tiled, and texts of any length."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT = "a photo of a red circle to the left of a small blue square"
 
 
 def frame_jpeg() -> bytes:
-    """Return a 1280x720 JPEG whose detail falls off towards high frequencies, as a photo's does.
+    """Return a synthetic 1280x720 JPEG with photo-like detail, less at high frequencies.
 
     The same bytes on every call with the same Pillow; about the size of a camera's frame, since a
     flat or a random picture would decode much faster or slower than a real one.
@@ -59,7 +59,7 @@ def sample_of(bundle: Bundle, role: str) -> object | None:
 
 
 def text_config(bundle: Bundle, role: str) -> TextConfig | None:
-    """Return the text processor that makes all inputs of a role, None where none does."""
+    """Return the text processor that makes all inputs of a role, None if there is none."""
     name = bundle.manifest.processor_of(role)
     config = None if name is None else bundle.manifest.processors[name]
     names = {entry.name for entry in bundle.role(role).inputs}
@@ -113,7 +113,7 @@ class Inputs:
                 resolved = fixed
             elif fixed is not None:
                 raise ProfileError(
-                    f"--sequence {length}: {role} takes {fixed} tokens and no other number. "
+                    f"--sequence {length}: {role} takes exactly {fixed} tokens. "
                     "Leave the option out."
                 )
             elif length == "max":
@@ -149,7 +149,7 @@ class Inputs:
         }
 
     def _text_feed(self, config: TextConfig, batch: int, sequence: int) -> dict[str, Array]:
-        """Lay out texts of exactly `sequence` tokens, the closing special token in its place."""
+        """Return texts of exactly `sequence` tokens, with the closing special token last."""
         row = self._tokenize(config, " ".join([TEXT] * config.max_length))
         row = [*row[: sequence - 1], row[-1]]
         row += [config.pad_id] * (sequence - len(row))
@@ -162,19 +162,19 @@ class Inputs:
         return TextProcessor.open(config, self.bundle.path).tokenize([text])[0]
 
     def _fixed_length(self, role: str, text: TextConfig) -> int | None:
-        """Return the only length that is ever run, None where it follows the text."""
+        """Return the fixed text length, None if it varies."""
         axis = next(e for e in self.bundle.role(role).inputs if e.name == text.input).shape[1]
         if isinstance(axis, int):
             return axis
         return text.max_length if text.padding == "max_length" else None
 
     def _golden_length(self, role: str, config: TextConfig) -> int:
-        """Return the median number of tokens of the golden texts, padding not counted."""
+        """Return the median number of tokens of the golden texts, without padding."""
         closing = self._tokenize(config, "a")[-1]
         lengths: list[int] = []
         for row in self.golden.inputs[role][config.input]:
             tokens = np.flatnonzero(row != config.pad_id)
             length = int(tokens[-1]) + 1 if len(tokens) else 0
-            # Where the closing token also pads (CLIP's does), the first of them is a real one.
+            # If the closing token also pads (as CLIP's does), the first one is a real token.
             lengths.append(min(length + (closing == config.pad_id), len(row)))
         return max(round(statistics.median_high(lengths)), 1)

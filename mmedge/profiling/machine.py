@@ -1,4 +1,4 @@
-"""The machine that was measured on, and whether it was quiet."""
+"""Machine facts of a profile, and noise checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("mmedge", "numpy", "pillow", "tokenizers")
 
 
 def load_average() -> tuple[float, float, float] | None:
-    """Return the load over 1, 5 and 15 minutes, None where the system has no such figure."""
+    """Return the load over 1, 5 and 15 minutes, None if the system does not report it."""
     return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
@@ -73,7 +73,7 @@ def read_machine(
 
 
 def cpu_share(latency: Latency, threads: int) -> float:
-    """Return which part of the CPU time that `threads` threads could use was used."""
+    """Return the CPU time used, as a share of what `threads` threads could use."""
     return latency.cpu_ms / (latency.mean_ms * threads) if latency.mean_ms else 1.0
 
 
@@ -94,7 +94,7 @@ def noise(latency: Latency, *, threads: int, device: str) -> tuple[str, ...]:
             f"high variance: interquartile range {latency.relative_iqr:.0%} of the median "
             f"(limit {_IQR_LIMIT:.0%})"
         )
-    # One thread that computes is busy all the time; several wait for one another in serial parts.
+    # A single computing thread is always busy; several wait for each other in serial parts.
     expected = 0.9 if threads == 1 else 0.6
     share = cpu_share(latency, threads)
     if device == "cpu" and share < expected:

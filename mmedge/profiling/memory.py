@@ -1,4 +1,4 @@
-"""Resident memory of a process, as the kernel counts it."""
+"""Resident memory of a process, from the kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MemoryReading:
 
 
 def parse_memory(text: str) -> MemoryReading:
-    """Read what a process said of its memory.
+    """Parse the memory report of a process.
 
     /proc/self/status comes first: Linux lets ru_maxrss of a fresh process begin at the resident
     set of the process that started it, while VmHWM begins at zero. ru_maxrss serves where there is

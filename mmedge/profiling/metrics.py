@@ -1,4 +1,4 @@
-"""The names of a profile's figures, for gates: `image_encoder.int8.b8.t2.p95_ms`.
+"""Names of a profile's figures, for gates: `image_encoder.int8.b8.t2.p95_ms`.
 
 A figure of a cell is named by role, variant, `b` batch, `t` threads, for text `s` sequence length,
 and the metric. The variant may be left out, which means every variant that was measured. So may
@@ -37,7 +37,7 @@ _QUALITY_METRICS = ("cosine_mean", "cosine_p1")
 
 @dataclass(frozen=True, slots=True)
 class CellKey:
-    """What tells one cell from another."""
+    """Identity of a cell."""
 
     role: str
     variant: str
@@ -95,7 +95,7 @@ def cell_names(key: CellKey, first: CellKey) -> tuple[str, ...]:
 
 
 def stage_names(role: str, variant: str) -> tuple[str, ...]:
-    """Return the names under which an end-to-end call and its stages are found."""
+    """Return the names of an end-to-end call and its stages."""
     return (f"{role}.{variant}.end_to_end", f"{role}.end_to_end")
 
 

@@ -1,4 +1,4 @@
-"""profile(): from a bundle and a config to a Profile."""
+"""profile(): measure a bundle."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from mmedge.sessions.verification import replay_variants
 
 __all__ = ["Plan", "Progress", "profile"]
 
-_COLD_START_S = 2.0  # a guess, for the plan alone
+_COLD_START_S = 2.0  # estimate for the plan only
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is going to be measured.
+    """Planned measurements and expected time.
 
     Attributes:
         cells: Measurements of one role, variant, batch, thread count and length.
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What is about to be measured.
+    """Next measurement.
 
     Attributes:
         step: From 0.
@@ -108,7 +108,7 @@ def profile(
 
 
 class _Run:
-    """One profile in the making: everything is resolved at first, then measured in order."""
+    """One run of `profile`: everything is resolved first, then measured in order."""
 
     def __init__(
         self, bundle: Bundle, config: ProfileConfig, on_progress: Callable[[Progress], None]
@@ -220,7 +220,7 @@ class _Run:
         self._done += 1
 
     def _budget(self, names: tuple[str, ...]) -> Budget:
-        """Return the budget of a cell, raised to what the gates on it need."""
+        """Return the budget of a cell, raised to the runs that its gates need."""
         budget = self._config.budget
         needed = max(budget.min_runs, runs_needed(self._gates, names))
         if needed > budget.max_runs:

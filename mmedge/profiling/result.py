@@ -1,4 +1,4 @@
-"""What a profile holds: one versioned JSON document, units in the names."""
+"""Profile result: one versioned JSON document with units in the names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Latency(BaseModel):
 
     @property
     def median_ms(self) -> float:
-        """Median of the sample, with or without the runs for a p50 and its interval."""
+        """Median of the sample, also with too few runs for a p50 and its interval."""
         return self.curve_ms[len(self.curve_ms) // 2]
 
 
@@ -98,7 +98,7 @@ class BaselineFigures(BaseModel):
 
 
 class PlacementFacts(BaseModel):
-    """What really ran, as the engine tells it."""
+    """Actual placement, reported by the engine."""
 
     model_config = _FROZEN
     backend: str
@@ -109,11 +109,11 @@ class PlacementFacts(BaseModel):
 
     @property
     def summary(self) -> str:
-        """Where the nodes are, in words."""
+        """Placement of the nodes as text."""
         parts = [f"{count} nodes on {name}" for name, count in self.providers.items()]
         if self.exceptions:
             parts.append(f"{len(self.exceptions)} of them elsewhere by design")
-        return ", ".join(parts) or f"{self.device}, as {self.engine} says"
+        return ", ".join(parts) or f"{self.device}, reported by {self.engine}"
 
 
 class Cell(BaseModel):
@@ -155,7 +155,7 @@ class Spread(BaseModel):
 
 
 class ColdStart(BaseModel):
-    """A fresh process each: from its start to the first embedding.
+    """Cold start: from process start to the first output, in fresh processes.
 
     Attributes:
         runs: Processes started.
@@ -196,7 +196,7 @@ class Memory(BaseModel):
 
 
 class VariantFigures(BaseModel):
-    """What holds for a variant whatever the batch.
+    """Figures of a variant that do not depend on the batch.
 
     Attributes:
         role: Role name.
@@ -221,7 +221,7 @@ class VariantFigures(BaseModel):
 
 
 class StageBreakdown(BaseModel):
-    """Where the time of one end-to-end call goes, at batch 1.
+    """Stages of one end-to-end call at batch 1.
 
     Attributes:
         role: Role name.
@@ -247,7 +247,7 @@ class StageBreakdown(BaseModel):
 
 
 class Machine(BaseModel):
-    """Where it was measured."""
+    """The machine of the measurement."""
 
     model_config = _FROZEN
     cpu_model: str
@@ -264,7 +264,7 @@ class Machine(BaseModel):
 
 
 class BundleFacts(BaseModel):
-    """What was profiled."""
+    """The profiled bundle."""
 
     model_config = _FROZEN
     name: str
@@ -287,7 +287,7 @@ class GateResult(BaseModel):
 
 
 class Profile(BaseModel):
-    """Everything that was measured, on which machine, how."""
+    """Profile: measurements, machine and configuration."""
 
     model_config = _FROZEN
     profile_version: str = Field(default=PROFILE_VERSION, pattern=r"^\d+\.\d+$")

@@ -1,4 +1,4 @@
-"""The profile's JSON Schema; `python -m mmedge.profiling.schema` prints it."""
+"""JSON Schema of a profile, printed by `python -m mmedge.profiling.schema`."""
 
 from __future__ import annotations
 

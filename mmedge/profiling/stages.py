@@ -1,4 +1,4 @@
-"""Where the time of one end-to-end call goes."""
+"""Stage breakdown of end-to-end calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmedge.runtimes.session import SessionOptions
 
 __all__ = ["measure_stages"]
 
-_NOISY = 0.05  # share of the call by which its stages may exceed it
+_NOISY = 0.05  # share of the call by which the stages may exceed it
 
 
 def measure_stages(
@@ -29,7 +29,7 @@ def measure_stages(
     config: ProfileConfig,
     budget: Budget,
 ) -> StageBreakdown:
-    """Measure an end-to-end call, and each of its stages alone, in turn.
+    """Measure an end-to-end call and each of its stages alone, interleaved.
 
     The end-to-end call is the one that a user makes: `encode_image` on the bytes of a JPEG, or
     `encode_text` on a sentence. What it takes beyond the sum of its stages is "other": copies into
@@ -58,7 +58,7 @@ def measure_stages(
     ) as model:
         found = model.stages(role, sample)
         if found is None:
-            raise ProfileError(f"{role} has no end-to-end call. Leave --stages out.")
+            raise ProfileError(f"{role} has no end-to-end call. Omit --stages.")
         calls: list[Call] = [found.whole, *found.parts.values()]
         whole, *parts = measure(calls, budget)
     medians = [statistics.median(part.wall_ns) / 1e6 for part in parts]

@@ -1,4 +1,4 @@
-"""What a sample of latencies supports, and nothing beyond it.
+"""Percentiles and intervals that a sample of latencies supports.
 
 **The rule.** A percentile appears only where at least five samples are expected beyond it,
 n * (1 - p) >= 5: p50 needs 10 runs, p90 50, p95 100, p99 500. With five expected beyond it, the
@@ -40,7 +40,7 @@ _CURVE = np.linspace(0.0, 1.0, 41)
 
 
 def required_samples(percent: int) -> int:
-    """Return the number of runs from which a percentile is reported.
+    """Return the minimum number of runs for a percentile.
 
     Args:
         percent: 0 < percent < 100.
@@ -76,7 +76,7 @@ def quantile_interval(ordered: Sequence[float] | NDArray[Any], p: float) -> tupl
 
 
 def _binomial_cumulative(n: int, p: float) -> NDArray[np.float64]:
-    """Return P(X <= k) for k = 0..n, X binomial(n, p), by logarithms so that no n overflows."""
+    """Return P(X <= k) for k = 0..n, X binomial(n, p), in logarithms to avoid overflow."""
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     k = np.arange(n + 1)
     log_choose = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
@@ -100,7 +100,7 @@ def summarize(wall_ns: Sequence[int], cpu_ns: Sequence[int]) -> Latency:
     """
     if not wall_ns:
         raise ProfileError("Nothing was measured: got 0 runs, expected at least 1.")
-    # Rounded to the clock's own step, so that the document holds no digits that were not measured.
+    # Rounded to the clock's resolution, so that the document has no meaningless digits.
     ordered = np.round(np.sort(np.asarray(wall_ns, dtype=np.float64)) / 1e6, 6)
     n = len(ordered)
     percentiles: dict[str, Percentile] = {}
@@ -123,7 +123,7 @@ def summarize(wall_ns: Sequence[int], cpu_ns: Sequence[int]) -> Latency:
 
 
 def median_ratio(ours_ns: Sequence[int], theirs_ns: Sequence[int]) -> Ratio:
-    """Return the ratio of two latencies that were measured pair by pair.
+    """Return the ratio of two latencies measured in pairs.
 
     The ratio is taken within each pair, whose two runs lie next to one another in time, so that
     a drift of the machine cancels; the median over the pairs has the order-statistic interval.

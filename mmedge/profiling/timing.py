@@ -1,4 +1,4 @@
-"""The clock: runs measured one by one, several calls interleaved."""
+"""Timing of single runs, with several calls interleaved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmedge.profiling.config import Budget
 
 __all__ = ["Call", "Samples", "harness_overhead_ns", "measure"]
 
-# What is timed. It returns when the answer is in host memory, so a device has been waited for.
+# The timed call. It returns when the outputs are in host memory, so it waits for the device.
 Call = Callable[[], object]
 
 _WARMUP_RUNS = 3
@@ -69,7 +69,7 @@ def _time_once(call: Call, samples: Samples) -> None:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the collector from running inside a timed run, as timeit does."""
+    """Disable garbage collection inside timed runs, as timeit does."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -81,7 +81,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def harness_overhead_ns() -> float:
-    """Return what the clock itself adds to every run: the median time of an empty call."""
+    """Return the clock's overhead per run: the median time of an empty call."""
     samples = Samples()
     with _no_collection():
         for _ in range(2_000):

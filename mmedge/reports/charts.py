@@ -42,7 +42,7 @@ _ROW = 46  # one bar with its label above
 _COLOURS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 
-Key = Callable[[float, float], str]  # draws the sample of a legend entry at (x, baseline)
+Key = Callable[[float, float], str]  # draws a legend sample at (x, baseline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ class Frame:
     y: tuple[float, float] = (0.0, 1.0)
 
     def across(self, value: float) -> float:
-        """Return where a value of x lies."""
+        """Return the position of a value of x."""
         return self.left + (RIGHT - self.left) * _share(value, *self.x)
 
     def up(self, value: float) -> float:
-        """Return where a value of y lies."""
+        """Return the position of a value of y."""
         return self.bottom - (self.bottom - self.top) * _share(value, *self.y)
 
     def x_axis(self, name: str, ticks: Mapping[float, str] | None = None) -> Iterator[str]:
@@ -204,7 +204,7 @@ def legend(entries: Mapping[str, Key], y: float) -> tuple[list[str], float]:
 
 
 def _rows(frame: Frame, unit: str, items: Sequence[Bar | Range]) -> tuple[list[str], list[float]]:
-    """Return axis and labels of a chart with a row for each item, and where each row begins."""
+    """Return axis and labels of a chart with one row per item, and the rows' positions."""
     parts, tops = [*frame.x_axis(unit)], [8.0 + _ROW * row for row in range(len(items))]
     for item, top in zip(items, tops, strict=True):
         room = int((RIGHT - 8 - 7.6 * len(item.note)) / 8.2)
@@ -252,7 +252,7 @@ def _swatch(kind: str) -> Key:
 
 
 def range_chart(title: str, ranges: Sequence[Range], *, unit: str) -> str:
-    """Draw one line a sample, from its lowest value to its highest, percentiles marked.
+    """Draw one line per sample, from lowest to highest value, with percentiles marked.
 
     Args:
         title: Title.
@@ -320,7 +320,7 @@ def _dash(kind: str, dash: str) -> Key:
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range to show: from zero where that wastes little, else with a margin."""
+    """Return the range to show: from zero if that wastes little space, else with a margin."""
     low, high = min(values), max(values)
     if 0 <= low < 0.5 * high:
         return 0.0, high * 1.03 or 1.0

@@ -10,7 +10,7 @@ from mmedge.reports.page import breakable, table
 
 __all__ = ["render_nodes"]
 
-# Series colours of the page template; grey for what was left alone.
+# Series colours of the page template; grey for excluded layers.
 _COLOURS = {"float32": 5, "int8": 0, "int4": 1, "float16": 2, "bfloat16": 2, "float8e4m3fn": 4}
 _OTHER_COLOUR = 3
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: no script, no font, no network.
+"""Self-contained HTML pages: no script, font or network.
 
 The page's content security policy allows its own style only. Every function escapes plain text;
 parameters that take HTML say so. Charts repeat what the tables hold.
@@ -47,7 +47,7 @@ def header(eyebrow: str, title: str, *facts: str, created: str) -> str:
 
 
 def figures(charts: Mapping[str, str]) -> str:
-    """Return charts side by side where the page is wide enough.
+    """Return charts, side by side if the page is wide enough.
 
     Args:
         charts: SVG, its caption in plain text.
@@ -63,7 +63,7 @@ def figures(charts: Mapping[str, str]) -> str:
 
 
 def definitions(facts: Mapping[str, str | None], kind: str = "") -> str:
-    """Return terms and their descriptions; terms without one are left out."""
+    """Return terms and their descriptions, without empty ones."""
     rows = "".join(
         f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>"
         for term, text in facts.items()
@@ -85,7 +85,7 @@ def table(
     left: Collection[str] = (),
     group: Callable[[_Row], str] = lambda _: "",
 ) -> str:
-    """Return a table that scrolls where it is wider than the page.
+    """Return a table that scrolls if it is wider than the page.
 
     Args:
         caption: Plain text above it; the accessible name.

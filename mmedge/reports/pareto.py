@@ -1,4 +1,4 @@
-"""Pareto chart of a search: what each candidate loses over what it costs; down and left is better.
+"""Pareto chart of a search: loss over cost of each candidate; lower left is better.
 
 A candidate is a mark with the number that it has in the table.
 """
@@ -25,7 +25,7 @@ from mmedge.reports.charts import (
 
 __all__ = ["OUTCOMES", "Mark", "pareto_chart"]
 
-# Marks nearer than this share a label.
+# Closer marks share a label.
 _SAME = 7.0
 # A mark beyond so many budgets, or costs of kept variants, is an arrow at the edge: drawn to scale
 # it would flatten the rest.
@@ -98,11 +98,11 @@ def pareto_chart(
 
 
 def _pareto_frame(marks: Sequence[Mark], kept: Sequence[Mark], budget: float) -> Frame:
-    """Choose the axes so that kept candidates and the budget are easy to read."""
+    """Choose axes that show the kept candidates and the budget well."""
     seen = max(0.0, budget, *(mark.y for mark in kept))
     most = max(budget * _MOST_BUDGETS, seen * 1.5)
     near = [mark for mark in marks if mark.y <= most]
-    # An interval may reach beyond an axis.
+    # An interval may exceed an axis.
     high = min(most, max(seen * 1.5, *(mark.high for mark in near)))
     low = max(-most, min(0.0, *(mark.low for mark in near)))
     low = min(low, *(mark.y for mark in near))
@@ -114,7 +114,7 @@ def _pareto_frame(marks: Sequence[Mark], kept: Sequence[Mark], budget: float) ->
 
 
 def _front(kept: Iterable[Mark], frame: Frame) -> Iterator[str]:
-    """Draw, at each cost, the least loss of the kept candidates that cost no more."""
+    """Draw the Pareto front: at each cost, the least loss of kept candidates up to it."""
     points: list[tuple[float, float]] = []
     least = float("inf")
     for mark in sorted(kept, key=lambda mark: (mark.x, mark.y)):
@@ -151,7 +151,7 @@ def _mark(mark: Mark, frame: Frame) -> Iterator[str]:
 
 
 def _symbol(kind: str, x: float, y: float, tip: str = "") -> str:
-    """Return the symbol of an outcome: of a mark, or without a tip of the legend."""
+    """Return the symbol of an outcome, with a tip for marks and without for the legend."""
     colour, ring = _KINDS[kind], " ring" if tip else ""
     if kind == "chosen":
         diamond = path(((x, y - 8), (x + 8, y), (x, y + 8), (x - 8, y)))
@@ -178,7 +178,7 @@ class _Box:
 
 
 def _labels(marks: Sequence[Mark], frame: Frame, over: float) -> Iterator[str]:
-    """Draw labels beside their marks, without overlaps where there is room.
+    """Draw labels beside their marks, avoiding overlaps if possible.
 
     Marks in one place share a label. A label away from its mark has a line to it.
     """
@@ -208,7 +208,7 @@ def _labels(marks: Sequence[Mark], frame: Frame, over: float) -> Iterator[str]:
 def _free_place(
     x: float, y: float, width: float, taken: Sequence[_Box], frame: Frame
 ) -> tuple[_Box, bool]:
-    """Return the nearest place where a label overlaps least, and whether it is away from (x, y)."""
+    """Return the nearest position with the least overlap, and whether it is away from (x, y)."""
     best, least, distant = _Box(x, y, x, y), float("inf"), False
     for ring in range(6):
         off = 8 + 13.0 * ring

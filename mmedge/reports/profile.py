@@ -150,7 +150,7 @@ def _role(profile: Profile, role: str, cells: Sequence[Cell]) -> str:
 
 
 def _shape(name: str, batch: int | None, sequence: int | None) -> str:
-    """Name what cells have in common."""
+    """Describe what cells have in common."""
     parts = [name, *([] if batch is None else [f"batch {batch}"])]
     return ", ".join(parts + ([] if sequence is None else [f"{sequence} tokens"]))
 
@@ -177,7 +177,7 @@ def _latency_table(cells: Sequence[Cell]) -> str:
 
 
 def _small(value: str, low: float, high: float, more: str = "") -> str:
-    """Return a cell with an interval, and more HTML, in small print below its value."""
+    """Return a table cell with an interval and more HTML in small print below its value."""
     return f"{value}<small>{number(low)}\u2013{number(high)}{more}</small>"
 
 
@@ -312,12 +312,12 @@ def _about(profile: Profile) -> str:
 
 
 def _cell_label(cell: Cell) -> str:
-    """Return a cell's name within its role, as gates spell it."""
+    """Return a cell's name within its role, as in gates."""
     return str(CellKey.of(cell)).removeprefix(f"{cell.role}.")
 
 
 def _latency_chart(what: str, cells: Sequence[Cell]) -> str:
-    """Draw each cell from its shortest run to the highest percentile that its sample supports."""
+    """Draw each cell from its shortest run to its highest supported percentile."""
     variants = list(dict.fromkeys(cell.variant for cell in cells))
     ranges = []
     for cell in cells:
@@ -400,7 +400,7 @@ def _memory_chart(variants: Sequence[VariantFigures]) -> str:
 
 
 def _quality_chart(profile: Profile, role: str) -> str | None:
-    """Draw quality over latency, disc area being the size; None without any quality."""
+    """Draw quality over latency with size as disc area; None without quality."""
     points = []
     for item in profile.variants:
         cell = next((c for c in profile.cells if (c.role, c.variant) == (role, item.variant)), None)

@@ -1,4 +1,4 @@
-"""HTML report of a search for precisions: every candidate with its reason, and Pareto charts.
+"""HTML report of a precision search: candidates with reasons, and Pareto charts.
 
 Names and reasons come from a bundle and are escaped.
 """
@@ -41,7 +41,7 @@ def render_bundle(bundle: Bundle) -> str:
     }
     if not nodes and all(role.search is None for role in manifest.roles.values()):
         raise InputError(
-            f"{bundle.path} holds neither a search nor node tables, so --html has nothing to show. "
+            f"{bundle.path} has neither a search nor node tables, so --html would be empty. "
             "Convert again with 'mmedge convert --precision auto' or '--explain'."
         )
     return render_search(manifest, nodes)
@@ -70,7 +70,7 @@ def render_search(manifest: Manifest, nodes: Mapping[str, NodeTable]) -> str:
 
 
 def search_sections(roles: Mapping[str, Role]) -> str:
-    """Return a section for each role with a search, "" if there is none.
+    """Return one section per role with a search, "" if there is none.
 
     Args:
         roles: By name; their strings are not trusted.
@@ -128,7 +128,7 @@ def _charts(role: str, record: SearchRecord) -> dict[str, str]:
     reference = record.candidates[0].speed
     fp32_ms = f" ({number(reference.latency_ms)} ms)" if reference else ""
     costs: tuple[tuple[str, str, Callable[[Candidate], float | None]], ...] = (
-        # Candidates were timed at different times, each alternating with fp32: ratios compare.
+        # Candidates were timed at different times, alternating with fp32, so only ratios compare.
         (
             "latency",
             f"time relative to fp32{fp32_ms}",
@@ -177,7 +177,7 @@ def _charts(role: str, record: SearchRecord) -> dict[str, str]:
 
 
 def _drop(one: Candidate) -> Figure | None:
-    """Return a candidate's loss; fp32 is the reference and loses nothing, measured or not."""
+    """Return a candidate's loss; 0 for fp32, the reference."""
     if one.drop is None and one.variant == "fp32":
         return Figure(value=0.0, low=0.0, high=0.0)
     return one.drop
@@ -216,7 +216,7 @@ def _candidates(role: str, record: SearchRecord) -> str:
 
 
 def _interval(known: Figure | None, decimals: int, form: str = " ({})") -> str | None:
-    """Return a figure and its interval, the latter only where it has a width."""
+    """Return a figure with its interval, if the interval has a width."""
     if known is None:
         return None
     value, low, high = (f"{x:.{decimals}f}" for x in (known.value, known.low, known.high))

@@ -179,7 +179,7 @@ def test_a_gate_on_a_percentile_gets_the_runs_that_it_needs(
         (("--fail-if", "image_encoder.p95_ms"), 1, "Not a gate"),
         (("--fail-if", "image_encoder.p42_ms > 1"), 1, "no figure 'image_encoder.p42_ms'"),
         (("--fail-if", "image_encoder.ratio > 1"), 1, "no figure 'image_encoder.ratio'"),
-        (("--baseline", "nowhere.onnx"), 1, "nothing at nowhere.onnx"),
+        (("--baseline", "nowhere.onnx"), 1, "nowhere.onnx does not exist"),
     ],
 )
 def test_what_cannot_be_measured_is_told_by_the_option(
