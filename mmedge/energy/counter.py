@@ -1,4 +1,4 @@
-"""The energy of a stretch of work, where the machine has a counter that can be read.
+"""Energy measurement, if the machine has a readable counter.
 
 Two kinds are known: RAPL, which Intel's and AMD's processors keep and Linux shows under
 /sys/class/powercap, and the INA3221 of a Jetson, which Linux shows under /sys/class/hwmon. Both
@@ -25,31 +25,31 @@ from mmedge.errors import InputError, ProfileError
 __all__ = ["EnergyCounter", "Measurement", "energy_counter", "energy_per_call_mj", "why_not"]
 
 _SYS = Path("/sys")
-# Counters are updated every millisecond (RAPL) or every few (INA3221): a block has to be long
-# beside that, and short enough for the contestants to see the same weather.
+# Counters update every millisecond (RAPL) or every few (INA3221): a block must be much longer
+# than that, and short enough for all contestants to see the same load.
 _BLOCK_S = 0.5
 
 
 class Gauge(Protocol):
-    """What counts energy: RAPL domains, or the rails of a Jetson."""
+    """Energy source: RAPL domains, or the rails of a Jetson."""
 
     @property
     def what(self) -> str:
-        """What it counts, for people."""
+        """Display name of what it measures."""
 
     @property
     def interval_s(self) -> float:
-        """It has to be read at least so often."""
+        """Longest time between two readings, in seconds."""
 
     def start(self) -> Callable[[], float]:
-        """Begin to count; each call of what is returned gives the millijoules since the last."""
+        """Start measuring; each call of the result returns the millijoules since the last."""
 
 
 class Measurement:
-    """The energy of one stretch.
+    """The energy of one block.
 
     Args:
-        outcome: Gets the energy when the stretch has ended well.
+        outcome: Set to the energy when the block succeeds.
     """
 
     def __init__(self, outcome: Sequence[float]) -> None:
@@ -57,21 +57,20 @@ class Measurement:
 
     @property
     def energy_mj(self) -> float:
-        """Millijoules, those of the idle machine included.
+        """Millijoules, including the idle machine's.
 
         Raises:
-            ProfileError: Until the stretch has ended.
+            ProfileError: If the block has not ended.
         """
         if not self._outcome:
             raise ProfileError(
-                "The energy of a stretch is known when it has ended. "
-                "Read energy_mj after the 'with' block."
+                "The measurement is not finished. Read energy_mj after the 'with' block."
             )
         return self._outcome[0]
 
 
 class EnergyCounter:
-    """A counter of this machine.
+    """The energy counter of this machine.
 
     Args:
         gauge: What is read.
@@ -82,12 +81,12 @@ class EnergyCounter:
 
     @property
     def what(self) -> str:
-        """What it counts: "RAPL: package-0, dram"."""
+        """What it measures: "RAPL: package-0, dram"."""
         return self._gauge.what
 
     @contextmanager
     def measure(self) -> Iterator[Measurement]:
-        """Measure what happens in the block.
+        """Measure the block.
 
         A thread reads the counter meanwhile, as often as its kind needs.
 
@@ -121,7 +120,7 @@ class EnergyCounter:
 
 
 def energy_counter(sys: Path = _SYS) -> EnergyCounter | None:
-    """Return the machine's counter, None where there is none that can be read (see `why_not`).
+    """Return the machine's counter, None if none is readable (see `why_not`).
 
     Args:
         sys: Where sysfs is mounted.
@@ -131,7 +130,7 @@ def energy_counter(sys: Path = _SYS) -> EnergyCounter | None:
 
 
 def why_not(sys: Path = _SYS) -> str:
-    """Return why there is no counter and what to do, as one message; "" where there is one."""
+    """Return why there is no counter, and the fix, as one message; "" if there is one."""
     if energy_counter(sys) is not None:
         return ""
     return (
@@ -147,7 +146,7 @@ def energy_per_call_mj(
     seconds: float,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, float]:
-    """Measure the energy of one call of each contestant, in turns.
+    """Measure the energy per call of each contestant, interleaved.
 
     Each round gives every contestant a block of about half a second, in which it is called over and
     over; the order turns around from round to round, so that a machine that warms up favours
@@ -184,8 +183,8 @@ def energy_per_call_mj(
 def _block(
     name: str, call: Callable[[], object], counter: EnergyCounter, clock: Callable[[], int]
 ) -> float:
-    """Return the energy of one call, over a block of them."""
-    call()  # caches, and threads of the one before that still spin, are nobody's energy
+    """Return the energy per call, over a block of calls."""
+    call()  # warm-up: caches and spinning threads of the previous contestant do not count
     count = 0
     with counter.measure() as measured:
         end_ns = clock() + round(_BLOCK_S * 1e9)

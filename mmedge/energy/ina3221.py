@@ -1,4 +1,4 @@
-"""The INA3221 of a Jetson: it tells voltage and current of each rail, never energy.
+"""INA3221 of a Jetson: voltage and current of each rail, without an energy counter.
 
 Source: Documentation/hwmon/ina3221.rst of the Linux kernel for the files (inN_input millivolts,
 currN_input milliamperes, N from 1 to 3), and NVIDIA's Jetson Linux Developer Guide for the rails,
@@ -18,8 +18,8 @@ __all__ = ["Rail", "Rails", "find_rails", "rails_missing"]
 
 _INTERVAL_S = 0.02
 
-# The rails that make up a whole module, each energy counted once: the first set of which all are
-# there is taken. A rail fed from another (VDDQ_VDD2_1V8AO of AGX Orin, from VIN_SYS_5V0; what comes
+# The rails that make up a whole module, each counted once: the first set of which all are
+# present is used. A rail fed from another (VDDQ_VDD2_1V8AO of AGX Orin, from VIN_SYS_5V0; those
 # behind VDD_IN) would count twice, so a rail that no set names is left out.
 _MODULES: tuple[tuple[str, ...], ...] = (
     ("VDD_IN",),  # Orin NX and Nano, Xavier NX, TX2: the module's input
@@ -45,7 +45,7 @@ class Rail:
     amperes: Path
 
     def power_mw(self) -> float:
-        """Return the power now, in milliwatts.
+        """Return the current power in milliwatts.
 
         Raises:
             ProfileError: If it cannot be read.
@@ -67,16 +67,16 @@ class Rails:
 
     @property
     def what(self) -> str:
-        """What it counts, for people."""
+        """Display name of what it measures."""
         return f"INA3221: {', '.join(rail.label for rail in self.rails)}"
 
     @property
     def interval_s(self) -> float:
-        """It has to be read at least so often."""
+        """Longest time between two readings, in seconds."""
         return _INTERVAL_S
 
     def start(self) -> Callable[[], float]:
-        """Begin to count; each call of what is returned gives the millijoules since the last."""
+        """Start measuring; each call of the result returns the millijoules since the last."""
         last_mw, last_ns = self._power_mw(), self.clock()
 
         def tick() -> float:
@@ -93,7 +93,7 @@ class Rails:
 
 
 def find_rails(sys: Path) -> Rails | None:
-    """Return the rails of the module, None where they are not known or cannot be read."""
+    """Return the rails of the module, None if unknown or unreadable."""
     by_label = {rail.label: rail for rail in _channels(sys)}
     for module in _MODULES:
         if all(label in by_label for label in module):
@@ -108,7 +108,7 @@ def find_rails(sys: Path) -> Rails | None:
 
 
 def rails_missing(sys: Path) -> str:
-    """Return why find_rails finds nothing, as a sentence."""
+    """Return why find_rails returns None, as a sentence."""
     labels = [rail.label for rail in _channels(sys)]
     if not labels:
         return f"INA3221: {sys / 'class/hwmon'} shows none, as it would on a Jetson."
@@ -133,5 +133,5 @@ def _channels(sys: Path) -> Iterator[Rail]:
 def _text(file: Path) -> str:
     try:
         return file.read_text().strip()
-    except OSError:  # a channel that the board leaves out
+    except OSError:  # unused channel
         return ""

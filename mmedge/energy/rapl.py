@@ -1,4 +1,4 @@
-"""RAPL, the energy counters of Intel's and AMD's processors, as Linux shows them (powercap).
+"""RAPL energy counters of Intel and AMD processors, through Linux powercap.
 
 Source: Documentation/power/powercap/powercap.rst of the Linux kernel. Zones "intel-rapl:N" are
 packages (AMD's too, in spite of the name) and "intel-rapl:N:M" parts of them. "intel-rapl-mmio:N"
@@ -16,7 +16,7 @@ from mmedge.errors import ProfileError
 
 __all__ = ["Domain", "Rapl", "domains_missing", "find_domains"]
 
-_INTERVAL_S = 10.0  # a counter of 65 kJ, the smallest, would need 6.5 kW to turn over twice
+_INTERVAL_S = 10.0  # the smallest counter, 65 kJ, would need 6.5 kW to wrap twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +49,22 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Rapl:
-    """The counters of all packages, and of their memory where it has some of its own."""
+    """The counters of all packages, and of their memory if separate."""
 
     domains: tuple[Domain, ...]
 
     @property
     def what(self) -> str:
-        """What it counts, for people."""
+        """Display name of what it measures."""
         return f"RAPL: {', '.join(domain.name for domain in self.domains)}"
 
     @property
     def interval_s(self) -> float:
-        """It has to be read at least so often, or a counter might turn over unseen."""
+        """Longest time between two readings, in seconds; a counter may wrap unseen after it."""
         return _INTERVAL_S
 
     def start(self) -> Callable[[], float]:
-        """Begin to count; each call of what is returned gives the millijoules since the last."""
+        """Start measuring; each call of the result returns the millijoules since the last."""
         last = [domain.read_uj() for domain in self.domains]
 
         def tick() -> float:
@@ -81,7 +81,7 @@ class Rapl:
 
 
 def find_domains(sys: Path) -> Rapl | None:
-    """Return the counters, None where there are none or one of them cannot be read."""
+    """Return the counters, None if there are none or one is unreadable."""
     try:
         domains = tuple(
             Domain(name, zone, int((zone / "max_energy_range_uj").read_text()))
@@ -95,7 +95,7 @@ def find_domains(sys: Path) -> Rapl | None:
 
 
 def domains_missing(sys: Path) -> str:
-    """Return why find_domains finds nothing, and what to do, as sentences."""
+    """Return why find_domains returns None, and the fix, as sentences."""
     zones = [zone for _, zone in _zones(sys)]
     if not zones:
         return (
@@ -109,7 +109,7 @@ def domains_missing(sys: Path) -> str:
     if not isinstance(fault, PermissionError):
         return f"RAPL: {file} cannot be read ({fault})."
     return (
-        f"RAPL: {file} is for root alone. Run as root, or allow it until the next start: sudo "
+        f"RAPL: {file} is readable by root only. Run as root, or allow it until reboot: sudo "
         f"chmod a+r {sys / 'class/powercap/intel-rapl*/energy_uj'} (whoever reads it learns "
         "something of what others compute)."
     )

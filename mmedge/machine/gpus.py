@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs and what drives them: from nvidia-smi, from the driver's files, from CUDA."""
+"""NVIDIA GPUs, driver and CUDA: from nvidia-smi, driver files and CUDA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NVIDIA = "0x10de"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of NVIDIA's.
+    """One NVIDIA GPU.
 
     Attributes:
         name: Such as "NVIDIA GeForce RTX 4070".
@@ -37,7 +37,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Cuda:
-    """What drives the GPUs.
+    """Driver and CUDA versions.
 
     Attributes:
         driver: Version of the driver, such as "580.65.06"; "" where there is none.
@@ -55,7 +55,7 @@ class Cuda:
 
 
 def read_gpus(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -> tuple[Gpu, ...]:
-    """Return the GPUs, in CUDA's order where it tells.
+    """Return the GPUs, in CUDA's order if known.
 
     Args:
         host: The machine.
@@ -66,7 +66,7 @@ def read_gpus(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
     if isinstance(devices, list) and devices:
         return tuple(_probed(device) for device in devices)
     if jetson is not None:
-        # nvidia-smi of a Jetson knows neither compute capability nor memory.
+        # nvidia-smi on a Jetson reports neither compute capability nor memory.
         name = f"{jetson.family} (integrated)" if jetson.family else "integrated"
         return (Gpu(name, jetson.compute_capability, integrated=True),)
     told = host.run(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])
@@ -78,7 +78,7 @@ def read_gpus(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
 
 
 def read_cuda(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -> Cuda:
-    """Return what drives the GPUs.
+    """Return driver and CUDA versions.
 
     Args:
         host: The machine.
@@ -106,7 +106,7 @@ def read_cuda(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
 
 
 def undriven_gpus(host: Host) -> int:
-    """Return how many of NVIDIA's display or compute cards stand on the PCI bus, driven or not."""
+    """Return the number of NVIDIA GPUs on the PCI bus, with or without a driver."""
     count = 0
     for folder in host.matching("sys/bus/pci/devices/*"):
         name = folder.relative_to(host.root).as_posix()

@@ -1,4 +1,4 @@
-"""What a machine is looked at through: its files, its commands, the packages of this Python.
+"""Access to the machine's files, commands and Python packages (mockable).
 
 All that `mmedge doctor` learns goes through a Host, so that a test can describe any machine by a
 folder and a few answers. Nothing here raises: what cannot be read or run is as if it were not
@@ -25,11 +25,11 @@ from mmedge.runtimes.processor import allowed_processors
 __all__ = ["Host", "PythonFacts"]
 
 _COMMAND_S = 15
-_PROBE_S = 90  # a first import of an engine from a slow card
+_PROBE_S = 90  # first import of an engine from a slow SD card
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """Return what a command prints; None if it is missing, fails or takes too long."""
+    """Return the output of a command; None if it is missing, fails or takes too long."""
     paths = absolute_entries(os.environ.get("PATH", os.defpath))
     program = shutil.which(command[0], path=paths)
     if program is None:
@@ -50,7 +50,7 @@ def _run(command: Sequence[str]) -> str | None:
 
 
 def _probe(name: str) -> Mapping[str, object]:
-    """Ask an engine in a process of its own, where a crash of it is only an answer."""
+    """Probe an engine in a separate process, where a crash is a result."""
     try:
         done = subprocess.run(  # noqa: S603, this very package
             child_command(Path(__file__).with_name("probes.py"), name),
@@ -63,7 +63,7 @@ def _probe(name: str) -> Mapping[str, object]:
             env=child_environment(),
         )
     except subprocess.TimeoutExpired:
-        return {"fault": f"it did not answer within {_PROBE_S} s"}
+        return {"fault": f"it did not finish within {_PROBE_S} s"}
     except OSError as error:
         return {"fault": f"no process could be started: {error}"}
     try:
@@ -71,7 +71,7 @@ def _probe(name: str) -> Mapping[str, object]:
     except (IndexError, ValueError):
         said = done.stderr.strip().splitlines()
         return {"fault": said[-1] if said else f"it ended with exit code {done.returncode}"}
-    return answer if isinstance(answer, dict) else {"fault": "it answered with no document"}
+    return answer if isinstance(answer, dict) else {"fault": "its output is not JSON"}
 
 
 def _engine_version(name: str) -> str | None:
@@ -86,7 +86,7 @@ def _package(name: str) -> str | None:
 
 
 def _free_bytes(path: Path) -> int | None:
-    """Return the free space where a folder is or would be made."""
+    """Return the free space at a folder that may not exist yet."""
     try:
         there = next((place for place in (path, *path.parents) if place.exists()), None)
         return None if there is None else shutil.disk_usage(there).free
@@ -112,7 +112,7 @@ class PythonFacts:
 
     @classmethod
     def of_this_process(cls) -> PythonFacts:
-        """Return those of the Python that runs this."""
+        """Return the facts of this process's Python."""
         virtual = sys.prefix != sys.base_prefix
         try:
             config = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8").lower()
@@ -152,7 +152,7 @@ class Host:
     python: PythonFacts = field(default_factory=PythonFacts.of_this_process)
 
     def text(self, path: str) -> str:
-        """Return a file's text without the NUL bytes of a device tree, "" if it is not there.
+        """Return a file's text without the NUL bytes of a device tree, "" if it is missing.
 
         Args:
             path: From the root, without a leading slash.
@@ -164,7 +164,7 @@ class Host:
         return data.decode("utf-8", "replace").replace("\0", "\n").strip()
 
     def has(self, path: str) -> bool:
-        """Tell whether a file is there.
+        """Return whether a file exists.
 
         Args:
             path: From the root, without a leading slash.
@@ -175,7 +175,7 @@ class Host:
             return False
 
     def matching(self, pattern: str) -> tuple[Path, ...]:
-        """Return the paths that a pattern from the root finds, sorted."""
+        """Return the sorted paths that match a pattern from the root."""
         try:
             return tuple(sorted(self.root.glob(pattern)))
         except OSError:

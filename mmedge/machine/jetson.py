@@ -1,4 +1,4 @@
-"""A Jetson, as its files tell it: module, L4T release, JetPack, power mode.
+"""Jetson facts from its files: module, L4T release, JetPack, power mode.
 
 Releases by JetPack: https://developer.nvidia.com/embedded/jetpack-archive. What no list knows is
 told by the package `nvidia-jetpack`, or by its major version alone.
@@ -61,7 +61,7 @@ class Jetson:
 
 
 def read_jetson(host: Host) -> Jetson | None:
-    """Return what is known of a Jetson, None where the machine is none."""
+    """Return the facts of a Jetson, None on other machines."""
     compatible = host.text("proc/device-tree/compatible")
     release = host.text("etc/nv_tegra_release")
     chip = next((name for name in _CHIPS if name in compatible), "")
@@ -99,7 +99,7 @@ def _l4t(release: str) -> str:
 
 
 def _deb_l4t(host: Host) -> str:
-    """Return the release by its core package, as in a container that has no nv_tegra_release."""
+    """Return the release from its core package, for containers without nv_tegra_release."""
     return installed_deb(host, "nvidia-l4t-core").partition("-")[0]
 
 

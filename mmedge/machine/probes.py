@@ -1,4 +1,4 @@
-"""Engine probe: describes one engine in its own process; started by mmedge.machine.host.
+"""Engine probe: describes one engine in a separate process, started by mmedge.machine.host.
 
 Prints one line of JSON: what the engine says of itself, or `fault`, why it does not start.
 """

@@ -22,7 +22,7 @@ from mmedge.runtimes.processor import processor_name
 
 __all__ = ["Machine", "Processor", "look_at_machine", "read_memory", "read_processor"]
 
-# What products of small numbers are computed with: names in /proc/cpuinfo -> as people know them.
+# CPU features for low-precision products: name in /proc/cpuinfo -> common name.
 _FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -39,7 +39,7 @@ _FEATURES = {
     "sve": "SVE",
     "sve2": "SVE2",
 }
-# Arm's cores tell numbers alone: include/asm/cputype.h of the Linux kernel.
+# Arm cores report numbers only: include/asm/cputype.h of the Linux kernel.
 _ARM_CORES = {
     "0xd03": "Cortex-A53",
     "0xd07": "Cortex-A57",
@@ -76,7 +76,7 @@ class Processor:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine, as `mmedge doctor` tells it.
+    """A machine, as reported by `mmedge doctor`.
 
     Attributes:
         system: Operating system and its kernel.
@@ -115,12 +115,12 @@ class Machine:
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def engine(self, name: str) -> EngineFacts:
-        """Return an engine by the name of its backend."""
+        """Return an engine by its backend's name."""
         return next(engine for engine in self.engines if engine.name == name)
 
     @property
     def hardware(self) -> Hardware:
-        """What decides which backends it can use."""
+        """Facts that decide which backends are available."""
         gpu, cuda, jetson = next(iter(self.gpus), None), self.cuda, self.jetson
         major = (cuda.serves or cuda.toolkit).partition(".")[0]
         if not major and jetson is not None and jetson.jetpack.startswith(("5.", "6.")):
@@ -137,7 +137,7 @@ class Machine:
 
 
 def look_at_machine(host: Host | None = None) -> Machine:
-    """Return what a machine has. It does not raise: what cannot be learned is left out.
+    """Return the facts of a machine, without those that cannot be read. Does not raise.
 
     Args:
         host: The machine; None is this one.
@@ -172,7 +172,7 @@ def look_at_machine(host: Host | None = None) -> Machine:
 
 
 def _asked_cuda(host: Host, jetson: Jetson | None) -> Mapping[str, object]:
-    """Ask CUDA where there may be one: its bindings are here, and so is a driver or a Jetson."""
+    """Probe CUDA if its bindings are installed, and a driver or a Jetson is present."""
     driven = host.text("proc/driver/nvidia/version") or host.run(["nvidia-smi", "-L"])
     if host.package("cuda-bindings") is None or not (driven or jetson is not None):
         return {}
@@ -257,11 +257,11 @@ def _notes(
     if not gpus and undriven_gpus(host):
         container = _is_container(host)
         yield (
-            "An NVIDIA GPU stands on the PCI bus and no driver answers. "
+            "An NVIDIA GPU is on the PCI bus without a working driver. "
             + (
                 "Start the container with --gpus all (the NVIDIA container toolkit on the host)."
                 if container
-                else "Install NVIDIA's driver, then see that nvidia-smi answers."
+                else "Install NVIDIA's driver, then check nvidia-smi."
             )
         )
     if not gpus and host.environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

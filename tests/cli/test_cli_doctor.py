@@ -156,7 +156,7 @@ def test_notes_are_shown(on: Stand, capsys: pytest.CaptureFixture[str]) -> None:
     files = {k: v for k, v in DESKTOP.files.items() if "driver" not in k}
     on(replace(DESKTOP, commands={}, files=files))
     _, out, _ = doctor(capsys)
-    assert "! An NVIDIA GPU stands on the PCI bus and no driver answers." in out
+    assert "! An NVIDIA GPU is on the PCI bus without a working driver." in out
 
 
 def test_a_bundle_that_is_none(

@@ -229,7 +229,7 @@ def test_why_not_where_the_counter_is_for_root(
     monkeypatch.setattr(Path, "read_text", refuse)
     assert energy_counter(tmp_path) is None
     told = why_not(tmp_path)
-    assert f"{file} is for root alone. Run as root, or allow it" in told
+    assert f"{file} is readable by root only. Run as root, or allow it" in told
     assert "sudo chmod a+r" in told
 
 
