@@ -1,4 +1,4 @@
-"""From images, texts, audio and vectors to tensors, equal to the reference processors."""
+"""Preprocessing of images, texts, audio and vectors, equal to the reference processors."""
 
 from mmedge.preprocess.config import (
     AudioConfig,

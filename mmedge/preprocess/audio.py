@@ -1,4 +1,4 @@
-"""From audio to log-mel spectrograms, as transformers' feature extractors make them."""
+"""Log-mel spectrograms of audio, equal to transformers' feature extractors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmedge.specs import Array, Modality
 
 __all__ = ["AudioProcessor"]
 
-_FRAMES = 4096  # windows that are transformed at once, so that memory does not grow with length
+_FRAMES = 4096  # windows transformed at once, so that memory does not grow with length
 _FLOOR = 1e-10
 
 
@@ -40,7 +40,7 @@ class AudioProcessor:
 
     @classmethod
     def open(cls, config: AudioConfig, folder: Path) -> AudioProcessor:  # noqa: ARG003
-        """Open from a bundle's folder, of which audio needs nothing."""
+        """Open from a bundle's folder, which audio does not use."""
         return cls(config)
 
     def example(self) -> tuple[Array, int]:
@@ -75,7 +75,7 @@ class AudioProcessor:
         return feed
 
     def _prepare(self, item: AudioSource, name: str) -> tuple[Array, bool]:
-        """Return the features of one item, float32, and whether the graph is to fuse windows."""
+        """Return the features of one item, float32, and whether the graph fuses windows."""
         try:
             samples = load_waveform(item, self.config.sampling_rate)
         except InputError as error:
@@ -85,7 +85,7 @@ class AudioProcessor:
         if length.truncate != "fusion":
             features = self._log_mel(_fitted(samples, length))
             return (features if log_mel.log == "whisper" else features[None]), longer
-        # The reference fuses audio that is not longer too, where it stands alone in a batch.
+        # The reference also fuses shorter audio if it is alone in a batch.
         whole = self._log_mel(samples if longer else _fitted(samples, length))
         frames = length.samples // log_mel.hop + 1
         if len(whole) <= frames:
@@ -132,7 +132,7 @@ def _fused(mel: Array, frames: int) -> Array:
         frames: Length of a window.
     """
     thirds = np.array_split(np.arange(len(mel) - frames + 1), 3)
-    # Where there are fewer than three windows, the reference takes the first again.
+    # With fewer than three windows, the reference repeats the first.
     starts = [int(third[len(third) // 2]) if len(third) else 0 for third in thirds]
     # Linear interpolation between frame centres in single precision, as torch does.
     scale, half = np.float32(len(mel) / frames), np.float32(0.5)

@@ -1,4 +1,4 @@
-"""Binary files that a caller passes, of any class that has read()."""
+"""Binary file objects of the caller: any class with read()."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BinaryFile", "seekable"]
 
 
 class BinaryFile(Protocol):
-    """An open file, a buffer, a response of a server."""
+    """An open file, a buffer, or a server's response."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Return `size` bytes at most, all by default."""
@@ -19,7 +19,7 @@ class BinaryFile(Protocol):
 
 
 def seekable(file: Any, name: str, error: type[InputError]) -> IO[bytes]:  # noqa: ANN401
-    """Return a file at its beginning; one that cannot seek is read whole.
+    """Return a file at its start; a file that cannot seek is read whole.
 
     Args:
         file: Any object with read().

@@ -1,4 +1,4 @@
-"""Configurations of the processors, frozen into the manifest at conversion."""
+"""Processor configurations, frozen into the manifest at conversion."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class ImageConfig(BaseModel):
         return self
 
     def find(self, kind: builtins.type[_Step]) -> _Step | None:
-        """Return the step of a kind, None where there is none."""
+        """Return the step of a kind, None if there is none."""
         return next((step for step in self.steps if isinstance(step, kind)), None)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Graph inputs that the processor makes."""
+        """Graph inputs made by the processor."""
         return (self.input,)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the bundle that the processor reads."""
+        """Bundle files read by the processor."""
         return ()
 
 
@@ -103,12 +103,12 @@ class TextConfig(BaseModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Graph inputs that the processor makes."""
+        """Graph inputs made by the processor."""
         return (self.input,) if self.attention_mask is None else (self.input, self.attention_mask)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the bundle that the processor reads."""
+        """Bundle files read by the processor."""
         return (self.tokenizer_file,)
 
 
@@ -163,12 +163,12 @@ class AudioConfig(BaseModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Graph inputs that the processor makes."""
+        """Graph inputs made by the processor."""
         return (self.input,) if self.is_longer is None else (self.input, self.is_longer)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the bundle that the processor reads."""
+        """Bundle files read by the processor."""
         return ()
 
 
@@ -199,12 +199,12 @@ class VectorConfig(BaseModel):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Graph inputs that the processor makes."""
+        """Graph inputs made by the processor."""
         return (self.input,)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files of the bundle that the processor reads."""
+        """Bundle files read by the processor."""
         return ()
 
 

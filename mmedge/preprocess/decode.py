@@ -1,4 +1,4 @@
-"""From whatever holds an image to an upright RGB image."""
+"""Image decoding to upright RGB."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg"}
     | {".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""Names that `image_files` takes for images; what they hold is found out by their first bytes."""
+"""Suffixes that `image_files` selects; the format is detected from the first bytes."""
 
-# Formats by the module that reads them. Not every format of Pillow is here: some run an external
-# program (EPS), and a device meets none of them. The first group is imported with Pillow itself.
+# Formats by the module that reads them. Some formats of Pillow are left out: some run an external
+# program (EPS), and devices need none of them. The first group is imported with Pillow itself.
 _COMMON = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -86,7 +86,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """What a caller says of images.
+    """Image options of the caller.
 
     Attributes:
         channels: Order in arrays: `rgb`, or `bgr` for frames of OpenCV. Files and PIL images know
@@ -153,12 +153,12 @@ def decode_image(
     if isinstance(source, Image.Image):
         if isinstance(source, ImageFile.ImageFile) and source.tile and _is_open(source.fp):
             width, height = source.size
-            if width * height > options.max_pixels:  # read anew, so that the image is left alone
+            if width * height > options.max_pixels:  # reopen: keep the caller's image
                 return read(source.fp, upright=False)
         return to_rgb(_loaded(source, name), alpha, name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not source:
-            raise ImageError(f"{name}: got no bytes. Check where they come from.")
+            raise ImageError(f"{name}: got no bytes. Check their source.")
         return read(io.BytesIO(source))
     if isinstance(source, (str, os.PathLike)):
         path = _checked_path(source)
@@ -176,7 +176,7 @@ def decode_image(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files below a folder, by their suffixes, sorted by path."""
+    """Return the image files below a folder, by suffix, sorted by path."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -203,13 +203,13 @@ def array_of(source: Any) -> Any:  # noqa: ANN401, whatever a caller passes
 
 
 def is_image_source(source: object) -> TypeGuard[ImageSource]:
-    """Say whether an object that is no array is one image, not several."""
+    """Return whether a non-array object is one image, not several."""
     kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
     return isinstance(source, kinds) or hasattr(source, "read")
 
 
 def describe_source(source: object) -> str:
-    """Return a short name of an image for messages: its path, or what kind of thing it is."""
+    """Return a short name of an image for messages: its path or type."""
     if isinstance(source, (str, os.PathLike)):
         return f"Image '{os.fspath(source)}'"
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -250,7 +250,7 @@ def _is_open(file: IO[bytes] | None) -> TypeGuard[IO[bytes]]:
 
 
 def _loaded(image: Image.Image, name: str) -> Image.Image:
-    """Read the pixels of a PIL image that was opened and not yet read."""
+    """Read the pixels of an opened PIL image."""
     try:
         image.load()
     except DAMAGED as error:
@@ -291,7 +291,7 @@ def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     reasons = []
     for image_format, (factory, accepts) in _readers():
         accepted = not accepts or _accepts(accepts, prefix)
-        if isinstance(accepted, str):  # known, but this build of Pillow cannot read it
+        if isinstance(accepted, str):  # known, but unsupported by this build of Pillow
             reasons.append(accepted)
         elif accepted:
             file.seek(0)
@@ -304,7 +304,7 @@ def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise ImageError(
         f"{name}: not an image that can be read{why}. Expected one of "
-        f"{', '.join([*_COMMON, *_FURTHER])} or a format that you registered with Pillow; open "
+        f"{', '.join([*_COMMON, *_FURTHER])} or a format registered with Pillow; open "
         "others yourself and pass the PIL image."
     )
 
@@ -317,7 +317,7 @@ def _accepts(accepts: Callable[[bytes], bool | str], prefix: bytes) -> bool | st
 
 
 def _readers() -> Iterator[tuple[str, _Reader]]:
-    """Yield Pillow's (factory, accepts) by format: ours, then those that the program registered."""
+    """Yield Pillow's (factory, accepts) by format: ours, then formats registered by the program."""
     for image_format, module in (*_COMMON.items(), *_FURTHER.items()):
         if image_format not in Image.OPEN:
             try:
@@ -333,13 +333,13 @@ def _readers() -> Iterator[tuple[str, _Reader]]:
 
 
 def _bound(image: ImageFile.ImageFile, max_pixels: int, least_side: int, name: str) -> None:
-    """Refuse an image that is too large, or set a JPEG to be decoded at a fraction of its size."""
+    """Reject an image that is too large, or decode a JPEG at a fraction of its size."""
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels ({width}x{height}).")
     if width * height <= max_pixels:
         return
-    # A progressive JPEG keeps all its coefficients in memory, whatever size comes out.
+    # A progressive JPEG keeps all its coefficients in memory at any output size.
     if isinstance(image, JpegImageFile) and "progressive" not in image.info and least_side:
         for part in (8, 4, 2):
             size = width // part, height // part
@@ -348,5 +348,5 @@ def _bound(image: ImageFile.ImageFile, max_pixels: int, least_side: int, name: s
                 return
     raise ImageError(
         f"{name}: {width}x{height} pixels, more than the {max_pixels} allowed. Raise max_pixels of "
-        "load or encode_image if you trust where it comes from, or scale it down first."
+        "load or encode_image if you trust its source, or scale it down first."
     )

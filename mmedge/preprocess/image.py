@@ -1,4 +1,4 @@
-"""From pictures to the float tensor of an image encoder, in Pillow and numpy."""
+"""Image preprocessing to float tensors, in Pillow and numpy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ImageProcessor:
 
     @classmethod
     def open(cls, config: ImageConfig, folder: Path) -> ImageProcessor:  # noqa: ARG003
-        """Open from a bundle's folder, of which an image needs nothing."""
+        """Open from a bundle's folder, which images do not use."""
         return cls(config)
 
     def example(self) -> Array:
@@ -74,7 +74,7 @@ class ImageProcessor:
         alpha: Alpha | None = None,
         max_pixels: int | None = None,
     ) -> ImageProcessor:
-        """Return a processor with other options; those that are None stay as they are."""
+        """Return a processor with other options; None keeps the current value."""
         if channels is None and alpha is None and max_pixels is None:
             return self
         known = self.options
@@ -87,7 +87,7 @@ class ImageProcessor:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """Height and width of every prepared frame, None where they follow the image."""
+        """Height and width of every prepared frame, None if they depend on the image."""
         if self._crop is not None:
             return self._crop.height, self._crop.width
         if self._resize is not None and self._resize.mode == "exact":
@@ -187,7 +187,7 @@ class ImageProcessor:
         return {self.config.input: self.normalize(np.stack(frames))}
 
     def into(self, images: Sequence[ImageSource], out: Float32Array) -> None:
-        """Prepare pictures into a buffer, such as the input of `Session.bind`.
+        """Prepare images into a buffer, such as an input of `Session.bind`.
 
         Args:
             images: As for a call, N of them.
@@ -222,7 +222,7 @@ class ImageProcessor:
 
     def _normalize_into(self, frames: Array, out: Float32Array) -> None:
         for channel in range(3):
-            # mode="clip" spares numpy a buffered bounds check; a uint8 is always in the table.
+            # mode="clip" skips a bounds check; a uint8 is always in the table.
             np.take(self._table[channel], frames[..., channel], out=out[:, channel], mode="clip")
 
 
@@ -260,7 +260,7 @@ def _resize_part(
     box: tuple[int, int, int, int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """Return `image.resize(size, resample).crop(box)`, computing only what the box shows.
+    """Return `image.resize(size, resample).crop(box)`, computing only the box.
 
     Equal to it within a step of uint8, except where a filter overshoots black or white, since
     Pillow chooses the order of its two passes by size, and where `nearest` or `box` jumps.
@@ -270,7 +270,7 @@ def _resize_part(
     source, part = [0.0] * 4, [0] * 4
     for axis, (scale, length) in enumerate(zip(scales, image.size, strict=True)):
         low, high = shown[axis] * scale, shown[axis + 2] * scale
-        reach = math.ceil(3 * max(scale, 1)) + 2  # of the widest filter, beyond the box
+        reach = math.ceil(3 * max(scale, 1)) + 2  # reach of the largest filter beyond the box
         start = max(0, math.floor(low) - reach)
         part[axis], part[axis + 2] = start, min(length, math.ceil(high) + reach)
         source[axis], source[axis + 2] = low - start, min(high, length) - start

@@ -1,4 +1,4 @@
-"""Regular expressions of a tokenizer whose search ends soon on every text.
+"""Check of a tokenizer's regular expressions for bounded search time.
 
 The engine of the tokenizers library (Oniguruma) searches by trying. What a pattern can cost is
 therefore counted before it is compiled: the ways in which it can match one text of given lengths
@@ -35,8 +35,8 @@ _ANCHORS = {"^", "$", *(rf"\{letter}" for letter in "bBAzZG")}
 class _Cost:
     ways: int = 1
     degree: int = 0
-    size: int = 1  # of what it is compiled to
-    shortest: int = 1  # characters that it matches at least
+    size: int = 1  # of the compiled pattern
+    shortest: int = 1  # minimum match length in characters
 
 
 def check_pattern(pattern: str) -> int:
@@ -112,7 +112,7 @@ class _Reader:
         if flags is not None:
             self.at = flags.end()
             if flags[1] == ")":
-                if flags.start() != 1:  # it would group what follows, alternatives included
+                if flags.start() != 1:  # it would group the rest, including alternatives
                     raise ValueError(f"flags within the pattern at character {flags.start()}")
                 return _Cost(shortest=0)
         elif look is not None:
@@ -154,7 +154,7 @@ class _Reader:
 
     def _repeated(self, cost: _Cost) -> _Cost:
         match = _REPEAT.match(self.pattern, self.at)
-        if match is None or match[0] in {"{}", "{,}", "{}?", "{,}?"}:  # these stand for themselves
+        if match is None or match[0] in {"{}", "{,}", "{}?", "{,}?"}:  # literal characters
             return cost
         self.at = match.end()
         if _REPEAT.match(self.pattern, self.at):

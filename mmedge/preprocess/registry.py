@@ -1,4 +1,4 @@
-"""Which class runs which processor configuration."""
+"""Registry of processor classes by configuration type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROCESSORS: dict[str, str] = {
 
 
 class Processor(Protocol):
-    """Turns samples of one modality into inputs of a graph. It holds no state between calls."""
+    """Stateless converter from samples of one modality to inputs of a graph."""
 
     modality: ClassVar[Modality]
 
@@ -32,11 +32,11 @@ class Processor(Protocol):
         ...
 
     def example(self) -> Any:  # noqa: ANN401
-        """Return an item that any such processor takes, to try it with."""
+        """Return an example item for any such processor."""
         ...
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Array]:
-        """Return arrays by graph input, one row for each item.
+        """Return arrays by graph input, one row per item.
 
         Raises:
             InputError: If an item cannot be used; its position is named where there are several.

@@ -1,4 +1,4 @@
-"""From any mode of Pillow and from arrays to RGB, equal to what transformers would see."""
+"""Conversion of Pillow modes and arrays to RGB, equal to transformers'."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["DAMAGED", "Channels", "array_to_rgb", "to_rgb"]
 
 Channels: TypeAlias = Literal["rgb", "bgr"]
 
-# What Pillow's readers raise on damaged files. Warning: a user may have turned warnings to errors.
+# Errors of Pillow's readers on damaged files. Warning: users may turn warnings into errors.
 DAMAGED = (
     ArithmeticError,
     AssertionError,
@@ -37,7 +37,7 @@ DAMAGED = (
 
 # Readers that give 16-bit greyscale as 32-bit integers, scaled to 65535 whatever the file's range.
 _UINT16_FORMATS = ("PPM", "PNG")
-_BAND = 1 << 20  # pixels that are blended at once: in float64, so that memory stays bounded
+_BAND = 1 << 20  # pixels blended at once in float64, to bound memory
 
 
 def to_rgb(image: Image.Image, alpha: Alpha, name: str) -> Image.Image:
@@ -84,7 +84,7 @@ def array_to_rgb(array: Array, channels: Channels, alpha: Alpha, name: str) -> I
     """
     if array.dtype != np.uint8:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ImageError(f"{name}: NaN or infinite pixels. Check what produced it.")
+            raise ImageError(f"{name}: NaN or infinite pixels. Check its source.")
         raise DTypeError(
             f"{name}: got dtype {array.dtype.name}, expected uint8. Scale the values to 0..255 and "
             "convert with array.astype('uint8'); a preprocessed float32 batch has four axes, "
@@ -134,7 +134,7 @@ def _from_int32(values: Array, name: str) -> Image.Image:
 
 def _from_float(values: Array, name: str) -> Image.Image:
     if not np.isfinite(values).all():
-        raise ImageError(f"{name}: NaN or infinite pixels. Check what produced it.")
+        raise ImageError(f"{name}: NaN or infinite pixels. Check its source.")
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 255:
         raise ImageError(

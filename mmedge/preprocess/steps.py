@@ -1,4 +1,4 @@
-"""Typed preprocessing steps, as the manifest and `io.json` hold them."""
+"""Typed preprocessing steps of the manifest and `io.json`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Deviation: TypeAlias = Annotated[float, Field(ge=1e-6, le=1e3)]
 
 
 class Step(BaseModel):
-    """One step of preprocessing; `op` says which."""
+    """One step of preprocessing, named by `op`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

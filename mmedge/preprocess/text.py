@@ -1,4 +1,4 @@
-"""From texts to the token ids of a text encoder."""
+"""Text preprocessing to token ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmedge.specs import Array, Modality
 __all__ = ["MAX_TEXT_BYTES", "TextProcessor", "check_tokens", "checked_texts"]
 
 MAX_TEXT_BYTES = 1_000_000
-"""Longer texts are refused: no caption is so long, and the tokenizer's time grows with it."""
+"""Longer texts are rejected: the tokenizer's time grows with the length."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _WHITE_SPACE = re.compile(r"\s+")
@@ -52,12 +52,12 @@ class TextProcessor:
         return cls(config, folder / config.tokenizer_file)
 
     def example(self) -> str:
-        """Return a text as long as the model reads, or of some 1024 tokens if that is less."""
+        """Return a text of the model's length, at most some 1024 tokens."""
         return "a photo of a red circle " * (1 + min(self.config.max_length, 1024) // 6)
 
     @property
     def largest_id(self) -> int:
-        """The largest token id that the tokenizer can give, or the padding's."""
+        """The largest token id of the tokenizer, or of the padding if larger."""
         return max(*self._tokenizer.vocabulary().values(), self.config.pad_id)
 
     def tokenize(self, texts: Iterable[str]) -> list[list[int]]:
@@ -81,7 +81,7 @@ class TextProcessor:
         return ids
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts that `check` returned: see tokenize and check_tokens.
+        """Return the token ids of checked texts: see tokenize and check_tokens.
 
         Raises:
             BundleError: If the tokenizer fails on one of them.
@@ -89,7 +89,7 @@ class TextProcessor:
         return self._tokenizer.encode(texts)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Array]:
-        """Lay token ids into the arrays that the graph takes.
+        """Pad token ids into the graph's input arrays.
 
         Args:
             ids: As tokenize returns them, N texts.
@@ -120,7 +120,7 @@ class TextProcessor:
         return self.pad(self.tokenize(items))
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the texts that token ids stand for, special tokens left out.
+        """Return the texts of token ids, without special tokens.
 
         Raises:
             BundleError: If the tokenizer fails on one of them.
@@ -128,7 +128,7 @@ class TextProcessor:
         return self._tokenizer.decode(ids)
 
     def check(self, text: object, position: int) -> str:
-        """Return a text as it is tokenized, canonicalized where the model wants it so.
+        """Return a text as tokenized, canonicalized if the model requires it.
 
         Raises:
             TextError: As for tokenize; `position` is named.
@@ -163,7 +163,7 @@ class TextProcessor:
 
 
 def check_tokens(tokens: Sequence[int], position: int) -> None:
-    """Check that something is left of a text.
+    """Check that a text has tokens.
 
     Raises:
         TextError: If there is no token; `position` is named.
@@ -176,7 +176,7 @@ def check_tokens(tokens: Sequence[int], position: int) -> None:
 
 
 def checked_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return texts as they are, unless they are one text or no texts at all.
+    """Return texts unchanged, rejecting a single text and other types.
 
     Raises:
         TextError: If they are a str, bytes or nothing that can be iterated.

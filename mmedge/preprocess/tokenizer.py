@@ -1,4 +1,4 @@
-"""Opening a `tokenizer.json` that nobody vouches for, with bounds on its memory and time.
+"""Opening an untrusted `tokenizer.json`, with bounds on its memory and time.
 
 The tokenizers library runs whatever the file asks for: replacements that multiply the text,
 patterns that are searched for hours, words compared piece by piece. So the file is checked before
@@ -21,8 +21,8 @@ from mmedge.preprocess.patterns import check_pattern
 __all__ = ["BoundedTokenizer", "check_tokenizer"]
 
 _MAX_FILE_BYTES = 64 << 20
-_MAX_NORMALIZED_BYTES = 16 << 20  # as many tokens at most, of some 100 bytes each
-_MIN_TEXT_BYTES = 1 << 12  # what a tokenizer must take whatever its steps add
+_MAX_NORMALIZED_BYTES = 16 << 20  # at most as many tokens, of some 100 bytes each
+_MIN_TEXT_BYTES = 1 << 12  # text that a tokenizer must accept in any case
 _MAX_STEPS = 64
 _MAX_AFFIX = 64  # characters; looked up with every piece of a word
 _MAX_PIECE = 1024  # characters; a unigram model tries all lengths, and a decoder writes them
@@ -33,7 +33,7 @@ _MAX_DECODED = 64
 _Json: TypeAlias = dict[str, Any]
 _Error: TypeAlias = Callable[[str], MmedgeError]
 
-# How many bytes a step makes of one at most, by the Unicode version that the library follows.
+# Largest growth of a step in bytes per byte, for the library's Unicode version.
 _NORMALIZERS = {
     "BertNormalizer": 12,
     "ByteLevel": 2,
@@ -99,7 +99,7 @@ class BoundedTokenizer:
                 f"{path}: adds {special} special tokens, which leaves no room for a text of "
                 f"max_length {max_length}. Convert the model again."
             )
-        # What the file says of padding and truncation is one library's habit.
+        # Padding and truncation in the file are ignored: the manifest defines them.
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
@@ -126,7 +126,7 @@ class BoundedTokenizer:
             return [encoding.ids for encoding in encodings]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each row of token ids, special tokens left out.
+        """Return the text of each row of token ids, without special tokens.
 
         Raises:
             BundleError: If the tokenizer fails on one of them.
@@ -142,7 +142,7 @@ class BoundedTokenizer:
 
 
 def check_tokenizer(data: bytes, place: object, *, error: _Error) -> int:
-    """Check that a `tokenizer.json` holds only steps whose work has a bound.
+    """Check that a `tokenizer.json` has only steps with bounded work.
 
     Args:
         data: Its content.
@@ -173,7 +173,7 @@ def _refused(reason: str) -> BundleError:
 
 @contextmanager
 def _panics(error: _Error) -> Iterator[None]:
-    """Turn what the library raises into an MmedgeError: bare Exceptions, and panics of Rust.
+    """Turn the library's bare Exceptions and Rust panics into an MmedgeError.
 
     A panic is a BaseException of a class that cannot be imported.
     """
@@ -186,7 +186,7 @@ def _panics(error: _Error) -> Iterator[None]:
 
 
 def _checked(document: Any) -> int:  # noqa: ANN401, JSON of any shape
-    """Return how many bytes become of one at most, after checking every part of a tokenizer.
+    """Check every part of a tokenizer and return its largest growth in bytes per byte.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: If a part is missing, of another type, or
@@ -217,7 +217,7 @@ def _checked(document: Any) -> int:  # noqa: ANN401, JSON of any shape
 
 
 def _steps(part: _Json | None, key: str, depth: int = 0) -> Iterator[_Json]:
-    """Yield the steps of a part, those of sequences in sequences too."""
+    """Yield the steps of a part, including nested sequences."""
     if part is None:
         return
     if part["type"] != "Sequence":
@@ -237,7 +237,7 @@ def _normalizer(step: _Json) -> int:
             shortest = check_pattern(_text(pattern["Regex"]))
         else:
             shortest = len(_text(pattern["String"]).encode())
-        # What matches nothing is replaced before every character and at the end.
+        # An empty match is replaced before every character and at the end.
         return max(1, -(-content // shortest)) if shortest else 2 * content + 1
     if kind == "Prepend":
         return 1 + len(_text(step["prepend"]).encode())
@@ -249,7 +249,7 @@ def _normalizer(step: _Json) -> int:
 
 
 def _longest_replacement(table: bytes) -> int:
-    """Return the longest text in SentencePiece's table: a trie behind its size, then the texts."""
+    """Return the longest text in SentencePiece's table: size, trie, then the texts."""
     trie_bytes = int.from_bytes(table[:4], "little")
     if len(table) < 4 or trie_bytes % 4 or trie_bytes > len(table) - 4:
         raise ValueError("a precompiled table that is cut off")
@@ -307,7 +307,7 @@ def _check_piece(piece: object) -> None:
 
 
 def _untyped(model: _Json) -> str:
-    """Return the kind of a model from before files named it, as the library finds it out."""
+    """Return the kind of a model in older files without a type, as the library infers it."""
     if "merges" in model:
         return "BPE"
     if isinstance(model["vocab"], list):

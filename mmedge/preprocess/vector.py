@@ -1,4 +1,4 @@
-"""From vectors of numbers, such as a robot's state, to normalised floats and back."""
+"""Normalisation of vectors, such as a robot's state, and its inverse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class VectorProcessor:
 
     @classmethod
     def open(cls, config: VectorConfig, folder: Path) -> VectorProcessor:  # noqa: ARG003
-        """Open from a bundle's folder, of which a vector needs nothing."""
+        """Open from a bundle's folder, which vectors do not use."""
         return cls(config)
 
     def example(self) -> Array:
@@ -57,7 +57,7 @@ class VectorProcessor:
         return {self.config.input: ((values - self._mean) / self._std).astype(np.float32)}
 
     def restore(self, values: ArrayLike) -> Float32Array:
-        """Undo the normalisation, such as of a policy's actions.
+        """Undo the normalisation, for example of a policy's actions.
 
         Args:
             values: (..., size) numbers, normalised.
@@ -92,6 +92,6 @@ class VectorProcessor:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise InputError(
-                f"{name}: NaN or infinite values in {bad.tolist()}. Check what produced them."
+                f"{name}: NaN or infinite values in {bad.tolist()}. Check their source."
             )
         return values.astype(np.float64)

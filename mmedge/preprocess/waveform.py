@@ -1,4 +1,4 @@
-"""From audio files and arrays to mono samples at one rate, in numpy."""
+"""Audio loading and resampling to mono samples, in numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AudioSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryFile | tuple[Arr
 -1..1, or int16 or int32, and Hz."""
 
 MAX_SAMPLES = 1 << 27
-"""Longer audio is refused: 46 minutes at 48 kHz."""
+"""Longer audio is rejected: 46 minutes at 48 kHz."""
 
 _RATES = (1000, 384_000)
 # A windowed sinc: zero crossings on each side, Kaiser's beta, and the pass band as a share of the
@@ -83,7 +83,7 @@ def load_waveform(source: AudioSource, rate: int) -> Array:
 
 
 def is_audio_source(source: object) -> TypeGuard[AudioSource]:
-    """Say whether an object is one piece of audio, not several."""
+    """Return whether an object is one piece of audio, not several."""
     kinds = (str, bytes, bytearray, memoryview, os.PathLike, tuple, np.ndarray)
     return isinstance(source, kinds) or hasattr(source, "read")
 
@@ -172,7 +172,7 @@ def _pcm(reader: wave.Wave_read, name: str) -> Array:
     if width == 1:  # unsigned
         samples = np.frombuffer(data, np.uint8) / 128.0 - 1
     elif width == 3:
-        # Three bytes become the upper ones of four.
+        # Three bytes become the upper three of four.
         wide = np.zeros((len(data) // 3, 4), np.uint8)
         wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
         samples = wide.view("<i4")[:, 0] / 2.0**31
@@ -185,13 +185,13 @@ def _pcm(reader: wave.Wave_read, name: str) -> Array:
 
 def _check(samples: Array, name: str) -> None:
     if not len(samples):
-        raise AudioError(f"{name}: has no samples. Check where it comes from.")
+        raise AudioError(f"{name}: has no samples. Check its source.")
     if len(samples) > MAX_SAMPLES:
         raise _too_long(len(samples), name)
     loudest = float(np.abs(samples).max())  # NaN if any is
     if not math.isfinite(loudest):
-        raise AudioError(f"{name}: NaN or infinite samples. Check what produced them.")
-    if loudest > 16:  # far beyond what clipping leaves
+        raise AudioError(f"{name}: NaN or infinite samples. Check their source.")
+    if loudest > 16:  # far beyond clipping
         raise AudioError(
             f"{name}: samples up to {loudest:g}, expected -1..1. Divide them by full scale, or "
             "pass the int16 array."
