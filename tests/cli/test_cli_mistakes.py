@@ -31,7 +31,7 @@ print(json.dumps(found))
 
 EXPECTED = {
     "output exists": "it exists. Pass --overwrite",
-    "output is no bundle": "something that is not a bundle stands there",
+    "output is no bundle": "it exists and is not a bundle",
     "wrong suffix": "its name must end in '.mmedge'",
     "no such source": "No such folder: ./nowhere",
     "source without config.json": "has no config.json",
