@@ -34,12 +34,11 @@ _PADDING: dict[object, Literal["zeros", "repeat", "repeat_zeros"]] = {
 _ALLOWED = 2e-4
 
 
-def read_audio_preprocessing(source: Source, *, is_longer: str | None = None) -> AudioConfig:
+def read_audio_preprocessing(source: Source) -> AudioConfig:
     """Freeze the feature extractor of transformers: CLAP's or Whisper's.
 
     Args:
         source: The original.
-        is_longer: Graph input of CLAP that says which audio is fused, or None.
 
     Raises:
         SourceError: If it is missing, of another kind, or asks for what mmedge does not have.
@@ -55,7 +54,6 @@ def read_audio_preprocessing(source: Source, *, is_longer: str | None = None) ->
     steps = _clap(settings) if kind == "ClapFeatureExtractor" else _whisper(settings)
     try:
         return AudioConfig(
-            is_longer=is_longer,
             sampling_rate=settings.integer("sampling_rate", 1000, 384_000),
             steps=steps,
         )

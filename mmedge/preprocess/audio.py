@@ -55,8 +55,7 @@ class AudioProcessor:
             items: N of them: paths, bytes of audio files, or (samples, rate).
 
         Returns:
-            By graph input: the spectrograms, float32, laid out as AudioConfig says, and where the
-            graph takes it, is_longer (N, 1) bool.
+            By graph input: the spectrograms, float32, laid out as AudioConfig says.
 
         Raises:
             InputError: If an item cannot be used (AudioError, ShapeError, DTypeError: see
@@ -69,28 +68,25 @@ class AudioProcessor:
             raise InputError("Audio: got none, expected at least one.")
         names = [f"audio[{position}]: " if len(items) > 1 else "" for position in range(len(items))]
         made = [self._prepare(item, name) for item, name in zip(items, names, strict=True)]
-        feed: dict[str, Array] = {self.config.input: np.stack([features for features, _ in made])}
-        if self.config.is_longer is not None:
-            feed[self.config.is_longer] = np.array([[longer] for _, longer in made])
-        return feed
+        return {self.config.input: np.stack(made)}
 
-    def _prepare(self, item: AudioSource, name: str) -> tuple[Array, bool]:
-        """Return the features of one item, float32, and whether the graph fuses windows."""
+    def _prepare(self, item: AudioSource, name: str) -> Array:
+        """Return the features of one item, float32."""
         try:
             samples = load_waveform(item, self.config.sampling_rate)
         except InputError as error:
             raise type(error)(f"{name}{error}") from error
         length, log_mel = self.config.length, self.config.log_mel
-        longer = len(samples) > length.samples
         if length.truncate != "fusion":
             features = self._log_mel(_fitted(samples, length))
-            return (features if log_mel.log == "whisper" else features[None]), longer
+            return features if log_mel.log == "whisper" else features[None]
         # The reference also fuses shorter audio if it is alone in a batch.
+        longer = len(samples) > length.samples
         whole = self._log_mel(samples if longer else _fitted(samples, length))
         frames = length.samples // log_mel.hop + 1
         if len(whole) <= frames:
-            return np.stack([whole] * 4), True
-        return _fused(whole, frames), True
+            return np.stack([whole] * 4)
+        return _fused(whole, frames)
 
     def _log_mel(self, samples: Array) -> Array:
         """Return (frames, mels) float32; whisper's (mels, frames)."""

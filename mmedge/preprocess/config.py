@@ -120,7 +120,6 @@ class AudioConfig(BaseModel):
 
     Attributes:
         input: Graph input that takes the spectrogram.
-        is_longer: Graph input (batch, 1) bool of CLAP, or None.
         sampling_rate: Hz; audio of another rate is resampled.
         steps: fit_length, then log_mel.
     """
@@ -128,7 +127,6 @@ class AudioConfig(BaseModel):
     model_config = _FROZEN
     type: Literal["audio"] = "audio"
     input: _Input = "input_features"
-    is_longer: _Input | None = None
     sampling_rate: int = Field(ge=1000, le=384_000)
     steps: tuple[AudioStep, ...]
 
@@ -164,7 +162,7 @@ class AudioConfig(BaseModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Graph inputs made by the processor."""
-        return (self.input,) if self.is_longer is None else (self.input, self.is_longer)
+        return (self.input,)
 
     @property
     def files(self) -> tuple[str, ...]:

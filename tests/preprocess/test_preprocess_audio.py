@@ -26,7 +26,6 @@ def clap_config(
 ) -> AudioConfig:
     fusion = truncation == "fusion"
     return AudioConfig(
-        is_longer="is_longer",
         sampling_rate=RATE,
         steps=(
             FitLength(samples=SECONDS * RATE, pad=pad, truncate="fusion" if fusion else "centre"),
@@ -97,7 +96,6 @@ def test_clap_equals_the_reference(
     assert got["input_features"].dtype == np.float32
     assert got["input_features"].shape == expected["input_features"].shape
     np.testing.assert_allclose(got["input_features"], expected["input_features"], atol=1e-4)
-    np.testing.assert_array_equal(got["is_longer"], expected["is_longer"])
 
 
 @pytest.mark.parametrize("length", [97_500, 144_000, 300_000])
@@ -147,7 +145,6 @@ def test_nothing_is_random_and_a_batch_equals_its_items() -> None:
     for position, item in enumerate(items):
         alone = processor([item])
         np.testing.assert_array_equal(batch["input_features"][position], alone["input_features"][0])
-        np.testing.assert_array_equal(batch["is_longer"][position], alone["is_longer"][0])
 
 
 def test_misuse_is_explained() -> None:
