@@ -18,7 +18,7 @@ MmedgeError
 │   ├── ExportError              torch -> ONNX failed
 │   ├── QuantizationError        a quantization method cannot be applied
 │   ├── EngineBuildError         ONNX -> engine failed
-│   └── ParityError              the converted model does not answer as the original does
+│   └── ParityError              the converted model's outputs differ from the original's
 ├── BackendError
 │   ├── BackendUnavailableError  the engine is not installed or refuses to start
 │   ├── PlacementError           what would run is not what was asked for
@@ -31,7 +31,7 @@ MmedgeError
     └── IndexCorruptedError
 ```
 
-A message says what happened, what was got and expected, and what to do.
+A message names the cause, the value got, the value expected, and the fix.
 """
 
 __all__ = [

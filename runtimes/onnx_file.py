@@ -85,7 +85,7 @@ class OnnxFile:
         has_fp16: Whether an input, an output or an initializer is float16.
         external_data: One entry for every tensor whose bytes lie elsewhere, or might.
         signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
-            Q/DQ with signed codes does.
+            Q/DQ with signed values does.
         paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
         has_fp8: Whether an initializer is a float of 8 bits.
         may_loop: Whether a node may be a Loop or a Scan, so that a run need not end.

@@ -106,7 +106,7 @@ class Placement:
         backend: Name in BACKENDS.
         device: The device asked for, which holds every node but those in `exceptions`.
         engine: Engine and version, e.g. "onnxruntime 1.32.0".
-        providers: Nodes by execution provider; empty where the engine does not tell.
+        providers: Nodes by execution provider; empty if the engine does not report it.
         exceptions: Nodes that run elsewhere by design (shape arithmetic on the CPU of a GPU
             session), by name, with the device that runs them.
     """
@@ -209,7 +209,7 @@ class Session(Closing, Protocol):
     """One graph, ready to run.
 
     `run` may be called from several threads at once, also while another closes the session: a call
-    that has begun ends with its answer, a later one with BackendError.
+    that has begun returns its outputs, a later one raises BackendError.
     """
 
     @property

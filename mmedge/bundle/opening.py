@@ -141,7 +141,7 @@ class Bundle:
 
         Raises:
             ManifestError: If the table is malformed, too large or too new.
-            IntegrityError: If the file is missing, lies outside the bundle, or tells of another
+            IntegrityError: If the file is missing, lies outside the bundle, or describes another
                 variant.
         """
         if variant.nodes is None:

@@ -155,7 +155,7 @@ def energy_per_call_mj(
     What a call raises is let through.
 
     Args:
-        calls: By name; each returns when its answer is in host memory.
+        calls: By name; each returns when its outputs are in host memory.
         counter: What `energy_counter` returned.
         seconds: Measured time of each contestant, at least; above 0.
         clock: Nanoseconds.

@@ -113,7 +113,7 @@ class GraphVectors(BaseModel):
         samples: Number of samples in the batch.
         inputs: Arrays to feed.
         outputs: What to expect.
-        tolerance: How far an answer may lie from it.
+        tolerance: Largest accepted difference of outputs.
     """
 
     model_config = _FROZEN
@@ -222,12 +222,12 @@ class IoDocument(BaseModel):
         made_by: mmedge and its version.
         byte_order: Of every raw file.
         graphs: One for each role and variant that was exported.
-        image: How pictures become inputs; None where nothing takes pictures.
+        image: How images become inputs; None if no role takes images.
         text: How texts become inputs; None where nothing takes texts.
         audio: How sounds become inputs, by the formulas that io.schema.json gives with each step;
             None where nothing takes sounds.
         vectors: How vectors of numbers become inputs.
-        scores: How cosines of a picture's and a text's embedding become probabilities.
+        scores: How cosines of an image's and a text's embedding become probabilities.
         files: Size and sha256 of every other file of the folder.
     """
 

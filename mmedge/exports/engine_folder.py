@@ -77,7 +77,7 @@ def export_engine_folder(
         overwrite: Whether an older export may be replaced.
 
     Returns:
-        What `io.json` says.
+        The content of `io.json`.
 
     Raises:
         IntegrityError: If a file of the bundle is missing or changed.

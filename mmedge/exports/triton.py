@@ -1,6 +1,6 @@
 """Model repository for Triton Inference Server.
 
-One model runs each role's graph. For pictures and texts there are two more: `ROLE_preprocessing`,
+One model runs each role's graph. For images and texts there are two more: `ROLE_preprocessing`,
 which runs in Triton's Python backend with mmedge itself, and an ensemble of the two, `encode_image`
 or `encode_text`, which takes the bytes of image files, raw frames or texts and gives embeddings.
 """
@@ -185,7 +185,7 @@ def _write_encoder(
 def _graph_level(model: Path, precision: Precision) -> int | None:
     """Return ONNX Runtime's optimization level for a graph: lower with float16.
 
-    It crashed on some such graphs at the full level, and answers wrongly where it fuses blocked
+    It crashed on some such graphs at the full level, and gives wrong outputs where it fuses blocked
     quantized weights into a float16 product (runtimes/ort/session.py keeps from both).
     """
     if not read_onnx_file(model).has_fp16:

@@ -109,12 +109,12 @@ class ImagePreprocessor(_Preprocessor):
                 f"Got {got} of '{IMAGE}' and '{FRAME}', expected one: the bytes of image files, or "
                 "uint8 frames (N, height, width, 3)."
             )
-        pictures: list[ImageSource] = []
+        images: list[ImageSource] = []
         if files is not None:
-            pictures += [bytes(file) for file in files.reshape(-1)]
+            images += [bytes(file) for file in files.reshape(-1)]
         if frames is not None:
-            pictures += list(frames)
-        return self._processor(pictures)
+            images += list(frames)
+        return self._processor(images)
 
 
 class TextPreprocessor(_Preprocessor):

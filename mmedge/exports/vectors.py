@@ -50,7 +50,7 @@ def write_graph_vectors(
         golden: The bundle's golden vectors.
         role_name: Name of the role.
         role: The role.
-        variant: The variant whose answers are written.
+        variant: The variant whose outputs are written.
         axes: Bounds of the dynamic axes.
     """
     inputs, outputs = golden.inputs[role_name], golden.outputs[role_name][variant.name]

@@ -22,8 +22,8 @@ class Gpu:
 
     Attributes:
         name: Such as "NVIDIA GeForce RTX 4070".
-        compute_capability: Such as "8.9", "" where nothing tells.
-        memory_bytes: Its own memory; None where it shares the machine's, or nothing tells.
+        compute_capability: Such as "8.9", "" if unknown.
+        memory_bytes: Its own memory; None if shared with the machine, or unknown.
         free_bytes: Of it, None likewise.
         integrated: Whether it shares the machine's memory.
     """
@@ -41,7 +41,7 @@ class Cuda:
 
     Attributes:
         driver: Version of the driver, such as "580.65.06"; "" where there is none.
-        serves: The newest CUDA that the driver serves, such as "13.0"; "" where nothing tells.
+        serves: The newest CUDA that the driver serves, such as "13.0"; "" if unknown.
         toolkit: Version of the CUDA toolkit under /usr/local/cuda, "" if there is none.
         bindings: Version of the Python package cuda-bindings, "" if it is not installed.
         fault: Why CUDA does not start from Python, "" if it does or was not asked.
@@ -60,7 +60,7 @@ def read_gpus(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
     Args:
         host: The machine.
         jetson: What it is, if it is one.
-        probed: CUDA's own answer, see Host.probe; empty if it was not asked.
+        probed: CUDA's description, see Host.probe; empty if not probed.
     """
     devices = probed.get("devices")
     if isinstance(devices, list) and devices:
@@ -83,7 +83,7 @@ def read_cuda(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
     Args:
         host: The machine.
         jetson: What it is, if it is one.
-        probed: CUDA's own answer, see Host.probe; empty if it was not asked.
+        probed: CUDA's description, see Host.probe; empty if not probed.
     """
     version = re.search(
         r"Kernel Module(?:\s+for\s+\S+)?\s+([\d.]+)", host.text("proc/driver/nvidia/version")

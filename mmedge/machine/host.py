@@ -1,7 +1,7 @@
 """Access to the machine's files, commands and Python packages (mockable).
 
 All that `mmedge doctor` learns goes through a Host, so that a test can describe any machine by a
-folder and a few answers. Nothing here raises: what cannot be read or run is as if it were not
+folder and a few outputs. Nothing here raises: what cannot be read or run is as if it were not
 there.
 """
 
@@ -128,13 +128,13 @@ class Host:
 
     Attributes:
         root: Where its file system begins.
-        run: Returns what a command prints, None if there is no answer.
+        run: Returns a command's output, None if it fails.
         probe: Returns what an engine, by the name of its backend, or "cuda" says of itself, or a
             document with a `fault`.
         engine_version: Returns the installed version behind a backend's name, None if none is.
         package: Returns the version of an installed distribution, None if it is not there.
         free_bytes: Returns the free space where a folder is or would be made.
-        architecture: As `uname -m` tells it.
+        architecture: As reported by `uname -m`.
         processors: Those that this process may use.
         environment: Environment variables.
         python: The Python that runs mmedge.

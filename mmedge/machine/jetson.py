@@ -47,9 +47,9 @@ class Jetson:
         model: As its device tree names it.
         family: "Orin", "Thor", ...; "" for a chip unknown here.
         compute_capability: Of its GPU, "" for a chip unknown here.
-        l4t: Release of Jetson Linux, such as "36.4.3"; "" where it does not tell.
-        jetpack: Such as "6.2", or "6.x" for a release that is not known here; "" if nothing tells.
-        power_mode: Such as "MAXN" or "30W"; "" where it does not tell.
+        l4t: Release of Jetson Linux, such as "36.4.3"; "" if unknown.
+        jetpack: Such as "6.2", or "6.x" for a release that is not known here; "" if unknown.
+        power_mode: Such as "MAXN" or "30W"; "" if unknown.
     """
 
     model: str

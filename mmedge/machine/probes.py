@@ -1,6 +1,6 @@
 """Engine probe: describes one engine in a separate process, started by mmedge.machine.host.
 
-Prints one line of JSON: what the engine says of itself, or `fault`, why it does not start.
+Prints one line of JSON: the engine's description, or `fault`, why it does not start.
 """
 
 from __future__ import annotations

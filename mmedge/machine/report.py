@@ -1,7 +1,7 @@
 """Machine report: processor, memory, GPUs, Jetson, engines, cache, energy counters.
 
 Everything is read through a Host. Engines are asked in processes of their own, so that one that
-crashes on import costs an entry and not the answer.
+crashes on import costs an entry and not the report.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Processor:
 
     Attributes:
         name: Of the processor or its cores.
-        architecture: As `uname -m` tells it.
+        architecture: As reported by `uname -m`.
         online: Processors of the machine.
         allowed: Processors that this process may use.
         features: What it computes small numbers with.

@@ -56,7 +56,7 @@ class Model(Closing):
         bundle: Where processors and files come from.
         sessions: By role name, all of the bundle's or some. They are closed with the model.
         variants: The variant that each of the sessions runs.
-        choices: Why each of the sessions runs in its backend; None where nobody chose.
+        choices: Why each of the sessions runs in its backend; None if not chosen.
         warming: What makes better sessions in the background; stopped with the model.
 
     Raises:
@@ -223,7 +223,7 @@ class Model(Closing):
             timeout_s: Seconds to wait at most; None waits as long as it takes.
 
         Returns:
-            Whether every role runs its engine; `warming` says why one does not.
+            Whether every role runs its engine; `warming` has the reason if not.
         """
         return self._warming is None or self._warming.wait(timeout_s)
 

@@ -41,7 +41,7 @@ class Classification:
         """Return the k most probable labels of every image, best first.
 
         Args:
-            k: Labels per picture, at least 1; all of them where there are fewer.
+            k: Labels per image, at least 1; all of them if there are fewer.
 
         Raises:
             InputError: If k is below 1.

@@ -283,7 +283,7 @@ class DualEncoder(Model):
         """Return the cosine similarity of every image with every text.
 
         Args:
-            images: Pictures, or their embeddings (N, D) float32 from encode_image.
+            images: Images, or their embeddings (N, D) float32 from encode_image.
             texts: Texts, or their embeddings (M, D) float32 from encode_text.
 
         Returns:
@@ -303,7 +303,7 @@ class DualEncoder(Model):
         The embeddings of the last 8 sets of labels are kept, so that asking again is quick.
 
         Args:
-            images: Pictures, or their embeddings (N, D) float32 from encode_image.
+            images: Images, or their embeddings (N, D) float32 from encode_image.
             labels: L labels, or the name of one of the bundle's label banks.
             template: The text that is encoded for a label, "{}" standing for it.
 

@@ -92,7 +92,7 @@ class ImageOptions:
         channels: Order in arrays: `rgb`, or `bgr` for frames of OpenCV. Files and PIL images know
             theirs.
         alpha: `white` composites transparent pixels onto white, `drop` ignores the alpha channel;
-            None does what the bundle says.
+            None keeps the bundle's setting.
         max_pixels: Images of more pixels are refused before they are decoded. A larger JPEG that
             is to be scaled down is decoded at 1/2, 1/4 or 1/8 of its size.
 
@@ -129,7 +129,7 @@ def decode_image(
     Args:
         source: Path; bytes of an image file; binary file object, read from its beginning; PIL
             image; uint8 array or CPU tensor (H, W, 3), (H, W, 4), (H, W) or (H, W, 1).
-        options: What the caller says of images.
+        options: Image options of the caller.
         alpha: What to do with transparent pixels where the options do not say.
         least_side: Shortest side that is enough, so that a JPEG above max_pixels may be decoded
             at a fraction of its size; 0 for none.

@@ -42,7 +42,7 @@ class ImageProcessor:
 
     Args:
         config: The bundle's frozen configuration.
-        options: What the caller says of images.
+        options: Image options of the caller.
     """
 
     modality: ClassVar[Modality] = Modality.IMAGE
@@ -168,9 +168,9 @@ class ImageProcessor:
             (N, 3, h, w) float32, C-contiguous, by the configured input.
 
         Raises:
-            InputError: If a picture cannot be used (ImageError, ShapeError, DTypeError; see
+            InputError: If an image cannot be used (ImageError, ShapeError, DTypeError; see
                 decode_image), if there is none, or, without resize and crop, if their sizes
-                differ. Where there are several, the message begins with the picture's position.
+                differ. Where there are several, the message begins with the image's position.
         """
         _check_is_sequence(items)
         if self.output_size is not None:

@@ -35,7 +35,7 @@ class ColdTask:
         backend: One of BACKENDS.
         device: As in SessionOptions.
         threads: As in SessionOptions.
-        frame: A JPEG file, for roles that take pictures.
+        frame: A JPEG file, for roles that take images.
     """
 
     bundle: Bundle

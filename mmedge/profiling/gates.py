@@ -6,7 +6,7 @@ name   = word ("." word)*         word: letters, digits, "_", "-"
 op     = "<" | "<=" | ">" | ">=" | "=="
 ```
 
-A gate says what must not be: `image_encoder.p95_ms > 20` fails where that is true. A figure that
+A gate must not hold: `image_encoder.p95_ms > 20` fails if it is true. A figure that
 does not exist, or that the sample does not support, is an error and never a pass.
 """
 

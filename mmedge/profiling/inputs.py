@@ -29,7 +29,7 @@ def frame_jpeg() -> bytes:
     """Return a synthetic 1280x720 JPEG with photo-like detail, less at high frequencies.
 
     The same bytes on every call with the same Pillow; about the size of a camera's frame, since a
-    flat or a random picture would decode much faster or slower than a real one.
+    flat or a random image would decode much faster or slower than a real one.
     """
     rng = np.random.default_rng(0)
     width, height = FRAME_SIZE

@@ -17,7 +17,7 @@ class MemoryReading:
     Attributes:
         resident_bytes: Now.
         peak_bytes: Highest since the process started.
-        anonymous_bytes: Of resident, what no file backs; None where the system does not tell.
+        anonymous_bytes: Of resident, not backed by a file; None if not reported.
         source: Where the figures were read.
     """
 

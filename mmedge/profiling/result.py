@@ -183,7 +183,7 @@ class Memory(BaseModel):
         before_load_bytes: After the imports, before the session.
         peak_bytes: Highest ever (VmHWM), loading included.
         steady_bytes: After repeated runs (VmRSS).
-        anonymous_bytes: Of steady, what no file backs; None where the system does not tell.
+        anonymous_bytes: Of steady, not backed by a file; None if not reported.
         source: Where the figures were read.
     """
 

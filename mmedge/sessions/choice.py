@@ -1,7 +1,7 @@
 """Backend choice: the fastest one for a variant on this machine, measured once and cached.
 
 Only where two or more installed backends can run a variant is there anything to measure. Each of
-them opens it and answers the golden inputs; what lies outside the variant's tolerance is out. The
+them opens it and runs the golden inputs; what lies outside the variant's tolerance is out. The
 rest run in turns for about half a second on one golden input, with the caller's own options, and
 the fastest stays open. ONNX Runtime, which the bundle was made with, keeps its place unless another
 is at least 3 % faster. The measurement runs in a process of its own, with a time limit for each

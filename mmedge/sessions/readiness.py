@@ -69,7 +69,7 @@ def judge(
     Args:
         bundle: An opened bundle.
         machine: From look_at_machine.
-        is_prepared: Tells whether the engine of a variant is in the cache of a backend, by the
+        is_prepared: Returns whether the engine of a variant is in the cache of a backend, by the
             names of backend and device; None asks the backends of this process.
     """
     places = columns(machine)

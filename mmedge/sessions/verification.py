@@ -46,7 +46,7 @@ class RoleVerification:
         variant: Variant name.
         placement: What ran where.
         samples: Number of golden inputs.
-        cosine_min: Lowest cosine of an answer with its golden answer; NaN where one is not finite.
+        cosine_min: Lowest cosine of an output with its golden output; NaN if one is not finite.
         max_abs_error: Largest difference of a value; NaN where one is not finite.
         tolerance: What the manifest allows.
         passed: Whether both figures are within tolerance.
@@ -86,7 +86,7 @@ def verify_bundle(
         precision: A precision or the exact name of a variant; None replays all that the backend
             has a layout for.
         backend: One of mmedge.runtimes.BACKENDS; None is ONNX Runtime, which computed the
-            golden answers.
+            golden outputs.
         options: Threads and memory settings.
         time_limit_s: Seconds for each variant; see mmedge.runtimes.selection.limits.time_limit.
 

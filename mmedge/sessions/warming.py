@@ -1,7 +1,7 @@
 """Background build: serving at once while an engine is built, then a hot swap.
 
 Each role begins in a backend that opens in a second; meanwhile the engine is built in a process of
-its own, opened, and shown the golden inputs. Where it answers within the variant's tolerance it
+its own, opened, and run on the golden inputs. If its outputs are within the variant's tolerance it
 takes over between two calls; where not, it is refused and the first one goes on. One role after
 another: two builds at once would take the memory of both.
 """
@@ -43,7 +43,7 @@ WarmingStage: TypeAlias = Literal[
     "waiting", "building", "checking", "ready", "refused", "failed", "stopped"
 ]
 """Where a role is: its turn has not come; its engine is being built or compared with the golden
-vectors; it answers with the engine; the engine answers wrongly; there is no engine; the model was
+vectors; the engine is in use; its outputs are out of tolerance; there is no engine; the model was
 closed before."""
 
 _log = logging.getLogger("mmedge.engines")
@@ -55,7 +55,7 @@ class WarmingState:
 
     Attributes:
         stage: See WarmingStage.
-        told: In words: the phase of the build, or why the engine does not answer.
+        told: In words: the phase of the build, or why the engine is not in use.
         done: Steps of the phase that are done.
         total: Steps of the phase; 0 where that is not known.
     """
@@ -83,10 +83,10 @@ class WarmingRole:
 
     Attributes:
         role: Its name.
-        session: What answers meanwhile, and is swapped.
+        session: The session that serves meanwhile, and is swapped.
         prepare: Makes the engine; takes a callback for progress, and an event that ends it.
         open: Opens the engine, once it is made.
-        check: Compares a session's answers with the golden ones.
+        check: Compares a session's outputs with the golden ones.
     """
 
     role: str
@@ -130,7 +130,7 @@ class WarmingUp:
             timeout_s: Seconds to wait at most; None waits as long as it takes.
 
         Returns:
-            Whether every role answers with its engine; False also where the time was up.
+            Whether every role runs its engine; False also after the timeout.
         """
         self._thread.join(timeout_s)
         return all(state.stage == "ready" for state in self._states.values())
@@ -150,7 +150,7 @@ class WarmingUp:
                 state = self._warm(each)
             except MmedgeError as error:
                 state = _STOPPED if self._stop.is_set() else WarmingState("failed", str(error))
-            except Exception as error:  # noqa: BLE001, a thread has nobody to raise to
+            except Exception as error:  # noqa: BLE001, a thread has no caller to raise to
                 _log.exception("%s: background build failed", each.role)
                 state = WarmingState("failed", f"{type(error).__name__}: {error}")
             self._tell(each.role, state)
@@ -211,7 +211,7 @@ def open_meanwhile(
     Args:
         bundle: An opened bundle.
         variants: What to run, by role name; each engine is made of the same variant.
-        backend_name: What answers meanwhile. It runs on the device of `options` where it has that,
+        backend_name: Serving backend. It runs on the device of `options` where it has that,
             and else on the CPU: this is what the caller asks for by naming it.
         options: How the engines will be run.
 
@@ -244,7 +244,7 @@ def warm_up(
     Args:
         bundle: An opened bundle.
         variants: What they run, by role name.
-        sessions: What answers meanwhile, of `open_meanwhile`.
+        sessions: The sessions that serve meanwhile, of `open_meanwhile`.
         backend_name: Whose engines.
         options: How they will be run.
         report: Told of every change, from the background thread.

@@ -248,7 +248,7 @@ class Device:
         """Return the out-of-memory error, with the memory needed and free.
 
         Args:
-            size_bytes: What was needed, 0 where nobody knows.
+            size_bytes: Size needed, 0 if unknown.
             what: What it was for.
             told: What CUDA or TensorRT said.
         """

@@ -174,7 +174,7 @@ class EngineLayer:
     def precision(self) -> str:
         """Compute dtype: quantized values if it reads any, else its first other output dtype.
 
-        A layer that only makes codes, from floats, computes in floats. "" if it touches no tensor.
+        A layer that only quantizes computes in floats. "" if it touches no tensor.
         """
         read = (*self.constants, *self.inputs)
         for code in CODES:

@@ -1,7 +1,7 @@
 """Engine cache: engines are keyed by everything they depend on, and built once.
 
-A plan is loaded only if it hashes to what its record says and the record is of the very key that
-was asked for. TensorRT runs what a plan says, so the folder must be writable by its owner alone; it
+A plan is loaded only if its hash matches its record and the record belongs to the key that
+was asked for. A plan can run code in TensorRT, so the folder must be writable by its owner only; it
 is made so, and refused otherwise.
 """
 
@@ -126,7 +126,7 @@ class EngineCache:
         """Return the engine of a key with its checked plan.
 
         Raises:
-            EngineMismatchError: If there is none, or it is damaged; the message says why.
+            EngineMismatchError: If there is none, or it is damaged; the message has the reason.
             StorageError: If others may write the folder, or it cannot be read.
         """
         found = self._load(key)
@@ -238,7 +238,7 @@ class EngineCache:
 
         Args:
             rule: Which; None removes what is damaged or left behind.
-            dry_run: Only tell what would go.
+            dry_run: Only report what would be removed.
 
         Raises:
             StorageError: If the folder cannot be written, or others may write it.
@@ -260,7 +260,7 @@ class EngineCache:
         Args:
             backend: By its name in BACKENDS.
             version: Of its library.
-            gpu: Whatever tells GPUs apart: name, compute capability, driver.
+            gpu: Identity of the GPU: name, compute capability, driver.
         """
         return self._side_file(SIDE_FOLDERS[1], backend, version, gpu)
 

@@ -59,7 +59,7 @@ def race(
     What a call raises is let through.
 
     Args:
-        calls: By name; each returns when its answer is in host memory.
+        calls: By name; each returns when its outputs are in host memory.
         rounds: How many, at most; at least 1.
         seconds: No further round begins after so long, once there were 3; None for no limit.
         seed: Of the order within the rounds and of the bootstrap.

@@ -69,7 +69,7 @@ class DeviceEngine:
         plan: The serialized engine.
         device: Where it is to run; the calling thread's current one.
         model: The ONNX file that it was built from: for messages, and for its weights.
-        graph: What that file says of itself; it names the axes.
+        graph: Contents of that file; it names the axes.
         options: How it is to be run.
         stripped: Whether it was built without weights: they are put in from the ONNX file.
         runtime_cache: Where TensorRT-RTX keeps the kernels that it compiles; None for nowhere.

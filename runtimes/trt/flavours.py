@@ -70,7 +70,7 @@ _WAY_OUT: dict[str, str] = {
 def installed_version(flavour: str) -> str | None:
     """Return the version of an installed flavour, such as "10.3.0"; None if it is not installed.
 
-    Nothing is loaded to tell.
+    Nothing is loaded.
     """
     module = _installed_module(flavour)
     if module is None:

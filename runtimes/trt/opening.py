@@ -55,7 +55,7 @@ class NeededEngine:
         library: The TensorRT that runs it.
         device: Where it runs.
         model: The ONNX file.
-        graph: What the file says of itself.
+        graph: Contents of the ONNX file.
         request: What would be built.
         key: What it is found by.
     """
@@ -73,7 +73,7 @@ def engine_request(flavour: str, graph: OnnxFile, options: SessionOptions) -> En
 
     Args:
         flavour: Of TensorRT.
-        graph: What the ONNX file says of itself.
+        graph: Contents of the ONNX file.
         options: Their `axes` bound its dynamic axes.
 
     Raises:

@@ -21,7 +21,7 @@ def put_weights(module: Any, logger: Any, engine: Any, model: Path) -> str:  # n
 
     Args:
         module: The TensorRT.
-        logger: What it says goes there.
+        logger: Logger of the library.
         engine: ICudaEngine, of which nothing runs.
         model: The very ONNX file that it was built from; external data is found beside it.
 

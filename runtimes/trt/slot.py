@@ -248,7 +248,7 @@ class ExecutionSlot:
         """Return the outputs of a finished call on the host, in the slot's memory.
 
         Raises:
-            BackendError: If TensorRT did not tell a shape, or memory runs out.
+            BackendError: If TensorRT did not report a shape, or memory runs out.
         """
         for name, growing in prepared.growing.items():
             shape, buffer = self._told(growing), self._buffers[name]

@@ -18,7 +18,7 @@ class BuildWatch:
     """Forwards the library's build progress, and stops the build on request.
 
     Args:
-        progress: Told of each phase and step; None tells nobody. It is called from the thread that
+        progress: Called on each phase and step, or None. It is called from the thread that
             builds. What it raises ends the build.
 
     Attributes:
@@ -87,7 +87,7 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
 
     Args:
         work: What to do.
-        cancel: Tells it to stop. Called where waiting is interrupted, and then it is waited for.
+        cancel: Stops it. Called when waiting is interrupted, and then it is waited for.
 
     Returns:
         What `work` returns.
