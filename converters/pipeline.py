@@ -25,14 +25,14 @@ from mmedge.converters.sources.frozen import embedding_space, freeze
 from mmedge.converters.tuning.defaults import choose_defaults, searched_default
 from mmedge.converters.tuning.joint import (
     StartedSearch,
+    add_pareto_front,
     choose_together,
     remember_backends,
     search_key,
     search_notes,
-    take_front,
 )
 from mmedge.converters.tuning.pareto import Budget
-from mmedge.converters.tuning.role import nothing_found
+from mmedge.converters.tuning.role import no_candidate_message
 from mmedge.converters.tuning.trials import TrialStore
 from mmedge.converters.variants.builder import BuiltVariant, lay_out
 from mmedge.converters.variants.describe import BuiltRole, judge
@@ -45,7 +45,7 @@ __all__ = ["convert", "convert_model"]
 
 @dataclass(frozen=True)
 class _Made:
-    """What became of the roles: their specs, graphs and defaults, and notes on the way."""
+    """Specs, graphs, defaults and notes of the converted roles."""
 
     specs: Mapping[str, RoleSpec]
     roles: Mapping[str, BuiltRole]
@@ -54,17 +54,17 @@ class _Made:
 
 
 def convert(config: ConvertConfig, progress: Progress | None = None) -> ConversionReport:
-    """Convert a model to a bundle: all of it, or nothing.
+    """Convert a model to a bundle, atomically.
 
     Args:
         config: Settings.
-        progress: Called as the work goes on, from the calling thread.
+        progress: Progress callback, run in the calling thread.
 
     Raises:
         ConversionError: If the source, the data or the model cannot be converted (SourceError,
             CalibrationError, ExportError, QuantizationError, ParityError).
         BackendError: If ONNX Runtime cannot run what was made.
-        BundleError: If the bundle cannot stand at `config.out`.
+        BundleError: If `config.out` cannot hold the bundle.
         StorageError: If the disk is full or the place cannot be written.
     """
     check_request(config)
@@ -75,12 +75,12 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
 def convert_model(
     config: ConvertConfig, described_by: Callable[[], Described], progress: Progress
 ) -> ConversionReport:
-    """Convert what a function describes to a bundle: all of it, or nothing.
+    """Convert a described model to a bundle, atomically.
 
     Args:
         config: Settings.
         described_by: Opens and describes the source; called once its place and data are checked.
-        progress: Called as the work goes on.
+        progress: Progress callback.
 
     Raises:
         ConversionError, BackendError, BundleError, StorageError: As for `convert`.
@@ -125,7 +125,7 @@ def _ignore(_: ProgressEvent) -> None:
 def _open(
     config: ConvertConfig, folder: Path, described: Described, data: Data, progress: Progress
 ) -> Job:
-    """Freeze the preprocessing and open the evaluation: what can be refused, is refused here."""
+    """Freeze the preprocessing, open the evaluation and reject invalid requests."""
     model = described.model
     progress(ProgressEvent("Check the preprocessing", 0, 1))
     source = described.source if described.source.weight_files else None
@@ -152,7 +152,7 @@ def _open(
 
 
 def _build(job: Job) -> _Made:
-    """Export every role and make the variants that were named."""
+    """Export every role and build the named variants."""
     specs: dict[str, RoleSpec] = {}
     roles: dict[str, BuiltRole] = {}
     fp32: dict[str, BuiltVariant] = {}
@@ -163,7 +163,7 @@ def _build(job: Job) -> _Made:
         notes += left_out
         roles[name] = _build_role(job, name, spec, plan, fp32)
         fp32[name] = roles[name].variants[0]
-        # The weights are freed: what is still asked of a role, it says without them.
+        # Free the weights: from here on only the description of a role is needed.
         specs[name] = replace(spec, module=None)
     judged = {
         name: replace(
@@ -198,7 +198,7 @@ def _build_role(
 
 
 def _search(job: Job, kept: ExitStack) -> _Made:
-    """Export every role and search for its precision; finished candidates outlive a kill."""
+    """Export every role and search for its precision; finished candidates survive a kill."""
     metric = job.config.metric or job.evaluation.default_metric()
     budget = Budget(metric, job.config.max_drop, job.config.objective)
     folder = job.config.out.with_name(f".{job.config.out.name}.search")
@@ -215,14 +215,14 @@ def _search(job: Job, kept: ExitStack) -> _Made:
             tried = {name: search.run(fp32, job) for name, search in started.items()}
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(
-                f"Finished candidates are kept in {folder}; the same command goes on from there."
+                f"Finished candidates are stored in {folder}; run the same command to resume."
             ) from error
-        job.stage("Choose what to keep")
-        if message := nothing_found(tried, budget):
+        job.stage("Choose the variants")
+        if message := no_candidate_message(tried, budget):
             raise ConversionError(message)
         chosen, joint = choose_together(tried, fp32, job.evaluation, budget)
         roles = {
-            name: take_front(job, fp32[name], trials, budget, chosen[name], joint)
+            name: add_pareto_front(job, fp32[name], trials, budget, chosen[name], joint)
             for name, trials in tried.items()
         }
     defaults = {

@@ -88,7 +88,7 @@ def nothing_gained() -> SearchRecord:
         candidate(
             "fp32",
             "chosen",
-            "nothing within the budget gains on it",
+            "no candidate within the budget is faster or smaller",
             drop=figure(0.0),
             size_mb=352,
             ms=104,

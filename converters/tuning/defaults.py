@@ -1,4 +1,4 @@
-"""Which variant of a bundle is loaded where none is asked for."""
+"""Default variant of each role."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from mmedge.bundle.tuning import Objective
 from mmedge.converters.config import recipes
 from mmedge.converters.report import RoleDefault
-from mmedge.converters.tuning.pareto import Budget, Trial, choose, front, within
+from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front, within
 from mmedge.converters.tuning.speed import Runner, SpeedTest
 from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
 from mmedge.converters.variants.describe import BuiltRole, files_of
@@ -22,7 +22,7 @@ _ROUNDS, _SECONDS = 12, 2.0
 
 
 def choose_defaults(job: Job, roles: Mapping[str, BuiltRole]) -> dict[str, RoleDefault]:
-    """Choose the default of every role of a bundle whose precisions were named.
+    """Choose the default of every role of a bundle with named precisions.
 
     It is the one that `config.default` names; else the fastest variant within the accuracy budget
     that gains on fp32, and where no graph is for this machine's CPU, the smallest one.
@@ -40,7 +40,7 @@ def choose_defaults(job: Job, roles: Mapping[str, BuiltRole]) -> dict[str, RoleD
 
 
 def searched_default(fp32: Trial, chosen: Trial, budget: Budget) -> RoleDefault:
-    """Describe the default that a search has chosen."""
+    """Describe the default chosen by a search."""
     return _describe(fp32, chosen, budget)
 
 
@@ -57,13 +57,13 @@ def _choose(job: Job, name: str, role: BuiltRole, budget: Budget) -> RoleDefault
     if not good:
         return _describe(fp32, min(pool, key=Trial.loss), budget)
     if fp32 in good:
-        return _describe(fp32, choose(front(good, budget), budget.objective), budget)
+        return _describe(fp32, choose(pareto_front(good, budget), budget.objective), budget)
     ranked = sorted(good, key=lambda trial: trial.cost(budget.objective))
     return _describe(fp32, choose(ranked, budget.objective), budget)
 
 
 def _named(default: str | None, role: str, variants: Sequence[BuiltVariant]) -> str | None:
-    """Return the variant that a name or precision stands for."""
+    """Return the variant with a name or precision."""
     if default is None:
         return None
     for variant in variants:
@@ -77,7 +77,7 @@ def _named(default: str | None, role: str, variants: Sequence[BuiltVariant]) -> 
 
 
 def _speed_test(role: BuiltRole) -> SpeedTest:
-    """Return what times variants on one golden sample."""
+    """Return a speed test on one golden sample."""
     return SpeedTest(
         _runner(role.variants[0]),
         {name: array[:1] if _batched(role, name) else array for name, array in role.golden.items()},

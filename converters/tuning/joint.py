@@ -1,4 +1,4 @@
-"""A search over all roles of a model: each has its own, and what is chosen has to hold together."""
+"""Joint precision search over all roles of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32
 from mmedge.converters.provenance import tool_versions
-from mmedge.converters.tuning.pareto import Budget, Trial, choose, front
+from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front
 from mmedge.converters.tuning.role import RoleSearch, describe_search
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
 from mmedge.converters.tuning.trials import TrialStore
@@ -33,12 +33,12 @@ from mmedge.runtimes.session import SessionOptions
 
 __all__ = [
     "StartedSearch",
+    "add_pareto_front",
     "choose_together",
     "placed",
     "remember_backends",
     "search_key",
     "search_notes",
-    "take_front",
 ]
 
 _FEW_SAMPLES = 100
@@ -50,10 +50,10 @@ class StartedSearch:
 
     Attributes:
         name: Of the role.
-        role: With fp32 alone.
+        role: The role with only fp32 built.
         builder: Makes its variants.
         store: Finished candidates.
-        budget: What to keep to.
+        budget: Accuracy budget.
         calibrated: Whether there is calibration data for the role.
     """
 
@@ -75,14 +75,14 @@ class StartedSearch:
         before: Mapping[str, BuiltVariant],
         stack: ExitStack,
     ) -> StartedSearch:
-        """Export a role, or take it from before, and measure fp32.
+        """Export a role, or reuse a stored one, and measure fp32.
 
         Args:
             job: The conversion.
             name: Of the role.
             spec: The role.
             store: Finished candidates.
-            budget: What to keep to.
+            budget: Accuracy budget.
             before: fp32 of the roles before it.
             stack: Closes what makes the variants.
         """
@@ -101,10 +101,10 @@ class StartedSearch:
         return cls(name, role, builder, store, budget, calibrated)
 
     def run(self, fp32: Mapping[str, BuiltRole], job: Job) -> list[Trial]:
-        """Try the candidates of this role, the other roles being in fp32.
+        """Try the candidates of this role with the other roles in fp32.
 
         Args:
-            fp32: All roles, with fp32 alone.
+            fp32: All roles with only fp32 built.
             job: The conversion.
         """
         evaluation = job.evaluation
@@ -130,7 +130,7 @@ class StartedSearch:
             speed=speed,
             store=self.store,
             calibrated=self.calibrated,
-            tell=lambda name, there: job.stage(_stage(self.name, name, there)),
+            progress=lambda name, there: job.stage(_stage(self.name, name, there)),
             paired=self.budget.objective != "size" and int8_saturates(),
         )
         return search.run(reference)
@@ -146,14 +146,14 @@ def choose_together(
     evaluation: Evaluation,
     budget: Budget,
 ) -> tuple[dict[str, Trial], Figure | None]:
-    """Choose a candidate for each role so that the model as a whole keeps to the budget.
+    """Choose a candidate for each role so that the whole model stays within the budget.
 
-    Each role was judged beside fp32; together their losses may add up.
+    Each role was evaluated with the others in fp32; combined losses may add up.
 
     Returns:
-        The choice by role, and what is lost with all of it; None for a metric of one role alone.
+        The choice by role, and the combined loss; None for a metric of a single role.
     """
-    fronts = {name: front(trials, budget) for name, trials in tried.items()}
+    fronts = {name: pareto_front(trials, budget) for name, trials in tried.items()}
     alone = {name: choose(kept, budget.objective) for name, kept in fronts.items()}
     metric = evaluation.metrics[budget.metric]
     if metric.agreement or len(tried) < 2:
@@ -162,7 +162,7 @@ def choose_together(
     combinations = [
         dict(zip(fronts, combination, strict=True)) for combination in product(*fronts.values())
     ]
-    # What each role would take alone comes first; then the cheapest.
+    # The best choice of each role comes first; then the cheapest.
     combinations.sort(
         key=lambda picks: (
             picks != alone,
@@ -178,7 +178,7 @@ def choose_together(
 
 
 def search_key(job: Job) -> dict[str, object]:
-    """Return what the candidates of a search depend on."""
+    """Return the cache key of a search's candidates."""
     data = {
         what: None if dataset is None else dataset.sha256()
         for what, dataset in (
@@ -200,7 +200,7 @@ def search_key(job: Job) -> dict[str, object]:
     }
 
 
-def take_front(
+def add_pareto_front(
     job: Job,
     role: BuiltRole,
     trials: Sequence[Trial],
@@ -212,9 +212,9 @@ def take_front(
 
     Args:
         job: The conversion.
-        role: The role, with fp32 alone.
+        role: The role with only fp32 built.
         trials: Its candidates.
-        budget: What they were to keep to.
+        budget: Accuracy budget.
         chosen: What is loaded.
         joint: What all roles together lose, or None.
     """
@@ -235,7 +235,7 @@ def take_front(
 
 
 def placed(built: BuiltVariant, folder: Path) -> BuiltVariant:
-    """Put a variant's files into the folder of its role in a bundle.
+    """Link or copy a variant's files into its role's folder in a bundle.
 
     They stay where they are too, as links where the file system has them, so that a search whose
     bundle is killed at the last moment need not make them again.
@@ -267,13 +267,13 @@ def _link(path: Path, place: Path) -> None:
 
 
 def remember_backends(manifest: Manifest) -> None:
-    """Let `load` on this machine take the backend that the search measured to be fastest.
+    """Record the measured fastest backend for `load` on this machine.
 
     Args:
         manifest: Of the finished bundle.
     """
     if len(installed_backends()) < 2:
-        return  # there is nothing to choose from, here or at load
+        return  # only one backend to choose from
     for role in manifest.roles.values():
         for candidate in () if role.search is None else role.search.candidates:
             held = next((v for v in role.variants if v.name == candidate.variant), None)
@@ -292,18 +292,18 @@ def remember_backends(manifest: Manifest) -> None:
 
 
 def search_notes(budget: Budget, roles: Mapping[str, BuiltRole]) -> list[str]:
-    """Return what a user should know of a search."""
+    """Return notes on a search."""
     notes = []
     for name, role in roles.items():
         record = role.search
         if record is None:
             continue
         if role.default == "fp32":
-            notes.append(f"{name} stays in fp32: nothing within the budget gains on it.")
+            notes.append(f"{name} stays in fp32: no candidate in the budget is faster or smaller.")
         if record.samples < _FEW_SAMPLES:
             notes.append(
                 f"{name}: fidelity was measured on {record.samples} samples; a budget of "
-                f"{budget.max_drop:g} wants {_FEW_SAMPLES} or more, better hundreds."
+                f"{budget.max_drop:g} needs {_FEW_SAMPLES} or more, better hundreds."
             )
         if record.data.startswith("synthetic"):
             notes.append(

@@ -1,4 +1,4 @@
-"""Which candidates of a search are kept, and why: decided from what was measured, nothing else."""
+"""Pareto selection of search candidates from their measurements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = [
     "Judgement",
     "Trial",
     "choose",
-    "front",
+    "format_drop",
     "gains",
-    "in_words",
     "judge_trials",
+    "pareto_front",
     "within",
 ]
 
-# What is not this much faster or smaller than fp32 is not worth its loss.
+# Minimum gain in speed or size over fp32.
 _GAIN = 0.97
 # Costs nearer than this are equal: the one of higher fidelity is chosen.
 _TIE = 0.03
@@ -31,11 +31,11 @@ _TIE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a search is to keep to.
+    """Accuracy budget of a search.
 
     Attributes:
         metric: A name of the evaluation's metrics.
-        max_drop: How much of it may be lost to fp32.
+        max_drop: Largest allowed drop from fp32.
         objective: What is to be made small.
     """
 
@@ -44,13 +44,13 @@ class Budget:
     objective: Objective
 
     def holds(self, drop: Figure) -> bool:
-        """Tell whether a loss keeps to the budget."""
+        """Return whether a loss is within the budget."""
         return drop.value <= self.max_drop + 1e-12
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate, and what was measured of it.
+    """A candidate and its measurements.
 
     Attributes:
         recipe: How it is made.
@@ -84,11 +84,11 @@ class Trial:
         return 1.0 if known is None else known
 
     def loss(self) -> tuple[float, float]:
-        """Return what fidelity is compared by: the drop, and between equals the cosine."""
+        """Return the sort key of fidelity: the drop, then the cosine."""
         return (0.0 if self.drop is None else max(self.drop.value, 0.0), 1.0 - self.cosine_mean)
 
     def cost(self, objective: Objective) -> float:
-        """Return what is to be made small; infinite where it was not measured."""
+        """Return the objective to minimise; infinite where it was not measured."""
         if objective == "size":
             return float("inf") if self.size_bytes is None else float(self.size_bytes)
         if self.speed is None:
@@ -101,26 +101,26 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What becomes of a candidate, and why."""
+    """Decision on a candidate, with the reason."""
 
     verdict: Verdict
     reason: str
 
 
 def within(trial: Trial, budget: Budget) -> bool:
-    """Tell whether a candidate was made and keeps to the budget."""
+    """Return whether a candidate was built and is within the budget."""
     return trial.drop is not None and budget.holds(trial.drop)
 
 
-def front(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
-    """Return the candidates within the budget that no other beats in both fidelity and cost.
+def pareto_front(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
+    """Return the Pareto front of fidelity and cost within the budget.
 
     Args:
         trials: fp32 first.
-        budget: What to keep to.
+        budget: Accuracy budget.
 
     Returns:
-        Cheapest first; fp32 is always among them, last unless something loses nothing.
+        Cheapest first; always includes fp32, last unless a candidate is lossless.
     """
     fp32, *others = trials
     pool = [fp32, *(t for t in others if within(t, budget) and gains(t, fp32))]
@@ -133,7 +133,7 @@ def front(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
 
 
 def choose(kept: Sequence[Trial], objective: Objective) -> Trial:
-    """Return the cheapest of a front; of those about as cheap, the one that loses least."""
+    """Return the cheapest candidate; the most accurate of those about as cheap."""
     least = kept[0].cost(objective)
     alike = [trial for trial in kept if trial.cost(objective) <= least * (1 + _TIE)]
     return min(alike, key=Trial.loss)
@@ -142,25 +142,25 @@ def choose(kept: Sequence[Trial], objective: Objective) -> Trial:
 def judge_trials(
     trials: Sequence[Trial], budget: Budget, chosen: Trial | None = None
 ) -> list[Judgement]:
-    """Say of every candidate what becomes of it.
+    """Return the decision on every candidate.
 
     Args:
         trials: fp32 first, in the order in which they were tried.
-        budget: What to keep to.
-        chosen: Of the front; None takes the best of it.
+        budget: Accuracy budget.
+        chosen: On the Pareto front; None takes the best of it.
 
     Raises:
-        ConversionError: If `chosen` is not of the front.
+        ConversionError: If `chosen` is not on the Pareto front.
     """
-    kept = front(trials, budget)
+    kept = pareto_front(trials, budget)
     chosen = chosen or choose(kept, budget.objective)
     if chosen not in kept:
-        raise ConversionError(f"{chosen.name} was chosen, but is not of the front.")
+        raise ConversionError(f"{chosen.name} was chosen, but is not on the Pareto front.")
     return [_judge(trial, trials[0], kept, chosen, budget) for trial in trials]
 
 
-def in_words(drop: Figure) -> str:
-    """Return a loss with four decimals, or as many as tell it from none."""
+def format_drop(drop: Figure) -> str:
+    """Return a loss with four decimals, or enough to show that it is not zero."""
     return f"{drop.value:.4f}" if abs(drop.value) >= 5e-5 else f"{drop.value:.1e}"
 
 
@@ -169,7 +169,7 @@ def _judge(
 ) -> Judgement:
     if trial is chosen:
         if trial is fp32 and chosen is choose(kept, budget.objective):
-            return Judgement("chosen", "nothing within the budget gains on it")
+            return Judgement("chosen", "no candidate within the budget is faster or smaller")
         if trial is fp32:
             return Judgement("chosen", "what gains on it is not within the budget with other roles")
         return Judgement("chosen", f"within the budget, {_gain(trial, fp32, budget.objective)}")
@@ -179,16 +179,16 @@ def _judge(
         if trial.cost(budget.objective) < chosen.cost(budget.objective):
             if chosen is choose(kept, budget.objective):
                 return Judgement("front", f"{chosen.name} costs about as much and loses less")
-            return Judgement("front", "alone within the budget, not with the other roles' choice")
+            return Judgement("front", "within the budget alone, not with the other roles' choice")
         return Judgement("front", f"within the budget, nearer to fp32 than {chosen.name}")
-    return Judgement("dropped", _why_dropped(trial, fp32, kept, budget))
+    return Judgement("dropped", _drop_reason(trial, fp32, kept, budget))
 
 
-def _why_dropped(trial: Trial, fp32: Trial, kept: Sequence[Trial], budget: Budget) -> str:
+def _drop_reason(trial: Trial, fp32: Trial, kept: Sequence[Trial], budget: Budget) -> str:
     if trial.failure or trial.drop is None:
         return trial.failure or "not measured"
     if not within(trial, budget):
-        return f"loses {in_words(trial.drop)} of {budget.metric}, more than {budget.max_drop:g}"
+        return f"loses {format_drop(trial.drop)} of {budget.metric}, more than {budget.max_drop:g}"
     if not gains(trial, fp32):
         return f"no gain: {_gain(trial, fp32, 'latency')}"
     better = next(other for other in kept if _beats(other, trial, budget.objective))
@@ -197,7 +197,7 @@ def _why_dropped(trial: Trial, fp32: Trial, kept: Sequence[Trial], budget: Budge
 
 
 def gains(trial: Trial, fp32: Trial) -> bool:
-    """Tell whether a candidate is at least a few per cent faster or smaller than fp32."""
+    """Return whether a candidate is at least a few per cent faster or smaller than fp32."""
     faster = (
         trial.speed is not None
         and trial.speed.ratio.value <= _GAIN
@@ -220,7 +220,7 @@ def _gain(trial: Trial, fp32: Trial, objective: Objective) -> str:
 
 
 def _beats(other: Trial, trial: Trial, objective: Objective) -> bool:
-    """Tell whether another candidate is no worse in both and better in one."""
+    """Return whether another candidate is no worse in both and better in one."""
     if other is trial:
         return False
     theirs = (other.cost(objective), other.loss())

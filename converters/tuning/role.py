@@ -1,11 +1,11 @@
-"""The search for a precision: a ladder of candidates a role, each measured, the front kept.
+"""Precision search of one role: a ladder of measured candidates and their Pareto front.
 
 What is tried depends on what was found. First the plain methods, dynamic int8 with paired weights
 as well where the processor's int8 sums saturate, and for size as many layers at 2 bits as the
 budget bears; where the plain methods lose much, the same after equalization; where the
-cheapest lose too much, the best of these with its most sensitive layers left in float, one, two,
-four, ... of them; and where nothing else keeps to the budget, recovery by distillation. Fidelity is
-measured on held-out data, speed on this machine in turns with fp32.
+cheapest lose too much, the best of these with its most sensitive layers excluded, one, two,
+four, ... of them; and where nothing else is within the budget, distillation. Fidelity is measured
+on held-out data, speed on this machine, alternating with fp32.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mmedge.converters.tuning.pareto import (
     Budget,
     Trial,
     choose,
-    front,
+    format_drop,
     gains,
-    in_words,
     judge_trials,
+    pareto_front,
     within,
 )
 from mmedge.converters.tuning.speed import Runner, SpeedTest
@@ -35,7 +35,7 @@ from mmedge.energy.counter import energy_counter
 from mmedge.errors import BackendError, CalibrationError, ConversionError
 from mmedge.runtimes.processor import allowed_processors, processor_name
 
-__all__ = ["RoleSearch", "describe_search", "nothing_found"]
+__all__ = ["RoleSearch", "describe_search", "no_candidate_message"]
 
 # Embeddings this near to fp32's leave neighbours as they are: see docs/search.md.
 _CLOSE_COSINE = 0.999
@@ -55,7 +55,7 @@ _PLAIN: dict[Objective, tuple[str, ...]] = {
         "int4-g64-hqq",
     ),
 }
-# Below 4 bits, as long as the one before keeps to the budget.
+# Below 4 bits, as long as the previous one is within the budget.
 _SMALLER = ("int4-g128-gptq", "int4-g128-gptq-at25", "int4-g128-gptq-at20")
 _EQUALIZABLE = ("int8-dynamic", "int8-static")
 _EQUALIZED = ("int8-dynamic-equalized", "int8-static-mse-equalized-corrected")
@@ -67,16 +67,16 @@ class RoleSearch:
 
     Attributes:
         role: Its name.
-        budget: What to keep to.
+        budget: Accuracy budget.
         build: Makes a variant and runs it on everything.
-        judge: Compares a variant with fp32; the other roles are in fp32.
+        judge: Compares a variant with fp32, the other roles in fp32.
         drop: Returns what a quality loses of the budget's metric.
         speed: Times a candidate.
         store: Finished candidates.
         calibrated: Whether there is calibration data for the role.
-        tell: Called with a candidate's name when work on it begins, and whether it is there from a
-            search before.
-        paired: Whether weights with exact sums in 16 bits are worth trying: the processor's fast
+        progress: Called with a candidate's name at its start, and whether an earlier search stored
+            it.
+        paired: Whether to try weights with exact sums in 16 bits: the processor's fast
             int8 sums saturate, and time or energy is at stake.
     """
 
@@ -88,11 +88,11 @@ class RoleSearch:
     speed: SpeedTest
     store: TrialStore
     calibrated: bool
-    tell: Callable[[str, bool], None]
+    progress: Callable[[str, bool], None]
     paired: bool = False
 
     def run(self, fp32: BuiltVariant) -> list[Trial]:
-        """Try what is worth trying.
+        """Try the candidates of the ladder.
 
         Args:
             fp32: The role in fp32.
@@ -101,15 +101,15 @@ class RoleSearch:
             Every candidate in the order in which it was tried, fp32 first.
 
         Raises:
-            CalibrationError: If the data does not tell the metric.
+            CalibrationError: If the data cannot measure the metric.
         """
         trials = [self._try(FP32, fp32)]
         for recipe in self._ladder(trials):
-            trials.append(self._try(recipe))  # noqa: PERF401, the ladder looks at what is there
+            trials.append(self._try(recipe))  # noqa: PERF401, the ladder reads the list
         return trials
 
     def _ladder(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
-        """Yield what to try next; `trials` grows by each before the next is asked for."""
+        """Yield the next candidate; `trials` holds all earlier ones."""
         yield from self._paired(self._known(_PLAIN[self.budget.objective]))
         if not self.calibrated:
             return
@@ -122,16 +122,16 @@ class RoleSearch:
             yield parse_recipe("int8-static-mse-equalized-distilled")
 
     def _smaller(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
-        """Yield 4 bits, and then ever more layers at 2, until that loses too much."""
+        """Yield 4 bits, then more and more layers at 2 bits, until the loss is too large."""
         for name in _SMALLER:
             yield parse_recipe(name)
             if not within(trials[-1], self.budget):
                 return
 
     def _refined(self, trials: Sequence[Trial]) -> Iterator[Recipe]:
-        """Yield what is cheap and loses too much, more and more of its layers left in float."""
+        """Yield cheap candidates over the budget with more and more excluded layers."""
         objective = self.budget.objective
-        # What keeps to the budget already; at worst, fp32 does.
+        # Candidates within the budget; at worst, fp32.
         least = min(trial.cost(objective) for trial in trials if within(trial, self.budget))
         best = self._best(trials, _WORTH_REFINING * least)
         if best is None:
@@ -155,10 +155,10 @@ class RoleSearch:
                 yield parse_recipe(f"{recipe.variant}-paired")
 
     def _close(self, trials: Sequence[Trial]) -> bool:
-        """Tell whether something that serves the objective is near enough to fp32.
+        """Return whether a candidate that improves the objective is near enough to fp32.
 
-        A task figure may hold while the embeddings have moved, and an index would feel it. And it
-        has to be about as cheap as plain int8, which is what equalization mends: fp16 holds for
+        A task metric may hold while the embeddings have moved, which hurts an index. And it
+        has to be about as cheap as plain int8, which equalization improves: fp16 is enough for
         nearly every model, at half the size.
         """
         objective = self.budget.objective
@@ -182,7 +182,7 @@ class RoleSearch:
         return [t for t in trials[1:] if t.drop is not None and t.cost(objective) <= limit]
 
     def _best(self, trials: Sequence[Trial], limit: float) -> Trial | None:
-        """Return the candidate over the budget that loses least, below a cost, and has layers."""
+        """Return the most accurate candidate over the budget, below a cost, that has layers."""
         over = [
             trial
             for trial in trials[1:]
@@ -190,14 +190,14 @@ class RoleSearch:
             and not within(trial, self.budget)
             and trial.cost(self.budget.objective) <= limit
             and trial.name.startswith(("int8", "int4"))
-            and "-at" not in trial.name  # what is kept would have to be saved elsewhere
+            and "-at" not in trial.name  # excluded layers would have to be stored elsewhere
         ]
         return min(over, key=Trial.loss, default=None)
 
     def _try(self, recipe: Recipe, built: BuiltVariant | None = None) -> Trial:
         known = self.store.load(self.role, recipe, self.drop)
         there = known is not None and self._complete(known)
-        self.tell(recipe.variant, there)
+        self.progress(recipe.variant, there)
         if known is not None and there:
             if recipe == FP32:
                 self.speed.fp32()
@@ -211,7 +211,7 @@ class RoleSearch:
             failed = Trial(recipe, None, None, None, None, None, str(error)[:1000] or "failed")
             trial = replace(failed, duration_s=time.monotonic() - started)
             if isinstance(error, BackendError):
-                return trial  # not kept: what the engine ran out of may be there the next time
+                return trial  # not stored: the missing resource may be available the next time
         else:
             quality = self.judge(built)
             runner = Runner(
@@ -230,7 +230,7 @@ class RoleSearch:
         return trial
 
     def _complete(self, trial: Trial) -> bool:
-        """Tell whether a stored candidate has all that this search asks for."""
+        """Return whether a stored candidate has all measurements of this search."""
         needs_energy = self.budget.objective == "energy" and trial.speed is not None
         return not needs_energy or (trial.speed is not None and trial.speed.energy_mj is not None)
 
@@ -242,7 +242,7 @@ def describe_search(
 
     Args:
         trials: fp32 first.
-        budget: What was asked for.
+        budget: Accuracy budget.
         chosen: What is loaded.
         joint: What all roles together lose (a Figure), or None.
     """
@@ -277,23 +277,25 @@ def describe_search(
     )
 
 
-def nothing_found(searches: dict[str, list[Trial]], budget: Budget) -> str | None:
-    """Return the message for a search that found nothing for any role, None where it found some."""
-    if any(choose(front(t, budget), budget.objective) is not t[0] for t in searches.values()):
+def no_candidate_message(searches: dict[str, list[Trial]], budget: Budget) -> str | None:
+    """Return the message for a search without a gain for any role, None otherwise."""
+    if any(
+        choose(pareto_front(t, budget), budget.objective) is not t[0] for t in searches.values()
+    ):
         return None
-    told = "; ".join(f"{role}: {_closest(trials)}" for role, trials in searches.items())
+    closest = "; ".join(f"{role}: {_closest(trials)}" for role, trials in searches.items())
     return (
-        f"Nothing loses at most {budget.max_drop:g} of {budget.metric} and gains on fp32. The "
-        f"closest: {told}. Raise --max-drop, give more calibration data, or choose another "
-        "--objective; what was tried is kept, and the next search goes on from there."
+        f"No candidate loses at most {budget.max_drop:g} of {budget.metric} and improves on fp32. "
+        f"Closest: {closest}. Raise --max-drop, give more calibration data, or choose another "
+        "--objective; tried candidates are stored, and the next search resumes from them."
     )
 
 
 def _closest(trials: Sequence[Trial]) -> str:
-    """Return what loses least of what gains on fp32."""
+    """Return the most accurate candidate that improves on fp32."""
     fp32, *others = trials
     made = [trial for trial in others if trial.drop is not None]
     best = min((trial for trial in made if gains(trial, fp32)), key=Trial.loss, default=None)
     if best is None or best.drop is None:
         return f"none of {len(made)} gains" if made else "no candidate could be made"
-    return f"{best.name} loses {in_words(best.drop)}"
+    return f"{best.name} loses {format_drop(best.drop)}"

@@ -1,4 +1,4 @@
-"""How fast a candidate is on this machine, in turns with fp32, in every backend that takes it.
+"""Interleaved speed test of a candidate against fp32, in every backend that runs it.
 
 Timing happens in this process, as on a device. A graph that could crash its engine here has been
 through a worker first: ONNX Runtime's when the candidate was made, the others' before they are
@@ -62,15 +62,15 @@ class SpeedTest:
         rounds: int = _ROUNDS,
         seconds: float = _SECONDS,
     ) -> None:
-        """Take what all candidates are compared with.
+        """Set up the timing of fp32.
 
         Args:
             fp32: The role in fp32.
             feed: One sample, as the graph takes it.
             golden: Golden inputs, for which a backend has to agree with ONNX Runtime.
-            counter: Measures energy too, None where nobody asks for it.
+            counter: Energy counter, None to skip energy.
             worker: Where a graph runs first; None starts one each time.
-            rounds: Rounds to time at most.
+            rounds: Maximum rounds.
             seconds: Time to stop after.
         """
         self._limits = rounds, seconds
@@ -83,20 +83,20 @@ class SpeedTest:
         self._fastest_fp32: str | None = None
 
     def fp32(self) -> Speed:
-        """Time fp32 in every backend; the fastest is what candidates are compared with.
+        """Time fp32 in every backend; the fastest is the reference.
 
         Raises:
-            BackendError: If no backend answers as ONNX Runtime did.
+            BackendError: If no backend agrees with ONNX Runtime.
             ProfileError: If the energy counter cannot be read.
         """
         speed = self._time(self._fp32, None)
         if speed is None:
-            raise BackendError("Speed of fp32: no backend here answers as ONNX Runtime did.")
+            raise BackendError("Speed of fp32: no installed backend agrees with ONNX Runtime.")
         self._fastest_fp32 = speed.backend
         return speed
 
     def candidate(self, runner: Runner) -> Speed | None:
-        """Time a candidate in turns with the fastest fp32; None where no backend agrees.
+        """Time a candidate, alternating with the fastest fp32; None where no backend agrees.
 
         Raises:
             BackendError: If fp32 cannot be run.
@@ -109,7 +109,7 @@ class SpeedTest:
 
         Args:
             runner: The graph.
-            reference: The backend of fp32 that takes turns with it; None for fp32 itself.
+            reference: The backend of fp32 to alternate with; None for fp32 itself.
         """
         with ExitStack() as stack:
 
@@ -124,10 +124,10 @@ class SpeedTest:
             ours = {name: found for name, found in calls.items() if found is not None}
             fp32 = None if reference is None else call(self._fp32, reference)
             if reference is not None and fp32 is None:
-                raise BackendError(f"Speed of fp32: {reference} no longer answers as it did.")
+                raise BackendError(f"Speed of fp32: the outputs of {reference} have changed.")
             if not ours:
                 return None
-            # Ratios are to what stands first.
+            # Ratios are relative to the first entry.
             turns = ours if fp32 is None else {_FP32: fp32, **ours}
             rounds, seconds = self._limits
             raced = race(turns, rounds=rounds, seconds=seconds)
@@ -140,7 +140,7 @@ class SpeedTest:
         return _speed(fastest, raced[fastest], energy_mj, is_reference=fp32 is None)
 
     def _open(self, runner: Runner, backend_name: str) -> Session | None:
-        """Open a graph in a backend, None where it does not take it or answers otherwise."""
+        """Open a graph in a backend, None where it fails or its outputs differ."""
         layouts = backend(backend_name).layouts("cpu")
         model = next((runner.models[key] for key in layouts if key in runner.models), None)  # type: ignore[index]
         if model is None:
@@ -166,10 +166,10 @@ class SpeedTest:
         return session
 
     def _survive(self, model: Path, backend_name: str) -> None:
-        """Let a backend run a graph in a worker, once.
+        """Run a graph once in a worker with a backend.
 
         Raises:
-            BackendError: If it refuses the graph, or crashes.
+            BackendError: If it rejects the graph, or crashes.
         """
         tried = (backend_name, model)
         if backend_name == DEFAULT_BACKEND or tried in self._survived:
@@ -201,7 +201,7 @@ def _speed(
     return Speed(
         backend=backend_name,
         latency_ms=max(result.latency_p50_ms, 1e-6),
-        # fp32 was raced against nothing but itself.
+        # fp32 was timed only against itself.
         ratio=Figure(value=1.0, low=1.0, high=1.0) if is_reference else compared,
         energy_mj=energy_mj,
     )

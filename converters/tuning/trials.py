@@ -1,7 +1,7 @@
-"""Finished candidates of a search on disk, so that a killed search goes on where it was.
+"""Finished candidates of a search on disk, to resume a killed search.
 
-The folder lies beside the bundle and is removed with a search that ends well. A candidate's JSON is
-written after its files and holds their hashes: what is not as it was written is made again.
+The folder is beside the bundle and is removed after a successful search. A candidate's JSON is
+written after its files and holds their hashes: changed files are built again.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _CHOSEN = ("keep", "lowered")
 
 
 class TrialStore(AbstractContextManager["TrialStore"]):
-    """The candidates that a search has finished, by role and recipe."""
+    """Finished candidates of a search, by role and recipe."""
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
-        """Open the folder of a search, or begin one.
+        """Open or create the folder of a search.
 
         Args:
             folder: Made if it is not there; emptied if it belongs to another search.
@@ -94,20 +94,20 @@ class TrialStore(AbstractContextManager["TrialStore"]):
         write_atomic(known, key)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Remove everything if the search has ended well, and let the next one in."""
+        """Remove everything after a successful search, and release the lock."""
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
     def role_folder(self, role: str) -> Path:
-        """Return where a role's graphs go."""
+        """Return the folder of a role's graphs."""
         path = self.folder / role
         with storage_errors(path):
             path.mkdir(exist_ok=True)
         return path
 
     def save(self, role: str, trial: Trial) -> None:
-        """Keep a finished candidate."""
+        """Store a finished candidate."""
         folder = self.role_folder(role)
         document: dict[str, Any] = {
             "failure": trial.failure,
@@ -144,7 +144,7 @@ class TrialStore(AbstractContextManager["TrialStore"]):
     def load(
         self, role: str, recipe: Recipe, drop: Callable[[Quality | None], Figure]
     ) -> Trial | None:
-        """Return a finished candidate, None if there is none or a file of it is not as written.
+        """Return a finished candidate, None if it is missing or a file of it has changed.
 
         Args:
             role: Its role.
@@ -156,7 +156,7 @@ class TrialStore(AbstractContextManager["TrialStore"]):
         document = _read(place)
         if document is None:
             return None
-        # Hashed once: nobody else writes here while the lock is held.
+        # Hashed once: the lock excludes other writers.
         if place not in self._whole and not _as_written(folder, document.get("files", {})):
             return None
         self._whole.add(place)
@@ -182,7 +182,7 @@ def _sha256(document: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return a candidate's document, None if there is none or it is not as it was written."""
+    """Return a candidate's document, None if it is missing or has changed."""
     try:
         signed = read_json(path, max_bytes=_MAX_TRIAL_BYTES, error=ConversionError)
     except ConversionError:
@@ -196,7 +196,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _as_written(folder: Path, files: Mapping[str, str]) -> bool:
-    """Tell whether every file of a candidate has the hash that it was written with."""
+    """Return whether every file of a candidate has its recorded hash."""
     return all(
         (folder / name).is_file() and sha256_file(folder / name) == sha256
         for name, sha256 in files.items()
@@ -206,7 +206,7 @@ def _as_written(folder: Path, files: Mapping[str, str]) -> bool:
 def _with_layers(
     method: QuantizationConfig, layers: Mapping[str, Sequence[str]]
 ) -> QuantizationConfig:
-    """Return a method with the layers that were chosen for it."""
+    """Return a method with its chosen layers."""
     if layers["keep"]:
         method = keeping(method, tuple(layers["keep"]))
     if isinstance(method, WeightOnly):

@@ -258,7 +258,7 @@ def test_an_end_in_the_middle_keeps_finished_candidates_and_the_older_bundle(
         assert content(ends[how].out) == before
         if how is signal.SIGINT:
             assert b"left behind. What was tried is kept in " in stderr
-            assert b"the same command goes on from there." in stderr
+            assert b"run the same command to resume." in stderr
     killed = ends[signal.SIGKILL]
     done = {signal.SIGKILL: finished(killed), signal.SIGINT: finished(ends[signal.SIGINT])}
     assert all(len(names) >= 3 for names in done.values())
@@ -385,7 +385,7 @@ def run(*arguments: str | Path) -> int:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--precision", "auto,fp16"), "auto stands alone: got 'auto,fp16'"),
+        (("--precision", "auto,fp16"), "auto cannot be combined: got 'auto,fp16'"),
         (("--precision", "auto", "--max-drop", "1.5"), "--max-drop: got 1.5"),
         (("--precision", "auto", "--max-drop", "-0.1"), "--max-drop: got -0.1"),
         (("--precision", "auto", "--max-drop", "nan"), "--max-drop: got nan"),

@@ -233,7 +233,7 @@ def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
 
 def test_fp32_alone_is_told(tiny_bundle: Bundle) -> None:
     text = read(render_search(told(tiny_bundle, text_encoder=nothing_gained()), {})).text
-    assert "Chosen: fp32nothing within the budget gains on it" in text
+    assert "Chosen: fp32no candidate within the budget is faster or smaller" in text
     assert "size relative to fp32" not in text
 
 

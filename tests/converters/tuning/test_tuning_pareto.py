@@ -6,7 +6,14 @@ import pytest
 from trials_of import fp32_trial, speed, trial
 
 from mmedge.bundle.tuning import Objective
-from mmedge.converters.tuning.pareto import Budget, Trial, choose, front, judge_trials, within
+from mmedge.converters.tuning.pareto import (
+    Budget,
+    Trial,
+    choose,
+    judge_trials,
+    pareto_front,
+    within,
+)
 from mmedge.errors import ConversionError
 
 BUDGET = Budget("recall@1", 0.01, "latency")
@@ -15,7 +22,7 @@ ENERGY = Budget("recall@1", 0.01, "energy")
 
 
 def names(trials: list[Trial], budget: Budget = BUDGET) -> list[str]:
-    return [one.name for one in front(trials, budget)]
+    return [one.name for one in pareto_front(trials, budget)]
 
 
 def verdicts(trials: list[Trial], budget: Budget = BUDGET) -> dict[str, tuple[str, str]]:
@@ -25,7 +32,7 @@ def verdicts(trials: list[Trial], budget: Budget = BUDGET) -> dict[str, tuple[st
 
 def test_fp32_alone_is_chosen() -> None:
     assert verdicts([fp32_trial()]) == {
-        "fp32": ("chosen", "nothing within the budget gains on it"),
+        "fp32": ("chosen", "no candidate within the budget is faster or smaller"),
     }
 
 
@@ -97,7 +104,7 @@ def test_of_costs_about_equal_the_nearer_to_fp32_is_chosen() -> None:
         trial("int8-dynamic", 0.002, 0.405),
         trial("fp16", 0.001, 0.45),
     ]
-    kept = front(trials, BUDGET)
+    kept = pareto_front(trials, BUDGET)
     assert choose(kept, "latency").name == "int8-dynamic"
     told = verdicts(trials)
     assert told["int8-static"] == ("front", "int8-dynamic costs about as much and loses less")
@@ -127,9 +134,9 @@ def test_exact_equals_are_both_kept_and_one_is_chosen() -> None:
 
 def test_what_was_not_timed_cannot_be_chosen_for_latency() -> None:
     trials = [fp32_trial(), trial("bf16", 0.0001, None, 500)]
-    assert choose(front(trials, BUDGET), "latency").name == "fp32"
+    assert choose(pareto_front(trials, BUDGET), "latency").name == "fp32"
     assert verdicts(trials)["bf16"][0] == "dropped"
-    assert choose(front(trials, SIZE), "size").name == "bf16"
+    assert choose(pareto_front(trials, SIZE), "size").name == "bf16"
 
 
 def test_energy_chooses_by_energy() -> None:
@@ -146,14 +153,14 @@ def test_energy_chooses_by_energy() -> None:
 
 def test_energy_that_was_not_measured_gains_nothing() -> None:
     trials = [fp32_trial(), trial("int8-dynamic", 0.001, 0.4)]
-    assert choose(front(trials, ENERGY), "energy").name == "fp32"
+    assert choose(pareto_front(trials, ENERGY), "energy").name == "fp32"
 
 
 def test_what_holds_beside_the_other_roles_may_not_be_the_best_alone() -> None:
     trials = [fp32_trial(), trial("fp16", 0.001, 0.8), trial("int8-dynamic", 0.005, 0.4)]
     judged = judge_trials(trials, BUDGET, trials[1])
     assert [one.verdict for one in judged] == ["front", "chosen", "front"]
-    assert judged[2].reason == "alone within the budget, not with the other roles' choice"
+    assert judged[2].reason == "within the budget alone, not with the other roles' choice"
     judged = judge_trials(trials, BUDGET, trials[0])
     assert judged[0].verdict == "chosen"
     assert "other roles" in judged[0].reason
@@ -161,7 +168,9 @@ def test_what_holds_beside_the_other_roles_may_not_be_the_best_alone() -> None:
 
 def test_a_choice_that_is_not_of_the_front_is_refused() -> None:
     trials = [fp32_trial(), trial("int8-dynamic", 0.5, 0.4)]
-    with pytest.raises(ConversionError, match="int8-dynamic was chosen, but is not of the front"):
+    with pytest.raises(
+        ConversionError, match="int8-dynamic was chosen, but is not on the Pareto front"
+    ):
         judge_trials(trials, BUDGET, trials[1])
 
 

@@ -15,8 +15,8 @@ from mmedge.bundle.tuning import Speed
 from mmedge.converters.evaluation.base import drop
 from mmedge.converters.evaluation.embedding import METRICS
 from mmedge.converters.methods.recipes import Recipe
-from mmedge.converters.tuning.pareto import Budget, Trial, choose, front
-from mmedge.converters.tuning.role import RoleSearch, describe_search, nothing_found
+from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front
+from mmedge.converters.tuning.role import RoleSearch, describe_search, no_candidate_message
 from mmedge.converters.tuning.speed import Runner, SpeedTest
 from mmedge.converters.tuning.trials import TrialStore
 from mmedge.converters.variants.builder import BuiltVariant
@@ -52,7 +52,7 @@ class Workshop:
         self.there: list[str] = []
         self.energy_mj: float | None = None
 
-    def tell(self, name: str, there: bool) -> None:
+    def progress(self, name: str, there: bool) -> None:
         self.told.append(name)
         self.there += [name] * there
 
@@ -108,7 +108,7 @@ def run(
         speed=cast("SpeedTest", shop),
         store=store,
         calibrated=calibrated,
-        tell=shop.tell,
+        progress=shop.progress,
         paired=paired,
     )
     return search.run(built("fp32", shop.folder))
@@ -233,7 +233,7 @@ def test_what_cannot_be_made_is_told_and_the_search_goes_on(
     assert (failed.built, failed.drop, failed.speed) == (None, None, None)
     assert failed.failure == str(error)
     assert [one.name for one in trials[1:]] == PLAIN
-    record = describe_search(trials, BUDGET, choose(front(trials, BUDGET), "latency"))
+    record = describe_search(trials, BUDGET, choose(pareto_front(trials, BUDGET), "latency"))
     told = next(one for one in record.candidates if one.variant == "int8-static")
     assert (told.verdict, told.reason) == ("dropped", str(error))
 
@@ -300,22 +300,24 @@ def test_a_candidate_without_energy_is_made_again_where_energy_counts(tmp_path: 
 def test_nothing_found_names_the_closest_of_each_role() -> None:
     lossy = [fp32_trial(), trial("int8-static", 0.3, 0.4), trial("int8-dynamic", 0.02, 0.5)]
     failed = [fp32_trial(), trial("bf16", None, failure="no kernel")]
-    message = nothing_found({"image_encoder": lossy, "text_encoder": failed}, BUDGET)
+    message = no_candidate_message({"image_encoder": lossy, "text_encoder": failed}, BUDGET)
     assert message is not None
     assert "image_encoder: int8-dynamic loses 0.0200" in message
     assert "int8-static" not in message
     assert "--max-drop" in message
     assert "\n" not in message
     larger = [fp32_trial(), trial("fp16", 0.0, 1.2, size_bytes=4_000_000)]
-    message = nothing_found({"image_encoder": lossy, "text_encoder": larger}, BUDGET)
+    message = no_candidate_message({"image_encoder": lossy, "text_encoder": larger}, BUDGET)
     assert "text_encoder: none of 1 gains" in str(message)
-    assert "no candidate could be made" in str(nothing_found({"text_encoder": failed}, BUDGET))
+    assert "no candidate could be made" in str(
+        no_candidate_message({"text_encoder": failed}, BUDGET)
+    )
 
 
 def test_one_role_that_gains_is_enough() -> None:
     good = [fp32_trial(), trial("int8-dynamic", 0.001, 0.4)]
     searches = {"image_encoder": good, "text_encoder": [fp32_trial()]}
-    assert nothing_found(searches, BUDGET) is None
+    assert no_candidate_message(searches, BUDGET) is None
 
 
 def test_the_record_says_what_was_asked_and_measured() -> None:
