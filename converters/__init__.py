@@ -39,7 +39,7 @@ disable_telemetry()  # before transformers and huggingface_hub are imported
 
 
 def __getattr__(name: str) -> object:
-    """Import public names when they are asked for: workers that run graphs need no torch."""
+    """Import public names lazily: workers that run graphs need no torch."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What is asked of a conversion, and what it answers."""
+"""Conversion settings."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ _SETS: dict[tuple[str, str], tuple[str, ...]] = {
     ("tensorrt", "fp8"): ("fp8-half",),
     ("tensorrt", "int4"): ("int4-blocked-half",),
 }
-"""What a short name stands for, by target; int8-static only where there is calibration data."""
+"""Precisions of each short name, by target; int8-static only with calibration data."""
 AUTO = "auto"
-"""The precision that is searched for."""
+"""The precision that starts a search."""
 TARGETS = ("cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and to what.
+    """Settings of a conversion.
 
     Attributes:
         source: A folder, or a hub id.
         out: The bundle to write; its name ends in ".mmedge".
         precisions: Names of recipes (see recipes.py), "int8" for int8-dynamic and, with calibration
-            data, int8-static. "ROLE:NAME" is for one role, which then has nothing but its own; a
-            name alone is for all other roles. Or "auto" alone, to search.
+            data, int8-static. "ROLE:NAME" is for one role, and replaces the general list; a
+            name alone applies to all other roles. "auto" alone searches.
         revision: Branch, tag or commit of a hub repository.
-        merge_adapter: Merge the LoRA adapter that lies beside the weights.
-        calibration: Pictures (and captions) to choose ranges from.
-        evaluate: Pictures with captions or labels to measure quality on; never the calibration
+        merge_adapter: Merge the LoRA adapter beside the weights.
+        calibration: Images (and captions) for calibration.
+        evaluate: Images with captions or labels for evaluation; never the calibration
             data. None measures on synthetic samples.
         targets: What the graphs are made for: "cpu", "tensorrt" for engines, or both.
-        default: Variant or precision that `load` takes where none is asked for; None takes the
+        default: Variant or precision that `load` uses by default; None chooses the
             fastest within the accuracy budget.
         template: How a label becomes a text for zero-shot accuracy, "{}" standing for the label.
-        overwrite: Replace the bundle that stands at `out`.
-        skip_bad: Leave unreadable pictures out instead of stopping.
-        seed: Of everything that is drawn.
-        explain: Measure what quantizing each layer alone does to the embedding.
-        max_drop: For "auto": how much of the metric may be lost.
+        overwrite: Overwrite an existing bundle.
+        skip_bad: Skip unreadable images instead of stopping.
+        seed: Random seed.
+        explain: Measure the sensitivity of each layer.
+        max_drop: For "auto": largest allowed drop of the metric.
         metric: For "auto": a name in evaluation.metrics.METRICS; None takes recall@1 where the
             evaluation data has captions, zero-shot where it has labels, and else cosine-p1.
         objective: For "auto": what is to be made small.
@@ -101,7 +101,7 @@ class ConvertConfig:
             if recipe.needs_calibration and self.calibration is None:
                 raise ConversionError(
                     f"{recipe.variant} needs calibration data. Pass --calibration FOLDER with "
-                    "pictures like those that the device will see (and captions.jsonl for the text "
+                    "images like those seen on the device (and captions.jsonl for the text "
                     "encoder)."
                 )
         if self.explain and self.calibration is None:
@@ -116,11 +116,11 @@ class ConvertConfig:
 
     @property
     def searches(self) -> bool:
-        """Whether the precision is to be searched for."""
+        """Whether the precision is searched for."""
         return any(precision.rpartition(":")[2] == AUTO for precision in self.precisions)
 
     def of_role(self, role: str) -> tuple[str, ...]:
-        """Return the precisions of a role: its own, else those that are for all.
+        """Return the precisions of a role: its own, else the general ones.
 
         Raises:
             ConversionError: If there are none.
@@ -137,7 +137,7 @@ class ConvertConfig:
         return found
 
     def require_roles(self, roles: Iterable[str]) -> None:
-        """Check that the precisions name roles that the model has.
+        """Check that the precisions name existing roles.
 
         Raises:
             ConversionError: If they name another, or a role has no precision.
@@ -164,8 +164,8 @@ class ConvertConfig:
     def _check_search(self) -> None:
         if self.precisions != (AUTO,):
             raise ConversionError(
-                f"Precision auto stands alone: got '{','.join(self.precisions)}'. The search tries "
-                "the others by itself, for every role."
+                f"Precision auto cannot be combined: got '{','.join(self.precisions)}'. The search "
+                "tries all precisions, for every role."
             )
         if self.targets != ("cpu",):
             raise ConversionError(
@@ -200,7 +200,7 @@ def _require_default(default: str, named: Sequence[Recipe]) -> None:
 
 
 def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:
-    """Refuse options that say what a search is to keep to where nothing is searched for.
+    """Reject search options without a search.
 
     Args:
         options: Those that were given.
@@ -217,12 +217,12 @@ def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:
 
 
 def short_names(targets: Iterable[str]) -> frozenset[str]:
-    """Return the precisions that stand for others where graphs are made for some targets."""
+    """Return the short names, by target."""
     return frozenset({AUTO, *(name for known, name in _SETS if known in set(targets))})
 
 
 def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...]:
-    """Return the recipes that a configuration names, highest first; none where it searches.
+    """Return the named recipes, highest precision first; none for a search.
 
     Args:
         config: The configuration.

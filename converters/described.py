@@ -35,7 +35,7 @@ class Described:
 
 
 def describe(config: ConvertConfig, progress: Progress) -> Described:
-    """Open the source, load its weights, and let its family describe them.
+    """Open the source, load its weights and describe the model.
 
     Raises:
         SourceError: If it cannot be read, or no family knows it.

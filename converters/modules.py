@@ -58,7 +58,7 @@ def convert_module(  # noqa: PLR0913, what a graph is made from
         compare: How outputs are compared, by name; None compares all by values.
         processors: Preprocessing by name, for inputs fed by one.
         state: What calls hand to each other.
-        progress: Called as the work goes on.
+        progress: Progress callback.
 
     Raises:
         ConversionError, BackendError, BundleError, StorageError: As for `convert`.
@@ -100,7 +100,7 @@ def convert_head(
         taps: The encoder's modality and space, and D, by input of the head.
         output: Spec of the scores.
         labels: Names of the classes along the scores' last axis.
-        progress: Called as the work goes on.
+        progress: Progress callback.
 
     Raises:
         ConversionError, BackendError, BundleError, StorageError: As for `convert`.

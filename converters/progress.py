@@ -11,7 +11,7 @@ __all__ = ["Progress", "ProgressEvent"]
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """Where a conversion stands.
+    """Progress event of a conversion.
 
     Attributes:
         stage: What is being done ("Export image_encoder").

@@ -1,4 +1,4 @@
-"""Where a bundle came from: tools, command and time, with no path of this machine in it."""
+"""Provenance of a bundle: tools, command and time, without local paths."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def tool_versions() -> dict[str, str]:
     """Return the versions of Python and of the tools that a conversion runs on."""
     versions = {"python": platform.python_version()}
     for tool in _TOOLS:
-        with suppress(metadata.PackageNotFoundError):  # onnxruntime-gpu goes by another name
+        with suppress(metadata.PackageNotFoundError):  # onnxruntime-gpu has another name
             versions[tool] = metadata.version(tool)
     return versions
 
 
 def _command(source: Source, config: ConvertConfig) -> str:
-    """Return the command that makes this bundle again; files by their names alone."""
+    """Return the command that rebuilds this bundle, with file names instead of paths."""
     words = ["mmedge", "convert", source.name]
     if source.revision is not None:
         words += ["--revision", source.revision]

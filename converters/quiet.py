@@ -1,4 +1,4 @@
-"""Silence for the libraries that talk while a model is converted."""
+"""Log levels of third-party libraries during a conversion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 __all__ = ["quiet_libraries"]
 
-# Each says the same at every export: torchvision is absent, a default was taken.
+# The same messages at every export: torchvision is missing, a default was used.
 _TALKATIVE = (
     "torch.onnx._internal.exporter._registration",
     "torch.onnx._internal.exporter._core",

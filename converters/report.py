@@ -28,7 +28,7 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class RoleDefault:
-    """The variant that is loaded where none is asked for, beside fp32.
+    """Default variant, compared with fp32.
 
     Attributes:
         variant: Its name.
@@ -69,12 +69,12 @@ class ConversionReport:
         path: The bundle.
         family: The model's family.
         variants: In the order of the manifest.
-        defaults: What is loaded where nothing is asked for, by role.
+        defaults: Default variant, by role.
         notes: What a user should know: samples skipped, variants left out.
         calibration_samples: Samples that ranges were chosen from.
         duration_s: Wall time of the whole.
         skipped: A message for each sample that was left out.
-        searched: The roles whose precision was searched for, as the manifest has them.
+        searched: Searched roles, as in the manifest.
     """
 
     path: Path

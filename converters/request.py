@@ -1,4 +1,4 @@
-"""Cheap checks of a conversion: whatever needs neither torch nor the network to be found."""
+"""Cheap checks of a conversion, without torch or the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last step of a conversion: golden vectors and manifest."""
+"""Writing of golden vectors and manifest."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def write_bundle(
         source: What was converted.
         family: The family's name.
         roles: Every role with its variants and their qualities.
-        defaults: What is loaded where nothing is asked for, by role.
+        defaults: Default variant, by role.
     """
     job.stage("Write the manifest")
-    # What was searched for is all kept; of what was named, fp32 may have been made only to compare.
+    # A search keeps all its variants; otherwise fp32 may have been built only as the reference.
     wanted = {name: {recipe.variant for recipe in recipes(job.config, name)} for name in roles}
     kept = {
         name: [v for v in role.variants if role.search or v.recipe.variant in wanted[name]]
@@ -111,7 +111,7 @@ def write_bundle(
 
 
 def _remove_unused(job: Job, kept: Mapping[str, list[BuiltVariant]]) -> None:
-    """Remove the fp32 graphs where fp32 was not asked for."""
+    """Remove the fp32 graphs unless fp32 was requested."""
     used = {
         path
         for variants in kept.values()
@@ -127,7 +127,7 @@ def _remove_unused(job: Job, kept: Mapping[str, list[BuiltVariant]]) -> None:
 
 
 def _calibration_samples(job: Job, roles: Mapping[str, BuiltRole]) -> int:
-    """Return how many samples ranges were chosen from; 0 where no variant needed any."""
+    """Return the number of calibration samples; 0 where no variant needed any."""
     if job.data.calibration is None:
         return 0
     made = [variant.recipe for role in roles.values() for variant in role.variants]

@@ -1,4 +1,4 @@
-"""Opening and checking calibration and evaluation data before any work."""
+"""Checks of calibration and evaluation data before a conversion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["FEW_SAMPLES", "CheckedDataset", "Data", "check_dataset", "load_data", "plan_role"]
 
 FEW_SAMPLES = 32
-"""Below this many samples the ranges of activations are guesses."""
+"""Minimum samples for reliable activation ranges."""
 # Held back from the calibration data where no evaluation data is given: a fifth, within these.
 _HELD_SHARE, _HELD_LEAST, _HELD_MOST = 5, 4, 500
 _LEAST_SIDE = 1024  # of a JPEG above the limit of pixels: more than models take twice over
@@ -32,7 +32,7 @@ _LEAST_SIDE = 1024  # of a JPEG above the limit of pixels: more than models take
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """A dataset of which every sample can be read.
+    """A dataset with only readable samples.
 
     Attributes:
         data: The usable samples.
@@ -47,7 +47,7 @@ class CheckedDataset:
 
 @dataclass(frozen=True)
 class Data:
-    """Data that can be used.
+    """Checked data.
 
     Attributes:
         calibration: Samples to choose ranges from, or None.
@@ -108,7 +108,7 @@ def check_dataset(
 
 
 def _content(sample: Sample) -> bytes:
-    """Return a hash of what a sample holds, read as a processor reads it."""
+    """Return a hash of a sample's content, as read by a processor."""
     from mmedge.preprocess.waveform import load_waveform
 
     digest = hashlib.sha256()
@@ -173,7 +173,7 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
 
 
 def _hold_back(checked: CheckedDataset, seed: int) -> tuple[CheckedDataset, Dataset] | None:
-    """Split calibration data; None where there is too little. Equal samples stay together."""
+    """Split calibration data, equal samples together; None where there is too little."""
     kinds = list(dict.fromkeys(checked.contents))
     held = min(len(kinds) // _HELD_SHARE, _HELD_MOST)
     if held < _HELD_LEAST:
@@ -194,10 +194,10 @@ def plan_role(
     spec: RoleSpec,
     processors: Mapping[str, Processor],
 ) -> tuple[tuple[Recipe, ...], tuple[str, ...]]:
-    """Return the recipes for a role, and notes on those that are left out.
+    """Return the recipes of a role, and notes on skipped ones.
 
     Raises:
-        CalibrationError: If a variant that was asked for by name lacks data to calibrate with.
+        CalibrationError: If a named variant lacks calibration data.
     """
     wanted = recipes(config, role)
     if data.calibration is None:

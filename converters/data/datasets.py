@@ -40,7 +40,7 @@ _NPZ_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample: its files, what it shows in words, and its class; None where there is none."""
+    """One sample: files, caption and class; None where there is none."""
 
     image: Path | None = None
     audio: Path | None = None
@@ -64,11 +64,11 @@ class Dataset:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The captions that there are, each once, in their order."""
+        """Distinct captions, in order."""
         return tuple(dict.fromkeys(s.caption for s in self.samples if s.caption is not None))
 
     def items(self, modality: Modality) -> tuple[Path | str, ...]:
-        """Return what there is of a modality, in the order of the samples."""
+        """Return the values of a modality, in the order of the samples."""
         if modality is Modality.TEXT:
             return self.captions
         column = {Modality.IMAGE: "image", Modality.AUDIO: "audio"}.get(modality)
@@ -140,7 +140,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def _describe_other_files(path: Path) -> str:
-    """Return what lies where samples were expected, "" for nothing."""
+    """Return the kind of file found instead of samples, "" for none."""
     files = path.rglob("*") if path.is_dir() else ()
     suffixes = Counter(file.suffix.lower() or "no suffix" for file in files if file.is_file())
     listed = [f"{count} of {suffix}" for suffix, count in suffixes.most_common(_MOST_NAMED)]
@@ -150,7 +150,7 @@ def _describe_other_files(path: Path) -> str:
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as archive:
-            if archive.read(2) != b"PK":  # numpy.load would take a .npy too
+            if archive.read(2) != b"PK":  # numpy.load also reads .npy
                 raise ValueError("it is not a zip archive")
             archive.seek(0)
             with np.load(archive, allow_pickle=False) as file:

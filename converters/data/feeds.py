@@ -24,7 +24,7 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Samples:
-    """What a role's inputs are made from.
+    """Sources of a role's inputs.
 
     Attributes:
         items: Items by processor, N for each processor that a role reads.
@@ -43,7 +43,7 @@ class Samples:
         return cls(items, data.arrays)
 
     def count(self, spec: RoleSpec) -> int:
-        """Return how many samples there are for a role."""
+        """Return the number of samples of a role."""
         columns: list[Sequence[Any] | Array] = []
         for name, feed in spec.feeds.items():
             if isinstance(feed, ProcessorFeed):
@@ -56,7 +56,7 @@ class Samples:
 
 
 def missing_data(spec: RoleSpec, samples: Samples) -> str | None:
-    """Return what a role's inputs lack in the samples, None where all can be made."""
+    """Return the input that the samples lack, None where they have all."""
     for name, feed in spec.feeds.items():
         if isinstance(feed, ProcessorFeed) and not samples.items.get(feed.processor):
             return {"text": "captions"}.get(feed.processor, f"{feed.processor} samples")
@@ -112,7 +112,7 @@ def _feed(
 
 
 def initial_state(spec: RoleSpec, batch: int) -> dict[str, Array]:
-    """Return the state before the first call: nothing yet, or zeros.
+    """Return the initial state: empty or zeros.
 
     Args:
         spec: The role.

@@ -1,4 +1,4 @@
-"""Synthetic samples, for golden vectors and for quality where no data is given."""
+"""Synthetic samples, for golden vectors and for quality without data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def synthetic_images(count: int, seed: int) -> list[Array]:
 
 
 def synthetic_texts(count: int, seed: int, tokenizer_file: Path) -> list[str]:
-    """Return texts of 1 to 12 words that are drawn from a tokenizer's vocabulary."""
+    """Return texts of 1 to 12 random words of a tokenizer's vocabulary."""
     vocabulary = BoundedTokenizer(tokenizer_file, _ANY_LENGTH).vocabulary(added=False)
     words = sorted(
         {word for word in (_MARKS.sub("", token) for token in vocabulary) if _plain(word)}

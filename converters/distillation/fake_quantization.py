@@ -1,6 +1,6 @@
-"""A torch module that computes in float what its int8 graph will compute, and can be trained.
+"""Trainable fake quantization: a torch module that emulates its int8 graph in float.
 
-What passes/int8.py writes, said in torch: the input of a linear layer in 8 bits with one scale and
+The torch equivalent of passes/int8.py: the input of a linear layer in 8 bits with one scale and
 zero point for the whole tensor, its weight in int8 with one scale for each output channel, a large
 embedding table in int8 with one scale for each row. Layers that read one tensor share a quantizer,
 as they share one in the graph.
@@ -31,12 +31,12 @@ from mmedge.errors import QuantizationError
 __all__ = ["ActivationQuantizer", "FakeQuantized", "RoundedWeight"]
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-# Of an embedding table: what passes/int8.py finds worth quantizing.
+# Minimum size of a quantized embedding table, as in passes/int8.py.
 _LARGE_TABLE = 1 << 16
 
 
 class _Round(torch.autograd.Function):
-    """Quantize to codes in [low, high] and back; the backward pass is that of LSQ and LSQ+."""
+    """Quantize to integers in [low, high] and back; the backward pass is that of LSQ and LSQ+."""
 
     @staticmethod
     def forward(
@@ -77,7 +77,7 @@ class _Round(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Round to the nearest, ties to even; the gradient passes as it is."""
+    """Round to the nearest, ties to even; the gradient is unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401, ARG004
@@ -116,13 +116,13 @@ class ActivationQuantizer(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x as its codes represent it, in the same shape."""
+        """Return x quantized and dequantized, in the same shape."""
         step, zero = self._step(), self._zero()
         quantized: torch.Tensor = _Round.apply(x, step, zero, *self._bounds)  # type: ignore[no-untyped-call]
         return quantized
 
     def range(self) -> Range:
-        """Return the range whose scale and zero point are those learned."""
+        """Return the range of the learned scale and zero point."""
         step, zero = float(self._step().detach()), int(self._zero().detach())
         if self._symmetric:
             return Range(-127 * step, 127 * step)
@@ -142,7 +142,7 @@ class RoundedWeight(nn.Module):
     """Parametrization of a weight: int8, one scale for each index of the first axis."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight as its codes represent it; the gradient passes straight through."""
+        """Return the dequantized weight; the gradient passes straight through."""
         largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
         # As quantize_weight: what is too small for a scale becomes 0.
         scale = torch.where(largest >= 127 * _SMALLEST_SCALE, largest, 1.0) / 127.0
@@ -170,14 +170,14 @@ class FakeQuantized:
         keep: Collection[str] = (),
         symmetric: bool = False,
     ) -> None:
-        """Copy a module and quantize what has a range.
+        """Copy a module and quantize every layer with a range.
 
         Args:
             module: In float; not changed.
             ranges: Of what each linear layer reads, by Linear.name (see passes/linears.py): the
                 module's name in `module`, for a patch convolution with ".matrix" behind.
             inputs: Sample inputs, to see which layers read one tensor.
-            keep: Names of layers and embedding tables that stay in float.
+            keep: Names of excluded layers and embedding tables.
             symmetric: int8 activations with zero point 0 instead of uint8.
 
         Raises:
@@ -213,7 +213,7 @@ class FakeQuantized:
                 _round(table)
 
     def ranges(self) -> dict[str, Range]:
-        """Return the range of what each layer reads, by name: learned, or as it was given."""
+        """Return the input range of each layer, by name: learned or given."""
         return {
             name: self._quantizer_of[name].range() if name in self._quantizer_of else given
             for name, given in self._ranges.items()

@@ -1,4 +1,4 @@
-"""A PyTorch module with the weights that a pass has given to the graph exported from it.
+"""Transfer of a pass's weight changes back to the PyTorch module.
 
 Distillation trains the module; what was done to the graph before, such as equalization, has to be
 done to the module too.
@@ -21,7 +21,7 @@ __all__ = ["with_graph_weights", "with_weights"]
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return a copy of a module with other values of the named parameters, not to be trained."""
+    """Return a copy of a module with other values of the named parameters, frozen."""
     changed = copy.deepcopy(module).eval().requires_grad_(requires_grad=False)
     for name, parameter in changed.named_parameters():
         if name in weights:
@@ -30,7 +30,7 @@ def with_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.M
 
 
 def with_graph_weights(module: nn.Module, before: Path, after: Path) -> nn.Module:
-    """Return a copy of a module in which the weights have changed as between two graphs.
+    """Return a copy of a module with the weight changes between two graphs.
 
     The graphs name constants after the module's parameters and hold some of them transposed. What
     has not changed need not be a parameter: the patch convolution's weight is a matrix there.

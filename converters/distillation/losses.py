@@ -1,4 +1,4 @@
-"""What a student is trained on: how far its embeddings are from the teacher's."""
+"""Losses of distillation: distances of the student's embeddings from the teacher's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def joint_embedding_loss(f: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive_loss(z: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return how hard it is to tell each embedding's partner among all of the batch, on average.
+    """Return the mean InfoNCE loss of the pairs of a batch.
 
     l_i = -log(exp(sim(z_i, z'_i) / T) / sum_k exp(sim(z_i, z'_k) / T)), with sim the cosine:
     InfoNCE (van den Oord et al. 2018, "Representation Learning with Contrastive Predictive
@@ -45,7 +45,7 @@ def contrastive_loss(z: torch.Tensor, other: torch.Tensor, temperature: float) -
         temperature: T, positive.
 
     Returns:
-        () float32; log B where nothing can be told apart.
+        () float32; log B for indistinguishable embeddings.
 
     Raises:
         ShapeError: If the shapes differ or are not (B, D).

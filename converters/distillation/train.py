@@ -1,4 +1,4 @@
-"""Recovery by distillation: the quantized student learns to answer as its fp32 teacher does.
+"""Recovery by distillation of a quantized student from its fp32 teacher.
 
 No labels are needed: the teacher's embeddings of the calibration data are what is learned. A part
 of that data is held back and decides which step of the training is kept, so that what comes out is
@@ -46,7 +46,7 @@ _QUANTIZER_RATE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """How a student is trained.
+    """Settings of the training.
 
     Attributes:
         steps: Updates of the weights.
@@ -91,7 +91,7 @@ class Distilled:
         ranges: Of what each linear layer reads, by Linear.name: `quantize` takes them.
         loss_before: Mean squared distance from the teacher's embeddings on the samples held back,
             before training; 2 (1 - cosine) where embeddings are L2-normalised.
-        loss_after: The same of what is returned, at most `loss_before`.
+        loss_after: The same for the returned student, at most `loss_before`.
         step: After how many updates it was best; 0 if training did not improve on the start, which
             is then what is returned.
         samples: How many samples it was trained on.
@@ -111,7 +111,7 @@ class Distilled:
 
     @property
     def reason(self) -> str:
-        """Why this is the start and not a trained student; "" where it is one."""
+        """Reason for returning the untrained start, else ""."""
         if self.step:
             return ""
         return (
@@ -144,9 +144,9 @@ def distill(
         ranges: Of what each linear layer that is to be int8 reads, by Linear.name.
         calibration: Starts a stream of feeds, of any batch size; the same each time.
         config: How to train.
-        keep: Names of linear layers and embedding tables that stay in float.
+        keep: Names of excluded linear layers and embedding tables.
         activations: As in StaticInt8.
-        teacher: What to learn from, called as the role's module; None for the module itself.
+        teacher: Called as the role's module; None for the module itself.
             Another one where the student starts from weights that were changed before, such as
             equalized ones.
         advance: Called with (done, total) after each step.
@@ -162,7 +162,7 @@ def distill(
             "Distillation trains encoders from their PyTorch modules: expected a module with one "
             "output, an embedding."
         )
-    answers = _teach(teacher or module, inputs, calibration)
+    targets = _teach(teacher or module, inputs, calibration)
     first = next(_rows(calibration()))
     student = FakeQuantized(
         module,
@@ -171,17 +171,17 @@ def distill(
         keep=keep,
         symmetric=activations == "int8",
     )
-    held = _hold_back(len(answers))
-    judge = _Judge(student.module, inputs, calibration, answers, held)
+    held = _hold_back(len(targets))
+    judge = _Judge(student.module, inputs, calibration, targets, held)
     best = before = judge()
     kept, at = _snapshot(student), 0
     _require_finite(before, 0)
     trainee = _Trainee(student, config)
-    batches = _batches(calibration, len(answers), held, config)
+    batches = _batches(calibration, len(targets), held, config)
     every = max(1, config.steps // _CHECKS)
     for step in range(1, config.steps + 1):
         rows, numbers = next(batches)
-        trainee.update(_embed(student.module, inputs, rows), answers, numbers, step)
+        trainee.update(_embed(student.module, inputs, rows), targets, numbers, step)
         if step % every == 0 or step == config.steps:
             distance = judge()
             _require_finite(distance, step)
@@ -198,14 +198,14 @@ def distill(
         loss_before=before,
         loss_after=best,
         step=at,
-        samples=len(answers) - len(held),
+        samples=len(targets) - len(held),
         held_back=len(held),
         untrained=student.untouched,
     )
 
 
 class _Trainee:
-    """The student's parameters and what updates them."""
+    """The student's parameters and their optimizer."""
 
     def __init__(self, student: FakeQuantized, config: Distillation) -> None:
         self._student = student
@@ -225,10 +225,10 @@ class _Trainee:
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, config.steps)
 
     def update(
-        self, embeddings: torch.Tensor, answers: Array, numbers: Sequence[int], step: int
+        self, embeddings: torch.Tensor, targets: Array, numbers: Sequence[int], step: int
     ) -> None:
         """Move every parameter once, for a batch whose row i is sample `numbers[i]`."""
-        expected = torch.from_numpy(answers[list(numbers)])
+        expected = torch.from_numpy(targets[list(numbers)])
         loss = self._loss(embeddings, expected)
         _require_finite(float(loss.detach()), step)
         self._adam.zero_grad()
@@ -237,7 +237,7 @@ class _Trainee:
         self._schedule.step()
 
     def gentler(self, weights: Mapping[str, torch.Tensor], steps: int) -> _Trainee:
-        """Return to the start, and return what takes smaller steps from there.
+        """Return to the start with a smaller learning rate.
 
         Args:
             weights: As they were at the start.
@@ -261,20 +261,20 @@ class _Trainee:
 
 
 class _Judge:
-    """How far the student is from the teacher on the samples held back."""
+    """Distance of student and teacher on held-back samples."""
 
     def __init__(
         self,
         module: nn.Module,
         inputs: Sequence[str],
         calibration: Feeds,
-        answers: Array,
+        targets: Array,
         held: frozenset[int],
     ) -> None:
         self._module = module
         self._inputs = inputs
         self._rows = [row for number, row in enumerate(_rows(calibration())) if number in held]
-        self._expected = torch.from_numpy(answers[sorted(held)])
+        self._expected = torch.from_numpy(targets[sorted(held)])
 
     def __call__(self) -> float:
         """Return the mean squared distance."""
@@ -299,19 +299,19 @@ def _teach(teacher: nn.Module, inputs: Sequence[str], calibration: Feeds) -> Arr
     if samples < _FEWEST:
         raise CalibrationError(
             f"Distillation: got {samples} calibration samples, expected {_FEWEST} or more (a few "
-            "hundred do well): it trains on some and judges by others. Add pictures or texts."
+            "hundred do well): it trains on some and validates on others. Add images or texts."
         )
-    answers = np.concatenate(found)
-    if not np.isfinite(answers).all():
+    targets = np.concatenate(found)
+    if not np.isfinite(targets).all():
         raise QuantizationError(
             "Distillation: the fp32 model gives NaN or infinite embeddings on the calibration "
             "data. Check the data and the source model."
         )
-    return answers
+    return targets
 
 
 def _hold_back(samples: int) -> frozenset[int]:
-    """Return the numbers of the samples that decide, spread evenly over the data."""
+    """Return the indices of validation samples, spread evenly over the data."""
     count = min(samples // _HELD_SHARE, _HELD_MOST)
     return frozenset(int((index + 0.5) * samples / count) for index in range(count))
 
@@ -327,7 +327,7 @@ def _rows(feeds: Iterable[Row]) -> Iterator[Row]:
 def _batches(
     calibration: Feeds, samples: int, held: frozenset[int], config: Distillation
 ) -> Iterator[tuple[list[Row], list[int]]]:
-    """Yield rows and their numbers without end, each round in another order, none held back.
+    """Yield training rows and their indices endlessly, reshuffled each round.
 
     No sample is twice in a batch, so the last few of a round wait for another one.
     """
@@ -358,14 +358,14 @@ def _batches(
 def _draw(
     waiting: list[tuple[Row, int]], size: int, rng: np.random.Generator
 ) -> tuple[list[tuple[Row, int]], list[tuple[Row, int]]]:
-    """Return `size` of what waits, drawn at random, and the others."""
+    """Split off `size` random samples of the buffer."""
     drawn = rng.permutation(len(waiting))
     chosen = [waiting[index] for index in drawn[:size]]
     return chosen, [waiting[index] for index in sorted(drawn[size:])]
 
 
 def _embed(module: nn.Module, inputs: Sequence[str], rows: Sequence[Row]) -> torch.Tensor:
-    """Return the embeddings of rows, (B, D); rows of one shape go through together."""
+    """Return the embeddings of rows, (B, D), batched by shape."""
     together: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for index, row in enumerate(rows):
         together.setdefault(tuple(row[name].shape for name in inputs), []).append(index)

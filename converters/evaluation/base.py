@@ -1,4 +1,4 @@
-"""Evaluations: how a kind of model is judged on held-out data."""
+"""Evaluation of variants on held-out data, by kind of model."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ SYNTHETIC = 64
 """Synthetic samples where no data is given."""
 
 Collected: TypeAlias = Mapping[str, Array]
-"""What an evaluation keeps of a role's outputs, one row for each sample, by name."""
+"""Collected outputs of a role, one row for each sample, by name."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a budget can be set on; larger is better for all of them.
+    """A metric for accuracy budgets; larger is better.
 
     Attributes:
         figure: Its name in `Quality.figures`.
         about: What it is, for people.
-        agreement: Whether it is agreement with fp32, of which fp32 itself has 1.
+        agreement: Whether it is agreement with fp32, which is 1 for fp32.
     """
 
     figure: str
@@ -65,7 +65,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be evaluated, and on what.
+    """Roles and data of an evaluation.
 
     Attributes:
         model: The model.
@@ -85,13 +85,13 @@ class Subject:
 
 
 class Evaluation(ABC):
-    """How a kind is judged. One evaluation serves every role and variant of a conversion.
+    """Evaluation of one kind, shared by all roles and variants of a conversion.
 
-    A role's variant is judged with the other roles in fp32, so that a loss is its own.
+    A role's variant is evaluated with the other roles in fp32, so that a loss is its own.
     """
 
     metrics: ClassVar[Mapping[str, Metric]]
-    """By the name that `mmedge convert --metric` takes."""
+    """Metrics by their `mmedge convert --metric` name."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -107,11 +107,11 @@ class Evaluation(ABC):
 
     @abstractmethod
     def default_metric(self) -> str:
-        """Return the metric that a search keeps to where none is named."""
+        """Return the default metric of a search."""
 
     @abstractmethod
     def available(self) -> tuple[str, ...]:
-        """Return the names of the metrics that the data can measure."""
+        """Return the names of the measurable metrics."""
 
     @abstractmethod
     def quality(
@@ -135,7 +135,7 @@ class Evaluation(ABC):
         return {}
 
     def interchangeable(self, quality: Quality) -> bool:  # noqa: ARG002, for embeddings
-        """Tell whether a variant's embeddings may stand in one index with those of fp32."""
+        """Return whether a variant's embeddings can share an index with those of fp32."""
         return False
 
     def rows(self, spec: RoleSpec) -> Samples:
@@ -151,7 +151,7 @@ class Evaluation(ABC):
         return replace(self.samples, arrays=arrays)
 
     def about(self, spec: RoleSpec) -> str:
-        """Return what a role is judged on, in words."""
+        """Return a description of a role's evaluation data."""
         data = self.subject.data
         if data is None or missing_data(spec, Samples.of(data, self.subject.processors)):
             return f"synthetic: {SYNTHETIC} samples"
@@ -160,7 +160,7 @@ class Evaluation(ABC):
     def feeds(
         self, spec: RoleSpec, reference: Mapping[str, Collected]
     ) -> Iterator[Mapping[str, Array]]:
-        """Yield the feed of each sample, one at a time, as a device meets them.
+        """Yield the feed of each sample, one at a time, as on a device.
 
         Dynamic quantization chooses one range for a whole batch, so figures at a larger one would
         be of another computation.
@@ -178,7 +178,7 @@ class Evaluation(ABC):
         return role_feeds(spec, self.subject.processors, samples, batch=1)
 
     def size(self, spec: RoleSpec) -> int:
-        """Return how many feeds there are."""
+        """Return the number of feeds."""
         return self.rows(spec).count(spec)
 
     def collect(
@@ -188,7 +188,7 @@ class Evaluation(ABC):
         feeds: Iterable[Mapping[str, Array]],
         advance: Callable[[], None],
     ) -> dict[str, Array]:
-        """Run a graph on every feed and keep what is judged.
+        """Run a graph on every feed and collect the evaluated outputs.
 
         Args:
             spec: The role.
@@ -205,11 +205,11 @@ class Evaluation(ABC):
         return {name: np.concatenate(rows) for name, rows in kept.items()}
 
     def keep(self, output: Array, compare: Compare) -> Array:  # noqa: ARG002
-        """Return what is kept of one output, its rows first."""
+        """Return the collected part of one output, rows first."""
         return output
 
     def check_metric(self, metric: str) -> None:
-        """Check that the data can measure a metric, before anything is made.
+        """Check that the data can measure a metric.
 
         Raises:
             ConversionError: If the metric is unknown.
@@ -220,7 +220,7 @@ class Evaluation(ABC):
             raise unavailable(metric, self.available(), self._data_name())
 
     def drop(self, metric: str, quality: Quality | None) -> Figure:
-        """Return what a variant loses of a metric to fp32, with its 95 % interval.
+        """Return the drop of a metric from fp32, with its 95 % interval.
 
         Of agreement with fp32 that is what is missing to 1; of a task figure it is fp32's figure
         less the variant's, and below 0 where the variant happens to be better. fp32 itself, which
@@ -244,7 +244,7 @@ def _ones(spec: RoleSpec) -> dict[str, int]:
 
 
 def drop(metric: str, quality: Quality, metrics: Mapping[str, Metric]) -> Figure:
-    """Return what a variant loses of a metric; see Evaluation.drop."""
+    """Return the drop of a metric; see Evaluation.drop."""
     asked = find_metric(metric, metrics)
     known = quality.figures if asked.agreement else quality.drops
     if asked.figure not in known:
@@ -278,7 +278,7 @@ def unavailable(metric: str, available: Iterable[str], data: str) -> Calibration
     """Return the error for a metric that the data cannot measure."""
     return CalibrationError(
         f"Metric '{metric}' cannot be measured on {data}; available: {', '.join(available)}. "
-        "Recall needs a caption for each sample and more samples than are looked at, accuracy "
+        "Recall needs a caption for each sample and more than k samples, accuracy "
         "two labels or more: give such data with --evaluate."
     )
 

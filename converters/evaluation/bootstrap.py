@@ -1,8 +1,8 @@
-"""Figures with an interval: what is computed once for each sample, resampled many times.
+"""Bootstrap intervals: per-sample values, resampled many times.
 
 The percentile bootstrap (B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993,
-chapter 13): samples are drawn with replacement, the figure is computed of each draw, and the
-interval holds the middle 95 % of what came out. Only the values of samples are drawn again; what
+chapter 13): samples are drawn with replacement, the figure is computed for each draw, and the
+interval spans the middle 95 % of the results. Only the values of samples are resampled; what
 they were searched in stays as it is, since a draw that holds a sample twice would tie with itself.
 
 The draws depend on the number of samples and the seed alone. Figures of the same samples therefore
@@ -27,12 +27,12 @@ __all__ = ["CONFIDENCE", "RESAMPLES", "mean_figure", "mean_figures", "percentile
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
-# Counts that are held at once: 8 MB.
+# Counts in memory at once: 8 MB.
 _BLOCK = 1_000_000
 
 
 def mean_figure(values: Array, seed: int = 0) -> Figure:
-    """Return the mean of what was found for each sample, with its interval.
+    """Return the mean over samples, with its interval.
 
     Args:
         values: (N,), N >= 1, finite.
@@ -75,11 +75,11 @@ def mean_figures(values: dict[str, Array], seed: int = 0) -> dict[str, Figure]:
 
 
 def percentile_figure(values: Array, percent: float, seed: int = 0) -> Figure:
-    """Return a percentile of what was found for each sample, with its interval.
+    """Return a percentile over samples, with its interval.
 
     Args:
         values: (N,), N >= 1, finite.
-        percent: 0 for the minimum; between two samples the percentile lies on their line.
+        percent: 0 for the minimum; interpolated linearly between samples.
         seed: Of the draws.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fidelity of heads that classify: accuracy where the true classes are known, and agreement."""
+"""Evaluation of classifiers: accuracy with labels, and class agreement."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 class Classification(tensors.Tensors):
-    """Heads whose first output holds a score for each class, along its last axis."""
+    """Evaluation of heads whose first output holds class scores along its last axis."""
 
     metrics = METRICS
 
     def default_metric(self) -> str:
-        """Return accuracy where the true classes are known, else class-agreement."""
+        """Return accuracy with labels, else class-agreement."""
         return "class-agreement" if self._labels() is None else "accuracy"
 
     def available(self) -> tuple[str, ...]:
-        """Return every metric; accuracy where the true classes are known."""
+        """Return every metric; accuracy only with labels."""
         known = self._labels() is not None
         return tuple(name for name in super().available() if name != "accuracy" or known)
 

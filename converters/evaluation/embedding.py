@@ -1,9 +1,9 @@
-"""Fidelity of dual encoders: agreement of embeddings with fp32, and losses of their tasks.
+"""Evaluation of dual encoders: agreement of embeddings with fp32, and task losses.
 
 Every figure is larger for a better variant and carries a 95 % interval from a bootstrap over the
 samples (`bootstrap.py`); what is compared for each sample, and how ties and broken embeddings
-count, is in `neighbours.py`. A variant is judged with the other encoder in fp32, so that a loss is
-its own; `task_quality` judges two variants together.
+count, is in `neighbours.py`. A variant is evaluated with the other encoder in fp32, so that a
+loss is its own; `task_quality` evaluates two variants together.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 TOP_K = 10
 RECALL_AT = (1, 5, 10)
-"""How many of the nearest a recall looks at."""
+"""Values of k for recall@k."""
 # Samples among which ranks are correlated: sorting all of 20,000 x 20,000 would take minutes, and
 # the mean over so many samples is known well enough.
 _MAX_RANKED = 2000
@@ -94,10 +94,10 @@ than the worse one: the worse of two noisy figures looks worse than either is.""
 
 
 def interchangeable(quality: Quality) -> bool:
-    """Return whether a variant's vectors may stand in one index with those of fp32.
+    """Return whether a variant's embeddings can share an index with those of fp32.
 
     So it is where the 95 % intervals of interchangeability and mixed_index lie above 0.9, and an
-    index filled by both loses no more than 0.01 of recall@1 where captions can tell. Of the loss
+    index filled by both loses no more than 0.01 of recall@1 where captions allow it. Of the loss
     the value counts and not its interval: that of a few hundred captions is wider than the limit.
 
     Cosines cannot decide this: what a small difference does to a search depends on how densely
@@ -116,7 +116,7 @@ def interchangeable(quality: Quality) -> bool:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known about an evaluation set of N items (images or sounds) and N captions.
+    """Labels of an evaluation set of N items (images or sounds) and N captions.
 
     Attributes:
         captions: One for each item, or None where there are none.
@@ -152,10 +152,10 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class TaskQuality:
-    """Task figures of a pair of encoders, and what they lose to fp32.
+    """Task metrics of a pair of encoders, and their drops from fp32.
 
     Attributes:
-        figures: By name; empty where nothing is known about the samples.
+        figures: By name; empty without captions or labels.
         drops: fp32's figure less this one, under the same names.
     """
 
@@ -164,7 +164,7 @@ class TaskQuality:
 
 
 class Retrieval(Evaluation):
-    """Dual encoders: agreement of embeddings, retrieval across modalities, zero-shot accuracy."""
+    """Evaluation of dual encoders: agreement, cross-modal retrieval, zero-shot accuracy."""
 
     metrics = METRICS
 
@@ -195,7 +195,7 @@ class Retrieval(Evaluation):
         self._set_texts(complete)
 
     def _set_texts(self, captions: Sequence[str] | None) -> None:
-        """Take one caption for each item where all have one, else synthetic texts."""
+        """Use one caption for each item where all have one, else synthetic texts."""
         name = next(n for n, p in self.subject.processors.items() if p.modality is Modality.TEXT)
         config, subject = self.subject.processors[name].config, self.subject
         texts = captions or synthetic_items(config, SYNTHETIC, subject.seed, subject.folder)
@@ -203,7 +203,7 @@ class Retrieval(Evaluation):
         self.samples = replace(self.samples, items=items)
 
     def default_metric(self) -> str:
-        """Return the task that the data can measure, else cosine-p1."""
+        """Return the measurable task metric, else cosine-p1."""
         if self._labels.captions is not None:
             return "recall@1"
         return "zero-shot" if len(self._labels.classes) > 1 else "cosine-p1"
@@ -253,11 +253,11 @@ class Retrieval(Evaluation):
         return task_quality(self._embeddings(reference), ours, self._labels).drops
 
     def interchangeable(self, quality: Quality) -> bool:
-        """Tell whether a variant's embeddings may stand in one index with those of fp32."""
+        """Return whether a variant's embeddings may stand in one index with those of fp32."""
         return interchangeable(quality)
 
     def _embeddings(self, collected: Mapping[str, Collected]) -> Embeddings:
-        """Split what the text encoder gives into texts and the texts of classes."""
+        """Split the text embeddings into texts and class texts."""
         rows = {
             modality: _only_output(collected[name])
             for modality, name in self._kind.encoders.items()
@@ -287,7 +287,7 @@ def evaluate_variant(
     Args:
         reference: Of fp32, two samples of the modality or more.
         candidate: The same with the variant's embeddings in the place of one modality's.
-        modality: Whose encoder the variant is.
+        modality: Modality of the variant's encoder.
         known: What is known about the samples.
         data: What the samples are.
         seed: Random seed.
@@ -343,10 +343,10 @@ def evaluate_variant(
 def task_quality(
     reference: Embeddings, candidate: Embeddings, known: Labels, *, seed: int = 0
 ) -> TaskQuality:
-    """Return the task figures of two encoders together, and what they lose to fp32.
+    """Return the task metrics of two encoders together, and their drops from fp32.
 
-    Equal captions count as relevant to each other's items. A recall is only told where there are
-    more samples than are looked at.
+    Equal captions count as relevant to each other's items. Recall is only reported with
+    more than k samples.
 
     Args:
         reference: Of fp32.
@@ -363,12 +363,12 @@ def task_quality(
 def mixed_indexes(
     reference: Float32Array, candidate: Float32Array, seed: int = 0
 ) -> tuple[Float32Array, Float32Array]:
-    """Return what an index holds that was filled by both: half and half, and the other way round.
+    """Return two mixed indexes: half of each variant, and the other halves.
 
     Args:
         reference: (N, D).
         candidate: (N, D), of the same samples.
-        seed: Of which half is whose.
+        seed: Random seed of the split.
     """
     half = np.zeros((len(reference), 1), bool)
     half[np.random.default_rng(seed).permutation(len(reference))[: len(reference) // 2]] = True
@@ -376,7 +376,7 @@ def mixed_indexes(
 
 
 def top_k_overlap(reference: Float32Array, candidate: Float32Array, k: int) -> float:
-    """Return the mean share of the k nearest other samples that both embeddings agree on.
+    """Return the mean overlap of the k nearest other samples in both embeddings.
 
     Args:
         reference: (N, D).
@@ -397,7 +397,7 @@ def recall_at_k(
     vector_groups: Array,
     k: int,
 ) -> float:
-    """Return the share of queries that find a vector of their group among their k nearest.
+    """Return recall@k: the share of queries with a vector of their group in the top k.
 
     Args:
         queries: (Q, D).
@@ -416,7 +416,7 @@ def recall_at_k(
 def zero_shot_accuracy(
     items: Float32Array, class_texts: Float32Array, targets: Sequence[int]
 ) -> float:
-    """Return the share of items whose nearest class text is the right one.
+    """Return zero-shot accuracy: the share of items nearest to the right class text.
 
     Args:
         items: (N, D).
@@ -434,7 +434,7 @@ def _rank_correlations(fp32: Float32Array, variant: Float32Array, seed: int) -> 
 
 
 def _task_values(embeddings: Embeddings, known: Labels) -> list[dict[str, Array]]:
-    """Return what the tasks give for each sample: one dict for each set of samples."""
+    """Return the task metrics of each sample: one dict for each set of samples."""
     values: list[dict[str, Array]] = []
     if known.captions is not None:
         groups = _groups(known.captions)
@@ -470,7 +470,7 @@ def _mixed_recall(
     known: Labels,
     seed: int,
 ) -> TaskQuality:
-    """Return what fp32 queries of the other modality find in an index filled by both variants."""
+    """Return recall of fp32 queries of the other modality in an index of both variants."""
     if known.captions is None:
         return TaskQuality({}, {})
     groups = _groups(known.captions)

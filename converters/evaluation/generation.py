@@ -1,4 +1,4 @@
-"""Generation: agreement of the next token with fp32, and likelihood of held-out texts."""
+"""Evaluation of generators: next-token agreement with fp32, and log-likelihood."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Generation(Evaluation):
         return "token-agreement"
 
     def available(self) -> tuple[str, ...]:
-        """Return both metrics; token-agreement alone on synthetic texts."""
+        """Return both metrics; only token-agreement on synthetic texts."""
         return tuple(self.metrics)[: 1 if self.subject.data is None else 2]
 
     def collect(
@@ -51,7 +51,7 @@ class Generation(Evaluation):
         feeds: Iterable[Mapping[str, Array]],
         advance: Callable[[], None],
     ) -> dict[str, Array]:
-        """Keep each position's most likely next token, and the log-probability of the real one."""
+        """Collect each position's most likely next token, and the real one's log-probability."""
         tokens: list[Array] = []
         likelihoods: list[Array] = []
         for feed in feeds:

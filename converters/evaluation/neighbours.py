@@ -1,8 +1,8 @@
-"""Who is near whom: what a search finds, compared sample by sample, in blocks of flat memory.
+"""Nearest neighbours compared sample by sample, in blocks of constant memory.
 
 Embeddings are (N, D) and need not be normalised. One that is zero, or not finite, is near nothing:
 nobody finds it before another, and what it looks for it does not find. Similarities that float32
-cannot tell apart (closer than 1e-6) are a tie, and a tie counts as what a random order of its
+cannot distinguish (closer than 1e-6) are a tie, and a tie counts as what a random order of its
 members gives on average, so that no figure depends on the order of the samples.
 """
 
@@ -27,7 +27,7 @@ _BLOCK = 2_000_000
 
 @dataclass(frozen=True)
 class Search:
-    """Queries and what they search.
+    """Queries and the vectors they search.
 
     Attributes:
         queries: (Q, D).
@@ -40,7 +40,7 @@ class Search:
     own: bool = False
 
     def __post_init__(self) -> None:
-        """Check that one can search the other.
+        """Check that the shapes match.
 
         Raises:
             ShapeError: If D differs, or Q and N do where queries are samples of the vectors.
@@ -53,17 +53,17 @@ class Search:
 
     @property
     def others(self) -> int:
-        """How many vectors a query may find."""
+        """Number of candidate vectors of a query."""
         return len(self.vectors) - int(self.own)
 
 
 def neighbour_agreement(
     truth: Search, found: Sequence[Search], k: int, *, block: int = _BLOCK
 ) -> Array:
-    """Return the share of the k nearest of one search that are among the k nearest of others.
+    """Return the overlap of the k nearest of one search with those of others.
 
     A neighbour counts as right if the first search finds it at least as near as its k-th, so that
-    equal vectors may stand in for each other.
+    equal vectors are interchangeable.
 
     Args:
         truth: What should be found.
@@ -89,24 +89,24 @@ def neighbour_agreement(
         strict=True,
     )
     shares = []
-    for (right, usable), *answers in blocks:
+    for (right, usable), *results in blocks:
         limit = _kth(right, k) - _TIE
         shares.append(
             [
-                np.where(usable & answered, _share_right(right, limit, got, k), 0.0)
-                for got, answered in answers
+                np.where(usable & valid, _share_right(right, limit, got, k), 0.0)
+                for got, valid in results
             ]
         )
     return np.concatenate(shares, axis=1)
 
 
 def _share_right(right: Array, limit: Array, got: Array, k: int) -> Array:
-    """Return the share of what was got among the k nearest that is right: (Q,).
+    """Return the share of the k nearest found that is right: (Q,).
 
     Args:
-        right: (Q, N) similarities of the search that tells.
+        right: (Q, N) similarities of the reference search.
         limit: (Q,) from where on they are right.
-        got: (Q, N) similarities of the search that is judged.
+        got: (Q, N) similarities of the evaluated search.
         k: As above.
     """
     kth = _kth(got, k)
@@ -145,7 +145,7 @@ def rank_correlation(truth: Search, found: Search, *, block: int = _BLOCK) -> Ar
     _check_alike(truth, found)
     correlations = []
     start = 0
-    for (right, usable), (got, answered) in zip(
+    for (right, usable), (got, valid) in zip(
         _similarities(truth, block), _similarities(found, block), strict=True
     ):
         if truth.own:
@@ -158,14 +158,14 @@ def rank_correlation(truth: Search, found: Search, *, block: int = _BLOCK) -> Ar
         both = flat & ~left.any(axis=1) & ~other.any(axis=1)
         values = (left * other).sum(axis=1) / np.where(flat, 1, spread)
         values = np.where(flat, both, values)
-        correlations.append(np.where(usable & answered, values, 0.0))
+        correlations.append(np.where(usable & valid, values, 0.0))
         start += len(right)
     return np.concatenate(correlations)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where each query's first relevant vector stands.
+    """Rank of each query's first relevant vector.
 
     Attributes:
         before: (Q,) how many others are nearer.
@@ -193,7 +193,7 @@ class Ranks:
 def ranks_of_relevant(
     search: Search, query_groups: Array, vector_groups: Array, *, block: int = _BLOCK
 ) -> Ranks:
-    """Return where each query finds the first vector of its own group.
+    """Return the rank of the first vector of each query's group.
 
     Args:
         search: Queries and what they search.

@@ -1,4 +1,4 @@
-"""Fidelity of any outputs: how near a variant's are to fp32's, each as it is compared."""
+"""Evaluation of arbitrary outputs: agreement with fp32, by output comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmedge.specs import Array, Compare
 
 __all__ = ["METRICS", "Tensors"]
 
-# Values kept of one sample of an output that is compared by values.
+# Values collected of one sample of an output that is compared by values.
 _KEPT = 1 << 14
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -40,7 +40,7 @@ class Tensors(Evaluation):
     metrics = METRICS
 
     def default_metric(self) -> str:
-        """Return value-agreement: nothing is known of what the outputs are for."""
+        """Return value-agreement: the purpose of the outputs is unknown."""
         return "value-agreement"
 
     def available(self) -> tuple[str, ...]:

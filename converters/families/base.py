@@ -1,4 +1,4 @@
-"""What a model family says about a model."""
+"""Model families and model specifications."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Family", "ModelSpec", "RoleSpec"]
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """One graph: a module, and what is needed to trace, prove, calibrate and compare it.
+    """One graph: a module with its export, calibration and comparison settings.
 
     Attributes:
         module: Takes the inputs in their order, returns the outputs in theirs; None where `graph`
@@ -57,19 +57,19 @@ class RoleSpec:
         return tuple(dict.fromkeys(feeds))
 
     def compared(self, name: str) -> Compare:
-        """Return how an output is compared."""
+        """Return the comparison of an output."""
         return self.compare.get(name, Compare.NONE)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a family says of one loaded model.
+    """Description of one loaded model.
 
     Attributes:
         kind: The typed section of the manifest.
         tasks: What a bundle of it can be used for.
         roles: Made one at a time, so that each one's weights can be freed, by role name; a role
-            that another feeds stands after it.
+            that another feeds comes after it.
         processors: Frozen preprocessing by name.
         files: Files of the bundle that the processors read, by path: tokenizer.json, ...
         references: The source's own model by role, for roles that one processor feeds: called by
@@ -85,7 +85,7 @@ class ModelSpec:
 
 
 class Family(Protocol):
-    """How one family of models becomes a bundle."""
+    """Converter of one family of models."""
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Family(Protocol):
         ...
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is of this family, from its configuration alone."""
+        """Return whether a source is of this family, from its configuration alone."""
         ...
 
     def load(self, source: Source) -> nn.Module | None:

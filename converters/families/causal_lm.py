@@ -35,7 +35,7 @@ class CausalLM:
     name = "causal_lm"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is one of the architectures."""
+        """Return whether a source is one of the architectures."""
         return source.model_type in _TYPES
 
     def load(self, source: Source) -> nn.Module:
@@ -45,7 +45,7 @@ class CausalLM:
             SourceError: If layers see a sliding window, or the weights do not fit the architecture.
         """
         if source.fields.flag("use_sliding_window"):
-            advice = "Layers would have to forget a part of the past, which mmedge does not offer."
+            advice = "Layers with a sliding window are not supported."
             raise source.fields.error("use_sliding_window", "false", advice)
         return load_model(source, _TASK)
 
@@ -62,7 +62,7 @@ class CausalLM:
         generation = read_fields(given) if given.is_file() else config
         eos_ids = _ids(generation, "eos_token_id", rows) or _ids(config, "eos_token_id", rows)
         begin = _ids(config, "bos_token_id", rows)
-        # Without a padding token any will do: what is masked does not count.
+        # Without a padding token any will do: padding is masked.
         pads = _ids(settings, "pad_token_id", rows) or _ids(config, "pad_token_id", rows) or eos_ids
         pad_id = (*pads, 0)[0]
         return ModelSpec(

@@ -47,7 +47,7 @@ class _TextEncoder(nn.Module):
     """input_ids (B, T) int64 -> embedding (B, D) float32, L2-normalised.
 
     No attention mask: the tower is causal and reads the first end token, so what stands behind it
-    cannot change the answer.
+    cannot change the output.
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
@@ -66,11 +66,11 @@ class Clip:
     name = "clip"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is a CLIP or a tower of one."""
+        """Return whether a source is a CLIP or a tower of one."""
         return source.model_type in {"clip", "clip_vision_model", "clip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load CLIPModel, or the class of its one tower, in fp32; what cannot be read ends it."""
+        """Load CLIPModel, or the class of its one tower, in fp32; unreadable files raise."""
         if source.model_type != "clip_text_model":
             _image_config(source)
         if source.model_type != "clip_vision_model":
@@ -149,7 +149,7 @@ def _text_config(source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
 
 def _check_end_token(source: Source, tokenizer: Any, eos: int) -> int:  # noqa: ANN401
     """Return the token that closes every text, checked to be the one that the tower pools at."""
-    with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct its files."):
+    with foreign_errors(f"{source.name}: its tokenizer rejects a text", "Correct its files."):
         closing = int((tokenizer("")["input_ids"] or [-1])[-1])
     pad = closing if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     if eos == _LEGACY_EOS:

@@ -34,13 +34,13 @@ def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is u
     attention kernel, no file name.
 
     Raises:
-        SourceError: If transformers refuses it.
+        SourceError: If transformers rejects it.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     name = source.model_type
-    with foreign_errors(f"{source.fields.file}: transformers refuses it", "Correct the file."):
+    with foreign_errors(f"{source.fields.file}: transformers rejects it", "Correct the file."):
         listed = name in CONFIG_MAPPING
         kind = CONFIG_MAPPING[name] if listed else getattr(transformers, _UNLISTED[name])
         return _build_config(kind, source.config, CONFIG_MAPPING)

@@ -30,7 +30,7 @@ class OnnxGraph:
     name = "onnx"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is an ONNX file."""
+        """Return whether a source is an ONNX file."""
         return source.graph is not None
 
     def load(self, source: Source) -> nn.Module | None:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Whether a role, fed as on the device, gives what the source's own model gives."""
+"""Check of a role's outputs against the source's own model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_reference(
 
     Raises:
         ParityError: If they differ; the inputs that the role does not take are named.
-        SourceError: If the source's model refuses its own processor's inputs.
+        SourceError: If the source's model rejects its own processor's inputs.
     """
     (processor,) = (processors[name] for name in spec.processors)
     samples, given = reference_inputs(source, processor.config)
@@ -51,7 +51,7 @@ def check_reference(
     fed = processor(samples)
     taken = inspect.signature(reference).parameters
     with torch.inference_mode():
-        with foreign_errors(f"{role}: the model refuses its own processor's inputs", "Mend it."):
+        with foreign_errors(f"{role}: the model rejects its own processor's inputs", "Correct it."):
             expected = reference(**{name: given[name] for name in given if name in taken})
         got = spec.module.eval()(*(torch.from_numpy(fed[item.name]) for item in spec.inputs))
     rows = [_rows(got), _rows(expected)]

@@ -43,7 +43,7 @@ class _ImageEncoder(nn.Module):
 class _TextEncoder(nn.Module):
     """input_ids (B, T) int64, T the context length -> embedding (B, D) float32, L2-normalised.
 
-    The model was trained to see its padding, and is masked only where its tokenizer says so.
+    The model was trained to see its padding, and is masked only where its tokenizer emits a mask.
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
@@ -63,11 +63,11 @@ class Siglip:
     name = "siglip"
 
     def matches(self, source: Source) -> bool:
-        """Tell whether a source is a SigLIP or a tower of one."""
+        """Return whether a source is a SigLIP or a tower of one."""
         return source.model_type in {"siglip", "siglip_vision_model", "siglip_text_model"}
 
     def load(self, source: Source) -> nn.Module:
-        """Load SiglipModel, or the class of its one tower, in fp32; what cannot be read ends it."""
+        """Load SiglipModel, or the class of its one tower, in fp32; unreadable files raise."""
         if source.model_type != "siglip_text_model":
             _image_config(source)
         if source.model_type != "siglip_vision_model":

@@ -1,4 +1,4 @@
-"""What the towers of dual encoders have in common: specs, and inputs to prove them with."""
+"""Shared specifications and check inputs of dual-encoder towers."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Tower:
 def dual_encoder(
     towers: Mapping[Modality, Tower], dim: int, head: ContrastiveHead | None
 ) -> ModelSpec:
-    """Describe encoders of two modalities, or one that stands alone.
+    """Describe encoders of two modalities, or a single one.
 
     Args:
         towers: By modality.
         dim: D of the shared embedding space.
-        head: How similarities become scores; None for one encoder alone.
+        head: Conversion of similarities to scores; None for a single encoder.
     """
     names = {modality: f"{modality.value}_encoder" for modality in towers}
     scored = () if head is None else (Task.ZERO_SHOT_CLASSIFICATION,)

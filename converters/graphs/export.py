@@ -1,4 +1,4 @@
-"""torch -> ONNX: one role at a time, stripped of local paths."""
+"""Export from torch to ONNX, one role at a time, without local paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "graph_storage_errors",
 ]
 
-# Opset 23 brings Attention, which TensorRT-RTX refuses in fp32 and the int8 tools cannot read.
+# Opset 23 brings Attention, which TensorRT-RTX rejects in fp32 and the int8 tools cannot read.
 OPSET = 20
 # Tensors below stay in the graph: engines read shapes and axes without opening the data file.
 _INLINE_BYTES = 1024
@@ -83,7 +83,7 @@ def export_role(role: str, spec: RoleSpec, out: Path, *, plain: bool = False) ->
 
 @contextmanager
 def graph_storage_errors(out: Path) -> Iterator[None]:
-    """Turn what goes wrong on the disk while a graph is written into a StorageError.
+    """Turn disk errors while a graph is written into a StorageError.
 
     onnx_ir writes weights with numpy, whose error for a short write has lost its errno.
 
@@ -134,7 +134,7 @@ def _trace(role: str, spec: RoleSpec, module: torch.nn.Module) -> Any:  # noqa: 
     except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ExportError(f"{role}: torch cannot export it: {_reason(error)}") from error
     if program is None:
-        raise ExportError(f"{role}: torch exported nothing.")
+        raise ExportError(f"{role}: torch exported no graph.")
     return program
 
 
@@ -145,7 +145,7 @@ def _dimension(name: str, axes: Mapping[str, Axis]) -> Any:  # noqa: ANN401, tor
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of the error at the root, where torch says what it met."""
+    """Return the first line of the root error, which has torch's reason."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -171,7 +171,7 @@ def _name_weights(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
 
 
 def _strip(model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
-    """Remove what the exporter noted for debugging: stack traces, and with them local paths."""
+    """Remove the exporter's debug metadata: stack traces with local paths."""
     _clear((model, *model.functions.values()))
     for graph in model.graphs():
         _clear((graph, *graph.inputs, *graph.outputs, *graph.initializers.values()))
@@ -186,7 +186,7 @@ def _clear(items: Iterable[Any]) -> None:
 
 
 def _name_sums(spec: RoleSpec, model: Any) -> None:  # noqa: ANN401, onnx_ir.Model
-    """Name axes that are sums as specified: torch orders terms its way, or invents a symbol."""
+    """Name axes that are sums as specified: torch reorders terms or invents a symbol."""
     specified = {item.name: item.shape for item in (*spec.inputs, *spec.outputs)}
     names = {
         got: name
@@ -206,7 +206,7 @@ def _is_sum(got: str, name: str) -> bool:
 
 
 def _check_interface(role: str, spec: RoleSpec, model: Any) -> None:  # noqa: ANN401
-    """Check that names and dynamic axes came out as specified."""
+    """Check names and dynamic axes against the specification."""
     _name_sums(spec, model)
     for what, specs, values in (
         ("input", spec.inputs, model.graph.inputs),

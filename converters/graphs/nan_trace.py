@@ -1,4 +1,4 @@
-"""Where NaN and infinity come from, by name: in a PyTorch module, and in a float graph."""
+"""Origin of NaN and infinity, by name, in a PyTorch module or a float graph."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 from mmedge.converters.graphs.probe import ProbeBuilder, open_probe
 from mmedge.specs import Array
 
-__all__ = ["first_nan", "where_broken"]
+__all__ = ["first_nan", "first_nan_module"]
 
 
-def where_broken(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
-    """Say where a module's answer stops being finite.
+def first_nan_module(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
+    """Return the first submodule whose output is not finite.
 
     Args:
         module: Gives NaN or infinity for `inputs`.
@@ -25,7 +25,7 @@ def where_broken(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
 
     Returns:
         The first submodule without parts whose output is not finite, and what of its own weights is
-        not; "its answer" where no submodule is to blame.
+        not; "its output" where every submodule is finite.
     """
     broken: list[str] = []
     with ExitStack() as hooks, torch.inference_mode():
@@ -39,7 +39,7 @@ def where_broken(module: nn.Module, inputs: Sequence[torch.Tensor]) -> str:
                 hooks.callback(part.register_forward_hook(look).remove)
         module(*inputs)
     if not broken:
-        return "its answer"
+        return "its output"
     weights = [
         name
         for name, values in module.get_submodule(broken[0]).named_parameters()
@@ -55,11 +55,11 @@ def first_nan(model: Path, feed: Mapping[str, Array]) -> str | None:
     Infinity alone does not count: masks are made of it.
 
     Args:
-        model: ONNX file in float32 that has answered before.
+        model: ONNX file in float32 that is known to run.
         feed: Its inputs.
 
     Raises:
-        BackendError: If the engine refuses the graph.
+        BackendError: If the engine rejects the graph.
     """
     graph = ir.load(model).graph
     names = [

@@ -1,4 +1,4 @@
-"""Parity: a graph's outputs against its source's, at several sizes."""
+"""Parity of a graph with its source, at several sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from mmedge.bundle.differences import difference
 from mmedge.bundle.quality import Parity
 from mmedge.converters.families.base import RoleSpec
-from mmedge.converters.graphs.nan_trace import where_broken
+from mmedge.converters.graphs.nan_trace import first_nan_module
 from mmedge.converters.graphs.worker import IsolatedGraph, Worker
 from mmedge.errors import ExportError, ParityError
 from mmedge.specs import Array
@@ -24,17 +24,17 @@ _MAX_ABS_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of a role, and the source's outputs for them, by name."""
+    """Inputs of a role and reference outputs, by name."""
 
     feed: Mapping[str, Array]
     expected: Mapping[str, Array]
 
 
 def probe_role(spec: RoleSpec) -> tuple[Probe, ...]:
-    """Run the source at the sizes it is traced with and at every other size to be proven.
+    """Run the source at the traced sizes and at every other checked size.
 
     Raises:
-        ExportError: If an output of the source itself is not finite; the part that is to blame is
+        ExportError: If an output of the source is not finite; the first such part is
             named.
         BackendError: If the source is a graph that ONNX Runtime cannot run.
     """
@@ -53,7 +53,7 @@ def _probe_module(spec: RoleSpec, module: torch.nn.Module, feed: dict[str, torch
             if output.is_floating_point() and not torch.isfinite(output).all():
                 raise ExportError(
                     "The PyTorch model itself gives NaN or infinity, first in "
-                    f"{where_broken(module, inputs)}. Fetch its weights again, or mend them."
+                    f"{first_nan_module(module, inputs)}. Download or repair its weights."
                 )
     names = (item.name for item in spec.outputs)
     return Probe(
@@ -84,7 +84,7 @@ def _tensors(outputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tens
 def measure_parity(
     label: str, graph: IsolatedGraph, spec: RoleSpec, probes: Sequence[Probe]
 ) -> Parity:
-    """Compare a graph with the source, every output as the role compares it.
+    """Compare a graph with its source, every output by its comparison.
 
     Args:
         label: What the graph is called in errors ("image_encoder/fp32").

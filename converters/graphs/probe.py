@@ -1,4 +1,4 @@
-"""Reading values inside a graph: the graph's outputs are replaced by what is measured of them.
+"""Measurement of values inside a graph, whose outputs are replaced by the measures.
 
 What is measured is computed by the engine, so an activation never leaves it: only a few numbers, a
 histogram or a matrix a tensor come out, and memory does not grow with the batch or the data.
@@ -61,11 +61,11 @@ class ProbeBuilder:
 
 
 Measure: TypeAlias = Callable[[ProbeBuilder, str, ir.Value], Mapping[str, ir.Value]]
-"""Adds to a graph what is measured of the named value, and returns it by what it is."""
+"""Adds measures of a named value to a graph and returns them by name."""
 
 
 class Probe:
-    """An open session that answers with measures of tensors."""
+    """An open session whose outputs are measures of tensors."""
 
     def __init__(
         self, session: Session | IsolatedGraph, outputs: Mapping[str, Mapping[str, str]]
@@ -74,7 +74,7 @@ class Probe:
         self._outputs = outputs
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-        """Return, for each tensor, what was measured of it by what it is."""
+        """Return the measures of each tensor, by name."""
         results = self._session.run(feed)
         return {
             name: {what: results[output] for what, output in outputs.items()}
@@ -89,7 +89,7 @@ def open_probe(
     """Open a session of `model` whose outputs are measures of tensors.
 
     Without a worker it runs in this process. That is for float graphs, which is what calibration
-    reads: each has answered in a worker before, or is such a graph with other numbers.
+    reads: each has run in a worker before, or is such a graph with other numbers.
 
     Args:
         model: ONNX file in any layout. It is not changed. A small file lies beside it, where its
@@ -101,7 +101,7 @@ def open_probe(
 
     Raises:
         QuantizationError: If there is no such tensor, or it is not float32.
-        BackendError: If the engine refuses the graph, or crashes in the worker.
+        BackendError: If the engine rejects the graph, or crashes in the worker.
         StorageError: If the folder of `model` cannot be written.
     """
     graph = ir.load(model)
@@ -142,7 +142,7 @@ def _replace_outputs(
 
 
 def _remove_unused(model: ir.Model) -> None:
-    """Remove what nothing reads; attention still joins its past, or ONNX Runtime refuses it."""
+    """Remove unused nodes; attention keeps its past, or ONNX Runtime rejects it."""
     joining = {
         node: [value.name for value in node.outputs]
         for node in model.graph

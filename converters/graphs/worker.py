@@ -1,10 +1,10 @@
-"""Running graphs in a process of their own, so that a crash of the engine is an error like others.
+"""Worker process for graphs, which turns a crash of the engine into an error.
 
-Engines have crashed on graphs that they should have refused. What conversion has just written is
+Engines have crashed on graphs that they should have rejected. What conversion has just written is
 therefore opened in a worker first. One worker serves many graphs, several at once too, as starting
 a process for each layer that is measured would take longer than the measuring.
 
-The worker reads requests from its standard input and answers on its standard output: a line of
+The worker reads requests from its standard input and replies on its standard output: a line of
 JSON, then the numbers of the arrays that it names.
 """
 
@@ -45,7 +45,7 @@ _PATIENCE_S = 10.0
 
 
 class Worker(Closing):
-    """Inference engines on the CPU in a process of its own, which is started when it is needed.
+    """Inference engines on the CPU in a separate process, started on demand.
 
     A crash ends the graphs that were open; the next one to be opened has another process.
     """
@@ -70,7 +70,7 @@ class Worker(Closing):
             backend_name: One of runtimes' BACKENDS.
 
         Raises:
-            BackendError: If the engine refuses the graph, or crashes.
+            BackendError: If the engine rejects the graph, or crashes.
         """
         if self._process is not None and self._process.dead:
             self.close()
@@ -90,7 +90,7 @@ class Worker(Closing):
 
 
 def lent(worker: Worker | None) -> AbstractContextManager[Worker]:
-    """Return the worker that a caller lends, or one that lasts as long as the block."""
+    """Yield the caller's worker, or a new one for the block."""
     return Worker() if worker is None else nullcontext(worker)
 
 
@@ -107,7 +107,7 @@ class IsolatedGraph:
         """Run the graph; see Session.run.
 
         Raises:
-            BackendError: If the engine refuses the feed, or crashes.
+            BackendError: If the engine rejects the feed, or crashes.
         """
         return self._ask("run", feed)[1]
 
@@ -122,7 +122,7 @@ class IsolatedGraph:
 
     def close(self) -> None:
         """Free the engine's memory."""
-        with contextlib.suppress(BackendError):  # what it had to answer, it has answered
+        with contextlib.suppress(BackendError):  # no reply is needed any more
             self._ask("close")
 
     def _ask(
@@ -133,7 +133,7 @@ class IsolatedGraph:
 
 
 class _Process:
-    """The worker as it is seen from here."""
+    """The parent's end of the worker."""
 
     def __init__(self) -> None:
         self.numbers = count()
@@ -161,24 +161,24 @@ class _Process:
             TimeLimitError: If there is none in time; the process is ended.
         """
         if self.dead:
-            raise BackendError(f"{label} cannot be asked: its process has ended.")
+            raise BackendError(f"{label} cannot run: its process has ended.")
         stdin, stdout = self._pipes()
-        said = os.fstat(self._errors.fileno()).st_size
+        logged = os.fstat(self._errors.fileno()).st_size
         try:
             _write(stdin, request, arrays)
             _wait(stdout, label)
-            reply, answers = _read(stdout)
+            reply, outputs = _read(stdout)
         except (OSError, EOFError, ValueError) as error:
             self._end()
-            raise self._failure(label, said) from error
+            raise self._failure(label, logged) from error
         except BaseException:
-            # Too slow, or interrupted within a message: what would come next is its rest.
+            # Too slow, or interrupted within a message: the stream is out of step.
             self._process.kill()
             self._end()
             raise
         if "error" in reply:
             raise BackendError(f"{label} failed: {reply['error']}")
-        return reply, answers
+        return reply, outputs
 
     def close(self) -> None:
         """End the process."""
@@ -200,11 +200,11 @@ class _Process:
             self._process.kill()
             self._process.wait()
 
-    def _failure(self, label: str, said: int) -> BackendError:
-        """Return why the process ended; what it has said before belongs to other requests."""
-        told = os.pread(self._errors.fileno(), 1 << 16, said).decode(errors="replace")
-        lines = told.strip().splitlines()
-        reason = lines[-1] if lines else "it said nothing"
+    def _failure(self, label: str, logged: int) -> BackendError:
+        """Return the reason of a crash; earlier messages belong to other requests."""
+        log = os.pread(self._errors.fileno(), 1 << 16, logged).decode(errors="replace")
+        lines = log.strip().splitlines()
+        reason = lines[-1] if lines else "no message"
         code = self._process.returncode
         if code < 0:
             return BackendError(f"{label} crashed ({signal.Signals(-code).name}): {reason}")
@@ -252,9 +252,9 @@ def _read_array(pipe: IO[bytes], array: Array) -> Array:
 
 
 def _serve() -> None:
-    """Answer requests from stdin on stdout until stdin ends."""
-    # What an engine prints must not fall among the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    """Serve requests from stdin on stdout until stdin ends."""
+    # Output of an engine must not mix with the replies.
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests = cast(io.BufferedReader, sys.stdin.buffer)
     sessions: dict[int, Session] = {}
@@ -264,7 +264,7 @@ def _serve() -> None:
             reply, outputs = _do(request, feed, sessions)
         except MmedgeError as error:
             reply, outputs = {"error": str(error)}, {}
-        _write(answers, reply, outputs)
+        _write(replies, reply, outputs)
 
 
 def _do(
@@ -288,6 +288,6 @@ def _do(
 
 
 if __name__ == "__main__":
-    # Ctrl-C goes to the whole group; the parent decides what becomes of the worker.
+    # Ctrl-C goes to the whole group; the parent decides when the worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _serve()

@@ -1,7 +1,7 @@
 """Quantization methods as typed configs: a config names a method and holds its settings.
 
-`keep` names linear layers that stay in float (see passes/linears.py: Linear.name), in every method
-that quantizes layers one by one.
+`keep` names excluded linear layers (see passes/linears.py: Linear.name), in every method that
+quantizes layers one by one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = [
 ]
 
 RangeMethod: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
-"""How the range of an activation is chosen from what calibration saw: see statistics.py."""
+"""Calibration method of an activation range: see statistics/ranges.py."""
 Rest: TypeAlias = Literal["float32", "float16"]
-"""In what a graph computes that is not quantized, what overflows float16 excepted."""
+"""Precision of non-quantized ops, except those that overflow float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Float16:
-    """Weights and arithmetic in fp16; what overflows or underflows it stays in fp32.
+    """Weights and arithmetic in fp16; ops that overflow or underflow it stay in fp32.
 
     Inputs and outputs stay float32. With calibration data the fragile parts are found by
-    measuring; without, by what the weights alone tell.
+    measuring; without, by the weights alone.
     """
 
 
@@ -49,9 +49,9 @@ class Float8:
     """Linear layers in fp8 (E4M3FN), as Q/DQ that engines are built from.
 
     Attributes:
-        ranges: How the range of an activation is chosen.
-        rest: What is not quantized. "float16" lets TensorRT fuse attention.
-        keep: Names of linear layers that stay in float.
+        ranges: Calibration method of activation ranges.
+        rest: Precision of non-quantized ops. "float16" lets TensorRT fuse attention.
+        keep: Names of excluded linear layers.
     """
 
     ranges: RangeMethod = "minmax"
@@ -86,8 +86,8 @@ class DynamicInt8:
 
     Attributes:
         equalization: Scale channels first; needs calibration data. None leaves them.
-        keep: Names of linear layers that stay in float.
-        paired: Weights whose sums are exact in 16 bits, for x86 without VNNI: see pairing.py.
+        keep: Names of excluded linear layers.
+        paired: Saturation-safe weights for x86 without VNNI (numerics/paired_int8.py).
     """
 
     equalization: Equalization | None = None
@@ -100,21 +100,21 @@ class StaticInt8:
     """Int8 matrix products whose activation scales come from calibration.
 
     Attributes:
-        form: "operators" for ONNX Runtime on CPU, "qdq" for what engines are built from. The same
-            numbers: see passes/int8.py.
+        form: "operators" for ONNX Runtime on CPU, "qdq" for engines; the same numbers, see
+            passes/int8.py.
         activations: "uint8" for CPUs, "int8" (symmetric) for TensorRT. Signed activations are ten
-            times slower in ONNX Runtime on x86, so they come in the QDQ form alone.
-        ranges: How the range of an activation is chosen.
-        bias_correction: Take the mean error of each layer out of its bias.
+            times slower in ONNX Runtime on x86, so they are in QDQ form only.
+        ranges: Calibration method of activation ranges.
+        bias_correction: Correct each layer's bias by its mean error.
         equalization: Scale channels first; None leaves them.
-        rest: What is not quantized. "float16" lets TensorRT fuse attention; with signed activations
-            alone.
-        keep: Names of linear layers that stay in float.
-        paired: Weights whose sums are exact in 16 bits, for x86 without VNNI: see pairing.py. With
-            unsigned activations alone.
+        rest: Precision of non-quantized ops. "float16" lets TensorRT fuse attention; with signed
+            activations only.
+        keep: Names of excluded linear layers.
+        paired: Saturation-safe weights for x86 without VNNI (numerics/paired_int8.py); with
+            unsigned activations only.
 
     Raises:
-        QuantizationError: If form, activations, rest and pairing do not go together.
+        QuantizationError: If form, activations, rest and pairing are incompatible.
     """
 
     form: Literal["operators", "qdq"] = "operators"
@@ -139,9 +139,9 @@ class StaticInt8:
             )
         if self.rest == "float16" and self.activations != "int8":
             raise QuantizationError(
-                "A float16 rest is for engines: got unsigned activations, which are for CPUs, "
+                "fp16 for non-quantized ops is for engines: got unsigned activations, for CPUs, "
                 "where float16 is slow. Pass StaticInt8(form='qdq', activations='int8', "
-                "rest='float16') (int8-static-symmetric-half), or leave the rest in float32."
+                "rest='float16') (int8-static-symmetric-half), or rest='float32'."
             )
 
 
@@ -157,8 +157,8 @@ class WeightOnly:
             (needs calibration data), "hqq" with zero points fitted without data.
         form: "operators" (MatMulNBits) for ONNX Runtime, "blocked" (DequantizeLinear with a block
             size, opset 21) for engines.
-        rest: Activations and what is not quantized; "float16" in the blocked form alone.
-        keep: Names of linear layers that stay in float.
+        rest: Precision of activations and non-quantized ops; "float16" in the blocked form alone.
+        keep: Names of excluded linear layers.
         at_most: What all constants of the graph may take, as a share of what they take in fp16:
             0.25 for a quarter. Layers go to half the bits until it holds, those that move the
             embedding least per byte saved (needs calibration data; see size_target.py). None sets
@@ -198,9 +198,9 @@ class WeightOnly:
             )
         if self.rest == "float16" and self.form != "blocked":
             raise QuantizationError(
-                "A float16 rest is for engines: got the form of ONNX Runtime on CPU, where float16 "
-                "is slow. Pass WeightOnly(form='blocked', rest='float16') (int4-blocked-half), or "
-                "leave the rest in float32."
+                "fp16 for non-quantized ops is for engines: got the form of ONNX Runtime on CPU, "
+                "where float16 is slow. Pass WeightOnly(form='blocked', rest='float16') "
+                "(int4-blocked-half), or rest='float32'."
             )
 
 

@@ -1,4 +1,4 @@
-"""Recipes: how a variant is made from fp32, spelled by its name.
+"""Recipes: a variant's name as the steps from fp32 to it.
 
 A name is a method and its settings, joined by hyphens, in any order after the method; the canonical
 name leaves the defaults out:
@@ -14,7 +14,7 @@ name leaves the defaults out:
 RANGES is minmax, percentile, entropy or mse; gN weights share a scale; atN takes layers to half the
 bits until the graph is N per cent of fp16 at most; keepN leaves the N most sensitive linear layers
 in float; paired weights are for x86 processors without VNNI. For engines are fp8, symmetric and
-blocked graphs; half computes what is not quantized in float16 there, as TensorRT wants it.
+blocked graphs; half computes non-quantized ops in float16 there, as TensorRT needs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mmedge.specs import Precision, did_you_mean
 __all__ = ["FP32", "METHODS", "Recipe", "parse_recipe"]
 
 METHODS = ("fp32", "fp16", "bf16", "fp8", "int8-dynamic", "int8-static", "int8-weight", "int4")
-"""What the name of a recipe begins with."""
+"""Method names, the first part of a recipe's name."""
 
 # Names that the configuration of a conversion resolves before they get here.
 _SHORT = ("auto", "int8")
@@ -70,15 +70,15 @@ _GROUP_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one variant is made from fp32.
+    """Recipe of one variant.
 
     Attributes:
         variant: The variant's name.
         precision: What a caller asks for.
         methods: How to quantize the fp32 graph of each layout, the one that runs here first; empty
             for fp32 itself.
-        kept: How many of the linear layers stay in float, the most sensitive first. Which ones is
-            measured, and then stands in the methods' `keep`.
+        kept: Number of excluded linear layers, the most sensitive first. Which ones is
+            measured, and then recorded in the methods' `keep`.
         distilled: Train the quantized model against fp32 before it is written.
     """
 
@@ -104,7 +104,7 @@ class Recipe:
         settings: dict[str, Any] = {}
         for layout, method in self.methods.items():
             for name, value in {"method": type(method).__name__, **asdict(method)}.items():
-                # What the layouts do not share is told for each: the form of static int8.
+                # Settings that differ by layout are listed for each: the form of static int8.
                 shared = settings.setdefault(name, value)
                 if shared != value:
                     settings[name] = f"{shared}, {value} ({layout})"
@@ -123,7 +123,7 @@ def _needs_calibration(method: QuantizationConfig) -> bool:
 
 
 FP32 = Recipe("fp32", Precision.FP32, {})
-"""What every other variant is made from and compared with."""
+"""The source and reference of every other variant."""
 
 
 def parse_recipe(name: str) -> Recipe:
@@ -175,13 +175,13 @@ def _plain(method: str) -> _Made:
 
 def _dynamic(settings: list[str]) -> _Made:
     config = DynamicInt8(equalization=_equalization(settings), paired="paired" in settings)
-    return _told(settings, "equalized", "paired"), Precision.INT8, {"onnxruntime": config}
+    return _select(settings, "equalized", "paired"), Precision.INT8, {"onnxruntime": config}
 
 
 def _static(settings: list[str]) -> _Made:
     ranges = _one_of(settings, _RANGES)
     parts = [] if ranges == "minmax" else [ranges]
-    parts += _told(settings, "symmetric", "equalized", "corrected", "distilled", "paired", "half")
+    parts += _select(settings, "symmetric", "equalized", "corrected", "distilled", "paired", "half")
     shared: dict[str, Any] = {
         "ranges": ranges,
         "bias_correction": "corrected" in settings,
@@ -202,7 +202,7 @@ def _static(settings: list[str]) -> _Made:
 def _fp8(settings: list[str]) -> _Made:
     ranges = cast(RangeMethod, _one_of(settings, _RANGES))
     parts: list[str] = [] if ranges == "minmax" else [ranges]
-    parts += _told(settings, "half")
+    parts += _select(settings, "half")
     return parts, Precision.FP8, {"portable": Float8(ranges, _rest(settings))}
 
 
@@ -222,8 +222,8 @@ def _weight_only(name: str, method: str, settings: list[str]) -> _Made:
     )
     parts = [] if group_size == _GROUP_SIZE else [f"g{group_size}"]
     parts += [] if rounding == "rtn" else [rounding]
-    parts += [] if rounding == "hqq" else _told(settings, "asymmetric")
-    parts += _told(settings, "blocked", "half")
+    parts += [] if rounding == "hqq" else _select(settings, "asymmetric")
+    parts += _select(settings, "blocked", "half")
     parts += [] if percent is None else [f"at{percent}"]
     layout: Layout = "portable" if blocked else "onnxruntime"
     return parts, Precision.INT4 if method == "int4" else Precision.INT8, {layout: config}
@@ -233,13 +233,13 @@ def _rest(settings: list[str]) -> Rest:
     return "float16" if "half" in settings else "float32"
 
 
-def _told(settings: list[str], *names: str) -> list[str]:
+def _select(settings: list[str], *names: str) -> list[str]:
     return [name for name in names if name in settings]
 
 
 def _one_of(settings: list[str], names: tuple[str, ...]) -> Any:  # noqa: ANN401, one of the names
-    """Return the one name that is among the settings, the first name where none is."""
-    found = _told(settings, *names)
+    """Return the name among the settings, else the first name."""
+    found = _select(settings, *names)
     if len(found) > 1:
         raise ConversionError(f"Precision: {' and '.join(found)} exclude each other. Name one.")
     return found[0] if found else names[0]
@@ -249,7 +249,7 @@ def _number(name: str, settings: list[str], word: str, default: _Default) -> int
     matches = [re.fullmatch(rf"{word}([0-9]+)", setting) for setting in settings]
     found = {int(match[1]) for match in matches if match is not None}
     if len(found) > 1:
-        raise ConversionError(f"Precision '{name}': {word} stands there twice. Name one.")
+        raise ConversionError(f"Precision '{name}': {word} is given twice. Name one.")
     return found.pop() if found else default
 
 

@@ -1,4 +1,4 @@
-"""Weights in few bits: groups of a column share a scale, rounded in one of three ways.
+"""Group-wise quantization of weights, rounded in one of three ways.
 
 A linear layer's matrix is (in, out). A group is `group_size` consecutive inputs of one output; its
 weights are scale * (code - zero point), codes unsigned. Symmetric means the middle code for every
@@ -30,9 +30,9 @@ from mmedge.specs import Array, Float32Array
 __all__ = [
     "Bits",
     "GroupCodes",
-    "blank_codes",
     "gptq",
     "hqq",
+    "placeholder_codes",
     "relative_error",
     "round_to_nearest",
 ]
@@ -88,7 +88,7 @@ class GroupCodes:
         return int(self.codes.shape[2])
 
     def matrix(self) -> Float32Array:
-        """Return what the codes stand for, (in, out)."""
+        """Return the dequantized matrix, (in, out)."""
         steps = self.codes.astype(np.float32) - self.zero_points[..., None]
         steps *= self.scales.astype(np.float32)[..., None]
         return np.ascontiguousarray(steps.reshape(steps.shape[0], -1)[:, : self.inputs].T)
@@ -107,10 +107,10 @@ def relative_error(matrix: Float32Array, codes: GroupCodes) -> float:
     return matrix_error(matrix, codes.matrix())
 
 
-def blank_codes(
+def placeholder_codes(
     matrix: Float32Array, bits: Bits, group_size: int, *, symmetric: bool = True
 ) -> GroupCodes:
-    """Return codes that stand for nothing, of the size that those of the matrix have."""
+    """Return placeholder codes of the size of the matrix's."""
     inputs, outputs = matrix.shape
     groups = -(-inputs // group_size)
     return GroupCodes(
@@ -171,7 +171,7 @@ def gptq(
     damping: float = 0.01,
     most_active_first: bool = False,
 ) -> GroupCodes:
-    """Quantize input by input, what is rounded later making up for what was rounded before.
+    """Quantize input by input, each compensating the rounding errors before it.
 
     An input that was always zero on the calibration data passes no error on and keeps its weights.
 
@@ -349,7 +349,7 @@ def _values(codes: Array, scale: Float32Array, zero: Float32Array) -> Float32Arr
 
 
 def _storable(scale: Float32Array, dtype: type[np.floating]) -> Float32Array:
-    """Return scales as they will be stored; a group too small for any becomes zeros."""
+    """Return scales as stored; a group too small for any becomes zeros."""
     smallest = _HALF_SMALLEST if dtype is np.float16 else _SINGLE_SMALLEST
     largest = _HALF_LARGEST if dtype is np.float16 else float(np.finfo(np.float32).max)
     return np.clip(scale, smallest, largest).astype(dtype).astype(np.float32)
@@ -358,7 +358,7 @@ def _storable(scale: Float32Array, dtype: type[np.floating]) -> Float32Array:
 def _grid(
     part: Float32Array, bits: int, symmetric: bool, dtype: type[np.floating]
 ) -> tuple[Float32Array, Float32Array]:
-    """Return scale and zero point (G,) for groups (G, group_size): the best of some ranges."""
+    """Return the best scale and zero point (G,) for groups (G, group_size)."""
     middle, top = 2 ** (bits - 1), 2**bits - 1
     low = np.minimum(part.min(axis=1), 0.0)
     high = np.maximum(part.max(axis=1), 0.0)

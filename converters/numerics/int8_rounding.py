@@ -25,7 +25,7 @@ _LARGEST_HALF = 60000.0
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value of a tensor over the calibration data, or what is kept of them."""
+    """Smallest and largest value of a tensor over the calibration data, clipped or not."""
 
     low: float
     high: float

@@ -1,8 +1,8 @@
-"""Int8 weights whose sums are exact on every processor: what `paired` methods hold.
+"""Saturation-safe int8 weights for x86 without VNNI (`paired` methods).
 
 An x86 processor without VNNI multiplies uint8 by int8 with VPMADDUBSW, which adds the products of
 two neighbours along the input in 16 bits and saturates there: 255 * 127 * 2 is twice too much.
-ONNX Runtime then answers with something else, or, asked for exact sums, takes up to a third longer.
+ONNX Runtime then gives wrong outputs or, with exact sums requested, takes up to a third longer.
 With |w0| + |w1| <= 128 the sum is 32640 at most: the fast kernel is exact.
 
 Halving the range of the codes does that too, at twice the rounding error. Large neighbours of large
@@ -47,7 +47,7 @@ def pair_weight(weight: Float32Array, scales: Float32Array) -> tuple[Array, Floa
 
 
 def _pair_columns(weight: Float32Array, scales: Float32Array) -> tuple[Array, Float32Array]:
-    """Return the codes that err least, with a row of zeros after an odd number, and the scales."""
+    """Return the codes of least error, padded to an even number of rows, and the scales."""
     padded = np.pad(weight, ((0, len(weight) % 2), (0, 0)))
     pairs = padded.reshape(-1, 2, len(scales))
     least = np.full(len(scales), np.inf, np.float32)
@@ -64,7 +64,7 @@ def _pair_columns(weight: Float32Array, scales: Float32Array) -> tuple[Array, Fl
 
 
 def _cut(codes: Float32Array) -> Float32Array:
-    """Take what is too much of a pair off both alike, (pairs, 2, out): the nearest that fits."""
+    """Clip pairs (pairs, 2, out) to the limit, both values alike."""
     sizes = np.abs(codes)
     excess = np.maximum(sizes.sum(axis=1) - _LARGEST_SUM, 0)
     # Codes are at most 127, so each of a pair that is too much is larger than half of what is.

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention becomes one Attention node of opset 23.
+"""Fusion of scaled dot-product attention into one Attention node of opset 23.
 
 ONNX Runtime's CPU kernel of that operator was measured faster than com.microsoft.MultiHeadAttention
 (a fifth at ViT-B/32's size), and faster than the nodes that it replaces.
@@ -36,7 +36,7 @@ class FuseAttention(ir.passes.InPlacePass):
     Requires: attention as torch.onnx.export writes it below opset 23: scale on the queries and keys
         or on the scores, an additive mask or none, heads split by Reshape and Transpose or whole,
         keys and values joined to a past by Concat or not, one head for several queries or each.
-    Ensures: the same numbers up to rounding. What does not match is left as it is, and so is a
+    Ensures: the same numbers up to rounding. Anything else is unchanged, and so is a
         graph that holds an operator whose meaning changed before opset 23.
     """
 
@@ -51,7 +51,7 @@ class FuseAttention(ir.passes.InPlacePass):
                 _replace(model.graph, found, finite_masks)
                 modified, with_past = True, with_past or found.past is not None
         if with_past:
-            model.graph.sort()  # what the node joins may be read above it
+            model.graph.sort()  # the joined past may be read above it
         if modified:
             model.graph.opset_imports[""] = max(_OPSET, model.graph.opset_imports[""])
             model.ir_version = max(_IR_VERSION, model.ir_version)
@@ -94,7 +94,7 @@ def _replace(
 
 
 def _finite(graph: ir.Graph, bias: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:
-    """Return the mask with a large negative number where it holds -inf, made once."""
+    """Return the mask with -inf replaced by a large negative number, created once."""
     if bias not in known:
         known[bias] = _made_finite(graph, bias, known)
     return known[bias]

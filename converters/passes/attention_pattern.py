@@ -1,4 +1,4 @@
-"""How torch.onnx.export writes scaled dot-product attention below opset 23, found in a graph."""
+"""Pattern of scaled dot-product attention as exported by torch below opset 23."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class DecomposedAttention:
         bias: Added to the scores, four axes, or None.
         heads: H.
         kv_heads: K.
-        scale: What the scores are multiplied by, wherever the factors stand.
+        scale: Factor of the scores, wherever the graph applies it.
         output: (B, S, H * d) or (B * S, H * d), its heads merged; (B, H, S, d).
-        past: Keys and values (B, K, P, d) that stand before the new ones, or None.
+        past: Keys and values (B, K, P, d) before the new ones, or None.
         present: Both joined, (B, K, P + L, d), or None.
     """
 
@@ -54,7 +54,7 @@ class DecomposedAttention:
 
     @property
     def merged(self) -> bool:
-        """Whether query, key and value come with their heads side by side."""
+        """Whether query, key and value have their heads side by side."""
         return rank(self.query) == 3
 
     @property
@@ -122,7 +122,7 @@ def _merged_parts(
 def _whole_parts(
     query: ir.Value, key: ir.Value, value: ir.Value, context: ir.Node
 ) -> _Parts | None:
-    """Return the parts of four axes as they are, where the graph tells that they fit."""
+    """Return the parts of four axes, where their shapes are known to fit."""
     shapes = sizes(query), sizes(key), sizes(value)
     if any(shape is None or len(shape) != 4 for shape in shapes):
         return None
@@ -133,7 +133,7 @@ def _whole_parts(
 
 
 def _same_samples(query: ir.Value, key: ir.Value, value: ir.Value) -> bool:
-    """Tell whether nothing is broadcast over samples."""
+    """Return whether nothing is broadcast over samples."""
     return _axis(query, 0) == _axis(key, 0) == _axis(value, 0) is not None
 
 
@@ -186,7 +186,7 @@ def _joined(
 ) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]] | None:
     """Return the past of keys and values and what is joined to it, where both have one.
 
-    Both are outputs then: ONNX Runtime joins nothing that nobody reads.
+    Both are outputs then: ONNX Runtime drops unused joins.
     """
     key_concat, value_concat = producer(key, "Concat"), producer(value, "Concat")
     if key_concat is None or value_concat is None:
@@ -208,7 +208,7 @@ def _joined(
 
 
 def _split_scores(scores: ir.Value | None) -> tuple[ir.Node, ir.Value | None, float] | None:
-    """From what the softmax takes up to the product of queries and keys: mask and scale between."""
+    """From the softmax input up to the product of queries and keys: mask and scale between."""
     bias = None
     add = producer(scores, "Add")
     if add is not None:
@@ -225,7 +225,7 @@ def _split_scores(scores: ir.Value | None) -> tuple[ir.Node, ir.Value | None, fl
 
 
 def _has_a_row_each(bias: ir.Value | None, scores: ir.Value | None) -> bool:
-    """Tell whether a mask is broadcast over samples and heads only, as the kernel takes it."""
+    """Return whether a mask is broadcast over samples and heads only, as the kernel takes it."""
     mask, wide = sizes(bias), sizes(scores)
     if mask is None or wide is None or len(mask) != 4 or len(wide) != 4:
         return False
@@ -284,7 +284,7 @@ def _split_heads(value: ir.Value | None) -> tuple[ir.Value, int] | None:
 
 
 def _axis(value: ir.Value, at: int) -> int | str | None:
-    """Return a size, an axis' name, or None where the graph does not tell."""
+    """Return a size, an axis' name, or None where it is unknown."""
     if value.shape is None:
         return None
     size = value.shape[at]

@@ -1,7 +1,7 @@
-"""BFloat16: the range of float32 with eight binary digits: nothing overflows, no data is needed.
+"""Conversion to bfloat16: the range of float32, so without overflow or calibration data.
 
-TensorRT takes the graph as it is. ONNX Runtime has hardly any bfloat16 kernel on a CPU and refuses
-it ("Could not find an implementation for MatMul"); OpenVINO computes in bfloat16 when told to, from
+TensorRT takes the graph unchanged. ONNX Runtime has hardly any bfloat16 CPU kernel and rejects
+it ("Could not find an implementation for MatMul"); OpenVINO computes in bfloat16 on request, from
 the float32 graph. So the variant exists in the portable layout only, and what it is worth is
 measured on `emulate_bfloat16`: the same weights and roundings, each operator computed in float32.
 
@@ -38,7 +38,7 @@ def to_bfloat16(model: Path) -> ir.Model:
 
 
 def emulate_bfloat16(model: Path) -> ir.Model:
-    """Return a bfloat16 graph in a form that runs where there are no bfloat16 kernels.
+    """Return a bfloat16 graph that runs without bfloat16 kernels.
 
     Every operator computes in float32 from the bfloat16 weights and rounds what it gives. For
     measuring fidelity, never to be shipped: it is slower than float32.

@@ -1,4 +1,4 @@
-"""Adding to a graph: what the passes share when they write."""
+"""Shared graph-writing functions of the passes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that reads `old` read `new`, which takes over name, type, shape and metadata.
+    """Replace `old` by `new`, which takes over name, type, shape and metadata.
 
-    What is known of a value, such as its range, goes by its name and so holds for `new` too.
+    Data about a value, such as its range, is stored by name and so holds for `new` too.
     """
     new.type, new.shape = old.type, old.shape
     new.metadata_props.update(old.metadata_props)
@@ -65,7 +65,7 @@ class NodeBuilder:
         return node.outputs[0]
 
     def initializer(self, name: str, array: Array) -> ir.Value:
-        """Register a constant; where a tied weight made an equal one of that name, return that."""
+        """Register a constant, or return an equal one of that name made by a tied weight."""
         free, taken = name, count(1)
         while (known := self._graph.initializers.get(free)) is not None:
             held = constant(known)

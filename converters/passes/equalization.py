@@ -1,4 +1,4 @@
-"""Channels of an activation are divided by a number each; the weights that read them make it up.
+"""Channel equalization: divide activation channels by scales and multiply the weights.
 
 A group is every linear layer that reads one value, or a selection of its rows. What makes the value
 takes in the division, so that the function stays the same: the gain and bias of a normalization,
@@ -39,15 +39,15 @@ _MOVES_ROWS = frozenset({"Gather", "GatherND", "Identity", "Reshape", "Squeeze",
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers whose input channels have to be scaled together.
+    """Linear layers whose input channels share scales.
 
     Attributes:
         value: What they read, directly or some rows of it, (..., C).
         linears: The layers, in the graph's order.
         source: What the division can be folded into: a LayerNormalization or a Mul with a constant,
-            or the linear layer that makes `value`; None where there is nothing, see `obstacle`.
+            or the linear layer that makes `value`; None if there is none, see `obstacle`.
         foreign: Names of nodes that read `value` and are not linear layers of the group.
-        obstacle: Why nothing can be folded; "" where `source` is given.
+        obstacle: Reason without `source`; else "".
         tied: Why not even a Mul can be put in (a weight with other readers); "" where it can.
     """
 
@@ -60,7 +60,7 @@ class Group:
 
     @property
     def channels(self) -> int:
-        """How many channels the value has."""
+        """Number of channels of the value."""
         return self.linears[0].shape[0]
 
 
@@ -102,7 +102,7 @@ def _group(
 def _source(
     value: ir.Value, maker: Linear | None, channels: int
 ) -> tuple[ir.Node | Linear | None, str]:
-    """Return what a division of `value` can be folded into, or None and why not."""
+    """Return the node to fold a division of `value` into, or None and the reason."""
     node = maker.node if maker is not None else value.producer()
     constants: list[ir.Value | None]
     if maker is not None:
@@ -122,24 +122,24 @@ def _source(
         source, constants = node, [*vectors]
     else:
         what = "a graph input" if node is None else f"{node.op_type} {node.name}"
-        return None, f"'{value.name}' is made by {what}: nothing to fold a scale into"
+        return None, f"'{value.name}' is made by {what}, which cannot take a scale"
     for one in constants:
         if one is not None and (
             not one.is_initializer() or sizes(one) != (channels,) or len(one.uses()) != 1
         ):
-            return None, f"'{one.name}' is not a constant of this layer alone"
+            return None, f"'{one.name}' is not a constant of only this layer"
     return source, ""
 
 
 def _root(x: ir.Value, makers: Mapping[ir.Value, Linear]) -> ir.Value:
-    """Follow a value up to where its channels are made."""
+    """Follow a value up to the producer of its channels."""
     while True:
         node = x.producer()
         if node is not None and x not in makers and _keeps_channels(node):
             above = node.inputs[0]
         else:
             above = _attended(x)
-            # Worth following only up to a layer that can take a scale in.
+            # Follow only up to a layer that can absorb a scale.
             above = above if above is not None and above in makers else None
         if above is None:
             return x
@@ -147,7 +147,7 @@ def _root(x: ir.Value, makers: Mapping[ir.Value, Linear]) -> ir.Value:
 
 
 def _keeps_channels(node: ir.Node) -> bool:
-    """Tell whether a node only selects or regroups rows of its first input."""
+    """Return whether a node only selects or regroups rows of its first input."""
     if node.op_type not in _MOVES_ROWS or not is_op(node, node.op_type):
         return False
     given, made = sizes(node.inputs[0]), sizes(node.outputs[0])
@@ -170,7 +170,7 @@ def _keeps_channels(node: ir.Node) -> bool:
 
 
 def _depth(indices: ir.Value | None) -> int | None:
-    """Return how many axes GatherND's indices name, or None where the graph does not tell."""
+    """Return how many axes GatherND's indices name, or None where it is unknown."""
     known = sizes(indices)
     if known:
         return known[-1]
@@ -231,7 +231,7 @@ def _decomposed_values(x: ir.Value) -> ir.Value | None:
 
 
 def _foreign(value: ir.Value, linears: Collection[ir.Node]) -> Iterator[str]:
-    """Name what reads `value`, or rows of it, and is no linear layer."""
+    """Name a reader of `value`, or of its rows, that is no linear layer."""
     if value.is_graph_output():
         yield "an output of the graph"
     for use in value.uses():
@@ -246,7 +246,7 @@ def _foreign(value: ir.Value, linears: Collection[ir.Node]) -> Iterator[str]:
 
 
 def _attention_of(value: ir.Value, node: ir.Node) -> ir.Value | None:
-    """Return what attention makes of `value`, if it is its values, and `node` begins it."""
+    """Return the output of the attention whose values are `value` and that starts at `node`."""
     made: ir.Value | None = node.outputs[0]
     for op_type in ("Transpose", "MatMul", "Transpose", "Reshape"):
         if made is None:
@@ -259,7 +259,7 @@ def _attention_of(value: ir.Value, node: ir.Node) -> ir.Value | None:
 
 
 class ScaleChannels(ir.passes.InPlacePass):
-    """Divide the input channels of linear layers by given numbers, and multiply their weights.
+    """Divide the input channels of linear layers by scales, and multiply their weights.
 
     Requires: float32 weights as initializers.
     Ensures: the same function; to the bit where the numbers are powers of two, unless a layer's
@@ -272,18 +272,18 @@ class ScaleChannels(ir.passes.InPlacePass):
         Args:
             scales: By name of a linear layer (Linear.name): (in,) positive numbers, the same for
                 all layers of a group.
-            insert: Names of layers before which a Mul may be put in.
+            insert: Names of layers before which a Mul may be inserted.
         """
         super().__init__()
         self._scales = dict(scales)
         self._insert = frozenset(insert)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Scale every group that is named.
+        """Scale every named group.
 
         Raises:
             QuantizationError: If a layer is not in the graph, scales do not fit it or differ within
-                its group, or there is nothing to fold them into and no Mul may be put in.
+                its group, or they cannot be folded and no Mul may be inserted.
         """
         groups = [group for group in find_groups(model.graph) if self._names(group)]
         missing = self._scales.keys() - {name for group in groups for name in self._names(group)}
@@ -354,7 +354,7 @@ def _scale(initializer: ir.Value, factors: Array) -> None:
 
 
 def _insert_mul(graph: ir.Graph, group: Group, inverse: Array) -> None:
-    """Scale what the layers read, once for each value, and nothing else that reads it."""
+    """Scale the layers' inputs, once for each value, and no other reader."""
     made: dict[ir.Value, ir.Value] = {}
     for linear in group.linears:
         if linear.x not in made:

@@ -1,4 +1,4 @@
-"""Float16: weights and arithmetic in half precision, except where the numbers do not fit.
+"""Conversion to float16, with fp32 ops where values overflow or underflow.
 
 float16 holds magnitudes from 6.1e-5 (below, ever fewer digits) to 65504. What stays in float32 is
 found from numbers, not from a list of operators:
@@ -30,26 +30,26 @@ from mmedge.converters.passes.matching import constant, is_op, producer
 from mmedge.converters.passes.narrowing import NarrowFloats, narrowed
 from mmedge.errors import QuantizationError
 
-__all__ = ["Float16Result", "Island", "Peak", "output_normalization", "to_float16"]
+__all__ = ["Float16Result", "Fp32Op", "Peak", "output_normalization", "to_float16"]
 
 _LARGEST = 65504.0
-# Data that was not seen may go further than data that was.
+# Margin for data beyond the calibration range.
 _LIMIT = _LARGEST / 4
 _SMALLEST_NORMAL = 2.0**-14
 # Rounding alone takes 3e-4 of a weight's norm.
 _WEIGHT_ERROR = 1e-3
 # From here on float16 has steps of 1/4, which move a weight of attention by up to 13 %.
 _SOFTMAX_LIMIT = 256.0
-# What may stand between the normalization of an embedding and the output.
+# Ops allowed between the normalization of an embedding and the output.
 _LIGHT = frozenset({"Clip", "Max", "Add", "Expand", "Div", "Mul", "Squeeze", "Identity"})
-# What may stand between a mask and the Softmax that it is for.
+# Ops allowed between a mask and its Softmax.
 _MASKING = frozenset({"Where", "Add", "Expand", "Unsqueeze", "Reshape", "Slice", "Transpose"})
 _SQUARING = ("ReduceL2", "ReduceSumSquare", "Pow")
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """What a value reached over the calibration data; infinite ones, such as masks, left out.
+    """Peaks of a value over the calibration data, without infinite ones such as masks.
 
     Attributes:
         largest: Largest magnitude.
@@ -65,8 +65,8 @@ class Peak:
 
 
 @dataclass(frozen=True, slots=True)
-class Island:
-    """A node that stays in float32 in a float16 graph.
+class Fp32Op:
+    """An fp32 op in a float16 graph.
 
     Attributes:
         name: Of the node.
@@ -85,11 +85,11 @@ class Float16Result:
 
     Attributes:
         model: The graph; inputs and outputs are float32.
-        islands: What stayed in float32, in the graph's order.
+        fp32_ops: Ops in float32, in the graph's order.
     """
 
     model: ir.Model
-    islands: tuple[Island, ...]
+    fp32_ops: tuple[Fp32Op, ...]
 
 
 def to_float16(model: Path | ir.Model, peaks: Mapping[str, Peak] | None = None) -> Float16Result:
@@ -98,33 +98,33 @@ def to_float16(model: Path | ir.Model, peaks: Mapping[str, Peak] | None = None) 
     Args:
         model: Portable ONNX file; or a graph, such as one in fp8, which is changed.
         peaks: Of every float32 value, by name (`peaks.collect_peaks`). Without them only the
-            weights are looked at, and what squares its input stays in float32.
+            weights are checked, and ops that square their input stay in float32.
 
     Raises:
         QuantizationError: If a weight is NaN, or the dtype of a value is not known; it is named.
     """
     graph = model if isinstance(model, ir.Model) else ir.load(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
-    islands = _Islands()
-    islands.keep(output_normalization(graph.graph), "makes the float32 output")
+    fp32_ops = _Fp32Ops()
+    fp32_ops.keep(output_normalization(graph.graph), "makes the float32 output")
     for value in graph.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT and (reason := _weight_reason(value)):
-            islands.keep(value.consumers(), reason)
+            fp32_ops.keep(value.consumers(), reason)
     if peaks is None:
-        _keep_squares(graph.graph, islands)
+        _keep_squares(graph.graph, fp32_ops)
     else:
-        _keep_peaks(graph.graph, peaks, islands)
+        _keep_peaks(graph.graph, peaks, fp32_ops)
     found = tuple(
-        Island(node.name or "", node.op_type, islands.reasons[node])
+        Fp32Op(node.name or "", node.op_type, fp32_ops.reasons[node])
         for node in graph.graph
-        if node in islands.reasons
+        if node in fp32_ops.reasons
     )
-    NarrowFloats(ir.DataType.FLOAT16, islands.reasons)(graph)
+    NarrowFloats(ir.DataType.FLOAT16, fp32_ops.reasons)(graph)
     return Float16Result(graph, found)
 
 
-class _Islands:
-    """Nodes that stay in float32, each with the first reason that was found."""
+class _Fp32Ops:
+    """Finds the fp32 ops, each with the first reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[ir.Node, str] = {}
@@ -136,7 +136,7 @@ class _Islands:
 
 
 def output_normalization(graph: ir.Graph) -> list[ir.Node]:
-    """Return each ReduceL2, and what follows it, that only light nodes part from an output."""
+    """Return each final ReduceL2 and its followers, up to light nodes before an output."""
     found: list[ir.Node] = []
     for node in graph:
         if is_op(node, "ReduceL2"):
@@ -145,13 +145,13 @@ def output_normalization(graph: ir.Graph) -> list[ir.Node]:
     return found
 
 
-def _keep_squares(graph: ir.Graph, islands: _Islands) -> None:
+def _keep_squares(graph: ir.Graph, fp32_ops: _Fp32Ops) -> None:
     for node in graph:
         if any(is_op(node, op_type) for op_type in _SQUARING):
-            islands.keep([node], "squares its input, and no calibration data shows that this fits")
+            fp32_ops.keep([node], "squares its input, and no calibration data shows that this fits")
 
 
-def _keep_peaks(graph: ir.Graph, peaks: Mapping[str, Peak], islands: _Islands) -> None:
+def _keep_peaks(graph: ir.Graph, peaks: Mapping[str, Peak], fp32_ops: _Fp32Ops) -> None:
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         peak = peaks.get(value.name or "")
         if peak is None:
@@ -161,20 +161,20 @@ def _keep_peaks(graph: ir.Graph, peaks: Mapping[str, Peak], islands: _Islands) -
         largest = peak.highest if _only_masks(value) else peak.largest
         if largest > _LIMIT:
             reason = f"'{value.name}' reaches {largest:.2g} on the calibration data"
-            islands.keep([node, *value.consumers()], reason)
+            fp32_ops.keep([node, *value.consumers()], reason)
         elif 0 < peak.largest < _SMALLEST_NORMAL:
             reason = f"'{value.name}' stays below {peak.largest:.2g} on the calibration data"
-            islands.keep([node, *value.consumers()], reason)
+            fp32_ops.keep([node, *value.consumers()], reason)
         elif is_op(node, "Softmax") and node is not None:
             if peak.inside >= _SOFTMAX_LIMIT:
                 reason = f"Softmax of {peak.inside:.2g}, where float16 has coarse steps"
-                islands.keep([node, *_scores(node)], reason)
+                fp32_ops.keep([node, *_scores(node)], reason)
         elif peak.inside > _LIMIT:
-            islands.keep([node], f"sums up to {peak.inside:.2g} on the calibration data")
+            fp32_ops.keep([node], f"sums up to {peak.inside:.2g} on the calibration data")
 
 
 def _scores(softmax: ir.Node) -> Iterable[ir.Node | None]:
-    """Return what makes the input of a Softmax, back to the product."""
+    """Return the nodes from the product to a Softmax."""
     value = softmax.inputs[0]
     add = producer(value, "Add")
     yield None if value is None else value.producer()
@@ -183,7 +183,7 @@ def _scores(softmax: ir.Node) -> Iterable[ir.Node | None]:
 
 
 def _weight_reason(value: ir.Value) -> str:
-    """Tell why a constant does not fit, or return ""."""
+    """Return why a constant does not fit float16, or ""."""
     array = constant(value)
     if array is None or not array.size:
         return ""
@@ -204,7 +204,7 @@ def _weight_reason(value: ir.Value) -> str:
 
 
 def _only_masks(value: ir.Value) -> bool:
-    """Tell whether a value is only added to, or chosen for, what a Softmax reads."""
+    """Return whether a value is only added to, or chosen for, what a Softmax reads."""
     readers = list(value.consumers())
     while readers:
         node = readers.pop()

@@ -1,4 +1,4 @@
-"""Float8 linear layers: Q/DQ in E4M3FN, for GPUs that multiply in it.
+"""Float8 linear layers: Q/DQ in E4M3FN, for GPUs with fp8 products.
 
 One scale for a weight and one for an activation, largest magnitude / 448, zero stays zero; codes of
 weights are stored, so a matrix takes a quarter of float32. Opset 20 as everything else:
@@ -40,11 +40,11 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def quantize_weight_float8(weight: Float32Array, *, half: bool = False) -> tuple[Array, float]:
-    """Return a matrix in E4M3FN with one scale for all of it: weight = codes * scale, rounded.
+    """Return a matrix in E4M3FN with one scale: weight = codes * scale, rounded.
 
     Args:
         weight: A matrix.
-        half: A scale that float16 holds.
+        half: Use a scale that float16 holds.
     """
     scale = _scale(float(np.abs(weight).max(initial=0.0)), half=half)
     # E4M3FN has no infinity: what rounding carries beyond 448 would become NaN.
@@ -68,25 +68,25 @@ class Float8Linears(ir.passes.InPlacePass):
     def __init__(
         self, ranges: Mapping[str, Range], keep: Collection[str] = (), *, half: bool = False
     ) -> None:
-        """Take what calibration found.
+        """Set the calibrated ranges.
 
         Args:
             ranges: By tensor name, for every name in `quantizable_inputs`.
-            keep: Names of linear layers that stay in float.
-            half: Scales that float16 holds, for a graph that is narrowed afterwards.
+            keep: Names of excluded linear layers.
+            half: Use scales that float16 holds, for a graph that is narrowed afterwards.
         """
         super().__init__()
         self._half = half
         self._ranges = ranges
         self._keep = frozenset(keep)
         self.weight_errors: dict[str, float] = {}
-        """||W - Wq||_F / ||W||_F of what was quantized, by name."""
+        """||W - Wq||_F / ||W||_F of the quantized weights, by name."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every linear layer of the main graph but the kept ones and the last.
+        """Rewrite every linear layer of the main graph except excluded ones and the last.
 
         Raises:
-            QuantizationError: If there is nothing to quantize, a range is missing, or a weight or
+            QuantizationError: If no layer can be quantized, a range is missing, or a weight or
                 range is not finite; the tensor is named.
         """
         graph = model.graph
@@ -94,7 +94,7 @@ class Float8Linears(ir.passes.InPlacePass):
         if not chosen:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all are "
-                "kept. Leave this role in float."
+                "excluded. Leave this role in float."
             )
         activations: dict[ir.Value, ir.Value] = {}
         weights: dict[ir.Value, ir.Value] = {}

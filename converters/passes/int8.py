@@ -1,4 +1,4 @@
-"""Int8 linear layers: one description, written in the form that a runtime executes.
+"""Int8 linear layers, in the form that each runtime executes.
 
 Weights are symmetric int8 with one scale for each output channel, activations uint8 with one scale
 and zero point for the whole tensor. Forms:
@@ -6,13 +6,13 @@ and zero point for the whole tensor. Forms:
 - dynamic: DynamicQuantizeLinear, MatMulIntegerToFloat; the scale of an activation is computed in
   each call.
 - operators: QuantizeLinear with a calibrated scale, MatMulIntegerToFloat. The numbers of the QDQ
-  form, with scales and bias inside the product, which ONNX Runtime does not make of QDQ by itself.
+  form, with scales and bias inside the product, which ONNX Runtime does not make from QDQ.
 - qdq: QuantizeLinear and DequantizeLinear around a float product. With unsigned activations for
   runtimes on CPU, with signed ones for engines.
 
 An embedding table is int8 with a scale for each row. Where a CPU runs the graph, codes and scales
 are looked up and multiplied. TensorRT takes int8 constants before DequantizeLinear only, so with
-signed activations the table is dequantized and then looked up in: the engine keeps the codes and
+signed activations the table is dequantized and then looked up in: the engine stores int8 and
 dequantizes the rows it takes. ONNX Runtime would dequantize the whole table in each call.
 
 Sources: ONNX operators DynamicQuantizeLinear-11, QuantizeLinear-21; ONNX Runtime,
@@ -55,10 +55,10 @@ __all__ = [
 
 
 def quantizable_linears(graph: ir.Graph, keep: Collection[str] = ()) -> list[Linear]:
-    """Return the linear layers that are worth int8.
+    """Return the linear layers to quantize to int8.
 
     The one that makes the embedding stays in float: it is a thousandth of the work, and its error
-    would go straight into the answer. So do those named in `keep`.
+    would go straight into the output. So do those named in `keep`.
     """
     return [
         linear
@@ -68,9 +68,9 @@ def quantizable_linears(graph: ir.Graph, keep: Collection[str] = ()) -> list[Lin
 
 
 def quantizable_tables(graph: ir.Graph, keep: Collection[str] = ()) -> dict[str, list[ir.Node]]:
-    """Return the lookups in each embedding table that is worth int8, by the table's name.
+    """Return the lookups in each embedding table to quantize to int8, by the table's name.
 
-    A table's name is that of its weight without ".weight". Those in `keep` are left out.
+    A table's name is that of its weight without ".weight". Those in `keep` are excluded.
     """
     found: dict[str, list[ir.Node]] = {}
     for node in graph:
@@ -88,7 +88,7 @@ def quantizable_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]
 
     Args:
         model: The graph.
-        keep: Names of linear layers that stay in float.
+        keep: Names of excluded linear layers.
     """
     return list(
         dict.fromkeys(linear.x.name or "" for linear in quantizable_linears(model.graph, keep))
@@ -119,10 +119,10 @@ class Int8Linears(ir.passes.InPlacePass):
             form: See the module.
             ranges: By tensor name, for every name in `quantizable_inputs`; static forms need it.
             symmetric_activations: int8 with zero point 0 in the QDQ form, as TensorRT takes it.
-            half: Scales that float16 holds, for a graph that is narrowed afterwards.
-            keep: Names of linear layers and embedding tables that stay in float (see Linear.name).
-            paired: Weights whose sums are exact on every processor (see pairing.py); the graph says
-                so in its metadata, for ONNX Runtime's backend. Not with `half`.
+            half: Use scales that float16 holds, for a graph that is narrowed afterwards.
+            keep: Names of excluded linear layers and embedding tables (see Linear.name).
+            paired: Use saturation-safe weights (numerics/paired_int8.py), marked in the graph's
+                metadata, for ONNX Runtime's backend. Not with `half`.
             biases: Gives a layer's bias from the layer, its codes and its scales, such as
                 bias_correction does; None for what it has.
         """
@@ -135,7 +135,7 @@ class Int8Linears(ir.passes.InPlacePass):
         self._paired = paired
         self._biases = biases
         self.weight_errors: dict[str, float] = {}
-        """||W - Wq||_F / ||W||_F of what was quantized, by name."""
+        """||W - Wq||_F / ||W||_F of the quantized weights, by name."""
         self._quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         self._dequantized: dict[ir.Value, ir.Value] = {}
 
@@ -143,7 +143,7 @@ class Int8Linears(ir.passes.InPlacePass):
         """Quantize every linear layer and embedding table of the main graph.
 
         Raises:
-            QuantizationError: If there is nothing to quantize, a range is missing, or a weight or
+            QuantizationError: If no layer can be quantized, a range is missing, or a weight or
                 range is not finite; the tensor is named.
         """
         graph = model.graph
@@ -230,7 +230,7 @@ class Int8Linears(ir.passes.InPlacePass):
         return build.node("Add", [product, linear.bias], f"{stem}_bias")
 
     def _activation(self, build: NodeBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return codes, scale and zero point of an activation, made once for all its readers."""
+        """Return quantized value, scale and zero point of an activation, once for all readers."""
         if x in self._quantized:
             return self._quantized[x]
         # What only moves data moves a quarter of it when it comes after the quantization.
@@ -305,7 +305,7 @@ class Int8Linears(ir.passes.InPlacePass):
 
 
 def _moves_data(value: ir.Value) -> ir.Node | None:
-    """Return the Reshape or Transpose that makes `value`, if nothing else reads what it takes."""
+    """Return the Reshape or Transpose that makes `value`, if it is its input's only reader."""
     node = value.producer()
     if not (is_op(node, "Reshape") or is_op(node, "Transpose")) or node is None:
         return None
@@ -331,7 +331,7 @@ def _look_up(
     table: ir.Value,
     name: str,
 ) -> ir.Value:
-    """Look up codes and scales of rows, and multiply."""
+    """Look up quantized rows and their scales, and multiply."""
     codes, scales = quantized
     rows = build.node("Gather", [codes, ids], f"{name}_int8")
     scale = build.initializer(f"{table.name}_scale", scales[:, None])

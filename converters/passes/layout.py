@@ -1,4 +1,4 @@
-"""Layouts: the same model in the operators that one runtime runs fastest.
+"""Layouts of a graph: the fastest operators for one runtime.
 
 A pass is registered here, in the layout that it makes, and tests/converters/passes/
 test_passes_contract.py runs over it.
@@ -30,9 +30,9 @@ ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (FuseAttention,)
 
 
 def to_onnxruntime_layout(model: Path, out: Path) -> None:
-    """Write `model` in the operators that ONNX Runtime runs fastest.
+    """Write `model` in the fastest operators for ONNX Runtime.
 
-    Weights that the passes leave alone are not copied: where `model` keeps them in external data,
+    Unchanged weights are not copied: where `model` has them in external data,
     `out` refers to the same file, so `out` must lie in the same folder.
 
     Args:
@@ -40,11 +40,11 @@ def to_onnxruntime_layout(model: Path, out: Path) -> None:
         out: ONNX file to write, in the folder of `model`.
 
     Raises:
-        ConversionError: If a pass fails, or `out` lies in another folder.
+        ConversionError: If a pass fails, or `out` is in another folder.
     """
     if out.absolute().parent != model.absolute().parent:
         raise ConversionError(
-            f"Layout {out} must lie in the folder of {model}, whose external data it shares."
+            f"Layout {out} must be in the folder of {model}, whose external data it shares."
         )
     graph = ir.load(model)
     try:

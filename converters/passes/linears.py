@@ -22,12 +22,12 @@ from mmedge.specs import Compare, Float32Array
 __all__ = ["COMPARE_KEY", "KEPT", "Linear", "find_linears", "makes_embedding"]
 
 COMPARE_KEY = "mmedge.compare"
-"""In the metadata of a graph output: how it is compared with the reference's (mmedge.Compare)."""
+"""Metadata key of a graph output: its comparison with the reference (mmedge.Compare)."""
 
 KEPT = "among the most sensitive layers"
-"""Why a layer stays in float that a method's `keep` names; see sensitivity.choose_kept."""
+"""Reason of layers excluded by a method's `keep`; see sensitivity."""
 
-# What may stand between the layer that makes the embedding and the output.
+# Ops allowed between the layer that makes the embedding and the output.
 _LIGHT = frozenset(
     {"Add", "Div", "Mul", "ReduceL2", "Clip", "Max", "Expand", "Squeeze", "Identity"}
 )
@@ -54,7 +54,7 @@ class Linear:
 
     @property
     def x(self) -> ir.Value:
-        """What it multiplies, (..., in). Layers that read the same value (q, k and v) share it.
+        """Input, (..., in). Layers that read the same value (q, k and v) share it.
 
         It is what the node reads now: where a pass has replaced the layer before, its replacement.
         """
@@ -114,7 +114,7 @@ def find_linears(graph: ir.Graph) -> list[Linear]:
 
 
 def _plain_gemm(node: ir.Node, weight: ir.Value) -> Linear | None:
-    """Return a Gemm as a linear layer, unless it scales or transposes what it multiplies."""
+    """Return a Gemm as a linear layer, unless it scales or transposes its input."""
     plain = all(
         (attribute := node.attributes.get(name)) is None or attribute.as_float() == 1.0
         for name in ("alpha", "beta")
@@ -128,7 +128,7 @@ def _plain_gemm(node: ir.Node, weight: ir.Value) -> Linear | None:
 
 
 def _with_bias(linear: Linear) -> Linear:
-    """Take in the addition of a bias that follows a product, where nothing else reads it."""
+    """Absorb the addition of a bias after a product without other readers."""
     add = only_consumer(linear.output, "Add")
     if add is None:
         return linear
@@ -139,7 +139,7 @@ def _with_bias(linear: Linear) -> Linear:
 
 
 def makes_embedding(linear: Linear) -> bool:
-    """Tell whether only a bias or a normalization stands between a layer and an embedding.
+    """Return whether only a bias or a normalization is between a layer and an embedding.
 
     An embedding is an output that is compared by rows (see COMPARE_KEY). Logits and boxes are not.
     """

@@ -1,4 +1,4 @@
-"""Reading a graph backwards: small predicates that the passes share."""
+"""Predicates for matching graph patterns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["constant", "is_op", "only_consumer", "perm_of", "producer", "rank", 
 
 
 def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
-    """Tell whether `node` is that operator of that domain ("" is ONNX's own)."""
+    """Return whether `node` is that operator of that domain ("" is ONNX's own)."""
     return (
         node is not None
         and node.op_type == op_type
@@ -20,13 +20,13 @@ def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """Return the node that makes `value` if it is of that type, else None."""
+    """Return the producer of `value` if it is of that type, else None."""
     node = None if value is None else value.producer()
     return node if is_op(node, op_type) else None
 
 
 def only_consumer(value: ir.Value, op_type: str | None = None) -> ir.Node | None:
-    """Return the one node that reads `value`, or None if there are more, other, or none."""
+    """Return the only node that reads `value`, else None."""
     consumers = list(value.consumers())
     if len(consumers) != 1 or value.is_graph_output():
         return None
@@ -67,5 +67,5 @@ def sizes(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 
 def rank(value: ir.Value | None) -> int | None:
-    """Return a value's number of axes, or None where the graph does not tell."""
+    """Return a value's number of axes, or None where it is unknown."""
     return None if value is None or value.shape is None else len(value.shape)

@@ -1,9 +1,9 @@
-"""Narrow floats: a float32 graph computed in float16 or bfloat16, casts only where the two meet.
+"""Conversion of a float32 graph to float16 or bfloat16, with casts at the borders.
 
 Which operators may take the narrow type is read from ONNX's own operator definitions, so a node
-such as Range, or an input such as the scales of Resize, stays in float32 by itself. ONNX Runtime's
+such as Range, or an input such as the scales of Resize, stays in float32. ONNX Runtime's
 converter (`onnxruntime.transformers.float16`) does the same for float16 from a list of names; it
-has no bfloat16, clamps weights that do not fit without saying so, rounds a weight for all its
+has no bfloat16, clamps weights that do not fit without a message, rounds a weight for all its
 readers where one of them asks for float16, and infers shapes through a protobuf, which ends at
 2 GB.
 """
@@ -48,7 +48,7 @@ class NarrowFloats(ir.passes.InPlacePass):
 
     Requires: operators of ONNX's own domain, or the dtypes of what others make in the graph.
     Ensures: inputs and outputs unchanged in name, dtype and shape. A weight has the narrow type
-    where narrow nodes read it, and float32 where others do; no cast stands between two float32
+    where narrow nodes read it, and float32 where others do; no cast is between two float32
     nodes.
     """
 
@@ -101,7 +101,7 @@ class NarrowFloats(ir.passes.InPlacePass):
             node.attributes["to"] = ir.AttrInt64("to", int(self._dtype))
 
     def _narrow_places(self, node: ir.Node) -> tuple[list[int], list[int]]:
-        """Return which inputs and outputs of a node become narrow."""
+        """Return the inputs and outputs of a node to narrow."""
         floats = (_WIDE, self._dtype)
         takes = [i for i, v in enumerate(node.inputs) if v is not None and v.dtype in floats]
         makes = [i for i, v in enumerate(node.outputs) if v.dtype == _WIDE]
@@ -154,7 +154,7 @@ class NarrowFloats(ir.passes.InPlacePass):
 
 
 class ComputeInFloat32(ir.passes.InPlacePass):
-    """Let every narrow operator compute in float32 and round what it gives to the narrow type.
+    """Compute every narrow operator in float32 and round its outputs to the narrow type.
 
     The same weights and the same roundings of all values between operators, for an engine without
     kernels of the type: ONNX Runtime has hardly any for bfloat16 on a CPU. Sums inside an operator
@@ -199,7 +199,7 @@ class ComputeInFloat32(ir.passes.InPlacePass):
 
 
 def _cast_after(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, suffix: str = "") -> ir.Value:
-    """Cast a value right where it is made, or at the top of the graph."""
+    """Cast a value at its producer, or at the top of the graph."""
     kind = {_WIDE: "float32", ir.DataType.FLOAT16: "float16"}.get(dtype, "bfloat16")
     name = f"{value.name}_{suffix or kind}"
     cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}_cast")

@@ -1,4 +1,4 @@
-"""A vision transformer's patch convolution becomes one matrix product.
+"""A vision transformer's patch convolution as one matrix product.
 
 A convolution whose stride is its kernel reads every pixel once: it is a product of the flattened
 patches with the flattened kernel, which quantizes and multiplies like any linear layer.
@@ -26,9 +26,9 @@ __all__ = ["PatchEmbeddingAsMatMul"]
 class PatchEmbeddingAsMatMul(ir.passes.InPlacePass):
     """Replace Conv, Reshape, Transpose(0, 2, 1) by Reshape, Transpose, Reshape, MatMul, Add.
 
-    Requires: a picture of fixed height and width, divisible by the kernel; stride equal to the
+    Requires: an image of fixed height and width, divisible by the kernel; stride equal to the
         kernel; no padding, dilation or groups; tokens read as (B, patches, channels).
-    Ensures: the same numbers up to rounding. What does not match is left as it is.
+    Ensures: the same numbers up to rounding. Anything else is unchanged.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -48,8 +48,8 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
-    picture, weight = conv.inputs[0], conv.inputs[1]
-    kernel_shape, picture_shape = sizes(weight), sizes(picture)
+    image, weight = conv.inputs[0], conv.inputs[1]
+    kernel_shape, image_shape = sizes(weight), sizes(image)
     flatten = only_consumer(conv.outputs[0], "Reshape")
     transpose = None if flatten is None else only_consumer(flatten.outputs[0], "Transpose")
     if (
@@ -57,15 +57,15 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
         or transpose is None
         or perm_of(transpose) != (0, 2, 1)
         or kernel_shape is None
-        or picture_shape is None
+        or image_shape is None
         or len(kernel_shape) != 4
-        or len(picture_shape) != 4
+        or len(image_shape) != 4
         or None in kernel_shape
-        or None in picture_shape[1:]
+        or None in image_shape[1:]
     ):
         return False
     width_out, channels, kernel_h, kernel_w = (int(size or 0) for size in kernel_shape)
-    height, width = int(picture_shape[2] or 0), int(picture_shape[3] or 0)
+    height, width = int(image_shape[2] or 0), int(image_shape[3] or 0)
     group = conv.attributes.get("group")
     plain = (
         _ints(conv, "strides", (1, 1)) == (kernel_h, kernel_w)
@@ -95,7 +95,7 @@ def _rewrite(graph: ir.Graph, conv: ir.Node) -> bool:
     grid = initializer("grid", np.array([0, channels, rows, kernel_h, columns, kernel_w], np.int64))
     patches = initializer("patches", np.array([0, rows * columns, channels * kernel_h * kernel_w]))
     matrix = np.ascontiguousarray(kernel.reshape(width_out, -1).T)
-    tiled = step("Reshape", [picture, grid], "tile")
+    tiled = step("Reshape", [image, grid], "tile")
     ordered = step("Transpose", [tiled], "order", perm=[0, 2, 4, 1, 3, 5])
     flat = step("Reshape", [ordered, patches], "flatten")
     # Named after the convolution's weight, for methods that name layers by their weights.

@@ -1,8 +1,8 @@
-"""Only the pooled token goes through what follows the last attention.
+"""Earlier selection of the pooled token, which alone passes through the last block.
 
 A dual encoder reads one token of its last hidden state. Everything after the last block's keys and
 values works on each token by itself, so the selection of that token can move up to the last block's
-query: the same answer without the other tokens' query, output projection and MLP.
+query: the same output without the other tokens' query, output projection and MLP.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SelectTokenEarly(ir.passes.InPlacePass):
     Requires: attention as torch.onnx.export writes it, or fused (FuseAttention), and a Gather of
         one index on axis 1, or a GatherND of (batch, token) pairs, as torch writes `x[:, 0]` and
         `x[arange, position]`.
-    Ensures: the same numbers up to rounding, attention written as it was. Without an attention to
-        gain from, nothing changes.
+    Ensures: the same numbers up to rounding, attention written as it was. Without such an
+    attention, nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -80,7 +80,7 @@ def _selects_one_token(node: ir.Node) -> bool:
 
 
 def _one_token_each(wide: ir.Value | None, pairs: ir.Value | None) -> bool:
-    """Tell whether the pairs are (0, token), (1, token), ... for every sample once."""
+    """Return whether the pairs are (0, token), (1, token), ... for every sample once."""
     concat = producer(pairs, "Concat")
     if wide is None or pairs is None or concat is None or len(concat.inputs) != 2:
         return False
@@ -100,7 +100,7 @@ def _one_token_each(wide: ir.Value | None, pairs: ir.Value | None) -> bool:
 
 
 def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
-    """Return which inputs may hold one token instead of all of them, or None for no such node."""
+    """Return the inputs that may hold one token instead of all, or None for other nodes."""
     result: tuple[int, ...] | None = None
     if is_op(node, "Attention"):
         plain = rank(node.outputs[0]) == rank(node.inputs[0]) == 3 and not _is_causal(node)
@@ -118,7 +118,7 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
     elif node.op_type in _ELEMENTWISE and is_op(node, node.op_type):
         ranks = [rank(value) for value in node.inputs]
         wide = tuple(at for at, axes in enumerate(ranks) if axes == 3)
-        # A constant of three axes would be cut as well (position embeddings): left alone, as are
+        # A constant of three axes would be cut as well (position embeddings): unchanged, as are
         # operands whose rank is not known, and those that are broadcast over samples or tokens.
         whole = all(
             not _is_constant(node.inputs[at])
@@ -130,13 +130,13 @@ def _narrowable_inputs(node: ir.Node) -> tuple[int, ...] | None:
 
 
 def _is_causal(attention: ir.Node) -> bool:
-    """Tell whether a query's place decides what it sees: by the attribute, or beside a cache."""
+    """Return whether attention is causal: by the attribute, or with a cache."""
     causal = attention.attributes.get("is_causal")
     return (causal is not None and causal.as_int() != 0) or any(attention.inputs[4:])
 
 
 def _is_cuttable(mask: ir.Value | None) -> bool:
-    """Tell whether a mask is absent, or (B or 1, 1, S, L) with a batch axis that is named."""
+    """Return whether a mask is absent, or (B or 1, 1, S, L) with a batch axis that is named."""
     if mask is None:
         return True
     if mask.shape is None or len(mask.shape) != 4 or mask.shape[1] != 1 or mask.shape[2] == 1:
@@ -196,7 +196,7 @@ def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
     attentions = _attentions(order[max(0, at - _WINDOW) : at])
     narrowed: dict[ir.Node, tuple[int, ...]] = {}
     uses: set[tuple[ir.Node, int]] = {(select, 0)}
-    # Upwards: a node is narrowed when each of its readers wants the one token only.
+    # Upwards: a node is narrowed when all of its readers need only the one token.
     for node in reversed(order[max(0, at - _WINDOW) : at]):
         if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
             continue

@@ -1,18 +1,18 @@
-"""Weight-only linear layers and embedding tables: few bits a weight, arithmetic in float32.
+"""Weight-only quantization of linear layers and embedding tables.
 
 Forms:
 
 - operators: com.microsoft.MatMulNBits and GatherBlockQuantized, 2, 4 or 8 bits, scales stored in
   fp16 and cast when the graph is loaded. MatMulNBits runs at accuracy level 4: it quantizes each
   group of each row of an activation to int8 for the product. One row at 4 bits and groups of 128
-  then takes a fifth of the time of float32 on an x86 CPU with VNNI, and fifty rows a half, for an
-  error of 0.6 % in the product, a tenth of what 4 bits in the weights bring; a row's answer does
-  not depend on other rows. At level 0, exact float32 products, 4 bits are no faster than float32,
+  then takes a fifth of the time of float32 on an x86 CPU with VNNI, and fifty rows half of it, at
+  an error of 0.6 % in the product, a tenth of that of 4-bit weights; a row's output does not depend
+  on other rows. At level 0, exact float32 products, 4 bits are no faster than float32,
   and 2 and 8 bits, which have no kernel there, ten times slower.
 - blocked: DequantizeLinear with a block size before a float32 MatMul, 4 bits (int4, or uint4 with
-  zero points) or 8, opset 21: what engines are built from. TensorRT takes it at 4 bits, symmetric.
-  Only layers whose inputs fall into several whole groups: an engine builder folds a single group to
-  float without a word. Tables, and the layer that makes the embedding, stay in float32.
+  zero points) or 8, opset 21: for engines. TensorRT takes it at 4 bits, symmetric.
+  Only layers whose inputs fall into several whole groups: an engine builder silently folds a single
+  group to float. Tables, and the layer that makes the embedding, stay in float32.
 
 Sources: ONNX Runtime, `ContribOperators.md`, com.microsoft.MatMulNBits and GatherBlockQuantized;
 ONNX operator DequantizeLinear-21.
@@ -31,9 +31,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from mmedge.converters.numerics.group_rounding import (
     Bits,
     GroupCodes,
-    blank_codes,
     gptq,
     hqq,
+    placeholder_codes,
     relative_error,
     round_to_nearest,
 )
@@ -71,7 +71,7 @@ _NOT_OPSET_21 = "GroupNormalization"
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """What became of a weight.
+    """Report of one weight.
 
     Attributes:
         name: As Linear.name; of a table, its name without ".weight".
@@ -79,7 +79,7 @@ class QuantizedWeight:
         shape: (in, out); of a table, (rows, columns).
         bits: Of a weight; 32 where it was left in float.
         group_size: Weights that share a scale; 0 where it was left in float.
-        size_bytes: Of codes, scales and zero points, or of the float weight.
+        size_bytes: Size of quantized values, scales and zero points, or of the float weight.
         weight_error: ||W - Wq|| / ||W||; None where it was left in float, or only the size counts.
         reason: Why it was left in float, or "".
     """
@@ -99,7 +99,7 @@ def moment_inputs(model: ir.Model, keep: Collection[str] = ()) -> list[str]:
 
     Args:
         model: The graph.
-        keep: Names of linear layers that stay in float.
+        keep: Names of excluded linear layers.
     """
     tied = _tables(model.graph)
     return list(
@@ -148,16 +148,16 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         Args:
             form: See the module.
             bits: Of a weight. The layer that makes the embedding takes 8, unless its weight is a
-                table too: it is small, and its error would go straight into the answer.
+                table too: it is small, and its error would go straight into the output.
             group_size: Weights of one output that share a scale, a power of two from 16 on; smaller
                 where a layer has fewer inputs.
             symmetric: Without zero points.
             rounding: See weight_only.py. Tables, and what shares their weight, are never "gptq":
-                a lookup has no second moment. "none" writes codes that stand for nothing, at once:
+                a lookup has no second moment. "none" writes placeholder values at once:
                 for the size of the graph.
             moments: For "gptq": by tensor name, for every name in `moment_inputs`.
             bits_of: Names of linear layers and tables with bits of their own.
-            keep: Names of linear layers and tables that stay in float.
+            keep: Names of excluded linear layers and tables.
 
         Raises:
             QuantizationError: If the form does not have such bits or groups.
@@ -178,7 +178,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
 
     @property
     def weights(self) -> Sequence[QuantizedWeight]:
-        """What became of each weight in the last call, in the graph's order, tables last."""
+        """Report of each weight in the last call, in the graph's order, tables last."""
         return tuple(self._weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -252,7 +252,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             raise QuantizationError(f"Layer '{linear.name}': {error}") from error
 
     def _without_moment(self, matrix: Float32Array, bits: Bits, group_size: int) -> GroupCodes:
-        fit = {"hqq": hqq, "none": blank_codes}.get(self._rounding, round_to_nearest)
+        fit = {"hqq": hqq, "none": placeholder_codes}.get(self._rounding, round_to_nearest)
         return fit(matrix, bits, group_size, symmetric=self._symmetric)
 
     def _table(self, graph: ir.Graph, table: ir.Value, gathers: Sequence[ir.Node]) -> None:
@@ -328,7 +328,7 @@ def _whole_group(inputs: int, largest: int) -> int | None:
 
 
 def _tables(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
-    """Return the embedding tables that are worth it, and what looks up in each."""
+    """Return the embedding tables to quantize, with their lookups."""
     found: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
         table = node.inputs[0] if is_op(node, "Gather") else None
@@ -353,7 +353,7 @@ def _finite(weight: ir.Value) -> Float32Array:
     if array is None or not np.isfinite(array).all():
         raise QuantizationError(
             f"Weight '{weight.name}' holds NaN or infinite values. "
-            "Check the source model; codes cannot represent them."
+            "Check the source model; quantized values cannot represent them."
         )
     return np.asarray(array, np.float32)
 

@@ -1,4 +1,4 @@
-"""Nodes for weights in few bits: what WeightOnlyLinears writes, and how codes are packed.
+"""Nodes and packing of weight-only layers.
 
 Sources: ONNX Runtime, `ContribOperators.md`, com.microsoft.MatMulNBits and GatherBlockQuantized;
 ONNX operator DequantizeLinear-21.
@@ -25,7 +25,7 @@ _ACCURACY_LEVEL = 4
 
 
 class StoredWeight:
-    """A quantized weight and the constants that were made of it, each once."""
+    """A quantized weight and its constants, each once."""
 
     def __init__(self, codes: GroupCodes, name: str | None) -> None:
         self.codes = codes
@@ -50,7 +50,7 @@ class WeightBuilder(NodeBuilder):
         return self.node("Cast", [value], f"{name}_scale", {"to": int(ir.DataType.FLOAT)})
 
     def zero_points(self, stored: StoredWeight) -> ir.Value | None:
-        """Return zero points (out, bytes), packed; None for those that need not be stored."""
+        """Return packed zero points (out, bytes); None where they are implied."""
         codes = stored.codes
         if codes.symmetric:
             return None
@@ -132,7 +132,7 @@ def write_blocked(
 
 
 def _packed(codes: Array, bits: int) -> Array:
-    """Pack codes along the last axis into bytes, the first in the lowest bits."""
+    """Pack quantized values along the last axis into bytes, the first in the lowest bits."""
     per_byte = 8 // bits
     missing = -codes.shape[-1] % per_byte
     padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])

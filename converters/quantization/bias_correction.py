@@ -1,4 +1,4 @@
-"""Biases that take out the mean error of quantized linear layers.
+"""Bias correction for the mean error of quantized linear layers.
 
 Rounding a weight moves the mean of a layer's output by E[x] dW. That is known after calibration and
 constant, so the bias can take it back.
@@ -26,7 +26,7 @@ def corrected_bias(
     mean: Array,
     quantized_mean: Array | None = None,
 ) -> Float32Array:
-    """Return the bias with which a quantized layer's mean output is that of the float one.
+    """Return the bias that gives a quantized layer the float layer's mean output.
 
     Args:
         linear: The layer in float. Without a bias, its correction is counted from 0.
@@ -49,7 +49,7 @@ def corrected_bias(
     if got != expected or seen.shape != mean.shape:
         raise QuantizationError(
             f"Bias correction of '{linear.name}': got {got}, expected {expected}. "
-            "Take codes, scales and means of this layer."
+            "Pass quantized weights, scales and means of this layer."
         )
     if not (np.isfinite(mean).all() and np.isfinite(seen).all()):
         raise QuantizationError(

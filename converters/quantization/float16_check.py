@@ -1,4 +1,4 @@
-"""Whether a graph in fewer bits still answers as in float32, and if not, where it leaves it."""
+"""Numerical check of fp16/bf16 graphs against fp32, naming the first diverging node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
 from mmedge.specs import Array
 
-__all__ = ["emulated_halves", "require_agreement"]
+__all__ = ["emulate_narrow_floats", "require_agreement"]
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Beyond this, what a value holds is a mask.
@@ -31,7 +31,7 @@ def require_agreement(
     cosine_min: float = 0.999,
     worker: Worker | None = None,
 ) -> float:
-    """Check that a graph answers as its float32 reference; both run in a worker.
+    """Check that a graph agrees with its float32 reference; both run in a worker.
 
     Args:
         reference: ONNX file in float32.
@@ -39,14 +39,14 @@ def require_agreement(
             of values, such as NarrowFloats. Half types are emulated, each value rounded: ONNX
             Runtime on CPU may leave roundings out, or have no kernel.
         feeds: Starts the stream of feeds; a few are enough.
-        cosine_min: Smallest cosine between two answers to one sample.
+        cosine_min: Smallest cosine between the outputs of one sample.
         worker: None starts one.
 
     Returns:
         The smallest cosine seen.
 
     Raises:
-        QuantizationError: If an answer is not finite, or further away; the first node whose value
+        QuantizationError: If an output is not finite, or further away; the first node whose value
             is not finite, or whose cosine is below, is named.
         CalibrationError: If the stream is empty.
         BackendError: If ONNX Runtime refuses the graph, or crashes.
@@ -54,7 +54,7 @@ def require_agreement(
     smallest: float | None = None
     with (
         lent(worker) as runs,
-        written_beside(emulated_halves(model), model.parent) as emulated,
+        written_beside(emulate_narrow_floats(model), model.parent) as emulated,
         runs.open(reference, reference.name) as expects,
         runs.open(emulated, model.name) as answers,
     ):
@@ -64,7 +64,7 @@ def require_agreement(
             if not cosine >= cosine_min:
                 place = _first_off(reference, model, feed, cosine_min, runs)
                 raise QuantizationError(
-                    f"{model.name} does not answer as float32: smallest cosine {cosine:.4f}, "
+                    f"{model.name} does not agree with float32: smallest cosine {cosine:.4f}, "
                     f"expected at least {cosine_min}. {place} Calibrate with data that is like "
                     "what it will see, or leave this precision out."
                 )
@@ -74,8 +74,8 @@ def require_agreement(
     return smallest
 
 
-def emulated_halves(path: Path) -> ir.Model:
-    """Return a graph whose values of half types are computed in float32 and then rounded."""
+def emulate_narrow_floats(path: Path) -> ir.Model:
+    """Return a graph that computes half types in float32 and then rounds."""
     model = ir.load(path)
     for dtype in _HALF:
         ComputeInFloat32(dtype)(model)
@@ -94,8 +94,8 @@ def _cosine(expected: Array, got: Array) -> float:
 def _first_off(
     reference: Path, model: Path, feed: Mapping[str, Array], cosine_min: float, worker: Worker
 ) -> str:
-    """Name the first node whose value is off; all values of one feed are held at once."""
-    ours = _values(emulated_halves(model), model, feed, worker)
+    """Name the first diverging node; all values of one feed are in memory."""
+    ours = _values(emulate_narrow_floats(model), model, feed, worker)
     theirs = _values(ir.load(reference), reference, feed, worker)
     producers = {v.name: node for node in ir.load(model).graph for v in node.outputs}
     for name, got in ours.items():

@@ -1,4 +1,4 @@
-"""What became of every layer of a graph, told before the graph is changed."""
+"""Report of the layers of a graph, made before quantization."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.numerics.int8_rounding import Range
-from mmedge.converters.passes.float16 import Island
+from mmedge.converters.passes.float16 import Fp32Op
 from mmedge.converters.passes.int8 import quantizable_tables
 from mmedge.converters.passes.linears import KEPT, find_linears, makes_embedding
 from mmedge.converters.passes.matching import is_op, sizes
 
-__all__ = ["Layer", "describe_islands", "describe_layers", "plan_layers"]
+__all__ = ["Layer", "describe_layers", "plan_layers", "report_fp32_ops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Layer:
         op_type: Of its node.
         shape: (in, out), or (rows, columns) of a table.
         x: Name of the value that it reads; "" for a table.
-        reason: Why it stays in float; "" where it need not.
+        reason: Reason to stay in float, else "".
     """
 
     name: str
@@ -37,13 +37,13 @@ class Layer:
 
 
 def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
-    """Return every layer that has weights, with why it stays in float, in the graph's order.
+    """Return every layer with weights, with its reason to stay in float, in graph order.
 
     Args:
         graph: In float.
-        keep: Names of layers that are to stay in float.
+        keep: Names of excluded layers.
     """
-    found: dict[tuple[str, bool], Layer] = {}  # a table may share its weight, and so its name
+    found: dict[tuple[str, bool], Layer] = {}  # a tied table has the same name
     for name, lookups in quantizable_tables(graph).items():
         rows, columns = (size or 1 for size in sizes(lookups[0].inputs[0]) or (1, 1))
         found[name, True] = Layer(name, "Gather", (rows, columns), "", _kept(name, keep))
@@ -76,7 +76,7 @@ def describe_layers(
     weight_errors: Mapping[str, float],
     ranges: Mapping[str, Range],
 ) -> tuple[NodeEntry, ...]:
-    """Return what became of each layer.
+    """Return the report of each layer.
 
     Args:
         layers: Before.
@@ -103,11 +103,11 @@ def describe_layers(
     return tuple(entries)
 
 
-def describe_islands(
-    graph: ir.Graph, islands: Sequence[Island], precision: str
+def report_fp32_ops(
+    graph: ir.Graph, fp32_ops: Sequence[Fp32Op], precision: str
 ) -> tuple[NodeEntry, ...]:
-    """Return what became of each layer of a graph that was narrowed but for islands."""
-    kept = {island.name: island.reason for island in islands}
+    """Return the report of each layer of a narrowed graph with fp32 ops."""
+    kept = {op.name: op.reason for op in fp32_ops}
     names = {linear.name: linear.node.name or "" for linear in find_linears(graph)}
     return tuple(
         NodeEntry(

@@ -1,4 +1,4 @@
-"""What a quantized graph leaves in float, in float16: TensorRT fuses attention only then."""
+"""fp16 for the non-quantized ops of a quantized graph, needed for TensorRT's fused attention."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.graphs.probe import written_beside
 from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.converters.passes.float16 import to_float16
-from mmedge.converters.quantization.float16_check import emulated_halves, require_agreement
+from mmedge.converters.quantization.float16_check import emulate_narrow_floats, require_agreement
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.converters.statistics.peaks import collect_peaks
 from mmedge.specs import Array
 
-__all__ = ["describe_rest", "narrow_rest"]
+__all__ = ["narrow_float_ops", "report_narrowed"]
 
 _CHECKED = 8
-# What float16 may take away. It is measured against float32: a value that it rounds to the other
+# Largest loss by float16. It is measured against float32: a value that it rounds to the other
 # side of a quantization step moves by the whole step, so where quantization loses much, the two
 # quantized graphs are as far from each other as from float32, and neither is wrong.
 _MAX_DROP = 0.01
 _COSINE_MIN = 0.99
 
 
-def narrow_rest(
+def narrow_float_ops(
     model: ir.Model, source: Path, feeds: Feeds | None, worker: Worker | None = None
 ) -> ir.Model:
-    """Return a quantized graph with what is not quantized in float16; it is changed.
+    """Return a quantized graph with fp16 for non-quantized ops, converted in place.
 
     With data, what overflows float16 is found by measuring, on this graph, whose values have names
-    of their own, and the answers must be as near to float32 as with the rest in float32.
+    of their own, and the outputs must be as near to float32 as without fp16.
 
     Args:
         model: Portable graph whose quantized layers are Q/DQ around float32 products.
@@ -61,7 +61,7 @@ def narrow_rest(
         narrow = to_float16(model, collect_peaks(reference, data, runs)).model
         with (
             written_beside(narrow, folder) as written,
-            written_beside(emulated_halves(written), folder) as emulated,
+            written_beside(emulate_narrow_floats(written), folder) as emulated,
         ):
             drop = _cosine(source, reference, few, runs) - _cosine(source, emulated, few, runs)
             if not drop <= _MAX_DROP:
@@ -70,7 +70,7 @@ def narrow_rest(
 
 
 def _cosine(reference: Path, model: Path, feeds: Feeds, worker: Worker) -> float:
-    """Return the mean cosine of the answers of two graphs; NaN where one is not finite."""
+    """Return the mean cosine of the outputs of two graphs; NaN where one is not finite."""
     found: list[float] = []
     label = f"{reference.name}, quantized"
     with worker.open(reference, reference.name) as expects, worker.open(model, label) as answers:
@@ -84,8 +84,8 @@ def _cosine(reference: Path, model: Path, feeds: Feeds, worker: Worker) -> float
     return float(np.mean(found))
 
 
-def describe_rest(entries: Iterable[NodeEntry], model: ir.Model) -> tuple[NodeEntry, ...]:
-    """Return entries that say which of the layers left in float are in float16."""
+def report_narrowed(entries: Iterable[NodeEntry], model: ir.Model) -> tuple[NodeEntry, ...]:
+    """Return entries that mark the excluded layers in float16."""
     held = model.graph.initializers
     narrow = {
         name.removesuffix(".weight")

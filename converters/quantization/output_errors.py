@@ -18,7 +18,7 @@ from mmedge.specs import Array, Compare, Float32Array
 __all__ = ["SENSITIVITY_SAMPLES", "output_errors"]
 
 SENSITIVITY_SAMPLES = 8
-"""Calibration samples that each node is measured on, unless told otherwise."""
+"""Default calibration samples for the measurement of a node."""
 
 
 def output_errors(
@@ -32,7 +32,7 @@ def output_errors(
     worker: Worker | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, Float32Array]:
-    """Return 1 - cosine of each row of the outputs with the float graph's, for each node.
+    """Return 1 - cosine of each output row with the float graph's, for each node.
 
     Each node costs one opening of a graph and one run for each sample. All run in one worker, as
     no engine has seen these graphs before.
@@ -93,9 +93,9 @@ def _rows(feed: Mapping[str, Array]) -> int:
 
 
 def compared_outputs(model: Path) -> dict[str, Compare]:
-    """Return how each output of a graph is compared, those that are not left out.
+    """Return the comparison of each compared output of a graph.
 
-    A graph that does not say so has all of its outputs compared by rows.
+    A graph without this metadata has all of its outputs compared by rows.
     """
     outputs = ir.load(model).graph.outputs
     marks = {value.name or "": value.metadata_props.get(COMPARE_KEY, "rows") for value in outputs}

@@ -1,7 +1,7 @@
-"""Quantization: a typed config picks its method.
+"""Quantization of a graph by a typed config.
 
-`quantize(model, out, DynamicInt8())` writes the quantized graph of `model` to `out` and says what
-became of every layer.
+`quantize(model, out, DynamicInt8())` writes the quantized graph of `model` to `out` and returns
+a report of every layer.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from mmedge.converters.passes.linears import Linear, find_linears
 from mmedge.converters.passes.weight_only import QuantizedWeight, moment_inputs
 from mmedge.converters.quantization.bias_correction import corrected_bias
 from mmedge.converters.quantization.layer_report import (
-    describe_islands,
     describe_layers,
     plan_layers,
+    report_fp32_ops,
 )
-from mmedge.converters.quantization.mixed_float16 import describe_rest, narrow_rest
+from mmedge.converters.quantization.mixed_float16 import narrow_float_ops, report_narrowed
 from mmedge.converters.quantization.size_target import (
     choose_lowered,
-    half_the_bits,
+    lowered_bits,
     require_size,
     weight_only_pass,
 )
@@ -73,7 +73,7 @@ def quantize(
         out: ONNX file to write.
         config: The method and its settings.
         calibration: Starts a stream of feeds for the graph; called once for each reading of the
-            data. Statistics are kept, never activations. A Calibrator serves several calls with
+            data. Statistics are stored, never activations. A Calibrator serves several calls with
             one reading.
         share: Another ONNX file in the folder of `out`, such as the same variant in another layout.
             Weights that both hold are read from its external data instead of being stored again.
@@ -84,7 +84,7 @@ def quantize(
         advance: Called with (done, total) where layers are measured one by one, for a size target.
 
     Returns:
-        What became of every linear layer and embedding table, in the graph's order.
+        A report of every linear layer and embedding table, in the graph's order.
 
     Raises:
         QuantizationError: If the method cannot take the graph, or weights or activations are not
@@ -112,7 +112,7 @@ def quantize(
 
 
 def _share_weights(model: ir.Model, other: Path) -> None:
-    """Let weights that `other` keeps in external data be read from there."""
+    """Share the external weights of `other`."""
     held = ir.load(other).graph.initializers
     for name, value in model.graph.initializers.items():
         theirs = held[name].const_value if name in held else None
@@ -127,7 +127,7 @@ def _share_weights(model: ir.Model, other: Path) -> None:
 
 
 class _Quantizer:
-    """One call of quantize: the graph, what is known of its activations, and what came of it."""
+    """State of one quantize call: graph, calibration and report."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Quantizer:
         self.entries: tuple[NodeEntry, ...] = ()
 
     def needed(self, what: str) -> Calibrator:
-        """Return the calibration data that a method cannot do without."""
+        """Return the calibration data that a method requires."""
         if self.calibrator is None:
             raise CalibrationError(
                 f"{what} needs calibration data. Pass --calibration DIR, or use int8-dynamic."
@@ -153,7 +153,7 @@ class _Quantizer:
         return self.calibrator
 
     def ranges(self, path: Path, graph: ir.Model, config: StaticInt8 | Float8) -> dict[str, Range]:
-        """Return the range of every activation that is to be quantized, by value name."""
+        """Return the range of every quantized activation, by value name."""
         if self.given is not None:
             return {
                 linear.x.name or "": self.given[linear.name]
@@ -167,12 +167,12 @@ class _Quantizer:
         what = "Static int8" if isinstance(config, StaticInt8) else "fp8"
         return self.needed(what).ranges(path, names, config.ranges, symmetric=symmetric)
 
-    def with_rest(self, graph: ir.Model, source: Path, rest: Rest) -> ir.Model:
-        """Return a quantized graph, made of `source`, with what is not quantized as asked."""
+    def with_float_precision(self, graph: ir.Model, source: Path, rest: Rest) -> ir.Model:
+        """Return a quantized graph of `source`, with the precision set for non-quantized ops."""
         if rest == "float32":
             return graph
-        narrow = narrow_rest(graph, source, self.calibrator, self.worker)
-        self.entries = describe_rest(self.entries, narrow)
+        narrow = narrow_float_ops(graph, source, self.calibrator, self.worker)
+        self.entries = report_narrowed(self.entries, narrow)
         return narrow
 
 
@@ -188,7 +188,7 @@ def _apply(config: object, _made: _Quantizer) -> ir.Model:
 def _(_config: Float16, made: _Quantizer) -> ir.Model:
     peaks = None if made.calibrator is None else made.calibrator.peaks(made.model)
     result = to_float16(made.model, peaks)
-    made.entries = describe_islands(ir.load(made.model).graph, result.islands, "float16")
+    made.entries = report_fp32_ops(ir.load(made.model).graph, result.fp32_ops, "float16")
     return result.model
 
 
@@ -226,13 +226,13 @@ def _(config: StaticInt8, made: _Quantizer) -> ir.Model:
     )
     step(graph)
     made.entries = describe_layers(plan, "int8", step.weight_errors, ranges)
-    return made.with_rest(graph, path, config.rest)
+    return made.with_float_precision(graph, path, config.rest)
 
 
 def _corrected(
     made: _Quantizer, path: Path, graph: ir.Model, config: StaticInt8
 ) -> Callable[[Linear, Array, Float32Array], Float32Array | None]:
-    """Return what gives a layer the bias that takes its mean error away."""
+    """Return the bias correction of a layer."""
     names = quantizable_inputs(graph, config.keep)
     channels = made.needed("Bias correction").channels(path, names)
     return lambda linear, codes, scales: corrected_bias(
@@ -242,7 +242,7 @@ def _corrected(
 
 @_apply.register
 def _(_config: BFloat16, made: _Quantizer) -> ir.Model:
-    made.entries = describe_islands(ir.load(made.model).graph, (), "bfloat16")
+    made.entries = report_fp32_ops(ir.load(made.model).graph, (), "bfloat16")
     return to_bfloat16(made.model)
 
 
@@ -254,7 +254,7 @@ def _(config: Float8, made: _Quantizer) -> ir.Model:
     step = Float8Linears(ranges, keep=config.keep, half=config.rest == "float16")
     step(graph)
     made.entries = describe_layers(plan, "float8e4m3fn", step.weight_errors, ranges)
-    return made.with_rest(graph, made.model, config.rest)
+    return made.with_float_precision(graph, made.model, config.rest)
 
 
 @_apply.register
@@ -291,18 +291,18 @@ def _(config: WeightOnly, made: _Quantizer) -> ir.Model:
         )
         for weight in step.weights
     )
-    return made.with_rest(graph, made.model, config.rest)
+    return made.with_float_precision(graph, made.model, config.rest)
 
 
 def _other_bits(weight: QuantizedWeight, config: WeightOnly) -> str:
-    """Return why a weight takes fewer or more bits than the rest, "" where it does not."""
+    """Return why a weight has fewer or more bits than the others, else ""."""
     if config.bits < weight.bits < 32:
         return "makes the embedding"
     if weight.name not in config.lowered:
         return ""
     if config.at_most is None:
-        return f"{half_the_bits(config)} bits by name"
+        return f"{lowered_bits(config)} bits by name"
     return (
-        f"{half_the_bits(config)} bits for {config.at_most:.4g} of fp16: least effect on the "
+        f"{lowered_bits(config)} bits for {config.at_most:.4g} of fp16: least effect on the "
         "embedding per byte saved"
     )

@@ -1,8 +1,8 @@
-"""What quantizing one node alone does to the embedding, and which nodes to leave in float.
+"""Sensitivity of the embedding to quantizing single nodes, and the nodes to exclude.
 
 Each node is quantized in a graph that is otherwise float, and the graph's embeddings are compared
 with those of the float graph. The errors of nodes add up nearly, being small and of independent
-sign, so the order of these errors is the order in which nodes are worth keeping.
+sign, so nodes are excluded in the order of these errors.
 
 The other way, all quantized but one, ranks worse: on both shapes models 16 layers kept by it leave
 3 to 70 times the error on held-out data, since one layer's share drowns in what the others do.
@@ -58,7 +58,7 @@ __all__ = [
 LayerwiseConfig: TypeAlias = DynamicInt8 | StaticInt8 | WeightOnly | Float8
 
 _Write = Callable[[Path, tuple[str, ...]], None]
-"""Writes the graph to a file, quantized but for the nodes of these names."""
+"""Writes the graph to a file, quantized except for the nodes of these names."""
 
 
 def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...]:
@@ -66,14 +66,14 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
 
     Args:
         model: ONNX file of the fp32 variant, in the layout that the method is for.
-        config: The method; what its `keep` names is left out.
+        config: The method; nodes in its `keep` are excluded.
 
     Raises:
         QuantizationError: If the method does not go layer by layer.
     """
     method = _layerwise(config)
     if isinstance(method, WeightOnly):
-        # What can be grouped is known to the pass alone; how it rounds makes no difference.
+        # Only the pass knows the groups; the rounding makes no difference.
         step = weight_only_pass(method, sizes_only=True)
         step(ir.load(model))
         return tuple(dict.fromkeys(weight.name for weight in step.weights if not weight.reason))
@@ -84,7 +84,7 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
 
 
 def weight_bytes(model: Path) -> dict[str, int]:
-    """Return what each linear layer and large embedding table takes in float32, by name.
+    """Return the float32 size of each linear layer and large embedding table, by name.
 
     It is in proportion to the operations of a layer too, where all layers see as many rows.
     """
@@ -150,7 +150,7 @@ def measure_errors(  # noqa: PLR0913, what is measured, on what, and how
         model: ONNX file of the fp32 variant with one output, the embedding, in the layout that the
             method is for. A small file lies beside it while the engine reads it.
         config: The method. `equalization` is not applied: pass the equalized graph as `model`.
-            What `keep` names is not measured, and is float throughout.
+            Nodes in `keep` are not measured and stay in float.
         feeds: Starts a stream of calibration data; its first feeds are compared, until `samples`
             rows have been taken.
         calibration: Starts the stream that ranges are chosen from; None takes `feeds`.
@@ -197,13 +197,13 @@ def choose_kept(
     *,
     limit: int | None = None,
 ) -> tuple[tuple[str, ...], ...]:
-    """Return lists of nodes to leave in float, the shortest first: 1, 2, 4, 8, ... nodes.
+    """Return lists of nodes to exclude, the shortest first: 1, 2, 4, 8, ... nodes.
 
     Each list begins with the one before it, and takes next what removes most error for its cost.
     The search tries them in turn until the budget holds.
 
     Args:
-        errors: What quantizing a node alone does to the embedding, by name.
+        errors: Sensitivity of each node, by name.
         costs: What leaving it in float costs, by name, in bytes or operations, above 0; None takes
             all for equal.
         limit: The longest list; None for all nodes but one. Nodes without error are in no list.
@@ -237,14 +237,14 @@ def _layerwise(config: QuantizationConfig) -> LayerwiseConfig:
         )
     if isinstance(config, DynamicInt8):
         return config
-    # One layer at a time is measured; the rest in float16 would only add to each the same error.
+    # One layer at a time: float16 elsewhere would only add the same error to each.
     method = replace(config, rest="float32")
     # With one layer quantized a size target has no meaning; what it lowered is measured so.
     return replace(method, at_most=None) if isinstance(method, WeightOnly) else method
 
 
 def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Write:
-    """Return what writes the graph with some nodes in float; what all of them need is done here."""
+    """Return a writer of the graph with some nodes excluded; shared work is done here."""
     method = _layerwise(config)
     if isinstance(method, DynamicInt8):
         return partial(_write, model, lambda keep: Int8Linears("dynamic", keep=keep))

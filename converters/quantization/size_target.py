@@ -1,4 +1,4 @@
-"""A size target for weight-only methods: which layers take half the bits, so that it holds.
+"""Size target of weight-only methods: the layers lowered to half the bits.
 
 Four bits are a quarter of fp16 before the first scale, so a graph at 4 bits is a little above a
 quarter, and something has to go below. Which layers do is measured: each alone at half the bits in
@@ -6,7 +6,7 @@ a graph that is otherwise float, on calibration samples, rounded as it will be. 
 move the embedding least for each byte they save.
 
 On both encoders of the shapes CLIP, at a quarter with GPTQ, layers chosen so leave 0.0012 to 0.0024
-of 1 - cosine on held-out data; chosen by the error of their weights, which says nothing of what a
+of 1 - cosine on held-out data; chosen by the error of their weights, which ignores what a
 layer does, 0.0043 to 0.018. Measured with plain rounding, and then rounded by GPTQ: 0.0014 to
 0.0030.
 """
@@ -36,14 +36,14 @@ __all__ = [
     "choose_lowered",
     "constant_bytes",
     "half_bytes",
-    "half_the_bits",
+    "lowered_bits",
     "require_size",
     "weight_only_pass",
 ]
 
 
 def constant_bytes(model: ir.Model) -> int:
-    """Return what the constants of a graph take, in bytes."""
+    """Return the size of a graph's constants, in bytes."""
     return sum(
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -52,7 +52,7 @@ def constant_bytes(model: ir.Model) -> int:
 
 
 def half_bytes(model: ir.Model) -> float:
-    """Return what the constants of a float32 graph take with every float in fp16, in bytes."""
+    """Return the fp16 size of a float32 graph's constants, in bytes."""
     return sum(
         value.const_value.nbytes / (2 if value.dtype == ir.DataType.FLOAT else 1)
         for value in model.graph.initializers.values()
@@ -60,7 +60,7 @@ def half_bytes(model: ir.Model) -> float:
     )
 
 
-def half_the_bits(config: WeightOnly) -> Bits:
+def lowered_bits(config: WeightOnly) -> Bits:
     """Return the bits of a lowered layer."""
     return 2 if config.bits == 4 else 4
 
@@ -68,12 +68,12 @@ def half_the_bits(config: WeightOnly) -> Bits:
 def weight_only_pass(
     config: WeightOnly, moments: Mapping[str, Array] | None = None, *, sizes_only: bool = False
 ) -> WeightOnlyLinears:
-    """Return the pass of a config, with its lowered layers at half the bits.
+    """Return the pass of a config, with its lowered layers.
 
     Args:
         config: The method.
         moments: For GPTQ: see WeightOnlyLinears.
-        sizes_only: Write codes that stand for nothing.
+        sizes_only: Write placeholder values.
     """
     return WeightOnlyLinears(
         config.form,
@@ -82,7 +82,7 @@ def weight_only_pass(
         symmetric=config.symmetric,
         rounding="none" if sizes_only else config.rounding,
         moments=moments,
-        bits_of=dict.fromkeys(config.lowered, half_the_bits(config)),
+        bits_of=dict.fromkeys(config.lowered, lowered_bits(config)),
         keep=config.keep,
     )
 
@@ -97,12 +97,12 @@ def choose_lowered(
     worker: Worker | None = None,
     advance: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Choose the layers that go to half the bits until `config.at_most` holds.
+    """Choose the layers to lower to half the bits until `config.at_most` holds.
 
     Args:
         model: ONNX file of the fp32 variant with one output, the embedding. A small file lies
             beside it while the engine reads it.
-        config: The method and its target. What `keep` names stays in float; `lowered` is not read.
+        config: The method and its target. `keep` names excluded layers; `lowered` is ignored.
         feeds: Starts a stream of calibration data.
         moments: Of what GPTQ needs (moment_inputs); None collects them where it needs them.
         samples: Rows of calibration data that each layer is measured on.
@@ -148,7 +148,7 @@ def choose_lowered(
         write,
         feeds,
         samples=samples,
-        what=f"only '{{}}' quantized, at {half_the_bits(config)} bits",
+        what=f"only '{{}}' quantized, at {lowered_bits(config)} bits",
         worker=worker,
         advance=advance,
     )
@@ -157,7 +157,7 @@ def choose_lowered(
 
 
 def require_size(graph: ir.Model, step: WeightOnlyLinears, model: Path, config: WeightOnly) -> None:
-    """Check that a quantized graph is as small as its config asks, and lowered where it asks.
+    """Check that a quantized graph meets the size target of its config.
 
     Args:
         graph: The quantized graph.
@@ -168,7 +168,7 @@ def require_size(graph: ir.Model, step: WeightOnlyLinears, model: Path, config: 
     Raises:
         QuantizationError: If it is not.
     """
-    bits = half_the_bits(config)
+    bits = lowered_bits(config)
     found = {weight.name for weight in step.weights if weight.bits == bits}
     if missing := [name for name in config.lowered if name not in found]:
         raise QuantizationError(
@@ -185,10 +185,10 @@ def require_size(graph: ir.Model, step: WeightOnlyLinears, model: Path, config: 
 def _too_large(config: WeightOnly, size: int, source: ir.Model, how: str) -> QuantizationError:
     half = half_bytes(source)
     way_out = f"Raise the target, or take larger groups (g{2 * config.group_size})"
-    way_out += ", or keep fewer layers in float." if config.keep else "."
+    way_out += ", or exclude fewer layers." if config.keep else "."
     return QuantizationError(
         f"The size target cannot be reached: got {size / half:.4f} of fp16 ({size:,} bytes) {how} "
-        f"to {half_the_bits(config)} bits, expected at most {config.at_most:g} "
+        f"to {lowered_bits(config)} bits, expected at most {config.at_most:g} "
         f"({int((config.at_most or 0.0) * half):,} bytes). {way_out}"
     )
 
@@ -200,13 +200,13 @@ def _sizes(model: Path, config: WeightOnly) -> tuple[int, dict[str, int]]:
     step(graph)
     stored: dict[str, int] = {}
     for weight in step.weights:
-        if not weight.reason:  # the rows of a table may be stored apart from a head's columns
+        if not weight.reason:  # a table's rows may be stored separately from a head's columns
             stored[weight.name] = stored.get(weight.name, 0) + weight.size_bytes
     return constant_bytes(graph), stored
 
 
 def _enough(errors: Mapping[str, float], saved: Mapping[str, int], excess: float) -> Sequence[str]:
-    """Return layers that save as much as is too much, with the least error for their bytes."""
+    """Return layers that save the excess bytes at the least error."""
     chosen: list[str] = []
     for name in sorted(saved, key=lambda name: errors[name] / saved[name]):
         if excess <= 0:

@@ -1,4 +1,4 @@
-"""LoRA adapters beside a base model: merged into its weights at conversion."""
+"""Merging of LoRA adapters into a base model at conversion."""
 
 from __future__ import annotations
 

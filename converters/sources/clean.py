@@ -98,7 +98,7 @@ def clean_copy(folder: Path) -> Iterator[Path]:
                 shutil.copyfile(folder / name, copy / name)
         if (copy / _TOKENIZER_JSON).is_file():
             data = read_file(copy / _TOKENIZER_JSON, max_bytes=_MAX_BYTES, error=SourceError)
-            check_tokenizer(data, folder / _TOKENIZER_JSON, error=_refused)
+            check_tokenizer(data, folder / _TOKENIZER_JSON, error=_reject)
         for name, keys in _SETTINGS.items():
             if (folder / name).is_file():
                 kept = _kept(read_fields(folder / name), keys)
@@ -110,7 +110,7 @@ def clean_copy(folder: Path) -> Iterator[Path]:
         yield copy
 
 
-def _refused(reason: str) -> SourceError:
+def _reject(reason: str) -> SourceError:
     return SourceError(f"{reason} Save the tokenizer with ordinary steps.")
 
 

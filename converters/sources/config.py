@@ -1,4 +1,4 @@
-"""Typed, bounded reading of configuration that others wrote; errors name file and key."""
+"""Typed, bounded reading of foreign configuration; errors name file and key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Fields", "check_architecture", "foreign_errors", "read_fields"]
 _MAX_BYTES = 16 << 20
 _T = TypeVar("_T")
 
-# Bounds of what a configuration may claim, whatever the architecture. Sizes are also compared with
+# Bounds of configuration values, for all architectures. Sizes are also compared with
 # the tensors of the checkpoint.
 _COUNTS = {
     "num_hidden_layers": 4096,
@@ -59,7 +59,7 @@ class Fields:
     Attributes:
         file: The file, for messages.
         values: The object.
-        path: Where it stands in the file ("text_config."); empty at the top.
+        path: Position in the file ("text_config."); empty at the top.
     """
 
     file: Path
@@ -88,7 +88,7 @@ class Fields:
         return self._number(key, self.values.get(key), low, high)
 
     def triple(self, key: str, low: float, high: float) -> tuple[float, float, float]:
-        """Return three numbers above `low` and up to `high`, or one that stands for all three."""
+        """Return three numbers above `low` and up to `high`, or one for all three."""
         value = self.values.get(key)
         if isinstance(value, (list, tuple)):
             if len(value) != 3:
@@ -115,7 +115,7 @@ class Fields:
         return value
 
     def choice(self, key: str, choices: Mapping[object, _T]) -> _T:
-        """Return what a value stands for."""
+        """Return the meaning of a value."""
         value = self.values.get(key)
         if isinstance(value, (list, dict, bool)) or value not in choices:
             raise self.error(key, f"one of {', '.join(map(str, choices))}")
@@ -165,7 +165,7 @@ def read_fields(path: Path) -> Fields:
 
 
 def check_architecture(config: Fields, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Check the sizes that a `config.json` claims, before a model is built from them.
+    """Check the sizes in a `config.json` before a model is built from them.
 
     Args:
         config: The whole file.
@@ -221,7 +221,7 @@ def _check_not_quantized(part: Fields) -> None:
 
 @contextmanager
 def foreign_errors(what: str, advice: str) -> Iterator[None]:
-    """Turn whatever another library raises over a file of the source into a SourceError.
+    """Convert a library's error about a source file into a SourceError.
 
     Args:
         what: What cannot be done, "FOLDER: its tokenizer cannot be loaded".

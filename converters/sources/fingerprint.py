@@ -61,7 +61,7 @@ def tensors_sha256(model: nn.Module) -> str:
 
 
 def computing_config(config: Any) -> dict[str, object]:  # noqa: ANN401, transformers is untyped
-    """Return what a loaded model's configuration says beyond its tensors.
+    """Return the computing configuration of a loaded model, beyond its tensors.
 
     Args:
         config: A configuration of transformers, defaults resolved.

@@ -1,4 +1,4 @@
-"""The preprocessing of a source, written into the bundle and proven equal to the original's."""
+"""Freezing of a source's preprocessing into the bundle, compared with the original."""
 
 from __future__ import annotations
 

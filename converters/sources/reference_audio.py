@@ -1,4 +1,4 @@
-"""The audio feature extractors of transformers, frozen into the manifest and compared with."""
+"""Freezing of transformers' audio feature extractors, compared with the original."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def audio_reference_inputs(
     for length in lengths:
         noise = 0.3 * np.linspace(1, 0.01, length) * rng.standard_normal(length)
         sounds.append((noise.clip(-1, 1).astype(np.float32), rate))
-        with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+        with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
             made.append(reference(sounds[-1][0], sampling_rate=rate, return_tensors="np"))
     rows = {name: np.concatenate([np.asarray(one[name]) for one in made]) for name in made[0]}
     rows["input_features"] = rows["input_features"].astype(np.float32)

@@ -1,4 +1,4 @@
-"""The processors of transformers, read once at conversion and frozen into the manifest."""
+"""Freezing of transformers' processors into the manifest at conversion."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _read_sides(settings: Fields, key: str) -> tuple[int, int]:
 
 
 def _check_size(source: Source, last: ImageStep, side: int) -> None:
-    """Check that the last step which changes the size gives what the graph takes."""
+    """Check that the last resizing step gives the graph's input size."""
     fixed = isinstance(last, Crop) or (isinstance(last, Resize) and last.mode == "exact")
     got = f"{last.height}x{last.width}" if isinstance(last, Crop | Resize) and fixed else "any size"
     if got != f"{side}x{side}":
@@ -110,7 +110,7 @@ def _check_size(source: Source, last: ImageStep, side: int) -> None:
 
 
 def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[Any], Any]:
-    """Return samples, and what the source's own processor gives for them.
+    """Return samples, and the outputs of the source's own processor for them.
 
     Args:
         source: The original.
@@ -120,11 +120,11 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
         Samples, and tensors by name; both empty for other modalities.
 
     Raises:
-        SourceError: If the processor refuses them.
+        SourceError: If the processor rejects them.
     """
     if isinstance(config, ImageConfig):
         images = _probe_images()
-        with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+        with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
             return images, _load_image_processor(source)(images, return_tensors="pt")
     if isinstance(config, AudioConfig):
         return audio_reference_inputs(source, config)
@@ -132,7 +132,7 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
         tokenizer = load_tokenizer(source)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_id)
-        with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct it."):
+        with foreign_errors(f"{source.name}: its tokenizer rejects a text", "Correct it."):
             return _PROBE_TEXTS, tokenizer(
                 list(_PROBE_TEXTS),
                 padding=config.padding,
@@ -146,7 +146,7 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
 def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path) -> None:  # noqa: ARG001
     """Compare the frozen preprocessing with transformers' Pillow processor on noise images.
 
-    One of them is transparent where the reference takes it: that one decides what becomes of alpha.
+    One of them is transparent where the reference takes it: it decides the treatment of alpha.
 
     Raises:
         ExportError: If a pixel differs by more than one step of uint8.
@@ -156,24 +156,24 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
     # One step of uint8 after rescale and normalize: rounding in the resize may differ.
     rescale, normalize = config.find(Rescale), config.find(Normalize)
     allowed = (rescale.factor if rescale else 1.0) / (min(normalize.std) if normalize else 1) + 1e-5
-    pictures = _probe_images()
-    with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
+    images = _probe_images()
+    with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
         composes = reference.do_convert_rgb and _composes_on_white(reference)
     if composes:
-        pictures[-1].putalpha(Image.linear_gradient("L").resize(pictures[-1].size))
-    for (height, width), picture in zip(_PROBE_SIZES, pictures, strict=True):
-        with foreign_errors(f"{source.folder / _FILE}: transformers refuses it", "Correct it."):
-            expected = np.asarray(reference(picture, return_tensors="np")["pixel_values"])
-        got = ours([picture])[config.input]
+        images[-1].putalpha(Image.linear_gradient("L").resize(images[-1].size))
+    for (height, width), image in zip(_PROBE_SIZES, images, strict=True):
+        with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
+            expected = np.asarray(reference(image, return_tensors="np")["pixel_values"])
+        got = ours([image])[config.input]
         if got.shape != expected.shape:
             raise ExportError(
-                f"{source.name}: a {width}x{height} picture becomes {got.shape}, with transformers "
+                f"{source.name}: a {width}x{height} image becomes {got.shape}, with transformers "
                 f"{expected.shape}. The preprocessing cannot be frozen."
             )
         error = float(np.abs(got - expected).max())
         if not error <= allowed:
             raise ExportError(
-                f"{source.name}: a {width}x{height} picture differs from transformers' by "
+                f"{source.name}: a {width}x{height} image differs from transformers' by "
                 f"{error:.3g} after preprocessing, {allowed:.3g} is allowed. The preprocessing "
                 "cannot be frozen."
             )
@@ -198,7 +198,7 @@ def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -
     Args:
         source: The original.
         config: The frozen preprocessing.
-        folder: Where `config.tokenizer_file` lies.
+        folder: Folder of `config.tokenizer_file`.
 
     Raises:
         ExportError: If the ids of a text differ.
@@ -207,7 +207,7 @@ def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -
     ours = TextProcessor(config, folder / config.tokenizer_file)
     for text in _PROBE_TEXTS:
         got = ours([text])[config.input][0].tolist()  # bounded, as the reference is not
-        with foreign_errors(f"{source.name}: its tokenizer refuses a text", "Correct it."):
+        with foreign_errors(f"{source.name}: its tokenizer rejects a text", "Correct it."):
             expected = reference(
                 text,
                 padding="max_length" if config.padding == "max_length" else False,

@@ -17,7 +17,7 @@ _UNDERLINE = "▁"
 
 
 def is_sentencepiece(tokenizer: Any) -> bool:  # noqa: ANN401, transformers is untyped
-    """Say whether a tokenizer runs sentencepiece itself."""
+    """Return whether a tokenizer runs sentencepiece itself."""
     return getattr(tokenizer, "sp_model", None) is not None
 
 

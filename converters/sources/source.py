@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder or a hub id, read without running anything in it."""
+"""Model sources: a local folder, an ONNX file or a hub id, read without running its code."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
         spec: A folder, an .onnx file, or a hub id such as "openai/clip-vit-base-patch32". What
             exists wins.
         revision: Branch, tag or commit of the hub repository; None takes its default branch.
-        merge_adapter: Merge the LoRA adapter that lies beside the weights.
+        merge_adapter: Merge the LoRA adapter beside the weights.
 
     Raises:
         SourceError: If the source does not exist or cannot be fetched, has no `config.json`, has
@@ -131,7 +131,7 @@ def _local_name(spec: str) -> str:
 
 
 def _fetch(repository: str, revision: str | None) -> Path:
-    """Download what is wanted of a hub repository; the snapshot folder is named by its commit."""
+    """Download the needed files of a hub repository; the snapshot folder is named by its commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -260,7 +260,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if pickles:
         raise SourceError(
             f"{folder} holds its weights as a pickle ({', '.join(pickles)}), which can run any "
-            f"code when it is opened and is refused. {_TO_SAFETENSORS}"
+            f"code when it is opened and is rejected. {_TO_SAFETENSORS}"
         )
     raise SourceError(
         f"{folder} holds no weights: expected model.safetensors. Download it completely."
@@ -275,14 +275,14 @@ def _shards(index: Path) -> tuple[Path, ...]:
     names = sorted({section.text(tensor) for tensor in section.values})
     for name in names:
         if Path(name).name != name:
-            raise SourceError(f"{index} names a file outside its folder: {name}. It is refused.")
+            raise SourceError(f"{index} names a file outside its folder: {name}. It is rejected.")
         if not (index.parent / name).is_file():
             raise SourceError(f"{index} names {name}, which is missing. Download it completely.")
     return tuple(index.parent / name for name in names)
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read a file's header, which tells whether the file is whole."""
+    """Read a file's header and check that the file is whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

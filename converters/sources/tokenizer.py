@@ -84,19 +84,19 @@ def backend_json(source: Source, tokenizer: Any) -> str:  # noqa: ANN401, transf
             "one with the tokenizers library and put it into the folder."
         )
     content = json.loads(backend.to_str())
-    # Both belong to a call, not to the vocabulary; the manifest says how texts are padded.
+    # Both belong to a call, not to the vocabulary; the manifest defines the padding.
     content["truncation"] = content["padding"] = None
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def tokenizer_fields(source: Source, tokenizer: Any) -> Fields:  # noqa: ANN401
-    """Return what a loaded tokenizer's settings came to, for typed reading."""
+    """Return a loaded tokenizer's settings, for typed reading."""
     values = {key: getattr(tokenizer, key, None) for key in ("model_max_length", "pad_token_id")}
     return Fields(source.folder / "tokenizer_config.json", values)
 
 
 def longest_text(source: Source, tokenizer: Any, context: int) -> int:  # noqa: ANN401
-    """Return how many tokens of a text are kept: the tokenizer's limit, or the model's if less."""
+    """Return the maximum tokens of a text: the tokenizer's limit, or the model's if less."""
     limit = tokenizer_fields(source, tokenizer).number("model_max_length", 1, math.inf)
     return int(min(limit, context))
 

@@ -1,4 +1,4 @@
-"""What calibration data says of a role's graphs, each statistic collected once."""
+"""Calibration statistics of a role's graphs, each collected once."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 
 class Calibrator:
-    """Statistics over a stream of calibration feeds, remembered by graph.
+    """Statistics over a stream of calibration feeds, cached by graph.
 
     A search makes a dozen variants of one graph; most of them need the same ranges. Nothing is
     remembered but statistics, and second moments not even these: they are large.
     """
 
     def __init__(self, feeds: Feeds) -> None:
-        """Take the data.
+        """Set the calibration data.
 
         Args:
             feeds: Starts a stream of feeds; called once for each reading of the data.
@@ -81,9 +81,9 @@ class Calibrator:
     def equalized(
         self, model: Path, config: Equalization, activations: Literal["uint8", "int8"]
     ) -> Path:
-        """Return the graph of the same function with its channels scaled, beside `model`.
+        """Return the equalized graph, beside `model`.
 
-        The scales are chosen once, from the first layout that is asked for, and go by the names of
+        The scales are chosen once, from the first requested layout, and apply by the names of
         the layers, which all layouts of a role share. `close` removes the file.
         """
         key = (model, config, activations)
@@ -101,7 +101,7 @@ class Calibrator:
         return self._equalized[key]
 
     def close(self) -> None:
-        """Remove the graphs that were written on the way."""
+        """Remove intermediate graphs."""
         for path in self._equalized.values():
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Statistics of activations over calibration data, in memory that does not grow with the data.
+"""Activation statistics over calibration data, in constant memory.
 
 The engine computes them where the activations are; what comes out is combined here in float64. A
 statistic therefore depends neither on how the data is cut into batches nor on its order, but for
@@ -41,13 +41,13 @@ __all__ = [
 Feeds: TypeAlias = Callable[[], Iterable[Mapping[str, Array]]]
 
 _MOMENTS_BUDGET_BYTES = 1 << 29
-# Of one element of a moment matrix: the engine's answer, its copy in float64, the sum so far.
+# Of one element of a moment matrix: the engine's output, its float64 copy, the running sum.
 _MOMENT_BYTES = 4 + 8 + 8
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
-    """What is known of each channel of a tensor, the last axis, over all its other axes.
+    """Statistics of each channel of a tensor: its last axis, over all other axes.
 
     Attributes:
         low: (C,) smallest value of each channel.
@@ -73,7 +73,7 @@ def collect_ranges(
     """Run a model over calibration data and return the range of each named tensor.
 
     `minmax` reads the data once and keeps two numbers a tensor. The others read it a second time,
-    count into a histogram between the extremes, and cut tails off as histograms.py tells.
+    count into a histogram between the extremes, and cut tails off as in ranges.py.
 
     Args:
         model: ONNX file in float32.
@@ -89,7 +89,7 @@ def collect_ranges(
             such tensor.
     """
     if not tensors:
-        return {}  # an engine refuses a graph without outputs
+        return {}  # an engine rejects a graph without outputs
     extremes = _extremes(model, tensors, feeds)
     if method == "minmax":
         return extremes
@@ -223,7 +223,7 @@ def _count(
 
 
 def _channel_counts(model: Path, tensors: Sequence[str], feeds: Feeds) -> dict[str, int]:
-    """Return the number of channels of each tensor, as the first feed shows it."""
+    """Return the number of channels of each tensor in the first feed."""
     with open_probe(model, tensors, measure_shape) as probe:
         for feed in islice(feeds(), 1):
             return {name: int(found["shape"][1]) for name, found in probe.run(feed).items()}
@@ -263,7 +263,7 @@ def _group_moments(model: Path, group: Sequence[str], feeds: Feeds) -> dict[str,
 
 
 def _is_narrow(extreme: Range) -> bool:
-    """Tell whether a range is no wider than a few float32 steps for each bin: nothing to cut."""
+    """Return whether a range is no wider than a few float32 steps for each bin: nothing to cut."""
     largest = max(abs(extreme.low), abs(extreme.high))
     step = max(float(np.spacing(np.float32(largest))), float(np.finfo(np.float32).tiny))
     return extreme.high - extreme.low < 4 * BINS * step

@@ -1,4 +1,4 @@
-"""Which scales fit the channels of each activation to one quantizer, searched layer by layer.
+"""Search of equalization scales, layer by layer.
 
 SmoothQuant (Xiao et al. 2023, section 4, eq. 4): channel j of what a group of linear layers reads
 is divided by s_j = max|x_j|^a / max|w_j|^(1 - a), and row j of their weights multiplied by it. The
@@ -50,7 +50,7 @@ _MOMENTS_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class GroupScales:
-    """What was decided for the linear layers that read one value.
+    """Decision for the linear layers that read one value.
 
     Attributes:
         linears: Their names.
@@ -60,7 +60,7 @@ class GroupScales:
         error_before: Predicted squared error of the outputs, relative to their energy, averaged
             over the layers that are quantized; NaN where it was not asked for.
         error_after: The same with the scales.
-        reason: Why it was left as it was; "" where it was not.
+        reason: Reason without scales, else "".
     """
 
     linears: tuple[str, ...]
@@ -74,12 +74,12 @@ class GroupScales:
 
 @dataclass(frozen=True)
 class Scales:
-    """What was decided for every group, in the graph's order."""
+    """Decisions for all groups, in the graph's order."""
 
     groups: tuple[GroupScales, ...]
 
     def step(self) -> ScaleChannels:
-        """Return the pass that applies them, to the graph of any layout of the role."""
+        """Return the pass that applies them to any layout of the role."""
         factors: dict[str, Array] = {}
         inserted: set[str] = set()
         for group in self.groups:
@@ -98,7 +98,7 @@ def equalize(
     activations: Activations = "uint8",
     keep: Collection[str] = (),
 ) -> Scales:
-    """Write the float graph of the same function whose channels fit one scale a tensor.
+    """Write an equivalent float graph whose channels fit one scale a tensor.
 
     Args: as of `choose_scales`, and
         out: ONNX file to write, its weights to `out` + ".data" beside it.
@@ -127,7 +127,7 @@ def choose_scales(
     keep: Collection[str] = (),
     insert: bool = False,
 ) -> Scales:
-    """Decide for each group of linear layers how its channels are scaled.
+    """Choose the channel scales of each group of linear layers.
 
     Args:
         model: ONNX file in float32, in any layout; the scales go by the layers' names, which all
@@ -137,9 +137,9 @@ def choose_scales(
             whether it gains.
         activations: What they are quantized to: "uint8" with a zero point, also of dynamic int8, or
             "int8" symmetric.
-        keep: Names of linear layers that stay in float. They are scaled where another layer of
+        keep: Names of excluded linear layers. They are scaled where another layer of
             their group is quantized, and do not weigh in the decision.
-        insert: Whether a Mul may be put in where nothing can take the scales in (the input of an
+        insert: Whether a Mul may be inserted where scales cannot be folded (the input of an
             MLP's second layer) and more than half of the predicted error goes away.
 
     Raises:
@@ -150,12 +150,12 @@ def choose_scales(
     decided: dict[int, GroupScales] = {}
     open_groups: list[int] = []
     for at, group in enumerate(groups):
-        reason = _why_left(group, keep, insert=insert)
+        reason = _unscaled_reason(group, keep, insert=insert)
         if reason:
             decided[at] = _left(group, reason)
         else:
             open_groups.append(at)
-    # A layer that takes scales in changes its columns before its own group is looked at.
+    # A layer that absorbs scales changes its columns before its own group is processed.
     open_groups.sort(key=lambda at: not isinstance(groups[at].source, Linear))
     columns: dict[str, Array] = {}
     inputs = {
@@ -179,11 +179,11 @@ def choose_scales(
     return Scales(tuple(decided[at] for at in range(len(groups))))
 
 
-def _why_left(group: Group, keep: Collection[str], *, insert: bool) -> str:
+def _unscaled_reason(group: Group, keep: Collection[str], *, insert: bool) -> str:
     if all(makes_embedding(linear) for linear in group.linears):
         return "makes the embedding and stays in float"
     if all(linear.name in keep or makes_embedding(linear) for linear in group.linears):
-        return "kept in float"
+        return "excluded"
     if group.tied or (group.source is None and not insert):
         return group.obstacle
     return ""
@@ -195,7 +195,7 @@ def _left(group: Group, reason: str, error: float = float("nan")) -> GroupScales
 
 
 def _portions(chosen: Sequence[int], groups: Sequence[Group]) -> Iterator[list[int]]:
-    """Cut into portions whose moment matrices may be held together."""
+    """Split into portions whose moment matrices fit in memory."""
     portion: list[int] = []
     held = 0
     for at in chosen:
@@ -211,7 +211,7 @@ def _portions(chosen: Sequence[int], groups: Sequence[Group]) -> Iterator[list[i
 
 
 class _Layer:
-    """One linear layer with what is known of its input; predicts what quantizing it costs."""
+    """One linear layer with its input statistics; predicts its quantization error."""
 
     def __init__(
         self,
@@ -302,7 +302,7 @@ def _smooth(layers: Sequence[_Layer], strength: float) -> Float32Array:
 
 
 def _positive(largest: Array) -> Array:
-    """Let channels that are zero throughout count as the smallest of the others.
+    """Replace all-zero channels by the smallest of the others.
 
     A dead activation then leaves its weights small, and a dead weight its activation: neither
     decides the range that the others are quantized in.

@@ -1,4 +1,4 @@
-"""What a probe measures of an activation, written in ONNX's operators."""
+"""Measures of an activation in ONNX operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def measure_extremes(build: ProbeBuilder, _: str, value: ir.Value) -> dict[str, ir.Value]:
-    """Measure "low" and "high" over everything, and a "sum" that tells of NaN."""
+    """Measure "low" and "high" over everything, and a "sum" that shows NaN."""
     measures = {"low": "ReduceMin", "high": "ReduceMax", "sum": "ReduceSum"}
     # The engine's extremes pass over NaN; a sum does not.
     return {

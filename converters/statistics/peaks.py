@@ -1,4 +1,4 @@
-"""How large and how small the values of a graph get, inside its sums too, over calibration data."""
+"""Peaks of a graph's values and sums over calibration data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRODUCTS = ("MatMul", "Gemm", "Conv")
 def collect_peaks(model: Path, feeds: Feeds, worker: Worker | None = None) -> dict[str, Peak]:
     """Run a graph over calibration data and return the peak of every float32 value, by name.
 
-    The data is read once. What is kept of a value is three numbers, which the engine computes.
+    The data is read once. The engine computes three numbers for each value.
 
     Args:
         model: ONNX file in float32, of ONNX's own operators at opset 18 or later.
@@ -34,7 +34,7 @@ def collect_peaks(model: Path, feeds: Feeds, worker: Worker | None = None) -> di
     Raises:
         CalibrationError: If the stream is empty.
         QuantizationError: If NaN reaches an output; the first value that holds any is named.
-        BackendError: If the engine refuses the graph, or crashes in the worker.
+        BackendError: If the engine rejects the graph, or crashes in the worker.
     """
     graph = ir.load(model).graph
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
@@ -82,7 +82,7 @@ def _measure(builder: ProbeBuilder, _name: str, value: ir.Value) -> dict[str, ir
 
 
 def _finite(builder: ProbeBuilder, value: ir.Value) -> ir.Value:
-    """Set what is infinite or NaN to 0."""
+    """Set infinity and NaN to 0."""
     odd = builder.node(
         "Or",
         [
@@ -99,7 +99,7 @@ def _largest(builder: ProbeBuilder, value: ir.Value) -> ir.Value:
 
 
 def _inside(builder: ProbeBuilder, value: ir.Value) -> ir.Value | None:
-    """Measure the sums on the way to a value."""
+    """Measure the partial sums of a value."""
     node = value.producer()
     if node is None or value is not node.outputs[0] or node.inputs[0] is None:
         return None

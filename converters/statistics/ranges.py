@@ -1,12 +1,12 @@
-"""The range of an activation that int8 keeps, chosen from a histogram of its values.
+"""Int8 range of an activation, chosen from a histogram of its values.
 
-Cutting the tails off costs the outliers and gives the rest finer steps. Where to cut:
+Clipping the tails costs the outliers and gives the other values finer steps. Methods:
 
-- percentile: what lies outside the central 99.99 % goes.
+- percentile: clip values outside the central 99.99 %.
 - mse: the range whose quantizer has the smallest mean squared error. The error is that of uint8
   (or symmetric int8) as `Range.affine` sets it up, taken exactly over the histogram, whose values
   count as spread evenly within a bin.
-- entropy: the range whose quantized distribution tells most of the original one: the smallest
+- entropy: the range whose quantized distribution is nearest to the original one: the smallest
   Kullback-Leibler divergence between the two. After S. Migacz, "8-bit inference with TensorRT",
   NVIDIA GTC 2017, which treats int8 with 2048 bins of |x| for 128 levels: 16 bins a level. Here the
   levels are those of the quantizer itself, on both sides of zero, so that uint8 is treated too.
@@ -37,7 +37,7 @@ _FINE_RATIOS = (0.84, 0.92, 0.96, 0.98, 0.99, 0.995)
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many values lie in each of some equal bins.
+    """Counts of values in equal bins.
 
     Attributes:
         counts: (B,) int64.
@@ -55,7 +55,7 @@ class Histogram:
 
 
 def span_of(extreme: Range, *, symmetric: bool) -> tuple[float, float]:
-    """Return what a histogram of values between the extremes spans.
+    """Return the span of a histogram of values between the extremes.
 
     For a symmetric quantizer that is as far below zero as above.
     """
@@ -68,7 +68,7 @@ def span_of(extreme: Range, *, symmetric: bool) -> tuple[float, float]:
 def choose_range(
     histogram: Histogram, extreme: Range, method: RangeMethod, *, symmetric: bool = False
 ) -> Range:
-    """Return the range that int8 is to keep.
+    """Return the int8 range.
 
     Args:
         histogram: Counts over `span_of(extreme)`, an even number of bins.
@@ -94,7 +94,7 @@ def choose_range(
 
 
 def squared_error(histogram: Histogram, kept: Range, *, symmetric: bool = False) -> float:
-    """Return the mean squared error of quantizing what a histogram counts.
+    """Return the mean squared quantization error of a histogram.
 
     Args:
         histogram: Values, taken as spread evenly within each bin.
@@ -157,9 +157,9 @@ def _merge(histogram: Histogram, bins: int) -> Histogram:
 
 
 def _without_zeros(histogram: Histogram) -> Histogram:
-    """Bring the bin that holds zero down to its neighbours.
+    """Reduce the bin that holds zero to its neighbours.
 
-    Zero has a code of its own in every range, so the zeros of a ReLU tell of none. Left in, they
+    Zero is exact in every range, so the zeros of a ReLU do not matter. Left in, they
     alone would decide: their spike spread over one level is all divergence.
     """
     if not histogram.low <= 0 < histogram.high:

@@ -1,4 +1,4 @@
-"""The ladder of one role: each variant made, measured against PyTorch and fp32, and described."""
+"""Builder of one role's variants, checked against PyTorch and fp32."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from mmedge.converters.quantization.sensitivity import (
     measure_sensitivity,
     weight_bytes,
 )
-from mmedge.converters.quantization.size_target import half_the_bits
+from mmedge.converters.quantization.size_target import lowered_bits
 from mmedge.converters.statistics.calibrator import Calibrator
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, ParityError, QuantizationError
@@ -73,12 +73,12 @@ TOLERANCES: dict[Precision, Tolerance] = {
 
 @dataclass(frozen=True)
 class RoleInputs:
-    """What every variant of a role is run on.
+    """Inputs and reference outputs of a role.
 
     Attributes:
         probes: Inputs of several sizes with the source's outputs.
         golden: Inputs of the golden vectors.
-        evaluation: Judges the variants.
+        evaluation: Evaluation of the variants.
         reference: fp32 outputs of the roles that feed this one.
         started: Called with a variant's name when its evaluation begins; what it returns is called
             after each sample.
@@ -93,7 +93,7 @@ class RoleInputs:
 
 @dataclass(frozen=True)
 class BuiltVariant:
-    """A variant on disk and what was measured of it.
+    """A variant on disk and its measurements.
 
     Attributes:
         recipe: How it was made.
@@ -102,7 +102,7 @@ class BuiltVariant:
         opset: Of the default domain.
         parity: Against the source, over every layout.
         golden: Its outputs for the golden inputs, by name.
-        collected: What the evaluation keeps of its outputs.
+        collected: Outputs collected for the evaluation.
         duration_s: Wall time to make and measure it.
         steps: Its outputs in several calls that hand a state to each other; empty without a state.
     """
@@ -122,7 +122,7 @@ def lay_out(portable: Path) -> dict[Layout, Path]:
     """Write the layout for ONNX Runtime beside a portable graph, sharing its weights.
 
     Returns:
-        Both files by layout; the portable one alone where no pass changed anything.
+        Both files by layout; only the portable one where no pass changed anything.
     """
     out = portable.with_name(f"{portable.stem}.onnxruntime.onnx")
     with graph_storage_errors(out):
@@ -131,7 +131,7 @@ def lay_out(portable: Path) -> dict[Layout, Path]:
 
 
 class VariantBuilder:
-    """Makes the variants of one role and runs each on everything it is to be judged by.
+    """Builds the variants of one role and runs each on its check inputs.
 
     Attributes:
         spec: The role.
@@ -152,7 +152,7 @@ class VariantBuilder:
         seed: int = 0,
         report: Callable[[str, int, int], None] = lambda *_: None,
     ) -> None:
-        """Take what the variants are made from.
+        """Set up the sources of the variants.
 
         Args:
             role: Its name.
@@ -161,7 +161,7 @@ class VariantBuilder:
             spec: What the role was exported from, which recovery by distillation trains.
             inputs: What to run variants on.
             calibration: Starts a stream of feeds for the role, or None.
-            explain: Measure the effect of quantizing each layer alone on the outputs, where there
+            explain: Measure the effect on the outputs of quantizing each layer alone, where there
                 is calibration data to measure it on.
             seed: Random seed of distillation.
             report: Called with a stage that takes minutes, its steps done and its steps in all.
@@ -179,13 +179,13 @@ class VariantBuilder:
         self._errors: dict[QuantizationConfig, dict[str, float]] = {}
 
     def close(self) -> None:
-        """End the worker and remove what was written on the way."""
+        """End the worker and remove intermediate files."""
         self.worker.close()
         if self._calibrator is not None:
             self._calibrator.close()
 
     def build(self, recipe: Recipe) -> BuiltVariant:
-        """Make one variant and run it.
+        """Build one variant and run it.
 
         Raises:
             ConversionError: If it cannot be made, fp32 disagrees with PyTorch, or fp16 with fp32.
@@ -239,7 +239,7 @@ class VariantBuilder:
         return self.inputs.evaluation.feeds(self.spec, self.inputs.reference)
 
     def _require_finite(self, label: str, model: Path, collected: Collected) -> None:
-        """Check fp32's outputs for the evaluation data, which all others are compared with."""
+        """Check fp32's outputs for the evaluation data, the reference of all variants."""
         for name, rows in collected.items():
             broken = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
             if not broken.size:
@@ -256,7 +256,7 @@ class VariantBuilder:
     def _distil(
         self, variant: str, methods: Mapping[Layout, QuantizationConfig]
     ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
-        """Train the quantized model against fp32, export it and write every layout of it."""
+        """Distil the quantized model from fp32, export it and write every layout."""
         layout, method = next(iter(methods.items()))
         module = self.spec.module
         if not isinstance(method, StaticInt8) or module is None or self._calibrator is None:
@@ -313,7 +313,7 @@ class VariantBuilder:
         source: Callable[[Layout], Path],
         ranges: Mapping[str, Range] | None = None,
     ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
-        """Write every layout; what a later one shares with the first is stored once."""
+        """Write every layout; shared weights are stored once."""
         models: dict[Layout, Path] = {}
         told: tuple[NodeEntry, ...] = ()
         for layout, method in methods.items():
@@ -337,7 +337,7 @@ class VariantBuilder:
         return models, told
 
     def _source(self, layout: Layout) -> Path:
-        """Return the fp32 graph of a layout; where no pass made one, the portable one serves."""
+        """Return the fp32 graph of a layout, else the portable one."""
         return self._fp32.get(layout, self._fp32["portable"])
 
     def _probe_feeds(self) -> Iterable[Mapping[str, Array]]:
@@ -346,19 +346,19 @@ class VariantBuilder:
     def _with_kept(
         self, methods: Mapping[Layout, QuantizationConfig], count: int
     ) -> dict[Layout, QuantizationConfig]:
-        """Return the methods with the most sensitive layers left in float."""
+        """Return the methods with the most sensitive layers excluded."""
         layout, method = next(iter(methods.items()))
         errors = self._sensitivity(layout, method)
         lists = choose_kept(errors, weight_bytes(self._source(layout)), limit=count)
         if not lists:
             raise QuantizationError(
-                f"{self._role}: no layer is worth keeping in float; quantizing none of them moves "
+                f"{self._role}: no layer needs to be excluded; quantizing any of them moves "
                 "the embedding. Leave keepN out."
             )
         return {layout: keeping(method, lists[-1]) for layout, method in methods.items()}
 
     def _sensitivity(self, layout: Layout, method: QuantizationConfig) -> dict[str, float]:
-        """Return what quantizing each layer alone does to the embedding, measured once."""
+        """Return the sensitivity of each layer, measured once."""
         if method not in self._errors:
             if self._calibrator is None:
                 raise CalibrationError(
@@ -409,7 +409,7 @@ class VariantBuilder:
 
 
 def keeping(method: QuantizationConfig, keep: tuple[str, ...]) -> QuantizationConfig:
-    """Return a method that leaves the named layers in float.
+    """Return a method that excludes the named layers.
 
     Raises:
         QuantizationError: If the method does not go layer by layer.
@@ -422,11 +422,11 @@ def keeping(method: QuantizationConfig, keep: tuple[str, ...]) -> QuantizationCo
 def _lowering(
     methods: Mapping[Layout, QuantizationConfig], entries: Sequence[NodeEntry]
 ) -> dict[Layout, QuantizationConfig]:
-    """Return the methods with the layers by name that a size target has lowered."""
+    """Return the methods with the layers lowered by a size target."""
     return {
         layout: replace(
             method,
-            lowered=tuple(e.name for e in entries if e.precision == f"int{half_the_bits(method)}"),
+            lowered=tuple(e.name for e in entries if e.precision == f"int{lowered_bits(method)}"),
         )
         if isinstance(method, WeightOnly)
         else method
@@ -435,18 +435,18 @@ def _lowering(
 
 
 def _unequalized(method: QuantizationConfig) -> QuantizationConfig:
-    """Return the method for a graph whose channels have been scaled already."""
+    """Return the method for an already equalized graph."""
     return replace(method, equalization=None) if isinstance(method, StaticInt8) else method
 
 
 def _running(models: Mapping[Layout, Path]) -> int:
-    """Return which of the layouts ONNX Runtime runs here."""
+    """Return the layout that ONNX Runtime runs here."""
     return list(models).index("onnxruntime") if "onnxruntime" in models else 0
 
 
 @contextmanager
 def _runnable(model: Path, method: QuantizationConfig | None) -> Iterator[Path]:
-    """Yield a graph that ONNX Runtime has kernels for: bfloat16 is emulated."""
+    """Yield a graph with ONNX Runtime kernels: bfloat16 is emulated."""
     if not isinstance(method, BFloat16):
         yield model
         return

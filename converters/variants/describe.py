@@ -1,4 +1,4 @@
-"""From built variants to the manifest's roles: quality, spaces, files, order."""
+"""Manifest roles from built variants: quality, spaces, files, order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FIDELITY = (
 
 @dataclass(frozen=True)
 class BuiltRole:
-    """A role with every variant that was made of it, fp32 first.
+    """A role with all its built variants, fp32 first.
 
     Attributes:
         spec: What it was made from.
@@ -81,9 +81,9 @@ def describe_role(
 
     Args:
         role: The role, with the qualities of its variants.
-        evaluation: Judged them.
+        evaluation: Evaluation of the variants.
         kept: The variants that go into the bundle.
-        default: Name of the one that is loaded where none is asked for.
+        default: Name of the default variant.
         space: Embedding-space fingerprint of fp32.
         folder: The bundle.
         files: Its files.
@@ -144,7 +144,7 @@ def _describe(
 
 
 def external_files(model: Path) -> tuple[Path, ...]:
-    """Return the files that hold a graph's weights, beside the graph itself."""
+    """Return the external weight files of a graph."""
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -158,5 +158,5 @@ def external_files(model: Path) -> tuple[Path, ...]:
 
 
 def files_of(built: BuiltVariant) -> set[Path]:
-    """Return the files that a variant needs to run."""
+    """Return all files of a variant."""
     return {path for model in built.models.values() for path in (model, *external_files(model))}

@@ -1,4 +1,4 @@
-"""What the steps of one conversion share, and the inputs of its roles."""
+"""Shared state of one conversion, and the inputs of its roles."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Job:
         model: What is converted.
         processors: Open, by name.
         data: Calibration and evaluation data.
-        evaluation: Judges the variants.
-        progress: Called as the work goes on.
+        evaluation: Evaluation of the variants.
+        progress: Progress callback.
         space: Embedding-space fingerprint of fp32.
         weights_sha256: Hash of the weights.
     """
@@ -61,7 +61,7 @@ class Job:
         fp32: Mapping[Layout, Path],
         before: Mapping[str, BuiltVariant],
     ) -> VariantBuilder:
-        """Return what makes the variants of a role.
+        """Return the builder of a role's variants.
 
         Args:
             name: Of the role.
@@ -92,7 +92,7 @@ class Job:
         )
 
     def _golden(self, spec: RoleSpec, before: Mapping[str, BuiltVariant]) -> dict[str, Array]:
-        """Return one batch of synthetic samples: golden inputs hold nobody's data."""
+        """Return one batch of synthetic samples: golden inputs contain no user data."""
         seed = self.config.seed + 1
         items = {
             name: synthetic_items(self.processors[name].config, _GOLDEN_SAMPLES, seed, self.folder)
@@ -113,7 +113,7 @@ class Job:
         return next(role_feeds(spec, self.processors, samples, batch=_GOLDEN_SAMPLES))
 
     def calibration(self, name: str, spec: RoleSpec) -> Feeds | None:
-        """Return what starts the stream of a role's calibration feeds, None without data for it."""
+        """Return a factory of a role's calibration feeds, None without data for it."""
         data = self.data.calibration
         if data is None:
             return None
@@ -132,7 +132,7 @@ class Job:
         return feeds
 
     def without_calibration(self, specs: Mapping[str, RoleSpec]) -> list[str]:
-        """Return notes on what was left out where a role has no calibration data."""
+        """Return notes on variants skipped for lack of calibration data."""
         names = [name for name, spec in specs.items() if self.calibration(name, spec) is None]
         left_out = ["their layers were not measured"] if self.config.explain else []
         if self.config.searches:
@@ -160,6 +160,6 @@ class Job:
 
 
 def _report_steps(progress: Progress, what: str, done: int, total: int) -> None:
-    """Report a step of what has several; one alone would be a stage of its own."""
+    """Report a step of a stage with several steps."""
     if total > 1:
         progress(ProgressEvent(what, done, total))

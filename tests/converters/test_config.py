@@ -56,7 +56,7 @@ def test_a_role_without_a_precision_is_named() -> None:
         (("image_encoder:int3",), "Unknown precision: got 'int3'"),
         (("image_encoder:",), "Unknown precision: got ''"),
         (("image_encoder:int8-static",), "int8-static needs calibration"),
-        (("image_encoder:auto", "text_encoder:fp16"), "auto stands alone"),
+        (("image_encoder:auto", "text_encoder:fp16"), "auto cannot be combined"),
     ],
 )
 def test_a_precision_of_a_role_is_checked_as_any(precisions: tuple[str, ...], told: str) -> None:

@@ -265,5 +265,5 @@ def test_alpha_is_compared_with_the_reference(clip_folder: Path) -> None:
     config = described.spec.processors["image"]
     assert isinstance(config, ImageConfig)
     dropped = config.model_copy(update={"steps": (Decode(alpha="drop"), *config.steps[1:])})
-    with pytest.raises(ExportError, match="500x17 picture differs"):
+    with pytest.raises(ExportError, match="500x17 image differs"):
         check_image_preprocessing(described.source, dropped, clip_folder)

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.graphs.export import export_role
-from mmedge.converters.graphs.nan_trace import first_nan, where_broken
+from mmedge.converters.graphs.nan_trace import first_nan, first_nan_module
 from mmedge.converters.graphs.parity import probe_role
 from mmedge.converters.methods.recipes import FP32
 from mmedge.converters.quiet import quiet_libraries
@@ -64,11 +64,11 @@ def test_an_overflow_is_named_where_it_happens() -> None:
     with torch.no_grad():
         tower.first.weight *= 1e30
         tower.second.weight *= 1e30
-    assert where_broken(tower, [torch.ones(1, 4)]) == "'second'"
+    assert first_nan_module(tower, [torch.ones(1, 4)]) == "'second'"
 
 
 def test_no_submodule_is_blamed_for_what_is_done_between_them() -> None:
-    assert where_broken(Tower(), [torch.zeros(1, 4)]) == "its answer"
+    assert first_nan_module(Tower(), [torch.zeros(1, 4)]) == "its output"
 
 
 @pytest.fixture(scope="module")

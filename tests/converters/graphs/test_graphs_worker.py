@@ -137,7 +137,7 @@ def test_a_crash_is_an_error_and_the_next_graph_has_another_process(
         os.kill(pid, signal.SIGSEGV)
         with pytest.raises(BackendError, match=r"role/fp16: onnxruntime crashed \(SIGSEGV\)"):
             graph.run(feed)
-        with pytest.raises(BackendError, match="role/fp16: onnxruntime cannot be asked"):
+        with pytest.raises(BackendError, match="role/fp16: onnxruntime cannot run"):
             graph.run(feed)
     with worker.open(model, "role/fp32") as graph:
         graph.run(feed)

@@ -163,13 +163,13 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
         ("int4-gN", "takes no setting 'gN'"),
         ("int4-atN", "takes no setting 'atN'"),
         ("int8-static-at25", "takes no setting 'at25'"),
-        ("int4-at25-at30", "at stands there twice"),
+        ("int4-at25-at30", "at is given twice"),
         ("int4-g-32", "takes no setting 'g'"),
         ("int4-keep-2", "takes no setting 'keep'"),
         ("int4-rtn-hqq", "rtn and hqq exclude each other"),
         ("int8-static-mse-entropy", "entropy and mse exclude each other"),
-        ("int4-g64-g128", "g stands there twice"),
-        ("int8-static-keep1-keep2", "keep stands there twice"),
+        ("int4-g64-g128", "g is given twice"),
+        ("int8-static-keep1-keep2", "keep is given twice"),
     ],
 )
 def test_other_names_are_refused(name: str, told: str) -> None:

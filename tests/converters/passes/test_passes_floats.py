@@ -105,7 +105,7 @@ def graph_file(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, Arr
 
 
 def kept(result: Float16Result) -> dict[str, str]:
-    return {island.name: island.reason for island in result.islands}
+    return {op.name: op.reason for op in result.fp32_ops}
 
 
 # float16
@@ -118,7 +118,7 @@ def test_a_plain_tower_is_all_half_but_the_normalization_of_the_output(
     path, kind = tower
     result = to_float16(path, collect_peaks(path, feeds(kind)) if calibrated else None)
     assert set(kept(result).values()) == {"makes the float32 output"}
-    assert {island.op_type for island in result.islands} == {"ReduceL2", "Div"}
+    assert {op.op_type for op in result.fp32_ops} == {"ReduceL2", "Div"}
     # One cast where pictures come in, one where the embedding is normalized.
     assert casts(result.model) == (2 if kind == "image" else 1)
     floats = [v.dtype for v in result.model.graph.initializers.values()]
@@ -151,7 +151,7 @@ def test_values_beyond_half_precision_are_found_on_the_data_and_stay_in_float32(
     assert len(reasons) < len(list(result.model.graph)) / 4
     out = save(result.model, big.with_name("half.onnx"))
     assert cosine(run(emulated(out), feed), expected) > 0.9999
-    # The residual stream leaves and enters half precision; nothing bounces within an island.
+    # The residual stream leaves and enters half precision; nothing bounces within an fp32 region.
     for cast in (n for n in result.model.graph if n.op_type == "Cast"):
         source = cast.inputs[0]
         assert source is not None

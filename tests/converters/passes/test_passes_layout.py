@@ -74,7 +74,7 @@ def test_layout_shares_the_weights_of_the_portable_file(tmp_path: Path) -> None:
 
 def test_layout_in_another_folder_is_refused(tmp_path: Path) -> None:
     portable = image_tower(tmp_path / "image.onnx")
-    with pytest.raises(ConversionError, match="must lie in the folder of"):
+    with pytest.raises(ConversionError, match="must be in the folder of"):
         to_onnxruntime_layout(portable, tmp_path / "elsewhere" / "image.onnx")
 
 

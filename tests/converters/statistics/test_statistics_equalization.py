@@ -256,7 +256,7 @@ def test_layers_kept_in_float_do_not_count_but_move_with_their_group(tmp_path: P
     assert kept.groups[1].linears == qkv
     assert kept.groups[1].error_before != everything.groups[1].error_before
     assert kept.groups[2].scales is None
-    assert kept.groups[2].reason == "kept in float"
+    assert kept.groups[2].reason == "excluded"
     model = ir.load(portable)
     kept.step()(model)
     ir.save(model, tmp_path / "kept.onnx")
