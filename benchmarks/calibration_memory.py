@@ -1,13 +1,13 @@
-"""Peak memory of calibrating and quantizing an image encoder to static int8, by number of pictures.
+"""Peak memory of calibrating and quantizing an image encoder to static int8, by number of images.
 
-Every count is a fresh process that lists a folder of that many distinct pictures, decodes each once
+Every count is a fresh process that lists a folder of that many distinct images, decodes each once
 to check it, then reads them all again for every reading that the choice of ranges needs, in batches
 of 8, and writes the quantized graph. Peak resident memory is what the process reads of itself at
 its end (VmHWM).
 
---size small: the image encoder of the trained shapes CLIP, 64x64 PNG pictures; 10,000 of them take
-about two minutes. --size full: full-size ViT-B/32 with random weights, 320x240 PNG pictures; about
-an hour for 10,000 on one core. Pictures are made once and kept in the benchmarks' cache folder.
+--size small: the image encoder of the trained shapes CLIP, 64x64 PNG images; 10,000 of them take
+about two minutes. --size full: full-size ViT-B/32 with random weights, 320x240 PNG images; about
+an hour for 10,000 on one core. Images are made once and kept in the benchmarks' cache folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SIZES = {"small": (64, 64), "full": (240, 320)}
 def main() -> None:
     """Measure, print and record."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--counts", default="100,10000", help="numbers of pictures")
+    parser.add_argument("--counts", default="100,10000", help="numbers of images")
     parser.add_argument("--size", choices=list(_SIZES), default="small")
     parser.add_argument(
         "--ranges", choices=["minmax", "percentile", "entropy", "mse"], default="mse"
@@ -57,8 +57,8 @@ def main() -> None:
         )
         results[str(count)] = figures = json.loads(done.stdout)
         print(
-            f"{count} pictures: peak {figures['peak_rss_mib']:.1f} MiB, "
-            f"{figures['pictures_read']} pictures read in {figures['wall_s']:.0f} s"
+            f"{count} images: peak {figures['peak_rss_mib']:.1f} MiB, "
+            f"{figures['pictures_read']} images read in {figures['wall_s']:.0f} s"
         )
     record(arguments.output, results)
 
@@ -80,7 +80,7 @@ def _bundle(size: str) -> Path:
 
 
 def _pictures(size: str, count: int) -> Path:
-    """Return a folder of distinct pictures, made once."""
+    """Return a folder of distinct images, made once."""
     import full_size
     from PIL import Image
 
@@ -88,8 +88,8 @@ def _pictures(size: str, count: int) -> Path:
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
-        for index, picture in enumerate(full_size.pictures(count, seed=2, size=_SIZES[size])):
-            Image.fromarray(picture).save(partial / f"{index:06}.png", compress_level=1)
+        for index, image in enumerate(full_size.images(count, seed=2, size=_SIZES[size])):
+            Image.fromarray(image).save(partial / f"{index:06}.png", compress_level=1)
         partial.rename(folder)
     return folder
 

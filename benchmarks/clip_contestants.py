@@ -1,4 +1,4 @@
-"""Who takes part in the race of clip_cpu.py: mmedge's variants and the named peers."""
+"""Contestants of clip_cpu.py: mmedge's variants and the named peers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from full_size import Size, bundle, pictures, source
+from full_size import Size, bundle, images, source
 from transformers import CLIPModel
 
 from mmedge.bundle import Bundle, open_bundle
@@ -31,10 +31,10 @@ Call = Callable[[Array], Array]
 
 
 def tensors(size: Size, count: int, seed: int) -> list[Array]:
-    """Return made-up pictures, each preprocessed: (1, 3, 224, 224) float32."""
+    """Return synthetic images, each preprocessed: (1, 3, 224, 224) float32."""
     opened = open_bundle(bundle(size))
     processor = open_processor(opened.manifest.processors["image"], opened.path)
-    return [next(iter(processor([image]).values())) for image in pictures(count, seed)]
+    return [next(iter(processor([image]).values())) for image in images(count, seed)]
 
 
 def token_ids(length: int, seed: int) -> Array:
@@ -52,7 +52,7 @@ def _calibration(size: Size, role: str) -> list[Array]:
 
 
 def contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str, Call]:
-    """Return every way to run a role, by name; torch eager first."""
+    """Return the contestants of a role, by name; torch eager first."""
     opened = open_bundle(bundle(size))
     calls = _torch(size, role)
     for variant in opened.role(role).variants:
@@ -76,7 +76,7 @@ def contestants(size: Size, role: str, folder: Path, threads: int) -> dict[str, 
 
 
 def _paired(opened: Bundle, role: str, folder: Path) -> Path:
-    """Return what a bundle made for a processor without VNNI holds."""
+    """Return the variants of a bundle for a processor without VNNI."""
     out = folder / f"{role}-paired.onnx"
     fp32 = opened.file(opened.variant(role, "fp32").models["onnxruntime"])
     quantize(fp32, out, DynamicInt8(paired=True))

@@ -4,18 +4,18 @@ Peers: torch eager and torch.compile with transformers; ONNX Runtime on the plai
 Runtime's own quantize_dynamic and quantize_static; OpenVINO fp32 and NNCF int8. Every contestant
 gets the same tensors, one after the other in random order, round after round; a ratio is the median
 over the rounds of (mmedge / peer) within the round, with a bootstrap interval of 95 %. Cosines are
-against torch eager on held-out pictures (or ids) that no calibration saw; the weights are random,
-so they compare the methods' arithmetic and say nothing of a trained model's accuracy.
+against torch eager on held-out images (or ids) that no calibration saw; the weights are random,
+so they compare the methods' arithmetic, not a trained model's accuracy.
 
-Two floors stand beside them, neither of which could be a model:
+Two lower bounds are reported beside them, neither of which could be a model:
 
-- computed: the operations that one picture or text needs (those of the pooled token only, after the
+- computed: the operations that one image or text needs (those of the pooled token only, after the
   last block's keys and values; attention's products are counted), divided by the rate of a large
   int8 product that stays in the caches, measured in the same run in ONNX Runtime and in OpenVINO,
   the faster of both. "times the floor" is a contestant's shortest time over it, whatever its
   precision. See int8_floor.py.
 - measured: the products alone, each of the encoder's int8 products in its own size and with weights
-  of its own, and nothing else (not attention's products), a contestant of the race in ONNX Runtime
+  of its own, and nothing else (not attention's products), a contestant too, in ONNX Runtime
   and in OpenVINO. "times the products alone" is a contestant's time over that of the faster engine
   within the round, median over the rounds. See products_alone.py.
 """
@@ -34,8 +34,8 @@ import torch
 from clip_contestants import Call, contestants, tensors, token_ids
 from full_size import SIZES, Size, source
 from int8_floor import int8_rate, operations
+from interleaved import ratio, time_interleaved
 from products_alone import Product, alone_in_onnxruntime, alone_in_openvino, products
-from racing import race, ratio
 from record import argument_parser, int8_instructions, record
 from transformers import CLIPConfig
 
@@ -46,7 +46,7 @@ _TEXT_LENGTHS = (8, 12, 16, 32, 77)
 
 @dataclass(frozen=True, slots=True)
 class Floors:
-    """What nobody can be faster than, in one race.
+    """Lower bounds of one benchmark.
 
     Attributes:
         computed_s: Operations over the rate of a large product, in seconds.
@@ -121,7 +121,7 @@ def _race(
     rounds: int,
     floors: Floors,
 ) -> dict[str, Any]:
-    """Let all run in turns and compare them within each round."""
+    """Run all interleaved and compare them within each round."""
     reference = np.concatenate([entered["torch eager"](x) for x in held_out])
     cosines = {}
     for name, call in entered.items():
@@ -131,7 +131,7 @@ def _race(
         name: partial(call, feed) for name, call in entered.items()
     }
     turns |= {_alone_in(engine): call for engine, call in floors.alone.items()}
-    wall, cpu = race(turns, rounds)
+    wall, cpu = time_interleaved(turns, rounds)
     fastest = min(map(_alone_in, floors.alone), key=lambda name: np.median(wall[name]))
     figures: dict[str, Any] = {}
     print(

@@ -1,10 +1,10 @@
 """From process start to the first image embedding: mmedge beside transformers + torch.
 
-Full-size ViT-B/32 CLIP, one PNG picture, each start a fresh process, contestants in turns round by
+Full-size ViT-B/32 CLIP, one PNG image, each start a fresh process, contestants alternating round by
 round. Wall and CPU time are the operating system's own account of the finished process (wait4),
 peak resident memory is what the process reads of itself at its end (VmHWM; wait4's would take in
 this process, from which it was forked). All read warm files. Every contestant loads both towers,
-but the one that says so.
+except where the name differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from full_size import bundle, pictures, source
+from full_size import bundle, images, source
 from PIL import Image
 from record import argument_parser, record
 
@@ -68,9 +68,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.png"
-        Image.fromarray(next(pictures(1, seed=3))).save(picture)
-        words = [str(source()), str(bundle()), str(picture), str(arguments.threads)]
+        image = Path(folder) / "image.png"
+        Image.fromarray(next(images(1, seed=3))).save(image)
+        words = [str(source()), str(bundle()), str(image), str(arguments.threads)]
         for script in _CONTESTANTS.values():  # bytecode and file cache are warm for all
             _start(script, words)
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in _CONTESTANTS}

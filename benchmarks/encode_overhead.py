@@ -1,8 +1,8 @@
-"""What encode_image costs over the bare session call, on a ready tensor at batch 1.
+"""Overhead of encode_image over the bare session call, on a ready tensor at batch 1.
 
 The bare call is ONNX Runtime's own `InferenceSession.run` of the very session that encode_image
 calls: two sessions of one file differ by more than what is measured here. Full-size ViT-B/32 CLIP,
-fp32 and int8, one thread, calls in turns; the overhead is the median over the rounds of the
+fp32 and int8, one thread, calls alternating; the overhead is the median over the rounds of the
 difference within a round, beside the same difference of a graph so small that nothing but the
 overhead is left of the call.
 """

@@ -27,7 +27,7 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.pipeline import convert
 from mmedge.specs import Array
 
-__all__ = ["CACHE", "SIZES", "Size", "bundle", "pictures", "source"]
+__all__ = ["CACHE", "SIZES", "Size", "bundle", "images", "source"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmedge-benchmarks"
 
@@ -39,7 +39,7 @@ def source(size: Size = "b32") -> Path:
     """Return a transformers folder of CLIP with random parameters.
 
     Args:
-        size: ViT-B/32 (151 million parameters, 50 tokens a picture), ViT-B/16 (150 million, 197) or
+        size: ViT-B/32 (151 million parameters, 50 tokens an image), ViT-B/16 (150 million, 197) or
             ViT-L/14 (428 million, 257).
     """
     folder = CACHE / f"clip-vit-{size}"
@@ -91,26 +91,26 @@ def _tokenizer(config: CLIPTextConfig) -> CLIPTokenizerFast:
     )
 
 
-def pictures(count: int, seed: int, size: tuple[int, int] = (480, 640)) -> Iterator[Array]:
-    """Yield (H, W, 3) uint8 pictures with structure at every scale, as photographs have."""
+def images(count: int, seed: int, size: tuple[int, int] = (480, 640)) -> Iterator[Array]:
+    """Yield (H, W, 3) uint8 images with structure at every scale, as photographs have."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        picture = np.zeros((*size, 3), np.float32)
+        image = np.zeros((*size, 3), np.float32)
         for octave in range(7):
             grid = rng.standard_normal((2 + 2**octave, 2 + 2**octave, 3)) / (1 + octave)
             for channel in range(3):
                 layer = Image.fromarray(grid[:, :, channel].astype(np.float32))
-                picture[:, :, channel] += np.asarray(
+                image[:, :, channel] += np.asarray(
                     layer.resize(size[::-1], Image.Resampling.BICUBIC)
                 )
-        low, high = picture.min(), picture.max()
-        yield ((picture - low) / (high - low) * 255).astype(np.uint8)
+        low, high = image.min(), image.max()
+        yield ((image - low) / (high - low) * 255).astype(np.uint8)
 
 
 def bundle(
     size: Size = "b32", precisions: tuple[str, ...] = ("fp32", "int8"), target: str = "cpu"
 ) -> Path:
-    """Return the bundle of `source(size)`, calibrated on 64 pictures and made on the first call.
+    """Return the bundle of `source(size)`, calibrated on 64 images and made on the first call.
 
     For a CPU its text encoder is quantized dynamically; for other targets 64 texts calibrate it.
 
@@ -137,12 +137,12 @@ def bundle(
 
 
 def _calibration(*, captions: bool) -> Path:
-    """Return a folder of 64 pictures, or a list of them with a text of 4 to 40 letters each."""
+    """Return a folder of 64 images, or a list of them with a text of 4 to 40 letters each."""
     folder = CACHE / "calibration"
     if not folder.is_dir():
         folder.mkdir(parents=True)
-        for index, picture in enumerate(pictures(64, seed=1)):
-            Image.fromarray(picture).save(folder / f"{index:03}.png")
+        for index, image in enumerate(images(64, seed=1)):
+            Image.fromarray(image).save(folder / f"{index:03}.png")
     if not captions:
         return folder
     rng = np.random.default_rng(9)

@@ -1,24 +1,24 @@
 """CLIP ViT-B/32 on this GPU: parity on the golden vectors, latency, throughput, overhead.
 
 Needs an NVIDIA GPU and measures with what is installed beside it: TensorRT, TensorRT-RTX, ONNX
-Runtime with CUDA, torch with CUDA. What is missing or refuses is written down with its reason; that
-is how it is recorded what TensorRT-RTX says of a GPU that it does not name as a target.
+Runtime with CUDA, torch with CUDA. Missing or failing backends are recorded with their
+reason, such as TensorRT-RTX on a GPU that is not one of its targets.
 
 - parity: every variant's golden vectors, replayed in every backend;
 - latency: each contestant alone, after a warm-up; median and 99th percentile, samples a second from
-  the median. Inputs lie on the device, except where a name says "host";
-- overhead: mmedge's bound run and the bare enqueue (with CUDA graphs, and without) in turns; the
-  ratio is the median over the rounds, with a bootstrap interval of 95 %. It is to be below 1.02
+  the median. Inputs are on the device, except where a name says "host";
+- overhead: mmedge's bound run and the bare enqueue (with CUDA graphs, and without), alternating;
+  the ratio is the median over the rounds, with a bootstrap interval of 95 %. It is to be below 1.02
   with graphs;
-- the precisions against fp16, in turns: one that does not beat it has no place on this GPU.
+- the precisions against fp16, alternating: one that is not faster is not worth using here.
 
     python benchmarks/gpu.py
 
 Where a GPU is there for a while only, `--minutes 8` begins nothing new after that time and writes
 "no time was left" for what it did not reach; batches come in the order in which they are named. The
-file is written anew after every batch, so that whoever stops it keeps what was measured.
+file is written anew after every batch, so that an interrupted run keeps its results.
 
-Without a GPU it says so and measures nothing.
+Without a GPU it prints a message and measures nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 from gpu_contestants import Call, Subject, onnxruntime_calls, tensorrt_calls, torch_calls
-from racing import race, ratio
+from interleaved import ratio, time_interleaved
 from record import argument_parser, record
 
 from mmedge.bundle import Bundle, open_bundle
@@ -58,7 +58,7 @@ _NO_TIME = {"outcome": "no time was left"}
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How long to measure.
+    """Duration of the measurements.
 
     Attributes:
         seconds: For each contestant.
@@ -69,21 +69,19 @@ class Clock:
     until: float = math.inf
 
     def is_over(self) -> bool:
-        """Tell whether no time is left."""
+        """Return whether no time is left."""
         return time.monotonic() >= self.until
 
 
 def main() -> None:
-    """Measure what can be measured here, print and record."""
+    """Measure the available backends, print and record."""
     parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for a contestant; default: 1")
     parser.add_argument("--minutes", type=float, default=math.inf, help="for all of it")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=_BATCHES, help="default: 1 8 64", metavar="N"
     )
-    parser.add_argument(
-        "--require", action="store_true", help="fail where there is no GPU, instead of saying so"
-    )
+    parser.add_argument("--require", action="store_true", help="fail without a GPU")
     arguments = parser.parse_args()
     clock = Clock(arguments.seconds, time.monotonic() + 60 * arguments.minutes)
     try:
@@ -210,7 +208,7 @@ def _engine(
 
 
 def _alone(make: Callable[[], Call], batch: int, clock: Clock) -> dict[str, Any]:
-    """Time one contestant by itself; what it raises is its outcome."""
+    """Time one contestant alone; an error is its outcome."""
     if clock.is_over():
         return _NO_TIME
     try:
@@ -226,7 +224,7 @@ def _alone(make: Callable[[], Call], batch: int, clock: Clock) -> dict[str, Any]
             started = time.perf_counter()
             call()
             times.append(time.perf_counter() - started)
-    except Exception as error:  # noqa: BLE001, whatever a peer raises is what became of it
+    except Exception as error:  # noqa: BLE001, any error of a peer is its outcome
         return {"outcome": _outcome(error)}
     p50, p99 = np.percentile(times, [50, 99])
     return {
@@ -238,7 +236,7 @@ def _alone(make: Callable[[], Call], batch: int, clock: Clock) -> dict[str, Any]
 
 
 def _overhead(subject: Subject, name: str) -> dict[str, Any]:
-    """Return mmedge's bound run over the bare enqueue, on the device, in turns."""
+    """Return mmedge's bound run over the bare enqueue, on the device, alternating."""
     precision = "fp16" if "fp16" in subject.models else next(iter(subject.models))
     prefix = f"{name} {precision}"
     with_graphs = {f"{prefix} bare, CUDA graph": "bare", f"{prefix} mmedge": "mmedge"}
@@ -251,19 +249,19 @@ def _overhead(subject: Subject, name: str) -> dict[str, Any]:
 
 
 def _against_fp16(subject: Subject, name: str) -> dict[str, Any]:
-    """Return the time of each precision over that of fp16, in turns."""
+    """Return the time of each precision over that of fp16, alternating."""
     wanted = {f"{name} {precision} mmedge": precision for precision in subject.models}
     return _compared(subject, name, wanted, "fp16")
 
 
 def _compared(subject: Subject, name: str, wanted: Mapping[str, str], first: str) -> dict[str, Any]:
-    """Return the time of contestants over that of the first, in turns.
+    """Return the time of contestants over that of the first, alternating.
 
     Args:
         subject: What they run.
         name: Their backend.
-        wanted: The contestants, and what they are called in the answer.
-        first: What they are compared with, as it is called in the answer.
+        wanted: The contestants, and their names in the result.
+        first: The reference, by its name in the result.
     """
     turns: dict[str, Call] = {}
     found: dict[str, Any] = {}
@@ -274,19 +272,19 @@ def _compared(subject: Subject, name: str, wanted: Mapping[str, str], first: str
                     continue
                 try:
                     turns[wanted[call]] = make()
-                except Exception as error:  # noqa: BLE001, one that refuses keeps no other away
+                except Exception as error:  # noqa: BLE001, a failure does not stop the others
                     found[wanted[call]] = {"outcome": _outcome(error)}
         if first not in turns:
             return dict(found.get(first, {"outcome": f"there is no {first}"}))
         try:
-            wall, _ = race(turns, _ROUNDS)
+            wall, _ = time_interleaved(turns, _ROUNDS)
         except Exception as error:  # noqa: BLE001, as _alone
             return {"outcome": _outcome(error)}
     return found | {key: ratio(times / wall[first]) for key, times in wall.items() if key != first}
 
 
 def _outcome(error: Exception) -> str:
-    """Return what became of something; what mmedge did not foresee is printed whole."""
+    """Return the outcome of an error; unexpected ones are printed with their traceback."""
     if not isinstance(error, MmedgeError):
         traceback.print_exception(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -1,7 +1,7 @@
-"""What runs on the GPU in gpu.py: torch, bare TensorRT, mmedge's sessions, ONNX Runtime.
+"""Contestants of gpu.py: torch, bare TensorRT, mmedge's sessions, ONNX Runtime.
 
-Each contestant is a call that returns when its answer is there, on inputs that lie on the device
-unless its name says "host".
+Each contestant is a call that returns when its output is ready, on inputs on the device unless
+its name has "host".
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _bare(session: TrtSession, subject: Subject, *, graph: bool) -> Call:
 
     def enqueue() -> None:
         if not context.execute_async_v3(stream.handle):
-            raise RuntimeError("TensorRT refused to run")
+            raise RuntimeError("TensorRT failed to run")
 
     enqueue()
     stream.synchronize()

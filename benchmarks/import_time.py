@@ -1,4 +1,4 @@
-"""What `import mmedge` costs, beside the imports that it spares a device.
+"""Import time of mmedge, beside the imports that a device avoids.
 
 Each start is a fresh process under `-X importtime`; the cost is the sum of what Python itself
 reports for every module that a bare start has not loaded. The imports take turns, round by round,

@@ -1,4 +1,4 @@
-"""The first int8 floor, computed: an encoder's operations at the rate of one large product.
+"""First int8 lower bound, computed: an encoder's operations at the rate of one large product.
 
 The product is 512 x 3072 by 3072 x 768, which stays in the caches, so weights come at no cost. Few
 rows, as a short text has, cannot reach that rate: products_alone.py measures what they can.
@@ -23,15 +23,15 @@ _ROUNDS = 40
 def operations(
     config: CLIPTextConfig | CLIPVisionConfig, kind: Literal["image", "text"], tokens: int = 0
 ) -> float:
-    """Return the multiplications and additions of one picture's or text's matrix products.
+    """Return the multiplications and additions of one image's or text's matrix products.
 
-    After the last block's keys and values only the pooled token is counted: the answer needs no
+    After the last block's keys and values only the pooled token is counted: the output needs no
     other. Attention's products are counted; embeddings, norms and softmax are not.
 
     Args:
         config: The tower.
         kind: Which tower it is.
-        tokens: Of the text; a picture has as many as its patches, and one.
+        tokens: Of the text; an image has as many as its patches, and one.
     """
     width, inner = int(config.hidden_size), int(config.intermediate_size)
     patches = 0.0

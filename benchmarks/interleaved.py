@@ -1,4 +1,4 @@
-"""Calls that are timed against each other: all in each round, in an order drawn anew."""
+"""Interleaved timing: all calls in each round, in random order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from mmedge.specs import Array
 
-__all__ = ["race", "ratio"]
+__all__ = ["ratio", "time_interleaved"]
 
 
-def race(
+def time_interleaved(
     turns: Mapping[str, Callable[[], object]], rounds: int
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the seconds of every call in each round, (rounds,), on the wall and of the processor.
+    """Return wall and CPU seconds of every call in each round, (rounds,).
 
     Args:
         turns: The calls by name; each is made twice before the first round.
@@ -29,7 +29,7 @@ def race(
     order = list(turns)
     rng = np.random.default_rng(0)
     for index in range(rounds):
-        for name in rng.permutation(order):  # nobody always runs after the same neighbour
+        for name in rng.permutation(order):  # no call always runs after the same one
             call = turns[name]
             started, started_cpu = time.perf_counter(), time.process_time()
             call()

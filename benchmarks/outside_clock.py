@@ -1,6 +1,6 @@
-"""Do the profiler's figures agree with a clock that stands outside the process?
+"""Check of the profiler's figures against a clock outside the process.
 
-A process encodes one picture (or one text) N times, another 2N times; both are timed from outside,
+A process encodes one image (or one text) N times, another 2N times; both are timed from outside,
 start and end of the process included. The difference, divided by N, is what one call costs with
 everything that is the same in both taken away: starting Python, loading, ending. It is compared
 with the mean that `profile` reports for the same call in the rounds between, in wall-clock time and
@@ -89,7 +89,7 @@ def _full_size() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """What is measured from both sides."""
+    """The call measured from both sides."""
 
     bundle: Path
     role: str
@@ -97,13 +97,13 @@ class _Encoder:
     frame: Path
 
     def reported(self, seconds: float) -> dict[str, float]:
-        """Return what the profiler says of one call: means of the end-to-end measurement."""
+        """Return the profiler's means of one end-to-end call."""
         config = ProfileConfig(
             roles=(self.role,),
             precisions=(self.variant,),
             threads=(1,),
             sequences=("golden",),
-            # The stages are timed in turn with the call, which gets about half of the time.
+            # The stages alternate with the call, which gets about half of the time.
             budget=Budget(seconds=2 * seconds, min_runs=20),
             cold_starts=0,
         )
@@ -111,7 +111,7 @@ class _Encoder:
         return {"wall_ms": latency.mean_ms, "cpu_ms": latency.cpu_ms}
 
     def outside(self, calls: int) -> dict[str, float]:
-        """Return what a process of so many calls took, seen from outside."""
+        """Return the time of a process of so many calls, measured from outside."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.monotonic()
         command = [sys.executable, "-c", _CALLS, self.bundle, self.role, self.variant, self.frame]

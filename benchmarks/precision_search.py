@@ -1,4 +1,4 @@
-"""The search against naive int8 on trained models: what each loses on a split that neither saw.
+"""Precision search against naive int8 on trained models, on a split that neither saw.
 
 Both shapes models, the plain one and the one with injected activation outliers (one function),
 are converted with `--precision auto`: calibrated on one split, judged on a second. On a third, what
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--calibration", type=int, default=300, help="scenes to calibrate on")
     parser.add_argument("--evaluation", type=int, default=300, help="scenes that the search sees")
-    parser.add_argument("--test", type=int, default=500, help="scenes that nothing saw")
+    parser.add_argument("--test", type=int, default=500, help="held-out scenes")
     arguments = parser.parse_args()
     sys.path.insert(0, str(SHAPES))
     from generate import captioned, write_folder

@@ -1,4 +1,4 @@
-"""Recorded figures as Markdown: what the makers of tables share."""
+"""Recorded figures as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["load", "ratio_cell", "table"]
 
 
 def load(name: str) -> dict[str, Any]:
-    """Return what a benchmark recorded.
+    """Return the record of a benchmark.
 
     Args:
         name: Of the file, without ".json".
@@ -27,5 +27,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def ratio_cell(ratio: Mapping[str, float]) -> str:
-    """Return a ratio with its interval; see racing.ratio."""
+    """Return a ratio with its interval; see interleaved.ratio."""
     return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"

@@ -1,4 +1,4 @@
-"""The second floor, measured: an encoder's int8 matrix products and nothing else.
+"""Second lower bound, measured: an encoder's int8 matrix products alone.
 
 The first one (int8_floor.py) divides the operations of an encoder by the rate of one large product,
 which stays in the caches. A text of 8 tokens cannot come near it: each weight is used eight times
@@ -7,14 +7,14 @@ one runs the products themselves, in their own sizes, each with its own weights.
 
 What is in it: one product for every linear layer that int8 variants hold in int8 (patches, query,
 key, value and output projections, both layers of every MLP), with as many rows as that layer has:
-in the last block, one for each picture or text but in the keys and values. What is not in it: the
+in the last block, one for each image or text but in the keys and values. What is not in it: the
 projection to the embedding and attention's two products, which are in float; quantization, biases,
 activations, norms, softmax, additions, embeddings. Products do not depend on one another, and those
-of one size read the same codes, so the codes of the activations stay in the caches.
+of one size read the same values, so the quantized activations stay in the caches.
 
 In ONNX Runtime a product is MatMulInteger, uint8 by int8 to int32. In OpenVINO it is what its int8
 pipeline makes of a linear layer whose input is uint8 already: to float32, with one scale a column.
-Weights are codes from -64 to 63. A processor without VNNI adds pairs of products in 16 bits, where
+Weights are -64 to 63. A processor without VNNI adds pairs of products in 16 bits, where
 larger ones saturate, and mmedge then asks for slower, exact sums; these are exact either way, so
 that the engine takes the fastest kernel it has. With VNNI the range makes no difference.
 """
@@ -55,8 +55,8 @@ def products(
     Args:
         config: The tower.
         kind: Which tower it is.
-        batch: Pictures or texts.
-        tokens: Of each text; a picture has as many as its patches, and one.
+        batch: Images or texts.
+        tokens: Of each text; an image has as many as its patches, and one.
     """
     width, inner = int(config.hidden_size), int(config.intermediate_size)
     found: list[Product] = []
@@ -76,7 +76,7 @@ def products(
 
 
 def alone_in_onnxruntime(wanted: list[Product], threads: int) -> Callable[[], object]:
-    """Return what runs the products in ONNX Runtime, with the settings of mmedge's own sessions.
+    """Return a runner of the products in ONNX Runtime, with the settings of mmedge's own sessions.
 
     Args:
         wanted: The products, each with weights of its own.
@@ -123,7 +123,7 @@ def alone_in_onnxruntime(wanted: list[Product], threads: int) -> Callable[[], ob
 
 
 def alone_in_openvino(wanted: list[Product], threads: int) -> Callable[[], object]:
-    """Return what runs the products in OpenVINO.
+    """Return a runner of the products in OpenVINO.
 
     Args:
         wanted: The products, each with weights of its own.
@@ -169,7 +169,7 @@ def _name(product: Product) -> str:
 
 
 def _codes(wanted: list[Product]) -> dict[str, Array]:
-    """Return uint8 codes for every size of input, by name."""
+    """Return uint8 inputs of every size, by name."""
     rng = np.random.default_rng(1)
     return {
         _name(one): rng.integers(0, 256, (one.rows, one.inner)).astype(np.uint8) for one in wanted
@@ -177,5 +177,5 @@ def _codes(wanted: list[Product]) -> dict[str, Array]:
 
 
 def _weight(product: Product, rng: np.random.Generator) -> Array:
-    """Return (inner, columns) int8 codes, none of which can make a 16-bit sum saturate."""
+    """Return int8 weights (inner, columns) that cannot make a 16-bit sum saturate."""
     return rng.integers(-64, 64, (product.inner, product.columns)).astype(np.int8)

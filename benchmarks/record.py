@@ -1,4 +1,4 @@
-"""How a benchmark's figures are recorded: one JSON file, with all that is needed to repeat it."""
+"""Records of benchmarks: one JSON file with the settings to repeat it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def record(output: Path, results: Mapping[str, Any]) -> None:
-    """Write what was measured, and on what, and print where.
+    """Write results and machine to a file, and print its path.
 
     Args:
         output: JSON file to write; its name is the benchmark's.
@@ -64,7 +64,7 @@ def record(output: Path, results: Mapping[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the machine is and how busy it was."""
+    """Return a description of the machine and its load."""
     return {
         "processor": _processor(),
         "int8_instructions": int8_instructions(),
@@ -95,7 +95,7 @@ def _command() -> str:
 
 
 def int8_instructions() -> list[str]:
-    """Return what the processor has for int8 products.
+    """Return the processor's int8 instructions.
 
     An x86 processor with none of it adds pairs of products in 16 bits.
     """

@@ -216,7 +216,7 @@ def _races(runs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _against(
     races: Sequence[tuple[str, Any]], ours: Mapping[str, str], peers: Sequence[str]
 ) -> list[list[str]]:
-    """Return a row for each race: the fastest peer, and the ratio of each of ours to it."""
+    """Return a row for each benchmark: the fastest peer, and the ratio of each of ours to it."""
     rows = []
     for title, race in races:
         held = race["contestants"]
@@ -229,7 +229,7 @@ def _against(
 
 
 def _floors(race: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
-    """Return how far the best of ours is from each floor; the second is not in every run."""
+    """Return the ratio of our best to each lower bound; the second is not in every run."""
     held = [race["contestants"][name] for name in ours if name in race["contestants"]]
     cells = [f"{min(one['times_the_floor'] for one in held):.2f}"]
     if "products_alone" in race:

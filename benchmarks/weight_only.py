@@ -8,7 +8,7 @@
 
 ONNX Runtime's tools get the same graph, with Gemm as MatMul and the decoder's head untied, as they
 take no other. Sizes are those of all constants of a graph, over the same weights in fp16 (float32
-by half). Random weights tell size and time; their fidelity is weak evidence. GPTQ and the choice of
+by half). Random weights show size and time; their fidelity is weak evidence. GPTQ and the choice of
 the layers at 2 bits (at25) see other inputs than those that fidelity is measured on. --all runs
 every combination on the decoder and the encoder too.
 """
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from racing import race, ratio
+from interleaved import ratio, time_interleaved
 from record import argument_parser, record
 from weight_only_peer import Peer
 from weight_only_subjects import Feed, Subject, decoder, encoder, trained
@@ -40,7 +40,7 @@ from mmedge.converters.quantization.size_target import (
     choose_lowered,
     constant_bytes,
     half_bytes,
-    half_the_bits,
+    lowered_bits,
     weight_only_pass,
 )
 from mmedge.converters.quiet import quiet_libraries
@@ -83,7 +83,7 @@ _TIMED = (
 
 @dataclass(frozen=True)
 class Ours:
-    """One way to quantize with mmedge: a recipe by name."""
+    """A contestant of mmedge: a recipe by name."""
 
     name: str
 
@@ -98,10 +98,10 @@ class Ours:
 
 @dataclass
 class Measured:
-    """A contestant's figures, and its answers to the held-out inputs."""
+    """A contestant's figures, and its outputs for the held-out inputs."""
 
     figures: dict[str, Any]
-    answers: Float32Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    outputs: Float32Array = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 def main() -> None:
@@ -144,9 +144,9 @@ def _grid() -> Iterator[Ours | Peer]:
 
 
 def _trained(work: Path) -> dict[str, Any]:
-    """Quantize both encoders of the trained model in every way; recall of both together."""
+    """Quantize both encoders of the trained model by every method; recall of both together."""
     pair = trained()
-    reference = [_answers(subject.model, subject.held_out) for subject in pair]
+    reference = [_outputs(subject.model, subject.held_out) for subject in pair]
     results: dict[str, Any] = {
         "samples": len(reference[0]),
         "recall_at_1_fp32": _recall(*reference),
@@ -155,12 +155,12 @@ def _trained(work: Path) -> dict[str, Any]:
     moments = [_moments(subject) for subject in pair]
     for contestant in (*_grid(), Ours("int8-weight")):
         sides: dict[str, Any] = {}
-        answers = []
+        outputs = []
         for subject, expected, moment in zip(pair, reference, moments, strict=True):
             measured = _measure(contestant, subject, expected, moment, work / "few.onnx")
-            answers.append(measured.answers)
+            outputs.append(measured.outputs)
             sides[subject.name.split()[1]] = measured.figures
-        sides["recall_at_1"] = _recall(*answers)
+        sides["recall_at_1"] = _recall(*outputs)
         results["contestants"][contestant.name] = sides
         figures = "  ".join(
             f"{side} {sides[side]['size_to_fp16']:.3f} {sides[side]['cosine_mean']:.5f}"
@@ -176,7 +176,7 @@ def _trained(work: Path) -> dict[str, Any]:
 def _full_size(
     part: str, subject: Subject, contestants: Sequence[Ours | Peer], work: Path
 ) -> dict[str, Any]:
-    expected = _answers(subject.model, subject.held_out)
+    expected = _outputs(subject.model, subject.held_out)
     started = time.monotonic()
     moments = _moments(subject)
     results: dict[str, Any] = {
@@ -222,13 +222,13 @@ def _measure(
     figures["made_in_s"] = time.monotonic() - started
     figures["size_bytes"] = constant_bytes(ir.load(out))
     figures["size_to_fp16"] = figures["size_bytes"] / half_bytes(ir.load(subject.model))
-    answers = _answers(out, subject.held_out)
-    norms = np.linalg.norm(answers, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines = (answers * expected).sum(axis=1) / norms
+    outputs = _outputs(out, subject.held_out)
+    norms = np.linalg.norm(outputs, axis=1) * np.linalg.norm(expected, axis=1)
+    cosines = (outputs * expected).sum(axis=1) / norms
     figures["cosine_mean"] = float(cosines.mean())
     figures["cosine_min"] = float(cosines.min())
-    figures["same_largest"] = float((answers.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    return Measured(figures, answers)
+    figures["same_largest"] = float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    return Measured(figures, outputs)
 
 
 def _quantize(
@@ -250,7 +250,7 @@ def _quantize(
         "weight_error_mean": statistics.fmean(errors),
         "left_in_float": [weight.name for weight in step.weights if weight.reason],
         "lowered": {
-            weight.name: {"bits": half_the_bits(config), "alone": lowered[weight.name]}
+            weight.name: {"bits": lowered_bits(config), "alone": lowered[weight.name]}
             for weight in step.weights
             if weight.name in lowered
         },
@@ -266,12 +266,12 @@ def _open(model: Path) -> Session:
     return open_session(model, options=SessionOptions(threads=1))
 
 
-def _answers(model: Path, feeds: Sequence[Feed]) -> Float32Array:
+def _outputs(model: Path, feeds: Sequence[Feed]) -> Float32Array:
     with _open(model) as session:
         output = session.outputs[0].name
         rows = [session.run(feed)[output][0] for feed in feeds]
-    answers: Float32Array = np.stack(rows)
-    return answers
+    outputs: Float32Array = np.stack(rows)
+    return outputs
 
 
 def _recall(images: Float32Array, texts: Float32Array) -> float:
@@ -279,12 +279,12 @@ def _recall(images: Float32Array, texts: Float32Array) -> float:
 
 
 def _times(models: Mapping[str, Path], feeds: Mapping[str, Feed], rounds: int) -> dict[str, Any]:
-    """Let all take turns; return the time of each, and its ratio to float32 of the same round."""
+    """Time all interleaved; return each time and its ratio to float32 of the same round."""
     sessions = {name: _open(model) for name, model in models.items()}
     taken: dict[str, dict[str, Any]] = {}
     for about, feed in feeds.items():
         turns = {name: partial(session.run, feed) for name, session in sessions.items()}
-        wall, cpu = race(turns, rounds)
+        wall, cpu = time_interleaved(turns, rounds)
         taken[about] = {
             name: {
                 "wall_p50_ms": round(float(np.median(wall[name])) * 1e3, 3),

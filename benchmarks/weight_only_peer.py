@@ -19,10 +19,10 @@ __all__ = ["Peer"]
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to quantize with ONNX Runtime's tools.
+    """A contestant of ONNX Runtime's tools.
 
     Attributes:
-        method: "rtn" is what its MatMulNBitsQuantizer does unless told otherwise.
+        method: "rtn" is the default of its MatMulNBitsQuantizer.
         group_size: Weights that share a scale.
         symmetric: Without zero points.
     """

@@ -1,4 +1,4 @@
-"""What benchmarks/weight_only.py measures on: float32 graphs, calibration and held-out data."""
+"""Subjects of benchmarks/weight_only.py: float32 graphs, calibration and held-out data."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def encoder() -> Subject:
         export_role("image_encoder", described.roles["image_encoder"](), model)
     process = ImageProcessor(read_image_preprocessing(source, 224))
 
-    first, *others = full_size.pictures(8, seed=2)
-    held_out = [process([each]) for each in full_size.pictures(4, seed=3)]
+    first, *others = full_size.images(8, seed=2)
+    held_out = [process([each]) for each in full_size.images(4, seed=3)]
     # Layers are measured on the first feed alone; the others in one batch are read faster.
     calibration = [process([first]), process(others)]
     return Subject(

@@ -1,4 +1,4 @@
-"""What benchmarks/weight_only.py recorded, as tables for the documents."""
+"""Tables of benchmarks/weight_only.py's record, for the documents."""
 
 from __future__ import annotations
 
