@@ -1,4 +1,4 @@
-"""One picture of a search: a row for each query, its hits in order, each marked right or wrong."""
+"""Contact sheet of a search: a row for each query, its hits in order, marked right or wrong."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _COLOURS = {"right": (22, 140, 60), "wrong": (200, 40, 40), "none left": (185, 1
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that a search found.
+    """One image that a search found.
 
     Attributes:
-        picture: Its file.
+        image: Its file.
         caption: What it shows.
         score: Cosine similarity with the query.
-        verdict: "right", "wrong", or "none left" where every right picture is found already.
+        result: "right", "wrong", or "none left" where every right image is found already.
     """
 
-    picture: Path
+    image: Path
     caption: str
     score: float
-    verdict: str
+    result: str
 
 
 @dataclass(frozen=True)
 class Row:
-    """A query and what it found, best first."""
+    """A query and its hits, best first."""
 
     query: str
     note: str
@@ -90,14 +90,14 @@ def _draw_hit(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, corner: tuple[int, int]
 ) -> None:
     left, top = corner
-    colour = _COLOURS[hit.verdict]
-    with Image.open(hit.picture) as picture:
-        sheet.paste(picture.convert("RGB").resize((_TILE, _TILE)), corner)
+    colour = _COLOURS[hit.result]
+    with Image.open(hit.image) as image:
+        sheet.paste(image.convert("RGB").resize((_TILE, _TILE)), corner)
     frame = [(left - 3, top - 3), (left + _TILE + 2, top + _TILE + 2)]
     draw.rectangle(frame, outline=colour, width=4)
     below = top + _TILE + 6
     font = ImageFont.load_default(13)
-    draw.text((left, below), f"{hit.score:.3f}  {hit.verdict}", colour, font=font)
+    draw.text((left, below), f"{hit.score:.3f}  {hit.result}", colour, font=font)
     lines = textwrap.wrap(hit.caption, 27, max_lines=_CAPTION_LINES, placeholder=" ...")
     for number, line in enumerate(lines):
         place = (left, below + (number + 1) * _LINE_HEIGHT)

@@ -39,7 +39,7 @@ HITS = 5
 
 
 def main() -> None:
-    """Run every step, and say at the end what to look at."""
+    """Run every step."""
     parser = argparse.ArgumentParser(description="Convert, verify, profile and search.")
     parser.add_argument("--output", type=Path, default=Path("demo-output"))
     parser.add_argument("--model", type=Path, default=SHAPES / "clip", help="a CLIP's folder")
@@ -63,7 +63,7 @@ def main() -> None:
     run("mmedge", "convert", source, "-o", bundle, "--precision", "fp32,int8",
         "--calibration", calibration, "--evaluate", gallery, "--overwrite")  # fmt: skip
 
-    heading("Verify: does this machine give the answers that the converting machine gave?")
+    heading("Verify: do this machine's outputs match the golden vectors?")
     run("mmedge", "verify", bundle)
 
     heading("Profile both variants")
@@ -72,23 +72,23 @@ def main() -> None:
 
     heading("Search the gallery by text, without torch")
     scenes = captioned("test", GALLERY_COUNT)  # the same that generate.py wrote, with their truth
-    pictures = sorted(gallery.glob("*.png"))
+    images = sorted(gallery.glob("*.png"))
     captions = [text for _, text in scenes]
     queries = queries_about(scenes)
     rows, recalls = [], {}
     for precision in ("fp32", "int8"):
         with mmedge.DualEncoder.load(bundle, precision=precision) as model:
-            vectors = model.encode_image(pictures)
+            vectors = model.encode_image(images)
             found = model.encode_text(captions)
             recalls[precision] = [recall_at_k(found, vectors, k) for k in (1, 5)]
             if precision == "int8":
                 similarities = model.encode_text([query.text for query in queries]) @ vectors.T
                 rows = [
-                    judge(query, scores, pictures, captions)
+                    judge(query, scores, images, captions)
                     for query, scores in zip(queries, similarities, strict=True)
                 ]
     print_rows(rows)
-    print(f"\nEach of the {len(captions)} captions as a query: is its own picture found?")
+    print(f"\nEach of the {len(captions)} captions as a query: is its own image found?")
     for precision, (at_1, at_5) in recalls.items():
         print(f"  {precision}: first hit {at_1:.1%}, among the first five {at_5:.1%}")
 
@@ -96,7 +96,7 @@ def main() -> None:
     at_1, at_5 = recalls["int8"]
     draw_contact_sheet(
         "Text search with the int8 bundle",
-        f"{len(pictures)} unseen pictures. All captions as queries: own picture first {at_1:.1%}, "
+        f"{len(images)} unseen images. All captions as queries: own image first {at_1:.1%}, "
         f"among the first five {at_5:.1%} (fp32: {recalls['fp32'][0]:.1%}, "
         f"{recalls['fp32'][1]:.1%}).",
         rows,
@@ -121,26 +121,26 @@ def run(command: str, *arguments: str | int | Path) -> None:
 
 
 def judge(
-    query: Query, scores: Float32Array, pictures: Sequence[Path], captions: Sequence[str]
+    query: Query, scores: Float32Array, images: Sequence[Path], captions: Sequence[str]
 ) -> Row:
-    """Return the best hits of a query, each with its verdict.
+    """Return the best hits of a query, each with its result.
 
     Args:
-        query: The query and the pictures that answer it.
-        scores: (N,) similarity of every picture.
-        pictures: N files.
+        query: The query and the images that answer it.
+        scores: (N,) similarity of every image.
+        images: N files.
         captions: N captions.
     """
     hits: list[Hit] = []
     found = 0
     for index in np.argsort(-scores, kind="stable")[:HITS].tolist():
-        right = index in query.answers
-        done = found == len(query.answers)
-        verdict = "right" if right else "none left" if done else "wrong"
+        right = index in query.relevant
+        done = found == len(query.relevant)
+        result = "right" if right else "none left" if done else "wrong"
         found += right
-        hits.append(Hit(pictures[index], captions[index], float(scores[index]), verdict))
-    count = len(query.answers)
-    note = f"{query.kind}; {count} right picture{'s' if count > 1 else ''} in the gallery"
+        hits.append(Hit(images[index], captions[index], float(scores[index]), result))
+    count = len(query.relevant)
+    note = f"{query.kind}; {count} right image{'s' if count > 1 else ''} in the gallery"
     return Row(query.text, note, hits)
 
 
@@ -149,7 +149,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     for row in rows:
         print(f"\n{row.query!r} ({row.note})")
         for hit in row.hits:
-            print(f"  {hit.score:.3f}  {hit.verdict:9}  {hit.picture.name}  {hit.caption}")
+            print(f"  {hit.score:.3f}  {hit.result:9}  {hit.image.name}  {hit.caption}")
 
 
 if __name__ == "__main__":

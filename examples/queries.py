@@ -1,4 +1,4 @@
-"""Questions to a gallery of scenes, each with the exact set of pictures that answer it."""
+"""Queries for a gallery of scenes, each with the exact set of relevant images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Query:
     """A text to search with.
 
     Attributes:
-        text: What is asked for.
-        kind: What it takes to answer it ("attribute", "count", ...).
-        answers: Indices of all pictures of the gallery that it is true of; never empty.
+        text: Query text.
+        kind: Kind of query ("attribute", "count", ...).
+        relevant: Indices of all matching images of the gallery; never empty.
     """
 
     text: str
     kind: str
-    answers: frozenset[int]
+    relevant: frozenset[int]
 
 
 def queries_about(gallery: Sequence[tuple[Scene, str]]) -> list[Query]:
-    """Ask six kinds of question about a gallery, each of which it can answer.
+    """Return six kinds of query for a gallery, each with a match.
 
     Args:
         gallery: Scenes with their captions.
@@ -46,11 +46,11 @@ def queries_about(gallery: Sequence[tuple[Scene, str]]) -> list[Query]:
     groups = [scene for scene in groups if len(scene.things) > 1]
     beside = [scene for scene in pairs if relation(*scene.things) in {"left of", "right of"}]
     if not (beside and trios and groups):
-        raise ValueError(f"a gallery of {len(gallery)} pictures is too small: make it larger")
+        raise ValueError(f"a gallery of {len(gallery)} images is too small: make it larger")
 
     def query(text: str, kind: str, true_of: Callable[[Scene], bool]) -> Query:
-        answers = frozenset(i for i, scene in enumerate(scenes) if true_of(scene))
-        return Query(text, kind, answers)
+        relevant = frozenset(i for i, scene in enumerate(scenes) if true_of(scene))
+        return Query(text, kind, relevant)
 
     label = Counter(t.label for scene in scenes for t in scene.things).most_common(1)[0][0]
     placed = trios[0].things[0]

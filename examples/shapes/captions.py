@@ -1,4 +1,4 @@
-"""What can truly be said of a scene, in several wordings."""
+"""Captions of a scene, in several wordings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def brief_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe a scene loosely: true, but less than ``caption`` says. For training only."""
+    """Describe a scene loosely: true, but with less detail than ``caption``. For training only."""
     groups = _grouped(scene, rng)
     names = [_name(group, rng, with_size=bool(rng.random() < 0.4)) for group in groups]
     if len(names) > 2 and rng.random() < 0.3:

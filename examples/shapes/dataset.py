@@ -1,6 +1,6 @@
-"""Training scenes rendered once and kept on disk, so that no step waits for a picture.
+"""Training scenes rendered once and kept on disk, so that no step waits for rendering.
 
-Pictures take the way they take at inference: drawn at a size that people look at, then resized by
+Images take the way they take at inference: drawn at a size that people look at, then resized by
 the image processor's own recipe (bicubic). The folder is a cache and lives outside the project.
 """
 
@@ -31,7 +31,7 @@ class Dataset:
 
     Attributes:
         pixels: (N, 64, 64, 3) uint8.
-        patches: (N, 64) uint8, what each patch shows, as ``patch_kinds`` says it.
+        patches: (N, 64) uint8, what each patch shows, from ``patch_kinds``.
         captions: N lists of ``CAPTIONS_PER_SCENE`` texts; the last one is brief.
     """
 
@@ -58,18 +58,18 @@ def load_pictures(
     return np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "patches.npy")
 
 
-def model_pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """Resize a square picture to the model's input as CLIP's image processor does.
+def model_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Resize a square image to the model's input as CLIP's image processor does.
 
     Returns:
         (64, 64, 3) uint8.
     """
-    resized = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    resized = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     return np.asarray(resized, dtype=np.uint8)
 
 
 def patch_kinds(scene: Scene) -> npt.NDArray[np.uint8]:
-    """Say what each patch shows.
+    """Return what each patch shows.
 
     Returns:
         (64,) uint8, row by row: 0 for background, else 1 + the index of (size, colour, shape).
@@ -100,7 +100,7 @@ def _render_all(folder: Path, count: int, seed: int) -> None:
             texts += [text for scene_texts in chunk.captions for text in scene_texts]
     pixels.flush()
     np.save(folder / "patches.npy", patches)
-    # Written last: its presence says that the rest is complete.
+    # Written last: it marks the folder as complete.
     (folder / "captions.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
 
 

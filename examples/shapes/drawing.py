@@ -1,4 +1,4 @@
-"""Scenes to pictures: plain Pillow, smooth edges, any resolution."""
+"""Scenes to images: plain Pillow, smooth edges, any resolution."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def render(scene: Scene, size: int | tuple[int, int] = 224) -> Image.Image:
 
     Args:
         scene: What to draw.
-        size: Side of a square picture in pixels, or (width, height). The scene's square is centred
+        size: Side of a square image in pixels, or (width, height). The scene's square is centred
             and as large as fits, so that resizing the shorter side and cropping the centre (what
-            CLIP's image processor does) gives the square picture back.
+            CLIP's image processor does) gives the square image back.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     width, height = (size, size) if isinstance(size, int) else size
     scale = 4 if min(width, height) < 160 else 2
     side = min(width, height) * scale
     left, top = (width * scale - side) / 2, (height * scale - side) / 2
-    picture = _background(scene, width * scale, height * scale)
-    pen = ImageDraw.Draw(picture)
+    image = _background(scene, width * scale, height * scale)
+    pen = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw(pen, thing, left, top, side)
-    return picture.reduce(scale)
+    return image.reduce(scale)
 
 
 def _background(scene: Scene, width: int, height: int) -> Image.Image:

@@ -3,7 +3,7 @@
     python examples/shapes/evaluate.py examples/shapes/clip --write
 
 The folder goes through transformers' own processors and model, as a user's would: PNG-sized
-pictures in, resized by the image processor.
+images in, resized by the image processor.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _PICTURE_SIZE = 224
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured; shares from 0 to 1.
+    """Measured shares, from 0 to 1.
 
     Attributes:
         recall_at_1: Text to image, among ``scene_count`` scenes of the test split.
-        recall_at_5: As above, the right picture among the first five.
-        zero_shot_accuracy: Of ``single_count`` pictures of one thing, among 64 labels.
+        recall_at_5: As above, the right image among the first five.
+        zero_shot_accuracy: Of ``single_count`` images of one thing, among 64 labels.
         relation_accuracy: True caption over the same with the relation reversed; chance is 0.5.
         binding_accuracy: True caption over the same with colours exchanged; chance is 0.5.
     """
@@ -63,11 +63,11 @@ class TorchEncoders:
         self._processor = CLIPImageProcessorPil.from_pretrained(folder)
         self._batch = batch
 
-    def images(self, pictures: Sequence[Image.Image]) -> Embeddings:
-        """Embed pictures: (N, D) float32, L2-normalised."""
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
+        """Embed images: (N, D) float32, L2-normalised."""
         parts = []
-        for start in range(0, len(pictures), self._batch):
-            some = list(pictures[start : start + self._batch])
+        for start in range(0, len(images), self._batch):
+            some = list(images[start : start + self._batch])
             pixels = self._processor(some, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
                 pooled = self._model.vision_model(pixel_values=pixels).pooler_output
@@ -92,7 +92,7 @@ def measure(
     """Measure any pair of encoders on ``count`` scenes of the test split, and on as many singles.
 
     Args:
-        encode_images: RGB pictures to (N, D) float32, L2-normalised.
+        encode_images: RGB images to (N, D) float32, L2-normalised.
         encode_texts: Texts to (N, D) float32, L2-normalised.
         count: Number of scenes for retrieval; as many singles are classified.
         seed: Picks the scenes; the committed figures are those of seed 0.
@@ -120,7 +120,7 @@ def measure(
 def _near_misses(
     encode_images: ImageEncoder, encode_texts: TextEncoder, count: int, seed: int
 ) -> tuple[float, float, int]:
-    """Return relation accuracy, binding accuracy and the number of scenes that both stand on."""
+    """Return relation accuracy, binding accuracy and the number of scenes of both."""
     two = scenes("test", count, seed, "pair")
     usable = [
         s

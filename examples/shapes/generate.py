@@ -1,10 +1,10 @@
-"""Write pictures of a split, with their captions, as a folder.
+"""Write images of a split, with their captions, as a folder.
 
     python examples/shapes/generate.py --split test --count 500 --out gallery
 
-The folder holds PNG files and ``captions.jsonl``, one line a picture: ``image`` (file name),
-``caption``, and ``label`` where the picture shows one thing (else null). No two captions are alike
-unless ``--kind single`` asks for more pictures than there are different ones.
+The folder holds PNG files and ``captions.jsonl``, one line an image: ``image`` (file name),
+``caption``, and ``label`` where the image shows one thing (else null). No two captions are alike
+unless ``--kind single`` asks for more images than there are different ones.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_folder(pairs: list[tuple[Scene, str]], out: Path, size: int | tuple[in
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Write pictures of coloured shapes.")
+    parser = argparse.ArgumentParser(description="Write images of coloured shapes.")
     parser.add_argument("--split", choices=list(SPLITS), default="test")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--out", type=Path, required=True)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pairs = captioned(options.split, options.count, options.seed, options.kind)
     write_folder(pairs, options.out, options.size)
-    print(f"{len(pairs)} pictures of the {options.split} split in {options.out}")
+    print(f"{len(pairs)} images of the {options.split} split in {options.out}")
 
 
 def _size(text: str) -> int | tuple[int, int]:

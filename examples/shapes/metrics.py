@@ -14,17 +14,17 @@ Array = npt.NDArray[Any]
 def recall_at_k(queries: Array, gallery: Array, k: int) -> float:
     """Return the share of queries whose own gallery entry is among the k most similar.
 
-    Ties count against the model: an entry as similar as the right one stands before it, so that
+    Ties count against the model: an entry as similar as the right one ranks before it, so that
     collapsed embeddings score nothing.
 
     Args:
         queries: (N, D) float, L2-normalised; query i belongs to gallery entry i.
         gallery: (N, D) float, L2-normalised.
-        k: How many matches are looked at.
+        k: Matches per query.
     """
     similarities = queries.astype(np.float64) @ gallery.astype(np.float64).T
     own = np.diagonal(similarities)[:, None]
-    rank = (similarities >= own).sum(axis=1)  # 1 where the right entry stands alone on top
+    rank = (similarities >= own).sum(axis=1)  # 1 where only the right entry is on top
     return float((rank <= k).mean())
 
 
@@ -35,7 +35,7 @@ def zero_shot_accuracy(
 
     Args:
         images: (N, D) float, L2-normalised.
-        prompts: (L, D) float, L2-normalised; prompt j stands for labels[j].
+        prompts: (L, D) float, L2-normalised; prompt j is for labels[j].
         labels: L labels.
         truth: N labels.
     """

@@ -13,7 +13,7 @@ PATCH_HEADS = (1 + len(SIZES), 1 + len(COLOURS), 1 + len(SHAPES))
 
 
 def patch_loss(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of naming what patches show: size, colour and shape, each by itself.
+    """Return the cross-entropy of naming what patches show: size, colour and shape, each alone.
 
     Args:
         logits: (P, sum of ``PATCH_HEADS``) float32.
@@ -26,7 +26,7 @@ def patch_loss(logits: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
          thing % shape_count]
     )  # fmt: skip
     targets = torch.where(kinds > 0, named + 1, 0)
-    # Background is most of every picture and soon known.
+    # Background is most of every image and soon known.
     weight = torch.where(kinds > 0, 1.0, 0.1)
     losses = [
         torch.nn.functional.cross_entropy(part, target, reduction="none") * weight

@@ -1,4 +1,4 @@
-"""A CLIP of 1.7 million weights in transformers' own classes, and how training runs its towers."""
+"""A CLIP of 1.7 million weights in transformers' own classes, and its training passes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def image_processor() -> CLIPImageProcessorPil:
 def embed_images(
     model: CLIPModel, pixels: torch.Tensor, kept: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed pictures, from all their patches or some.
+    """Embed images, from all their patches or some.
 
     Args:
         model: The model whose image tower runs.

@@ -77,7 +77,7 @@ def batches(
     size: int,
     rng: np.random.Generator,
 ) -> Iterator[Batch]:
-    """Yield batches without end; a third of each stands in near-miss pairs."""
+    """Yield batches endlessly; a third of each is near-miss pairs."""
     count, pairs = len(pixels), size // 6
     while True:
         order = rng.permutation(count)
@@ -143,10 +143,10 @@ class Trainer:
         )
 
     def name_patches(self, batch: Batch, rng: np.random.Generator, progress: float) -> float:
-        """Make one step of naming patches around one thing a picture; return the loss.
+        """Make one step of naming patches around one thing an image; return the loss.
 
         Args:
-            batch: Pictures and what their patches show; the captions go unread.
+            batch: Images and what their patches show; the captions go unread.
             rng: Where chance comes from.
             progress: How much of this stage is done, 0 to 1.
         """
@@ -162,7 +162,7 @@ class Trainer:
         """Make one contrastive step; return the contrastive loss and that of naming.
 
         Args:
-            batch: Pictures, what their patches show, and captions.
+            batch: Images, what their patches show, and captions.
             rng: Where chance comes from.
             progress: How much of this stage is done, 0 to 1.
         """
@@ -216,7 +216,7 @@ class Trainer:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train as the command line says, one process a worker, saving every few minutes."""
+    """Train with the command line's options, one process a worker, saving every few minutes."""
     cache = Path(options.cache)
     data = load_or_render(cache, options.scenes, options.seed)
     corpus = [text for texts in data.captions[:5000] for text in texts]
@@ -237,7 +237,7 @@ def train(options: argparse.Namespace) -> None:
         for worker in workers:
             worker.join()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("A worker failed; its error stands above.")
+        raise SystemExit("A worker failed; see its error above.")
 
 
 def _work(
@@ -253,7 +253,7 @@ def _work(
         "gloo", options.meeting, rank=rank, world_size=options.workers
     )
     cache, out = Path(options.cache), Path(options.out)
-    pictures = load_pictures(cache, options.scenes, options.seed)
+    images = load_pictures(cache, options.scenes, options.seed)
     tokens = np.load(tokens_file, mmap_mode="r")
     trainer = Trainer(build_model(tokenizer), options.learning_rate)
     state_file = cache / f"state-{options.seed}.pt"
@@ -264,7 +264,7 @@ def _work(
     began = time.monotonic() - spent_s
     saved_s = spent_s
     rng = np.random.default_rng([options.seed, rank, step])
-    for batch in batches(*pictures, tokens, options.batch, rng):
+    for batch in batches(*images, tokens, options.batch, rng):
         spent_s = time.monotonic() - began
         clock = torch.tensor(step / options.steps if options.steps else spent_s / limit_s)
         torch.distributed.broadcast(clock, 0)

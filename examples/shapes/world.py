@@ -54,7 +54,7 @@ KINDS: dict[Kind, float] = {
 
 _ZONE_EDGES = (0.38, 0.62)
 _ZONE_GAP = 0.025
-"""No centre lies nearer than this to a zone's edge, so that zone words are never a close call."""
+"""Minimum distance of a centre from a zone's edge, so that zone words are never ambiguous."""
 _COLUMNS = ("left", "centre", "right")
 _ROWS = ("top", "middle", "bottom")
 
@@ -119,7 +119,7 @@ class Scene:
 
 
 def relation(first: Thing, second: Thing) -> str | None:
-    """Say where ``first`` stands from ``second`` along the longer axis.
+    """Return where ``first`` is from ``second`` along the longer axis.
 
     Returns:
         "left of", "right of", "above" or "below"; None where neither axis clearly dominates.
@@ -172,8 +172,8 @@ def scenes(split: Split, count: int, seed: int = 0, kind: Kind | None = None) ->
 def near_miss(scene: Scene, rng: np.random.Generator) -> Scene | None:
     """Return a scene that differs in one respect only, within the same split.
 
-    The colours of two things change places, the picture is mirrored, or one thing changes its
-    colour or its shape. Such pairs teach, and test, what a bag of words cannot tell apart.
+    The colours of two things change places, the image is mirrored, or one thing changes its
+    colour or its shape. Such pairs teach, and test, what a bag of words cannot distinguish.
 
     Returns:
         The other scene; None where no change of this scene stays in its split.

@@ -1,4 +1,4 @@
-"""The demo's judgement: which pictures answer a query, and what the contact sheet says of a hit."""
+"""Relevant images of queries, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ GALLERY = [
 ]
 
 
-def test_a_query_is_answered_by_every_picture_that_it_is_true_of_and_no_other() -> None:
+def test_a_query_lists_exactly_the_matching_images() -> None:
     gallery = [(found, f"caption {index}") for index, found in enumerate(GALLERY)]
-    answers = {query.text: sorted(query.answers) for query in queries_about(gallery)}
-    assert answers == {
+    relevant = {query.text: sorted(query.relevant) for query in queries_about(gallery)}
+    assert relevant == {
         "a black cross": [3, 4],
         "a small green heart at the top left": [2],
         "a red star to the left of a blue ring": [0],
@@ -56,10 +56,10 @@ def test_a_query_is_answered_by_every_picture_that_it_is_true_of_and_no_other() 
     }
 
 
-def test_the_demo_gallery_answers_every_query() -> None:
+def test_every_demo_query_has_a_match() -> None:
     queries = queries_about(captioned("test", 300))
     assert len({query.kind for query in queries}) == len(queries) == 6
-    assert all(query.answers for query in queries)
+    assert all(query.relevant for query in queries)
 
 
 def test_a_gallery_too_small_to_ask_is_refused() -> None:
@@ -68,10 +68,10 @@ def test_a_gallery_too_small_to_ask_is_refused() -> None:
 
 
 def test_a_miss_is_wrong_only_while_there_is_something_left_to_find() -> None:
-    pictures = [Path(f"{index}.png") for index in range(6)]
+    images = [Path(f"{index}.png") for index in range(6)]
     scores = np.array([0.1, 0.9, 0.8, 0.7, 0.6, 0.2], np.float32)
-    row = judge(Query("q", "relation", frozenset([1, 3])), scores, pictures, list("abcdef"))
-    assert [(hit.caption, hit.verdict) for hit in row.hits] == [
+    row = judge(Query("q", "relation", frozenset([1, 3])), scores, images, list("abcdef"))
+    assert [(hit.caption, hit.result) for hit in row.hits] == [
         ("b", "right"),
         ("c", "wrong"),
         ("d", "right"),
@@ -79,10 +79,10 @@ def test_a_miss_is_wrong_only_while_there_is_something_left_to_find() -> None:
         ("f", "none left"),
     ]
     assert [round(hit.score, 1) for hit in row.hits] == [0.9, 0.8, 0.7, 0.6, 0.2]
-    assert "2 right pictures" in row.note
+    assert "2 right images" in row.note
 
 
-def test_the_contact_sheet_shows_each_picture_in_the_colour_of_its_verdict(tmp_path: Path) -> None:
+def test_the_contact_sheet_shows_each_image_in_the_colour_of_its_result(tmp_path: Path) -> None:
     for name, colour in (("a", "#0000ff"), ("b", "#ffff00")):
         Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
     hits = [
@@ -91,7 +91,7 @@ def test_the_contact_sheet_shows_each_picture_in_the_colour_of_its_verdict(tmp_p
     ]
     sheet = draw_contact_sheet("title", "below", [Row("query", "note", hits)])
     colours = {colour: count for count, colour in sheet.getcolors(1 << 24) or []}
-    # Each picture fills its tile but for the frame's inner edge.
+    # Each image fills its tile but for the frame's inner edge.
     assert 168 * 168 >= colours[0, 0, 255] > 160 * 160
     assert 168 * 168 >= colours[255, 255, 0] > 160 * 160
     assert colours[22, 140, 60] > 4 * 160  # the frame of what is right
@@ -113,6 +113,6 @@ def test_the_demo_runs_and_finds_what_it_is_asked_for(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     for name in ["search.png", "profile.html", "profile.json", "shapes-clip.mmedge/manifest.json"]:
         assert (tmp_path / "out" / name).is_file()
-    verdicts = [line.split()[1] for line in done.stdout.splitlines() if ".png  " in line]
-    assert len(verdicts) == 30
-    assert verdicts.count("right") >= 6
+    results = [line.split()[1] for line in done.stdout.splitlines() if ".png  " in line]
+    assert len(results) == 30
+    assert results.count("right") >= 6

@@ -143,7 +143,7 @@ def test_generate_writes_pictures_and_captions(
 ) -> None:
     out = tmp_path / "gallery"
     main(["--split", "test", "--count", "12", "--out", str(out), "--size", "96x72"])
-    assert "12 pictures" in capsys.readouterr().out
+    assert "12 images" in capsys.readouterr().out
     lines = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     assert len(lines) == 12
     pairs = captioned("test", 12)
