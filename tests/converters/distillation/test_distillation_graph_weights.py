@@ -29,7 +29,9 @@ from mmedge.specs import Array
 def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RoleSpec]:
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip")
     with quiet_libraries():
-        return FAMILY.roles(FAMILY.load(open_source(str(folder))))
+        source = open_source(str(folder))
+        described = FAMILY.describe(source, FAMILY.load(source))
+        return {name: make() for name, make in described.roles.items()}
 
 
 def uneven(spec: RoleSpec) -> RoleSpec:

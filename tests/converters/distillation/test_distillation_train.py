@@ -39,7 +39,9 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, RoleSpec]:
     """Of a tiny CLIP whose token table is large enough for int8."""
     folder = write_clip(tmp_path_factory.mktemp("source") / "clip", vocab_size=2560)
     with quiet_libraries():
-        return FAMILY.roles(FAMILY.load(open_source(str(folder))))
+        source = open_source(str(folder))
+        described = FAMILY.describe(source, FAMILY.load(source))
+        return {name: make() for name, make in described.roles.items()}
 
 
 def stream(spec: RoleSpec, feeds: int = 6, size: int = 8) -> Feeds:

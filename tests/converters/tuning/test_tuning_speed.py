@@ -10,6 +10,7 @@ import pytest
 from crashes import crash_on
 from towers import image_tower, pictures
 
+from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.tuning import speed as module
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
@@ -83,11 +84,11 @@ def test_every_engine_takes_part(fp32: Runner, monkeypatch: pytest.MonkeyPatch) 
     pytest.importorskip("openvino")
     opened: list[str] = []
 
-    def noted(model: Path, **settings: object) -> object:
-        opened.append(str(settings["backend_name"]))
-        return open_session(model, **settings)  # type: ignore[arg-type]
+    def noted(model: Path, *, backend_name: str) -> object:
+        opened.append(backend_name)
+        return open_graph(model, backend_name=backend_name)
 
-    monkeypatch.setattr(module, "open_session", noted)
+    monkeypatch.setattr(module, "open_graph", noted)
     found = SpeedTest(fp32, FEED, GOLDEN).fp32()
     assert set(opened) == set(installed_backends()) >= {"onnxruntime", "openvino"}
     assert found.backend in opened
