@@ -82,6 +82,9 @@ class ConvertConfig:
     objective: Objective = "latency"
 
     def __post_init__(self) -> None:
+        for name in ("out", "calibration", "evaluate"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, Path(path))  # callers outside mypy pass a str
         for target in self.targets:
             if target not in TARGETS:
                 raise ConversionError(

@@ -82,6 +82,8 @@ def _command(source: Source, config: ConvertConfig) -> str:
         if path is not None:
             words += [option, path.resolve().name]
     words += ["--target", ",".join(config.targets)]
+    if config.default is not None:
+        words += ["--default", config.default]
     if config.template != ConvertConfig.template:
         words += ["--template", config.template]
     if config.searches:

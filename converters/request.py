@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mmedge.bundle.creating import check_target
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.datasets import read_dataset
@@ -22,7 +20,7 @@ def check_request(config: ConvertConfig) -> None:
         ConversionError: If the objective cannot be measured (SourceError:
             a local source cannot be opened; CalibrationError: no data at a path).
     """
-    check_target(Path(config.out), overwrite=config.overwrite)
+    check_target(config.out, overwrite=config.overwrite)
     if config.searches and config.objective == "energy" and (reason := why_not()):
         raise ConversionError(f"Objective energy: {reason}")
     if not is_hub_id(config.source):

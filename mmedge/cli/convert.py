@@ -15,6 +15,7 @@ from mmedge.errors import BackendUnavailableError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mmedge.bundle.quality import Figure
     from mmedge.bundle.tuning import Objective
     from mmedge.cli.progress import Steps
     from mmedge.converters.config import ConvertConfig
@@ -29,6 +30,7 @@ _NEEDED = (
     "onnxruntime",
 )
 _MAX_LISTED = 10
+_NOISY = 1.5
 _LADDER = "fp32,int8"
 
 
@@ -229,11 +231,19 @@ def verdict_line(report: ConversionReport) -> str:
             continue
         facts = [f"{size}, fp32 {human_bytes(default.fp32_size_bytes)}"]
         if default.speed is not None:
-            facts.append(f"{1 / default.speed.ratio.value:.2f}x as fast as fp32")
+            facts.append(_speedup(default.speed.ratio))
         over = "" if default.within else ", over the accuracy budget"
         facts.append(f"{default.metric} loss {figure_cell(default.drop)}{over}")
         parts.append(f"{role} {default.variant} ({'; '.join(facts)})")
     return f"Default: {', '.join(parts)}."
+
+
+def _speedup(ratio: Figure) -> str:
+    """Return how much faster than fp32; with its interval where other work disturbed the timing."""
+    figure = f"{1 / ratio.value:.2f}x as fast as fp32"
+    if ratio.high <= _NOISY * ratio.low:
+        return figure
+    return f"{figure}, but busy machine: {1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
 
 
 def _print(report: ConversionReport, *, verbose: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmedge.bundle import open_bundle
 from mmedge.bundle.quality import Figure
 from mmedge.bundle.tuning import Speed
 from mmedge.cli import main
+from mmedge.cli.convert import verdict_line
 from mmedge.converters import pipeline
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.progress import Progress, ProgressEvent
@@ -127,6 +129,17 @@ def test_the_summary_is_a_line_a_variant_and_a_verdict(
     assert "... and 2 more." in lines
     assert lines[-2:] == ["x.mmedge written in 12 s.", VERDICT]
     assert captured.err.startswith("\N{CHECK MARK} Export image_encoder  ")
+
+
+def test_a_timing_that_other_work_disturbed_shows_its_interval(
+    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = pipeline.convert(ConvertConfig("a/b", Path("x.mmedge")))
+    chosen = report.defaults["image_encoder"]
+    assert chosen.speed is not None
+    wide = chosen.speed.model_copy(update={"ratio": Figure(value=0.04, low=0.02, high=0.8)})
+    noisy = replace(report, defaults={"image_encoder": replace(chosen, speed=wide)})
+    assert "25.00x as fast as fp32, but busy machine: 1.25 to 50.00;" in verdict_line(noisy)
 
 
 def test_verbose_prints_every_metric(

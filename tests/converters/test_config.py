@@ -96,3 +96,8 @@ def test_a_default_that_is_not_made_is_refused_before_any_work(
 @pytest.mark.parametrize("default", ["int8", "int8-dynamic"])
 def test_a_default_is_a_variant_or_a_precision(default: str) -> None:
     assert asked("fp32", "int8", default=default).default == default
+
+
+def test_paths_may_be_strings() -> None:
+    config = asked("fp32", calibration="a", evaluate="b")
+    assert (config.calibration, config.evaluate) == (Path("a"), Path("b"))
