@@ -17,7 +17,7 @@ __all__ = [
     "TARGETS",
     "ConvertConfig",
     "recipes",
-    "refuse_of_search",
+    "reject_search_options",
     "short_names",
 ]
 
@@ -162,7 +162,9 @@ class ConvertConfig:
             "--metric": self.metric is not None,
             "--objective": self.objective != ConvertConfig.objective,
         }
-        refuse_of_search([option for option, given in of_search.items() if given], self.precisions)
+        reject_search_options(
+            [option for option, given in of_search.items() if given], self.precisions
+        )
 
     def _check_search(self) -> None:
         if self.precisions != (AUTO,):
@@ -202,7 +204,7 @@ def _require_default(default: str, named: Sequence[Recipe]) -> None:
         )
 
 
-def refuse_of_search(options: Sequence[str], precisions: Sequence[str]) -> None:
+def reject_search_options(options: Sequence[str], precisions: Sequence[str]) -> None:
     """Reject search options without a search.
 
     Args:

@@ -21,7 +21,7 @@ from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
 from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend
-from mmedge.runtimes.selection.race import RaceResult, race
+from mmedge.runtimes.selection.interleaved import InterleavedTiming, time_interleaved
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array, Compare
 
@@ -130,7 +130,7 @@ class SpeedTest:
             # Ratios are relative to the first entry.
             turns = ours if fp32 is None else {_FP32: fp32, **ours}
             rounds, seconds = self._limits
-            raced = race(turns, rounds=rounds, seconds=seconds)
+            raced = time_interleaved(turns, rounds=rounds, seconds=seconds)
             fastest = min(ours, key=lambda name: raced[name].latency_p50_ms)
             energy_mj = None
             if self._counter is not None:
@@ -192,7 +192,7 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def _speed(
-    backend_name: str, result: RaceResult, energy_mj: float | None, *, is_reference: bool
+    backend_name: str, result: InterleavedTiming, energy_mj: float | None, *, is_reference: bool
 ) -> Speed:
     ratio = result.ratio
     compared = Figure(

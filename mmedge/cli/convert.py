@@ -130,7 +130,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     """Convert a model to a bundle: export, quantize, compare with the source model."""
     _require_extra()
     from mmedge.cli.output import print_json
-    from mmedge.converters.config import AUTO, ConvertConfig, refuse_of_search
+    from mmedge.converters.config import AUTO, ConvertConfig, reject_search_options
 
     of_search = {"--max-drop": max_drop, "--metric": metric, "--objective": objective}
     given = [option for option, value in of_search.items() if value is not None]
@@ -138,7 +138,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         precision = AUTO if given else _LADDER
     precisions = tuple(name.strip() for name in precision.split(",") if name.strip())
     if AUTO not in precisions:
-        refuse_of_search(given, precisions)
+        reject_search_options(given, precisions)
     config = ConvertConfig(
         source=source,
         out=out,

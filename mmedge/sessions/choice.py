@@ -35,8 +35,8 @@ from mmedge.files import storage_errors
 from mmedge.files.cache_folder import cache_folder
 from mmedge.files.locks import key_lock
 from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, engine_backends
+from mmedge.runtimes.selection.interleaved import InterleavedTiming, time_interleaved
 from mmedge.runtimes.selection.limits import time_limit
-from mmedge.runtimes.selection.race import RaceResult, race
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
 from mmedge.runtimes.selection.worker import Report, run_apart, serve
 from mmedge.runtimes.session import Session, SessionOptions
@@ -312,7 +312,7 @@ def _decide(
     busy = os.getloadavg()[0] > _BUSY * (os.cpu_count() or 1)
     slack = _SLACK if busy else 1.0
     for longer in (1, 4):
-        results = race(
+        results = time_interleaved(
             {name: partial(session.run, feed) for name, session in sessions.items()},
             rounds=_ROUNDS * longer,
             seconds=_SECONDS * longer,
@@ -340,7 +340,7 @@ def _decide(
     return Choice(best, reason + others, latencies_ms), not doubts
 
 
-def _is_in_doubt(result: RaceResult, slack: float) -> bool:
+def _is_in_doubt(result: InterleavedTiming, slack: float) -> bool:
     """Return whether the interval of a ratio, widened by a factor, contains 1."""
     low, high = result.ratio_low / slack, result.ratio_high * slack
     return low < 1 - _TIE < high and high - low > _TIE

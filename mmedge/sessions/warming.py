@@ -55,13 +55,13 @@ class WarmingState:
 
     Attributes:
         stage: See WarmingStage.
-        told: In words: the phase of the build, or why the engine is not in use.
+        detail: The phase of the build, or why the engine is not in use.
         done: Steps of the phase that are done.
         total: Steps of the phase; 0 where that is not known.
     """
 
     stage: WarmingStage
-    told: str = ""
+    detail: str = ""
     done: int = 0
     total: int = 0
 
@@ -160,7 +160,7 @@ class WarmingUp:
         building = WarmingState("building")
 
         def progress(phase: str, done: int, total: int) -> None:
-            self._tell(each.role, replace(building, told=phase, done=done, total=total))
+            self._tell(each.role, replace(building, detail=phase, done=done, total=total))
 
         self._tell(each.role, building)
         each.prepare(progress, self._stop)
@@ -192,7 +192,9 @@ class WarmingUp:
         self._states[role] = state
         if state.stage != previous.stage:
             level = logging.WARNING if state.stage in {"refused", "failed"} else logging.INFO
-            _log.log(level, "%s: %s%s", role, state.stage, f": {state.told}" if state.told else "")
+            _log.log(
+                level, "%s: %s%s", role, state.stage, f": {state.detail}" if state.detail else ""
+            )
         if self._report is not None:
             try:
                 self._report(role, state)

@@ -28,9 +28,9 @@ from mmedge.runtimes.engines.spec import (
 from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_file
 from mmedge.runtimes.session import BuildProgress
 from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, load_flavour, new_log
-from mmedge.runtimes.trt.layers import inspect_layers, parse_layers, require_precision
+from mmedge.runtimes.trt.layers import check_precision, inspect_layers, parse_layers
 from mmedge.runtimes.trt.network import asked_codes, computes_float32_products, dtypes, read_specs
-from mmedge.runtimes.trt.reasons import parser_errors, reason_of, worth_telling
+from mmedge.runtimes.trt.reasons import informative, parser_errors, reason_of
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
 from mmedge.specs import TensorSpec
@@ -132,7 +132,7 @@ class _Build:
         del serialized, parser, network, builder
         layers = self._layers(plan)
         try:
-            doubts = require_precision(layers, asked)
+            doubts = check_precision(layers, asked)
         except EngineBuildError as error:
             raise EngineBuildError(f"{self.model}: {error}") from error
         return BuiltEngine(
@@ -141,7 +141,7 @@ class _Build:
             outputs=outputs,
             layers=layers,
             duration_s=time.perf_counter() - began,
-            warnings=(*doubts, *worth_telling((*self.log.errors, *self.log.warnings))),
+            warnings=(*doubts, *informative((*self.log.errors, *self.log.warnings))),
         )
 
     def _parse(self, network: Any) -> Any:  # noqa: ANN401

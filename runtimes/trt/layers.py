@@ -17,11 +17,11 @@ from mmedge.errors import EngineBuildError
 from mmedge.runtimes.engines.spec import EngineLayer
 
 __all__ = [
+    "check_precision",
     "folded",
     "inspect_layers",
     "parse_inspection",
     "parse_layers",
-    "require_precision",
 ]
 
 # The library's dtype names: "Float", "Half", "Row major linear FP32", "Int8", "E4M3", ...
@@ -162,7 +162,7 @@ def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str,
     return {node: dtype for node, dtype in asked.items() if (node, dtype) not in computed}
 
 
-def require_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> tuple[str, ...]:
+def check_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> tuple[str, ...]:
     """Check that quantized nodes are computed in quantized values.
 
     Args:

@@ -44,7 +44,7 @@ __all__ = [
 
 _LOG = logging.getLogger("mmedge.engines")
 _ONLY_DEFAULT = ("arena", "prepack", "graph_optimization", "profile_to")
-_TELL_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _engine_of(
         needed.model,
         key,
         device=needed.device.index,
-        progress=_Telling(needed, progress),
+        progress=_BuildLog(needed, progress),
         on_wait=_as_phase(progress),
         or_in_memory=or_in_memory,
     )
@@ -238,19 +238,19 @@ def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:
     return EngineCache().runtime_cache(flavour, needed.library.version, "-".join(parts))
 
 
-class _Telling:
+class _BuildLog:
     """Reports build progress to the log and to a callback."""
 
     def __init__(self, needed: NeededEngine, also: BuildProgress | None) -> None:
         self._what = f"{needed.model}: building for {TITLES[needed.library.flavour]}"
         self._also = also
         self._phase = ""
-        self._told_s = -_TELL_EVERY_S
+        self._logged_s = -_LOG_EVERY_S
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         now_s = time.monotonic()
-        if phase != self._phase or now_s - self._told_s >= _TELL_EVERY_S:
-            self._phase, self._told_s = phase, now_s
+        if phase != self._phase or now_s - self._logged_s >= _LOG_EVERY_S:
+            self._phase, self._logged_s = phase, now_s
             _LOG.info("%s: %s, %d of %d", self._what, phase, done, total)
         if self._also is not None:
             self._also(phase, done, total)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmedge.runtimes.trt.flavours import BuildLog
 
-__all__ = ["parser_errors", "reason_of", "short", "worth_telling"]
+__all__ = ["informative", "parser_errors", "reason_of", "short"]
 
 _NO_GPU = r"cudaError|CUDA driver|no CUDA-capable device|CUDA initialization"
 # Pattern in the library's message -> fix; the first match counts.
@@ -47,7 +47,7 @@ def reason_of(log: BuildLog, said: str = "", *, exchanges_weights: bool = False)
         said: What an exception said, where there was one.
         exchanges_weights: Whether the engine was to be stripped or refittable.
     """
-    reasons = list(worth_telling(log.errors)) or [said or "; ".join(map(short, log.errors))]
+    reasons = list(informative(log.errors)) or [said or "; ".join(map(short, log.errors))]
     reason = "; ".join(reasons[:3]) or "no reason given"
     text = f"{reason} {said}"
     way_out = next((way for pattern, way in _WAYS_OUT.items() if re.search(pattern, text)), "")
@@ -56,7 +56,7 @@ def reason_of(log: BuildLog, said: str = "", *, exchanges_weights: bool = False)
     return f"{reason.rstrip('.')}. {way_out}".rstrip()
 
 
-def worth_telling(messages: Sequence[str]) -> tuple[str, ...]:
+def informative(messages: Sequence[str]) -> tuple[str, ...]:
     """Return the informative messages of a library, shortened, without duplicates."""
     return tuple(dict.fromkeys(short(text) for text in messages if not _NOISE.search(text)))
 

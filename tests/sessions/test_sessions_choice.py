@@ -23,7 +23,7 @@ from mmedge.models import verify_bundle
 from mmedge.runtimes.backends import backend
 from mmedge.runtimes.ort import engine as ort_engine
 from mmedge.runtimes.selection import remembered as choices
-from mmedge.runtimes.selection.race import RaceResult
+from mmedge.runtimes.selection.interleaved import InterleavedTiming
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
 from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.sessions import choice as choosing
@@ -36,7 +36,7 @@ ort, openvino, rtx = backend(ORT), backend(OPENVINO), backend(RTX)
 
 
 class Races:
-    """Stands for race(): every contestant runs once, and the result is what was arranged."""
+    """Stands for time_interleaved(): every call runs once, with an arranged result."""
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
@@ -48,7 +48,7 @@ class Races:
             (answer,) = call().values()
             assert len(answer) == 1  # one golden input
         return {
-            name: RaceResult(10 * ratio, 10 * ratio, ratio, ratio, ratio, (10 * ratio,))
+            name: InterleavedTiming(10 * ratio, 10 * ratio, ratio, ratio, ratio, (10 * ratio,))
             for name, ratio in zip(calls, (1.0, self.ratio), strict=False)
         }
 
@@ -57,7 +57,7 @@ class Races:
 def races(several_backends: Path, monkeypatch: pytest.MonkeyPatch) -> Races:
     """OpenVINO takes half the time, until a test says otherwise."""
     made = Races(0.5)
-    monkeypatch.setattr(choosing, "race", made)
+    monkeypatch.setattr(choosing, "time_interleaved", made)
     return made
 
 

@@ -16,8 +16,8 @@ from mmedge.bundle import Bundle
 from mmedge.errors import BackendError, InputError, TimeLimitError
 from mmedge.models import verify_bundle
 from mmedge.profiling import ProfileConfig, profile
+from mmedge.runtimes.selection.interleaved import InterleavedTiming
 from mmedge.runtimes.selection.limits import time_limit
-from mmedge.runtimes.selection.race import RaceResult
 from mmedge.runtimes.selection.remembered import choice_files
 from mmedge.sessions import choice as choosing
 
@@ -136,16 +136,18 @@ def test_what_is_in_doubt_is_not_remembered(
 ) -> None:  # fmt: skip
     run: list[float] = []
 
-    def race(calls: Any, *, rounds: int, seconds: float) -> dict[str, RaceResult]:
+    def time_interleaved(
+        calls: Any, *, rounds: int, seconds: float
+    ) -> dict[str, InterleavedTiming]:
         run.append(seconds)
         return {
-            name: RaceResult(10 * r, 10 * r, r, lowest, highest, (10 * r,))
+            name: InterleavedTiming(10 * r, 10 * r, r, lowest, highest, (10 * r,))
             for name, r, lowest, highest in zip(
                 calls, (1, (low + high) / 2), (1, low), (1, high), strict=True
             )
         }
 
-    monkeypatch.setattr(choosing, "race", race)
+    monkeypatch.setattr(choosing, "time_interleaved", time_interleaved)
     monkeypatch.setattr(choosing, "_BUSY", busy)
     with mmedge.load(tiny_bundle.path, roles=["text_encoder"]) as model:
         reason = model.choices["text_encoder"].reason

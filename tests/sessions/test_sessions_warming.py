@@ -87,7 +87,7 @@ def test_the_engine_takes_over_once_it_is_right(bench: Bench) -> None:
     assert stages == ["building", "checking", "ready"]
     assert WarmingState("building", "build", 1, 2) in seen
     assert warming.states[ROLE].settled
-    assert "onnxruntime" in warming.states[ROLE].told
+    assert "onnxruntime" in warming.states[ROLE].detail
     bench.session.close()
 
 
@@ -107,8 +107,8 @@ def test_an_engine_that_answers_otherwise_is_refused(
         warming = WarmingUp([bench.warming_role()])
         assert not warming.wait(30)
     assert warming.states[ROLE].stage == "refused"
-    assert "cosine" in warming.states[ROLE].told
-    assert "expected at least" in warming.states[ROLE].told
+    assert "cosine" in warming.states[ROLE].detail
+    assert "expected at least" in warming.states[ROLE].detail
     assert "refused" in caplog.text
     assert bench.session.placement.backend == "onnxruntime"
     with pytest.raises(BackendError, match="closed"):

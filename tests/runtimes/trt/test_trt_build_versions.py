@@ -20,7 +20,7 @@ from mmedge.runtimes.trt import flavours
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.flavours import BuildLog
 from mmedge.runtimes.trt.network import asked_codes
-from mmedge.runtimes.trt.reasons import parser_errors, reason_of, worth_telling
+from mmedge.runtimes.trt.reasons import informative, parser_errors, reason_of
 from mmedge.specs import Axis
 
 FLAGS = ("TF32", "REFIT", "WEIGHT_STREAMING", "STRIP_PLAN", "REFIT_IDENTICAL")
@@ -219,7 +219,7 @@ def test_why_a_build_failed_and_what_to_do(said: str, way_out: str) -> None:
     assert "catchCudaError" not in reason
     assert "/_src" not in reason
     assert reason_of(BuildLog()) == "no reason given."
-    assert worth_telling(["a.cpp:1: Make sure input ids has Int64 binding.", "b", "b"]) == ("b",)
+    assert informative(["a.cpp:1: Make sure input ids has Int64 binding.", "b", "b"]) == ("b",)
 
 
 def test_the_parser_names_node_and_operator() -> None:

@@ -9,10 +9,10 @@ import pytest
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes.engines.spec import EngineLayer, count_precisions
 from mmedge.runtimes.trt.layers import (
+    check_precision,
     folded,
     parse_inspection,
     parse_layers,
-    require_precision,
 )
 
 # As TensorRT-RTX 1.7 lists them, cut short.
@@ -147,28 +147,28 @@ def test_a_layer_computes_in_the_codes_that_it_reads_and_not_in_those_that_it_ma
 def test_products_in_codes_are_what_was_asked_for() -> None:
     asked = {"product_a": "int8", "product_b": "int8"}
     assert folded(TABLE, asked) == {}
-    assert require_precision(TABLE, asked) == ()
-    assert require_precision(TABLE, {}) == ()
+    assert check_precision(TABLE, asked) == ()
+    assert check_precision(TABLE, {}) == ()
 
 
 def test_all_in_float_is_an_error_that_names_nodes() -> None:
     dequantized = EngineLayer("d", "kgen", (), ("fp16",), "", ("int8",), ("weight",))
     product = EngineLayer("p", "gemm", ("fp16", "fp16"), ("fp16",), "", (), ("product",))
     with pytest.raises(EngineBuildError, match=r"asks for int8 in 1 nodes.*'product'") as caught:
-        require_precision((dequantized, product), {"product": "int8"})
+        check_precision((dequantized, product), {"product": "int8"})
     assert "docs/quantization.md" in str(caught.value)
 
 
 def test_some_in_float_is_told() -> None:
     asked = {"product_a": "int8", "lost": "int8"}
-    assert require_precision(TABLE, asked) == ("1 of 2 nodes in int8 run in float: 'lost'.",)
+    assert check_precision(TABLE, asked) == ("1 of 2 nodes in int8 run in float: 'lost'.",)
 
 
 def test_each_dtype_must_be_there() -> None:
     with pytest.raises(EngineBuildError, match="asks for fp8 in 1 nodes"):
-        require_precision(TABLE, {"product_a": "int8", "other": "fp8"})
+        check_precision(TABLE, {"product_a": "int8", "other": "fp8"})
 
 
 def test_without_a_table_nothing_is_claimed() -> None:
-    (doubt,) = require_precision((), {"product": "int8"})
+    (doubt,) = check_precision((), {"product": "int8"})
     assert "whether int8 is used is unknown" in doubt

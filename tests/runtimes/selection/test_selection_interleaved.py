@@ -1,4 +1,4 @@
-"""race(): order, budget and ratios, with calls and a clock that are made up."""
+"""time_interleaved(): order, budget and ratios, with calls and a clock that are made up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mmedge.errors import InputError
-from mmedge.runtimes.selection.race import race
+from mmedge.runtimes.selection.interleaved import time_interleaved
 
 
 class Stage:
@@ -33,7 +33,7 @@ class Stage:
 
 def test_ratios_are_to_the_first_contestant() -> None:
     stage = Stage()
-    results = race(
+    results = time_interleaved(
         {"a": stage.call("a", 10), "b": stage.call("b", 5), "c": stage.call("c", 20)},
         rounds=9,
         clock=stage.clock,
@@ -50,7 +50,7 @@ def test_first_and_untimed_runs_do_not_count() -> None:
     stage = Stage()
     # The warm-up, then an untimed run and a timed one in each of three rounds.
     slow_at_first = stage.call("b", 900, 70, 6, 80, 5, 90, 4)
-    results = race(
+    results = time_interleaved(
         {"a": stage.call("a", 10), "b": slow_at_first}, rounds=3, clock=stage.clock, seed=1
     )
     assert results["b"].latencies_ms == (6, 5, 4)
@@ -61,7 +61,7 @@ def test_first_and_untimed_runs_do_not_count() -> None:
 def test_ratios_are_taken_within_a_round_so_that_drift_cancels() -> None:
     stage = Stage()
     drift = [1.0, 1.0, 1.0, 4.0, 4.0, 9.0, 9.0]  # of both alike, a round at a time
-    results = race(
+    results = time_interleaved(
         {
             "a": stage.call("a", *(10 * factor for factor in drift)),
             "b": stage.call("b", *(8 * factor for factor in drift)),
@@ -78,7 +78,7 @@ def test_the_interval_encloses_the_ratio_of_a_noisy_sample() -> None:
     # Warm-up and untimed runs at 1; the timed ones spread around 10.
     timed = [8.0, 9.0, 10.0, 11.0, 12.0, 10.0, 9.5, 10.5, 10.0, 30.0]
     latencies = [1.0, *(ms for late in timed for ms in (1.0, late))]
-    results = race(
+    results = time_interleaved(
         {"a": stage.call("a", 10), "b": stage.call("b", *latencies)}, rounds=10, clock=stage.clock
     )
     result = results["b"]
@@ -89,7 +89,9 @@ def test_the_interval_encloses_the_ratio_of_a_noisy_sample() -> None:
 def test_every_round_has_each_contestant_twice_in_a_random_order() -> None:
     def order(seed: int) -> list[str]:
         stage = Stage()
-        race({n: stage.call(n, 1) for n in "abc"}, rounds=8, seed=seed, clock=stage.clock)
+        time_interleaved(
+            {n: stage.call(n, 1) for n in "abc"}, rounds=8, seed=seed, clock=stage.clock
+        )
         assert stage.order[:3] == ["a", "b", "c"]
         return stage.order[3:]
 
@@ -108,14 +110,14 @@ def test_every_round_has_each_contestant_twice_in_a_random_order() -> None:
 def test_no_round_begins_once_the_time_is_up(seconds: float | None, rounds: int) -> None:
     stage = Stage()
     calls = {"a": stage.call("a", 10), "b": stage.call("b", 2)}
-    results = race(calls, rounds=20, seconds=seconds, clock=stage.clock)
+    results = time_interleaved(calls, rounds=20, seconds=seconds, clock=stage.clock)
     # 12 ms of warm-up, then 24 ms a round.
     assert len(results["a"].latencies_ms) == rounds
     assert len(results["b"].latencies_ms) == rounds
 
 
 def test_a_clock_that_stands_still_gives_equal_calls() -> None:
-    results = race({"a": lambda: None, "b": lambda: None}, rounds=2, clock=lambda: 7)
+    results = time_interleaved({"a": lambda: None, "b": lambda: None}, rounds=2, clock=lambda: 7)
     assert results["b"].ratio == 1
     assert results["b"].latency_min_ms == 0
 
@@ -125,11 +127,11 @@ def test_errors_of_a_call_are_let_through() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        race({"a": fail})
+        time_interleaved({"a": fail})
 
 
 def test_nothing_to_race_is_refused() -> None:
     with pytest.raises(InputError, match="got 0 calls and 30 rounds"):
-        race({})
+        time_interleaved({})
     with pytest.raises(InputError, match="got 1 calls and 0 rounds"):
-        race({"a": lambda: None}, rounds=0)
+        time_interleaved({"a": lambda: None}, rounds=0)

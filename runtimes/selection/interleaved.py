@@ -18,14 +18,14 @@ import numpy as np
 from mmedge.errors import InputError
 from mmedge.specs import Array
 
-__all__ = ["RaceResult", "race"]
+__all__ = ["InterleavedTiming", "time_interleaved"]
 
 _LEAST_ROUNDS = 3
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class RaceResult:
+class InterleavedTiming:
     """Timing of one contestant.
 
     Attributes:
@@ -46,14 +46,14 @@ class RaceResult:
     latencies_ms: tuple[float, ...]
 
 
-def race(
+def time_interleaved(
     calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 30,
     seconds: float | None = None,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> dict[str, RaceResult]:
+) -> dict[str, InterleavedTiming]:
     """Time calls interleaved, and compare each with the first.
 
     What a call raises is let through.
@@ -96,7 +96,7 @@ def race(
     return {name: _result(latencies_ms, first, drawn) for name, latencies_ms in by_name.items()}
 
 
-def _result(latencies_ms: Array, first_ms: Array, drawn: Array) -> RaceResult:
+def _result(latencies_ms: Array, first_ms: Array, drawn: Array) -> InterleavedTiming:
     """Summarize one contestant.
 
     Args:
@@ -108,7 +108,7 @@ def _result(latencies_ms: Array, first_ms: Array, drawn: Array) -> RaceResult:
     tick_ms = 1e-6
     ratios = np.maximum(latencies_ms, tick_ms) / np.maximum(first_ms, tick_ms)
     low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
-    return RaceResult(
+    return InterleavedTiming(
         latency_p50_ms=float(np.median(latencies_ms)),
         latency_min_ms=float(latencies_ms.min()),
         ratio=float(np.median(ratios)),
