@@ -137,7 +137,7 @@ class StartedSearch:
 
 
 def _stage(role: str, name: str, there: bool) -> str:
-    return f"Take {role} {name} from before" if there else f"Try {role} {name}"
+    return f"Reuse {role} {name}" if there else f"Try {role} {name}"
 
 
 def choose_together(
