@@ -123,7 +123,7 @@ def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         out=tmp_path / "clip.mmedge",
         precisions=("fp32", "fp16", "int8"),
         calibration=write_pictures(tmp_path / "photos", 16, 1, captions=True),
-        target="tensorrt",
+        targets=("tensorrt",),
     )
     bundle = open_bundle(convert(config).path)
     plan = plan_engines(bundle, "tensorrt-rtx", PlanOptions(compute_capabilities=("8.9", "12.0")))
