@@ -13,6 +13,7 @@ from mmedge.converters.described import Described
 from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.onnx_graph import draw_inputs, usual_axes
 from mmedge.converters.pipeline import convert_model
+from mmedge.converters.progress import ignore_progress
 from mmedge.converters.sources.fingerprint import tensors_sha256
 from mmedge.converters.sources.source import Source
 from mmedge.specs import Axis, Compare, State, TensorSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmedge.converters.config import ConvertConfig
-    from mmedge.converters.progress import Progress, ProgressEvent
+    from mmedge.converters.progress import Progress
     from mmedge.converters.report import ConversionReport
     from mmedge.preprocess.config import ProcessorConfig
 
@@ -136,8 +137,4 @@ def _convert(
     source = Source(Path(), config.source, None, {"model_type": kind.type}, (), {})
     model = ModelSpec(kind, (), {name: lambda: role}, processors)
     described = Described(source, kind.type, model, tensors_sha256(module))
-    return convert_model(config, lambda: described, progress or _ignore)
-
-
-def _ignore(_: ProgressEvent) -> None:
-    return
+    return convert_model(config, lambda: described, progress or ignore_progress)

@@ -17,7 +17,7 @@ from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.reference import check_reference
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32, Recipe
-from mmedge.converters.progress import Progress, ProgressEvent
+from mmedge.converters.progress import Progress, ProgressEvent, ignore_progress
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, RoleDefault
 from mmedge.converters.request import check_request
@@ -68,7 +68,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
         StorageError: If the disk is full or the place cannot be written.
     """
     check_request(config)
-    report = progress or _ignore
+    report = progress or ignore_progress
     return convert_model(config, lambda: describe(config, report), report)
 
 
@@ -116,10 +116,6 @@ def convert_model(
         skipped=data.skipped,
         searched={name: role for name, role in manifest.roles.items() if role.search is not None},
     )
-
-
-def _ignore(_: ProgressEvent) -> None:
-    return
 
 
 def _open(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Progress", "ProgressEvent"]
+__all__ = ["Progress", "ProgressEvent", "ignore_progress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +25,7 @@ class ProgressEvent:
 
 
 Progress: TypeAlias = Callable[[ProgressEvent], None]
+
+
+def ignore_progress(event: ProgressEvent) -> None:
+    """Ignore an event: the callback of a conversion that reports to nobody."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 
@@ -96,14 +96,11 @@ class Evaluation(ABC):
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         data = subject.data
-        self.samples = Samples() if data is None else Samples.of(data, subject.processors)
-        synthetic = {
-            name: synthetic_items(processor.config, SYNTHETIC, subject.seed, subject.folder)
-            for name, processor in subject.processors.items()
-            if not self.samples.items.get(name)
+        self._given = Samples() if data is None else Samples.of(data, subject.processors)
+        items = {
+            name: self._given.items.get(name) or self.synthetic(name) for name in subject.processors
         }
-        self.samples = replace(self.samples, items={**self.samples.items, **synthetic})
-        self._synthetic = frozenset(synthetic)
+        self.samples = replace(self._given, items=items)
 
     @abstractmethod
     def default_metric(self) -> str:
@@ -138,6 +135,11 @@ class Evaluation(ABC):
         """Return whether a variant's embeddings can share an index with those of fp32."""
         return False
 
+    def synthetic(self, processor: str) -> Sequence[Any]:
+        """Return synthetic samples for a processor."""
+        config, subject = self.subject.processors[processor].config, self.subject
+        return synthetic_items(config, SYNTHETIC, subject.seed, subject.folder)
+
     def rows(self, spec: RoleSpec) -> Samples:
         """Return the samples of a role; synthetic where the data has none for it."""
         if missing_data(spec, self.samples) is None:
@@ -153,7 +155,7 @@ class Evaluation(ABC):
     def about(self, spec: RoleSpec) -> str:
         """Return a description of a role's evaluation data."""
         data = self.subject.data
-        if data is None or missing_data(spec, Samples.of(data, self.subject.processors)):
+        if data is None or missing_data(spec, self._given):
             return f"synthetic: {SYNTHETIC} samples"
         return f"{data.name}: {self.samples.count(spec)} samples"
 

@@ -17,7 +17,6 @@ import numpy as np
 from mmedge.bundle.differences import cosines
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.bundle.quality import Figure, Quality
-from mmedge.converters.data.synthetic import synthetic_items
 from mmedge.converters.evaluation.base import SYNTHETIC, Collected, Evaluation, Metric, Subject
 from mmedge.converters.evaluation.bootstrap import mean_figure, mean_figures, percentile_figure
 from mmedge.converters.evaluation.neighbours import (
@@ -197,8 +196,7 @@ class Retrieval(Evaluation):
     def _set_texts(self, captions: Sequence[str] | None) -> None:
         """Use one caption for each item where all have one, else synthetic texts."""
         name = next(n for n, p in self.subject.processors.items() if p.modality is Modality.TEXT)
-        config, subject = self.subject.processors[name].config, self.subject
-        texts = captions or synthetic_items(config, SYNTHETIC, subject.seed, subject.folder)
+        texts = captions or self.synthetic(name)
         items = {**self.samples.items, name: (*texts, *self._class_texts)}
         self.samples = replace(self.samples, items=items)
 
