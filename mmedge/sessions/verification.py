@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from mmedge.bundle.differences import difference
 from mmedge.bundle.golden import Golden
@@ -21,7 +20,13 @@ from mmedge.runtimes.backends import backend as module_of
 from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.selection.preparing import prepare_apart
-from mmedge.runtimes.selection.worker import Report, run_apart, serve
+from mmedge.runtimes.selection.worker import (
+    Report,
+    options_from_json,
+    options_to_json,
+    run_apart,
+    serve,
+)
 from mmedge.runtimes.session import Placement, Session, SessionOptions
 from mmedge.runtimes.steps import run_steps
 from mmedge.sessions.checks import check_processing
@@ -180,7 +185,7 @@ def _replay_apart(
     request = {
         "bundle": str(bundle.path.absolute()),
         "backend": backend_name,
-        "options": TypeAdapter(SessionOptions).dump_python(options, mode="json"),
+        "options": options_to_json(options),
         "variants": [[role, variant.name] for role, variant in variants],
     }
     run_apart(Path(__file__), request, report, label=label, limit_s=limit_s)
@@ -190,7 +195,7 @@ def _replay_apart(
 def _work(request: dict[str, Any], report: Report) -> None:
     bundle = open_bundle(request["bundle"])
     golden = bundle.golden()
-    options = TypeAdapter(SessionOptions).validate_python(request["options"])
+    options = options_from_json(request["options"])
     for role, name in request["variants"]:
         variant = bundle.variant(role, name)
         result = asdict(_replay(bundle, golden, role, variant, request["backend"], options))

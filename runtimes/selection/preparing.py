@@ -12,10 +12,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from mmedge.runtimes.backends import backend
-from mmedge.runtimes.selection.worker import Report, run_apart, serve
+from mmedge.runtimes.selection.worker import (
+    Report,
+    options_from_json,
+    options_to_json,
+    run_apart,
+    serve,
+)
 from mmedge.runtimes.session import BuildProgress, SessionOptions
 
 __all__ = ["prepare_apart"]
@@ -44,7 +48,6 @@ def prepare_apart(
         BackendError: If the worker crashed or was stopped.
         MmedgeError: What `prepare` raised.
     """
-    settings = TypeAdapter(SessionOptions).dump_python(options, mode="json")
 
     def report(message: dict[str, Any]) -> None:
         if progress is not None:
@@ -52,7 +55,7 @@ def prepare_apart(
 
     run_apart(
         Path(__file__),
-        {"backend": backend_name, "model": str(model), "options": settings},
+        {"backend": backend_name, "model": str(model), "options": options_to_json(options)},
         report,
         label=lambda: f"{model}: preparing it for {backend_name}",
         stop=stop,
@@ -60,10 +63,9 @@ def prepare_apart(
 
 
 def _work(request: dict[str, Any], report: Report) -> None:
-    options = TypeAdapter(SessionOptions).validate_python(request["options"])
     backend(request["backend"]).prepare(
         Path(request["model"]),
-        options,
+        options_from_json(request["options"]),
         lambda phase, done, total: report({"phase": phase, "done": done, "total": total}),
     )
 

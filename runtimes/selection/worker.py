@@ -22,17 +22,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+from pydantic import TypeAdapter
+
 from mmedge import errors
 from mmedge.children import child_command, child_environment
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.runtimes.selection.limits import time_limit_error
+from mmedge.runtimes.session import SessionOptions
 
-__all__ = ["Report", "run_apart", "serve"]
+__all__ = ["Report", "options_from_json", "options_to_json", "run_apart", "serve"]
 
 Report: TypeAlias = Callable[[dict[str, Any]], None]
 """Receives one message of a worker."""
 
 _POLL_S = 0.2
+
+
+def options_to_json(options: SessionOptions) -> Any:  # noqa: ANN401, JSON
+    """Return session options as part of a worker's request."""
+    return TypeAdapter(SessionOptions).dump_python(options, mode="json")
+
+
+def options_from_json(value: object) -> SessionOptions:
+    """Return the session options of a worker's request."""
+    return TypeAdapter(SessionOptions).validate_python(value)
 
 
 def run_apart(
