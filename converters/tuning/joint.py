@@ -22,7 +22,7 @@ from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front
 from mmedge.converters.tuning.role import RoleSearch, describe_search
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
 from mmedge.converters.tuning.trials import TrialStore
-from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant, VariantBuilder, lay_out
+from mmedge.converters.variants.builder import BuiltVariant, VariantBuilder, lay_out
 from mmedge.converters.variants.describe import BuiltRole, files_of, judge
 from mmedge.converters.variants.job import Job
 from mmedge.energy.counter import energy_counter
@@ -111,11 +111,7 @@ class StartedSearch:
         reference = self.role.variants[0]
         inputs = self.builder.inputs
         speed = SpeedTest(
-            Runner(
-                reference.models,
-                reference.golden,
-                TOLERANCES[reference.recipe.precision].cosine_min,
-            ),
+            Runner.of(reference),
             next(iter(evaluation.feeds(self.role.spec, inputs.reference))),
             inputs.golden,
             energy_counter() if self.budget.objective == "energy" else None,

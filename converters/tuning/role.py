@@ -29,7 +29,7 @@ from mmedge.converters.tuning.pareto import (
 )
 from mmedge.converters.tuning.speed import Runner, SpeedTest
 from mmedge.converters.tuning.trials import TrialStore
-from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
+from mmedge.converters.variants.builder import BuiltVariant
 from mmedge.converters.variants.describe import files_of
 from mmedge.energy.counter import energy_counter
 from mmedge.errors import BackendError, CalibrationError, ConversionError
@@ -214,9 +214,7 @@ class RoleSearch:
                 return trial  # not stored: the missing resource may be available the next time
         else:
             quality = self.judge(built)
-            runner = Runner(
-                built.models, built.golden, TOLERANCES[built.recipe.precision].cosine_min
-            )
+            runner = Runner.of(built)
             trial = Trial(
                 recipe=built.recipe,
                 built=built,

@@ -18,6 +18,7 @@ from mmedge.bundle.quality import Figure
 from mmedge.bundle.tuning import Speed
 from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import Worker, lent
+from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
 from mmedge.energy.counter import EnergyCounter, energy_per_call_mj
 from mmedge.errors import BackendError
 from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend
@@ -46,6 +47,11 @@ class Runner:
     models: Mapping[Layout, Path]
     golden: Mapping[str, Array]
     cosine_min: float
+
+    @classmethod
+    def of(cls, built: BuiltVariant) -> Runner:
+        """Return a variant as it is timed."""
+        return cls(built.models, built.golden, TOLERANCES[built.recipe.precision].cosine_min)
 
 
 class SpeedTest:
