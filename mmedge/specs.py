@@ -30,6 +30,7 @@ __all__ = [
     "check_feed",
     "did_you_mean",
     "dim_size",
+    "first_sample",
     "shape_of",
 ]
 
@@ -300,6 +301,21 @@ def check_bindable(
                 "Pass numpy.ascontiguousarray(array) and write to that."
             )
     return sizes
+
+
+def first_sample(inputs: Iterable[TensorSpec], feed: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the first sample of a feed; inputs of a fixed batch are left whole.
+
+    Args:
+        inputs: Specs of the inputs.
+        feed: Arrays by input name.
+    """
+    return {
+        spec.name: feed[spec.name][:1]
+        if spec.shape and isinstance(spec.shape[0], str)
+        else feed[spec.name]
+        for spec in inputs
+    }
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from mmedge.specs import (
     check_feed,
     did_you_mean,
     dim_size,
+    first_sample,
     shape_of,
 )
 
@@ -170,3 +171,10 @@ def test_bounds_out_of_order_are_refused(bounds: tuple[int, int, int]) -> None:
 def test_a_misspelt_name_is_put_right() -> None:
     assert did_you_mean("itn8", ["fp32", "int8"]) == " Did you mean int8?"
     assert did_you_mean("zebra", ["fp32", "int8"]) == ""
+
+
+def test_a_first_sample_leaves_a_fixed_batch_whole() -> None:
+    fixed, scale = TensorSpec("fixed", FLOAT, (3, 2)), TensorSpec("scale", FLOAT, ())
+    feed = {"input_ids": _ids(4, 5), "fixed": np.ones((3, 2), FLOAT), "scale": np.ones((), FLOAT)}
+    shapes = {n: a.shape for n, a in first_sample((IDS, fixed, scale), feed).items()}
+    assert shapes == {"input_ids": (1, 5), "fixed": (3, 2), "scale": ()}

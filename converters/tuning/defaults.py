@@ -10,11 +10,11 @@ from mmedge.converters.config import recipes
 from mmedge.converters.report import RoleDefault
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front, within
 from mmedge.converters.tuning.speed import Runner, SpeedTest
-from mmedge.converters.variants.builder import TOLERANCES, BuiltVariant
+from mmedge.converters.variants.builder import BuiltVariant
 from mmedge.converters.variants.describe import BuiltRole, files_of
 from mmedge.converters.variants.job import Job
 from mmedge.errors import BackendError, ConversionError
-from mmedge.specs import did_you_mean
+from mmedge.specs import did_you_mean, first_sample
 
 __all__ = ["choose_defaults", "searched_default"]
 
@@ -79,21 +79,12 @@ def _named(default: str | None, role: str, variants: Sequence[BuiltVariant]) -> 
 def _speed_test(role: BuiltRole) -> SpeedTest:
     """Return a speed test on one golden sample."""
     return SpeedTest(
-        _runner(role.variants[0]),
-        {name: array[:1] if _batched(role, name) else array for name, array in role.golden.items()},
+        Runner.of(role.variants[0]),
+        first_sample(role.spec.inputs, role.golden),
         role.golden,
         rounds=_ROUNDS,
         seconds=_SECONDS,
     )
-
-
-def _batched(role: BuiltRole, name: str) -> bool:
-    shape = next(item.shape for item in role.spec.inputs if item.name == name)
-    return bool(shape) and isinstance(shape[0], str)
-
-
-def _runner(built: BuiltVariant) -> Runner:
-    return Runner(built.models, built.golden, TOLERANCES[built.recipe.precision].cosine_min)
 
 
 def _trial(
@@ -112,7 +103,7 @@ def _trial(
         return trial
     is_fp32 = built is role.variants[0]
     try:
-        timed = speed.fp32() if is_fp32 else speed.candidate(_runner(built))
+        timed = speed.fp32() if is_fp32 else speed.candidate(Runner.of(built))
     except BackendError:
         timed = None  # no backend here agrees with fp32's golden outputs
     return replace(trial, speed=timed)

@@ -28,6 +28,7 @@ def _load(task: dict[str, Any]) -> Callable[[], object]:
     """Load the role and return its end-to-end call, else a run on its golden inputs."""
     from mmedge.models.load import load
     from mmedge.runtimes.session import SessionOptions
+    from mmedge.specs import first_sample
 
     role = task["role"]
     model = load(
@@ -43,7 +44,7 @@ def _load(task: dict[str, Any]) -> Callable[[], object]:
     if call is not None:
         return call
     session, golden = model.sessions[role], model.bundle.golden().inputs[role]
-    feed = {name: array[:1] if array.ndim else array for name, array in golden.items()}
+    feed = first_sample([entry.spec() for entry in model.bundle.role(role).inputs], golden)
     return lambda: session.run(feed)
 
 

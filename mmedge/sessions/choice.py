@@ -25,9 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from mmedge.bundle.golden import Golden
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import BackendError, StorageError
@@ -38,7 +35,13 @@ from mmedge.runtimes.backends import BACKENDS, DEFAULT_BACKEND, backend, engine_
 from mmedge.runtimes.selection.interleaved import InterleavedTiming, time_interleaved
 from mmedge.runtimes.selection.limits import time_limit
 from mmedge.runtimes.selection.remembered import Choice, recall_choice, remember_choice
-from mmedge.runtimes.selection.worker import Report, run_apart, serve
+from mmedge.runtimes.selection.worker import (
+    Report,
+    options_from_json,
+    options_to_json,
+    run_apart,
+    serve,
+)
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.opening import (
     graph_of,
@@ -47,7 +50,7 @@ from mmedge.sessions.opening import (
     with_axes,
 )
 from mmedge.sessions.verification import open_in_time, replay
-from mmedge.specs import Array
+from mmedge.specs import Array, first_sample
 
 __all__ = ["candidates", "engine_backend", "leading_backend", "open_fastest"]
 
@@ -187,7 +190,7 @@ def _measured(
         "bundle": str(bundle.path.absolute()),
         "role": role,
         "variant": variant.name,
-        "options": TypeAdapter(SessionOptions).dump_python(options, mode="json"),
+        "options": options_to_json(options),
         "out": out,
     }
     while True:
@@ -208,7 +211,7 @@ def _work(request: dict[str, Any], report: Report) -> None:
         bundle,
         request["role"],
         bundle.variant(request["role"], request["variant"]),
-        TypeAdapter(SessionOptions).validate_python(request["options"]),
+        options_from_json(request["options"]),
         request["names"],
         request["out"],
         begun=lambda name: report({"begun": name}),
@@ -278,7 +281,8 @@ def _measure(
         if not opened:
             raise errors[0]
         if agreeing:
-            choice, sure = _decide(agreeing, _single(bundle, golden, role), out)
+            inputs = [entry.spec() for entry in bundle.role(role).inputs]
+            choice, sure = _decide(agreeing, first_sample(inputs, golden.inputs[role]), out)
         else:
             sure = False
             name = next(iter(opened))
@@ -344,16 +348,6 @@ def _is_in_doubt(result: InterleavedTiming, slack: float) -> bool:
     """Return whether the interval of a ratio, widened by a factor, contains 1."""
     low, high = result.ratio_low / slack, result.ratio_high * slack
     return low < 1 - _TIE < high and high - low > _TIE
-
-
-def _single(bundle: Bundle, golden: Golden, role: str) -> dict[str, Array]:
-    """Return the first golden input; all of them if the batch is fixed."""
-    return {
-        entry.name: golden.inputs[role][entry.name][:1]
-        if entry.shape and isinstance(entry.shape[0], str)
-        else golden.inputs[role][entry.name]
-        for entry in bundle.role(role).inputs
-    }
 
 
 def _told(out: Mapping[str, str]) -> str:
