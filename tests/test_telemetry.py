@@ -70,21 +70,23 @@ def test_no_file_appears_and_no_address_is_looked_up(
 
 
 def test_whoever_has_set_a_variable_has_chosen(
-    tmp_path: Path, environment: dict[str, str], tiny_bundle: Bundle
+    environment: dict[str, str], tiny_bundle: Bundle
 ) -> None:
-    """ORT_DISABLE_TELEMETRY=0 opts in: ONNX Runtime then writes its files, as it would alone."""
-    code = "import sys, mmedge; mmedge.load(sys.argv[1], backend='onnxruntime')"
+    """ORT_DISABLE_TELEMETRY=0 opts in, and a load leaves it so.
+
+    Which files ONNX Runtime then writes is not asserted: a thread of its own writes them, and a
+    short process may end first.
+    """
+    code = (
+        "import os, sys, mmedge; mmedge.load(sys.argv[1], backend='onnxruntime').close(); "
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '0'"
+    )
     subprocess.run(
         [sys.executable, "-c", code, str(tiny_bundle.path)],
         env={**environment, "ORT_DISABLE_TELEMETRY": "0"},
         check=True,
         timeout=120,
     )
-    import onnxruntime
-
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 32):
-        pytest.skip("ONNX Runtime before 1.32 has no telemetry here")
-    assert left(tmp_path)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "1"), ("", "1"), ("0", "0"), ("1", "1")])
