@@ -28,7 +28,7 @@ from record import argument_parser, record
 import mmedge
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.evaluation.embedding import Embeddings, Labels, task_quality
+from mmedge.converters.evaluation.embedding_figures import Embeddings, Labels, task_quality
 from mmedge.converters.pipeline import convert
 from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.backends import open_session

@@ -56,11 +56,13 @@ class Metric:
         figure: Its name in `Quality.figures`.
         about: What it is, for people.
         agreement: Whether it is agreement with fp32, which is 1 for fp32.
+        needs: What the model and the data must have for it; "" where any will do.
     """
 
     figure: str
     about: str
     agreement: bool
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class Evaluation(ABC):
         """
         find_metric(metric, self.metrics)
         if metric not in self.available():
-            raise unavailable(metric, self.available(), self._data_name())
+            raise _unavailable(metric, self.metrics, self.available(), self._data_name())
 
     def drop(self, metric: str, quality: Quality | None) -> Figure:
         """Return the drop of a metric from fp32, with its 95 % interval.
@@ -255,7 +257,7 @@ def drop(metric: str, quality: Quality, metrics: Mapping[str, Metric]) -> Figure
             for name, other in metrics.items()
             if other.figure in (quality.figures if other.agreement else quality.drops)
         ]
-        raise unavailable(metric, measured, quality.data)
+        raise _unavailable(metric, metrics, measured, quality.data)
     figure = known[asked.figure]
     if not asked.agreement:
         return figure
@@ -276,12 +278,15 @@ def find_metric(metric: str, metrics: Mapping[str, Metric]) -> Metric:
     return metrics[metric]
 
 
-def unavailable(metric: str, available: Iterable[str], data: str) -> CalibrationError:
-    """Return the error for a metric that the data cannot measure."""
+def _unavailable(
+    metric: str, metrics: Mapping[str, Metric], available: Iterable[str], data: str
+) -> CalibrationError:
+    needs = metrics[metric].needs
     return CalibrationError(
-        f"Metric '{metric}' cannot be measured on {data}; available: {', '.join(available)}. "
-        "Recall needs a caption for each sample and more than k samples, accuracy "
-        "two labels or more: give such data with --evaluate."
+        f"Metric '{metric}' cannot be measured on {data}"
+        + (f": it needs {needs}" if needs else "")
+        + f"; available: {', '.join(available)}. Give other data with --evaluate, or choose "
+        "another metric."
     )
 
 

@@ -19,7 +19,12 @@ __all__ = ["METRICS", "Classification"]
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "accuracy": Metric("accuracy", "share of samples given their true class", agreement=False),
+        "accuracy": Metric(
+            "accuracy",
+            "share of samples given their true class",
+            agreement=False,
+            needs="a label for each sample",
+        ),
         "class-agreement": Metric("class_agreement", "share given fp32's class", agreement=True),
         **tensors.METRICS,
     }

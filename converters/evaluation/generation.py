@@ -26,6 +26,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "log_likelihood",
             "mean log-probability of a held-out token, -ln(perplexity)",
             agreement=False,
+            needs="texts that are not synthetic",
         ),
     }
 )

@@ -28,7 +28,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "value_agreement", "1 - the error's norm over the fp32 output's, mean", agreement=True
         ),
         "token-agreement": Metric(
-            "token_agreement", "share of rows with fp32's largest value", agreement=True
+            "token_agreement",
+            "share of rows with fp32's largest value",
+            agreement=True,
+            needs="an output that is compared by tokens",
         ),
     }
 )

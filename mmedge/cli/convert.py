@@ -87,7 +87,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         str | None,
         typer.Option(
             help="For auto: metric of the budget: recall@1, recall@5, recall@10, zero-shot, "
-            "cosine-mean, cosine-p1, cosine-min, top-k, rank-correlation or interchangeability.",
+            "index-recall, cosine-mean, cosine-p1, cosine-min, top-k, rank-correlation or "
+            "interchangeability.",
             show_default="recall@1 with captions, zero-shot with labels, else cosine-p1",
         ),
     ] = None,

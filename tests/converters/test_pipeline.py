@@ -33,7 +33,7 @@ from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.config import ConvertConfig, recipes
 from mmedge.converters.data.checks import Data, plan_role
 from mmedge.converters.data.datasets import read_dataset
-from mmedge.converters.evaluation.embedding import interchangeable
+from mmedge.converters.evaluation.embedding_figures import interchangeable
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.pipeline import convert
 from mmedge.converters.progress import ProgressEvent

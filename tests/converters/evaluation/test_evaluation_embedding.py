@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mmedge.bundle.differences import cosines
 from mmedge.bundle.quality import Figure, Quality
 from mmedge.converters.evaluation import base
-from mmedge.converters.evaluation.embedding import (
-    METRICS,
+from mmedge.converters.evaluation.embedding import METRICS
+from mmedge.converters.evaluation.embedding_figures import (
     Embeddings,
     Labels,
     evaluate_variant,
@@ -252,6 +252,46 @@ def test_interchangeability_by_hand() -> None:
     back = 32 / 33
     assert quality.value("interchangeability") == pytest.approx((across + back) / 2)
     assert quality.value("cosine_mean") == pytest.approx((32 - 1) / 33)
+
+
+def test_index_recall_by_hand() -> None:
+    """Three texts; a picture of each; one of the pictures moves to another text."""
+    texts, images = at_degrees(0, 90, 180), at_degrees(1, 92, 176)
+    fp32 = Embeddings(images, texts, NONE)
+    moved = replace(fp32, items=at_degrees(178, 92, 176))
+    quality = evaluate_variant(fp32, moved, Modality.IMAGE, Labels(), data="")
+    assert quality.settings["top_k"] == 2
+    before, after = images @ texts.T, moved.items @ texts.T
+    for name, right, got in (
+        ("index_recall_fp32_queries", before.T, after.T),
+        ("index_recall_fp32_index", before, after),
+    ):
+        nearest = [[set(np.argsort(-row)[:2]) for row in rows] for rows in (right, got)]
+        shared = [len(one & two) / 2 for one, two in zip(*nearest, strict=True)]
+        assert quality.value(name) == pytest.approx(np.mean(shared)), name
+        assert 0 < quality.value(name) < 1
+    halves = ("index_recall_fp32_queries", "index_recall_fp32_index")
+    mean = np.mean([quality.value(name) for name in halves])
+    assert quality.value("index_recall") == pytest.approx(mean)
+
+
+def test_index_recall_sees_what_one_encoder_by_itself_does_not() -> None:
+    """Turned pictures are as near to each other as before, and to other texts than before."""
+    fp32, known = scene(60)
+    rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(16, 16)))[0]
+    for modality, field in ((Modality.IMAGE, "items"), (Modality.TEXT, "texts")):
+        turned = replace(fp32, **{field: (fp32.of(modality) @ rotation).astype(np.float32)})
+        quality = evaluate_variant(fp32, turned, modality, known, data="")
+        assert quality.figures["top_k_overlap"].value == 1
+        assert quality.figures["index_recall"].high < 0.4
+
+
+def test_index_recall_needs_two_modalities() -> None:
+    pair = Embeddings(random_unit(20, 16, 0), NONE, NONE)
+    quality = evaluate_variant(pair, pair, Modality.IMAGE, Labels(), data="pictures alone")
+    assert not any(name.startswith("index_recall") for name in quality.figures)
+    with pytest.raises(CalibrationError, match="needs an encoder of texts and one of images"):
+        drop("index-recall", quality)
 
 
 def test_a_mixed_index_is_half_of_each_and_the_rest_the_other_way_round() -> None:

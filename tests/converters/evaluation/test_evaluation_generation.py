@@ -12,6 +12,7 @@ import torch
 
 from mmedge.converters.evaluation.generation import Generation
 from mmedge.converters.families.base import RoleSpec
+from mmedge.errors import CalibrationError
 from mmedge.specs import Array
 
 WORDS = 11
@@ -81,3 +82,5 @@ def test_synthetic_texts_have_no_likelihood() -> None:
     quality = evaluation.quality("decoder", SPEC, {"decoder": made}, made)
     assert set(quality.figures) == {"token_agreement"}
     assert not quality.drops
+    with pytest.raises(CalibrationError, match=r"synthetic samples: it needs texts that are not"):
+        evaluation.check_metric("log-likelihood")

@@ -50,8 +50,12 @@ def test_metrics_follow_the_data(
     for metric in (default, *available):
         evaluation.check_metric(metric)
     for metric in unavailable:
-        with pytest.raises(CalibrationError, match=f"'{metric}' cannot be measured.*--evaluate"):
+        with pytest.raises(
+            CalibrationError, match=f"'{metric}' cannot be measured.*--evaluate"
+        ) as refused:
             evaluation.check_metric(metric)
+        assert ("caption" in str(refused.value)) == metric.startswith("recall@")
+        assert ("labels" in str(refused.value)) == (metric == "zero-shot")
 
 
 def test_recall_needs_more_samples_than_it_looks_at(tmp_path: Path) -> None:
