@@ -10,7 +10,7 @@ from mmedge.retrieval.filters import Filter
 from mmedge.retrieval.items import Item, Match
 from mmedge.specs import Float32Array
 
-__all__ = ["Change", "VectorStore"]
+__all__ = ["Change", "SyncedStore", "VectorStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,10 @@ class VectorStore(Protocol):
     def space(self) -> str | None:
         """Embedding-space fingerprint of the vectors; None for vectors of unknown origin."""
 
+    @property
+    def identity(self) -> str:
+        """Names this store's contents for good; a cursor of `changes` is good for this one only."""
+
     def upsert(self, items: Sequence[Item]) -> int:
         """Add or replace items and return when they are durable.
 
@@ -55,7 +59,11 @@ class VectorStore(Protocol):
         """
 
     def delete(self, ids: Sequence[str], *, revision: int | None = None, origin: str = "") -> int:
-        """Delete items, remembering the deletion for `changes`; return how many there were."""
+        """Delete items, remembering the deletion for `changes`; return how many there were.
+
+        Without a revision it is later than the item's. With one, an item later than it stays, and
+        the deletion of an id that is not there is remembered too: an older item may still come.
+        """
 
     def get(self, ids: Sequence[str]) -> list[Item | None]:
         """Return items by id, None for an id that is not there."""
@@ -73,3 +81,13 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Release files and connections."""
+
+
+class SyncedStore(VectorStore, Protocol):
+    """The side of a push or pull that keeps how far it came: an index on the device."""
+
+    def cursor(self, name: str) -> str | None:
+        """Return a cursor kept by `set_cursor`; None if there is none."""
+
+    def set_cursor(self, name: str, cursor: str | None) -> None:
+        """Keep a cursor as durably as the items; None forgets it."""
