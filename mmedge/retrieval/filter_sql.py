@@ -145,30 +145,36 @@ class AllowedItems:
 
     def __init__(self, kept: int = 16) -> None:
         self._kept = kept
-        self._masks: OrderedDict[str, tuple[int, KeyMask]] = OrderedDict()
+        self._masks: OrderedDict[tuple[str, str], tuple[int, KeyMask]] = OrderedDict()
 
-    def mask(self, record: sqlite3.Connection, where: Filter) -> KeyMask:
-        """Return the items that a filter allows, as the record is now; not to be written to.
+    def mask(self, record: sqlite3.Connection, where: Filter, *, of: str, seq: int) -> KeyMask:
+        """Return the items that a filter allows at one moment; not to be written to.
 
         A deleted item may stay allowed.
 
         Args:
-            record: The index's SQLite file.
+            record: The index's SQLite file, in a read transaction.
             where: The filter, its fields checked.
+            of: Names the index; another name where keys have come to mean other items.
+            seq: Number of the last change that the transaction sees.
 
         Raises:
             InputError: As check_filter.
         """
         condition = compile_filter(where)
-        name = filter_text(where)  # not the filter: Eq("on", 1) equals Eq("on", True) in Python
-        (now,) = record.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()
-        seen, mask = self._masks.pop(name, (-1, None))
-        if mask is None:
-            mask = _read(record, condition)
-        elif seen < now:
+        # Its text, since Eq("on", 1) equals Eq("on", True) in Python.
+        name = (of, filter_text(where))
+        seen, mask = self._masks.get(name, (-1, np.zeros(0, np.bool_)))
+        if seen == seq:
+            self._masks.move_to_end(name)
+            return mask
+        if 0 <= seen < seq:
             mask = _updated(mask, record, condition, seen)
-        self._masks[name] = (now, mask)
-        if len(self._masks) > self._kept:
+        else:
+            sql = f"SELECT key FROM items WHERE {condition.sql}"  # noqa: S608, parametrised
+            mask = _marked(mask[:0], _keys(record, sql, condition.parameters), allowed=True)
+        self._masks[name] = (seq, mask)
+        while len(self._masks) > self._kept:
             self._masks.popitem(last=False)
         return mask
 
@@ -179,26 +185,23 @@ def allowed(mask: KeyMask, keys: NDArray[np.int64]) -> KeyMask:
     return known if known.size == 0 else known & mask[np.minimum(keys, len(mask) - 1)]
 
 
-def _read(record: sqlite3.Connection, condition: Condition) -> KeyMask:
-    # One string of keys is read in half the time of one row a key.
-    sql = f"SELECT group_concat(key) FROM items WHERE {condition.sql}"  # noqa: S608, parametrised
-    (text,) = record.execute(sql, condition.parameters).fetchone()
-    keys = np.fromstring(text or "", np.int64, sep=",")
-    mask = np.zeros(keys.max(initial=0) + 1, np.bool_)
-    mask[keys] = True
-    return mask
-
-
 def _updated(mask: KeyMask, record: sqlite3.Connection, condition: Condition, seen: int) -> KeyMask:
-    number = len(condition.parameters) + 1
-    sql = (
-        f"SELECT key, coalesce({condition.sql}, 0) FROM changes JOIN items USING (id) "  # noqa: S608
-        f"WHERE seq > ?{number}"
-    )
-    rows = np.array(
-        record.execute(sql, (*condition.parameters, seen)).fetchall(), np.int64
-    ).reshape(-1, 2)
-    size = max(len(mask), rows[:, 0].max(initial=0) + 1)
-    mask = np.concatenate([mask, np.zeros(size - len(mask), np.bool_)])
-    mask[rows[:, 0]] = rows[:, 1]
-    return mask
+    """Return the mask with the items that were written since it was read."""
+    written = f"SELECT key FROM items WHERE seq > ?{len(condition.parameters) + 1}"  # noqa: S608
+    parameters = (*condition.parameters, seen)
+    # Unused parameters are numbered too, so both statements take the same.
+    mask = _marked(mask, _keys(record, written, parameters), allowed=False)
+    return _marked(mask, _keys(record, f"{written} AND {condition.sql}", parameters), allowed=True)
+
+
+def _keys(
+    record: sqlite3.Connection, sql: str, parameters: tuple[str | int | float, ...]
+) -> NDArray[np.int64]:
+    return np.fromiter((key for (key,) in record.execute(sql, parameters)), np.int64)
+
+
+def _marked(mask: KeyMask, keys: NDArray[np.int64], *, allowed: bool) -> KeyMask:
+    size = max(len(mask), keys.max(initial=-1) + 1)
+    marked = np.concatenate([mask, np.zeros(size - len(mask), np.bool_)])
+    marked[keys] = allowed
+    return marked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmedge.retrieval.filter_sql import AllowedItems, allowed, compile_filter
+from mmedge.retrieval.filter_sql import AllowedItems, KeyMask, allowed, compile_filter
 from mmedge.retrieval.filters import MAX_CONDITIONS, MAX_VALUES, Eq, Filter, In, Or, Range, matches
 from mmedge.retrieval.items import Item
 from tests.retrieval.filters import VECTOR, filters, items
+
+SEQ = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +25,7 @@ def record() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:")
     connection.execute(
         "CREATE TABLE items(key INTEGER PRIMARY KEY, id TEXT UNIQUE, time REAL, source TEXT, "
-        "metadata TEXT)"
-    )
-    connection.execute(
-        "CREATE TABLE changes(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE)"
+        "metadata TEXT, seq INTEGER UNIQUE)"
     )
     yield connection
     connection.close()
@@ -38,15 +38,19 @@ def empty(record: sqlite3.Connection) -> None:
 
 def clear(record: sqlite3.Connection) -> None:
     record.execute("DELETE FROM items")
-    record.execute("DELETE FROM changes")
+
+
+def mask_of(kept: AllowedItems, record: sqlite3.Connection, where: Filter) -> KeyMask:
+    (seq,) = record.execute("SELECT coalesce(max(seq), 0) FROM items").fetchone()
+    return kept.mask(record, where, of="here", seq=seq)
 
 
 def put(record: sqlite3.Connection, item: Item, key: int | None = None) -> None:
+    metadata = json.dumps(item.metadata, ensure_ascii=False)
     record.execute(
-        "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)",
-        (key, item.id, item.time, item.source, json.dumps(item.metadata, ensure_ascii=False)),
+        "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
+        (key, item.id, item.time, item.source, metadata, next(SEQ)),
     )
-    record.execute("INSERT OR REPLACE INTO changes(id) VALUES (?)", (item.id,))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
@@ -75,7 +79,7 @@ def test_sql_means_what_python_means(
 def test_the_largest_filters_run(record: sqlite3.Connection, where: Filter) -> None:
     put(record, Item("7", VECTOR, metadata={"n": 7}))
     put(record, Item("x", VECTOR, metadata={"n": -1}))
-    assert np.flatnonzero(AllowedItems().mask(record, where)).tolist() == [1]
+    assert np.flatnonzero(mask_of(AllowedItems(), record, where)).tolist() == [1]
 
 
 def test_values_and_fields_are_no_sql(record: sqlite3.Connection) -> None:
@@ -83,8 +87,8 @@ def test_values_and_fields_are_no_sql(record: sqlite3.Connection) -> None:
     put(record, Item("a", VECTOR, metadata={"tag": "b", hostile: hostile}))
     condition = compile_filter(Or((Eq(hostile, hostile), Eq("id", hostile))))
     assert hostile not in condition.sql
-    assert np.flatnonzero(AllowedItems().mask(record, Eq("tag", hostile))).size == 0
-    assert np.flatnonzero(AllowedItems().mask(record, Eq(hostile, hostile))).tolist() == [1]
+    assert np.flatnonzero(mask_of(AllowedItems(), record, Eq("tag", hostile))).size == 0
+    assert np.flatnonzero(mask_of(AllowedItems(), record, Eq(hostile, hostile))).tolist() == [1]
 
 
 def test_a_kept_mask_follows_adds_updates_and_deletions(record: sqlite3.Connection) -> None:
@@ -95,13 +99,11 @@ def test_a_kept_mask_follows_adds_updates_and_deletions(record: sqlite3.Connecti
             name = str(rng.integers(20))
             record.execute("DELETE FROM items WHERE id = ?", (name,))
             fields = {"n": int(rng.integers(10)), "on": bool(rng.integers(2))}
-            if rng.random() < 0.2:
-                record.execute("INSERT OR REPLACE INTO changes(id) VALUES (?)", (name,))
-            else:
+            if rng.random() > 0.2:
                 put(record, Item(name, VECTOR, metadata=fields))
         keys = np.array([key for (key,) in record.execute("SELECT key FROM items")], np.int64)
-        mask = kept.mask(record, where)
-        fresh = AllowedItems().mask(record, where)
+        mask = mask_of(kept, record, where)
+        fresh = mask_of(AllowedItems(), record, where)
         assert np.array_equal(allowed(mask, keys), allowed(fresh, keys))
 
 
@@ -111,13 +113,13 @@ def test_a_mask_is_read_once(record: sqlite3.Connection) -> None:
     statements: list[str] = []
     record.set_trace_callback(statements.append)
     try:
-        first = kept.mask(record, Eq("n", 1))
-        assert kept.mask(record, Eq("n", 1)) is first
-        assert sum("items" in statement for statement in statements) == 1
-        assert not kept.mask(record, Eq("n", True)).any()  # equal to Eq("n", 1) in Python
-        kept.mask(record, Eq("n", 2))
-        kept.mask(record, Eq("n", 1))  # dropped meanwhile
-        assert sum("items" in statement for statement in statements) == 4
+        first = mask_of(kept, record, Eq("n", 1))
+        assert mask_of(kept, record, Eq("n", 1)) is first
+        assert sum("metadata" in statement for statement in statements) == 1
+        assert not mask_of(kept, record, Eq("n", True)).any()  # equal to Eq("n", 1) in Python
+        mask_of(kept, record, Eq("n", 2))
+        mask_of(kept, record, Eq("n", 1))  # dropped meanwhile
+        assert sum("metadata" in statement for statement in statements) == 4
     finally:
         record.set_trace_callback(None)
 
@@ -125,9 +127,9 @@ def test_a_mask_is_read_once(record: sqlite3.Connection) -> None:
 def test_a_mask_of_the_past_is_not_written_to(record: sqlite3.Connection) -> None:
     put(record, Item("a", VECTOR, metadata={"n": 1}), 5)
     kept = AllowedItems()
-    before = kept.mask(record, Eq("n", 1))
+    before = mask_of(kept, record, Eq("n", 1))
     put(record, Item("a", VECTOR, metadata={"n": 2}), 5)
-    assert not kept.mask(record, Eq("n", 1)).any()
+    assert not mask_of(kept, record, Eq("n", 1)).any()
     assert before.tolist() == [False] * 5 + [True]
 
 
@@ -135,3 +137,13 @@ def test_keys_beyond_a_mask_are_not_allowed() -> None:
     keys = np.array([0, 2, 9], np.int64)
     assert allowed(np.array([True, False, True]), keys).tolist() == [True, True, False]
     assert allowed(np.array([True]), keys[:0]).size == 0
+
+
+def test_a_mask_of_another_moment_or_index_is_not_used(record: sqlite3.Connection) -> None:
+    put(record, Item("a", VECTOR, metadata={"n": 1}), 1)
+    kept = AllowedItems()
+    assert kept.mask(record, Eq("n", 1), of="here", seq=9).any()
+    clear(record)
+    assert kept.mask(record, Eq("n", 1), of="here", seq=9).any()
+    assert not kept.mask(record, Eq("n", 1), of="there", seq=9).any()
+    assert not kept.mask(record, Eq("n", 1), of="here", seq=8).any()  # an older transaction
