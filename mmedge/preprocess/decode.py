@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, TypeGuard, get_args
 
@@ -119,6 +120,7 @@ def decode_image(
     *,
     alpha: Alpha = "white",
     least_side: int = 0,
+    shrink: bool = False,
 ) -> Image.Image:
     """Return an image as an upright RGB image.
 
@@ -133,6 +135,7 @@ def decode_image(
         alpha: What to do with transparent pixels where the options do not say.
         least_side: Shortest side that is enough, so that a JPEG above max_pixels may be decoded
             at a fraction of its size; 0 for none.
+        shrink: Do so with every JPEG that is large enough, as a thumbnail wants.
 
     Raises:
         ImageError: If the source is missing, not an image, damaged or too large; it is named.
@@ -148,7 +151,10 @@ def decode_image(
     name = describe_source(source)
 
     def read(file: IO[bytes], *, upright: bool = True) -> Image.Image:
-        return _read(file, name, options.max_pixels, alpha, least_side, upright=upright)
+        bound = partial(
+            _bound, max_pixels=options.max_pixels, least_side=least_side, shrink=shrink, name=name
+        )
+        return _read(file, name, bound, alpha, upright=upright)
 
     if isinstance(source, Image.Image):
         if isinstance(source, ImageFile.ImageFile) and source.tile and _is_open(source.fp):
@@ -264,11 +270,16 @@ def _loaded(image: Image.Image, name: str) -> Image.Image:
 
 
 def _read(
-    file: IO[bytes], name: str, max_pixels: int, alpha: Alpha, least_side: int, *, upright: bool
+    file: IO[bytes],
+    name: str,
+    bound: Callable[[ImageFile.ImageFile], None],
+    alpha: Alpha,
+    *,
+    upright: bool,
 ) -> Image.Image:
     image = _open(file, name)
     with image:
-        _bound(image, max_pixels, least_side, name)
+        bound(image)
         try:
             image.load()
             if upright:
@@ -332,20 +343,24 @@ def _readers() -> Iterator[tuple[str, _Reader]]:
             yield image_format, reader
 
 
-def _bound(image: ImageFile.ImageFile, max_pixels: int, least_side: int, name: str) -> None:
+def _bound(
+    image: ImageFile.ImageFile, *, max_pixels: int, least_side: int, shrink: bool, name: str
+) -> None:
     """Reject an image that is too large, or decode a JPEG at a fraction of its size."""
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"{name}: has no pixels ({width}x{height}).")
-    if width * height <= max_pixels:
-        return
+    within = width * height <= max_pixels
     # A progressive JPEG keeps all its coefficients in memory at any output size.
-    if isinstance(image, JpegImageFile) and "progressive" not in image.info and least_side:
+    allowed = shrink if within else "progressive" not in image.info
+    if isinstance(image, JpegImageFile) and least_side and allowed:
         for part in (8, 4, 2):
             size = width // part, height // part
             if min(size) >= least_side and size[0] * size[1] <= max_pixels:
                 image.draft(image.mode, size)
                 return
+    if within:
+        return
     raise ImageError(
         f"{name}: {width}x{height} pixels, more than the {max_pixels} allowed. Raise max_pixels of "
         "load or encode_image if you trust its source, or scale it down first."

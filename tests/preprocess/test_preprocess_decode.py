@@ -364,6 +364,19 @@ def test_a_jpeg_of_several_pictures_is_decoded_at_a_fraction_too() -> None:
     assert got.size == (200, 150)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(
+    ("least_side", "size"), [(50, (100, 75)), (150, (200, 150)), (400, (800, 600))]
+)
+def test_a_jpeg_below_the_limit_is_shrunk_if_asked(
+    progressive: bool, least_side: int, size: tuple[int, int]
+) -> None:
+    data = large_jpeg(progressive=progressive)
+    assert decode_image(data, least_side=least_side, shrink=True).size == size
+    assert decode_image(data, least_side=least_side).size == (800, 600)
+    assert decode_image(data, shrink=True).size == (800, 600)  # nothing says what is enough
+
+
 class HeifFile(ImageFile.ImageFile):
     """A reader as pillow-heif registers it; here the picture is a PNG behind HEIF's first bytes."""
 
