@@ -181,8 +181,9 @@ class AllowedItems:
 
 def allowed(mask: KeyMask, keys: NDArray[np.int64]) -> KeyMask:
     """Return which of these (N,) item keys a mask allows."""
-    known = keys < len(mask)
-    return known if known.size == 0 else known & mask[np.minimum(keys, len(mask) - 1)]
+    inside = keys < len(mask)
+    inside[inside] = mask[keys[inside]]
+    return inside
 
 
 def _updated(mask: KeyMask, record: sqlite3.Connection, condition: Condition, seen: int) -> KeyMask:

@@ -81,6 +81,7 @@ def fuse_rankings(
     keys = np.concatenate([*rankings, np.empty(0, np.int64)])
     shares = [1 / (constant + np.arange(1, len(ranking) + 1)) for ranking in rankings]
     unique, first, place = np.unique(keys, return_index=True, return_inverse=True)
-    scores = np.bincount(place, np.concatenate([*shares, np.empty(0)]), minlength=len(unique))
+    scores = np.zeros(len(unique))
+    np.add.at(scores, place, np.concatenate([*shares, np.empty(0)]))
     order = np.lexsort((first, -scores))
     return unique[order], scores[order]

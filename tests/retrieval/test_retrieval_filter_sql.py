@@ -137,6 +137,7 @@ def test_keys_beyond_a_mask_are_not_allowed() -> None:
     keys = np.array([0, 2, 9], np.int64)
     assert allowed(np.array([True, False, True]), keys).tolist() == [True, True, False]
     assert allowed(np.array([True]), keys[:0]).size == 0
+    assert not allowed(np.zeros(0, np.bool_), keys).any()
 
 
 def test_a_mask_of_another_moment_or_index_is_not_used(record: sqlite3.Connection) -> None:
