@@ -188,11 +188,12 @@ def allowed(mask: KeyMask, keys: NDArray[np.int64]) -> KeyMask:
 
 def _updated(mask: KeyMask, record: sqlite3.Connection, condition: Condition, seen: int) -> KeyMask:
     """Return the mask with the items that were written since it was read."""
-    written = f"SELECT key FROM items WHERE seq > ?{len(condition.parameters) + 1}"  # noqa: S608
+    # LIMIT keeps the written items apart: SQLite must not begin with an index of the condition.
+    written = f"SELECT * FROM items WHERE seq > ?{len(condition.parameters) + 1} LIMIT -1"  # noqa: S608
+    sql = f"SELECT key FROM ({written})"  # noqa: S608, parametrised
     parameters = (*condition.parameters, seen)
-    # Unused parameters are numbered too, so both statements take the same.
-    mask = _marked(mask, _keys(record, written, parameters), allowed=False)
-    return _marked(mask, _keys(record, f"{written} AND {condition.sql}", parameters), allowed=True)
+    mask = _marked(mask, _keys(record, sql, parameters), allowed=False)
+    return _marked(mask, _keys(record, f"{sql} WHERE {condition.sql}", parameters), allowed=True)
 
 
 def _keys(
