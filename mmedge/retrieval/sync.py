@@ -1,0 +1,143 @@
+"""Push and pull between an index on a device and a store beyond it.
+
+Both copy changes in the order of their source and keep the cursor of what the other side has
+acknowledged in the index's record. A call that ends early, by a link that drops say, goes on from
+there the next time; what is sent twice changes nothing. Of two changes to one item the later counts
+(by revision, then origin) on both sides, deletions included, so devices that push and pull through
+one store come to hold the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from mmedge.errors import InputError, SpaceMismatchError
+from mmedge.retrieval.store import Change, SyncedStore, VectorStore
+
+__all__ = ["Synced", "pull", "push"]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a push or pull did.
+
+    Attributes:
+        changes: Read from the source; those that the other side had already are among them.
+        written: Items added or replaced.
+        deleted: Items deleted.
+    """
+
+    changes: int = 0
+    written: int = 0
+    deleted: int = 0
+
+
+def push(
+    index: SyncedStore,
+    store: VectorStore,
+    *,
+    batch: int = 500,
+    on_progress: Callable[[Synced], None] | None = None,
+    everything: bool = False,
+) -> Synced:
+    """Send an index's changes since the last push to a store.
+
+    Args:
+        index: On the device.
+        store: Beyond it.
+        batch: Changes sent and acknowledged at a time.
+        on_progress: Called after each batch with what was done so far.
+        everything: From the first change, for a store that has lost some.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SpaceMismatchError: If the two hold vectors of different spaces or lengths.
+        MmedgeError: As the two sides' methods; call again to go on.
+    """
+    name = f"push {store.identity}"
+    return _copy(index, store, index, name, batch, on_progress, everything=everything)
+
+
+def pull(
+    index: SyncedStore,
+    store: VectorStore,
+    *,
+    batch: int = 500,
+    on_progress: Callable[[Synced], None] | None = None,
+    everything: bool = False,
+) -> Synced:
+    """Fetch a store's changes since the last pull into an index.
+
+    Args:
+        index: On the device.
+        store: Beyond it.
+        batch: Changes fetched and made durable at a time.
+        on_progress: Called after each batch with what was done so far.
+        everything: From the first change, for an index that has lost some.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SpaceMismatchError: If the two hold vectors of different spaces or lengths.
+        MmedgeError: As the two sides' methods; call again to go on.
+    """
+    name = f"pull {store.identity}"
+    return _copy(store, index, index, name, batch, on_progress, everything=everything)
+
+
+def _copy(
+    source: VectorStore,
+    target: VectorStore,
+    cursors: SyncedStore,
+    name: str,
+    batch: int,
+    on_progress: Callable[[Synced], None] | None,
+    *,
+    everything: bool,
+) -> Synced:
+    if batch < 1:
+        raise InputError(f"batch: got {batch}, expected at least 1.")
+    _check_spaces(source, target)
+    after = None if everything else cursors.cursor(name)
+    done = Synced()
+    while changes := source.changes(after, batch):
+        written, deleted = _apply(changes, target)
+        after = changes[-1].cursor
+        cursors.set_cursor(name, after)  # only now: the target has acknowledged
+        done = Synced(done.changes + len(changes), done.written + written, done.deleted + deleted)
+        if on_progress is not None:
+            on_progress(done)
+    return done
+
+
+def _check_spaces(source: VectorStore, target: VectorStore) -> None:
+    known = source.space is not None and target.space is not None
+    if source.dim != target.dim or (known and source.space != target.space):
+        raise SpaceMismatchError(
+            f"Vectors of length {source.dim} of space {source.space} cannot be copied to length "
+            f"{target.dim} of space {target.space}. Use a store of the same space, or re-embed "
+            "with 'mmedge index migrate'."
+        )
+
+
+def _apply(changes: Sequence[Change], target: VectorStore) -> tuple[int, int]:
+    """Apply changes and return how many items were written and deleted."""
+    latest = {change.id: change for change in changes}  # each holds its item as it is now
+    items = [change.item for change in latest.values() if change.item is not None]
+    written = target.upsert(items) if items else 0
+    deletions = [change for change in latest.values() if change.item is None]
+    deletions.sort(key=_order)
+    deleted = 0
+    for (revision, origin), group in groupby(deletions, key=_order):
+        ids = [change.id for change in group]
+        deleted += target.delete(ids, revision=revision, origin=origin)
+    return written, deleted
+
+
+def _order(change: Change) -> tuple[int, str]:
+    return change.revision, change.origin

@@ -1,0 +1,157 @@
+"""A reference store in memory, and stores that fail or lie in wait, for the tests of retrieval."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mmedge.errors import BackendUnavailableError
+from mmedge.retrieval.filters import Filter, matches
+from mmedge.retrieval.items import Item, Match
+from mmedge.retrieval.store import Change, SyncedStore, VectorStore
+from mmedge.specs import Float32Array
+
+
+class MemoryStore:
+    """What a store must do, in the fewest lines; it keeps cursors as an index does."""
+
+    def __init__(self, dim: int, space: str | None = None) -> None:
+        self.dim = dim
+        self.space = space
+        self.identity = str(uuid.uuid4())
+        self.now: dict[str, tuple[int, Change]] = {}
+        self.cursors: dict[str, str] = {}
+        self.seq = 0
+        self.clock = 1_000
+
+    def upsert(self, items: Sequence[Item]) -> int:
+        return sum(self._put(Change("", one.id, one, one.revision, one.origin)) for one in items)
+
+    def delete(self, ids: Sequence[str], *, revision: int | None = None, origin: str = "") -> int:
+        deleted = 0
+        for one in dict.fromkeys(ids):
+            _, held = self.now.get(one, (0, None))
+            there = held is not None and held.item is not None
+            if revision is None and not there:
+                continue
+            when = revision
+            if when is None:
+                when = max(self.clock, held.revision + 1 if held else 0)
+            deleted += self._put(Change("", one, None, when, origin)) and there
+        return deleted
+
+    def _put(self, change: Change) -> bool:
+        _, held = self.now.get(change.id, (0, None))
+        if held and (change.revision, change.origin) <= (held.revision, held.origin):
+            return False
+        self.seq += 1
+        self.now[change.id] = (self.seq, change)
+        return True
+
+    def get(self, ids: Sequence[str]) -> list[Item | None]:
+        return [self.now[one][1].item if one in self.now else None for one in ids]
+
+    def search(
+        self,
+        vectors: Float32Array,
+        k: int,
+        *,
+        where: Filter | None = None,
+        recall: float = 0.95,  # noqa: ARG002
+    ) -> list[list[Match]]:
+        items = [one for _, change in self.now.values() if (one := change.item) is not None]
+        items = [one for one in items if where is None or matches(where, one)]
+        results = []
+        for query in vectors:
+            hits = []
+            for item in items:
+                scores = item.vectors @ query
+                part = int(np.argmax(scores))
+                hits.append(
+                    Match(
+                        item.id,
+                        float(scores[part]),
+                        item.metadata,
+                        item.time,
+                        item.source,
+                        item.text,
+                        part,
+                    )
+                )
+            results.append(sorted(hits, key=lambda hit: -hit.score)[:k])
+        return results
+
+    def changes(self, after: str | None, limit: int) -> list[Change]:
+        later = [one for one in self.now.values() if one[0] > int(after or 0)]
+        later = sorted(later, key=lambda one: one[0])[:limit]
+        return [Change(str(seq), one.id, one.item, one.revision, one.origin) for seq, one in later]
+
+    def __len__(self) -> int:
+        return sum(change.item is not None for _, change in self.now.values())
+
+    def cursor(self, name: str) -> str | None:
+        return self.cursors.get(name)
+
+    def set_cursor(self, name: str, cursor: str | None) -> None:
+        if cursor is None:
+            self.cursors.pop(name, None)
+        else:
+            self.cursors[name] = cursor
+
+    def close(self) -> None:
+        pass
+
+
+class Dropping:
+    """A store over a link that drops: before a call reaches it, or before its result comes back.
+
+    Args:
+        store: Beyond the link.
+        drops: Asked before each call and before each result whether the link drops.
+    """
+
+    def __init__(self, store: SyncedStore | VectorStore, drops: Callable[[], bool]) -> None:
+        self.store = store
+        self.drops = drops
+        self.dim, self.space, self.identity = store.dim, store.space, store.identity
+
+    def _over_link(self, name: str, *args: object, **options: object) -> object:
+        self._drop()
+        result = getattr(self.store, name)(*args, **options)
+        self._drop()
+        return result
+
+    def _drop(self) -> None:
+        if self.drops():
+            raise BackendUnavailableError("The link dropped.")
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *args, **options: self._over_link(name, *args, **options)
+
+
+def contents(store: VectorStore) -> dict[str, tuple[object, ...]]:
+    """All items of a store by id, comparable."""
+    ids: list[str] = []
+    after = None
+    while changes := store.changes(after, 100):
+        after = changes[-1].cursor
+        ids += [change.id for change in changes]
+    found = {item.id: item for item in store.get(list(dict.fromkeys(ids))) if item is not None}
+    assert len(store) == len(found)
+    return {name: comparable(item) for name, item in found.items()}
+
+
+def comparable(item: Item) -> tuple[object, ...]:
+    """An item as a value; vectors as an index keeps them."""
+    return (
+        item.vectors.astype(np.float16).tolist(),
+        item.time,
+        item.source,
+        item.text,
+        dict(item.metadata),
+        item.content_hash,
+        item.revision,
+        item.origin,
+    )
