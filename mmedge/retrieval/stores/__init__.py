@@ -1,0 +1,1 @@
+"""Stores beyond the device: databases that follow the VectorStore contract."""
