@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 TREES = {"mmedge": "mmedge", "mmedge/converters": "converters", "mmedge/runtimes": "runtimes"}
+PAGES = ROOT / "mmedge" / "serving" / "pages"
 WORKSTATION = ["torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "psutil"]
 
 
@@ -73,7 +74,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     for name in [*TREES.values(), "tests", "examples", "benchmarks"]:
         for file in (ROOT / name).rglob("*"):
-            if file.suffix in {".py", ".typed", ".html"}:
+            if file.suffix in {".py", ".typed", ".html", ".css", ".js", ".svg"}:
                 copy = source / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, copy)
@@ -159,7 +160,8 @@ def test_the_wheel_holds_the_three_trees_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
-    assert names == {*source_files(), "mmedge/py.typed", "mmedge/reports/page.html"}
+    pages = {f"mmedge/serving/pages/{page.name}" for page in PAGES.iterdir()}
+    assert names == {*source_files(), *pages, "mmedge/py.typed", "mmedge/reports/page.html"}
     assert len(licences) == 1
 
 

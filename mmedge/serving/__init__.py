@@ -1,0 +1,1 @@
+"""`mmedge serve`: local pages and HTTP APIs for what mmedge makes."""
