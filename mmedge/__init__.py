@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mmedge.errors import MmedgeError
     from mmedge.models import Classification, DualEncoder, EncodedFiles, verify_bundle
     from mmedge.models.load import load
+    from mmedge.retrieval.index import Index
+    from mmedge.retrieval.items import Match
     from mmedge.runtimes.session import SessionOptions
 
     __version__: str
@@ -22,6 +24,8 @@ __all__ = [
     "Classification",
     "DualEncoder",
     "EncodedFiles",
+    "Index",
+    "Match",
     "MmedgeError",
     "SessionOptions",
     "__version__",
@@ -36,6 +40,8 @@ _HOMES = {
     "Classification": "mmedge.models",
     "DualEncoder": "mmedge.models",
     "EncodedFiles": "mmedge.models",
+    "Index": "mmedge.retrieval.index",
+    "Match": "mmedge.retrieval.items",
     "MmedgeError": "mmedge.errors",
     "SessionOptions": "mmedge.runtimes.session",
     "load": "mmedge.models.load",

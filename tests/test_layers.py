@@ -67,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
     "profiling": MODELS,
     "reports": DEVICE | {"profiling"},
     "serving": MODELS | {"media", "retrieval", "streaming"},
-    "mmedge": MODELS,
+    "mmedge": MODELS | {"retrieval"},
     "__main__": {"cli"},
     "cli": MODELS
     | {"exports", "media", "mmedge", "profiling", "reports", "retrieval", "serving", "streaming"},

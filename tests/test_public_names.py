@@ -21,6 +21,8 @@ PUBLIC = [
     "Classification",
     "DualEncoder",
     "EncodedFiles",
+    "Index",
+    "Match",
     "MmedgeError",
     "SessionOptions",
     "__version__",

@@ -14,12 +14,20 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from mmedge.errors import StorageError
 from mmedge.files.reasons import block_errors, storage_errors
 from mmedge.files.renaming import exchange, lock, remove, rename_new
 
-__all__ = ["atomic_directory", "probe_file", "remove_if_free", "remove_leftovers", "write_atomic"]
+__all__ = [
+    "atomic_directory",
+    "atomic_file",
+    "probe_file",
+    "remove_if_free",
+    "remove_leftovers",
+    "write_atomic",
+]
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old|probe\.onnx)", re.DOTALL)
 
@@ -38,6 +46,17 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         StorageError: If the disk is full, the place cannot be written, or what stands there is no
             regular file.
     """
+    with atomic_file(path, private=private) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file beside `path` that becomes `path` if the block succeeds; see write_atomic.
+
+    Raises:
+        StorageError: As write_atomic.
+    """
     with storage_errors(path):
         place = Path(os.path.realpath(path))
         if place.exists() and not place.is_file():
@@ -47,7 +66,8 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(place.parent, place.name)
         with _claimed(place, _make_private_file if private else _make_file) as beside:
-            beside.write_bytes(data)
+            with beside.open("r+b") as file:
+                yield file
             _sync(beside)
             beside.replace(place)
             _sync(place.parent)

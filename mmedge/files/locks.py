@@ -17,10 +17,11 @@ from pathlib import Path
 
 from mmedge.files import storage_errors
 
-__all__ = ["is_locked", "key_lock", "key_lock_if_free"]
+__all__ = ["is_locked", "key_lock", "key_lock_if_free", "key_lock_in_time"]
 
 _LOG = logging.getLogger("mmedge.engines")
 _POLL_S = (0.05, 0.5)  # first and longest pause between two tries
+_FIRST_POLL_S = 0.001  # where holders keep a lock for moments
 _REMIND_S = 60.0
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
@@ -67,6 +68,27 @@ def key_lock_if_free(path: Path) -> Iterator[bool]:
     """
     with _held_if_free(path) as holder:
         yield holder is None
+
+
+@contextmanager
+def key_lock_in_time(path: Path, wait_s: float) -> Iterator[str | None]:
+    """Hold the lock file `path` while the block runs if it becomes free within `wait_s`.
+
+    Yields:
+        None if it is held, otherwise who holds it: "process 123".
+
+    Raises:
+        StorageError: If the file cannot be made.
+    """
+    until = time.monotonic() + wait_s
+    pause_s = _FIRST_POLL_S
+    while True:
+        with _held_if_free(path) as holder:
+            if holder is None or time.monotonic() >= until:
+                yield holder
+                return
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _POLL_S[0])
 
 
 def is_locked(path: Path) -> bool:

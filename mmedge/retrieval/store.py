@@ -69,7 +69,7 @@ class VectorStore(Protocol):
         """Return items by id, None for an id that is not there."""
 
     def search(
-        self, vectors: Float32Array, k: int, *, where: Filter | None = None, recall: float = 0.95
+        self, vectors: Float32Array, k: int, /, *, where: Filter | None = None, recall: float = 0.95
     ) -> list[list[Match]]:
         """Return the k nearest items to each of the (Q, D) L2-normalised vectors, best first."""
 

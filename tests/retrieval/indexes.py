@@ -1,0 +1,33 @@
+"""Small indexes for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mmedge.retrieval.index import Index
+from mmedge.specs import Float32Array
+
+DIM = 32
+
+
+def vectors(count: int, seed: int = 0, dim: int = DIM) -> Float32Array:
+    """(count, dim) float32 of random directions, not normalised."""
+    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+
+def names(count: int, prefix: str = "item") -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
+def filled(folder: Path, count: int, seed: int = 0) -> Index:
+    """A new index of ready vectors: item0, item1, ..."""
+    index = Index.create(folder, dim=DIM)
+    index.add(vectors=vectors(count, seed), ids=names(count), durability="batch")
+    return index
+
+
+def ids(matches: object) -> list[str]:
+    """The ids of a list of matches, in order."""
+    return [match.id for match in matches]  # type: ignore[attr-defined]
