@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmedge.errors import BackendUnavailableError
 from mmedge.retrieval.filters import Filter, matches
 from mmedge.retrieval.items import Item, Match
-from mmedge.retrieval.store import Change, SyncedStore, VectorStore
+from mmedge.retrieval.store import Change, VectorStore
 from mmedge.specs import Float32Array
 
 
@@ -104,18 +106,31 @@ class MemoryStore:
         pass
 
 
+def once(point: int) -> Callable[[], bool]:
+    """True the one time that it is called after `point` times."""
+    count = itertools.count()
+    return lambda: next(count) == point
+
+
 class Dropping:
-    """A store over a link that drops: before a call reaches it, or before its result comes back.
+    """What lies beyond a link that drops: before a call gets there, or before its result is back.
 
     Args:
         store: Beyond the link.
         drops: Asked before each call and before each result whether the link drops.
+        of: Attributes that are no calls.
     """
 
-    def __init__(self, store: SyncedStore | VectorStore, drops: Callable[[], bool]) -> None:
-        self.store = store
+    def __init__(
+        self,
+        store: object,
+        drops: Callable[[], bool],
+        of: Sequence[str] = ("dim", "space", "identity"),
+    ) -> None:
+        self.store: Any = store
         self.drops = drops
-        self.dim, self.space, self.identity = store.dim, store.space, store.identity
+        for name in of:
+            setattr(self, name, getattr(store, name))
 
     def _over_link(self, name: str, *args: object, **options: object) -> object:
         self._drop()
@@ -127,7 +142,10 @@ class Dropping:
         if self.drops():
             raise BackendUnavailableError("The link dropped.")
 
-    def __getattr__(self, name: str) -> object:
+    def close(self) -> None:
+        self.store.close()
+
+    def __getattr__(self, name: str) -> Any:
         return lambda *args, **options: self._over_link(name, *args, **options)
 
 

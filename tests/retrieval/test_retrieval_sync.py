@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmedge.errors import BackendUnavailableError, InputError, SpaceMismatchError
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.sync import Synced, pull, push
-from tests.retrieval.stores import Dropping, MemoryStore, contents
+from tests.retrieval.stores import Dropping, MemoryStore, contents, once
 
 DIM = 4
 NAMES = ["a", "b", "c", "d", "e"]
@@ -114,12 +114,6 @@ def test_another_space_is_refused(one: tuple[int, str | None], two: tuple[int, s
 def test_a_batch_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="batch: got 0"):
         push(filled(1), MemoryStore(DIM), batch=0)
-
-
-def once(point: int) -> Callable[[], bool]:
-    """True the one time that it is called after `point` times."""
-    count = itertools.count()
-    return lambda: next(count) == point
 
 
 @pytest.mark.parametrize("copy", [push, pull])

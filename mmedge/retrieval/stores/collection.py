@@ -56,6 +56,7 @@ class Collection(Closing):
         self._address = address
         self._name = name
         self._timeout_s = timeout_s
+        self._closed = False
         self._client = connect(address, token, timeout_s)
         try:
             self.dim = self._open(dim, space)
@@ -92,15 +93,14 @@ class Collection(Closing):
         rows: list[Row] = [dict(row) for row in found]
         return rows if first is None else sorted(rows, key=lambda row: str(row["key"]))
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        """Add rows with new keys; they are durable at return."""
-        with self._errors("write to"):
-            self._client.insert(self._name, list(rows), timeout=self._timeout_s)
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows; they are durable at return.
 
-    def replace(self, row: Row) -> None:
-        """Add a row, or put it in the place of one with the same key."""
+        An upsert, so that rows are there once though pymilvus sends a request again when its
+        connection breaks.
+        """
         with self._errors("write to"):
-            self._client.upsert(self._name, [row], timeout=self._timeout_s)
+            self._client.upsert(self._name, list(rows), timeout=self._timeout_s)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete rows by key."""
@@ -135,6 +135,7 @@ class Collection(Closing):
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         self._client.close()
 
     def _open(self, dim: int | None, space: str | None) -> int:
@@ -189,4 +190,6 @@ class Collection(Closing):
             )
 
     def _errors(self, doing: str) -> AbstractContextManager[None]:
+        if self._closed:
+            raise RetrievalError(f"The {self.place} is closed. Open it again.")
         return milvus_errors(self._address, f"{doing} '{self._name}'", self._timeout_s)

@@ -76,10 +76,6 @@ def milvus_errors(address: str, doing: str, timeout_s: float) -> Iterator[None]:
             f"Milvus at {address} refused to {doing}: {error.message} (code {error.code}). "
             "See the server's log for more."
         ) from error
-    except ValueError as error:  # gRPC's, for a closed channel
-        if "closed" not in str(error):
-            raise
-        raise RetrievalError(f"The store at {address} is closed. Open it again.") from error
 
 
 def _unreachable(address: str, doing: str, timeout_s: float, why: str) -> BackendUnavailableError:

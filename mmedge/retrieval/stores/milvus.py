@@ -45,8 +45,8 @@ _TRIES = 5
 class MilvusStore(Closing):
     """A collection of a Milvus server; mmedge.retrieval.stores.rows says what it holds.
 
-    Every request ends within `timeout_s`, and none is repeated: what failed may be called again,
-    since all changes are idempotent. For one thread at a time.
+    Every request ends within `timeout_s`; pymilvus tries again until then. What failed may be
+    called again, since all changes are idempotent. For one thread at a time.
 
     Args:
         address: "http://HOST:19530", or a path that ends in ".db" for Milvus Lite.
@@ -226,7 +226,7 @@ class MilvusStore(Closing):
         found = self._rows.query(wanted, ["key", "body"])
         if not found:
             row = about_row(secrets.token_hex(16), self._rows.dim, space)
-            self._rows.insert([{**row, "writer": "about"}])
+            self._rows.write([{**row, "writer": "about"}])
             # Two devices may do so at once; all of them take the least identity.
             found = self._rows.query(wanted, ["key", "body"])
         about: Row = min(found, key=lambda row: str(row["key"]))["body"]
@@ -255,36 +255,57 @@ class MilvusStore(Closing):
         """
         if now is None:
             now = self._current([rows[0]["item"] for rows in groups])
-        later = {}
+        later: set[str] = set()
+        rows_to_send: list[Row] = []
         for rows in groups:
             item, order = rows[0]["item"], (rows[0]["revision"], rows[0]["origin"])
             held = now.get(item)
             if held is None or order > (held.revision, held.origin):
-                later[item] = rows
-        if later:
-            self._insert_batch([row for rows in later.values() for row in rows])
-            before = [row["key"] for item in later if item in now for row in now[item].rows]
+                later.add(item)
+            elif order < (held.revision, held.origin) or not self._may_be_passed(held):
+                continue
+            rows_to_send += rows
+        if rows_to_send:
+            self._insert_batch(rows_to_send)
+            items = {row["item"] for row in rows_to_send} & now.keys()
+            before = [row["key"] for item in sorted(items) for row in now[item].rows]
             if before:
                 self._rows.delete(before)
-        return set(later)
+        return later
+
+    def _may_be_passed(self, held: Version) -> bool:
+        """Whether a version may have arrived late, after readers passed its key.
+
+        So it is if this writer sent it in an earlier epoch: its call failed, and is made again.
+        """
+        return (
+            self._named
+            and held.key.startswith(f"{self._writer}/")
+            and not held.key.startswith(f"{self._writer}/{self._epoch:08d}")
+        )
 
     def _insert_batch(self, rows: Sequence[Row]) -> None:
+        passed: list[str] = []
         for _ in range(_TRIES):
             if self._epoch == 0:
                 self._begin_epoch()
             self._sequence += 1
             batch = f"{self._writer}/{self._epoch:08d}{self._sequence:010d}"
+            keys = [f"{batch}/{number:06d}" for number in range(len(rows))]
             epoch, self._epoch = self._epoch, 0  # a batch of unknown outcome ends its epoch
-            self._rows.insert(
+            self._rows.write(
                 [
-                    {**row, "key": f"{batch}/{number:06d}", "writer": self._writer}
-                    for number, row in enumerate(rows)
+                    {**row, "key": key, "writer": self._writer}
+                    for key, row in zip(keys, rows, strict=True)
                 ]
             )
             if not self._named or self._read_mark() == {"epoch": epoch, "session": self._session}:
                 self._epoch = epoch
+                if passed:
+                    self._rows.delete(passed)
                 return
             # Another process has begun an epoch under this name: readers may have passed this one.
+            passed += keys
         raise RetrievalError(
             f"Other processes keep writing to the {self._rows.place} under this writer's name. Let "
             "one write at a time, or name the writers differently."
@@ -298,7 +319,7 @@ class MilvusStore(Closing):
             return
         epoch = int((self._read_mark() or {"epoch": 0})["epoch"]) + 1
         body = {"epoch": epoch, "session": self._session}
-        self._rows.replace(mark_row(f"!writer/{self._writer}", body, self._dim))
+        self._rows.write([mark_row(f"!writer/{self._writer}", body, self._dim)])
         self._epoch = epoch
 
     def _read_mark(self) -> Row | None:

@@ -7,8 +7,8 @@ one id at the same moment: both versions arrive and every reader takes the same 
 
 A row's key is "WRITER/EPOCH SEQUENCE/NUMBER". One writer's keys grow, and a batch of its rows is
 acknowledged before the next is sent, so a reader that has seen a writer's key has seen every
-lesser one. A batch with an unknown outcome is sent again under a new epoch and never under its old
-keys, lest rows that arrive late stand before a key that a reader has passed.
+lesser one of that epoch. A batch of unknown outcome ends its epoch: its rows may arrive late,
+before a key that readers have passed, so the next try sends them again under the next epoch.
 """
 
 from __future__ import annotations
