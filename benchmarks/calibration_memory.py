@@ -70,7 +70,7 @@ def _bundle(size: str) -> Path:
     if size == "full":
         return full_size.bundle()
     from mmedge.converters.config import ConvertConfig
-    from mmedge.converters.pipeline import convert
+    from mmedge.converters.request import convert
 
     out = full_size.CACHE / "clip-shapes.mmedge"
     if not (out / "manifest.json").is_file():

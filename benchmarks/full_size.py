@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.pipeline import convert
+from mmedge.converters.request import convert
 from mmedge.specs import Array
 
 __all__ = ["CACHE", "SIZES", "Size", "bundle", "images", "source"]

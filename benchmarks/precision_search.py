@@ -29,7 +29,7 @@ import mmedge
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.evaluation.embedding_figures import Embeddings, Labels, task_quality
-from mmedge.converters.pipeline import convert
+from mmedge.converters.request import convert
 from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array, Float32Array

@@ -19,8 +19,8 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.datasets import read_dataset
 from mmedge.converters.families import family_of
 from mmedge.converters.graphs.export import export_role
-from mmedge.converters.pipeline import convert
 from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES
+from mmedge.converters.request import convert
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import open_source
 from mmedge.preprocess import ImageProcessor

@@ -10,9 +10,9 @@ from mmedge.telemetry import disable_telemetry
 if TYPE_CHECKING:
     from mmedge.converters.config import ConvertConfig
     from mmedge.converters.modules import convert_head, convert_module
-    from mmedge.converters.pipeline import convert
     from mmedge.converters.progress import Progress, ProgressEvent
     from mmedge.converters.report import ConversionReport
+    from mmedge.converters.request import convert
 
 __all__ = [
     "ConversionReport",
@@ -29,7 +29,7 @@ _HOMES = {
     "ConvertConfig": "config",
     "Progress": "progress",
     "ProgressEvent": "progress",
-    "convert": "pipeline",
+    "convert": "request",
     "convert_head": "modules",
     "convert_module": "modules",
 }

@@ -50,8 +50,8 @@ class ConvertConfig:
         evaluate: Images with captions or labels for evaluation; never the calibration
             data. None measures on synthetic samples.
         targets: What the graphs are made for: "cpu", "tensorrt" for engines, or both.
-        default: Variant or precision that `load` uses by default; None chooses the
-            fastest within the accuracy budget.
+        default: Variant or precision that `load` uses by default, or several as in
+            "int8,text_encoder:fp16"; None chooses the fastest within the accuracy budget.
         template: How a label becomes a text for zero-shot accuracy, "{}" standing for the label.
         overwrite: Overwrite an existing bundle.
         skip_bad: Skip unreadable images instead of stopping.
@@ -99,7 +99,7 @@ class ConvertConfig:
             self._check_no_search()
         named = recipes(self)
         if not self.searches and self.default is not None:
-            _require_default(self.default, named)
+            _require_default([name for _, name in self._defaults], named)
         for recipe in named:
             if recipe.needs_calibration and self.calibration is None:
                 raise ConversionError(
@@ -139,19 +139,30 @@ class ConvertConfig:
             )
         return found
 
+    def default_of(self, role: str) -> str | None:
+        """Return the default that is named for a role, else the one for all."""
+        named = dict(self._defaults)
+        return named.get(role, named.get(""))
+
+    @property
+    def _defaults(self) -> list[tuple[str, str]]:
+        parts = [] if self.default is None else self.default.split(",")
+        return [(role, name) for role, _, name in (part.strip().rpartition(":") for part in parts)]
+
     def require_roles(self, roles: Iterable[str]) -> None:
-        """Check that the precisions name existing roles.
+        """Check that precisions and defaults name existing roles.
 
         Raises:
             ConversionError: If they name another, or a role has no precision.
         """
         known = tuple(roles)
-        for precision in self.precisions:
-            role, separator, _ = precision.rpartition(":")
+        defaults = (f"{role}:{name}" for role, name in self._defaults if role)
+        for named in (*self.precisions, *defaults):
+            role, separator, _ = named.rpartition(":")
             if separator and role not in known:
                 raise ConversionError(
-                    f"Precision '{precision}': the model has no role '{role}', but "
-                    f"{', '.join(known)}." + did_you_mean(role, known)
+                    f"'{named}': the model has no role '{role}', but {', '.join(known)}."
+                    + did_you_mean(role, known)
                 )
         for role in known:
             self.of_role(role)
@@ -195,9 +206,9 @@ class ConvertConfig:
             )
 
 
-def _require_default(default: str, named: Sequence[Recipe]) -> None:
+def _require_default(defaults: Sequence[str], named: Sequence[Recipe]) -> None:
     names = [recipe.variant for recipe in named]
-    if default not in {*names, *(recipe.precision.value for recipe in named)}:
+    for default in {*defaults} - {*names, *(recipe.precision.value for recipe in named)}:
         raise ConversionError(
             f"--default: got '{default}', expected one of the precisions that are made, "
             f"{', '.join(names)}." + did_you_mean(default, names)

@@ -1,16 +1,15 @@
-"""Opening a source and describing its model."""
+"""Description of a source's model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmedge.converters.config import ConvertConfig
 from mmedge.converters.families import family_of
 from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.sources.fingerprint import computing_config, tensors_sha256
-from mmedge.converters.sources.source import Source, open_source
+from mmedge.converters.sources.source import Source
 
 __all__ = ["Described", "describe"]
 
@@ -34,14 +33,12 @@ class Described:
     computed: Mapping[str, object] = field(default_factory=dict)
 
 
-def describe(config: ConvertConfig, progress: Progress) -> Described:
-    """Open the source, load its weights and describe the model.
+def describe(source: Source, progress: Progress) -> Described:
+    """Load a source's weights and describe the model.
 
     Raises:
         SourceError: If it cannot be read, or no family knows it.
     """
-    progress(ProgressEvent("Open the source", 0, 1))
-    source = open_source(config.source, config.revision, merge_adapter=config.merge_adapter)
     family = family_of(source)
     progress(ProgressEvent("Load the weights", 0, 1))
     module = family.load(source)

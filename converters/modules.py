@@ -14,6 +14,7 @@ from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.onnx_graph import draw_inputs, usual_axes
 from mmedge.converters.pipeline import convert_model
 from mmedge.converters.progress import ignore_progress
+from mmedge.converters.request import read_data
 from mmedge.converters.sources.fingerprint import tensors_sha256
 from mmedge.converters.sources.source import Source
 from mmedge.specs import Axis, Compare, State, TensorSpec
@@ -137,4 +138,4 @@ def _convert(
     source = Source(Path(), config.source, None, {"model_type": kind.type}, (), {})
     model = ModelSpec(kind, (), {name: lambda: role}, processors)
     described = Described(source, kind.type, model, tensors_sha256(module))
-    return convert_model(config, lambda: described, progress or ignore_progress)
+    return convert_model(config, read_data(config), lambda: described, progress or ignore_progress)

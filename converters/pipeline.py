@@ -1,4 +1,4 @@
-"""convert(): from a model to a bundle, step by step."""
+"""From a model to a bundle, step by step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from mmedge.bundle import create_bundle
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import Data, load_data, plan_role
-from mmedge.converters.described import Described, describe
+from mmedge.converters.data.datasets import Dataset
+from mmedge.converters.described import Described
 from mmedge.converters.evaluation.base import Subject, open_evaluation
 from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.reference import check_reference
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32, Recipe
-from mmedge.converters.progress import Progress, ProgressEvent, ignore_progress
+from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, RoleDefault
-from mmedge.converters.request import check_request
 from mmedge.converters.sources.frozen import embedding_space, freeze
 from mmedge.converters.tuning.defaults import choose_defaults, searched_default
 from mmedge.converters.tuning.joint import (
@@ -40,7 +40,7 @@ from mmedge.converters.variants.job import Job
 from mmedge.converters.writing import write_bundle
 from mmedge.errors import ConversionError
 
-__all__ = ["convert", "convert_model"]
+__all__ = ["convert_model"]
 
 
 @dataclass(frozen=True)
@@ -53,33 +53,18 @@ class _Made:
     notes: Sequence[str]
 
 
-def convert(config: ConvertConfig, progress: Progress | None = None) -> ConversionReport:
-    """Convert a model to a bundle, atomically.
-
-    Args:
-        config: Settings.
-        progress: Progress callback, run in the calling thread.
-
-    Raises:
-        ConversionError: If the source, the data or the model cannot be converted (SourceError,
-            CalibrationError, ExportError, QuantizationError, ParityError).
-        BackendError: If ONNX Runtime cannot run what was made.
-        BundleError: If `config.out` cannot hold the bundle.
-        StorageError: If the disk is full or the place cannot be written.
-    """
-    check_request(config)
-    report = progress or ignore_progress
-    return convert_model(config, lambda: describe(config, report), report)
-
-
 def convert_model(
-    config: ConvertConfig, described_by: Callable[[], Described], progress: Progress
+    config: ConvertConfig,
+    data: Mapping[str, Dataset],
+    described_by: Callable[[], Described],
+    progress: Progress,
 ) -> ConversionReport:
     """Convert a described model to a bundle, atomically.
 
     Args:
         config: Settings.
-        described_by: Opens and describes the source; called once its place and data are checked.
+        data: From `read_data`.
+        described_by: Describes the source; called once the place and the samples are checked.
         progress: Progress callback.
 
     Raises:
@@ -91,9 +76,9 @@ def convert_model(
         create_bundle(config.out, overwrite=config.overwrite) as folder,
         quiet_libraries(),
     ):
-        data = load_data(config, progress)
+        checked = load_data(config, data, progress)
         described = described_by()
-        job = _open(config, folder, described, data, progress)
+        job = _open(config, folder, described, checked, progress)
         made = _search(job, kept) if config.searches else _build(job)
         manifest, lines = write_bundle(
             job, described.source, described.family, made.roles, made.defaults
@@ -107,13 +92,13 @@ def convert_model(
         defaults=made.defaults,
         notes=(
             *described.source.notes,
-            *data.notes,
+            *checked.notes,
             *made.notes,
             *job.without_calibration(made.specs),
         ),
         calibration_samples=manifest.provenance.calibration_samples,
         duration_s=time.monotonic() - started,
-        skipped=data.skipped,
+        skipped=checked.skipped,
         searched={name: role for name, role in manifest.roles.items() if role.search is not None},
     )
 

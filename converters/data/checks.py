@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmedge.converters.config import ConvertConfig, recipes, short_names
-from mmedge.converters.data.datasets import Dataset, Sample, read_dataset
+from mmedge.converters.data.datasets import Dataset, Sample
 from mmedge.converters.data.feeds import Samples, missing_data
 from mmedge.converters.methods.recipes import Recipe, parse_recipe
 from mmedge.converters.progress import Progress, ProgressEvent
@@ -121,10 +121,15 @@ def _content(sample: Sample) -> bytes:
     return digest.digest()
 
 
-def load_data(config: ConvertConfig, progress: Progress) -> Data:
-    """Read and check calibration and evaluation data.
+def load_data(config: ConvertConfig, datasets: Mapping[str, Dataset], progress: Progress) -> Data:
+    """Check calibration and evaluation data.
 
     Without evaluation data a part of the calibration data is held back for it.
+
+    Args:
+        config: Settings.
+        datasets: "calibration" and "evaluation", as far as they are given.
+        progress: Progress callback.
 
     Raises:
         CalibrationError: If either cannot be used, if all calibration samples are the same, or if
@@ -133,13 +138,11 @@ def load_data(config: ConvertConfig, progress: Progress) -> Data:
     notes: list[str] = []
     skipped: list[str] = []
     checked: dict[str, CheckedDataset] = {}
-    for what, path in (("calibration", config.calibration), ("evaluation", config.evaluate)):
-        if path is None:
-            continue
+    for what, data in datasets.items():
         stage = f"Check the {what} data"
         progress(ProgressEvent(stage, 0, 1))
         found = check_dataset(
-            read_dataset(path),
+            data,
             skip_bad=config.skip_bad,
             advance=lambda done, total, stage=stage: progress(  # type: ignore[misc]
                 ProgressEvent(stage, done, total)

@@ -28,6 +28,7 @@ __all__ = [
     "Evaluation",
     "Metric",
     "Subject",
+    "all_metrics",
     "drop",
     "find_metric",
     "open_evaluation",
@@ -302,6 +303,15 @@ def evaluation_class(kind: str) -> type[Evaluation]:
         )
     module, name = EVALUATIONS[kind].split(":")
     return cast("type[Evaluation]", getattr(importlib.import_module(module), name))
+
+
+def all_metrics() -> dict[str, Metric]:
+    """Return the metrics of every kind."""
+    return {
+        name: metric
+        for kind in EVALUATIONS
+        for name, metric in evaluation_class(kind).metrics.items()
+    }
 
 
 def open_evaluation(subject: Subject) -> Evaluation:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmedge.bundle.kinds import Kind
 from mmedge.bundle.tensors import Feed, ProcessorFeed
 from mmedge.converters.sources.source import Source
 from mmedge.preprocess.config import ProcessorConfig
 from mmedge.specs import Axis, Compare, State, Task, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 __all__ = ["Family", "ModelSpec", "RoleSpec"]
 

@@ -46,7 +46,9 @@ def searched_default(fp32: Trial, chosen: Trial, budget: Budget) -> RoleDefault:
 
 def _choose(job: Job, name: str, role: BuiltRole, budget: Budget) -> RoleDefault:
     kept = {recipe.variant for recipe in recipes(job.config, name)}
-    named = _named(job.config.default, name, [v for v in role.variants if v.recipe.variant in kept])
+    named = _named(
+        job.config.default_of(name), name, [v for v in role.variants if v.recipe.variant in kept]
+    )
     worth_timing = budget.objective == "latency" and (len(kept) > 1 or named)
     speed = _speed_test(role) if worth_timing else None
     trials = [_trial(job, role, variant, budget, speed) for variant in role.variants]

@@ -58,7 +58,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     default: Annotated[
         str | None,
         typer.Option(
-            help="Variant or precision to load where none is asked for.",
+            help="Variant or precision to load where none is asked for; [ROLE:]NAME, a,b,c.",
             show_default="the fastest within the accuracy budget",
         ),
     ] = None,
@@ -161,10 +161,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     )
     if html is not None:
         _check_html(html, config)
-    from mmedge.converters.request import check_request
-
-    check_request(config)
-    from mmedge.converters.pipeline import convert as run  # imports torch
+    from mmedge.converters.request import convert as run
 
     if quiet or json:
         report = run(config)

@@ -28,8 +28,8 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import load_data
 from mmedge.converters.evaluation.base import Evaluation
 from mmedge.converters.methods.recipes import Recipe
-from mmedge.converters.pipeline import convert
 from mmedge.converters.report import ConversionReport
+from mmedge.converters.request import convert, read_data
 from mmedge.converters.tuning.role import RoleSearch
 from mmedge.converters.variants.builder import BuiltVariant, VariantBuilder
 from mmedge.converters.variants.describe import BuiltRole, judge
@@ -435,7 +435,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_few_calibration_pictures_are_said_with_their_number(tmp_path: Path) -> None:
     few = write_pictures(tmp_path / "few", 5, 9, captions=True)
     asked = ConvertConfig("m", tmp_path / "x.mmedge", ("auto",), calibration=few)
-    (note,) = load_data(asked, lambda _: None).notes
+    (note,) = load_data(asked, read_data(asked), lambda _: None).notes
     assert note.startswith("Only 5 different calibration samples: 32 or more")
 
 

@@ -93,6 +93,27 @@ def test_a_default_that_is_not_made_is_refused_before_any_work(
         asked(*precisions, default=default)
 
 
+@pytest.mark.parametrize(
+    ("default", "image", "text"),
+    [
+        ("int8", "int8", "int8"),
+        ("int8, text:fp32", "int8", "fp32"),
+        ("text:int8-dynamic", None, "int8-dynamic"),
+    ],
+)
+def test_a_default_can_be_named_for_one_role(
+    default: str, image: str | None, text: str | None
+) -> None:
+    config = asked("fp32", "int8", default=default)
+    config.require_roles(("image", "text"))
+    assert (config.default_of("image"), config.default_of("text")) == (image, text)
+
+
+def test_a_default_names_an_existing_role() -> None:
+    with pytest.raises(ConversionError, match=r"'txt:int8': the model has no role 'txt'.*text\?"):
+        asked("int8", default="txt:int8").require_roles(("image", "text"))
+
+
 @pytest.mark.parametrize("default", ["int8", "int8-dynamic"])
 def test_a_default_is_a_variant_or_a_precision(default: str) -> None:
     assert asked("fp32", "int8", default=default).default == default

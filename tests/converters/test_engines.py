@@ -16,8 +16,8 @@ from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.methods.recipes import parse_recipe
 from mmedge.converters.passes.linears import find_linears
-from mmedge.converters.pipeline import convert
 from mmedge.converters.quantization.quantize import quantize
+from mmedge.converters.request import convert
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes.engines.profiles import shape_profiles
 from mmedge.runtimes.engines.spec import BuiltEngine, EngineRequest, count_precisions

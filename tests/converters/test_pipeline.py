@@ -35,10 +35,10 @@ from mmedge.converters.data.checks import Data, plan_role
 from mmedge.converters.data.datasets import read_dataset
 from mmedge.converters.evaluation.embedding_figures import interchangeable
 from mmedge.converters.methods.recipes import Recipe
-from mmedge.converters.pipeline import convert
 from mmedge.converters.progress import ProgressEvent
 from mmedge.converters.provenance import describe_provenance
 from mmedge.converters.report import ConversionReport
+from mmedge.converters.request import convert
 from mmedge.converters.sources.source import Source
 from mmedge.errors import (
     BundleError,

@@ -14,7 +14,7 @@ from metrics import recall_at_k
 
 import mmedge
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.pipeline import convert
+from mmedge.converters.request import convert
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes"
 _BUDGET = 0.01

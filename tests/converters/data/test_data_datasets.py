@@ -15,9 +15,10 @@ from roles import role
 
 from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.config import ConvertConfig
-from mmedge.converters.data.checks import check_dataset, load_data
+from mmedge.converters.data.checks import Data, check_dataset, load_data
 from mmedge.converters.data.datasets import Dataset, Sample, read_dataset
 from mmedge.converters.data.feeds import Samples, missing_data, role_feeds
+from mmedge.converters.request import read_data
 from mmedge.errors import CalibrationError
 from mmedge.preprocess import ImageConfig, ImageProcessor
 from mmedge.preprocess.steps import Decode, Rescale, Resize
@@ -158,9 +159,13 @@ def config(tmp_path: Path, calibration: Path | None, evaluate: Path | None = Non
     )
 
 
+def checked_data(config: ConvertConfig) -> Data:
+    return load_data(config, read_data(config), lambda _: None)
+
+
 def test_too_few_pictures_are_noted_with_their_number(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "few", 5, 0)
-    (note,) = load_data(config(tmp_path, folder), lambda _: None).notes
+    (note,) = checked_data(config(tmp_path, folder)).notes
     assert "Only 5 different calibration samples" in note
 
 
@@ -169,23 +174,23 @@ def test_the_same_picture_over_and_over_is_refused(tmp_path: Path) -> None:
     for index in range(5):
         (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
     with pytest.raises(CalibrationError, match="all 6 samples are the same"):
-        load_data(config(tmp_path, folder), lambda _: None)
+        checked_data(config(tmp_path, folder))
 
 
 def test_calibration_pictures_are_not_evaluated_on(tmp_path: Path) -> None:
     calibration = write_pictures(tmp_path / "a", 34, 0)
     evaluation = write_pictures(tmp_path / "b", 4, 1)
-    assert load_data(config(tmp_path, calibration, evaluation), lambda _: None).notes == ()
+    assert checked_data(config(tmp_path, calibration, evaluation)).notes == ()
     (evaluation / "copy.png").write_bytes((calibration / "003.png").read_bytes())
     with pytest.raises(CalibrationError, match="1 of its samples are also calibration"):
-        load_data(config(tmp_path, calibration, evaluation), lambda _: None)
+        checked_data(config(tmp_path, calibration, evaluation))
 
 
 def test_a_part_of_the_calibration_data_is_held_back(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", 40, 0)
     for index in range(5):  # equal samples stay together
         (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
-    data = load_data(config(tmp_path, folder), lambda _: None)
+    data = checked_data(config(tmp_path, folder))
     assert data.calibration is not None
     assert data.evaluation is not None
     kept = {sample.image.read_bytes() for sample in data.calibration.samples if sample.image}
@@ -194,7 +199,7 @@ def test_a_part_of_the_calibration_data_is_held_back(tmp_path: Path) -> None:
     assert not kept & held
     assert data.evaluation.name == "a, held back"
     assert any("were held back to measure quality on" in note for note in data.notes)
-    again = load_data(config(tmp_path, folder), lambda _: None)
+    again = checked_data(config(tmp_path, folder))
     assert again.evaluation == data.evaluation
 
 

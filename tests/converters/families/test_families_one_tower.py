@@ -16,8 +16,8 @@ import mmedge
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.families.reference import check_reference
-from mmedge.converters.pipeline import convert
 from mmedge.converters.quiet import quiet_libraries
+from mmedge.converters.request import convert
 from mmedge.errors import InputError, SourceError
 from mmedge.specs import Modality, Task
 
