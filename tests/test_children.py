@@ -146,8 +146,10 @@ def test_doctor_runs_no_command_of_the_current_folder(
     assert not mark.exists()
 
 
-def run_mmedge(command: list[str], bundle: Bundle) -> None:
+def run_mmedge(command: list[str], bundle: Bundle, pythonpath: str | None = None) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if pythonpath is not None:
+        environment["PYTHONPATH"] = pythonpath
     subprocess.run(
         [*command, "verify", str(bundle.path), "--precision", "fp32"],
         env=environment,
@@ -175,6 +177,24 @@ def test_python_m_mmedge_leaves_it_out_as_far_as_it_can(
     for early in ("mmedge", "typing"):
         (planted / f"{early}.py").unlink()
     run_mmedge([sys.executable, "-m", "mmedge"], tiny_bundle)
+    assert not mark.exists(), mark.read_text()
+
+
+def test_an_isolated_python_leaves_it_out(tiny_bundle: Bundle, planted: Path, mark: Path) -> None:
+    assert (planted / "mmedge.py").is_file()
+    run_mmedge([sys.executable, "-I", "-m", "mmedge"], tiny_bundle)
+    assert not mark.exists(), mark.read_text()
+
+
+def test_the_command_removes_an_empty_entry_of_the_search_path(
+    tiny_bundle: Bundle, planted: Path, mark: Path, tmp_path: Path
+) -> None:
+    """Python reads PYTHONPATH before the first line of ours runs; what it imports itself stays."""
+    for early in ("mmedge", "typing", "signal", "sitecustomize", "usercustomize"):
+        (planted / f"{early}.py").unlink()
+    script = tmp_path / "mmedge"
+    script.write_text(SCRIPT)
+    run_mmedge([sys.executable, str(script)], tiny_bundle, pythonpath=os.pathsep)
     assert not mark.exists(), mark.read_text()
 
 

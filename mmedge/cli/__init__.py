@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows the program's name; None takes them from the process.
     """
+    _leave_current_folder_out()
     _accept_any_text()
     disable_telemetry()
     received: list[int] = []
@@ -63,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _FAILED
     sys.exit(code)
+
+
+def _leave_current_folder_out() -> None:
+    """Remove what an empty entry of PYTHONPATH adds to `sys.path`: the current folder."""
+    entries = (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep)
+    if "" in entries and (here := os.getcwd()) not in entries:  # noqa: PTH109, pathlib may be there
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mmedge.bundle.quality import Figure
 from mmedge.bundle.tuning import Speed
 from mmedge.cli import main
 from mmedge.cli.convert import verdict_line
-from mmedge.converters import pipeline
+from mmedge.converters import request
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.progress import Progress, ProgressEvent
 from mmedge.converters.report import ConversionReport, RoleDefault, VariantReport
@@ -91,7 +91,7 @@ def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[C
             skipped=tuple(f"picture {index}" for index in range(12)),
         )
 
-    monkeypatch.setattr(pipeline, "convert", convert)
+    monkeypatch.setattr(request, "convert", convert)
     return calls
 
 
@@ -134,7 +134,7 @@ def test_the_summary_is_a_line_a_variant_and_a_verdict(
 def test_a_timing_that_other_work_disturbed_shows_its_interval(
     told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = pipeline.convert(ConvertConfig("a/b", Path("x.mmedge")))
+    report = request.convert(ConvertConfig("a/b", Path("x.mmedge")))
     chosen = report.defaults["image_encoder"]
     assert chosen.speed is not None
     wide = chosen.speed.model_copy(update={"ratio": Figure(value=0.04, low=0.02, high=0.8)})
