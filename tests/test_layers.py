@@ -91,9 +91,9 @@ _CONVERTERS = (
     {"quantization", "distillation"},
     {"variants"},
     {"tuning"},
-    {"request"},
     {"writing", "described"},
     {"pipeline"},
+    {"request"},
     {"modules"},
 )
 _below: set[str] = set()
