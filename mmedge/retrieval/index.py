@@ -537,6 +537,17 @@ class Index(Closing):
         with self._record.writing("full"):
             pass  # syncing a transaction syncs all before it
 
+    def compact(self) -> None:
+        """Write one snapshot of all vectors without those that are gone, and shrink the files.
+
+        Searches go on meanwhile. It happens by itself where most vectors are gone.
+
+        Raises:
+            RetrievalError: If another process goes on writing.
+            StorageError: If the disk is full or read-only.
+        """
+        upkeep.compact(self._record)
+
     def close(self) -> None:
         """Make all changes durable and release files and the model."""
         self._record.close()

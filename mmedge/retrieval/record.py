@@ -15,7 +15,15 @@ from mmedge.closing import Closing
 from mmedge.errors import InputError, RetrievalError
 from mmedge.files import storage_errors
 from mmedge.files.locks import key_lock_in_time
-from mmedge.retrieval.schema import LOCK, RECORD, check_folder, connect, is_immutable, record_errors
+from mmedge.retrieval.schema import (
+    BUSY_MS,
+    LOCK,
+    RECORD,
+    check_folder,
+    connect,
+    is_immutable,
+    record_errors,
+)
 
 __all__ = ["LOG", "Durability", "Record"]
 
@@ -122,10 +130,15 @@ class Record(Closing):
                     with suppress(sqlite3.Error):  # SQLite rolled it back itself
                         connection.execute("ROLLBACK")
 
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the main file as far as readers allow."""
+    def shrink(self) -> None:
+        """Give free pages back to the file system, as far as readers allow."""
         with self.exclusive(), record_errors(self.folder):
-            self._open_writer().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            writer = self._open_writer()
+            writer.execute("PRAGMA synchronous = FULL")
+            writer.executescript("PRAGMA incremental_vacuum")  # execute frees one page alone
+            writer.execute("PRAGMA busy_timeout = 100")  # readers go before
+            writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            writer.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
         """Make all durable and close all connections, one in use when its transaction ends."""

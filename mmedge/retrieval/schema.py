@@ -19,6 +19,7 @@ from mmedge.errors import IndexCorruptedError, MmedgeError, RetrievalError, Stor
 
 __all__ = [
     "ABOUT",
+    "BUSY_MS",
     "FORMAT",
     "LOCK",
     "MAX_DIM",
@@ -43,7 +44,7 @@ _APPLICATION = 0x6D6D6564  # "mmed"
 _PAGE_BYTES = 8192  # seven vectors of 512 dimensions; 4096 would leave a quarter of a page empty
 _MAX_VALUE_BYTES = 256 << 20  # of one value in the record
 _CHECKED_BYTES = 16 << 20  # a record up to this size is checked page by page when it is opened
-_BUSY_S = 30.0
+BUSY_MS = 30_000
 
 # One row. `version` counts transactions; `generation` changes when rows that readers hold no longer
 # count as they did (compact, migrate); `epoch` is that of the vectors in use, and a migration
@@ -144,6 +145,7 @@ def create_record(folder: Path, about: About) -> None:
         connection = sqlite3.connect(folder / RECORD, isolation_level=None)
         try:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # see Record.shrink
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
@@ -229,7 +231,7 @@ def connect(folder: Path, *, writable: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"file:{quote(str(path.absolute()))}?{query}",
             uri=True,
-            timeout=_BUSY_S,
+            timeout=BUSY_MS / 1000,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -335,7 +337,8 @@ def _translated(error: sqlite3.Error, path: Path) -> MmedgeError:
         )
     if "locked" in text:
         return RetrievalError(
-            f"{path} is locked by another program for more than {_BUSY_S:.0f} s. Close it there."
+            f"{path} is locked by another program for more than {BUSY_MS // 1000} s. Close it "
+            "there."
         )
     if "unable to open" in text or "I/O error" in text:
         return StorageError(

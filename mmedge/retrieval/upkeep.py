@@ -1,11 +1,147 @@
-"""Snapshots written from the tail, merged and compacted, and files that nothing names removed."""
+"""Snapshots written from the record, merged and compacted, and files that nothing names removed."""
 
 from __future__ import annotations
 
-from mmedge.retrieval.record import Record
+import sqlite3
+from contextlib import suppress
 
-__all__ = ["after_write"]
+from mmedge.errors import StorageError
+from mmedge.files import storage_errors
+from mmedge.retrieval.record import LOG, Record
+from mmedge.retrieval.schema import SNAPSHOTS, read_about
+from mmedge.retrieval.snapshots import snapshot_path, write_snapshot
+from mmedge.retrieval.view import read_blocks
+
+__all__ = ["after_write", "compact", "remove_orphans", "write_from"]
+
+_TAIL_ROWS = 4096  # behind the last snapshot, before another is written
+_MERGED_ROWS = 32_768  # largest snapshot that merging makes; compact makes larger ones
+_EPOCH_ROWS = 4096  # rows of an ended migration that are deleted in one transaction
 
 
 def after_write(record: Record) -> None:
-    """Write a snapshot where many rows have come since the last."""
+    """Write a snapshot where many rows have come since the last, and compact where most are gone.
+
+    What the record holds is durable already, so a full disk is logged and not raised.
+    """
+    with record.reading() as connection:
+        about = read_about(connection)
+        snapshots = _snapshots(connection)
+        low, high = connection.execute("SELECT min(number), max(number) FROM gone").fetchone()
+    gone = 0 if low is None else high - low + 1
+    tail = about.rows - (snapshots[-1][2] if snapshots else 0)
+    has_ann = any(ann for *_, ann in snapshots)
+    try:
+        if gone >= _TAIL_ROWS and gone > about.items and not has_ann:
+            compact(record, shrink=False)
+        elif tail >= _TAIL_ROWS and about.next_dim is None:
+            first = about.rows - tail + 1
+            for _, first_row, _, count, ann in reversed(snapshots):
+                if ann or count > tail or count + tail > _MERGED_ROWS:
+                    break
+                first, tail = first_row, tail + count
+            write_from(record, first)
+    except StorageError as error:
+        LOG.warning("%s Searches read the newest rows from the record meanwhile.", error)
+
+
+def compact(record: Record, *, shrink: bool = True) -> None:
+    """Write one snapshot of all rows, and forget those that are gone.
+
+    Args:
+        record: The index's.
+        shrink: Whether free pages of the record are given back to the file system.
+
+    Raises:
+        RetrievalError: If another process goes on writing.
+        StorageError: If the disk is full or read-only.
+    """
+    with record.exclusive():
+        _drop_other_epochs(record)
+        write_from(record, 0)
+        if shrink:
+            with record.writing() as connection:
+                connection.execute("INSERT INTO words(words) VALUES ('optimize')")
+                connection.execute("DELETE FROM fields")
+                connection.execute(
+                    """INSERT INTO fields SELECT DISTINCT field.key
+                    FROM items, json_each(items.metadata) AS field"""
+                )
+            record.shrink()
+
+
+def write_from(record: Record, first_row: int) -> None:
+    """Write one snapshot of all rows from one on; it replaces those that hold any of them.
+
+    Args:
+        record: The index's.
+        first_row: Where another snapshot begins, or none is; 0 for all rows, after which nothing
+            is gone any more.
+
+    Raises:
+        RetrievalError: If another process goes on writing.
+        StorageError: If the disk is full or read-only.
+    """
+    with record.exclusive():
+        with record.reading() as connection:
+            about = read_about(connection)
+            found = connection.execute(
+                "SELECT 1 FROM vectors WHERE row >= ? AND epoch = ? LIMIT 1",
+                (first_row, about.epoch),
+            ).fetchone()
+            number, count, crc = about.version + 1, 0, 0
+            if found is not None:
+                path = snapshot_path(record.folder / SNAPSHOTS, number)
+                with storage_errors(path):
+                    path.unlink(missing_ok=True)  # left by a writer that was killed
+                blocks = read_blocks(connection, about, first_row - 1)
+                count, crc = write_snapshot(path, about.uuid, about.dim, blocks)
+        with record.writing() as connection:
+            connection.execute("DELETE FROM snapshots WHERE last_row >= ?", (first_row,))
+            if count:
+                connection.execute(
+                    "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, NULL)",
+                    (number, first_row, about.rows, count, crc),
+                )
+            if first_row == 0:
+                connection.execute("DELETE FROM gone")
+                connection.execute("UPDATE about SET generation = generation + 1")
+        remove_orphans(record)
+
+
+def remove_orphans(record: Record) -> list[str]:
+    """Remove files of the snapshots' folder that the record does not name; return their names."""
+    removed = []
+    with record.exclusive():
+        with record.reading() as connection:
+            snapshots = _snapshots(connection)
+        named = {snapshot_path(record.folder, number).name for number, *_ in snapshots}
+        named |= {ann for *_, ann in snapshots if ann}
+        folder = record.folder / SNAPSHOTS
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in named:
+                with suppress(OSError):
+                    path.unlink()
+                    removed.append(path.name)
+    return sorted(removed)
+
+
+def _drop_other_epochs(record: Record) -> None:
+    """Delete the vectors that an ended migration has replaced, some at a time."""
+    deleted = 1
+    while deleted:
+        with record.writing("batch") as connection:
+            about = read_about(connection)
+            last = about.epoch + (0 if about.next_dim is None else 1)
+            deleted = connection.execute(
+                """DELETE FROM vectors WHERE row IN
+                (SELECT row FROM vectors WHERE epoch NOT BETWEEN ? AND ? LIMIT ?)""",
+                (about.epoch, last, _EPOCH_ROWS),
+            ).rowcount
+
+
+def _snapshots(connection: sqlite3.Connection) -> list[tuple[int, int, int, int, str | None]]:
+    """Return number, first and last row, count and approximate index, in the order of rows."""
+    return connection.execute(
+        "SELECT number, first_row, last_row, count, ann FROM snapshots ORDER BY first_row"
+    ).fetchall()

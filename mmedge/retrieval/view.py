@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,13 +106,12 @@ class View:
 
 def read_blocks(
     connection: sqlite3.Connection, about: About, after: int, until: int | None = None
-) -> list[Block]:
-    """Read the vectors of rows > after, and <= until if given, from the record.
+) -> Iterator[Block]:
+    """Yield the vectors of rows > after, and <= until if given, from the record.
 
     Raises:
         IndexCorruptedError: If a row is damaged.
     """
-    blocks = []
     cursor = connection.execute(
         """SELECT row, key, part, vector, crc FROM vectors
         WHERE row > ? AND row <= ? AND epoch = ? ORDER BY row""",
@@ -122,15 +121,12 @@ def read_blocks(
         for row in rows:
             check_vector(about, *row)
         numbers, keys, parts, vectors, _ = zip(*rows, strict=True)
-        blocks.append(
-            (
-                np.array(numbers, np.int64),
-                np.array(keys, np.int64),
-                np.array(parts, np.int32),
-                np.frombuffer(b"".join(vectors), np.float16).reshape(-1, about.dim),
-            )
+        yield (
+            np.array(numbers, np.int64),
+            np.array(keys, np.int64),
+            np.array(parts, np.int32),
+            np.frombuffer(b"".join(vectors), np.float16).reshape(-1, about.dim),
         )
-    return blocks
 
 
 class Views:
@@ -190,7 +186,7 @@ class Views:
     def _advance(self, connection: sqlite3.Connection, about: About, view: View) -> View:
         known = {each.number: each for each in view.segments if each.number is not None}
         segments, damaged = self._segments(connection, about, known)
-        blocks = read_blocks(connection, about, view.about.rows)
+        blocks = list(read_blocks(connection, about, view.about.rows))
         self._tail.extend(blocks)
         segments.append(self._tail.segment(_last_row(connection)))
         gone, last_gone = _gone(connection, view.last_gone)
@@ -238,8 +234,9 @@ class _Tail:
         self._count = 0
         self._arrays = _empty(0, dim)
 
-    def extend(self, blocks: list[Block]) -> None:
+    def extend(self, given: Iterable[Block]) -> None:
         """Add rows after the last one."""
+        blocks = list(given)
         added = sum(len(block[0]) for block in blocks)
         room = len(self._arrays[0])
         if self._count + added > room:
