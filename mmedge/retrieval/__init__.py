@@ -2,5 +2,17 @@
 
 from mmedge.retrieval.filter_text import filter_text, parse_filter
 from mmedge.retrieval.filters import And, Eq, Filter, In, Not, Or, Range
+from mmedge.retrieval.queries import Query
 
-__all__ = ["And", "Eq", "Filter", "In", "Not", "Or", "Range", "filter_text", "parse_filter"]
+__all__ = [
+    "And",
+    "Eq",
+    "Filter",
+    "In",
+    "Not",
+    "Or",
+    "Query",
+    "Range",
+    "filter_text",
+    "parse_filter",
+]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import sqlite3
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import InputError
-from mmedge.specs import Array, Float32Array
+from mmedge.retrieval.items import Item
+from mmedge.retrieval.rows import read_items
+from mmedge.specs import Array
 
-__all__ = ["RecentVectors", "checked_cosine", "distinct_hits"]
+__all__ = ["RECENT", "checked_cosine", "distinct_hits", "near_recent", "recent_items"]
+
+RECENT = 32
+"""Items of a source that a new one is compared with."""
+
+_LOOKED_AT = 4096  # last items of the index among which those of a source are looked for
 
 
 def checked_cosine(cosine: float, what: str) -> float:
@@ -49,43 +58,55 @@ def distinct_hits(vectors: Array, cosine: float, k: int) -> NDArray[np.int64]:
     return np.array(kept, np.int64)
 
 
-class RecentVectors:
-    """The last items of each source, against which new ones are compared.
+def near_recent(
+    items: Iterable[Item], recent: Mapping[str | None, Sequence[Item]], cosine: float
+) -> dict[str, str]:
+    """Return the new items that are near-duplicates of a recent one of the same source.
+
+    An item of several vectors is near another if each of its vectors is near one of the other's.
+    Items without a source count as one source.
 
     Args:
-        window: Items kept of a source.
-        sources: Sources kept, the last used ones.
+        items: New items, the oldest first.
+        recent: Items that are there, by source, the oldest first.
+        cosine: From this similarity on an item is near.
+
+    Returns:
+        By id of a new item the id of the newest one that it is near to. An item that is returned
+        is not compared with those that follow.
     """
+    last = {source: deque(known, maxlen=RECENT) for source, known in recent.items()}
+    near: dict[str, str] = {}
+    for item in items:
+        known = last.setdefault(item.source, deque(maxlen=RECENT))
+        for other in reversed(known):
+            if (item.vectors @ other.vectors.T).max(axis=1).min() >= cosine:
+                near[item.id] = other.id
+                break
+        else:
+            known.append(item)
+    return near
 
-    def __init__(self, window: int = 32, sources: int = 256) -> None:
-        self._window = window
-        self._sources = sources
-        self._recent: OrderedDict[str, deque[tuple[str, Float32Array]]] = OrderedDict()
 
-    def knows(self, source: str) -> bool:
-        """Return whether a source was seen."""
-        return source in self._recent
+def recent_items(
+    record: sqlite3.Connection, sources: Iterable[str | None]
+) -> dict[str | None, list[Item]]:
+    """Return the last items of some sources, the oldest first.
 
-    def remember(self, source: str, id_: str, vectors: Float32Array) -> None:
-        """Take up an item with its (V, D) vectors as the newest of its source."""
-        recent = self._recent.setdefault(source, deque(maxlen=self._window))
-        self._recent.move_to_end(source)
-        recent.append((id_, vectors))
-        if len(self._recent) > self._sources:
-            self._recent.popitem(last=False)
+    Args:
+        record: The index's SQLite file, in a transaction.
+        sources: None for items without one.
 
-    def nearest(self, source: str, vectors: Float32Array, cosine: float) -> str | None:
-        """Return the newest item of a source that is as near as a cosine; None if none is.
-
-        An item of several vectors is near another if each of its vectors is near one of the
-        other's.
-
-        Args:
-            source: Of the item.
-            vectors: (V, D) float32, L2-normalised.
-            cosine: From this similarity on it is near.
-        """
-        for id_, others in reversed(self._recent.get(source, ())):
-            if (vectors @ others.T).max(axis=1).min() >= cosine:
-                return id_
-        return None
+    Raises:
+        IndexCorruptedError: If a row is damaged.
+    """
+    found: dict[str | None, list[Item]] = {}
+    for source in set(sources):
+        keys = record.execute(
+            """SELECT key FROM (SELECT key, source FROM items ORDER BY key DESC LIMIT ?)
+            WHERE source IS ? LIMIT ?""",
+            (_LOOKED_AT, source, RECENT),
+        )
+        rows = read_items(record, (key for (key,) in keys), vectors=True)
+        found[source] = [rows[key].item for key in sorted(rows)]
+    return found

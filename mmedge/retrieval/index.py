@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -16,11 +17,11 @@ from PIL import Image
 from mmedge.closing import Closing
 from mmedge.errors import InputError, RetrievalError
 from mmedge.files import atomic_directory
-from mmedge.models.batches import image_sources
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
 from mmedge.retrieval import storing, upkeep
 from mmedge.retrieval.adding import Given, encoded
+from mmedge.retrieval.duplicates import checked_cosine, near_recent, recent_items
 from mmedge.retrieval.embedding import Encoder, bundle_space, check_space
 from mmedge.retrieval.filter_sql import AllowedItems
 from mmedge.retrieval.filters import Filter
@@ -30,10 +31,12 @@ from mmedge.retrieval.inputs import (
     checked_ids,
     checked_k,
     checked_recall,
-    query_vectors,
 )
-from mmedge.retrieval.items import Item, Match, Metadata
+from mmedge.retrieval.items import Added, Item, Match, Metadata
+from mmedge.retrieval.queries import Query
+from mmedge.retrieval.query_embedding import embedded_queries
 from mmedge.retrieval.ranking import Ranking
+from mmedge.retrieval.recency import checked_half_life
 from mmedge.retrieval.record import Durability, Record
 from mmedge.retrieval.rows import read_items, read_stored
 from mmedge.retrieval.schema import MAX_DIM, SNAPSHOTS, About, create_record, read_about
@@ -204,8 +207,9 @@ class Index(Closing):
         content_hashes: Sequence[str | None] | None = None,
         modality: Modality | None = None,
         space: str | None = None,
+        skip_near: float | None = None,
         durability: Durability = "full",
-    ) -> list[str]:
+    ) -> Added:
         """Add N new items, all or none of them.
 
         Args:
@@ -229,10 +233,13 @@ class Index(Closing):
             modality: What ready vectors were encoded from, so that `migrate` can do it again from
                 `sources` or `texts`.
             space: Fingerprint of the embedding space of ready vectors; None if unknown.
+            skip_near: From this cosine on an item that is near to one of the last 32 of the same
+                source is not added, as a camera sees the same wall a thousand times; name the
+                camera in `sources`. None adds all.
             durability: See Index.
 
         Returns:
-            The ids, in order.
+            The ids of what was added, in order; its `skipped` names what was not.
 
         Raises:
             InputError: If there is nothing to add or it cannot be used (a wrong width, NaN, a zero
@@ -244,16 +251,23 @@ class Index(Closing):
         """
         about = self._about()
         check_space(about.space, space, "these vectors are")
+        if skip_near is not None:
+            skip_near = checked_cosine(skip_near, "skip_near")
         given = Given(images, audio, vectors, texts)
         content = encoded(given, self._encoder, about.dim, about.space)
         items = storing.new_items(content, ids, texts, times, sources, metadata, content_hashes)
+        near: dict[str, str] = {}
         if items:
             kind = content.modality or modality
             with self._record.writing(durability) as connection:
                 storing.check_unchanged(about, connection)
+                if skip_near is not None:
+                    recent = recent_items(connection, (item.source for item in items))
+                    near = near_recent(items, recent, skip_near)
+                    items = [item for item in items if item.id not in near]
                 storing.add(connection, items, None if kind is None else Modality(kind).value)
             upkeep.after_write(self._record)
-        return [item.id for item in items]
+        return Added((item.id for item in items), near)
 
     def update(  # noqa: PLR0913, what an item consists of
         self,
@@ -419,22 +433,26 @@ class Index(Closing):
     @overload
     def search(  # type: ignore[overload-overlap]
         self,
-        query: str | os.PathLike[str] | bytes | Image.Image,
+        query: str | os.PathLike[str] | bytes | Image.Image | Query,
         k: int = ...,
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        half_life_s: float | None = ...,
+        distinct: float | None = ...,
         space: str | None = ...,
     ) -> list[Match]: ...
 
     @overload
     def search(
         self,
-        query: Sequence[str] | Sequence[ImageSource],
+        query: Sequence[str] | Sequence[ImageSource] | Sequence[Query],
         k: int = ...,
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        half_life_s: float | None = ...,
+        distinct: float | None = ...,
         space: str | None = ...,
     ) -> list[list[Match]]: ...
 
@@ -446,34 +464,48 @@ class Index(Closing):
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        half_life_s: float | None = ...,
+        distinct: float | None = ...,
         space: str | None = ...,
     ) -> Any: ...  # noqa: ANN401, by the number of its axes
 
     def search(
         self,
-        query: str | ImageSource | Sequence[str] | Sequence[ImageSource] | Array,
+        query: ImageSource
+        | Query
+        | Sequence[str]
+        | Sequence[ImageSource]
+        | Sequence[Query]
+        | Array,
         k: int = 10,
         *,
         where: Filter | None = None,
         recall: float = 0.95,
+        half_life_s: float | None = None,
+        distinct: float | None = None,
         space: str | None = None,
     ) -> list[Match] | list[list[Match]]:
         """Return the k items nearest to a query, best first.
 
         Args:
             query: A str is a text, even one that looks like a path; a Path, bytes, a PIL image or
-                a uint8 array (H, W, 3) is an image; a floating-point array (D,) is a vector. A
-                sequence of texts or of images, or an array (Q, D), is Q queries.
+                a uint8 array (H, W, 3) is an image; a floating-point array (D,) is a vector; a
+                Query is several of these at once, and words. A sequence of texts, of images or of
+                Querys, or an array (Q, D), is Q queries.
             k: Matches a query, at most.
             where: Condition on the items; see mmedge.retrieval.filters.
             recall: Share of the true k nearest that an approximate search must find on average.
+            half_life_s: After so many seconds an item's score has halved, so that newer items come
+                first; see mmedge.retrieval.recency.decayed. None for scores without decay.
+            distinct: From this cosine on to a better match an item is left out as its
+                near-duplicate, and others are found in its place; None for none.
             space: Fingerprint of the embedding space of a query that is a vector; None if unknown.
 
         Returns:
             Matches of a single query, or a list of such lists for several.
 
         Raises:
-            InputError: If the query, k or the filter cannot be used.
+            InputError: If the query, k, the filter or another option cannot be used.
             SpaceMismatchError: If the query's vector is of another embedding space.
             RetrievalError: If there is no bundle to embed the query with.
             IndexCorruptedError: If the record is damaged.
@@ -481,7 +513,12 @@ class Index(Closing):
         k, recall = checked_k(k), checked_recall(recall)
         about = self._about()
         check_space(about.space, space, "this query is")
-        vectors, single = self._query(query, about)
+        if half_life_s is not None:
+            half_life_s = checked_half_life(half_life_s)
+        if distinct is not None:
+            distinct = checked_cosine(distinct, "distinct")
+        now = time.time()
+        vectors, words, single = embedded_queries(query, self.embed, about.dim)
         with self._viewing() as (connection, view):
             storing.check_unchanged(about, connection)
             found = search_view(
@@ -491,7 +528,7 @@ class Index(Closing):
                 k,
                 where=where,
                 recall=recall,
-                ranking=Ranking(),
+                rankings=[Ranking(each, half_life_s, now, distinct) for each in words],
                 filters=self._filters,
             )
         return found[0] if single else found
@@ -568,19 +605,3 @@ class Index(Closing):
                 yield connection, view
                 return
         raise RetrievalError(f"{self.path}: its snapshots change all the time. Search again.")
-
-    def _query(self, query: object, about: About) -> tuple[Float32Array, bool]:
-        """Return (Q, D) vectors of a query, and whether it is a single one."""
-        if isinstance(query, str):
-            return self.embed(texts=query), True
-        if isinstance(query, np.ndarray) and query.dtype.kind == "f" and query.ndim < 3:
-            return query_vectors(query, about.dim), query.ndim == 1
-        if isinstance(query, Sequence) and not isinstance(query, bytes | bytearray | memoryview):
-            if not query:
-                return np.empty((0, about.dim), np.float32), False
-            if all(isinstance(each, str) for each in query):
-                return self.embed(texts=cast("Sequence[str]", query)), False
-            if all(isinstance(each, np.ndarray) and each.dtype.kind == "f" for each in query):
-                return query_vectors(np.stack(query), about.dim), False
-        images = cast(ImageSource, query)
-        return self.embed(images=images), image_sources(images) is None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from mmedge.specs import Float32Array
 
-__all__ = ["Item", "Match", "Metadata", "MetadataValue"]
+__all__ = ["Added", "Item", "Match", "Metadata", "MetadataValue"]
 
 MetadataValue: TypeAlias = str | int | float | bool | list[str] | None
 """A metadata field's value; a list of strings holds tags."""
@@ -64,3 +64,15 @@ class Match:
     source: str | None = None
     text: str | None = None
     part: int = 0
+
+
+class Added(list[str]):
+    """The ids of the items that were added, in order.
+
+    Attributes:
+        skipped: Items that were not added, by id the id of the item that they are near to.
+    """
+
+    def __init__(self, ids: Iterable[str], skipped: Mapping[str, str]) -> None:
+        super().__init__(ids)
+        self.skipped = dict(skipped)

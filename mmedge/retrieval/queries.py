@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from mmedge.errors import InputError
-from mmedge.preprocess.decode import ImageSource
-from mmedge.specs import Float32Array
 
-__all__ = ["Part", "Query"]
+if TYPE_CHECKING:
+    from mmedge.preprocess.decode import ImageSource
+    from mmedge.specs import Float32Array
 
-Part: TypeAlias = str | ImageSource | Float32Array
-"""A str is a text, a floating-point array (D,) is a vector, and all else is an image."""
+    Part: TypeAlias = str | ImageSource | Float32Array
+
+__all__ = ["Query"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +22,8 @@ class Query:
     """One query of several parts.
 
     `Query([photo, "at night"], unlike="people", words="garage")` looks for items that are like the
-    photo and like the text, not like people, and moves up those whose text has the word.
+    photo and like the text, not like people, and moves up those whose text has the word. Of the
+    parts a str is a text, a floating-point array (D,) is a vector, and all else is an image.
 
     Attributes:
         like: What items are to be like: one part or several.
@@ -67,4 +69,4 @@ class Query:
 
 
 def _parts(given: Part | Sequence[Part]) -> tuple[Part, ...]:
-    return tuple(given) if isinstance(given, list | tuple) else (cast(Part, given),)
+    return tuple(given) if isinstance(given, list | tuple) else (cast("Part", given),)

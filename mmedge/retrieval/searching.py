@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,7 @@ def search_view(
     *,
     where: Filter | None,
     recall: float,  # noqa: ARG001, this scan is exact
-    ranking: Ranking,
+    rankings: Sequence[Ranking],
     filters: AllowedItems,
 ) -> list[list[Match]]:
     """Return the k best items for each query, best first.
@@ -41,11 +42,12 @@ def search_view(
         k: Items a query, at most.
         where: Condition on the items.
         recall: Share of the true k nearest to be found on average.
-        ranking: What counts beside similarity.
+        rankings: What counts beside similarity, for each query.
         filters: Keeps what recent filters allow.
 
     Raises:
-        InputError: If the filter is malformed or names a field that no item has.
+        InputError: If the filter is malformed or names a field that no item has, or there is no
+            usable word among the words of a ranking.
     """
     mask = None
     if where is not None:
@@ -53,7 +55,7 @@ def search_view(
         mask = filters.mask(record, where, of=view.about.uuid, seq=view.about.seq)
     found = [
         rank(ranking, k, partial(_nearest, view, query), view.vectors_of, record, mask)
-        for query in queries
+        for query, ranking in zip(queries, rankings, strict=True)
     ]
     keys = {int(key) for hits in found for key in hits.keys}
     items = {key: row.item for key, row in read_items(record, keys, vectors=False).items()}

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedge.errors import InputError
-from mmedge.retrieval.duplicates import RecentVectors, checked_cosine, distinct_hits
+from mmedge.retrieval.duplicates import RECENT, checked_cosine, distinct_hits, near_recent
+from mmedge.retrieval.items import Item
 from mmedge.specs import Float32Array
 
 
@@ -38,33 +39,38 @@ def test_the_greedy_rule(angles: list[int], k: int) -> None:
     assert distinct_hits(hits, 0.999, k).tolist() == kept
 
 
+def item(name: str, *angles: float, source: str | None = "cam0") -> Item:
+    return Item(name, at_degrees(*angles), source=source)
+
+
 def test_the_newest_near_item_of_the_same_source() -> None:
-    recent = RecentVectors(window=2)
-    assert not recent.knows("cam0")
-    for name, angle in (("a", 0), ("b", 5), ("c", 40)):
-        recent.remember("cam0", name, at_degrees(angle))
-    recent.remember("cam1", "d", at_degrees(100))
-    assert recent.knows("cam0")
-    assert recent.nearest("cam0", at_degrees(6), COS_10) == "b"
-    assert recent.nearest("cam0", at_degrees(60), COS_10) is None
-    assert recent.nearest("cam0", at_degrees(100), COS_10) is None  # another source's
-    assert recent.nearest("cam9", at_degrees(6), COS_10) is None
-    recent.remember("cam0", "e", at_degrees(80))  # b leaves the window
-    assert recent.nearest("cam0", at_degrees(6), COS_10) is None
+    recent = {"cam0": [item("a", 0), item("b", 5), item("c", 40)]}
+    new = [
+        item("near", 6),
+        item("far", 60),
+        item("near far", 61),  # compared with what came before it in the same call
+        item("near near", 15),  # near to a skipped one alone
+        item("elsewhere", 6, source="cam1"),
+        item("nowhere", 6, source=None),
+        item("nowhere again", 6, source=None),
+    ]
+    expected = {"near": "b", "near far": "far", "near near": "b", "nowhere again": "nowhere"}
+    assert near_recent(new, recent, COS_10) == expected
+    assert near_recent(new, {}, 1.0) == {"nowhere again": "nowhere"}
+
+
+def test_what_left_the_window_is_not_compared() -> None:
+    axes = np.eye(RECENT + 1, dtype=np.float32)
+    items = [Item(str(place), axes[place : place + 1]) for place in range(RECENT + 1)]
+    again = Item("again", axes[:1])
+    assert near_recent([*items[:-1], again], {}, COS_10) == {"again": "0"}
+    assert near_recent([*items, again], {}, COS_10) == {}
 
 
 def test_each_of_several_vectors_must_be_near() -> None:
-    recent = RecentVectors()
-    recent.remember("cam0", "clip", at_degrees(0, 90))
-    assert recent.nearest("cam0", at_degrees(5, 85, 88), COS_10) == "clip"
-    assert recent.nearest("cam0", at_degrees(5, 45), COS_10) is None
-
-
-def test_sources_that_fell_silent_are_forgotten() -> None:
-    recent = RecentVectors(sources=2)
-    for source in ("a", "b", "a", "c"):
-        recent.remember(source, source, at_degrees(0))
-    assert [recent.knows(source) for source in "abc"] == [True, False, True]
+    recent = {"cam0": [item("clip", 0, 90)]}
+    assert near_recent([item("a", 5, 85, 88)], recent, COS_10) == {"a": "clip"}
+    assert near_recent([item("a", 5, 45)], recent, COS_10) == {}
 
 
 @pytest.mark.parametrize("cosine", [0, -0.5, 1.01, float("nan"), True, "0.9"])

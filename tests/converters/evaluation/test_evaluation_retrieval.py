@@ -34,7 +34,7 @@ def test_captions_are_encoded_where_each_image_has_one(tmp_path: Path) -> None:
         (CAPTIONS, TWO, "recall@1", ("recall@1", "zero-shot"), ()),
         (None, TWO, "zero-shot", ("zero-shot",), ("recall@1",)),
         (None, ONE, "cosine-p1", ("interchangeability",), ("zero-shot", "recall@5")),
-        (None, None, "cosine-p1", ("cosine-min",), ("recall@5",)),
+        (None, None, "cosine-p1", ("cosine-min", "index-recall"), ("recall@5",)),
     ],
 )
 def test_metrics_follow_the_data(
