@@ -13,7 +13,14 @@ from torch import nn
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.loading import load_model, read_part
-from mmedge.converters.families.towers import Tower, dual_encoder, embedding_role, seeded, text_role
+from mmedge.converters.families.towers import (
+    TextEncoder,
+    Tower,
+    dual_encoder,
+    embedding_role,
+    seeded,
+    text_role,
+)
 from mmedge.converters.sources.reference_audio import read_audio_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -72,19 +79,6 @@ class _FusedPatches(nn.Module):
         windows = nn.functional.pad(windows, (0, whole.shape[-1] - windows.shape[-1]))
         fused = self.original.fusion_model(whole, windows)
         return cast(torch.Tensor, self.original.norm(fused.flatten(2).transpose(1, 2)))
-
-
-class _TextEncoder(nn.Module):
-    """input_ids and attention_mask (B, T) int64 -> embedding (B, D) float32, L2-normalised."""
-
-    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
-        super().__init__()
-        self.tower = model.text_model
-        self.projection = model.text_projection
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        pooled = self.tower(input_ids, attention_mask=attention_mask).pooler_output
-        return nn.functional.normalize(self.projection(pooled), dim=-1)
 
 
 class Clap:
@@ -176,7 +170,7 @@ def _text_tower(source: Source, clap: Any, dim: int) -> Tower:  # noqa: ANN401
     config = copy.copy(clap.config.text_config)
     config.max_position_embeddings = context
     return Tower(
-        role=lambda: text_role(_TextEncoder(clap), config, dim, dynamic_sequence=True, masked=True),
+        role=lambda: text_role(TextEncoder(clap), config, dim, dynamic_sequence=True, masked=True),
         processor=processor,
         reference=clap.get_text_features,
         files={"tokenizer.json": backend_json(source, tokenizer).encode()},

@@ -1,7 +1,8 @@
-"""Shared specifications and check inputs of dual-encoder towers."""
+"""Modules, specifications and check inputs that dual-encoder families share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from torch import nn
 from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.families.base import ModelSpec, RoleSpec
-from mmedge.converters.families.loading import DUAL_ENCODER_TASK
-from mmedge.preprocess.config import ProcessorConfig
+from mmedge.converters.families.loading import DUAL_ENCODER_TASK, load_model
+from mmedge.converters.sources.source import Source
+from mmedge.converters.sources.tokenizer import load_tokenizer
+from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
 from mmedge.specs import Axis, Compare, Modality, Task, TensorSpec
 
 __all__ = [
     "IMAGE_BATCH",
     "TEXT_BATCH",
+    "ImageTextFamily",
+    "TextEncoder",
     "Tower",
     "dual_encoder",
     "embedding_role",
@@ -35,6 +40,35 @@ __all__ = [
 IMAGE_BATCH = Axis(1, 1, 8)
 TEXT_BATCH = Axis(1, 1, 32)
 _USUAL_TOKENS = 16  # of a caption or a label
+
+
+class _ImageEncoder(nn.Module):
+    """pixel_values (B, 3, H, W) float32 -> embedding (B, D) float32, L2-normalised."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
+        super().__init__()
+        self.tower = getattr(model, "vision_model", model)
+        self.projection = getattr(model, "visual_projection", nn.Identity())
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        pooled = self.tower(pixel_values).pooler_output
+        return nn.functional.normalize(self.projection(pooled), dim=-1)
+
+
+class TextEncoder(nn.Module):
+    """input_ids and attention_mask, if any (B, T) int64 -> embedding (B, D), L2-normalised."""
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401, transformers is untyped
+        super().__init__()
+        self.tower = getattr(model, "text_model", model)
+        self.projection = getattr(model, "text_projection", nn.Identity())
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Encode texts: ids and mask (B, T) int64 -> (B, D) float32."""
+        pooled = self.tower(input_ids, attention_mask=attention_mask).pooler_output
+        return nn.functional.normalize(self.projection(pooled), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,71 @@ class Tower:
     processor: ProcessorConfig
     reference: Callable[..., Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class ImageTextFamily(ABC):
+    """A family of transformers with an image and a text tower: both, or one alone."""
+
+    name: str
+
+    def matches(self, source: Source) -> bool:
+        """Return whether a source is of this family or a tower of one."""
+        towers = (f"{self.name}_{part}_model" for part in ("vision", "text"))
+        return source.model_type in {self.name, *towers}
+
+    def load(self, source: Source) -> nn.Module:
+        """Load the class of both towers, or of the one, in fp32; unreadable files raise."""
+        if self._has(source, "vision"):
+            self.image_config(source)
+        if self._has(source, "text"):
+            self.text_config(source, load_tokenizer(source))
+        return load_model(source, model_class=self.model_class(source))
+
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe the encoders, projection and normalisation inside, and their scores."""
+        untyped = cast(Any, model)
+        dim = self.dim(untyped)
+        towers = {}
+        if self._has(source, "vision"):
+            towers[Modality.IMAGE] = self._image_tower(source, untyped, dim)
+        if self._has(source, "text"):
+            towers[Modality.TEXT] = self.text_tower(source, untyped, dim)
+        return dual_encoder(towers, dim, self.head(untyped) if len(towers) > 1 else None)
+
+    @abstractmethod
+    def model_class(self, source: Source) -> str | None:
+        """Return the name of transformers' class; None for the usual one."""
+
+    @abstractmethod
+    def dim(self, model: Any) -> int:  # noqa: ANN401, transformers is untyped
+        """Return D of the embedding."""
+
+    @abstractmethod
+    def head(self, model: Any) -> ContrastiveHead:  # noqa: ANN401
+        """Return how similarities become scores."""
+
+    @abstractmethod
+    def image_config(self, source: Source) -> ImageConfig:
+        """Return the preprocessing of images."""
+
+    @abstractmethod
+    def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
+        """Return the preprocessing of texts."""
+
+    @abstractmethod
+    def text_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
+        """Return the text tower."""
+
+    def _has(self, source: Source, part: str) -> bool:
+        return source.model_type in {self.name, f"{self.name}_{part}_model"}
+
+    def _image_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
+        config = getattr(model.config, "vision_config", model.config)
+        return Tower(
+            role=lambda: image_role(_ImageEncoder(model), config, dim),
+            processor=self.image_config(source),
+            reference=getattr(model, "get_image_features", model.forward),
+        )
 
 
 def dual_encoder(
