@@ -19,7 +19,7 @@ from mmedge.converters.graphs.worker import IsolatedGraph, Worker
 from mmedge.converters.passes.building import add_initializer
 from mmedge.converters.passes.matching import is_op
 from mmedge.errors import QuantizationError
-from mmedge.files.atomic import probe_file
+from mmedge.files.atomic import temporary_file
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array
 
@@ -158,6 +158,6 @@ def _remove_unused(model: ir.Model) -> None:
 @contextmanager
 def written_beside(model: ir.Model, folder: Path) -> Iterator[Path]:
     """Write a graph into a folder for as long as the block runs."""
-    with probe_file(folder) as path:
+    with temporary_file(folder, "graph", "onnx") as path:
         ir.save(model, path)
         yield path

@@ -12,7 +12,7 @@ from mmedge.converters.graphs.worker import Worker, lent
 from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.files.atomic import probe_file
+from mmedge.files.atomic import temporary_file
 from mmedge.specs import Array, Compare, Float32Array
 
 __all__ = ["SENSITIVITY_SAMPLES", "output_errors"]
@@ -65,7 +65,7 @@ def output_errors(
         reference = _run(model, subset, compared, model.name, runs)
         for done, name in enumerate(names, 1):
             changed = what.format(name)
-            with probe_file(model.parent) as path:
+            with temporary_file(model.parent, "graph", "onnx") as path:
                 write(path, name)
                 found = _run(path, subset, compared, f"{model.name} with {changed}", runs)
             errors[name] = _errors(changed, reference, found)

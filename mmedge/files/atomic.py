@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from mmedge.errors import StorageError
 from mmedge.files.reasons import block_errors, storage_errors
@@ -23,13 +23,15 @@ from mmedge.files.renaming import exchange, lock, remove, rename_new
 __all__ = [
     "atomic_directory",
     "atomic_file",
-    "probe_file",
     "remove_if_free",
     "remove_leftovers",
+    "temporary_file",
     "write_atomic",
 ]
 
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old|probe\.onnx)", re.DOTALL)
+_LEFTOVER = re.compile(
+    r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>partial|old|temporary\.(onnx|jpg))", re.DOTALL
+)
 
 
 def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -110,17 +112,17 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def probe_file(folder: Path) -> Iterator[Path]:
-    """Yield a new file `.graph.XXXXXXXX.probe.onnx` in a folder, removed at the end.
+def temporary_file(folder: Path, name: str, kind: Literal["onnx", "jpg"]) -> Iterator[Path]:
+    """Yield a new file `.NAME.XXXXXXXX.temporary.KIND` in a folder, removed at the end.
 
-    It is its owner's alone. After a kill, the next call for the folder removes it.
+    It is its owner's alone. After a kill, the next call for the same name removes it.
 
     Raises:
         StorageError: If the disk is full or the place cannot be written.
     """
     with storage_errors(folder):
-        remove_leftovers(folder, "graph")
-        with _claimed(folder / "graph", _make_private_file, "probe.onnx") as path:
+        remove_leftovers(folder, name)
+        with _claimed(folder / name, _make_private_file, f"temporary.{kind}") as path:
             yield path
 
 

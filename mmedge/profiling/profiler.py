@@ -11,6 +11,7 @@ from pathlib import Path
 from mmedge.bundle.manifest import Variant
 from mmedge.bundle.opening import Bundle, open_bundle
 from mmedge.errors import ProfileError
+from mmedge.files.atomic import temporary_file
 from mmedge.models.registry import model_class
 from mmedge.profiling.baseline import Baselines, resolve_baseline
 from mmedge.profiling.cells import choose_variants, measure_cell, plan_cells, thread_counts
@@ -172,8 +173,7 @@ class _Run:
         self._check_that_graphs_end()
         cells = tuple(self._cell(key) for key in self._keys)
         stages = tuple(self._stages(role, variant) for role, variant in self._staged)
-        with tempfile.TemporaryDirectory(prefix="mmedge-profile-") as folder:
-            frame = Path(folder) / "frame.jpg"
+        with temporary_file(Path(tempfile.gettempdir()), "mmedge-profile", "jpg") as frame:
             frame.write_bytes(frame_jpeg())
             variants = tuple(
                 self._variant(role, variant, frame)
