@@ -252,6 +252,13 @@ def test_convert_without_its_extra_names_the_way_out(device: Environment) -> Non
     assert not (device.folder / "out.mmedge").exists()
 
 
+def test_serve_without_its_extra_names_the_way_out(device: Environment) -> None:
+    done = device.run("mmedge", "serve", "photos.index")
+    assert done.returncode == 1
+    assert 'pip install "mmedge[serve]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 SMOKE = """
 import json, sys
 import numpy as np

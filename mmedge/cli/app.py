@@ -23,6 +23,7 @@ _COMMANDS = (
     "export",
     "inspect",
     "profile",
+    "serve",
     "verify",
 )
 

@@ -4,9 +4,11 @@
 # from annotations could not be found from text.
 
 import asyncio
+import importlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -14,14 +16,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import InputError, MmedgeError
 from mmedge.serving.guard import Guard, Limits
 from mmedge.serving.problems import PROBLEM_TYPE, FieldError, Problem, problem, problem_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
 
-__all__ = ["PROBLEMS", "Served", "Work", "add_pages", "create_app"]
+__all__ = ["PROBLEMS", "ServeOptions", "Served", "Work", "add_pages", "create_app", "open_served"]
+
+# One line per kind of thing that can be served: a module with `recognise(path)`, which returns
+# whether a path holds one, and `open_path(path, options)`, which returns a Served.
+_KINDS = ("mmedge.serving.search",)
 
 _LOG = logging.getLogger("mmedge.serving")
 _MEDIA_TYPES = {
@@ -41,6 +47,19 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 """Responses of every API route besides the good one; for `responses=`."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How a path is served.
+
+    Attributes:
+        bundle: Model that encodes queries; None takes the one that the index records.
+        folders: Folders whose images may be shown; None takes those recorded at indexing.
+    """
+
+    bundle: Path | None = None
+    folders: Sequence[Path] | None = None
 
 
 class Work(Protocol):
@@ -72,6 +91,22 @@ class Served(Protocol):
         """Release files and sessions."""
 
 
+def open_served(path: Path, options: ServeOptions) -> Served:
+    """Open what a path holds.
+
+    Raises:
+        InputError: If it is nothing that can be served.
+        MmedgeError: If it cannot be opened.
+    """
+    for name in _KINDS:
+        kind = importlib.import_module(name)
+        if kind.recognise(path):
+            served: Served = kind.open_path(path, options)
+            return served
+    what = "cannot be served" if path.exists() else "no such folder"
+    raise InputError(f"{path}: {what}. Expected an index, NAME.index.")
+
+
 def create_app(served: Served, hosts: frozenset[str]) -> Guard:
     """Return the ASGI application of something that is served.
 
@@ -87,6 +122,7 @@ def create_app(served: Served, hosts: frozenset[str]) -> Guard:
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        generate_unique_id_function=lambda route: route.name,
         telemetry=_NO_TELEMETRY,  # type: ignore[arg-type]
     )
     limits = served.limits

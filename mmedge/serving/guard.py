@@ -50,6 +50,7 @@ class Limits:
         body_bytes: Largest body.
         bodies: Other largest bodies by path, such as that of an image.
         query_bytes: Longest query string.
+        header_bytes: Largest headers together.
         running: Requests that are worked on at once.
         waiting: Requests that are there at once, those that wait for others included.
         timeout_s: Longest time of one request, its upload included.
@@ -58,7 +59,8 @@ class Limits:
     body_bytes: int = 1 << 20
     bodies: Mapping[str, int] = field(default_factory=dict)
     query_bytes: int = 8192
-    running: int = 8
+    header_bytes: int = 32 << 10
+    running: int = 4
     waiting: int = 64
     timeout_s: float = 30.0
 
@@ -173,7 +175,7 @@ class Guard:
 
     def _refusal(self, scope: _Message) -> tuple[HTTPStatus, str] | None:
         """Return why a request is refused from its headers; None for one that is served."""
-        headers = _Headers(scope["headers"])
+        headers, limits = _Headers(scope["headers"]), self._limits
         host = headers.single("host")
         name = None if host is None else _host_name(host)
         if name is None:
@@ -186,10 +188,15 @@ class Guard:
             return HTTPStatus.FORBIDDEN, detail
         if not _same_origin(headers, str(host), scope):
             return HTTPStatus.FORBIDDEN, "Requests of other sites' pages are refused."
-        if len(scope.get("query_string", b"")) > self._limits.query_bytes:
+        if sum(len(key) + len(value) for key, value in scope["headers"]) > limits.header_bytes:
+            return (
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"The headers have more than {limits.header_bytes} bytes.",
+            )
+        if len(scope.get("query_string", b"")) > limits.query_bytes:
             return (
                 HTTPStatus.REQUEST_URI_TOO_LONG,
-                f"The query string is longer than {self._limits.query_bytes} bytes.",
+                f"The query string has more than {limits.query_bytes} bytes.",
             )
         return None
 

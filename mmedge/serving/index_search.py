@@ -221,9 +221,9 @@ class IndexSearch:
             Hit(**self._facts(match), score=match.score, part=match.part) for match in kept
         )
         timing = Timing(
-            encode_ms=1000 * (searching - encoding) if encoded else None,
-            search_ms=1000 * (done - searching),
-            total_ms=1000 * (time.perf_counter() - started),
+            encode_ms=_milliseconds(searching - encoding) if encoded else None,
+            search_ms=_milliseconds(done - searching),
+            total_ms=_milliseconds(time.perf_counter() - started),
         )
         return SearchResponse(results=hits, timing=timing)
 
@@ -291,3 +291,7 @@ class IndexSearch:
             if Path(source).is_relative_to(folder):
                 return str(Path(source).relative_to(folder))
         return Path(source).name
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 3)

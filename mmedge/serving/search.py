@@ -3,14 +3,20 @@
 # No `from __future__ import annotations`: FastAPI is imported inside functions, and what it reads
 # from annotations could not be found from text.
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mmedge.serving.app import PROBLEMS, Work, add_pages
+from mmedge.errors import InputError
+from mmedge.retrieval.index import Index
+from mmedge.retrieval.schema import RECORD
+from mmedge.serving.app import PROBLEMS, ServeOptions, Work, add_pages
 from mmedge.serving.guard import Limits
-from mmedge.serving.index_search import IndexSearch
+from mmedge.serving.images import SourceFolders
+from mmedge.serving.index_search import Embed, IndexSearch
 from mmedge.serving.search_models import (
     MAX_IMAGE_BYTES,
     ImageOptions,
@@ -24,11 +30,12 @@ from mmedge.serving.search_models import (
     TextQuery,
     ThumbnailOptions,
 )
+from mmedge.specs import Modality
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["SearchPages"]
+__all__ = ["SearchPages", "open_path", "recognise"]
 
 _PAGES = {
     "/": "search.html",
@@ -48,13 +55,16 @@ class SearchPages:
         search: The index.
         title: What it is, in a few words.
         hidden: Paths of which messages to clients show the name alone.
-        closing: Called by close.
+        close: Releases what is searched.
     """
 
     limits = Limits(bodies={_IMAGE_PATH: MAX_IMAGE_BYTES})
 
-    def __init__(self, search: IndexSearch, title: str, hidden: Iterable[Path] = ()) -> None:
+    def __init__(
+        self, search: IndexSearch, title: str, hidden: Iterable[Path], close: Callable[[], None]
+    ) -> None:
         self._search, self.title, self.hidden = search, title, tuple(hidden)
+        self.close = close
 
     def add_routes(self, app: "FastAPI", work: Work) -> None:
         """Add the page and the API."""
@@ -62,8 +72,55 @@ class SearchPages:
         _add_searches(app, work, self._search)
         _add_items(app, work, self._search)
 
-    def close(self) -> None:
-        """Close the index and the model."""
+
+def recognise(path: Path) -> bool:
+    """Return whether a path holds an index."""
+    return (path / RECORD).is_file()
+
+
+def open_path(path: Path, options: ServeOptions) -> SearchPages:
+    """Open an index for reading, and load the model of its queries.
+
+    Raises:
+        RetrievalError: If the index is of a newer format.
+        IndexCorruptedError: If it is damaged.
+        SpaceMismatchError: If the bundle is of another embedding space.
+        StorageError: If it cannot be read.
+        BundleError: If the bundle cannot be used.
+        InputError: If a folder of images is none.
+    """
+    for folder in options.folders or ():
+        if not folder.is_dir():
+            raise InputError(f"--root {folder}: no such folder. Check the path.")
+    with ExitStack() as stack:
+        index = stack.enter_context(Index.open(path, bundle=options.bundle, read_only=True))
+        embed = _encoders(index)
+        folders = SourceFolders(options.folders or ())
+        search = IndexSearch(path.name, index, embed, index.fields, folders)
+        stack.pop_all()
+    bundle = () if index.bundle is None else (index.bundle,)
+    return SearchPages(search, path.name, (path, *bundle, *folders.folders), index.close)
+
+
+def _encoders(index: Index) -> dict[Modality, Embed]:
+    """Return how queries are encoded, with the model loaded."""
+    if index.bundle is None:
+        return {}
+    if not index.bundle.is_dir():
+        warnings.warn(
+            f"{index.bundle}: the index's bundle is not there, so only its items can be searched "
+            "by. Pass --bundle for searches by text and image.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+    encoders = index.encodes
+    found: dict[Modality, Embed] = {}
+    if Modality.TEXT in encoders:
+        found[Modality.TEXT] = lambda text: index.embed(texts=[text])
+    if Modality.IMAGE in encoders:
+        found[Modality.IMAGE] = lambda image: index.embed(images=[image])
+    return found
 
 
 def _add_searches(app: "FastAPI", work: Work, search: IndexSearch) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["check_installed", "listen", "run", "url"]
 
 _MODULES = ("fastapi", "uvicorn")
-_CLOSING_S = 5  # for requests that are running when the server is stopped
+_CLOSING_S = 3  # for requests that are running when the server is stopped
 _CONNECTIONS = 256
-_HEADERS_BYTES = 32 << 10
+_HEADERS_BYTES = 64 << 10  # read before the guard sees them
 
 
 def check_installed() -> None:

@@ -141,7 +141,7 @@ def app_of(
     if model is not None:
         embed = {Modality.TEXT: model.encode_text, Modality.IMAGE: model.encode_image}
     search = IndexSearch("photos.index", store, embed, fields, SourceFolders(folders))
-    pages = SearchPages(search, "photos.index", hidden)
+    pages = SearchPages(search, "photos.index", hidden, store.close)
     if limits is not None:
         pages.limits = limits
     return create_app(pages, frozenset(LOOPBACK))

@@ -293,6 +293,10 @@ def test_a_long_query_string_is_refused(client: TestClient) -> None:
     assert client.get(f"/api/search?q={'x' * 9000}").status_code == 414
 
 
+def test_large_headers_are_refused(client: TestClient) -> None:
+    assert client.get("/", headers={"x": "y" * 40_000}).status_code == 431
+
+
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [("127.0.0.1", True), ("127.3.2.1", True), ("::1", True), ("localhost", True)]
