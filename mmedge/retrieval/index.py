@@ -180,6 +180,26 @@ class Index(Closing):
         """Embedding-space fingerprint of the vectors; None for vectors of unknown origin."""
         return self._about().space
 
+    @property
+    def bundle(self) -> Path | None:
+        """The bundle that embeds; None in an index of ready vectors."""
+        return None if self._encoder.bundle is None else Path(self._encoder.bundle)
+
+    @property
+    def encodes(self) -> frozenset[Modality]:
+        """What the bundle embeds; loads it.
+
+        Raises:
+            RetrievalError: If there is none.
+            BundleError: If it cannot be opened.
+        """
+        return frozenset(self._encoder.model.encoders)
+
+    def fields(self) -> tuple[str, ...]:
+        """Return the names of all metadata fields that items have, sorted."""
+        with self._record.reading() as connection:
+            return tuple(name for (name,) in connection.execute("SELECT name FROM fields"))
+
     def __len__(self) -> int:
         return self._about().items
 

@@ -27,6 +27,7 @@ from mmedge.retrieval import Eq, Range
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.store import VectorStore
+from mmedge.specs import Modality
 from tests.retrieval.indexes import DIM, filled, ids, names, vectors
 
 
@@ -400,3 +401,18 @@ def test_a_bundle_that_has_moved_is_named(tiny_bundle: Bundle, tmp_path: Path) -
             index.search("red circle", 1)
     with Index.open(tmp_path / "a.index", bundle=tmp_path / "moved.mmedge") as index:
         assert ids(index.search("red circle", 1)) == ["red"]
+
+
+def test_an_index_names_its_bundle_what_it_embeds_and_its_fields(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    with Index.create(tmp_path / "a.index", tiny_bundle.path) as index:
+        assert index.bundle == tiny_bundle.path
+        assert index.encodes == {Modality.IMAGE, Modality.TEXT}
+        assert index.fields() == ()
+        index.add(texts=["red"], metadata=[{"speed": 1, "colour": None}])
+        assert index.fields() == ("colour", "speed")
+    with Index.create(tmp_path / "b.index", dim=3) as index:
+        assert index.bundle is None
+        with pytest.raises(RetrievalError, match="no bundle"):
+            _ = index.encodes
