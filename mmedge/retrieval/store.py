@@ -55,7 +55,8 @@ class VectorStore(Protocol):
         """Add or replace items and return when they are durable.
 
         An item older (by revision, then origin) than what is stored, a deletion included, changes
-        nothing. Returns how many were written.
+        nothing; one of revision 0 is a change made here and now and always counts. No id may come
+        twice. Returns how many were written.
         """
 
     def delete(self, ids: Sequence[str], *, revision: int | None = None, origin: str = "") -> int:

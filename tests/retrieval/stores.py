@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,15 @@ class MemoryStore:
         self.clock = 1_000
 
     def upsert(self, items: Sequence[Item]) -> int:
-        return sum(self._put(Change("", one.id, one, one.revision, one.origin)) for one in items)
+        written = 0
+        for item in items:
+            now = item
+            if item.revision == 0:
+                _, held = self.now.get(item.id, (0, None))
+                revision = max(self.clock, held.revision + 1 if held else 0)
+                now = replace(item, revision=revision, origin=self.identity)
+            written += self._put(Change("", now.id, now, now.revision, now.origin))
+        return written
 
     def delete(self, ids: Sequence[str], *, revision: int | None = None, origin: str = "") -> int:
         deleted = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedge.errors import BackendUnavailableError, InputError, SpaceMismatchError
+from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.sync import Synced, pull, push
 from tests.retrieval.stores import Dropping, MemoryStore, contents, once
@@ -183,3 +185,27 @@ def test_two_devices_converge(
         for index in devices:
             copy(index, store, batch=3)
     assert contents(devices[0]) == contents(devices[1]) == contents(store)
+
+
+def test_indexes_go_on_after_a_drop(tmp_path: Path) -> None:
+    """Real indexes keep their cursors in their records, over a restart too."""
+    one, two = (Index.create(tmp_path / f"{name}.index", dim=DIM) for name in ("one", "two"))
+    store = MemoryStore(DIM)
+    one.add(vectors=np.eye(DIM, dtype=np.float32), ids=NAMES[:DIM])
+    one.delete(["b"])
+    for point in range(2, 20):
+        try:
+            push(one, Dropping(store, once(point)), batch=1)
+            break
+        except BackendUnavailableError:
+            one.close()
+            one = Index.open(tmp_path / "one.index")
+    two.add(vectors=np.ones(DIM, np.float32), ids="a")
+    push(two, store)
+    for index in (one, two):
+        pull(index, store, batch=2)
+    assert contents(one) == contents(two) == contents(store)
+    assert len(two) == 3
+    assert push(one, store).written == pull(two, store).written == 0
+    one.close()
+    two.close()

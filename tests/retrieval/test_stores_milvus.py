@@ -183,7 +183,7 @@ def test_a_closed_store_says_so(address: str) -> None:
         (Item("a", VECTOR, metadata={"n": float("nan")}), "JSON"),
         (Item("a", VECTOR, metadata={"n": 2**70}), "64 bits"),
         (Item("a", VECTOR, source="\ud800"), "JSON"),
-        (Item("a", VECTOR, origin="x" * 600), "origin"),
+        (Item("a", VECTOR, revision=1, origin="x" * 600), "origin"),
         (Item("a", VECTOR, revision=-1), "revision -1"),
         (Item("a", VECTOR * np.nan), "NaN"),
         (Item("a", VECTOR[:0]), "shape"),

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mmedge.closing import Closing
 from mmedge.errors import InputError, RetrievalError, ShapeError, SpaceMismatchError
@@ -112,13 +113,14 @@ class MilvusStore(Closing):
         """Add or replace items and return when the server has acknowledged them.
 
         An item older (by revision, then origin) than what is stored, a deletion included, changes
-        nothing. Returns how many were written.
+        nothing; one of revision 0 is a change made now and always counts. Returns how many were
+        written.
 
         Raises:
             InputError: If vectors have another width, or an item is too large for Milvus.
         """
         latest: dict[str, Item] = {}
-        for item in items:
+        for item in self._stamped(items):
             held = latest.get(item.id)
             if held is None or (item.revision, item.origin) > (held.revision, held.origin):
                 latest[item.id] = item
@@ -139,9 +141,7 @@ class MilvusStore(Closing):
             there = {one for one in part if (it := now.get(hash_id(one))) and not it.deleted}
             groups = []
             for one in part if revision is not None else sorted(there):
-                held = now.get(hash_id(one))
-                least = held.revision + 1 if held else 0
-                when = max(time.time_ns() // 1000, least) if revision is None else revision
+                when = _next_revision(now.get(hash_id(one))) if revision is None else revision
                 groups.append([deletion_row(one, when, origin, self._dim)])
             written = self._write(groups, now)
             deleted += len(written & {hash_id(one) for one in there})
@@ -244,6 +244,16 @@ class MilvusStore(Closing):
                     f"expected length {expected[1]} of space {expected[2]}. Use another collection."
                 )
         return about
+
+    def _stamped(self, items: Sequence[Item]) -> list[Item]:
+        """Give items of revision 0 that of a change made now."""
+        now = self._current([hash_id(item.id) for item in items if item.revision == 0])
+        return [
+            replace(item, revision=_next_revision(now.get(hash_id(item.id))), origin=self._identity)
+            if item.revision == 0
+            else item
+            for item in items
+        ]
 
     def _write(
         self, groups: Sequence[list[Row]], now: dict[str, Version] | None = None
@@ -383,6 +393,10 @@ class MilvusStore(Closing):
                     )
             results.append(list(best.values()))
         return results
+
+
+def _next_revision(held: Version | None) -> int:
+    return max(time.time_ns() // 1000, held.revision + 1 if held else 0)
 
 
 def _batches(groups: Sequence[list[Row]]) -> Iterator[list[list[Row]]]:
