@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mmedge.retrieval.exact import Nearest, top_k
 from mmedge.retrieval.filter_sql import AllowedItems, KeyMask, allowed
 from mmedge.retrieval.filters import Filter, check_fields
 from mmedge.retrieval.items import Item, Match
 from mmedge.retrieval.ranking import Hits, Ranking, rank
 from mmedge.retrieval.rows import read_items
-from mmedge.retrieval.view import View
+from mmedge.retrieval.view import Segment, View
 from mmedge.specs import Float32Array
 
 __all__ = ["search_view"]
-
-_BLOCK_ROWS = 8192
 
 
 def search_view(
@@ -74,24 +72,34 @@ def _match(item: Item, score: float, part: int) -> Match:
 
 def _nearest(view: View, query: Float32Array, n: int, mask: KeyMask | None) -> Hits:
     """Return the n nearest items, by an exact scan."""
-    keys = [np.empty(0, np.int64)]
-    scores = [np.empty(0, np.float32)]
-    parts = [np.empty(0, np.int32)]
-    rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    searched = []
     for segment in view.segments:
         counts = view.alive.has(segment.rows)
         if mask is not None:
             counts &= allowed(mask, segment.keys)
-        places = np.flatnonzero(counts)
-        for start in range(0, len(places), _BLOCK_ROWS):
-            some = places[start : start + _BLOCK_ROWS]
-            scores.append(segment.vectors[some].astype(np.float32) @ query)
-            keys.append(segment.keys[some])
-            parts.append(segment.parts[some])
-            rows.append(segment.rows[some])
-    all_keys, all_scores = np.concatenate(keys), np.concatenate(scores)
-    order = np.lexsort((all_keys, -all_scores))
-    _, firsts = np.unique(all_keys[order], return_index=True)
+        searched.append((segment, None if counts.all() else np.flatnonzero(counts)))
+    vectors = n
+    while True:
+        found = [
+            (segment, *top_k(query[None], segment.vectors, vectors, places=places))
+            for segment, places in searched
+        ]
+        hits = _one_an_item(found, n)
+        if len(hits.keys) == n or all(len(nearest.places) < vectors for _, nearest in found):
+            return hits
+        vectors *= 4  # several of these are of one item
+
+
+def _one_an_item(found: Sequence[tuple[Segment, Nearest]], n: int) -> Hits:
+    """Return the n best items of the nearest vectors, each with its best vector.
+
+    An item whose best vector is in no list may be missing; with n items found, it is no better.
+    """
+    keys = np.concatenate([segment.keys[nearest.places] for segment, nearest in found])
+    scores = np.concatenate([nearest.scores for _, nearest in found]).astype(np.float64)
+    parts = np.concatenate([segment.parts[nearest.places] for segment, nearest in found])
+    rows = np.concatenate([segment.rows[nearest.places] for segment, nearest in found])
+    order = np.lexsort((rows, keys, -scores))
+    _, firsts = np.unique(keys[order], return_index=True)
     best = order[np.sort(firsts)[:n]]
-    found = all_scores[best].clip(-1, 1).astype(np.float64)
-    return Hits(all_keys[best], found, np.concatenate(parts)[best], np.concatenate(rows)[best])
+    return Hits(keys[best], scores[best], parts[best], rows[best])
