@@ -141,21 +141,29 @@ class Record(Closing):
             writer.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
-        """Make all durable and close all connections, one in use when its transaction ends."""
-        if self._unsynced and not self._closed and os.getpid() == self._pid:
-            with self.writing("full"):
-                pass  # syncing a transaction syncs all before it
-        with self._pool_lock:
-            self._closed = True
-            readers, self._readers = self._readers, []
-        if os.getpid() != self._pid:  # SQLite's connections must not be touched after a fork
-            return
-        for reader in readers:
-            reader.close()
-        with self._write_lock:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        """Make all durable and close all connections, one in use when its transaction ends.
+
+        Raises:
+            StorageError: If the disk is full or read-only; the connections are closed then too.
+        """
+        try:
+            if self._unsynced and not self._closed and os.getpid() == self._pid:
+                with self.writing("full"):
+                    pass  # syncing a transaction syncs all before it
+        finally:
+            with self._pool_lock:
+                self._closed = True
+                readers, self._readers = self._readers, []
+            if os.getpid() == self._pid:  # SQLite's connections are not touched after a fork
+                for reader in readers:
+                    reader.close()
+                with self._write_lock:
+                    self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _open_writer(self) -> sqlite3.Connection:
         self._check_replaced()
@@ -204,9 +212,7 @@ class Record(Closing):
         for reader in readers:
             reader.close()
         with self._write_lock:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._close_writer()
 
     def _file_identity(self) -> _Identity:
         try:

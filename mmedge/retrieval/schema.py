@@ -184,8 +184,8 @@ def check_folder(folder: Path) -> None:
         snapshots = folder / SNAPSHOTS
         mode = _mode(snapshots)
         _check_mode(snapshots, mode, stat.S_IFDIR)
-        for entry in os.scandir(snapshots) if mode is not None else ():
-            _check_mode(Path(entry.path), entry.stat(follow_symlinks=False).st_mode, stat.S_IFREG)
+        for entry in snapshots.iterdir() if mode is not None else ():
+            _check_mode(entry, _mode(entry), stat.S_IFREG)
     except OSError as error:
         raise StorageError(
             f"Cannot read the index {folder}: {error.strerror}. Check its permissions."

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmedge.errors import StorageError
+from mmedge.errors import IndexCorruptedError, StorageError
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
 from mmedge.specs import Float32Array
@@ -105,10 +105,12 @@ def test_a_damaged_snapshot_is_read_from_the_record(
             path.symlink_to("/etc/passwd")
         assert ids(index.search(given[3], 1)) == ["item3"]
         assert "read from the record" in caplog.text
+        if damage == "link":
+            with pytest.raises(IndexCorruptedError, match="is a link"):
+                index.add(vectors=vectors(1))
+            path.unlink()
         index.add(vectors=vectors(20, seed=5), ids=names(20, "new"))
         assert ids(index.search(given[3], 1)) == ["item3"]
-        if damage == "link":
-            path.unlink()
         index.compact()
         caplog.clear()
     with Index.open(tmp_path / "a.index") as index:

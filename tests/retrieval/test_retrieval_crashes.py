@@ -1,0 +1,88 @@
+"""A writer that is killed: nothing that was acknowledged is lost, and the index stays readable."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedge.retrieval.index import Index
+from tests.retrieval.indexes import DIM
+from tests.retrieval.killing import state, vector_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def killed_writer(folder: Path, seed: int, after_s: float) -> list[dict[str, Any]]:
+    """Run a writer, kill it a while after its first change, and return the lines it wrote."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.retrieval.killing", str(folder), str(seed)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        lines = [writer.stdout.readline()]
+        time.sleep(after_s)
+        alive = writer.poll() is None
+        writer.kill()
+        lines += writer.stdout.readlines()
+        assert alive, writer.stderr.read().decode()
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def expected_states(lines: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """The states an index may have: as acknowledged, or with the change that was under way."""
+    (first, *rest) = lines
+    held, pending = first["begin"], None
+    for line in rest:
+        if "done" in line:
+            assert pending is not None
+            held, pending = state(held, pending), None
+        else:
+            pending = line
+    return [held] if pending is None else [held, state(held, pending)]
+
+
+def check_index(folder: Path, allowed: list[dict[str, int]]) -> None:
+    """Every item is there as a whole, with its own vector, words and filters; no other is."""
+    with Index.open(folder) as index:
+        items = list(index.items())
+        held = {item.id: int(str(item.metadata["value"])) for item in items}
+        assert held in allowed
+        assert len(index) == len(held)
+        for item in items:
+            true = vector_of(item.id, held[item.id])
+            np.testing.assert_allclose(item.vectors[0], true / np.linalg.norm(true), atol=1e-3)
+            assert item.text == f"value {held[item.id]}"
+            (match,) = index.search(true, 1)
+            assert (match.id, match.score > 0.99) == (item.id, True)
+        everything = index.search(np.ones(DIM, np.float32), len(held) + 10)
+        assert sorted(match.id for match in everything) == sorted(held)
+
+
+def kill_rounds(folder: Path, rounds: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    Index.create(folder, dim=DIM).close()
+    changes = 0
+    for number in range(rounds):
+        lines = killed_writer(folder, 1000 * seed + number, float(rng.uniform(0, 0.25)))
+        changes += len(lines) // 2
+        check_index(folder, expected_states(lines))
+    assert changes > rounds
+
+
+def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
+    kill_rounds(tmp_path / "a.index", 10, 1)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_nothing(tmp_path: Path) -> None:
+    kill_rounds(tmp_path / "a.index", 200, 2)
