@@ -127,6 +127,10 @@ class Encoder(Closing):
                 )
             return self._model
 
+    def with_bundle(self, bundle: str | None, precision: str | None) -> Encoder:
+        """Return an encoder of another bundle in the same backend."""
+        return Encoder(bundle, precision, self._backend, self._index)
+
     def images(self, images: Sequence[ImageSource] | Array) -> Float32Array:
         """Return (N, D) vectors of images; see DualEncoder.encode_image."""
         return self.model.encode_image(images)

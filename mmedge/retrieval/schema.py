@@ -28,6 +28,7 @@ __all__ = [
     "About",
     "check_folder",
     "connect",
+    "connect_unchecked",
     "create_record",
     "is_immutable",
     "read_about",
@@ -241,6 +242,15 @@ def connect(folder: Path, *, writable: bool) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
+    return connection
+
+
+def connect_unchecked(folder: Path) -> sqlite3.Connection:
+    """Open a damaged record for reading; its schema may be anything."""
+    path = quote(str((folder / RECORD).absolute()))
+    with record_errors(folder):
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        _settle(connection, writable=False)
     return connection
 
 

@@ -24,7 +24,15 @@ from mmedge.errors import IndexCorruptedError
 from mmedge.files import atomic_file
 from mmedge.specs import Array
 
-__all__ = ["Block", "Snapshot", "open_snapshot", "snapshot_path", "vectors_crc", "write_snapshot"]
+__all__ = [
+    "Block",
+    "Snapshot",
+    "open_snapshot",
+    "snapshot_header",
+    "snapshot_path",
+    "vectors_crc",
+    "write_snapshot",
+]
 
 _MAGIC = b"mmedgef\x00"
 _VERSION = 1
@@ -152,6 +160,24 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
     if count == 0 or (rows[0], rows[-1]) != (first, last) or (np.diff(rows) <= 0).any():
         raise _damaged(path, "has row numbers out of order")
     return Snapshot(rows, keys, parts, vectors, vectors_crc_)
+
+
+def snapshot_header(path: Path) -> tuple[str, int, int]:
+    """Return the index, the width and the header's checksum that a snapshot itself states.
+
+    Raises:
+        OSError: If it cannot be read.
+        IndexCorruptedError: If it is too short for a header.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        header = os.read(descriptor, _HEADER_BYTES)
+    finally:
+        os.close(descriptor)
+    if len(header) < _HEADER_BYTES:
+        raise _damaged(path, f"has {len(header)} bytes")
+    _, _, dim, _, _, _, _, _, owner = _HEADER.unpack_from(header)
+    return owner.hex(), dim, zlib.crc32(header)
 
 
 def vectors_crc(vectors: NDArray[np.float16]) -> int:

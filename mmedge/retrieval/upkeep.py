@@ -12,7 +12,7 @@ from mmedge.retrieval.schema import SNAPSHOTS, read_about
 from mmedge.retrieval.snapshots import snapshot_path, write_snapshot
 from mmedge.retrieval.view import read_blocks
 
-__all__ = ["after_write", "compact", "remove_orphans", "write_from"]
+__all__ = ["after_write", "compact", "drop_other_epochs", "remove_orphans", "write_from"]
 
 _TAIL_ROWS = 4096  # behind the last snapshot, before another is written
 _MERGED_ROWS = 32_768  # largest snapshot that merging makes; compact makes larger ones
@@ -57,7 +57,7 @@ def compact(record: Record, *, shrink: bool = True) -> None:
         StorageError: If the disk is full or read-only.
     """
     with record.exclusive():
-        _drop_other_epochs(record)
+        drop_other_epochs(record)
         write_from(record, 0)
         if shrink:
             with record.writing() as connection:
@@ -126,7 +126,7 @@ def remove_orphans(record: Record) -> list[str]:
     return sorted(removed)
 
 
-def _drop_other_epochs(record: Record) -> None:
+def drop_other_epochs(record: Record) -> None:
     """Delete the vectors that an ended migration has replaced, some at a time."""
     deleted = 1
     while deleted:
