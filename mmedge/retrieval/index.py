@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from mmedge.closing import Closing
-from mmedge.errors import InputError, RetrievalError
+from mmedge.errors import InputError
 from mmedge.files import atomic_directory
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
@@ -23,37 +17,22 @@ from mmedge.retrieval import storing, upkeep
 from mmedge.retrieval.adding import Given, encoded
 from mmedge.retrieval.duplicates import checked_cosine, near_recent, recent_items
 from mmedge.retrieval.embedding import Encoder, bundle_space, check_space
-from mmedge.retrieval.filter_sql import AllowedItems
-from mmedge.retrieval.filters import Filter
-from mmedge.retrieval.inputs import (
-    Time,
-    Vectors,
-    checked_ids,
-    checked_k,
-    checked_recall,
-)
-from mmedge.retrieval.items import Added, Item, Match, Metadata
-from mmedge.retrieval.queries import Query
-from mmedge.retrieval.query_embedding import embedded_queries
-from mmedge.retrieval.ranking import Ranking
-from mmedge.retrieval.recency import checked_half_life
+from mmedge.retrieval.inputs import Time, Vectors, checked_ids
+from mmedge.retrieval.items import Added, Item, Metadata
+from mmedge.retrieval.migrating import Embed, Migration, migrate
+from mmedge.retrieval.reading import IndexReader
 from mmedge.retrieval.record import Durability, Record
-from mmedge.retrieval.rows import read_items, read_stored
 from mmedge.retrieval.schema import MAX_DIM, SNAPSHOTS, About, create_record, read_about
-from mmedge.retrieval.searching import search_view
-from mmedge.retrieval.store import Change
-from mmedge.retrieval.view import StaleError, View, Views
-from mmedge.specs import Array, Float32Array, Modality
+from mmedge.retrieval.verifying import Verification, verify_index
+from mmedge.specs import Modality
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Index"]
 
-_TRIES = 20  # to begin a transaction in which no snapshot is being replaced
 
-
-class Index(Closing):
+class Index(IndexReader):
     """Items with embeddings, their ids, times, sources, texts and metadata, in a folder.
 
     Made by `Index.create` or `Index.open`. Any number of processes may have an index open and
@@ -65,12 +44,6 @@ class Index(Closing):
     `batch`, once `flush`, `close` or a later `full` call has returned, and a power failure before
     that takes back whole calls, the last ones first. A killed process loses nothing in either.
     """
-
-    def __init__(self, record: Record, encoder: Encoder) -> None:
-        self._record = record
-        self._encoder = encoder
-        self._views = Views(record.folder)
-        self._filters = AllowedItems()
 
     @classmethod
     def create(
@@ -156,62 +129,9 @@ class Index(Closing):
                 found = bundle_space(bundle, precision)
                 check_space(about.space, found.fingerprint, f"{bundle} makes vectors")
             encoder = Encoder(chosen, variant, backend, record.folder)
-            index = cls(record, encoder)
+            index = cls(record, encoder, follow=bundle is None)
             stack.pop_all()
         return index
-
-    @property
-    def path(self) -> Path:
-        """The index's folder."""
-        return self._record.folder
-
-    @property
-    def identity(self) -> str:
-        """Names this index for good: the origin of its own changes."""
-        return self._about().uuid
-
-    @property
-    def dim(self) -> int:
-        """D, the length of a vector."""
-        return self._about().dim
-
-    @property
-    def space(self) -> str | None:
-        """Embedding-space fingerprint of the vectors; None for vectors of unknown origin."""
-        return self._about().space
-
-    @property
-    def bundle(self) -> Path | None:
-        """The bundle that embeds; None in an index of ready vectors."""
-        return None if self._encoder.bundle is None else Path(self._encoder.bundle)
-
-    @property
-    def encodes(self) -> frozenset[Modality]:
-        """What the bundle embeds; loads it.
-
-        Raises:
-            RetrievalError: If there is none.
-            BundleError: If it cannot be opened.
-        """
-        return frozenset(self._encoder.model.encoders)
-
-    def fields(self) -> tuple[str, ...]:
-        """Return the names of all metadata fields that items have, sorted."""
-        with self._record.reading() as connection:
-            return tuple(name for (name,) in connection.execute("SELECT name FROM fields"))
-
-    def __len__(self) -> int:
-        return self._about().items
-
-    def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        with self._record.reading() as connection:
-            return name in read_stored(connection, [name])
-
-    def __repr__(self) -> str:
-        about = self._about()
-        return f"<Index {self.path}: {about.items} items, {about.dim} dimensions>"
 
     def add(  # noqa: PLR0913, what an item consists of
         self,
@@ -274,7 +194,7 @@ class Index(Closing):
         if skip_near is not None:
             skip_near = checked_cosine(skip_near, "skip_near")
         given = Given(images, audio, vectors, texts)
-        content = encoded(given, self._encoder, about.dim, about.space)
+        content = encoded(given, self._encoder_of(about), about.dim, about.space)
         items = storing.new_items(content, ids, texts, times, sources, metadata, content_hashes)
         near: dict[str, str] = {}
         if items:
@@ -333,7 +253,7 @@ class Index(Closing):
         content = None
         if images is not None or audio is not None or vectors is not None:
             given = Given(images, audio, vectors)
-            content = encoded(given, self._encoder, about.dim, about.space)
+            content = encoded(given, self._encoder_of(about), about.dim, about.space)
         changes = storing.changes_of(
             names, content, texts, times, sources, metadata, content_hashes
         )
@@ -342,7 +262,7 @@ class Index(Closing):
             embedded = storing.embedded_from_text(connection, words) if content is None else []
         if embedded:
             given = Given(texts=[words[name] for name in embedded])
-            again = encoded(given, self._encoder, about.dim, about.space)
+            again = encoded(given, self._encoder_of(about), about.dim, about.space)
             changes.vectors.update(zip(embedded, again.vectors, strict=True))
         with self._record.writing(durability) as connection:
             storing.check_unchanged(about, connection)
@@ -398,180 +318,6 @@ class Index(Closing):
         upkeep.after_write(self._record)
         return deleted
 
-    def get(self, ids: str | Sequence[str]) -> list[Item | None]:
-        """Return items with their vectors by id, None for an id that is not there.
-
-        Raises:
-            InputError: If an id is no string or comes twice.
-            IndexCorruptedError: If an item is damaged.
-        """
-        names = checked_ids(ids)
-        with self._record.reading() as connection:
-            stored = read_stored(connection, names)
-            keys = [held.key for held in stored.values()]
-            items = {
-                row.item.id: row.item for row in read_items(connection, keys, vectors=True).values()
-            }
-        return [items.get(name) for name in names]
-
-    def items(self, *, vectors: bool = True) -> Iterator[Item]:
-        """Yield all items in the order in which they were added.
-
-        Items that are changed meanwhile are yielded as they were or as they are, never torn.
-
-        Args:
-            vectors: Whether their vectors are read; (0, D) otherwise.
-        """
-        after = 0
-        while True:
-            with self._record.reading() as connection:
-                rows = storing.items_after(connection, after, vectors=vectors)
-            if not rows:
-                return
-            after = rows[-1].key
-            yield from (row.item for row in rows)
-
-    def embed(
-        self,
-        *,
-        images: ImageSource | Iterable[ImageSource] | None = None,
-        texts: str | Sequence[str] | None = None,
-        audio: AudioSource | Iterable[AudioSource] | None = None,
-    ) -> Float32Array:
-        """Return the (N, D) vectors that the index's bundle makes of images, texts or sounds.
-
-        Raises:
-            InputError: If nothing is given or several, or it cannot be used.
-            SpaceMismatchError: If the bundle is of another embedding space.
-            RetrievalError: If there is no bundle.
-        """
-        about = self._about()
-        given = Given(images, audio, None, texts)
-        content = encoded(given, self._encoder, about.dim, about.space, hashed=False)
-        return np.concatenate([*content.vectors, np.empty((0, about.dim), np.float32)])
-
-    @overload
-    def search(  # type: ignore[overload-overlap]
-        self,
-        query: str | os.PathLike[str] | bytes | Image.Image | Query,
-        k: int = ...,
-        *,
-        where: Filter | None = ...,
-        recall: float = ...,
-        half_life_s: float | None = ...,
-        distinct: float | None = ...,
-        space: str | None = ...,
-    ) -> list[Match]: ...
-
-    @overload
-    def search(
-        self,
-        query: Sequence[str] | Sequence[ImageSource] | Sequence[Query],
-        k: int = ...,
-        *,
-        where: Filter | None = ...,
-        recall: float = ...,
-        half_life_s: float | None = ...,
-        distinct: float | None = ...,
-        space: str | None = ...,
-    ) -> list[list[Match]]: ...
-
-    @overload
-    def search(
-        self,
-        query: Array,
-        k: int = ...,
-        *,
-        where: Filter | None = ...,
-        recall: float = ...,
-        half_life_s: float | None = ...,
-        distinct: float | None = ...,
-        space: str | None = ...,
-    ) -> Any: ...  # noqa: ANN401, by the number of its axes
-
-    def search(
-        self,
-        query: ImageSource
-        | Query
-        | Sequence[str]
-        | Sequence[ImageSource]
-        | Sequence[Query]
-        | Array,
-        k: int = 10,
-        *,
-        where: Filter | None = None,
-        recall: float = 0.95,
-        half_life_s: float | None = None,
-        distinct: float | None = None,
-        space: str | None = None,
-    ) -> list[Match] | list[list[Match]]:
-        """Return the k items nearest to a query, best first.
-
-        Args:
-            query: A str is a text, even one that looks like a path; a Path, bytes, a PIL image or
-                a uint8 array (H, W, 3) is an image; a floating-point array (D,) is a vector; a
-                Query is several of these at once, and words. A sequence of texts, of images or of
-                Querys, or an array (Q, D), is Q queries.
-            k: Matches a query, at most.
-            where: Condition on the items; see mmedge.retrieval.filters.
-            recall: Share of the true k nearest that an approximate search must find on average.
-            half_life_s: After so many seconds an item's score has halved, so that newer items come
-                first; see mmedge.retrieval.recency.decayed. None for scores without decay.
-            distinct: From this cosine on to a better match an item is left out as its
-                near-duplicate, and others are found in its place; None for none.
-            space: Fingerprint of the embedding space of a query that is a vector; None if unknown.
-
-        Returns:
-            Matches of a single query, or a list of such lists for several.
-
-        Raises:
-            InputError: If the query, k, the filter or another option cannot be used.
-            SpaceMismatchError: If the query's vector is of another embedding space.
-            RetrievalError: If there is no bundle to embed the query with.
-            IndexCorruptedError: If the record is damaged.
-        """
-        k, recall = checked_k(k), checked_recall(recall)
-        about = self._about()
-        check_space(about.space, space, "this query is")
-        if half_life_s is not None:
-            half_life_s = checked_half_life(half_life_s)
-        if distinct is not None:
-            distinct = checked_cosine(distinct, "distinct")
-        now = time.time()
-        vectors, words, single = embedded_queries(query, self.embed, about.dim)
-        with self._viewing() as (connection, view):
-            storing.check_unchanged(about, connection)
-            found = search_view(
-                view,
-                connection,
-                vectors,
-                k,
-                where=where,
-                recall=recall,
-                rankings=[Ranking(each, half_life_s, now, distinct) for each in words],
-                filters=self._filters,
-            )
-        return found[0] if single else found
-
-    def changes(self, after: str | None, limit: int) -> list[Change]:
-        """Return up to `limit` changes after a cursor; see VectorStore.changes.
-
-        An id comes once, at its last change.
-
-        Raises:
-            InputError: If the cursor is not of this index, or the limit is below 1.
-            IndexCorruptedError: If an item is damaged.
-        """
-        with self._record.reading() as connection:
-            return storing.changes(connection, after, checked_k(limit))
-
-    def cursor(self, name: str) -> str | None:
-        """Return a cursor kept by `set_cursor`; None if there is none."""
-        with self._record.reading() as connection:
-            found = connection.execute("SELECT cursor FROM cursors WHERE name = ?", (name,))
-            held = found.fetchone()
-        return None if held is None else str(held[0])
-
     def set_cursor(self, name: str, cursor: str | None) -> None:
         """Keep a cursor as durably as the items; None forgets it.
 
@@ -605,23 +351,61 @@ class Index(Closing):
         """
         upkeep.compact(self._record)
 
+    def verify(self, *, repair: bool = False) -> Verification:
+        """Check every page, item and vector, and repair what is damaged if asked to.
+
+        An index too damaged to be opened is checked by mmedge.retrieval.verifying.verify_index,
+        which also says what a repair does.
+
+        Raises:
+            RetrievalError: If another process goes on writing.
+            StorageError: If the disk is full or read-only.
+            IndexCorruptedError: If nothing of a damaged record can be read.
+        """
+        return verify_index(self.path, repair=repair)
+
+    def migrate(
+        self,
+        bundle: Path | str,
+        *,
+        precision: str | None = None,
+        backend: str | None = None,
+        embed: Embed | None = None,
+        drop_missing: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Embed all items again with another bundle, whose embedding space the index takes.
+
+        Images and sounds are read again from their sources, texts from the stored text. The old
+        vectors serve all readers until every item has its new ones; then all are swapped in one
+        transaction. Another process may go on changing the index meanwhile. A migration that was
+        interrupted goes on where it stopped when it is called again with the same bundle.
+        Revisions stay, and cursors of pushes to other stores are forgotten.
+
+        Args:
+            bundle: Dual-encoder bundle. If it is of the index's space, only its path is stored.
+            precision: Variant of the bundle, as for mmedge.load.
+            backend: As for mmedge.load.
+            embed: Called with the model and an item; returns its (D,) or (V, D) vectors, or None
+                to read it from its source or text. For items of several vectors, or without either.
+            drop_missing: Whether items that cannot be embedded again are deleted at the end.
+            progress: Called with the number of items embedded by this call, and of all.
+
+        Returns:
+            How many items were embedded by this call.
+
+        Raises:
+            RetrievalError: If items cannot be embedded again and drop_missing is off: the first
+                are named, and the index stays in the old space. Also if another process goes on
+                writing.
+            BundleError: If the bundle cannot be used.
+            SpaceMismatchError: If its variants do not share an embedding space.
+            InputError: If `embed` returns vectors that cannot be used.
+            StorageError: If the disk is full or read-only.
+        """
+        wanted = Migration(str(bundle), precision, backend, embed, drop_missing, progress)
+        return migrate(self._record, wanted)
+
     def close(self) -> None:
         """Make all changes durable and release files and the model."""
-        self._record.close()
-        self._encoder.close()
-
-    def _about(self) -> About:
-        with self._record.reading() as connection:
-            return read_about(connection)
-
-    @contextmanager
-    def _viewing(self) -> Iterator[tuple[sqlite3.Connection, View]]:
-        for _ in range(_TRIES):
-            with self._record.reading() as connection:
-                try:
-                    view = self._views.at(connection)
-                except StaleError:
-                    continue
-                yield connection, view
-                return
-        raise RetrievalError(f"{self.path}: its snapshots change all the time. Search again.")
+        super().close()
