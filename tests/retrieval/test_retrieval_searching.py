@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmedge.errors import InputError
 from mmedge.retrieval import And, Eq, Filter, In, Not, Query, Range, parse_filter
+from mmedge.retrieval.filters import matches
 from mmedge.retrieval.index import Index
+from mmedge.retrieval.items import Item
 from mmedge.specs import Float32Array
+from tests.retrieval.filters import NAMES, VECTOR, filters, items
 
 DIM, COUNT = 16, 5000
 AXES = np.eye(DIM, dtype=np.float32)
@@ -80,6 +85,26 @@ def test_a_filter_finds_the_nearest_of_what_it_allows(large: Index, where: Filte
     assert 0 < len(allowed) < COUNT
     for found, every in zip(large.search(queries, 10, where=where), everything, strict=True):
         assert found == [match for match in every if match.id in allowed][:10]
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    with Index.create(tmp_path_factory.mktemp("changing") / "x.index", dim=1) as index:
+        index.add(vectors=VECTOR, metadata=dict.fromkeys(NAMES))  # so that no field is unknown
+        yield index
+
+
+@settings(max_examples=60, deadline=None)
+@given(filters, st.lists(items.filter(lambda item: bool(item.id)), max_size=3))
+def test_a_search_finds_what_the_definition_finds(
+    changing: Index, where: Filter, stored: list[Item]
+) -> None:
+    """One index, changed from example to example, so that kept filters follow."""
+    every = {item.id: item for item in stored}
+    changing.upsert(list(every.values()), durability="batch")
+    held = {item.id for item in changing.items() if matches(where, item)}
+    assert {match.id for match in changing.search(VECTOR[0], 1000, where=where)} == held
+    changing.delete([name for name in every if len(name) % 2], durability="batch")
 
 
 def test_an_unknown_field_names_the_nearest(large: Index) -> None:
