@@ -23,7 +23,7 @@ def serve(
         typer.Option(
             "--root",
             help="Folder whose images may be shown; may be repeated.",
-            show_default="the folders that were indexed",
+            show_default="none, and no image is shown",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -49,7 +49,7 @@ def serve(
 
     check_installed()
     hosts = allowed_hosts(host, allow_host or ())
-    served = open_served(path, ServeOptions(bundle, root))
+    served = open_served(path, ServeOptions(bundle, root or ()))
     try:
         app = create_app(served, hosts)
         listening = listen(host, port)
@@ -61,6 +61,8 @@ def serve(
 
         def ready() -> None:
             typer.echo(f"Serving {served.title} at {url(listening)} (Ctrl-C stops it)")
+            if not root:
+                typer.echo("Images are not shown. To show those in a folder, add --root FOLDER.")
 
         run(app, listening, ready)
     finally:

@@ -55,11 +55,11 @@ class ServeOptions:
 
     Attributes:
         bundle: Model that encodes queries; None takes the one that the index records.
-        folders: Folders whose images may be shown; None takes those recorded at indexing.
+        folders: Folders whose images may be shown; none shows no image.
     """
 
     bundle: Path | None = None
-    folders: Sequence[Path] | None = None
+    folders: Sequence[Path] = ()
 
 
 class Work(Protocol):

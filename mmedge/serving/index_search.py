@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from mmedge.errors import InputError
 from mmedge.retrieval.filter_text import parse_filter
 from mmedge.retrieval.filters import Filter, check_fields, matches
-from mmedge.retrieval.fusion import combine_queries
 from mmedge.retrieval.items import Item, Match
-from mmedge.retrieval.store import VectorStore
+from mmedge.retrieval.queries import Query
+from mmedge.retrieval.store import Change
 from mmedge.serving.images import SourceFolders, Thumbnails
 from mmedge.serving.problems import FieldError, RequestError
 from mmedge.serving.search_models import (
@@ -41,8 +41,39 @@ __all__ = ["Embed", "IndexSearch"]
 Embed: TypeAlias = Callable[[Any], Float32Array]
 """(1, D) vector of a text, or of the bytes of an image file."""
 
-_WITHOUT = 0.5  # weight of what is not wanted, against 1 for what is
 _SCANNED = 2000  # changes that one page of items looks at
+
+
+class SearchedIndex(Protocol):
+    """What is used of an Index."""
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+
+    @property
+    def space(self) -> str | None:
+        """Embedding-space fingerprint of the vectors."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def get(self, ids: Sequence[str]) -> list[Item | None]:
+        """Return items by id, None for an id that is not there."""
+
+    def changes(self, after: str | None, limit: int) -> list[Change]:
+        """Return up to `limit` changes after a cursor, oldest first."""
+
+    def search(
+        self,
+        query: Query,
+        k: int,
+        *,
+        where: Filter | None,
+        recall: float,
+        distinct: float | None,
+    ) -> list[Match]:
+        """Return the k items nearest to a query of vectors, best first."""
 
 
 class IndexSearch:
@@ -50,7 +81,7 @@ class IndexSearch:
 
     Args:
         name: Of the index.
-        store: The index.
+        index: The index.
         embed: How queries are encoded, by modality; empty leaves searches by items and vectors.
         fields: Returns the metadata fields that items have.
         folders: Folders whose images may be shown.
@@ -59,21 +90,21 @@ class IndexSearch:
     def __init__(
         self,
         name: str,
-        store: VectorStore,
+        index: SearchedIndex,
         embed: Mapping[Modality, Embed],
         fields: Callable[[], Sequence[str]],
         folders: SourceFolders,
     ) -> None:
-        self._name, self._store, self._embed, self._fields = name, store, embed, fields
+        self._name, self._index, self._embed, self._fields = name, index, embed, fields
         self._folders, self._thumbnails = folders, Thumbnails(folders)
 
     def stats(self) -> StatsResponse:
         """Return what the index holds and how it can be searched."""
         return StatsResponse(
             name=self._name,
-            items=len(self._store),
-            dim=self._store.dim,
-            space=self._store.space,
+            items=len(self._index),
+            dim=self._index.dim,
+            space=self._index.space,
             searchable_by=tuple(
                 kind.value for kind in (Modality.TEXT, Modality.IMAGE) if kind in self._embed
             ),
@@ -149,7 +180,7 @@ class IndexSearch:
         found: list[ItemResponse] = []
         after, scanned = query.after, 0
         while scanned < _SCANNED and len(found) < query.k:
-            changes = self._store.changes(after, query.k)
+            changes = self._index.changes(after, query.k)
             for change in changes:
                 after = change.cursor
                 item = change.item
@@ -199,22 +230,27 @@ class IndexSearch:
         encoding = time.perf_counter()
         wanted = [] if like is None else [like]
         unwanted = list(unlike)
-        for modality, query, parts in (
+        for modality, content, parts in (
             (Modality.TEXT, text, wanted),
             (Modality.IMAGE, image, wanted),
             (Modality.TEXT, options.without, unwanted),
         ):
-            if query is not None:
-                parts.append(self._encoder(modality)(query))
+            if content is not None:
+                parts.append(self._encoder(modality)(content))
         encoded = any(each is not None for each in (text, image, options.without))
         searching = time.perf_counter()
-        vectors = np.concatenate(wanted)
-        if len(vectors) > 1 or unwanted:
-            none = np.empty((0, self._store.dim), np.float32)
-            against = np.concatenate([*unwanted, none])
-            vectors = combine_queries(vectors, [1.0] * len(vectors), against, _WITHOUT)[None]
-        count = options.k + len(left_out)
-        (found,) = self._store.search(vectors, count, where=where, recall=options.recall)
+        query = Query(
+            list(np.concatenate(wanted)),
+            unlike=[each[0] for each in unwanted],
+            words=options.words,
+        )
+        found = self._index.search(
+            query,
+            options.k + len(left_out),
+            where=where,
+            recall=options.recall,
+            distinct=options.distinct,
+        )
         done = time.perf_counter()
         kept = [match for match in found if match.id not in left_out][: options.k]
         hits = tuple(
@@ -231,9 +267,9 @@ class IndexSearch:
         """Return (1, D) float32, L2-normalised."""
         vector = np.array([numbers], np.float64)
         largest = np.abs(vector).max()
-        if vector.shape[1] != self._store.dim or largest == 0:
+        if vector.shape[1] != self._index.dim or largest == 0:
             got = "zero" if largest == 0 else f"{vector.shape[1]} numbers"
-            detail = f"vector: got {got}, expected {self._store.dim} numbers that are not all zero."
+            detail = f"vector: got {got}, expected {self._index.dim} numbers that are not all zero."
             raise RequestError(
                 HTTPStatus.BAD_REQUEST, detail, FieldError(field="vector", message=detail)
             )
@@ -265,7 +301,7 @@ class IndexSearch:
         return ("time", "source", "id", *(name for name in self._fields()))
 
     def _item(self, name: str) -> Item:
-        item = self._store.get([name])[0]
+        item = self._index.get([name])[0]
         if item is None:
             raise RequestError(HTTPStatus.NOT_FOUND, "There is no item with this id.")
         return item

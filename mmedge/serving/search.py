@@ -89,13 +89,13 @@ def open_path(path: Path, options: ServeOptions) -> SearchPages:
         BundleError: If the bundle cannot be used.
         InputError: If a folder of images is none.
     """
-    for folder in options.folders or ():
+    for folder in options.folders:
         if not folder.is_dir():
             raise InputError(f"--root {folder}: no such folder. Check the path.")
     with ExitStack() as stack:
         index = stack.enter_context(Index.open(path, bundle=options.bundle, read_only=True))
         embed = _encoders(index)
-        folders = SourceFolders(options.folders or ())
+        folders = SourceFolders(options.folders)
         search = IndexSearch(path.name, index, embed, index.fields, folders)
         stack.pop_all()
     bundle = () if index.bundle is None else (index.bundle,)

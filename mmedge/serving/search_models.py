@@ -61,6 +61,20 @@ class SearchOptions(_Request):
     without: _Text | None = Field(
         None, description="Text that the items are not to be like.", examples=[None]
     )
+    words: _Text | None = Field(
+        None,
+        description="Words of the items' texts; items that hold any move up, and scores are those "
+        "of the fused rankings.",
+        examples=[None],
+    )
+    distinct: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="From this cosine on to a better result an item is left out as its "
+        "near-duplicate.",
+        examples=[None],
+    )
 
 
 class TextQuery(SearchOptions):
@@ -145,7 +159,9 @@ class ItemResponse(_Response):
 class Hit(ItemResponse):
     """An item that a search found."""
 
-    score: float = Field(description="Cosine similarity; higher is nearer.")
+    score: float = Field(
+        description="Cosine similarity in [-1, 1]; with `words` that of the fused rankings."
+    )
     part: int = Field(description="Which of the item's vectors is nearest.")
 
 

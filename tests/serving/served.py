@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 from mmedge.models import DualEncoder
 from mmedge.retrieval.filters import Filter, matches
 from mmedge.retrieval.items import Item, Match
+from mmedge.retrieval.queries import Query
+from mmedge.retrieval.query_embedding import embedded_queries
 from mmedge.retrieval.store import Change
 from mmedge.serving.app import create_app
 from mmedge.serving.guard import LOOPBACK, Guard, Limits
@@ -25,41 +27,32 @@ ADDRESS = "http://127.0.0.1:8000"
 
 
 class MemoryStore:
-    """A VectorStore in a dict; `before_search` is called by every search."""
+    """A SearchedIndex in a dict; `before_search` is called by every search, `asked` keeps it."""
 
     def __init__(self, dim: int, space: str | None = None) -> None:
         self.dim, self.space = dim, space
         self.stored: dict[str, Item] = {}
         self.before_search = lambda: None
+        self.asked: dict[str, object] = {}
 
-    def upsert(self, items: Sequence[Item]) -> int:
+    def upsert(self, items: Sequence[Item]) -> None:
         self.stored.update({item.id: item for item in items})
-        return len(items)
-
-    def delete(
-        self,
-        ids: Sequence[str],
-        *,
-        revision: int | None = None,  # noqa: ARG002
-        origin: str = "",  # noqa: ARG002
-    ) -> int:
-        return sum(self.stored.pop(name, None) is not None for name in ids)
 
     def get(self, ids: Sequence[str]) -> list[Item | None]:
         return [self.stored.get(name) for name in ids]
 
     def search(
         self,
-        vectors: Float32Array,
+        query: Query,
         k: int,
         *,
         where: Filter | None = None,
-        recall: float = 0.95,  # noqa: ARG002
-    ) -> list[list[Match]]:
+        recall: float = 0.95,
+        distinct: float | None = None,
+    ) -> list[Match]:
         self.before_search()
-        return [self._nearest(vector, where)[:k] for vector in vectors]
-
-    def _nearest(self, vector: Float32Array, where: Filter | None) -> list[Match]:
+        self.asked = {"recall": recall, "distinct": distinct, "words": query.words}
+        ((vector,), _, _) = embedded_queries(query, None, self.dim)  # type: ignore[arg-type]
         kept = [i for i in self.stored.values() if where is None or matches(where, i)]
         found = []
         for item in kept:
@@ -69,7 +62,7 @@ class MemoryStore:
             found.append(
                 Match(item.id, score, item.metadata, item.time, item.source, item.text, part)
             )
-        return sorted(found, key=lambda match: -match.score)
+        return sorted(found, key=lambda match: -match.score)[:k]
 
     def changes(self, after: str | None, limit: int) -> list[Change]:
         start = int(after or 0)

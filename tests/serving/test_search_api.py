@@ -129,6 +129,13 @@ def test_what_is_not_wanted_falls(client: TestClient, store: MemoryStore) -> Non
     assert scores != [hit["score"] for hit in usual]
 
 
+def test_further_options_reach_the_index(client: TestClient, store: MemoryStore) -> None:
+    client.get("/api/search?q=red")
+    assert store.asked == {"recall": 0.95, "distinct": None, "words": None}
+    client.get("/api/similar/photos%2Fred.png?recall=1&distinct=0.9&words=wall")
+    assert store.asked == {"recall": 1, "distinct": 0.9, "words": "wall"}
+
+
 def test_items_of_a_query_must_be_there(client: TestClient) -> None:
     problem(client.post("/api/search", json={"like": ["absent"]}), 404)
     problem(client.post("/api/search", json={"text": "red", "unlike": ["absent"]}), 404)
@@ -231,6 +238,8 @@ def test_thumbnails_are_scaled_down_and_encoded_anew(client: TestClient) -> None
         ("/api/search?q=red&recall=2", "recall"),
         ("/api/search?q=red&recall=nan", "recall"),
         ("/api/search?q=red&were=x", "were"),
+        ("/api/search?q=red&distinct=0", "distinct"),
+        ("/api/search?q=red&words=", "words"),
         (f"/api/search?q=red&where={'x' * 4001}", "where"),
         ("/api/thumbnails/photos%2Fred.png?side=100000", "side"),
         ("/api/similar/photos%2Fred.png?part=-1", "part"),

@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from served import write_photos
+from starlette.testclient import TestClient
 
 from mmedge.bundle import Bundle
 from mmedge.cli.app import run
 from mmedge.errors import InputError, RetrievalError
 from mmedge.retrieval.index import Index
 from mmedge.serving import server
-from mmedge.serving.app import ServeOptions, open_served
+from mmedge.serving.app import ServeOptions, create_app, open_served
+from mmedge.serving.guard import LOOPBACK
 from mmedge.serving.server import listen, url
 
 MAIN = [sys.executable, "-c", "from mmedge.cli import main; main()", "serve"]
@@ -195,6 +198,28 @@ def test_an_index_of_vectors_has_no_model(tmp_path: Path) -> None:
     served = open_served(tmp_path / "v.index", ServeOptions())
     served.close()
     assert served.title == "v.index"
+
+
+def test_words_and_distinctness_rank_a_real_index(tmp_path: Path) -> None:
+    vectors = np.array([[1, 0], [1, 0.001], [0.5, 1], [0, 1]], np.float32)
+    with Index.create(tmp_path / "v.index", dim=2) as index:
+        texts = [None, None, "a garage", "the hall"]
+        index.add(vectors=vectors, texts=texts, ids=["a", "b", "c", "d"])
+    served = open_served(tmp_path / "v.index", ServeOptions())
+    client = TestClient(create_app(served, frozenset(LOOPBACK)), base_url="http://localhost")
+
+    def found(**options: object) -> list[str]:
+        response = client.post("/api/search", json={"vector": [1, 0], **options})
+        assert response.status_code == 200, response.text
+        return [hit["id"] for hit in response.json()["results"]]
+
+    assert found() == ["a", "b", "c", "d"]
+    assert found(distinct=0.99) == ["a", "c", "d"]
+    assert found(words="garage")[0] == "c"
+    assert found(where='id != "a"', unlike=["c"], k=1) == ["b"]
+    assert client.post("/api/search", json={"vector": [1, 0], "words": "?"}).status_code == 400
+    assert [item["id"] for item in client.get("/api/items").json()["items"]] == ["a", "b", "c", "d"]
+    served.close()
 
 
 def test_a_bundle_that_is_gone_leaves_searches_by_items(

@@ -2,6 +2,8 @@
 import { byId, count, element, milliseconds, moveByArrows, showDetail, showEmpty, showItems, showProblem } from "./results.js";
 
 const PAGE = 24;
+const USUAL = { where: "", without: "", words: "", k: "24", recall: "0.95", distinct: "" };
+const OPTIONS = Object.keys(USUAL);
 const images = [];  // files searched by; an address cannot hold them
 let stats = null;
 let running = null;  // AbortController of the request that is waited for
@@ -17,15 +19,14 @@ const actions = {
 };
 
 function options() {
-  const value = (id) => byId(id).value.trim();
-  return { where: value("where"), without: value("without"), k: value("k"), recall: value("recall") };
+  return Object.fromEntries(OPTIONS.map((id) => [id, byId(id).value.trim()]));
 }
 
 function addressOf(query) {
   const asked = new URLSearchParams();
   for (const [name, value] of Object.entries({ ...query, ...options() })) {
-    const usual = { k: "24", recall: "0.95", part: 0 }[name];
-    if (name !== "image" && value !== "" && value !== undefined && value !== usual) asked.set(name, value);
+    const usual = { ...USUAL, part: 0 }[name];
+    if (name !== "image" && value !== undefined && value !== usual) asked.set(name, value);
   }
   return asked.size ? `?${asked}` : location.pathname;
 }
@@ -77,11 +78,8 @@ async function show() {
   const asked = new URLSearchParams(location.search);
   const query = queryOf();
   byId("text").value = query.q || "";
-  byId("where").value = asked.get("where") || "";
-  byId("without").value = asked.get("without") || "";
-  byId("k").value = asked.get("k") || "24";
-  byId("recall").value = asked.get("recall") || "0.95";
-  if (asked.has("where") || asked.has("without") || asked.has("recall")) byId("options").open = true;
+  for (const id of OPTIONS) byId(id).value = asked.get(id) ?? USUAL[id];
+  if (OPTIONS.some((id) => asked.has(id))) byId("options").open = true;
   showExample(query);
   document.title = `${query.q || "Search"} - ${stats?.name ?? "mmedge"}`;
   const browsing = Object.keys(query).length === 0;
@@ -202,11 +200,10 @@ function listen() {
   });
   byId("home").addEventListener("click", (event) => {
     event.preventDefault();
-    for (const id of ["where", "without"]) byId(id).value = "";
+    for (const id of OPTIONS) byId(id).value = USUAL[id];
     go({});
   });
-  byId("k").addEventListener("change", () => byId("form").requestSubmit());
-  byId("recall").addEventListener("change", () => byId("form").requestSubmit());
+  for (const id of ["k", "recall", "distinct"]) byId(id).addEventListener("change", () => byId("form").requestSubmit());
   byId("detail-close").addEventListener("click", () => byId("detail").close());
   byId("detail").addEventListener("click", (event) => { if (event.target === byId("detail")) byId("detail").close(); });
   byId("results").addEventListener("keydown", moveByArrows);
