@@ -50,7 +50,8 @@ def search_view(
     mask = None
     if where is not None:
         check_fields(where, (name for (name,) in record.execute("SELECT name FROM fields")))
-        mask = filters.mask(record, where, of=view.about.uuid, seq=view.about.seq)
+        about = view.about
+        mask = filters.mask(record, where, of=f"{about.uuid} {about.generation}", seq=about.seq)
     found = [
         rank(ranking, k, partial(_nearest, view, query), view.vectors_of, record, mask)
         for query, ranking in zip(queries, rankings, strict=True)
@@ -85,16 +86,15 @@ def _nearest(view: View, query: Float32Array, n: int, mask: KeyMask | None) -> H
             for segment, places in searched
         ]
         hits = _one_an_item(found, n)
-        if len(hits.keys) == n or all(len(nearest.places) < vectors for _, nearest in found):
+        # No vector that is in none of the lists is nearer than the last one of its list.
+        unseen = [each.scores[-1] for _, each in found if len(each.places) == vectors]
+        if not unseen or (len(hits.keys) == n and hits.scores[-1] >= max(unseen)):
             return hits
         vectors *= 4  # several of these are of one item
 
 
 def _one_an_item(found: Sequence[tuple[Segment, Nearest]], n: int) -> Hits:
-    """Return the n best items of the nearest vectors, each with its best vector.
-
-    An item whose best vector is in no list may be missing; with n items found, it is no better.
-    """
+    """Return the n best items of the nearest vectors, each with its best vector."""
     keys = np.concatenate([segment.keys[nearest.places] for segment, nearest in found])
     scores = np.concatenate([nearest.scores for _, nearest in found]).astype(np.float64)
     parts = np.concatenate([segment.parts[nearest.places] for segment, nearest in found])

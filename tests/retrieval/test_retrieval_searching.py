@@ -138,6 +138,15 @@ def test_an_item_of_many_vectors_is_one_match(index: Index) -> None:
     assert ids(index, AXES[0], 3, distinct=0.99) == ["film", "far"]  # frame 150 is near "near"
 
 
+def test_an_item_behind_the_many_vectors_of_another_is_found(index: Index) -> None:
+    """A film fills the list of the snapshot's nearest vectors; the tail has n worse items."""
+    film = AXES[0] + 0.01 * random_unit(200, 3)
+    index.add(vectors=[film, AXES[0] + 0.5 * AXES[1]], ids=["film", "second"])
+    index.compact()
+    index.add(vectors=np.repeat(AXES[:1] + 2 * AXES[2:3], 20, axis=0))
+    assert ids(index, AXES[0], 5)[:2] == ["film", "second"]
+
+
 def test_near_duplicates_make_room_for_others(index: Index) -> None:
     wall = AXES[0] + 0.01 * random_unit(300, 4)
     index.add(vectors=np.concatenate([wall, random_unit(50, 5)]))
