@@ -31,6 +31,7 @@ __all__ = [
     "decode_image",
     "describe_source",
     "image_files",
+    "image_header",
     "is_image_source",
 ]
 
@@ -277,7 +278,7 @@ def _read(
     *,
     upright: bool,
 ) -> Image.Image:
-    image = _open(file, name)
+    image = image_header(file, name)
     with image:
         bound(image)
         try:
@@ -291,7 +292,7 @@ def _read(
         return to_rgb(image, alpha, name)
 
 
-def _open(file: IO[bytes], name: str) -> ImageFile.ImageFile:
+def image_header(file: IO[bytes], name: str) -> ImageFile.ImageFile:
     """Read the header of an image file.
 
     `Image.open` would warn of, or refuse, a large image by a limit that belongs to the process;

@@ -1,0 +1,1 @@
+"""Frames with their times, from folders, videos and recordings, and files of ready vectors."""
