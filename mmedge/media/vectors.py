@@ -85,10 +85,10 @@ def open_vectors(path: Path) -> VectorRows:
     """Open a file of vectors and check its columns.
 
     The vectors are the array or column `vector`, `vectors`, `embedding` or `embeddings`, or the
-    only one of two dimensions: float16, float32 or float64. `id` (or `ids`) names the items; without
-    it, rows are numbered from 0. `time`, `source`, `text`, `content_hash`, `revision` and `origin`
-    have their meaning (a plural s is accepted), a column `metadata` of JSON objects is unpacked, and
-    any other column is metadata.
+    only one of two dimensions: float16, float32 or float64. `id` names the items; without it, rows
+    are numbered from 0. `time`, `source`, `text`, `content_hash`, `revision` and `origin` have
+    their meaning (a plural s is accepted), a column `metadata` of JSON objects is unpacked, and any
+    other column is metadata.
 
     Args:
         path: A .npy, .npz, .parquet, .arrow or .feather file.
@@ -99,9 +99,8 @@ def open_vectors(path: Path) -> VectorRows:
     """
     suffix = path.suffix.lower()
     if suffix not in VECTOR_SUFFIXES:
-        raise InputError(
-            f"{path}: got {suffix or 'no suffix'}, expected one of {', '.join(sorted(VECTOR_SUFFIXES))}."
-        )
+        known = ", ".join(sorted(VECTOR_SUFFIXES))
+        raise InputError(f"{path}: got {suffix or 'no suffix'}, expected one of {known}.")
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path.")
     if suffix in (".npy", ".npz"):
@@ -307,7 +306,7 @@ def _metadata(place: str, cells: dict[str, Any]) -> dict[str, Cell]:
         tags = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not (value is None or tags or isinstance(value, str | int | float | bool)):
             raise InputError(
-                f"{place}: '{name}' is a {type(value).__name__}, expected a text, a number, true or "
-                "false, or a list of texts."
+                f"{place}: '{name}' is a {type(value).__name__}, expected a text, a number, "
+                "true or false, or a list of texts."
             )
     return cells

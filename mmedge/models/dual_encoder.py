@@ -355,6 +355,39 @@ class DualEncoder(Model):
         ]
         return np.concatenate(parts)
 
+    def prepare(
+        self, modality: Modality, item: object, *, shrink: bool = False
+    ) -> dict[str, Array]:
+        """Return the inputs of an encoder's graph for one item, for `encode_prepared`.
+
+        Args:
+            modality: Of the encoder.
+            item: An image, a sound or a text.
+            shrink: Decode a large JPEG at a fraction of its size: see decode_image.
+
+        Raises:
+            InputError: If the item cannot be used, or the model has no such encoder.
+        """
+        if modality is Modality.IMAGE:
+            processor = self.image_processor
+            return processor([processor.decode(cast(ImageSource, item), shrink=shrink)])
+        return self._processor(self._role(modality))([item])
+
+    def encode_prepared(self, modality: Modality, feed: Mapping[str, Array]) -> Float32Array:
+        """Encode a batch of prepared items.
+
+        Args:
+            modality: Of the encoder.
+            feed: What `prepare` returned for N items, joined along the first axis.
+
+        Returns:
+            (N, D) float32, L2-normalised.
+
+        Raises:
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        return self._embed(modality, feed)
+
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
         """Return the stage names of encode_image, encode_text or encode_audio."""

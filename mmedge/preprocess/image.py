@@ -94,9 +94,11 @@ class ImageProcessor:
             return self._resize.height, self._resize.width
         return None
 
-    def decode(self, source: ImageSource) -> Image.Image:
+    def decode(self, source: ImageSource, *, shrink: bool = False) -> Image.Image:
         """Return an image as upright RGB: see decode_image."""
-        return decode_image(source, self.options, alpha=self._alpha, least_side=self._least_side)
+        return decode_image(
+            source, self.options, alpha=self._alpha, least_side=self._least_side, shrink=shrink
+        )
 
     def resize(self, image: Image.Image) -> Array:
         """Resize and centre-crop an RGB image.
