@@ -21,8 +21,10 @@ _COMMANDS = (
     "convert",
     "doctor",
     "export",
+    "index",
     "inspect",
     "profile",
+    "search",
     "serve",
     "verify",
 )

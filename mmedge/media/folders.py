@@ -74,7 +74,7 @@ def folder_files(
         root = folder.resolve(strict=True)
         if not root.is_dir():
             raise InputError(f"{folder}: got a file, expected a folder of images or sounds.")
-        next(os.scandir(root), None)
+        os.scandir(root).close()
     except (OSError, ValueError) as error:  # ValueError: NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{folder}: cannot be read ({reason}). Check the path.") from error
@@ -112,7 +112,7 @@ def _media_file(
         return None
     name = path.relative_to(folder).as_posix()
     try:
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
             skipped(str(path), "a link that leads out of the folder")
             return None
         status = path.stat()

@@ -111,12 +111,13 @@ def open_vectors(path: Path) -> VectorRows:
 def _numpy_rows(path: Path) -> VectorRows:
     try:
         if path.suffix.lower() == ".npy":
-            columns = {"vectors": np.load(path, mmap_mode="r", allow_pickle=False)}
+            columns = {"vectors": np.lib.format.open_memmap(path, mode="r")}
         else:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 columns = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = "holds pickled objects" if "pickle" in str(error) else f"cannot be read ({error})"
+        pickled = "allow_pickle" in str(error) or "Python objects" in str(error)
+        reason = "holds pickled objects" if pickled else f"cannot be read ({error})"
         raise InputError(
             f"{path}: {reason}. Write it with numpy.savez from arrays of numbers and of text."
         ) from error
@@ -147,7 +148,7 @@ def _numpy_rows(path: Path) -> VectorRows:
             values = {name: array[part].tolist() for name, array in columns.items()}
             yield from _rows(path, start, np.asarray(vectors[part], np.float32), values)
 
-    named = None if space is None or space.dtype.kind != "U" else str(space)
+    named = None if space is None or space.dtype.kind != "U" else str(space) or None
     return VectorRows(path, vectors.shape[1], len(vectors), named, read)
 
 
@@ -198,7 +199,7 @@ def _arrow_rows(path: Path, suffix: str) -> VectorRows:
 
     found = dim or _first_width(path, key, batches)
     recorded = (schema.metadata or {}).get(b"mmedge.space")
-    space = None if recorded is None else recorded.decode("utf-8", "replace")
+    space = None if recorded is None else recorded.decode("utf-8", "replace") or None
     return VectorRows(path, found, count, space, read)
 
 
@@ -287,7 +288,7 @@ def _time(place: str, value: object) -> float | None:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None or value == "" else str(value)
 
 
 def _metadata(place: str, cells: dict[str, Any]) -> dict[str, Cell]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mmedge.closing import Closing
 from mmedge.errors import RetrievalError
+from mmedge.models.dual_encoder import DualEncoder
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
 from mmedge.retrieval import storing
@@ -87,6 +88,16 @@ class IndexReader(Closing):
         """The bundle that embeds; None in an index of ready vectors."""
         encoder = self._encoder_of(self._about())
         return None if encoder.bundle is None else Path(encoder.bundle)
+
+    @property
+    def model(self) -> DualEncoder:
+        """That bundle, loaded when this is first read.
+
+        Raises:
+            RetrievalError: If there is none, or it is not where it was.
+            BundleError: If it cannot be opened.
+        """
+        return self._encoder_of(self._about()).model
 
     @property
     def encodes(self) -> frozenset[Modality]:

@@ -1,0 +1,471 @@
+"""`mmedge index`: make and keep an index of images, sounds and ready vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from mmedge.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmedge.retrieval.folders import FolderReport
+    from mmedge.retrieval.index import Index
+    from mmedge.retrieval.stats import IndexStats
+    from mmedge.retrieval.sync import Synced
+
+__all__ = ["index"]
+
+_MOST_NAMED = 5
+
+IndexArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="INDEX", help="Index, NAME.index.", show_default=False)
+]
+ModelOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Bundle.", show_default="the one of the index"),
+]
+
+index = typer.Typer(
+    no_args_is_help=True,
+    help="Make, update, check, export and synchronise an index.",
+)
+
+
+@index.command()
+def add(  # noqa: PLR0913, PLR0917, one parameter an option
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of images and sounds; .npz, .npy, .parquet or .arrow files of vectors.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Index, NAME.index; made if missing.", show_default=False
+        ),
+    ],
+    model: ModelOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision or variant of the bundle.", show_default="the default"),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Backend.", show_default="the fastest")
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Prefix of a folder's ids.", show_default="the folder's name"),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove items whose file is gone from its folder.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch size.", show_default="the bundle's")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that decode files.", show_default="one per CPU"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Add what is new or changed. Unchanged files are skipped, so an interrupted run resumes."""
+    from mmedge.cli.output import print_json
+    from mmedge.errors import InputError
+    from mmedge.media.vectors import VECTOR_SUFFIXES
+
+    for source in sources:
+        if not source.exists():
+            raise InputError(f"{source}: no such file or folder. Check the path.")
+        if not source.is_dir() and source.suffix.lower() not in VECTOR_SUFFIXES:
+            known = ", ".join(sorted(VECTOR_SUFFIXES))
+            raise InputError(
+                f"{source}: got {source.suffix or 'a file without suffix'}, expected a folder of "
+                f"images and sounds, or a file of vectors ({known})."
+            )
+    ready = {source for source in sources if source.suffix.lower() in VECTOR_SUFFIXES}
+    documents = []
+    with _opened(output, model, precision, backend, [s for s in sources if s in ready]) as opened:
+        for source in sources:
+            if source in ready:
+                document = _add_vectors(opened, source, as_json=json)
+            else:
+                document = _add_folder(
+                    opened,
+                    source,
+                    prefix=prefix,
+                    prune=prune,
+                    batch=batch,
+                    workers=workers,
+                    as_json=json,
+                )
+            documents.append({"source": str(source), **document})
+        items = len(opened)
+    if json:
+        print_json({"index": str(output), "items": items, "sources": documents})
+    else:
+        from mmedge.cli.output import plain
+
+        typer.echo(plain(f"{output}: {items} items"))
+
+
+def _opened(
+    output: Path,
+    model: Path | None,
+    precision: str | None,
+    backend: str | None,
+    vectors: Sequence[Path],
+) -> Index:
+    """Open an index, or make one: with the bundle, else as wide as the vectors."""
+    from mmedge.errors import InputError
+    from mmedge.media.vectors import open_vectors
+    from mmedge.retrieval.index import Index
+
+    if output.exists():
+        return Index.open(output, bundle=model, precision=precision, backend=backend)
+    if model is not None:
+        return Index.create(output, model, precision=precision, backend=backend)
+    if not vectors:
+        raise InputError(f"{output} does not exist yet. Name the bundle to make it with: -m.")
+    return Index.create(output, dim=open_vectors(vectors[0]).dim)
+
+
+def _add_folder(
+    opened: Index,
+    source: Path,
+    *,
+    prefix: str | None,
+    prune: bool,
+    batch: int | None,
+    workers: int | None,
+    as_json: bool,
+) -> dict[str, Any]:
+    from mmedge.cli.output import print_warning
+    from mmedge.cli.progress import Steps
+    from mmedge.retrieval.folders import index_folder
+
+    with Steps(shown=not as_json) as steps:
+
+        def progress(report: FolderReport, total: int) -> None:
+            steps.part(_rate(report, total), report.files, total)
+
+        report = index_folder(
+            opened,
+            opened.model,
+            source,
+            prefix=prefix,
+            prune=prune,
+            batch_size=batch,
+            workers=workers,
+            progress=progress if steps.animated else None,
+        )
+        steps.say(f"{source}: {_summary(report)}")
+    for path, reason in report.reasons[:_MOST_NAMED]:
+        print_warning(reason if path in reason else f"{path}: {reason}")
+    if report.failed > _MOST_NAMED:
+        print_warning(f"{report.failed - _MOST_NAMED} more files could not be used (--json: all).")
+    return {
+        "added": report.added,
+        "updated": report.updated,
+        "unchanged": report.unchanged,
+        "removed": report.removed,
+        "failed": report.failed,
+        "seconds": report.seconds,
+        "reasons": [{"path": path, "reason": reason} for path, reason in report.reasons],
+    }
+
+
+def _rate(report: FolderReport, total: int) -> str:
+    """Return the rate and the time left, "38/s, 2:05 left"."""
+    done = report.added + report.updated
+    if not done or report.seconds <= 0:
+        return "indexing"
+    rate = done / report.seconds
+    minutes, seconds = divmod(round((total - report.files) / rate), 60)
+    return f"indexing {rate:.3g}/s, {minutes}:{seconds:02} left"
+
+
+def _summary(report: FolderReport) -> str:
+    counts = {
+        "added": report.added,
+        "updated": report.updated,
+        "unchanged": report.unchanged,
+        "removed": report.removed,
+        "failed": report.failed,
+    }
+    shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no files"
+    done = report.added + report.updated
+    rate = f", {done / report.seconds:.3g}/s" if done and report.seconds > 0 else ""
+    return f"{shown}, in {report.seconds:.1f} s{rate}"
+
+
+def _add_vectors(opened: Index, source: Path, *, as_json: bool) -> dict[str, Any]:
+    from mmedge.cli.output import plain
+    from mmedge.media.vectors import open_vectors
+    from mmedge.retrieval.vector_files import import_vectors
+
+    written = import_vectors(opened, open_vectors(source))
+    if not as_json:
+        typer.echo(plain(f"{source}: {written} items written"))
+    return {"written": written}
+
+
+@index.command("import")
+def import_(
+    place: IndexArgument,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help=".npz, .npy, .parquet or .arrow files.", show_default=False),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Import files of vectors, made by export or by other programs. The index is made if missing.
+
+    An id that is there already is replaced, unless the file's revision is older.
+    """
+    from mmedge.cli.output import print_json
+    from mmedge.media.vectors import open_vectors
+
+    for source in sources:
+        open_vectors(source)  # mistakes first
+    with _opened(place, None, None, None, sources) as opened:
+        documents = [
+            {"source": str(source), **_add_vectors(opened, source, as_json=json)}
+            for source in sources
+        ]
+    if json:
+        print_json({"index": str(place), "sources": documents})
+
+
+@index.command()
+def export(
+    place: IndexArgument,
+    output: Annotated[
+        Path, typer.Argument(help="File to write: .npz or .parquet.", show_default=False)
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Export all items with their vectors to a file."""
+    from mmedge.cli.output import plain, print_json
+    from mmedge.retrieval.index import Index
+    from mmedge.retrieval.vector_files import export_vectors
+
+    with Index.open(place, read_only=True) as opened:
+        rows = export_vectors(opened, output)
+        items = len(opened)
+    if json:
+        print_json({"index": str(place), "output": str(output), "items": items, "vectors": rows})
+    else:
+        typer.echo(plain(f"{output}: {items} items, {rows} vectors"))
+
+
+@index.command()
+def stats(place: IndexArgument, json: JsonOption = False) -> None:
+    """Show what an index holds."""
+    from dataclasses import asdict
+
+    from mmedge.cli.output import print_json, stdout_console
+    from mmedge.cli.tables import facts, print_part, table
+    from mmedge.retrieval.index import Index
+
+    with Index.open(place, read_only=True) as opened:
+        found = opened.stats()
+    if json:
+        print_json({"index": str(place), **asdict(found)})
+        return
+    console = stdout_console()
+    console.print(facts(_stats(found)))
+    rows = [
+        (each.snapshot or "in memory", str(each.vectors), str(each.alive), each.approximate or "-")
+        for each in found.segments
+    ]
+    if rows:
+        numbers = ("vectors", "alive")
+        heads = ("snapshot", *numbers, "approximate index")
+        print_part("Segments", table(*heads, numbers=numbers, rows=rows), console)
+
+
+def _stats(found: IndexStats) -> Iterator[tuple[str, str]]:
+    from mmedge.cli.output import human_bytes
+
+    yield "items", str(found.items)
+    yield "vectors", f"{found.vectors} of {found.dim} dimensions"
+    yield "space", found.space or "unknown"
+    yield "bundle", found.bundle or "none"
+    if found.precision is not None:
+        yield "precision", found.precision
+    yield "record", human_bytes(found.record_bytes)
+    yield "snapshots", human_bytes(found.snapshots_bytes)
+    if found.damaged:
+        yield "damaged", ", ".join(found.damaged)
+    if found.migrating_to is not None:
+        yield "migrating to", found.migrating_to
+
+
+@index.command()
+def verify(
+    place: IndexArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what is damaged, from the record.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check every page, item and vector. Exit code 1 if something is or stays damaged."""
+    from dataclasses import asdict
+
+    from mmedge.cli.output import plain, print_json
+    from mmedge.retrieval.verifying import verify_index
+
+    found = verify_index(place, repair=repair)
+    if json:
+        print_json({"index": str(place), **asdict(found)})
+    else:
+        parts = {"damaged": found.problems, "repaired": found.repaired, "lost": found.lost}
+        for what, entries in parts.items():
+            for entry in entries:
+                typer.echo(plain(f"{what}: {entry}"))
+        if not any(parts.values()):
+            typer.echo(plain(f"{place}: whole"))
+    if found.lost or (found.problems and not repair):
+        raise typer.Exit(1)
+
+
+@index.command()
+def migrate(
+    place: IndexArgument,
+    model: Annotated[
+        Path, typer.Option("--model", "-m", help="Bundle to embed with.", show_default=False)
+    ],
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision or variant of the bundle.", show_default="the default"),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Backend.", show_default="the fastest")
+    ] = None,
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Remove items whose source is gone.")
+    ] = False,
+) -> None:
+    """Embed all items again with another bundle. An interrupted migration resumes."""
+    from mmedge.cli.progress import Steps
+    from mmedge.retrieval.index import Index
+
+    with Steps() as steps, Index.open(place) as opened:
+        done = opened.migrate(
+            model,
+            precision=precision,
+            backend=backend,
+            drop_missing=drop_missing,
+            progress=lambda count, total: steps.part("embedding", count, total),
+        )
+    typer.echo(f"{done} items embedded")
+
+
+@index.command()
+def compact(place: IndexArgument) -> None:
+    """Merge snapshots and drop what deleted and changed items left behind."""
+    from mmedge.cli.output import human_bytes, plain
+    from mmedge.retrieval.index import Index
+
+    def size() -> int:
+        return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+
+    with Index.open(place) as opened:
+        before = size()
+        opened.compact()
+    typer.echo(plain(f"{place}: {human_bytes(before)} before, {human_bytes(size())} now"))
+
+
+ServerArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SERVER", help="Milvus: http://HOST:PORT, or a path.db.", show_default=False
+    ),
+]
+CollectionOption: TypeAlias = Annotated[
+    str, typer.Option("--collection", "-c", help="Collection on the server.")
+]
+TokenOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(envvar="MMEDGE_TOKEN", help="USER:PASSWORD or an API key.", show_default="none"),
+]
+
+
+@index.command()
+def push(
+    place: IndexArgument,
+    server: ServerArgument,
+    collection: CollectionOption = "mmedge",
+    token: TokenOption = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Send all items again, not only changes.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Send changes since the last push to a server; an interrupted push resumes."""
+    from mmedge.retrieval.sync import push as send
+
+    _sync(send, place, server, collection, token, everything=everything, as_json=json)
+
+
+@index.command()
+def pull(
+    place: IndexArgument,
+    server: ServerArgument,
+    collection: CollectionOption = "mmedge",
+    token: TokenOption = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Fetch all items again, not only changes.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Fetch changes since the last pull from a server; an interrupted pull resumes."""
+    from mmedge.retrieval.sync import pull as fetch
+
+    _sync(fetch, place, server, collection, token, everything=everything, as_json=json)
+
+
+def _sync(
+    copy: Any,  # noqa: ANN401, push or pull
+    place: Path,
+    server: str,
+    collection: str,
+    token: str | None,
+    *,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    from mmedge.cli.output import print_json
+    from mmedge.cli.progress import Steps
+    from mmedge.retrieval.index import Index
+    from mmedge.retrieval.stores.milvus import MilvusStore
+
+    with (
+        Steps(shown=not as_json) as steps,
+        Index.open(place) as opened,
+        MilvusStore(
+            server,
+            collection,
+            dim=opened.dim,
+            space=opened.space,
+            writer=opened.identity,
+            token=token,
+        ) as store,
+    ):
+
+        def progress(done: Synced) -> None:
+            steps.part("changes", done.changes, done.changes)
+
+        done = copy(opened, store, on_progress=progress, everything=everything)
+    if as_json:
+        print_json({"index": str(place), "server": server, **asdict(done)})
+    else:
+        typer.echo(f"{done.changes} changes: {done.written} written, {done.deleted} deleted")
