@@ -144,7 +144,7 @@ def encoder() -> Subject:
         model,
         calibration,
         held_out,
-        {"1 picture": held_out[0]},
+        {"1 image": held_out[0]},
         sensitivity_samples=_ENCODER_SENSITIVITY_SAMPLES,
     )
 

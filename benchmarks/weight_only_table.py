@@ -37,7 +37,7 @@ def summary() -> list[str]:
         "decoder: size, cosine",
         "one token over fp32",
         "ViT-L/14: size, cosine",
-        "one picture over fp32",
+        "one image over fp32",
     ]
     rows = [
         [
@@ -46,7 +46,7 @@ def summary() -> list[str]:
             _fidelity(results["decoder"]["contestants"][name]),
             _time(results["decoder"], "1 token", name),
             _fidelity(results["encoder"]["contestants"][name]),
-            _time(results["encoder"], "1 picture", name),
+            _time(results["encoder"], "1 image", name),
         ]
         for name in _SUMMARY
     ]
@@ -70,7 +70,7 @@ def page() -> str:
         (
             "Random weights, which tell size and time; their cosines (decoder: of the logits of "
             f"the last token over {results['decoder']['samples']} sequences; ViT-L/14: of the "
-            f"embeddings of {results['encoder']['samples']} pictures) are weak evidence:"
+            f"embeddings of {results['encoder']['samples']} images) are weak evidence:"
         ),
         "",
         *_full_size(results),

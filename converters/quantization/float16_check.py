@@ -56,10 +56,10 @@ def require_agreement(
         lent(worker) as runs,
         written_beside(emulate_narrow_floats(model), model.parent) as emulated,
         runs.open(reference, reference.name) as expects,
-        runs.open(emulated, model.name) as answers,
+        runs.open(emulated, model.name) as candidate,
     ):
         for feed in feeds():
-            expected, got = expects.run(feed), answers.run(feed)
+            expected, got = expects.run(feed), candidate.run(feed)
             cosine = min(_cosine(expected[name], got[name]) for name in expected)
             if not cosine >= cosine_min:
                 place = _first_off(reference, model, feed, cosine_min, runs)

@@ -73,9 +73,9 @@ def _cosine(reference: Path, model: Path, feeds: Feeds, worker: Worker) -> float
     """Return the mean cosine of the outputs of two graphs; NaN where one is not finite."""
     found: list[float] = []
     label = f"{reference.name}, quantized"
-    with worker.open(reference, reference.name) as expects, worker.open(model, label) as answers:
+    with worker.open(reference, reference.name) as expects, worker.open(model, label) as candidate:
         for feed in feeds():
-            expected, got = expects.run(feed), answers.run(feed)
+            expected, got = expects.run(feed), candidate.run(feed)
             for name, array in expected.items():
                 rows = [
                     a.reshape(-1, array.shape[-1]).astype(np.float32) for a in (array, got[name])

@@ -315,7 +315,7 @@ class VariantBuilder:
     ) -> tuple[dict[Layout, Path], tuple[NodeEntry, ...]]:
         """Write every layout; shared weights are stored once."""
         models: dict[Layout, Path] = {}
-        told: tuple[NodeEntry, ...] = ()
+        nodes: tuple[NodeEntry, ...] = ()
         for layout, method in methods.items():
             first = next(iter(models.values()), None)
             out = self._folder / f"{variant if first is None else f'{variant}.{layout}'}.onnx"
@@ -333,8 +333,8 @@ class VariantBuilder:
                 )
             if isinstance(method, Float16):
                 require_agreement(source(layout), out, self._probe_feeds, worker=self.worker)
-            told = told or entries
-        return models, told
+            nodes = nodes or entries
+        return models, nodes
 
     def _source(self, layout: Layout) -> Path:
         """Return the fp32 graph of a layout, else the portable one."""

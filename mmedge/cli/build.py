@@ -191,8 +191,8 @@ def _require_some(bundle: Path, plan: EnginePlan) -> None:
 
     refused = plan.in_state("refused")
     if len(refused) == len(plan.engines):
-        told = "; ".join(f"{engine.label}: {engine.reason}" for engine in refused)
-        raise EngineBuildError(f"{bundle}: no engine can be built. {told}")
+        reasons = "; ".join(f"{engine.label}: {engine.reason}" for engine in refused)
+        raise EngineBuildError(f"{bundle}: no engine can be built. {reasons}")
 
 
 def _build_all(bundle: Path, plan: EnginePlan, *, layers: bool, as_json: bool, quiet: bool) -> None:
@@ -393,8 +393,8 @@ def _capabilities(engine: PlannedEngine) -> str:
 
 
 def _shown_axes(axes: Mapping[str, Axis]) -> str:
-    told = (f"{name} {axis.min}/{axis.opt}/{axis.max}" for name, axis in axes.items())
-    return ", ".join(told) or "fixed"
+    ranges = (f"{name} {axis.min}/{axis.opt}/{axis.max}" for name, axis in axes.items())
+    return ", ".join(ranges) or "fixed"
 
 
 def _figures(row: _Row | None) -> tuple[str, ...]:

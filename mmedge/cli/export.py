@@ -120,8 +120,8 @@ def export(  # noqa: PLR0913, PLR0917, one parameter an option
             opened, triton, chosen, notes, engines=with_engines, device=where, overwrite=overwrite
         )
         if json:
-            told = [asdict(model) for model in models]
-            print_json({"path": str(triton), "models": told, "notes": notes})
+            listed = [asdict(model) for model in models]
+            print_json({"path": str(triton), "models": listed, "notes": notes})
         elif not quiet:
             _print_repository(triton, models, notes)
 
@@ -184,7 +184,7 @@ def _export_engine_dir(
     from mmedge.exports.engine_folder import SuppliedEngine
 
     def source(selection: Selection) -> tuple[SuppliedEngine, ...]:
-        return cached_engines(bundle, selection, told=notes.append) if engines else ()
+        return cached_engines(bundle, selection, report=notes.append) if engines else ()
 
     return export_engine_folder(bundle, out, chosen, engines=source, overwrite=overwrite)
 
@@ -202,7 +202,7 @@ def _export_triton(
     from mmedge.exports import export_triton
     from mmedge.exports.cached_engines import engines_for_triton
 
-    plans = engines_for_triton(bundle, chosen, told=notes.append) if engines else {}
+    plans = engines_for_triton(bundle, chosen, report=notes.append) if engines else {}
     return export_triton(bundle, out, chosen, engines=plans, device=device, overwrite=overwrite)
 
 

@@ -245,7 +245,7 @@ def _recipes(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _settings(recipe: Mapping[str, Any]) -> str:
     """Return a recipe as text: settings that are on, without those off or empty."""
-    told = []
+    parts = []
     for key, value in recipe.items():
         if value in (None, False, "") or (isinstance(value, list | dict) and not value):
             continue
@@ -256,8 +256,8 @@ def _settings(recipe: Mapping[str, Any]) -> str:
         elif isinstance(value, list | tuple):
             shown = ", ".join(map(str, value))
         name = key.replace("_", " ")
-        told.append(name if shown is True else f"{name} {shown}")
-    return ", ".join(told)
+        parts.append(name if shown is True else f"{name} {shown}")
+    return ", ".join(parts)
 
 
 def _parity(manifest: Manifest) -> Table:

@@ -134,7 +134,7 @@ def profile(  # noqa: PLR0913, PLR0917, typer's options
     for path in (json_file, html):
         if path is not None:
             _check_writable(path)
-    tables, roles = _told(bundle, config) if html is not None else ((), {})
+    tables, roles = _report_inputs(bundle, config) if html is not None else ((), {})
     # Draw nothing during a measurement: drawing would disturb it.
     with Steps(shown=not quiet, live=False) as steps:
         made = measure(
@@ -218,7 +218,9 @@ def _print_plan(config: ProfileConfig, plan: Plan, steps: Steps) -> None:
         print_warning(warning)
 
 
-def _told(bundle: Path, config: ProfileConfig) -> tuple[tuple[NodeTable, ...], Mapping[str, Role]]:
+def _report_inputs(
+    bundle: Path, config: ProfileConfig
+) -> tuple[tuple[NodeTable, ...], Mapping[str, Role]]:
     """Read the bundle's search and node tables before anything is measured.
 
     Returns:

@@ -24,7 +24,7 @@ def cached_engines(
     *,
     cache: EngineCache | None = None,
     backend: str | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> tuple[SuppliedEngine, ...]:
     """Return the engines built from a graph, most recently used first.
 
@@ -37,7 +37,7 @@ def cached_engines(
         selection: The graph.
         cache: Where to look; None takes mmedge's own.
         backend: Only engines of this one; None takes all.
-        told: Called with a sentence for each engine that is left out.
+        report: Called with a sentence for each engine that is left out.
 
     Raises:
         BackendError: If the graph is missing or damaged.
@@ -55,26 +55,26 @@ def cached_engines(
         if backend not in (None, key.request.backend):
             continue
         if key.request.settings.stripped:
-            told(f"{_name(selection, key)} is left out: it has no weights")
+            report(f"{_name(selection, key)} is left out: it has no weights")
         elif kind in found:
-            told(f"{_name(selection, key)}: several fit, the most recently used is exported")
+            report(f"{_name(selection, key)}: several fit, the most recently used is exported")
         else:
             try:
                 found[kind] = SuppliedEngine(cache.load(key).plan, key)
             except EngineMismatchError as error:
-                told(f"{_name(selection, key)} is left out: {error}")
+                report(f"{_name(selection, key)} is left out: {error}")
     return tuple(found.values())
 
 
 def engines_for_triton(
-    bundle: Bundle, selections: Sequence[Selection], *, told: Callable[[str], None]
+    bundle: Bundle, selections: Sequence[Selection], *, report: Callable[[str], None]
 ) -> dict[str, SuppliedEngine]:
     """Return Triton's engine of each graph, by role.
 
     Args:
         bundle: An opened bundle.
         selections: The graphs.
-        told: Called with a sentence for each engine that is left out, and for what each one needs.
+        report: Called with a sentence for each engine that is left out, and each need of one.
 
     Raises:
         EngineMismatchError: If the cache has no engine of a graph.
@@ -82,7 +82,7 @@ def engines_for_triton(
     """
     plans = {}
     for selection in selections:
-        found = cached_engines(bundle, selection, backend=TRITON_BACKEND, told=told)
+        found = cached_engines(bundle, selection, backend=TRITON_BACKEND, report=report)
         if not found:
             raise EngineMismatchError(
                 f"{selection.role}/{selection.variant.name}: no engine of TensorRT in the cache. "
@@ -90,7 +90,7 @@ def engines_for_triton(
                 f"{TRITON_BACKEND}. Or leave --engines out: ONNX Runtime runs the graph."
             )
         plans[selection.role], key = found[0], found[0].key
-        told(
+        report(
             f"{selection.role}: this plan runs in TensorRT {key.version} on GPUs of compute "
             f"capability {key.compute_capability} alone; the server must have both"
         )
@@ -113,8 +113,8 @@ def build_engines(
         selections: The graphs.
         backend: That builds.
         compute_capabilities: See EngineRequest.
-        progress: Called with each engine before it is built or found; what it returns is told how
-            far the build is.
+        progress: Called with each engine before it is built or found; it returns the callback for
+            the build's progress.
         on_wait: See build_planned.
 
     Raises:

@@ -28,7 +28,7 @@ _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 @contextmanager
 def key_lock(
-    path: Path, told: Callable[[str], None], *, doing: str = "is building this engine"
+    path: Path, report: Callable[[str], None], *, doing: str = "is building this engine"
 ) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, waiting for another holder.
 
@@ -37,7 +37,7 @@ def key_lock(
 
     Args:
         path: Of the lock file, in a folder that exists.
-        told: Called with "process 123 ..." when there is something to wait for, and every minute.
+        report: Called with "process 123 ..." when there is something to wait for, and every minute.
         doing: What a holder does, for those who wait.
 
     Raises:
@@ -54,7 +54,7 @@ def key_lock(
         if not pause_s or now - reminded >= _REMIND_S:
             reminded = now
             so_far = f"still waiting after {now - began:.0f} s" if pause_s else "waiting for it"
-            told(f"{holder} {doing}: {so_far}")
+            report(f"{holder} {doing}: {so_far}")
         pause_s = min(2 * pause_s, _POLL_S[1]) or _POLL_S[0]
         time.sleep(pause_s)
 

@@ -69,9 +69,9 @@ def read_gpus(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
         # nvidia-smi on a Jetson reports neither compute capability nor memory.
         name = f"{jetson.family} (integrated)" if jetson.family else "integrated"
         return (Gpu(name, jetson.compute_capability, integrated=True),)
-    told = host.run(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])
-    if told is not None:
-        return tuple(gpu for line in told.splitlines() if (gpu := _from_line(line)) is not None)
+    output = host.run(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"])
+    if output is not None:
+        return tuple(gpu for line in output.splitlines() if (gpu := _from_line(line)) is not None)
     infos = host.matching("proc/driver/nvidia/gpus/*/information")
     names = (re.search(r"^Model:\s*(.+)$", _read(host, path), re.MULTILINE) for path in infos)
     return tuple(Gpu(match[1].strip(), "") for match in names if match is not None)
@@ -88,11 +88,11 @@ def read_cuda(host: Host, jetson: Jetson | None, probed: Mapping[str, object]) -
     version = re.search(
         r"Kernel Module(?:\s+for\s+\S+)?\s+([\d.]+)", host.text("proc/driver/nvidia/version")
     )
-    told = ""
+    output = ""
     if jetson is None:
-        told = host.run(["nvidia-smi"]) or ""
-    driver = re.search(r"Driver Version:\s*([\d.]+)", told) or version
-    serves = re.search(r"CUDA Version:\s*([\d.]+)", told)
+        output = host.run(["nvidia-smi"]) or ""
+    driver = re.search(r"Driver Version:\s*([\d.]+)", output) or version
+    serves = re.search(r"CUDA Version:\s*([\d.]+)", output)
     toolkit = re.search(
         r'"cuda"\s*:\s*{[^}]*"version"\s*:\s*"([\d.]+)"', host.text("usr/local/cuda/version.json")
     )

@@ -1,7 +1,7 @@
 """Jetson facts from its files: module, L4T release, JetPack, power mode.
 
 Releases by JetPack: https://developer.nvidia.com/embedded/jetpack-archive. What no list knows is
-told by the package `nvidia-jetpack`, or by its major version alone.
+named by the package `nvidia-jetpack`, or by its major version alone.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def _jetpack(host: Host, l4t: str) -> str:
 
 
 def _power_mode(host: Host) -> str:
-    told = host.run(["nvpmodel", "-q"]) or ""
-    match = re.search(r"NV Power Mode:\s*(\S+)", told)
+    output = host.run(["nvpmodel", "-q"]) or ""
+    match = re.search(r"NV Power Mode:\s*(\S+)", output)
     if match is not None:
         return match[1].removeprefix("MODE_")
     match = re.search(r"pmode:0*(\d+)", host.text("var/lib/nvpmodel/status"))

@@ -214,9 +214,9 @@ def read_processor(host: Host) -> Processor:
 
 def read_memory(host: Host) -> tuple[int | None, int | None]:
     """Return total and free memory in bytes within the control group's limit; None if unknown."""
-    told = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
-    total = int(told["MemTotal"]) * 1024 if "MemTotal" in told else None
-    free = int(told["MemAvailable"]) * 1024 if "MemAvailable" in told else None
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("proc/meminfo"), re.MULTILINE))
+    total = int(fields["MemTotal"]) * 1024 if "MemTotal" in fields else None
+    free = int(fields["MemAvailable"]) * 1024 if "MemAvailable" in fields else None
     limit = host.text("sys/fs/cgroup/memory.max")
     if limit.isdecimal() and total is not None and int(limit) < total:
         used = host.text("sys/fs/cgroup/memory.current")

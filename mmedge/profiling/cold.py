@@ -68,7 +68,7 @@ class _Start:
 
     imported_ns: int
     loaded_ns: int
-    answered_ns: int
+    ran_ns: int
     import_ns: int
     cpu_ns: int
     before: MemoryReading
@@ -91,10 +91,10 @@ def measure_cold(task: ColdTask, runs: int) -> tuple[ColdStart, Memory]:
     starts = [_start(task) for _ in range(runs)]
     cold = ColdStart(
         runs=runs,
-        first_embedding_ms=_spread([s.answered_ns for s in starts]),
+        first_embedding_ms=_spread([s.ran_ns for s in starts]),
         load_ms=_spread([s.loaded_ns - s.imported_ns for s in starts]),
         import_ms=_spread([s.import_ns for s in starts]),
-        first_run_ms=_spread([s.answered_ns - s.loaded_ns for s in starts]),
+        first_run_ms=_spread([s.ran_ns - s.loaded_ns for s in starts]),
         cpu_ms=_spread([s.cpu_ns for s in starts]),
     )
     anonymous = [s.after.anonymous_bytes for s in starts if s.after.anonymous_bytes is not None]
@@ -132,15 +132,15 @@ def _start(task: ColdTask) -> _Start:
             f"{child.returncode}: {words[-1] if words else 'no output'}. "
             "Leave it out with --cold-starts 0."
         )
-    told: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    reply: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return _Start(
-        imported_ns=told["imported_ns"] - before_ns,
-        loaded_ns=told["loaded_ns"] - before_ns,
-        answered_ns=told["answered_ns"] - before_ns,
-        import_ns=told["imported_ns"] - told["started_ns"],
-        cpu_ns=told["cpu_ns"],
-        before=parse_memory(told["memory_before"]),
-        after=parse_memory(told["memory_after"]),
+        imported_ns=reply["imported_ns"] - before_ns,
+        loaded_ns=reply["loaded_ns"] - before_ns,
+        ran_ns=reply["ran_ns"] - before_ns,
+        import_ns=reply["imported_ns"] - reply["started_ns"],
+        cpu_ns=reply["cpu_ns"],
+        before=parse_memory(reply["memory_before"]),
+        after=parse_memory(reply["memory_after"]),
     )
 
 

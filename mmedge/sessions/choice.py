@@ -286,7 +286,7 @@ def _measure(
         else:
             sure = False
             name = next(iter(opened))
-            choice = Choice(name, f"no backend agrees with the golden vectors: {_told(out)}")
+            choice = Choice(name, f"no backend agrees with the golden vectors: {_reasons(out)}")
             warnings.warn(
                 f"{bundle.path}: {role}/{variant.name}: {choice.reason}. It runs in {name}; do not "
                 "rely on its outputs: run `mmedge verify`.",
@@ -309,7 +309,7 @@ def _decide(
     Returns:
         The choice, and whether it is worth remembering.
     """
-    others = f"; out: {_told(out)}" if out else ""
+    others = f"; out: {_reasons(out)}" if out else ""
     first, *rest = sessions
     if not rest:
         return Choice(first, f"the only backend left{others}"), True
@@ -350,7 +350,7 @@ def _is_in_doubt(result: InterleavedTiming, slack: float) -> bool:
     return low < 1 - _TIE < high and high - low > _TIE
 
 
-def _told(out: Mapping[str, str]) -> str:
+def _reasons(out: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in out.items())
 
 

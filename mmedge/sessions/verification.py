@@ -246,8 +246,8 @@ def replay(
         BackendError: If the engine fails.
     """
     feed = golden.inputs[role]
-    answers = session.run(feed)
-    cosine_min, max_abs_error = _compare(answers, golden.outputs[role][variant.name])
+    outputs = session.run(feed)
+    cosine_min, max_abs_error = _compare(outputs, golden.outputs[role][variant.name])
     if state is not None:
         steps = _compare(run_steps(session, state, feed), golden.steps[role][variant.name])
         cosine_min = float(np.minimum(cosine_min, steps[0]))  # NaN stays

@@ -244,13 +244,13 @@ class Device:
         address = self._allocated("cudaHostAlloc", size_bytes, what, flags)
         return PinnedMemory(self, address, size_bytes)
 
-    def out_of_memory(self, size_bytes: int, what: str, told: str = "") -> BackendError:
+    def out_of_memory(self, size_bytes: int, what: str, detail: str = "") -> BackendError:
         """Return the out-of-memory error, with the memory needed and free.
 
         Args:
             size_bytes: Size needed, 0 if unknown.
             what: What it was for.
-            told: What CUDA or TensorRT said.
+            detail: What CUDA or TensorRT said.
         """
         try:
             free, total = self.memory_bytes()
@@ -260,7 +260,7 @@ class Device:
         needed = f"{in_words(size_bytes)} needed for {what}" if size_bytes else f"needed for {what}"
         return BackendError(
             f"Out of memory on cuda:{self.index} ({self.properties.name}): {needed}, {left}. "
-            f"{_WAYS_OUT[_OUT_OF_MEMORY]}{f' ({told})' if told else ''}"
+            f"{_WAYS_OUT[_OUT_OF_MEMORY]}{f' ({detail})' if detail else ''}"
         )
 
     def is_page_locked(self, address: int) -> bool:

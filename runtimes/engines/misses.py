@@ -50,40 +50,42 @@ def explain(key: EngineKey, records: Iterable[EngineRecord]) -> Miss:
 
 def differences(built: EngineKey, wanted: EngineKey) -> list[str]:
     """Return the differences between an engine and the wanted one as text; empty if none."""
-    told = []
+    differences = []
     had, now = built.request, wanted.request
     if built.model_sha256 != wanted.model_sha256:
-        told.append("built from another model")
+        differences.append("built from another model")
     if had.backend != now.backend:
-        told.append(
+        differences.append(
             f"built for {had.backend} {built.version}, this is {now.backend} {wanted.version}"
         )
     elif built.version != wanted.version:
-        told.append(f"built for {had.backend} {built.version}, this is {wanted.version}")
+        differences.append(f"built for {had.backend} {built.version}, this is {wanted.version}")
     for name, before, after in (
         ("CUDA", built.cuda, wanted.cuda),
         ("driver", built.driver, wanted.driver),
     ):
         if before != after:
-            told.append(f"built for {name} {before or 'of any version'}, this is {after or 'none'}")
+            differences.append(
+                f"built for {name} {before or 'of any version'}, this is {after or 'none'}"
+            )
     if built.compute_capability != wanted.compute_capability:
-        told.append(
+        differences.append(
             f"built for compute capability {built.compute_capability}, expected "
             f"{wanted.compute_capability}"
         )
     elif had.compute_capabilities != now.compute_capabilities:
-        told.append(
+        differences.append(
             f"built for {_targets(had.compute_capabilities)}, asked for "
             f"{_targets(now.compute_capabilities)}"
         )
-    told += _profile_differences(had.profiles, now.profiles)
+    differences += _profile_differences(had.profiles, now.profiles)
     before_settings, after_settings = asdict(had.settings), asdict(now.settings)
-    told += [
+    differences += [
         f"built with {name} {before_settings[name]}, asked for {after_settings[name]}"
         for name in before_settings
         if before_settings[name] != after_settings[name]
     ]
-    return told
+    return differences
 
 
 def _targets(capabilities: tuple[str, ...]) -> str:
@@ -95,7 +97,7 @@ def _profile_differences(
 ) -> list[str]:
     if len(built) != len(wanted):
         return [f"built with {len(built)} shape profiles, asked for {len(wanted)}"]
-    told = []
+    differences = []
     for number, (before, after) in enumerate(zip(built, wanted, strict=True)):
         where = f" (profile {number})" if len(built) > 1 else ""
         for name in sorted(before.ranges.keys() | after.ranges.keys()):
@@ -103,10 +105,12 @@ def _profile_differences(
             if had == now:
                 continue
             if had is None or now is None:
-                told.append(f"built {'without' if had is None else 'with'} input '{name}'{where}")
+                differences.append(
+                    f"built {'without' if had is None else 'with'} input '{name}'{where}"
+                )
             else:
-                told.append(
+                differences.append(
                     f"built for '{name}' from {had.min} over {had.opt} to {had.max}, asked "
                     f"for {now.min} over {now.opt} to {now.max}{where}"
                 )
-    return told
+    return differences

@@ -51,7 +51,7 @@ class EngineRecord(BaseModel):
         label: The model's name for people, such as "clip.mmedge/image_encoder/fp16.onnx".
         plan_sha256: Of the plan.
         plan_size_bytes: Of the plan.
-        layers: What the engine is made of; empty where the library told nothing.
+        layers: What the engine is made of; empty if the library reports none.
         duration_s: Wall time of the build.
         warnings: What the library warned of.
         mmedge: Version that built it.

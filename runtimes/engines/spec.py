@@ -157,9 +157,9 @@ class EngineLayer:
         kind: Its type.
         inputs: dtype of each input, such as "int8", "fp16", "fp32".
         outputs: dtype of each output.
-        tactic: The kernel's name, "" where it is not told.
+        tactic: The kernel's name, "" if unknown.
         constants: dtype of each constant that it holds, its weights among them.
-        nodes: Names of the ONNX nodes that it was made of, as far as they are told.
+        nodes: Names of the ONNX nodes that it was made of, as far as they are known.
     """
 
     name: str
@@ -193,7 +193,7 @@ class BuiltEngine:
         plan: The serialized engine.
         inputs: Specs, read from the network when it was built.
         outputs: Specs.
-        layers: What it is made of; empty where the library told nothing.
+        layers: What it is made of; empty if the library reports none.
         duration_s: Wall time of the build.
         warnings: What the library warned of.
     """

@@ -149,8 +149,8 @@ class EngineCache:
     ) -> LoadedEngine:
         """Return the engine of a key, building it on a miss, in one process at a time.
 
-        Whoever comes while another builds the same engine waits and takes that one. What is told
-        of misses and waits goes to the logger "mmedge.engines". If the folder cannot be written
+        Whoever comes while another builds the same engine waits and takes that one. Misses and
+        waits are logged to "mmedge.engines". If the folder cannot be written
         there is a RuntimeWarning and the engine stays in memory; a damaged entry is replaced, with
         a RuntimeWarning.
 
@@ -169,7 +169,7 @@ class EngineCache:
         """
         what = label or f"model {key.model_sha256[:12]}"
 
-        def told(message: str) -> None:
+        def report(message: str) -> None:
             _LOG.info("%s: %s", what, message)
             if on_wait is not None:
                 on_wait(message)
@@ -179,7 +179,7 @@ class EngineCache:
             try:
                 found = self._load(key)
                 if isinstance(found, Miss):
-                    stack.enter_context(self._locked(key, told))
+                    stack.enter_context(self._locked(key, report))
                     found = self._load(key)  # another process may have built it meanwhile
             except StorageError as error:
                 if isinstance(error, UnsafeFolderError) or not or_in_memory:
@@ -289,9 +289,9 @@ class EngineCache:
         return loaded
 
     @contextmanager
-    def _locked(self, key: EngineKey, told: Callable[[str], None]) -> Iterator[None]:
+    def _locked(self, key: EngineKey, report: Callable[[str], None]) -> Iterator[None]:
         make_private(self.folder)
-        with key_lock(lock_path(self.folder, key_digest(key)), told):
+        with key_lock(lock_path(self.folder, key_digest(key)), report):
             yield
 
     def _warn_unwritable(self, error: StorageError) -> None:

@@ -76,8 +76,8 @@ def build_engine(
     """
     loaded = load_flavour(request.backend)
     check_named(loaded, request.compute_capabilities)
-    told = read_onnx_file(model)
-    check_external_data(model, told)
+    file = read_onnx_file(model)
+    check_external_data(model, file)
     watch = BuildWatch(progress)
     # The current GPU is a property of the thread.
     on_device = device != 0 and not request.compute_capabilities
@@ -85,7 +85,7 @@ def build_engine(
     def work() -> BuiltEngine:
         logger, log = new_log(loaded.module)
         with log, Device(device).current() if on_device else nullcontext():
-            return _Build(model, told, request, loaded, watch, timing_cache, logger, log).run()
+            return _Build(model, file, request, loaded, watch, timing_cache, logger, log).run()
 
     return in_background(work, watch.cancel)
 
@@ -95,7 +95,7 @@ class _Build:
     """One build, which frees its library objects at the end."""
 
     model: Path
-    told: OnnxFile
+    file: OnnxFile
     request: EngineRequest
     loaded: LoadedFlavour
     watch: BuildWatch
@@ -113,7 +113,7 @@ class _Build:
         except (TypeError, RuntimeError) as error:  # no GPU, but the flavour needs one
             raise self._failed("the builder cannot be made", str(error)) from error
         parser = self._parse(network)  # may own the weights until the engine is built
-        inputs, outputs = read_specs(network, self.told)
+        inputs, outputs = read_specs(network, self.file)
         asked = asked_codes(network)
         self._configure(config, network)
         self._add_profiles(builder, config, network, inputs)
@@ -149,11 +149,11 @@ class _Build:
         # By path, so that external data is found.
         if parser.parse_from_file(str(self.model)):
             return parser
-        told = parser_errors(parser)
-        if not told:
+        errors = parser_errors(parser)
+        if not errors:
             raise self._failed("the parser failed")
         raise EngineBuildError(
-            f"{self.model}: the parser of {self._name} rejects it: {told}. Engines are built "
+            f"{self.model}: the parser of {self._name} rejects it: {errors}. Engines are built "
             "from the portable layout, in standard operators: convert with `mmedge convert "
             "--target tensorrt`, or keep this graph to ONNX Runtime."
         )

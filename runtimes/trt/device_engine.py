@@ -281,7 +281,7 @@ class DeviceEngine:
 
     def _outside(self, shapes: Shapes) -> ShapeError:
         wrong = ""
-        told = []
+        ranges = []
         for index, bounds in enumerate(self._profiles):
             takes: dict[str, str] = {}
             for tensor, shape, (smallest, largest) in zip(self.inputs, shapes, bounds, strict=True):
@@ -293,10 +293,10 @@ class DeviceEngine:
                         takes[axis] = f"'{axis}' {least} to {most}"
                         if not least <= size <= most and not wrong:
                             wrong = f"Input '{name}': got {shape}, axis '{axis}' is {size}"
-            told.append(f"profile {index}: {', '.join(takes.values())}")
+            ranges.append(f"profile {index}: {', '.join(takes.values())}")
         return ShapeError(
-            f"{wrong or f'Inputs {shapes}'}; the engine was built for {'; '.join(told)}. Split the "
-            "batch or shorten what is fed, or build an engine for larger axes (`mmedge build`, or "
+            f"{wrong or f'Inputs {shapes}'}; the engine was built for {'; '.join(ranges)}. Split "
+            "the batch, shorten the inputs, or build an engine for larger axes (`mmedge build`, or "
             "SessionOptions.axes)."
         )
 

@@ -1,7 +1,7 @@
 """Installed TensorRT versions, and the differences between flavours.
 
 TensorRT 10.x, TensorRT 11.x and TensorRT for RTX share one Python interface but for a few names;
-whatever differs is asked of the module and answered here, so that nothing else needs to know.
+the differences are handled here alone.
 Nothing is imported before `load_flavour`.
 """
 
@@ -75,8 +75,8 @@ def installed_version(flavour: str) -> str | None:
     module = _installed_module(flavour)
     if module is None:
         return None
-    told = filter(None, map(_distribution_version, _DISTRIBUTIONS[flavour]))
-    return next(told, None) or _written_version(module) or "of an unknown version"
+    versions = filter(None, map(_distribution_version, _DISTRIBUTIONS[flavour]))
+    return next(versions, None) or _written_version(module) or "of an unknown version"
 
 
 def _distribution_version(name: str) -> str | None:

@@ -49,7 +49,7 @@ def parse_layers(message: str) -> tuple[EngineLayer, ...]:
     """Return the layers in the builder's log.
 
     Args:
-        message: What the logger was told, from "Layers:" on; "" gives no layers.
+        message: The logger's message, from "Layers:" on; "" gives no layers.
     """
     found: list[EngineLayer] = []
     for line in message.split("\n"):  # not splitlines: metadata is separated by U+001E
@@ -142,8 +142,7 @@ def _nodes(metadata: str) -> tuple[str, ...]:
 def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str, str]:
     """Return the quantized nodes that the engine computes in float.
 
-    A node counts as computed in codes if a layer that it went into holds a constant of that dtype,
-    or takes an input of it.
+    A node counts as quantized if a layer that it went into has a constant or input of that dtype.
 
     Args:
         layers: Of the engine.
@@ -166,7 +165,7 @@ def check_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> 
     """Check that quantized nodes are computed in quantized values.
 
     Args:
-        layers: Of the engine; none if the library told nothing, and then nothing is checked.
+        layers: Of the engine; if the library reports none, nothing is checked.
         asked: As for `folded`.
 
     Returns:

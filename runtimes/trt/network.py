@@ -30,18 +30,18 @@ _MAX_STEPS = 8
 
 def read_specs(
     network: Any,  # noqa: ANN401, of the library
-    told: OnnxFile,
+    file: OnnxFile,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the input and output specs of a network.
 
     Args:
         network: INetworkDefinition, parsed.
-        told: What the ONNX file says; it names the dynamic axes, which a network forgets.
+        file: The ONNX file, which names the dynamic axes; a network does not.
 
     Raises:
         EngineBuildError: If a tensor has a dtype that numpy lacks, such as bfloat16.
     """
-    names = {spec.name: spec for spec in (*told.inputs, *told.outputs)}
+    names = {spec.name: spec for spec in (*file.inputs, *file.outputs)}
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     return (
@@ -50,7 +50,7 @@ def read_specs(
     )
 
 
-def _spec(tensor: Any, told: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
+def _spec(tensor: Any, named: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
     dtype = _NUMPY.get(tensor.dtype.name)
     if dtype is None:
         raise EngineBuildError(
@@ -58,7 +58,7 @@ def _spec(tensor: Any, told: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
             "Convert the model with float32, float16 or integer tensors as inputs and outputs."
         )
     sizes = tuple(tensor.shape)
-    axes = told.shape if told is not None and len(told.shape) == len(sizes) else sizes
+    axes = named.shape if named is not None and len(named.shape) == len(sizes) else sizes
     return TensorSpec(
         tensor.name,
         np.dtype(dtype),
@@ -85,9 +85,9 @@ def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
             source = _behind(tensor, producers)
             if source is None or source.type.name != "DEQUANTIZE":
                 continue
-            codes = source.get_input(0)
-            held = _behind(codes, producers)
-            dtype = _short(codes.dtype.name)
+            quantized = source.get_input(0)
+            held = _behind(quantized, producers)
+            dtype = _short(quantized.dtype.name)
             if held is not None and held.type.name == "CONSTANT" and dtype in CODES:
                 asked[layer.name] = dtype
     return asked

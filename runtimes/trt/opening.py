@@ -221,11 +221,11 @@ def find_or_build(
 def _as_phase(progress: BuildProgress | None) -> Callable[[str], None]:
     """Return a callback that reports a message as a build phase."""
 
-    def told(message: str) -> None:
+    def report(message: str) -> None:
         if progress is not None:
             progress(message, 0, 1)
 
-    return told
+    return report
 
 
 def _runtime_cache(needed: NeededEngine, found: LoadedEngine) -> Path | None:

@@ -251,7 +251,7 @@ class ExecutionSlot:
             BackendError: If TensorRT did not report a shape, or memory runs out.
         """
         for name, growing in prepared.growing.items():
-            shape, buffer = self._told(growing), self._buffers[name]
+            shape, buffer = self._reported_shape(growing), self._buffers[name]
             buffer.reserve(shape)
             size = size_bytes(shape, growing.spec)
             if size and growing.memory is not None:
@@ -387,14 +387,14 @@ class ExecutionSlot:
         prepared.growing[name] = growing
         prepared._allocators.append(allocator)
 
-    def _told(self, growing: GrowingOutput) -> tuple[int, ...]:
+    def _reported_shape(self, growing: GrowingOutput) -> tuple[int, ...]:
         if growing.shape is None:
             raise self._engine.failed(f"the shape of output '{growing.spec.name}' was not reported")
         return growing.shape
 
     def _shape_of(self, prepared: Prepared, name: str) -> tuple[int, ...]:
         growing = prepared.growing.get(name)
-        return prepared.shapes[name] if growing is None else self._told(growing)
+        return prepared.shapes[name] if growing is None else self._reported_shape(growing)
 
     def _reserve_scratch(self, context: Any) -> bool:  # noqa: ANN401, an IExecutionContext
         """Give a context activation memory, and return whether it moved."""

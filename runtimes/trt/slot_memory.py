@@ -90,7 +90,7 @@ class GrowingOutput:
         spec: Its spec.
         engine: Whose output it is.
         memory: Where it was written to, None before the first run.
-        shape: As the engine told it, None until it did.
+        shape: As reported by the engine, None before.
         failure: Why it could not be allocated.
     """
 

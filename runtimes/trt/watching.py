@@ -22,7 +22,7 @@ class BuildWatch:
             builds. What it raises ends the build.
 
     Attributes:
-        cancelled: Whether the build was told to stop.
+        cancelled: Whether the build was cancelled.
         raised: What `progress` raised.
     """
 

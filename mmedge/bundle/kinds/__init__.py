@@ -1,4 +1,4 @@
-"""Kinds of models: one typed section of the manifest each, told apart by `type`."""
+"""Kinds of models: one typed section of the manifest each, distinguished by `type`."""
 
 from __future__ import annotations
 
