@@ -23,7 +23,7 @@ def serve(
         typer.Option(
             "--root",
             help="Folder whose images may be shown; may be repeated.",
-            show_default="none, and no image is shown",
+            show_default="the indexed folders, if only this machine is served",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -49,7 +49,9 @@ def serve(
 
     check_installed()
     hosts = allowed_hosts(host, allow_host or ())
-    served = open_served(path, ServeOptions(bundle, root or ()))
+    # What an index from elsewhere records as its folders must not be shown to others unasked.
+    folders = root or (None if is_loopback(host) else ())
+    served = open_served(path, ServeOptions(bundle, folders))
     try:
         app = create_app(served, hosts)
         listening = listen(host, port)
@@ -60,9 +62,9 @@ def serve(
             )
 
         def ready() -> None:
+            for note in served.notes:
+                typer.echo(note)
             typer.echo(f"Serving {served.title} at {url(listening)} (Ctrl-C stops it)")
-            if not root:
-                typer.echo("Images are not shown. To show those in a folder, add --root FOLDER.")
 
         run(app, listening, ready)
     finally:

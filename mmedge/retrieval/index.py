@@ -330,6 +330,17 @@ class Index(IndexReader):
             if cursor is not None:
                 connection.execute("INSERT INTO cursors VALUES (?, ?)", (name, cursor))
 
+    def remember_folder(self, folder: Path | str) -> None:
+        """Record that a folder is indexed: `mmedge serve` shows images that lie in it.
+
+        Raises:
+            RetrievalError: If another process goes on writing.
+            StorageError: If the disk is full or read-only.
+        """
+        with self._record.writing() as connection:
+            path = os.path.realpath(folder)
+            connection.execute("INSERT OR IGNORE INTO folders VALUES (?)", (path,))
+
     def flush(self) -> None:
         """Make all changes durable, those made with durability="batch" too.
 

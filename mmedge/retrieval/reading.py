@@ -114,6 +114,11 @@ class IndexReader(Closing):
         with self._record.reading() as connection:
             return tuple(name for (name,) in connection.execute("SELECT name FROM fields"))
 
+    def folders(self) -> tuple[Path, ...]:
+        """Return the folders that were indexed; see Index.remember_folder."""
+        with self._record.reading() as connection:
+            return tuple(Path(path) for (path,) in connection.execute("SELECT path FROM folders"))
+
     def __len__(self) -> int:
         return self._about().items
 

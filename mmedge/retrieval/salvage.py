@@ -95,6 +95,7 @@ def _copy(old: sqlite3.Connection, folder: Path, beside: Path) -> list[str]:
         )
     deletions = [row for row in _readable(old, "SELECT * FROM deletions") if row[0] not in seen]
     cursors = _readable(old, "SELECT * FROM cursors")
+    folders = _readable(old, "SELECT * FROM folders")
     held = [
         (row, key, part, blob)
         for key, parts in vectors.items()
@@ -133,6 +134,7 @@ def _copy(old: sqlite3.Connection, folder: Path, beside: Path) -> list[str]:
         )
         new.executemany("INSERT OR IGNORE INTO deletions VALUES (?, ?, ?, ?)", deletions)
         new.executemany("INSERT OR IGNORE INTO cursors VALUES (?, ?)", cursors)
+        new.executemany("INSERT OR IGNORE INTO folders VALUES (?)", folders)
         new.execute(
             "INSERT INTO words(rowid, text) SELECT key, text FROM items WHERE text IS NOT NULL"
         )

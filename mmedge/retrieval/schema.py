@@ -72,6 +72,7 @@ vector BLOB NOT NULL, crc INTEGER NOT NULL)""",
 number INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, last_row INTEGER NOT NULL,
 count INTEGER NOT NULL, crc INTEGER NOT NULL, ann TEXT)""",
     "cursors": "CREATE TABLE cursors(name TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID",
+    "folders": "CREATE TABLE folders(path TEXT PRIMARY KEY) WITHOUT ROWID",
     "fields": "CREATE TABLE fields(name TEXT PRIMARY KEY) WITHOUT ROWID",
     "words": """CREATE VIRTUAL TABLE words USING fts5(
 text, content='items', content_rowid='key', tokenize='unicode61 remove_diacritics 2')""",

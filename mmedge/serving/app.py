@@ -55,11 +55,11 @@ class ServeOptions:
 
     Attributes:
         bundle: Model that encodes queries; None takes the one that the index records.
-        folders: Folders whose images may be shown; none shows no image.
+        folders: Folders whose images may be shown; None takes those recorded at indexing.
     """
 
     bundle: Path | None = None
-    folders: Sequence[Path] = ()
+    folders: Sequence[Path] | None = None
 
 
 class Work(Protocol):
@@ -75,6 +75,10 @@ class Served(Protocol):
     @property
     def title(self) -> str:
         """What it is, in a few words."""
+
+    @property
+    def notes(self) -> Iterable[str]:
+        """Lines for the terminal when it is served."""
 
     @property
     def limits(self) -> Limits:

@@ -98,6 +98,11 @@ class IndexSearch:
         self._name, self._index, self._embed, self._fields = name, index, embed, fields
         self._folders, self._thumbnails = folders, Thumbnails(folders)
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether there are folders whose images may be shown."""
+        return bool(self._folders.folders)
+
     def stats(self) -> StatsResponse:
         """Return what the index holds and how it can be searched."""
         return StatsResponse(
@@ -109,7 +114,7 @@ class IndexSearch:
                 kind.value for kind in (Modality.TEXT, Modality.IMAGE) if kind in self._embed
             ),
             fields=self._known_fields(),
-            images=bool(self._folders.folders),
+            images=self.shows_images,
             max_image_bytes=MAX_IMAGE_BYTES,
         )
 

@@ -44,6 +44,7 @@ _PAGES = {
     "/results.js": "results.js",
     "/icon.svg": "icon.svg",
 }
+_NO_IMAGES = "Images are not shown. To show those that lie in a folder, add --root FOLDER."
 _IMAGE_PATH = "/api/search/image"
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
@@ -64,6 +65,7 @@ class SearchPages:
         self, search: IndexSearch, title: str, hidden: Iterable[Path], close: Callable[[], None]
     ) -> None:
         self._search, self.title, self.hidden = search, title, tuple(hidden)
+        self.notes = () if search.shows_images else (_NO_IMAGES,)
         self.close = close
 
     def add_routes(self, app: "FastAPI", work: Work) -> None:
@@ -89,13 +91,14 @@ def open_path(path: Path, options: ServeOptions) -> SearchPages:
         BundleError: If the bundle cannot be used.
         InputError: If a folder of images is none.
     """
-    for folder in options.folders:
+    for folder in options.folders or ():
         if not folder.is_dir():
             raise InputError(f"--root {folder}: no such folder. Check the path.")
     with ExitStack() as stack:
         index = stack.enter_context(Index.open(path, bundle=options.bundle, read_only=True))
         embed = _encoders(index)
-        folders = SourceFolders(options.folders)
+        shown = index.folders() if options.folders is None else options.folders
+        folders = SourceFolders(shown)
         search = IndexSearch(path.name, index, embed, index.fields, folders)
         stack.pop_all()
     bundle = () if index.bundle is None else (index.bundle,)

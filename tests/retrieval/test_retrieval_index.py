@@ -416,3 +416,11 @@ def test_an_index_names_its_bundle_what_it_embeds_and_its_fields(
         assert index.bundle is None
         with pytest.raises(RetrievalError, match="no bundle"):
             _ = index.encodes
+
+
+def test_an_index_remembers_its_folders(index: Index, tmp_path: Path) -> None:
+    assert index.folders() == ()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for name in ("photos", "link", "videos"):
+        index.remember_folder(tmp_path / name)
+    assert index.folders() == (tmp_path / "photos", tmp_path / "videos")

@@ -56,9 +56,13 @@ class Process:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-        found = re.search(r"http://\S+", self.line)
-        assert found, self.line + "".join(self.process.communicate())
+        self.lines: list[str] = []
+        found = None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"http://\S+", line):
+                break
+        assert found, "".join(self.process.communicate())
         self.address = urlsplit(found[0])
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Any:
@@ -94,7 +98,7 @@ def serving(*arguments: str | Path) -> Iterator[Process]:
 
 def test_a_process_serves_searches_and_ends_cleanly(index_path: Path, tmp_path: Path) -> None:
     with serving(index_path, "--port", "0", "--root", tmp_path / "photos") as process:
-        assert process.line.startswith("Serving photos.index at http://127.0.0.1:")
+        assert process.lines[0].startswith("Serving photos.index at http://127.0.0.1:")
         found = process.ask("GET", "/api/search?q=a+secret+wish&k=2")
         assert len(json.loads(found.content)["results"]) == 2
         assert found.getheader("server") is None
@@ -174,10 +178,19 @@ def test_other_machines_need_a_name_and_folders(index_path: Path) -> None:
     assert "there is no password" in " ".join(err.split())
 
 
-def test_without_root_no_image_is_shown(index_path: Path) -> None:
-    with serving(index_path, "--port", "0") as process:
-        assert process.ask("GET", "/api/thumbnails/red").status == 404
-        process.stop(signal.SIGTERM)
+def test_without_root_images_of_indexed_folders_are_shown(index_path: Path, tmp_path: Path) -> None:
+    def status(*arguments: str) -> int:
+        with serving(index_path, "--port", "0", *arguments) as process:
+            shown: int = process.ask("GET", "/api/thumbnails/red").status
+            process.stop(signal.SIGTERM)
+        assert ("add --root" in process.lines[0]) == (shown == 404)
+        return shown
+
+    assert status() == 404
+    with Index.open(index_path) as index:
+        index.remember_folder(tmp_path / "photos")
+    assert status() == 200
+    assert status("--host", "0.0.0.0", "--allow-host", "robot.local") == 404  # noqa: S104
 
 
 @pytest.mark.parametrize("what", ["absent", "folder", "file.index", "tiny.mmedge"])
