@@ -82,7 +82,7 @@ def _nearest(view: View, query: Float32Array, n: int, mask: KeyMask | None) -> H
     vectors = n
     while True:
         found = [
-            (segment, *top_k(query[None], segment.vectors, vectors, places=places))
+            (segment, top_k(query[None], segment.vectors, vectors, places=places)[0])
             for segment, places in searched
         ]
         hits = _one_an_item(found, n)
