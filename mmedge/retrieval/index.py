@@ -397,8 +397,9 @@ class Index(IndexReader):
             bundle: Dual-encoder bundle. If it is of the index's space, only its path is stored.
             precision: Variant of the bundle, as for mmedge.load.
             backend: As for mmedge.load.
-            embed: Called with the model and an item; returns its (D,) or (V, D) vectors, or None
-                to read it from its source or text. For items of several vectors, or without either.
+            embed: Called with the new bundle's encoder and an item; returns its (D,) or (V, D)
+                vectors, or None to read it from its source or text. For items of several vectors,
+                or without either.
             drop_missing: Whether items that cannot be embedded again are deleted at the end.
             progress: Called with the number of items embedded by this call, and of all.
 

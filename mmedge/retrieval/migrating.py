@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from mmedge.errors import InputError, RetrievalError
 from mmedge.files import storage_errors
-from mmedge.models.dual_encoder import DualEncoder
 from mmedge.retrieval import rows, upkeep
 from mmedge.retrieval.embedding import Encoder, Space, bundle_space
 from mmedge.retrieval.inputs import checked_vectors
@@ -25,7 +24,7 @@ from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Embed", "Migration", "migrate"]
 
-Embed: TypeAlias = Callable[[DualEncoder, Item], Array | None]
+Embed: TypeAlias = Callable[[Encoder, Item], Array | None]
 """Makes the (V, D) vectors of an item; None where it does not know how."""
 
 _ITEMS_AT_ONCE = 64  # that are embedded and made durable together
@@ -166,7 +165,7 @@ def _embedded(
     found: dict[int, Float32Array] = {}
     by_modality: dict[Modality, list[ItemRow]] = {}
     for row in held:
-        own = None if migration.embed is None else migration.embed(encoder.model, row.item)
+        own = None if migration.embed is None else migration.embed(encoder, row.item)
         if own is not None:
             (found[row.key],) = checked_vectors([own], dim, what=f"embed('{row.item.id}')")
         elif row.modality == Modality.TEXT.value and row.item.text is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+from bundles import write_tiny_bundle
 
 from mmedge.retrieval.index import Index
 from mmedge.specs import Float32Array
@@ -31,3 +33,13 @@ def filled(folder: Path, count: int, seed: int = 0) -> Index:
 def ids(matches: object) -> list[str]:
     """The ids of a list of matches, in order."""
     return [match.id for match in matches]  # type: ignore[attr-defined]
+
+
+def two_spaces(folder: Path) -> list[Path]:
+    """Two bundles of the tiny model: its fp32 and its int8 variants, in spaces of their own."""
+    first = write_tiny_bundle(folder / "first.mmedge").path
+    second = write_tiny_bundle(folder / "second.mmedge").path
+    manifest = second / "manifest.json"
+    text = manifest.read_text("utf-8").replace("tiny-0001", "tiny-0002")
+    manifest.write_text(re.sub(r'"default": *"fp32"', '"default": "int8-dynamic"', text), "utf-8")
+    return [first, second]
