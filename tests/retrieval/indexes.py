@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from bundles import write_tiny_bundle
 
 from mmedge.retrieval.index import Index
 from mmedge.specs import Float32Array
@@ -37,6 +36,8 @@ def ids(matches: object) -> list[str]:
 
 def two_spaces(folder: Path) -> list[Path]:
     """Two bundles of the tiny model: its fp32 and its int8 variants, in spaces of their own."""
+    from bundles import write_tiny_bundle  # not in the processes that tests start
+
     first = write_tiny_bundle(folder / "first.mmedge").path
     second = write_tiny_bundle(folder / "second.mmedge").path
     manifest = second / "manifest.json"
