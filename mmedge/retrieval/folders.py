@@ -130,6 +130,7 @@ def index_folder(
         (s for r, s in model.spaces.items() if r != model.encoders.get(Modality.TEXT)), None
     )
     total = len(files) + report.failed
+    index.remember_folder(root)
     writer = _Writer(index, space)
     for one in embedded(
         model, _jobs(index, files, start, report), batch_size=batch_size, workers=workers

@@ -337,9 +337,10 @@ class Index(IndexReader):
             RetrievalError: If another process goes on writing.
             StorageError: If the disk is full or read-only.
         """
-        with self._record.writing() as connection:
-            path = os.path.realpath(folder)
-            connection.execute("INSERT OR IGNORE INTO folders VALUES (?)", (path,))
+        path = os.path.realpath(folder)
+        if Path(path) not in self.folders():
+            with self._record.writing() as connection:
+                connection.execute("INSERT OR IGNORE INTO folders VALUES (?)", (path,))
 
     def flush(self) -> None:
         """Make all changes durable, those made with durability="batch" too.

@@ -24,6 +24,8 @@ from starlette.testclient import TestClient
 from mmedge.bundle import Bundle
 from mmedge.cli.app import run
 from mmedge.errors import InputError, RetrievalError
+from mmedge.models import DualEncoder
+from mmedge.retrieval.folders import index_folder
 from mmedge.retrieval.index import Index
 from mmedge.serving import server
 from mmedge.serving.app import ServeOptions, create_app, open_served
@@ -191,6 +193,20 @@ def test_without_root_images_of_indexed_folders_are_shown(index_path: Path, tmp_
         index.remember_folder(tmp_path / "photos")
     assert status() == 200
     assert status("--host", "0.0.0.0", "--allow-host", "robot.local") == 404  # noqa: S104
+
+
+def test_images_of_an_indexed_folder_are_shown(
+    tiny_bundle: Bundle, model: DualEncoder, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos" / "kitchen")
+    with Index.create(tmp_path / "a.index", tiny_bundle.path) as index:
+        index_folder(index, model, tmp_path / "photos")
+    served = open_served(tmp_path / "a.index", ServeOptions())
+    client = TestClient(create_app(served, frozenset(LOOPBACK)), base_url="http://localhost")
+    (hit,) = client.get("/api/search?q=red&k=1").json()["results"]
+    assert hit["id"] == f"photos/{hit['source']}"
+    assert client.get(hit["thumbnail"]).content.startswith(b"\xff\xd8")
+    served.close()
 
 
 @pytest.mark.parametrize("what", ["absent", "folder", "file.index", "tiny.mmedge"])
