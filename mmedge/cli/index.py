@@ -40,7 +40,8 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders of images and sounds; .npz, .npy, .parquet or .arrow files of vectors.",
+            help="Folders of images and sounds; videos; recordings (.mcap, .bag, ROS 2 bags); "
+            ".npz, .npy, .parquet or .arrow files of vectors.",
             show_default=False,
         ),
     ],
@@ -57,6 +58,10 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Backend.", show_default="the fastest")
+    ] = None,
+    topic: Annotated[
+        str | None,
+        typer.Option(help="Image topic of a recording.", show_default="the only one"),
     ] = None,
     prefix: Annotated[
         str | None,
@@ -77,16 +82,19 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
     """Add what is new or changed. Unchanged files are skipped, so an interrupted run resumes."""
     from mmedge.cli.output import print_json
     from mmedge.errors import InputError
+    from mmedge.media.recordings import is_recording
     from mmedge.media.vectors import VECTOR_SUFFIXES
+    from mmedge.media.video import VIDEO_SUFFIXES
 
     for source in sources:
         if not source.exists():
             raise InputError(f"{source}: no such file or folder. Check the path.")
-        if not source.is_dir() and source.suffix.lower() not in VECTOR_SUFFIXES:
-            known = ", ".join(sorted(VECTOR_SUFFIXES))
+        suffix = source.suffix.lower()
+        known = VECTOR_SUFFIXES | VIDEO_SUFFIXES
+        if not source.is_dir() and suffix not in known and not is_recording(source):
             raise InputError(
-                f"{source}: got {source.suffix or 'a file without suffix'}, expected a folder of "
-                f"images and sounds, or a file of vectors ({known})."
+                f"{source}: got {suffix or 'a file without suffix'}, expected a folder of images "
+                f"and sounds, a recording (.mcap, .bag), or one of {', '.join(sorted(known))}."
             )
     ready = {source for source in sources if source.suffix.lower() in VECTOR_SUFFIXES}
     documents = []
@@ -94,6 +102,10 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
         for source in sources:
             if source in ready:
                 document = _add_vectors(opened, source, as_json=json)
+            elif is_recording(source) or source.is_file():
+                document = _add_frames(
+                    opened, source, topic=topic, batch=batch, workers=workers, as_json=json
+                )
             else:
                 document = _add_folder(
                     opened,
@@ -178,6 +190,38 @@ def _add_folder(
         "seconds": report.seconds,
         "reasons": [{"path": path, "reason": reason} for path, reason in report.reasons],
     }
+
+
+def _add_frames(
+    opened: Index,
+    source: Path,
+    *,
+    topic: str | None,
+    batch: int | None,
+    workers: int | None,
+    as_json: bool,
+) -> dict[str, Any]:
+    from mmedge.cli.progress import Steps
+    from mmedge.media.recordings import Recording, is_recording
+    from mmedge.retrieval.recordings import index_recording, index_video
+
+    with Steps(shown=not as_json) as steps:
+        if is_recording(source):
+            with Recording(source, topic) as recording:
+                total = recording.count or 0
+                added = index_recording(
+                    opened,
+                    opened.model,
+                    recording,
+                    batch_size=batch,
+                    workers=workers,
+                    progress=lambda count: steps.part("frames", count, total),
+                )
+        else:
+            steps.part("video", 0, 1)
+            added = index_video(opened, opened.model, source, batch_size=batch, workers=workers)
+        steps.say(f"{source}: {added} frames added")
+    return {"added": added}
 
 
 def _rate(report: FolderReport, total: int) -> str:
