@@ -160,7 +160,7 @@ class _Mcap:
         if statistics is None:
             return None
         channels = [c.id for c in self._summary.channels.values() if c.topic == topic]
-        return sum(statistics.channel_message_counts.get(channel, 0) for channel in channels)
+        return sum(int(statistics.channel_message_counts.get(channel, 0)) for channel in channels)
 
     def messages(self, topic: str, only_ns: int | None) -> Iterator[tuple[int, Any]]:
         """Yield the time of recording, ns, and the message."""

@@ -42,10 +42,10 @@ def image_of(message: Any, place: str) -> Array | bytes:  # noqa: ANN401, of a g
         InputError: If the encoding is another, or the sizes disagree.
     """
     if not hasattr(message, "encoding"):
-        data = bytes(message.data)
-        if not data:
+        packed = bytes(message.data)
+        if not packed:
             raise InputError(f"{place}: the image is empty.")
-        return data
+        return packed
     encoding = str(message.encoding)
     if encoding not in RAW_ENCODINGS:
         raise InputError(
