@@ -17,6 +17,7 @@ from mmedge.errors import ProfileError
 from mmedge.profiling.inputs import TEXT
 from mmedge.profiling.memory import MemoryReading, parse_memory
 from mmedge.profiling.result import ColdStart, Memory, Spread
+from mmedge.runtimes.backends import BACKENDS
 
 __all__ = ["ColdTask", "measure_cold"]
 
@@ -58,6 +59,7 @@ class ColdTask:
                 "threads": self.threads,
                 "samples": {"image": str(self.frame), "text": TEXT},
                 "steady_runs": _STEADY_RUNS,
+                "registered": BACKENDS,
             }
         )
 

@@ -27,9 +27,11 @@ def _memory() -> str:
 def _load(task: dict[str, Any]) -> Callable[[], object]:
     """Load the role and return its end-to-end call, else a run on its golden inputs."""
     from mmedge.models.load import load
+    from mmedge.runtimes.backends import BACKENDS
     from mmedge.runtimes.session import SessionOptions
     from mmedge.specs import first_sample
 
+    BACKENDS.update(task["registered"])
     role = task["role"]
     model = load(
         task["bundle"],

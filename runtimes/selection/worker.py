@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from mmedge import errors
 from mmedge.children import child_command, child_environment
 from mmedge.errors import BackendError, MmedgeError
+from mmedge.runtimes.backends import BACKENDS
 from mmedge.runtimes.selection.limits import time_limit_error
 from mmedge.runtimes.session import SessionOptions
 
@@ -115,6 +116,7 @@ def serve(work: Callable[[dict[str, Any], Report], None], *, niceness: int = 0) 
     with contextlib.suppress(OSError):
         os.nice(niceness)
     request = json.loads(sys.stdin.readline())
+    BACKENDS.update(request.pop("registered", {}))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(message: dict[str, Any]) -> None:
@@ -143,7 +145,9 @@ def _follow(
     if process.stdin is None or process.stdout is None:
         raise BackendError("The worker has no pipes.")
     with contextlib.suppress(BrokenPipeError):  # a dead worker is reported by its exit code
-        process.stdin.write(json.dumps(request).encode() + b"\n")
+        # Backends registered at run time are imported by name there.
+        message = json.dumps(request | {"registered": BACKENDS})
+        process.stdin.write(message.encode() + b"\n")
         process.stdin.flush()
     raised = None
     for line in _lines(process.stdout, stop, limit_s):

@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 
 from mmedge.errors import BackendError, BackendUnavailableError, EngineBuildError, StorageError
+from mmedge.runtimes.backends import BACKENDS
 from mmedge.runtimes.selection import worker
 from mmedge.runtimes.selection.preparing import prepare_apart
 from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Axis
 
-# A backend of the tests' own; the worker imports it through PYTHONPATH.
+# A backend registered at run time; the worker imports it through PYTHONPATH.
 _BACKEND = '''
 """Behaves as its model's name says."""
 import os, signal, sys, time
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.backends import BACKENDS, Backend
-
-BACKENDS["slow"] = f"{__name__}:BACKEND"
+from mmedge.runtimes.backends import Backend
 
 
 class Slow(Backend):
@@ -57,8 +56,7 @@ BACKEND = Slow()
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "slow_backend.py").write_text(_BACKEND)
-    # sitecustomize registers the backend in the worker before anything else runs.
-    (tmp_path / "sitecustomize.py").write_text("import slow_backend\n")
+    monkeypatch.setitem(BACKENDS, "slow", "slow_backend:BACKEND")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path / "model.onnx"
 
@@ -110,6 +108,7 @@ def test_stopping_ends_the_worker(model: Path) -> None:
 
 def test_a_worker_ends_with_the_process_that_asked(model: Path) -> None:
     code = (
+        "from mmedge.runtimes.backends import BACKENDS; BACKENDS['slow'] = 'slow_backend:BACKEND'\n"
         "import pathlib, sys; from mmedge.runtimes.selection.preparing import prepare_apart\n"
         "from mmedge.runtimes.session import SessionOptions\n"
         "prepare_apart('slow', pathlib.Path(sys.argv[1]), SessionOptions())"
