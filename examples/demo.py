@@ -101,8 +101,13 @@ def main() -> None:
         f"{recalls['fp32'][1]:.1%}).",
         rows,
     ).save(sheet)
+    heading("Keep the gallery in an index, and search that")
+    index = output / "gallery.index"
+    hits = output / "index-search.png"
+    run("mmedge", "index", "add", gallery, "-m", bundle, "-o", index, "--precision", "int8")
+    run("mmedge", "search", index, queries[0].text, "-k", HITS, "--sheet", hits)
     heading(f"Done in {time.monotonic() - started:.0f} s. Look at")
-    print(f"  {sheet}\n  {output / 'profile.html'}\n  mmedge inspect {bundle}")
+    print(f"  {sheet}\n  {hits}\n  {output / 'profile.html'}\n  mmedge inspect {bundle}")
 
 
 def heading(text: str) -> None:
