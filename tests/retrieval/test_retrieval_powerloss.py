@@ -1,0 +1,100 @@
+"""A power failure at any moment: what was acknowledged is there, and the index is readable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmedge.retrieval.index import Index
+from mmedge.retrieval.verifying import verify_index
+from tests.retrieval.killing import DIM, SPACE, random_change, state
+from tests.retrieval.powerloss import CALLS, Disk
+
+ROOT = Path(__file__).parents[2]
+WRITER = """
+import json, sys
+from pathlib import Path
+from mmedge.retrieval import upkeep
+from mmedge.retrieval.index import Index
+from tests.retrieval.killing import apply
+upkeep._TAIL_ROWS, upkeep._MERGED_ROWS = 12, 48
+index = Index.open(Path(sys.argv[1]))
+for number, change in enumerate(json.loads(sys.argv[2]), 1):
+    apply(index, change, 0, [])
+    print(number, flush=True)
+index.close()
+"""
+
+
+def random_changes(count: int) -> tuple[list[dict[str, Any]], list[dict[str, int]]]:
+    """Changes without migrations, and the states from before the first to after the last."""
+    rng, states, changes = np.random.default_rng(3), [{SPACE: 0}], []
+    while len(changes) < count:
+        change = random_change(rng, states[-1], len(changes) + 1)
+        if change["call"] != "migrate":
+            changes.append(change)
+            states.append(state(states[-1], change))
+    return changes, states
+
+
+def record_writer(folder: Path, log: Path, changes: list[dict[str, Any]]) -> None:
+    options = ["-f", "-xx", "-s", "1000000", "-e", f"trace={CALLS}", "-o", str(log)]
+    done = subprocess.run(
+        ["strace", *options, sys.executable, "-c", WRITER, str(folder), json.dumps(changes)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr[:100]}")
+    assert done.returncode == 0, done.stderr
+
+
+def check_losses(tmp_path: Path, changes_count: int, every: int) -> None:
+    """Lose the power after every so many steps of a writer, in four ways each."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    folder, log = tmp_path / "a.index", tmp_path / "log"
+    Index.create(folder, dim=DIM).close()
+    disk = Disk(folder)
+    changes, states = random_changes(changes_count)
+    record_writer(folder, log, changes)
+    rng, losses = np.random.default_rng(0), 0
+    for step, _ in enumerate(disk.replay(log)):
+        if step % every:
+            continue
+        for kind in ("nothing", "names", "some", "all"):
+            shutil.rmtree(folder)
+            (folder / "snapshots").mkdir(parents=True)
+            for path, content in disk.after_power_loss(kind, rng).items():
+                if not path.name.endswith("-shm"):  # shared memory
+                    path.write_bytes(content)
+            done = disk.said.count(b"\n")
+            with Index.open(folder) as index:
+                held = {item.id: int(str(item.metadata["value"])) for item in index.items()}
+                assert held | {SPACE: 0} in states[done : done + 2], (step, kind, done)
+                everything = index.search(np.ones(DIM, np.float32), len(held) + 10)
+                assert sorted(match.id for match in everything) == sorted(held)
+            if step % (16 * every) == 0:
+                assert verify_index(folder, repair=True).lost == ()
+                assert verify_index(folder).problems == ()
+            losses += 1
+    assert disk.said.count(b"\n") == changes_count
+    assert losses > 4 * changes_count
+
+
+def test_a_power_failure_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    check_losses(tmp_path, 12, 7)
+
+
+@pytest.mark.slow
+def test_no_moment_of_a_power_failure_loses_anything(tmp_path: Path) -> None:
+    check_losses(tmp_path, 40, 1)
