@@ -17,6 +17,7 @@ import numpy as np
 from mmedge.retrieval import migrating, upkeep
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
+from mmedge.retrieval.record import Durability
 from mmedge.specs import Float32Array
 
 DIM = 4  # of the tiny bundles
@@ -32,11 +33,17 @@ def vector_of(name: str, value: int, space: int) -> Float32Array:
     return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
 
 
-def apply(index: Index, change: dict[str, Any], space: int, bundles: list[str]) -> None:
+def apply(
+    index: Index,
+    change: dict[str, Any],
+    space: int,
+    bundles: list[str],
+    durability: Durability = "full",
+) -> None:
     """Make one change of an index; `state` below is its meaning."""
     ids, value = change["ids"], change["value"]
     if change["call"] == "delete":
-        index.delete(ids)
+        index.delete(ids, durability=durability)
     elif change["call"] == "compact":
         index.compact()
     elif change["call"] == "migrate":
@@ -52,6 +59,7 @@ def apply(index: Index, change: dict[str, Any], space: int, bundles: list[str]) 
             vectors=np.stack([vector_of(name, value, space) for name in ids]),
             metadata=[{"value": value}] * len(ids),
             texts=[f"value {value}"] * len(ids),
+            durability=durability,
         )
 
 
