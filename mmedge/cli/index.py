@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mmedge.retrieval.folders import FolderReport
     from mmedge.retrieval.index import Index
-    from mmedge.retrieval.stats import IndexStats
+    from mmedge.retrieval.stats import IndexStats, SegmentStats
     from mmedge.retrieval.sync import Synced
 
 __all__ = ["index"]
@@ -325,13 +325,23 @@ def stats(place: IndexArgument, json: JsonOption = False) -> None:
     console = stdout_console()
     console.print(facts(_stats(found)))
     rows = [
-        (each.snapshot or "in memory", str(each.vectors), str(each.alive), each.approximate or "-")
+        (each.snapshot or "in memory", str(each.vectors), str(each.alive), _searched(each))
         for each in found.segments
     ]
     if rows:
         numbers = ("vectors", "alive")
-        heads = ("snapshot", *numbers, "approximate index")
+        heads = ("snapshot", *numbers, "search")
         print_part("Segments", table(*heads, numbers=numbers, rows=rows), console)
+
+
+def _searched(segment: SegmentStats) -> str:
+    """How much of a segment a search looks at, for each kind of query."""
+    if not segment.lists:
+        return "exact"
+    widths = (
+        f"{kind} {'exact' if lists is None else lists}" for kind, lists in segment.recall.items()
+    )
+    return f"of {segment.lists} lists, for recall 0.95: {', '.join(widths)}; others exact"
 
 
 def _stats(found: IndexStats) -> Iterator[tuple[str, str]]:
@@ -339,6 +349,7 @@ def _stats(found: IndexStats) -> Iterator[tuple[str, str]]:
 
     yield "items", str(found.items)
     yield "vectors", f"{found.vectors} of {found.dim} dimensions"
+    yield "kernels", found.kernels
     yield "space", found.space or "unknown"
     yield "bundle", found.bundle or "none"
     if found.precision is not None:

@@ -143,6 +143,14 @@ class Encoder(Closing):
         """Return (N, D) vectors of sounds; see DualEncoder.encode_audio."""
         return self.model.encode_audio(audio)
 
+    def labels(self) -> list[str]:
+        """Return the labels of the bundle's label banks; none without a bundle."""
+        if self.bundle is None:
+            return []
+        kind = self.model.manifest.kind
+        banks = kind.label_banks.values() if isinstance(kind, DualEncoderKind) else ()
+        return sorted({label for bank in banks for label in bank})
+
     def space(self, modality: Modality) -> str | None:
         """Return the fingerprint of the variant that encodes a modality."""
         role = self.model.encoders.get(modality)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mmedge.errors import InputError
 from mmedge.files import atomic_directory
@@ -17,14 +19,15 @@ from mmedge.retrieval import storing, upkeep
 from mmedge.retrieval.adding import Given, encoded
 from mmedge.retrieval.duplicates import checked_cosine, near_recent, recent_items
 from mmedge.retrieval.embedding import Encoder, bundle_space, check_space
-from mmedge.retrieval.inputs import Time, Vectors, checked_ids
+from mmedge.retrieval.inputs import Time, Vectors, checked_ids, query_vectors
 from mmedge.retrieval.items import Added, Item, Metadata
 from mmedge.retrieval.migrating import Embed, Migration, migrate
 from mmedge.retrieval.reading import IndexReader
 from mmedge.retrieval.record import Durability, Record
 from mmedge.retrieval.schema import MAX_DIM, SNAPSHOTS, About, create_record, read_about
 from mmedge.retrieval.verifying import Verification, verify_index
-from mmedge.specs import Modality
+from mmedge.retrieval.widths import sample_texts
+from mmedge.specs import Array, Float32Array, Modality
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -352,16 +355,42 @@ class Index(IndexReader):
         with self._record.writing("full"):
             pass  # syncing a transaction syncs all before it
 
-    def compact(self) -> None:
+    def compact(self, queries: Sequence[str] | Mapping[str, Array] | None = None) -> None:
         """Write one snapshot of all vectors without those that are gone, and shrink the files.
 
-        Searches go on meanwhile. It happens by itself where most vectors are gone.
+        From 20,000 vectors on they are put in lists, so that a search looks at the nearest few of
+        them alone. How many it takes is measured here: queries of each kind are answered exactly,
+        and the lists counted that hold what they find. A kind that was not measured, or a recall
+        that the lists do not reach, is searched exactly; `stats` says so. It takes memory for all
+        vectors and a few minutes for a million; searches go on meanwhile, and writers wait.
+
+        Args:
+            queries: Texts such as users search for, or (Q, D) vectors of queries by modality. None
+                takes the texts of items, or the labels of the bundle. Stored vectors are taken
+                besides.
 
         Raises:
+            InputError: If a query cannot be used.
             RetrievalError: If another process goes on writing.
             StorageError: If the disk is full or read-only.
         """
-        upkeep.compact(self._record)
+        upkeep.compact(self._record, self._measured_queries(queries))
+
+    def _measured_queries(
+        self, queries: Sequence[str] | Mapping[str, Array] | None
+    ) -> dict[str, Float32Array]:
+        about = self._about()
+        if isinstance(queries, Mapping):
+            return {
+                Modality(kind).value: query_vectors(np.asarray(vectors), about.dim)
+                for kind, vectors in queries.items()
+            }
+        texts = list(queries or ())
+        if queries is None and about.bundle is not None and about.rows >= upkeep.LISTED_ROWS:
+            with self._record.reading() as connection:
+                texts = sample_texts(connection)
+            texts = texts or self._encoder_of(about).labels()
+        return {Modality.TEXT.value: self.embed(texts=texts)} if texts else {}
 
     def verify(self, *, repair: bool = False) -> Verification:
         """Check every page, item and vector, and repair what is damaged if asked to.

@@ -12,9 +12,9 @@ from mmedge.preprocess.decode import ImageSource
 from mmedge.retrieval.fusion import combine_queries
 from mmedge.retrieval.inputs import query_vectors
 from mmedge.retrieval.queries import Query
-from mmedge.specs import Float32Array
+from mmedge.specs import Float32Array, Modality
 
-__all__ = ["Embed", "embedded_queries"]
+__all__ = ["Embed", "embedded_queries", "query_kind"]
 
 
 class Embed(Protocol):
@@ -49,6 +49,19 @@ def embedded_queries(
         return _combined(query, embed, dim), [each.words for each in query], False
     vectors, single = _plain(query, embed, dim)
     return vectors, [None] * len(vectors), single
+
+
+def query_kind(query: object) -> str | None:
+    """Return what a query is embedded from, "text" or "image"; None if unknown or several."""
+    if isinstance(query, Query):
+        kinds = {query_kind(part) for part in query.wanted}
+        return kinds.pop() if len(kinds) == 1 else None
+    if isinstance(query, list | tuple):
+        kinds = {query_kind(each) for each in query}
+        return kinds.pop() if len(kinds) == 1 else None
+    if isinstance(query, str):
+        return Modality.TEXT.value
+    return None if _is_vector(query) and query.ndim < 3 else Modality.IMAGE.value
 
 
 def _plain(query: object, embed: Embed, dim: int) -> tuple[Float32Array, bool]:

@@ -27,8 +27,9 @@ from mmedge.retrieval.filter_sql import AllowedItems
 from mmedge.retrieval.filters import Filter
 from mmedge.retrieval.inputs import checked_ids, checked_k, checked_recall
 from mmedge.retrieval.items import Item, Match
+from mmedge.retrieval.nearest import Probing
 from mmedge.retrieval.queries import Query
-from mmedge.retrieval.query_embedding import embedded_queries
+from mmedge.retrieval.query_embedding import embedded_queries, query_kind
 from mmedge.retrieval.ranking import Ranking
 from mmedge.retrieval.recency import checked_half_life
 from mmedge.retrieval.record import Record
@@ -192,6 +193,7 @@ class IndexReader(Closing):
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        modality: Modality | None = ...,
         half_life_s: float | None = ...,
         distinct: float | None = ...,
         space: str | None = ...,
@@ -205,6 +207,7 @@ class IndexReader(Closing):
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        modality: Modality | None = ...,
         half_life_s: float | None = ...,
         distinct: float | None = ...,
         space: str | None = ...,
@@ -218,6 +221,7 @@ class IndexReader(Closing):
         *,
         where: Filter | None = ...,
         recall: float = ...,
+        modality: Modality | None = ...,
         half_life_s: float | None = ...,
         distinct: float | None = ...,
         space: str | None = ...,
@@ -235,6 +239,7 @@ class IndexReader(Closing):
         *,
         where: Filter | None = None,
         recall: float = 0.95,
+        modality: Modality | None = None,
         half_life_s: float | None = None,
         distinct: float | None = None,
         space: str | None = None,
@@ -248,7 +253,10 @@ class IndexReader(Closing):
                 Querys, or an array (Q, D), is Q queries.
             k: Matches a query, at most.
             where: Condition on the items; see mmedge.retrieval.filters.
-            recall: Share of the true k nearest that an approximate search must find on average.
+            recall: Share of the true k nearest that an approximate search must find on average; 1
+                for an exact search. See `Index.compact`.
+            modality: What a query that is a vector was encoded from; None if unknown. A text takes
+                a wider search than an image for the same recall.
             half_life_s: After so many seconds an item's score has halved, so that newer items come
                 first; see mmedge.retrieval.recency.decayed. None for scores without decay.
             distinct: From this cosine on to a better match an item is left out as its
@@ -273,6 +281,7 @@ class IndexReader(Closing):
             distinct = checked_cosine(distinct, "distinct")
         now = time.time()
         vectors, words, single = embedded_queries(query, self.embed, about.dim)
+        kind = query_kind(query) if modality is None else Modality(modality).value
         with self._viewing() as (connection, view):
             storing.check_unchanged(about, connection)
             found = search_view(
@@ -281,7 +290,7 @@ class IndexReader(Closing):
                 vectors,
                 k,
                 where=where,
-                recall=recall,
+                probing=Probing(kind, recall),
                 rankings=[Ranking(each, half_life_s, now, distinct) for each in words],
                 filters=self._filters,
             )

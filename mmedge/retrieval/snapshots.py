@@ -1,8 +1,9 @@
 """Snapshots: immutable files of vectors that searches map into memory.
 
-A file holds a header, the fp16 vectors, and of each the row number, the item key and the part. It
-is written beside its name, synced and moved into place, and never changed. All of it can be made
-again from the record.
+A file holds a header, the fp16 vectors, and of each the row number, the item key and the part; and
+the inverted lists, if its vectors lie in the order of lists and not of rows. It is
+written beside its name, synced and moved into place, and never changed. All of it can be made again
+from the record.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from mmedge.errors import IndexCorruptedError
 from mmedge.files import atomic_file
+from mmedge.retrieval.lists import Lists
 from mmedge.specs import Array
 
 __all__ = [
@@ -35,8 +37,8 @@ __all__ = [
 ]
 
 _MAGIC = b"mmedgef\x00"
-_VERSION = 1
-_HEADER = struct.Struct("<8sIIQQQII16s")
+_VERSION = 2
+_HEADER = struct.Struct("<8sIIQQQQII16s")
 _HEADER_BYTES = 128  # a multiple of the alignment that numpy and SIMD like
 _CRC_BYTES = 8 << 20
 
@@ -51,10 +53,11 @@ class Snapshot:
     """An opened snapshot.
 
     Attributes:
-        rows: (N,) int64, ascending.
+        rows: (N,) int64, ascending, or in the order of the lists.
         keys: (N,) int64.
         parts: (N,) int32.
         vectors: (N, D) float16, mapped.
+        lists: In which the vectors lie, if they do.
         vectors_crc: Checksum that the vectors should have; see vectors_crc().
     """
 
@@ -62,6 +65,7 @@ class Snapshot:
     keys: NDArray[np.int64]
     parts: NDArray[np.int32]
     vectors: NDArray[np.float16]
+    lists: Lists | None
     vectors_crc: int
 
 
@@ -70,14 +74,18 @@ def snapshot_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.f16"
 
 
-def write_snapshot(path: Path, uuid: str, dim: int, blocks: Iterable[Block]) -> tuple[int, int]:
+def write_snapshot(
+    path: Path, uuid: str, dim: int, blocks: Iterable[Block], lists: Lists | None = None
+) -> tuple[int, int]:
     """Write a snapshot durably.
 
     Args:
         path: Where nothing stands yet.
         uuid: Of the index, 32 hexadecimal digits.
         dim: D.
-        blocks: The vectors in ascending order of their rows; at least one.
+        blocks: The vectors in ascending order of their rows, or in the order of `lists`; at least
+            one.
+        lists: In which the vectors lie.
 
     Returns:
         Number of vectors, and the checksum of the header, which covers those of the rest.
@@ -99,12 +107,15 @@ def write_snapshot(path: Path, uuid: str, dim: int, blocks: Iterable[Block]) -> 
             ids[2].append(parts)
         ids_crc = 0
         columns = [np.concatenate(column) for column in ids]
+        first, last = int(columns[0].min()), int(columns[0].max())
+        if lists is not None:
+            columns += [lists.starts, lists.centroids]
         for column in columns:
             file.write(column.data)
             ids_crc = zlib.crc32(column.data, ids_crc)
-        first, last = int(columns[0][0]), int(columns[0][-1])
+        list_count = 0 if lists is None else len(lists.centroids)
         header = _HEADER.pack(
-            _MAGIC, _VERSION, dim, count, first, last, ids_crc, crc, bytes.fromhex(uuid)
+            _MAGIC, _VERSION, dim, count, list_count, first, last, ids_crc, crc, bytes.fromhex(uuid)
         )
         header = header.ljust(_HEADER_BYTES, b"\x00")
         file.seek(0)
@@ -139,14 +150,16 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
     finally:
         os.close(descriptor)
     header = mapped[:_HEADER_BYTES]
-    magic, version, width, count, first, last, ids_crc, vectors_crc_, owner = _HEADER.unpack_from(
-        header
+    magic, version, width, count, list_count, first, last, ids_crc, vectors_crc_, owner = (
+        _HEADER.unpack_from(header)
     )
     if (magic, version) != (_MAGIC, _VERSION) or zlib.crc32(header) != crc:
         raise _damaged(path, "has another header than the record says")
     if width != dim or owner != bytes.fromhex(uuid):
         raise _damaged(path, f"is of another index, with {width} dimensions")
     expected = _HEADER_BYTES + count * (2 * dim + 20)
+    if list_count:
+        expected += 8 * (list_count + 1) + 2 * dim * list_count
     if status.st_size != expected:
         raise _damaged(path, f"has {status.st_size} bytes, expected {expected}")
     start = _HEADER_BYTES + 2 * dim * count
@@ -157,9 +170,19 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
     rows = np.frombuffer(mapped, np.int64, count, start).copy()
     keys = np.frombuffer(mapped, np.int64, count, start + 8 * count).copy()
     parts = np.frombuffer(mapped, np.int32, count, start + 16 * count).copy()
-    if count == 0 or (rows[0], rows[-1]) != (first, last) or (np.diff(rows) <= 0).any():
+    ordered = rows if not list_count else np.sort(rows)
+    if count == 0 or (ordered[0], ordered[-1]) != (first, last) or (np.diff(ordered) <= 0).any():
         raise _damaged(path, "has row numbers out of order")
-    return Snapshot(rows, keys, parts, vectors, vectors_crc_)
+    lists = _lists(path, mapped, start + 20 * count, list_count, dim, count) if list_count else None
+    return Snapshot(rows, keys, parts, vectors, lists, vectors_crc_)
+
+
+def _lists(path: Path, mapped: mmap.mmap, start: int, lists: int, dim: int, count: int) -> Lists:
+    starts = np.frombuffer(mapped, np.int64, lists + 1, start).copy()
+    if starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
+        raise _damaged(path, "has lists out of order")
+    flat = np.frombuffer(mapped, np.float16, lists * dim, start + 8 * (lists + 1))
+    return Lists(flat.copy().reshape(lists, dim), starts)
 
 
 def snapshot_header(path: Path) -> tuple[str, int, int]:
@@ -176,7 +199,7 @@ def snapshot_header(path: Path) -> tuple[str, int, int]:
         os.close(descriptor)
     if len(header) < _HEADER_BYTES:
         raise _damaged(path, f"has {len(header)} bytes")
-    _, _, dim, _, _, _, _, _, owner = _HEADER.unpack_from(header)
+    _, _, dim, *_, owner = _HEADER.unpack_from(header)
     return owner.hex(), dim, zlib.crc32(header)
 
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
 
 from mmedge.errors import StorageError
 from mmedge.files import storage_errors
+from mmedge.retrieval.lists import Widths, build_lists
 from mmedge.retrieval.record import LOG, Record
-from mmedge.retrieval.schema import SNAPSHOTS, read_about
-from mmedge.retrieval.snapshots import snapshot_path, write_snapshot
-from mmedge.retrieval.view import read_blocks
+from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
+from mmedge.retrieval.snapshots import Block, open_snapshot, snapshot_path, write_snapshot
+from mmedge.retrieval.view import Segment, read_blocks
+from mmedge.retrieval.widths import measure_widths
+from mmedge.specs import Float32Array
 
-__all__ = ["after_write", "compact", "drop_other_epochs", "remove_orphans", "write_from"]
+__all__ = [
+    "LISTED_ROWS",
+    "after_write",
+    "compact",
+    "drop_other_epochs",
+    "remove_orphans",
+    "write_from",
+]
 
+LISTED_ROWS = 20_000  # from which compact puts the vectors in lists
 _TAIL_ROWS = 4096  # behind the last snapshot, before another is written
 _MERGED_ROWS = 32_768  # largest snapshot that merging makes; compact makes larger ones
 _EPOCH_ROWS = 4096  # rows of an ended migration that are deleted in one transaction
@@ -30,14 +45,15 @@ def after_write(record: Record) -> None:
         low, high = connection.execute("SELECT min(number), max(number) FROM gone").fetchone()
     gone = 0 if low is None else high - low + 1
     tail = about.rows - (snapshots[-1][2] if snapshots else 0)
-    has_ann = any(ann for *_, ann in snapshots)
+    has_lists = any(listed for *_, listed in snapshots)
     try:
-        if gone >= _TAIL_ROWS and gone > about.items and not has_ann:
-            compact(record, shrink=False)
+        if gone >= _TAIL_ROWS and gone > about.items and not has_lists:
+            drop_other_epochs(record)
+            write_from(record, 0)
         elif tail >= _TAIL_ROWS and about.next_dim is None:
             first = about.rows - tail + 1
-            for _, first_row, _, count, ann in reversed(snapshots):
-                if ann or count > tail or count + tail > _MERGED_ROWS:
+            for _, first_row, _, count, listed in reversed(snapshots):
+                if listed or count > tail or count + tail > _MERGED_ROWS:
                     break
                 first, tail = first_row, tail + count
             write_from(record, first)
@@ -45,12 +61,12 @@ def after_write(record: Record) -> None:
         LOG.warning("%s Searches read the newest rows from the record meanwhile.", error)
 
 
-def compact(record: Record, *, shrink: bool = True) -> None:
-    """Write one snapshot of all rows, and forget those that are gone.
+def compact(record: Record, queries: Mapping[str, Float32Array] | None = None) -> None:
+    """Write one snapshot of all rows, with lists if it is large, and forget those that are gone.
 
     Args:
         record: The index's.
-        shrink: Whether free pages of the record are given back to the file system.
+        queries: (Q, D) float32 by kind, with which the lists are measured; see measure_widths.
 
     Raises:
         RetrievalError: If another process goes on writing.
@@ -58,25 +74,27 @@ def compact(record: Record, *, shrink: bool = True) -> None:
     """
     with record.exclusive():
         drop_other_epochs(record)
-        write_from(record, 0)
-        if shrink:
-            with record.writing() as connection:
-                connection.execute("INSERT INTO words(words) VALUES ('optimize')")
-                connection.execute("DELETE FROM fields")
-                connection.execute(
-                    """INSERT INTO fields SELECT DISTINCT field.key
-                    FROM items, json_each(items.metadata) AS field"""
-                )
-            record.shrink()
+        write_from(record, 0, {} if queries is None else queries)
+        with record.writing() as connection:
+            connection.execute("INSERT INTO words(words) VALUES ('optimize')")
+            connection.execute("DELETE FROM fields")
+            connection.execute(
+                """INSERT INTO fields SELECT DISTINCT field.key
+                FROM items, json_each(items.metadata) AS field"""
+            )
+        record.shrink()
 
 
-def write_from(record: Record, first_row: int) -> None:
+def write_from(
+    record: Record, first_row: int, queries: Mapping[str, Float32Array] | None = None
+) -> None:
     """Write one snapshot of all rows from one on; it replaces those that hold any of them.
 
     Args:
         record: The index's.
         first_row: Where another snapshot begins, or none is; 0 for all rows, after which nothing
             is gone any more.
+        queries: With which lists are measured; None for no lists.
 
     Raises:
         RetrievalError: If another process goes on writing.
@@ -85,23 +103,27 @@ def write_from(record: Record, first_row: int) -> None:
     with record.exclusive():
         with record.reading() as connection:
             about = read_about(connection)
-            found = connection.execute(
-                "SELECT 1 FROM vectors WHERE row >= ? AND epoch = ? LIMIT 1",
+            (held,) = connection.execute(
+                "SELECT count(*) FROM vectors WHERE row >= ? AND epoch = ?",
                 (first_row, about.epoch),
             ).fetchone()
-            number, count, crc = about.version + 1, 0, 0
-            if found is not None:
+            number, count, crc, widths = about.version + 1, 0, 0, None
+            if held:
                 path = snapshot_path(record.folder / SNAPSHOTS, number)
                 with storage_errors(path):
                     path.unlink(missing_ok=True)  # left by a writer that was killed
                 blocks = read_blocks(connection, about, first_row - 1)
-                count, crc = write_snapshot(path, about.uuid, about.dim, blocks)
+                if queries is None or held < LISTED_ROWS:
+                    count, crc = write_snapshot(path, about.uuid, about.dim, blocks)
+                else:
+                    count, crc = _write_listed(path, about, blocks)
+                    widths = _widths(path, about, crc, connection, queries).to_json()
         with record.writing() as connection:
             connection.execute("DELETE FROM snapshots WHERE last_row >= ?", (first_row,))
             if count:
                 connection.execute(
-                    "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, NULL)",
-                    (number, first_row, about.rows, count, crc),
+                    "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
+                    (number, first_row, about.rows, count, crc, widths),
                 )
             if first_row == 0:
                 connection.execute("DELETE FROM gone")
@@ -116,7 +138,6 @@ def remove_orphans(record: Record) -> list[str]:
         with record.reading() as connection:
             snapshots = _snapshots(connection)
         named = {snapshot_path(record.folder, number).name for number, *_ in snapshots}
-        named |= {ann for *_, ann in snapshots if ann}
         folder = record.folder / SNAPSHOTS
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in named:
@@ -124,6 +145,28 @@ def remove_orphans(record: Record) -> list[str]:
                     path.unlink()
                     removed.append(path.name)
     return sorted(removed)
+
+
+def _write_listed(path: Path, about: About, blocks: Iterable[Block]) -> tuple[int, int]:
+    """Write a snapshot whose vectors lie in lists."""
+    rows, keys, parts, vectors = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    lists, order = build_lists(vectors)
+    starts = range(0, len(order), _EPOCH_ROWS)
+    chosen = (order[start : start + _EPOCH_ROWS] for start in starts)
+    ordered = ((rows[some], keys[some], parts[some], vectors[some]) for some in chosen)
+    return write_snapshot(path, about.uuid, about.dim, ordered, lists)
+
+
+def _widths(
+    path: Path,
+    about: About,
+    crc: int,
+    connection: sqlite3.Connection,
+    queries: Mapping[str, Float32Array],
+) -> Widths:
+    opened = open_snapshot(path, about.uuid, about.dim, crc)
+    segment = Segment(opened.vectors, opened.rows, opened.keys, opened.parts, lists=opened.lists)
+    return measure_widths(segment, connection, queries)
 
 
 def drop_other_epochs(record: Record) -> None:
@@ -140,8 +183,9 @@ def drop_other_epochs(record: Record) -> None:
             ).rowcount
 
 
-def _snapshots(connection: sqlite3.Connection) -> list[tuple[int, int, int, int, str | None]]:
-    """Return number, first and last row, count and approximate index, in the order of rows."""
+def _snapshots(connection: sqlite3.Connection) -> list[tuple[int, int, int, int, bool]]:
+    """Return number, first and last row, count and whether it has lists, in the order of rows."""
     return connection.execute(
-        "SELECT number, first_row, last_row, count, ann FROM snapshots ORDER BY first_row"
+        """SELECT number, first_row, last_row, count, widths NOT NULL
+        FROM snapshots ORDER BY first_row"""
     ).fetchall()

@@ -182,6 +182,7 @@ def _bad_snapshots(
 def _same(snapshot: Snapshot, blocks: Iterator[Block], gone: list[int]) -> bool:
     """Return whether a snapshot's rows that count are those of the record."""
     places: NDArray[np.int64] = np.flatnonzero(~np.isin(snapshot.rows, gone))
+    places = places[np.argsort(snapshot.rows[places])]  # in lists they lie in another order
     start = 0
     for numbers, keys, parts, vectors in blocks:
         here = places[start : start + len(numbers)]

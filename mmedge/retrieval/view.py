@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import IndexCorruptedError
+from mmedge.retrieval.lists import Lists, Widths
 from mmedge.retrieval.record import LOG
 from mmedge.retrieval.rows import check_vector
 from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
@@ -56,11 +57,13 @@ class Segment:
 
     Attributes:
         vectors: (N, D) float16, L2-normalised; mapped, or in memory.
-        rows: (N,) int64, ascending.
+        rows: (N,) int64, ascending where there are no lists.
         keys: (N,) int64, item of each row.
         parts: (N,) int32, which of the item's vectors it is.
         number: Of its snapshot; None for the tail, which is behind the last snapshot.
-        ann: Its approximate index, if it has one.
+        lists: In which the vectors lie, if an approximate search is possible.
+        widths: How many of these lists reach which recall.
+        order: (N,) int64, places in the order of rows; None where they lie in it.
     """
 
     vectors: NDArray[np.float16]
@@ -68,7 +71,9 @@ class Segment:
     keys: NDArray[np.int64]
     parts: NDArray[np.int32]
     number: int | None = None
-    ann: Path | None = None
+    lists: Lists | None = None
+    widths: Widths | None = None
+    order: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,10 +102,12 @@ class View:
         """Return the (N, D) vectors of rows of this view."""
         found = np.zeros((len(rows), self.dim), np.float16)
         for segment in self.segments:
-            places = np.searchsorted(segment.rows, rows)
+            places = np.searchsorted(segment.rows, rows, sorter=segment.order)
             here = places < len(segment.rows)
-            here[here] = segment.rows[places[here]] == rows[here]
-            found[here] = segment.vectors[places[here]]
+            held = places[here] if segment.order is None else segment.order[places[here]]
+            same = segment.rows[held] == rows[here]
+            here[here] = same
+            found[here] = segment.vectors[held[same]]
         return found
 
 
@@ -174,7 +181,9 @@ class Views:
         last = _last_row(connection)
         self._tail.extend(read_blocks(connection, about, last))
         segments.append(self._tail.segment(last))
-        first = min((int(each.rows[0]) for each in segments if len(each.rows)), default=about.rows)
+        first = min(
+            (int(each.rows.min()) for each in segments if len(each.rows)), default=about.rows
+        )
         bits = np.zeros(max(0, about.rows - first) + 1, np.bool_)
         for segment in segments:
             bits[segment.rows - first] = True
@@ -197,13 +206,12 @@ class Views:
         self, connection: sqlite3.Connection, about: About, known: dict[int, Segment]
     ) -> tuple[list[Segment], tuple[str, ...]]:
         segments, damaged = [], []
-        for number, first, last, crc, ann in connection.execute(
-            "SELECT number, first_row, last_row, crc, ann FROM snapshots ORDER BY first_row"
+        for number, first, last, crc, widths in connection.execute(
+            "SELECT number, first_row, last_row, crc, widths FROM snapshots ORDER BY first_row"
         ).fetchall():
             path = snapshot_path(self._snapshots, number)
-            place = None if ann is None else self._snapshots / Path(str(ann)).name
             held = known.get(number)
-            if held is not None and held.ann == place:
+            if held is not None:
                 segments.append(held)
                 continue
             try:
@@ -222,7 +230,16 @@ class Views:
                 )
                 continue
             segments.append(
-                Segment(opened.vectors, opened.rows, opened.keys, opened.parts, number, place)
+                Segment(
+                    opened.vectors,
+                    opened.rows,
+                    opened.keys,
+                    opened.parts,
+                    number,
+                    opened.lists,
+                    None if widths is None else Widths.from_json(str(widths)),
+                    None if opened.lists is None else np.argsort(opened.rows),
+                )
             )
         return segments, tuple(damaged)
 

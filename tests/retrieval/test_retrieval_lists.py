@@ -1,0 +1,198 @@
+"""Inverted lists: what a search through a few of them finds, and how many it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmedge.errors import IndexCorruptedError
+from mmedge.retrieval import nearest, upkeep
+from mmedge.retrieval.filters import Eq
+from mmedge.retrieval.index import Index
+from mmedge.retrieval.lists import Lists, Widths, build_lists
+from mmedge.retrieval.scanning import ScanQuery, _kernels
+from mmedge.specs import Float32Array
+
+ROWS, DIM = 3000, 32
+
+
+def unit(vectors: Float32Array) -> Float32Array:
+    normalised: Float32Array = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return normalised.astype(np.float32)
+
+
+def clustered(count: int, seed: int) -> Float32Array:
+    centres = np.random.default_rng(0).standard_normal((40, DIM))
+    random = np.random.default_rng(seed)
+    picked = centres[random.integers(0, 40, count)]
+    return unit(picked + 0.5 * random.standard_normal((count, DIM)))
+
+
+VECTORS = clustered(ROWS, 1)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """An index whose vectors lie in lists."""
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 1000)
+    monkeypatch.setattr(nearest, "_FEW", 50)
+    with Index.create(tmp_path / "x.index", dim=DIM) as made:
+        made.add(
+            vectors=VECTORS,
+            ids=[f"{number:04d}" for number in range(ROWS)],
+            metadata=[
+                {"even": number % 2 == 0, "rare": number % 1000 == 7} for number in range(ROWS)
+            ],
+        )
+        made.compact({"text": unit(clustered(60, 2) + 0.4)})
+        yield made
+
+
+def exact_ids(query: Float32Array, k: int, among: np.ndarray | None = None) -> list[str]:
+    scores = VECTORS.astype(np.float16).astype(np.float32) @ query
+    if among is not None:
+        scores[~among] = -2
+    return [f"{number:04d}" for number in np.argsort(-scores, kind="stable")[:k]]
+
+
+def recall(index: Index, queries: Float32Array, target: float, **given: object) -> float:
+    shares = []
+    for query in queries:
+        found = {match.id for match in index.search(query, 10, recall=target, **given)}  # type: ignore[call-overload]
+        shares.append(len(found & set(exact_ids(query, 10))) / 10)
+    return float(np.mean(shares))
+
+
+def segment(index: Index) -> nearest.Segment:
+    with index._viewing() as (_, view):
+        return view.segments[0]
+
+
+def test_the_recall_that_was_asked_for_is_reached_with_few_lists(index: Index) -> None:
+    listed = segment(index)
+    assert listed.lists is not None
+    assert listed.widths is not None
+    width = listed.widths.lists("text", 0.95, 10)
+    assert width is not None
+    assert width < len(listed.lists.centroids) // 4
+    assert recall(index, unit(clustered(60, 3) + 0.4), 0.95, modality="text") >= 0.93
+
+
+def test_a_recall_of_one_is_exact(index: Index) -> None:
+    queries = clustered(40, 4)
+    assert recall(index, queries, 1.0) == 1
+    query = queries[0]
+    assert [match.id for match in index.search(query, 10, recall=1)] == exact_ids(query, 10)
+
+
+def test_a_kind_that_was_not_measured_is_searched_exactly(index: Index) -> None:
+    assert recall(index, clustered(40, 5), 0.5, modality="audio") == 1
+
+
+def test_an_unknown_kind_takes_the_widest_search(index: Index) -> None:
+    widths = segment(index).widths
+    assert widths is not None
+    assert set(widths.curves) == {"text", "vector"}
+    each = [widths.lists(kind, 0.95, 10) or 0 for kind in widths.curves]
+    assert widths.lists(None, 0.95, 10) == max(each)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.95])
+def test_a_tight_filter_loses_nothing(index: Index, target: float) -> None:
+    among = np.arange(ROWS) % 1000 == 7
+    for query in clustered(20, 6):
+        found = index.search(query, 10, where=Eq("rare", True), recall=target)
+        assert [match.id for match in found] == exact_ids(query, 3, among)
+
+
+def test_a_loose_filter_scans_more_lists(index: Index) -> None:
+    among = np.arange(ROWS) % 2 == 0
+    shares = []
+    for query in clustered(40, 7):
+        found = index.search(query, 10, where=Eq("even", True), recall=0.95, modality="text")  # type: ignore[arg-type]
+        shares.append(len({each.id for each in found} & set(exact_ids(query, 10, among))) / 10)
+    assert np.mean(shares) >= 0.93
+
+
+def test_lists_that_hold_too_few_are_followed_by_a_whole_scan(index: Index) -> None:
+    query = VECTORS[3]
+    assert len(index.search(query, ROWS, recall=0.5)) == ROWS
+    index.delete([f"{number:04d}" for number in range(ROWS) if number != 8])
+    assert [match.id for match in index.search(query, 10, recall=0.5)] == ["0008"]
+
+
+def test_what_is_added_and_deleted_later_counts_at_once(index: Index) -> None:
+    index.delete(["0005"])
+    index.add(vectors=VECTORS[5:6], ids=["again"])
+    found = [match.id for match in index.search(VECTORS[5], 3, recall=0.9)]
+    assert found[0] == "again"
+    assert "0005" not in found
+    with Index.open(index.path) as reader:
+        assert [match.id for match in reader.search(VECTORS[5], 3, recall=0.9)] == found
+
+
+def test_an_item_of_several_vectors_is_found_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 1000)
+    with Index.create(tmp_path / "x.index", dim=DIM) as made:
+        made.add(vectors=[VECTORS[start : start + 10] for start in range(0, ROWS, 10)])
+        made.compact()
+        for recall_ in (0.9, 1.0):
+            found = made.search(VECTORS[15], 20, recall=recall_)
+            assert len({match.id for match in found}) == 20
+
+
+def test_lists_hold_every_vector_once() -> None:
+    vectors = VECTORS.astype(np.float16)
+    lists, order = build_lists(vectors)
+    assert sorted(order) == list(range(ROWS))
+    assert (lists.starts[0], lists.starts[-1]) == (0, ROWS)
+    again, same = build_lists(vectors)
+    assert (order == same).all()
+    assert (lists.centroids == again.centroids).all()
+
+
+def test_equal_vectors_can_be_listed() -> None:
+    lists, order = build_lists(np.repeat(VECTORS[:1], 100, axis=0).astype(np.float16))
+    assert len(order) == lists.starts[-1] == 100
+
+
+def test_numpy_and_kernels_give_the_same_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, vectors = ScanQuery(VECTORS[0]), VECTORS.astype(np.float16)
+    exact = vectors.astype(np.float64) @ VECTORS[0].astype(np.float64)
+    assert np.abs(query.products(vectors) - exact).max() <= query.error
+    _kernels.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "numkong", None)
+    try:
+        assert np.abs(query.products(vectors) - exact).max() <= query.error
+    finally:
+        _kernels.cache_clear()
+
+
+def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
+    lists = Lists(VECTORS[:100].astype(np.float16), np.arange(101))
+    query = ScanQuery(VECTORS[500])
+    best = np.argsort(-query.products(lists.centroids))[:7]
+    assert set(lists.nearest(query, 7)) == set(best)
+    assert len(lists.nearest(query, 1000)) == 100
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"curves": 1, "queries": {}}', "[" * 100_000, "x" * (1 << 21)]
+)
+def test_damaged_widths_are_refused(text: str) -> None:
+    with pytest.raises(IndexCorruptedError, match="compact"):
+        Widths.from_json(text)
+
+
+def test_widths_keep_what_they_say() -> None:
+    widths = Widths({"text": {10: ((1, 0.5), (4, 0.97)), 100: ((4, 0.9),)}}, {"text": 30})
+    assert Widths.from_json(widths.to_json()) == widths
+    assert widths.lists("text", 0.95, 10) == 4
+    assert widths.lists("text", 0.95, 11) is None
+    assert widths.lists("text", 0.95, 101) is None
+    assert widths.lists("image", 0.5, 10) is None
