@@ -7,7 +7,6 @@ the image processor's own recipe (bicubic). The folder is a cache and lives outs
 from __future__ import annotations
 
 import multiprocessing
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +93,6 @@ def _render_all(folder: Path, count: int, seed: int) -> None:
     patches = np.zeros((count, (IMAGE_SIZE // PATCH_SIZE) ** 2), np.uint8)
     texts: list[str] = []
     jobs = [(seed, start, min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)]
-    os.environ["PYTHONSAFEPATH"] = "1"  # workers import nothing from the current folder
     with multiprocessing.get_context("spawn").Pool() as pool:
         for (_, start, size), chunk in zip(jobs, pool.imap(_render_chunk, jobs), strict=True):
             pixels[start : start + size] = chunk.pixels

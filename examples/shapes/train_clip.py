@@ -24,7 +24,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -226,7 +225,6 @@ def train(options: argparse.Namespace) -> None:
     if not tokens_file.exists():
         np.save(tokens_file, tokenise(tokenizer, data.captions))
     del data
-    os.environ["PYTHONSAFEPATH"] = "1"  # workers import nothing from the current folder
     context = torch.multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_work, args=(rank, options, tokenizer, tokens_file), daemon=True)

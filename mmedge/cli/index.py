@@ -34,6 +34,8 @@ index = typer.Typer(
     help="Make, update, check, export and synchronise an index.",
 )
 
+_QUERY_CHARACTERS = 1 << 20
+
 
 @index.command()
 def add(  # noqa: PLR0913, PLR0917, one parameter an option
@@ -423,18 +425,45 @@ def migrate(
 
 
 @index.command()
-def compact(place: IndexArgument) -> None:
-    """Merge snapshots and drop what deleted and changed items left behind."""
+def compact(
+    place: IndexArgument,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of searches, one a line, with which the search width is measured.",
+            show_default="texts of the items",
+        ),
+    ] = None,
+) -> None:
+    """Drop what deleted items left behind; from 20,000 vectors on, put them in inverted lists."""
     from mmedge.cli.output import human_bytes, plain
     from mmedge.retrieval.index import Index
 
     def size() -> int:
         return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
+    texts = None if queries is None else _lines(queries)
     with Index.open(place) as opened:
         before = size()
-        opened.compact()
+        opened.compact(texts)
     typer.echo(plain(f"{place}: {human_bytes(before)} before, {human_bytes(size())} now"))
+
+
+def _lines(path: Path) -> list[str]:
+    """Read the lines of a text file that are not empty, 10,000 at most."""
+    from mmedge.errors import InputError
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_QUERY_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or len(text) > _QUERY_CHARACTERS:
+        raise InputError(
+            f"{path}: expected searches, one a line, in {_QUERY_CHARACTERS:,} characters at most."
+        )
+    return lines
 
 
 ServerArgument: TypeAlias = Annotated[

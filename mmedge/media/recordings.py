@@ -89,11 +89,16 @@ class Recording(Closing):
         self._file.close()
 
     def _messages(self, only_ns: int | None = None) -> Iterator[tuple[int, Any]]:
-        serde = require("rosbags.serde", f"{self._path}: recordings")
-        mcap = require("mcap.exceptions", f"{self._path}: recordings")
+        what = f"{self._path}: recordings"
+        damaged = (
+            require("rosbags.serde", what).SerdeError,
+            require("rosbags.rosbag1", what).ReaderError,
+            require("rosbags.rosbag2", what).ReaderError,
+            require("mcap.exceptions", what).McapError,
+        )
         try:
             yield from self._file.messages(self.topic, only_ns)
-        except (serde.SerdeError, mcap.McapError, *_DAMAGED) as error:
+        except (*damaged, *_DAMAGED) as error:
             raise InputError(
                 f"{self.name}: damaged ({type(error).__name__}: {error}). Record or copy it again."
             ) from error
@@ -129,7 +134,7 @@ class _Mcap:
     def __init__(self, path: Path) -> None:
         what = f"{path}: recordings"
         reader, errors = require("mcap.reader", what), require("mcap.exceptions", what)
-        self._typesys = require("rosbags.typesys", what)
+        self._types = _Types(what)
         self._file = path.open("rb")
         try:
             self._reader = reader.make_reader(self._file)
@@ -142,7 +147,6 @@ class _Mcap:
             raise InputError(
                 f"{path}: has no summary, as after a recorder that was killed. Run: mcap recover"
             )
-        self._schemas: dict[int, Any] = {}
 
     @property
     def topics(self) -> dict[str, str]:
@@ -167,27 +171,8 @@ class _Mcap:
         end = None if only_ns is None else only_ns + 1
         found = self._reader.iter_messages([topic], starting_at=only_ns, ending_before=end)
         for schema, channel, message in found:
-            store = self._store(schema)
-            name = _ros2_name(schema.name)
-            read = (
-                store.deserialize_ros1
-                if channel.message_encoding == "ros1"
-                else store.deserialize_cdr
-            )
-            yield message.log_time, read(message.data, name)
-
-    def _store(self, schema: Any) -> Any:  # noqa: ANN401, of mcap and rosbags
-        if schema.id not in self._schemas:
-            store = self._typesys.get_typestore(self._typesys.Stores.EMPTY)
-            text = schema.data.decode()
-            idl = schema.encoding == "ros2idl"
-            store.register(
-                self._typesys.get_types_from_idl(text)
-                if idl
-                else self._typesys.get_types_from_msg(text, _ros2_name(schema.name))
-            )
-            self._schemas[schema.id] = store
-        return self._schemas[schema.id]
+            ros1 = channel.message_encoding == "ros1"
+            yield message.log_time, self._types.read(message.data, _ros2_name(schema.name), ros1)
 
     def close(self) -> None:
         """Close the file."""
@@ -198,13 +183,14 @@ class _Bag:
     """A ROS 1 bag file or a folder of a ROS 2 bag."""
 
     def __init__(self, path: Path) -> None:
-        highlevel = require("rosbags.highlevel", f"{path}: recordings")
-        typesys = require("rosbags.typesys", f"{path}: recordings")
+        what = f"{path}: recordings"
+        self._ros1 = path.is_file()
+        rosbag = require("rosbags.rosbag1" if self._ros1 else "rosbags.rosbag2", what)
+        self._types = _Types(what)
         try:
-            known = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
-            self._reader = highlevel.AnyReader([path], default_typestore=known)
+            self._reader = rosbag.Reader(path)
             self._reader.open()
-        except (highlevel.AnyReaderError, *_DAMAGED) as error:
+        except (rosbag.ReaderError, *_DAMAGED) as error:
             raise InputError(f"{path}: not a ROS bag that can be read ({error}).") from error
 
     @property
@@ -221,11 +207,29 @@ class _Bag:
         connections = [each for each in self._reader.connections if each.topic == topic]
         end = None if only_ns is None else only_ns + 1
         for connection, logged_ns, data in self._reader.messages(connections, only_ns, end):
-            yield logged_ns, self._reader.deserialize(data, connection.msgtype)
+            yield logged_ns, self._types.read(data, connection.msgtype, self._ros1)
 
     def close(self) -> None:
         """Close the files."""
         self._reader.close()
+
+
+class _Types:
+    """The image messages of ROS, as it ships them.
+
+    What a recording says of its types is never used: rosbags makes Python code of it and runs that.
+    """
+
+    def __init__(self, what: str) -> None:
+        types = require("rosbags.typesys", what)
+        self._ros1 = types.get_typestore(types.Stores.ROS1_NOETIC)
+        self._ros2 = types.get_typestore(types.Stores.ROS2_HUMBLE)
+
+    def read(self, data: bytes, name: str, ros1: bool) -> Any:  # noqa: ANN401
+        """Return a message."""
+        if ros1:
+            return self._ros1.deserialize_ros1(data, name)
+        return self._ros2.deserialize_cdr(data, name)
 
 
 def _ros2_name(name: str) -> str:

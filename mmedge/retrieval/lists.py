@@ -54,7 +54,8 @@ class Widths:
     """How many lists reach which recall, by kind of query and number of matches.
 
     Attributes:
-        curves: By kind of query ("text", "image", ...), by k: (lists, recall) pairs, ascending.
+        curves: By kind of query ("text", "image", ...), by k: (lists, recall) pairs, ascending; the
+            recall is the queries' mean less one standard error.
         queries: How many queries of each kind were measured.
     """
 

@@ -96,6 +96,9 @@ def _curve(ranks: NDArray[np.int64], segment: Segment) -> tuple[tuple[int, float
     curve: list[tuple[int, float]] = []
     lists = 1
     while lists <= len(segment.lists.centroids) and (not curve or curve[-1][1] < 1):
-        curve.append((lists, float(np.mean(ranks < lists))))
+        shares = np.mean(ranks < lists, axis=1)
+        # Less one standard error: what some queries reach by luck, others do not.
+        reached = float(shares.mean() - shares.std() / len(shares) ** 0.5)
+        curve.append((lists, reached))
         lists = max(lists + 1, round(1.25 * lists))
     return tuple(curve)

@@ -164,6 +164,8 @@ def test_an_index_is_checked_repaired_and_compacted(
 ) -> None:
     assert run(capsys, "index", "verify", "p.index") == "p.index: whole\n"
     assert "9 of 4 dimensions" in run(capsys, "index", "stats", "p.index")
+    Path("searches.txt").write_text("a red mug\n\na blue cup\n", "utf-8")
+    assert "now" in run(capsys, "index", "compact", "p.index", "--queries", "searches.txt")
     assert "now" in run(capsys, "index", "compact", "p.index")
     snapshot = next((made / "snapshots").glob("*.f16"))
     snapshot.write_bytes(snapshot.read_bytes()[:-8] + b"\xff" * 8)
