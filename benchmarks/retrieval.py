@@ -10,6 +10,7 @@ fails is listed with the reason. The peers belong in an environment of their own
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 import sqlite3
@@ -104,7 +105,7 @@ class Ivf(Engine):
 
     def build(self, vectors: Float32Array) -> None:
         """Build, write, and open mapped."""
-        import faiss
+        faiss: Any = importlib.import_module("faiss")  # its stubs lack what is used here
 
         faiss.omp_set_num_threads(1)
         self.faiss = faiss
@@ -152,7 +153,7 @@ class Hnsw(Engine):
 
     def build(self, vectors: Float32Array) -> None:
         """Build in memory."""
-        import faiss
+        faiss: Any = importlib.import_module("faiss")  # its stubs lack what is used here
 
         faiss.omp_set_num_threads(1)
         self.faiss = faiss
