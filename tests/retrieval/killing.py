@@ -1,6 +1,6 @@
 """A writer to be killed: changes an index at random and reports what it was told is durable.
 
-Run as `python -m tests.retrieval.killing INDEX SEED BUNDLES`; the index is of one of two bundles
+Run as `python killing.py INDEX SEED BUNDLES`; the index is of one of two bundles
 of different spaces, and migrates between them. On stdout, a line of JSON before each change
 and one when the call has returned.
 """

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexes import ids, two_spaces
+from killing import DIM, SPACE, state, vector_of
 
 from mmedge.retrieval.index import Index
-from tests.retrieval.indexes import ids, two_spaces
-from tests.retrieval.killing import DIM, SPACE, state, vector_of
 
-ROOT = Path(__file__).parents[2]
+WRITER = Path(__file__).with_name("killing.py")
 
 
 def killed_writer(
@@ -24,11 +24,9 @@ def killed_writer(
 ) -> list[dict[str, Any]]:
     """Run a writer, kill it a while after its first change, and return the lines it wrote."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.retrieval.killing", str(folder), str(seed)]
-        + [str(bundle) for bundle in bundles],
+        [sys.executable, str(WRITER), str(folder), str(seed)] + [str(bundle) for bundle in bundles],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        cwd=ROOT,
     ) as writer:
         assert writer.stdout is not None
         assert writer.stderr is not None

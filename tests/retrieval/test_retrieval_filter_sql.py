@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from filters import VECTOR, filters, items
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmedge.retrieval.filter_sql import AllowedItems, KeyMask, allowed, compile_filter
 from mmedge.retrieval.filters import MAX_CONDITIONS, MAX_VALUES, Eq, Filter, In, Or, Range, matches
 from mmedge.retrieval.items import Item
-from tests.retrieval.filters import VECTOR, filters, items
 
 SEQ = itertools.count(1)
 

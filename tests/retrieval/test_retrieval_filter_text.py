@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+from filters import filters
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmedge.errors import InputError
 from mmedge.retrieval.filter_text import MAX_LENGTH, filter_text, parse_filter
 from mmedge.retrieval.filters import MAX_DEPTH, And, Eq, Filter, In, Not, Or, Range
-from tests.retrieval.filters import filters
 
 NEW_YEAR = 1767225600.0  # 2026-01-01T00:00:00Z
 

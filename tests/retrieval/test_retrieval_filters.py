@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from filters import VECTOR
 
 from mmedge.errors import InputError
 from mmedge.retrieval.filters import (
@@ -22,7 +23,6 @@ from mmedge.retrieval.filters import (
     matches,
 )
 from mmedge.retrieval.items import Item
-from tests.retrieval.filters import VECTOR
 
 ITEM = Item(
     "a.jpg",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import DIM, filled, ids, names, vectors
 from PIL import Image
 
 from mmedge.bundle import Bundle
@@ -28,7 +29,6 @@ from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.store import VectorStore
 from mmedge.specs import Modality
-from tests.retrieval.indexes import DIM, filled, ids, names, vectors
 
 
 @pytest.fixture

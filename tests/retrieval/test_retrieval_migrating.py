@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import ids, two_spaces
 from PIL import Image
 
 from mmedge.errors import RetrievalError, SpaceMismatchError
@@ -14,7 +15,6 @@ from mmedge.retrieval.embedding import Encoder
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.specs import Array
-from tests.retrieval.indexes import ids, two_spaces
 
 
 @pytest.fixture

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killing import DIM, SPACE, random_change, state
+from powerloss import CALLS, Disk
 
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.verifying import verify_index
-from tests.retrieval.killing import DIM, SPACE, random_change, state
-from tests.retrieval.powerloss import CALLS, Disk
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 WRITER = """
 import json, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv.pop())
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
-from tests.retrieval.killing import apply
+from killing import apply
 upkeep._TAIL_ROWS, upkeep._MERGED_ROWS = 12, 48
 index = Index.open(Path(sys.argv[1]))
 for number, change in enumerate(json.loads(sys.argv[2]), 1):
@@ -46,12 +47,11 @@ def random_changes(count: int) -> tuple[list[dict[str, Any]], list[dict[str, int
 
 def record_writer(folder: Path, log: Path, changes: list[dict[str, Any]], durability: str) -> None:
     options = ["-f", "-xx", "-s", "1000000", "-e", f"trace={CALLS}", "-o", str(log)]
-    arguments = [str(folder), json.dumps(changes), durability]
+    arguments = [str(folder), json.dumps(changes), durability, str(HERE)]
     done = subprocess.run(
         ["strace", *options, sys.executable, "-c", WRITER, *arguments],
         capture_output=True,
         text=True,
-        cwd=ROOT,
         check=False,
     )
     if done.returncode and "ptrace" in done.stderr:

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import DIM, names
 
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
-from tests.retrieval.indexes import DIM, names
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 ITEMS = 24
 # The writer gives all items the value n, in vectors, metadata and text at once. A reader that sees
 # two values in one search, or a vector of another value than the metadata's, saw a torn state.
 READER = """
 import sys
 from pathlib import Path
-from tests.retrieval.test_retrieval_readers import check_state
+sys.path.insert(0, sys.argv.pop())
+from test_retrieval_readers import check_state
 from mmedge.retrieval.index import Index
 with Index.open(Path(sys.argv[1]), read_only=True) as index:
     print("ready", flush=True)
@@ -82,10 +83,9 @@ def test_processes_read_whole_states(
     with first_state(tmp_path / "a.index") as index:
         readers = [
             subprocess.Popen(
-                [sys.executable, "-c", READER, str(index.path), str(last)],
+                [sys.executable, "-c", READER, str(index.path), str(last), str(HERE)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd=ROOT,
                 text=True,
             )
             for _ in range(count)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filters import NAMES, VECTOR, filters, items
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from mmedge.retrieval.filters import matches
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.specs import Float32Array
-from tests.retrieval.filters import NAMES, VECTOR, filters, items
 
 DIM, COUNT = 16, 5000
 AXES = np.eye(DIM, dtype=np.float32)

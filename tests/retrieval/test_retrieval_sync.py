@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import Dropping, MemoryStore, contents, once
 
 from mmedge.errors import BackendUnavailableError, InputError, SpaceMismatchError
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.sync import Synced, pull, push
-from tests.retrieval.stores import Dropping, MemoryStore, contents, once
 
 DIM = 4
 NAMES = ["a", "b", "c", "d", "e"]

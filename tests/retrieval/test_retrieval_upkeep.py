@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import DIM, filled, ids, names, vectors
 
 from mmedge.errors import IndexCorruptedError, StorageError
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
 from mmedge.specs import Float32Array
-from tests.retrieval.indexes import DIM, filled, ids, names, vectors
 
 
 @pytest.fixture

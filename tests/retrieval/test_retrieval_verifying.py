@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import DIM, ids, names, vectors
 
 from mmedge.errors import IndexCorruptedError, MmedgeError, RetrievalError, StorageError
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.schema import RECORD
 from mmedge.retrieval.verifying import verify_index
-from tests.retrieval.indexes import DIM, ids, names, vectors
 
 
 @pytest.fixture

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filters as drawn
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from servers import milvus_lite, milvus_server, new_name
+from stores import MemoryStore, comparable, contents
 
 from mmedge.errors import MmedgeError, ShapeError
 from mmedge.retrieval.filters import And, Eq, Filter, In, Not, Or, Range, matches
@@ -19,9 +22,6 @@ from mmedge.retrieval.index import Index
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.store import Change, VectorStore
 from mmedge.specs import Float32Array
-from tests.retrieval import filters as drawn
-from tests.retrieval.servers import milvus_lite, milvus_server, new_name
-from tests.retrieval.stores import MemoryStore, comparable, contents
 
 DIM = 8
 Open = Callable[[], VectorStore]

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import filters as drawn
 import numpy as np
 import pytest
 from hypothesis import given
+from stores import Dropping, MemoryStore, contents, once
 
 from mmedge.errors import (
     BackendUnavailableError,
@@ -24,8 +26,6 @@ from mmedge.retrieval.filters import Filter, Range
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.stores.terms import _sortable, filter_expression
 from mmedge.retrieval.sync import pull, push
-from tests.retrieval import filters as drawn
-from tests.retrieval.stores import Dropping, MemoryStore, contents, once
 
 pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")

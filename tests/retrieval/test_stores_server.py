@@ -11,14 +11,14 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from servers import new_name, server_address
+from stores import MemoryStore, contents
 
 from mmedge.errors import BackendUnavailableError
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.stores.milvus import MilvusStore
 from mmedge.retrieval.sync import pull, push
 from mmedge.specs import Float32Array
-from tests.retrieval.servers import new_name, server_address
-from tests.retrieval.stores import MemoryStore, contents
 
 pytestmark = pytest.mark.server
 DIM = 16
