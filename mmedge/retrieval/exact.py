@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmedge.specs import Float32Array
 
-__all__ = ["Nearest", "merge", "scores", "select", "top_k"]
+__all__ = ["Nearest", "merge", "products", "scores", "select", "top_k"]
 
 _BLOCK_BYTES = 512 << 10  # fp32 vectors of a block: small enough for the second cache
 _SCORES_AT_ONCE = 1 << 22  # scores in memory before the best are kept: 16 MiB
@@ -80,6 +80,19 @@ def merge(found: Sequence[Nearest], k: int) -> Nearest:
     return Nearest(places[order], values[order])
 
 
+def products(query: Float32Array, vectors: NDArray[np.float16]) -> Float32Array:
+    """Return the inner products of a (D,) query with (N, D) vectors, as exact as float32 sums."""
+    dim = vectors.shape[1]
+    rows = max(1, _BLOCK_BYTES // (4 * dim))
+    scaled = _scaled(query)
+    bits = np.empty((min(rows, len(vectors)), dim), np.int32)
+    found = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), rows):
+        block = _widened(vectors[start : start + rows], bits)
+        np.dot(block, scaled, out=found[start : start + rows])
+    return found
+
+
 def scores(query: Float32Array, vectors: NDArray[np.float16]) -> Float32Array:
     """Return the cosine similarity of a (D,) query with each of the (N, D) vectors.
 
@@ -115,9 +128,7 @@ def _scan(
     dim = vectors.shape[1]
     rows = max(1, min(end - start, _BLOCK_BYTES // (4 * dim)))
     at_once = max(rows, min(end - start, _SCORES_AT_ONCE // len(queries)))
-    # A product of fp16's bits, moved into fp32's places, is too small by the scale: the queries
-    # make up for it. numpy's own conversion takes five times as long.
-    scaled = (queries.astype(np.float64) * _SCALE).astype(np.float32)
+    scaled = _scaled(queries)
     bits = np.empty((rows, dim), np.int32)
     values = np.empty((at_once, len(queries)), np.float32)
     best: list[list[Nearest]] = [[] for _ in queries]
@@ -149,6 +160,15 @@ def _taken(
     if last - first == stop - 1 - start:  # none is left out between them: no copy
         return vectors[first : last + 1]
     return vectors[places[start:stop]]
+
+
+def _scaled(queries: Float32Array) -> Float32Array:
+    """Return queries that make up for the scale of `_widened` vectors.
+
+    A product of fp16's bits, moved into fp32's places, is too small by it. numpy's own conversion
+    takes five times as long.
+    """
+    return (queries.astype(np.float64) * _SCALE).astype(np.float32)
 
 
 def _widened(vectors: NDArray[np.float16], bits: NDArray[np.int32]) -> Float32Array:

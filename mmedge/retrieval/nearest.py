@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.retrieval.exact import Nearest, select, top_k
+from mmedge.retrieval.exact import Nearest, top_k
 from mmedge.retrieval.filter_sql import KeyMask, allowed
 from mmedge.retrieval.lists import Lists
 from mmedge.retrieval.ranking import Hits
@@ -125,10 +125,7 @@ class _Scan:
         counts = self._counts(places)
         if counts is not None:
             products, places = products[counts], places[counts]
-        if len(products) > n:
-            least = np.partition(products, len(products) - n)[len(products) - n]
-            places = places[products >= least - 2 * query.error]
-        return select(query.vector, self.segment.vectors, places, n)
+        return query.nearest(self.segment.vectors, places, products, n)
 
     def _counts(self, places: slice | NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of some places count; None for all."""

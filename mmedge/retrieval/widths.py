@@ -13,9 +13,9 @@ from mmedge.retrieval.scanning import ScanQuery
 from mmedge.retrieval.view import Segment
 from mmedge.specs import Float32Array
 
-__all__ = ["measure_widths", "sample_texts"]
+__all__ = ["MAX_QUERIES", "measure_widths", "sample_texts"]
 
-_MAX_QUERIES = 200  # of a kind
+MAX_QUERIES = 200  # of a kind
 _SIZES = (10, 100)  # matches
 _ENOUGH = 20  # queries of a kind; with fewer it is not measured
 _UNKNOWN = "vector"  # kind of stored vectors that nobody named
@@ -35,7 +35,7 @@ def measure_widths(
         queries: (Q, D) float32, L2-normalised, by kind.
     """
     given: dict[str, list[tuple[Float32Array, int]]] = {
-        kind: [(vector, -1) for vector in vectors[:_MAX_QUERIES]]
+        kind: [(vector, -1) for vector in vectors[:MAX_QUERIES]]
         for kind, vectors in queries.items()
     }
     stored: dict[str, list[tuple[Float32Array, int]]] = {}
@@ -43,22 +43,19 @@ def measure_widths(
         vector = segment.vectors[place].astype(np.float32)
         vector /= max(float(np.linalg.norm(vector)), 1e-6)
         stored.setdefault(kind, []).append((vector, int(segment.keys[place])))
-    measured = {
-        kind: _ranks(segment, sample)
-        for kind, sample in {**stored, **given}.items()
-        if len(sample) >= _ENOUGH
-    }
+    measured = {kind: _ranks(segment, sample) for kind, sample in {**stored, **given}.items()}
+    enough = {kind: np.array(ranks) for kind, ranks in measured.items() if len(ranks) >= _ENOUGH}
     curves = {
-        kind: {k: _curve(ranks[:, :k], segment) for k in _SIZES} for kind, ranks in measured.items()
+        kind: {k: _curve(ranks[:, :k], segment) for k in _SIZES} for kind, ranks in enough.items()
     }
-    return Widths(curves, {kind: len(ranks) for kind, ranks in measured.items()})
+    return Widths(curves, {kind: len(ranks) for kind, ranks in enough.items()})
 
 
 def sample_texts(record: sqlite3.Connection) -> list[str]:
     """Return texts of items, in place of what users search for."""
     found = record.execute(
         "SELECT DISTINCT text FROM items WHERE text <> '' ORDER BY revision LIMIT ?",
-        (_MAX_QUERIES,),
+        (MAX_QUERIES,),
     )
     return [str(text) for (text,) in found]
 
@@ -66,29 +63,32 @@ def sample_texts(record: sqlite3.Connection) -> list[str]:
 def _sampled(segment: Segment, record: sqlite3.Connection) -> list[tuple[str, int]]:
     """Return the kind and the place of random vectors."""
     random = np.random.default_rng(0)
-    places = random.permutation(len(segment.rows))[: 2 * _MAX_QUERIES]
+    places = random.permutation(len(segment.rows))[: 2 * MAX_QUERIES]
     found = []
     for place in places.tolist():
         key = int(segment.keys[place])
         row = record.execute("SELECT modality FROM items WHERE key = ?", (key,)).fetchone()
         if row is not None:
             found.append((_UNKNOWN if row[0] is None else str(row[0]), place))
-    return found[:_MAX_QUERIES]
+    return found[:MAX_QUERIES]
 
 
-def _ranks(segment: Segment, sample: Sequence[tuple[Float32Array, int]]) -> NDArray[np.int64]:
-    """Return for each query in which list, in the order of the scan, each true match lies."""
+def _ranks(segment: Segment, sample: Sequence[tuple[Float32Array, int]]) -> list[NDArray[np.int64]]:
+    """Return for each query in which list, in the order of the scan, each true match lies.
+
+    A query whose own item leaves fewer vectors than there are matches is left out.
+    """
     assert segment.lists is not None  # noqa: S101, the caller's
-    most = min(_SIZES[-1], len(segment.rows) - 1)
+    most = _SIZES[-1]
     ranks = []
     for vector, key in sample:
         query = ScanQuery(vector)
         products = query.products(segment.vectors)
-        products[segment.keys == key] = -np.inf
-        best = np.argpartition(-products, most)[: most + 1]
-        best = best[np.argsort(-products[best], kind="stable")][:most]
-        ranks.append(list_ranks(segment.lists, query, best))
-    return np.array(ranks)
+        others = np.flatnonzero(segment.keys != key)
+        best = query.nearest(segment.vectors, others, products[others], most)
+        if len(best.places) == most:
+            ranks.append(list_ranks(segment.lists, query, best.places))
+    return ranks
 
 
 def _curve(ranks: NDArray[np.int64], segment: Segment) -> tuple[tuple[int, float], ...]:
