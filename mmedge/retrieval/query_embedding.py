@@ -16,6 +16,8 @@ from mmedge.specs import Float32Array, Modality
 
 __all__ = ["Embed", "embedded_queries", "query_kind"]
 
+_SEVERAL = "several"  # no kind that is measured
+
 
 class Embed(Protocol):
     """Returns the (N, D) vectors of texts or images, as Index.embed does."""
@@ -52,13 +54,19 @@ def embedded_queries(
 
 
 def query_kind(query: object) -> str | None:
-    """Return what a query is embedded from, "text" or "image"; None if unknown or several."""
+    """Return what a query is embedded from, for the number of lists that it takes.
+
+    Returns:
+        "text" or "image"; None for ready vectors; "several" for a mixture, which lies where none
+        of its parts does.
+    """
     if isinstance(query, Query):
-        kinds = {query_kind(part) for part in query.wanted}
-        return kinds.pop() if len(kinds) == 1 else None
+        kind = query_kind(query.wanted)
+        alone = len(query.wanted) == 1 or kind is not None
+        return kind if alone and not query.unwanted else _SEVERAL
     if isinstance(query, list | tuple):
         kinds = {query_kind(each) for each in query}
-        return kinds.pop() if len(kinds) == 1 else None
+        return kinds.pop() if len(kinds) == 1 else _SEVERAL
     if isinstance(query, str):
         return Modality.TEXT.value
     return None if _is_vector(query) and query.ndim < 3 else Modality.IMAGE.value

@@ -71,6 +71,7 @@ class SearchedIndex(Protocol):
         *,
         where: Filter | None,
         recall: float,
+        modality: Modality | None,
         distinct: float | None,
     ) -> list[Match]:
         """Return the k items nearest to a query of vectors, best first."""
@@ -254,6 +255,7 @@ class IndexSearch:
             options.k + len(left_out),
             where=where,
             recall=options.recall,
+            modality=_modality(text, image, wanted, unwanted),
             distinct=options.distinct,
         )
         done = time.perf_counter()
@@ -332,6 +334,17 @@ class IndexSearch:
             if Path(source).is_relative_to(folder):
                 return str(Path(source).relative_to(folder))
         return Path(source).name
+
+
+def _modality(
+    text: str | None, image: bytes | None, wanted: list[Any], unwanted: list[Any]
+) -> Modality | None:
+    """Return what a query of one part was encoded from; None for an item's or a ready vector."""
+    if len(wanted) > 1 or unwanted:
+        return None
+    if text is not None:
+        return Modality.TEXT
+    return None if image is None else Modality.IMAGE
 
 
 def _milliseconds(seconds: float) -> float:

@@ -34,6 +34,7 @@ class MemoryStore:
         self.stored: dict[str, Item] = {}
         self.before_search = lambda: None
         self.asked: dict[str, object] = {}
+        self.modality: Modality | None = None
 
     def upsert(self, items: Sequence[Item]) -> None:
         self.stored.update({item.id: item for item in items})
@@ -48,10 +49,12 @@ class MemoryStore:
         *,
         where: Filter | None = None,
         recall: float = 0.95,
+        modality: Modality | None = None,
         distinct: float | None = None,
     ) -> list[Match]:
         self.before_search()
         self.asked = {"recall": recall, "distinct": distinct, "words": query.words}
+        self.modality = modality
         ((vector,), _, _) = embedded_queries(query, None, self.dim)  # type: ignore[arg-type]
         kept = [i for i in self.stored.values() if where is None or matches(where, i)]
         found = []

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from mmedge.errors import BackendError, IndexCorruptedError, RetrievalError, StorageError
 from mmedge.models import DualEncoder
 from mmedge.retrieval.items import Item
+from mmedge.specs import Modality
 
 
 def ids(response: Any) -> list[str]:
@@ -134,6 +135,16 @@ def test_further_options_reach_the_index(client: TestClient, store: MemoryStore)
     assert store.asked == {"recall": 0.95, "distinct": None, "words": None}
     client.get("/api/similar/photos%2Fred.png?recall=1&distinct=0.9&words=wall")
     assert store.asked == {"recall": 1, "distinct": 0.9, "words": "wall"}
+
+
+def test_the_index_is_told_what_a_query_was_encoded_from(
+    client: TestClient, store: MemoryStore
+) -> None:
+    client.get("/api/search?q=red")
+    assert store.modality is Modality.TEXT
+    for path in ("/api/similar/photos%2Fred.png", "/api/search?q=red&without=blue"):
+        client.get(path)
+        assert store.modality is None
 
 
 def test_items_of_a_query_must_be_there(client: TestClient) -> None:
