@@ -101,18 +101,31 @@ class Widths:
             read = json.loads(text)
             curves = {
                 str(kind): {
-                    int(k): tuple((int(lists), float(reached)) for lists, reached in curve)
+                    int(k): tuple((_positive(lists), float(reached)) for lists, reached in curve)
                     for k, curve in by_k.items()
                 }
                 for kind, by_k in read["curves"].items()
             }
             queries = {str(kind): int(count) for kind, count in read["queries"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            ArithmeticError,
+        ) as error:
             raise IndexCorruptedError(
                 f"The search widths of a snapshot are damaged ({error}). Run 'mmedge index "
                 "compact', which measures them again."
             ) from error
         return cls(curves, queries)
+
+
+def _positive(lists: int) -> int:
+    if int(lists) < 1:
+        raise ValueError(f"{lists} lists")
+    return int(lists)
 
 
 def build_lists(vectors: NDArray[np.float16]) -> tuple[Lists, NDArray[np.int64]]:

@@ -161,7 +161,7 @@ def _about(
     # Bounds of what is there: a row takes a few dozen bytes at least.
     most = (folder / RECORD).stat().st_size // 24
     keys = max([most, *(int(each.keys.max()) for each in snapshots)])
-    last_row = max([most, *(int(each.rows[-1]) for each in snapshots)])
+    last_row = max([most, *(int(each.rows.max()) for each in snapshots)])
     return About(uuid.uuid4().hex, dim, None, None, None, version=1 << 40, keys=keys, rows=last_row)
 
 

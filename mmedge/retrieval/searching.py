@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from functools import partial
 
+from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval.filter_sql import AllowedItems
 from mmedge.retrieval.filters import Filter, check_fields
 from mmedge.retrieval.items import Item, Match
@@ -63,6 +64,11 @@ def search_view(
     ]
     keys = {int(key) for hits in found for key in hits.keys}
     items = {key: row.item for key, row in read_items(record, keys, vectors=False).items()}
+    if missing := keys - items.keys():
+        raise IndexCorruptedError(
+            f"A snapshot holds vectors of {len(missing)} items that the record does not have. Run "
+            "'mmedge index verify --repair', which makes it again from the record."
+        )
     return [
         [
             _match(items[int(key)], float(score), int(part))

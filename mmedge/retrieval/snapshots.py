@@ -173,6 +173,8 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
     ordered = rows if not list_count else np.sort(rows)
     if count == 0 or (ordered[0], ordered[-1]) != (first, last) or (np.diff(ordered) <= 0).any():
         raise _damaged(path, "has row numbers out of order")
+    if keys.min() < 0 or parts.min() < 0:
+        raise _damaged(path, "has a negative item key or part")
     lists = _lists(path, mapped, start + 20 * count, list_count, dim, count) if list_count else None
     return Snapshot(rows, keys, parts, vectors, lists, vectors_crc_)
 
