@@ -147,7 +147,7 @@ def _batches(index: Index, files: Iterable[str | os.PathLike[str]], size: int) -
 
 
 def _batch(index: Index, files: list[tuple[int, str]]) -> _Batch:
-    items = index.get([name for _, name in files])
+    items = index.get([name for _, name in files], vectors=False)
     known = tuple(None if item is None else item.content_hash or "" for item in items)
     return _Batch(tuple(files), known)
 

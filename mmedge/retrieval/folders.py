@@ -157,7 +157,8 @@ def _jobs(
     """Yield what is new or may have changed."""
     for first in range(0, len(files), _AT_ONCE):
         part = files[first : first + _AT_ONCE]
-        for file, known in zip(part, index.get([start + file.name for file in part]), strict=True):
+        held = index.get([start + file.name for file in part], vectors=False)
+        for file, known in zip(part, held, strict=True):
             if known is not None:
                 _check_same_folder(index, file, known)
                 if _stamp(known) == (file.size_bytes, file.modified_ns):

@@ -133,8 +133,12 @@ class IndexReader(Closing):
         about = self._about()
         return f"<Index {self.path}: {about.items} items, {about.dim} dimensions>"
 
-    def get(self, ids: str | Sequence[str]) -> list[Item | None]:
-        """Return items with their vectors by id, None for an id that is not there.
+    def get(self, ids: str | Sequence[str], *, vectors: bool = True) -> list[Item | None]:
+        """Return items by id, None for an id that is not there.
+
+        Args:
+            ids: Of the items.
+            vectors: Whether their vectors are read; (0, D) otherwise.
 
         Raises:
             InputError: If an id is no string or comes twice.
@@ -144,9 +148,8 @@ class IndexReader(Closing):
         with self._record.reading() as connection:
             stored = read_stored(connection, names)
             keys = [held.key for held in stored.values()]
-            items = {
-                row.item.id: row.item for row in read_items(connection, keys, vectors=True).values()
-            }
+            held = read_items(connection, keys, vectors=vectors)
+        items = {row.item.id: row.item for row in held.values()}
         return [items.get(name) for name in names]
 
     def items(self, *, vectors: bool = True) -> Iterator[Item]:
@@ -283,7 +286,7 @@ class IndexReader(Closing):
         vectors, words, single = embedded_queries(query, self.embed, about.dim)
         kind = query_kind(query) if modality is None else Modality(modality).value
         with self._viewing() as (connection, view):
-            storing.check_unchanged(about, connection)
+            storing.check_unchanged(about, view.about)
             found = search_view(
                 view,
                 connection,

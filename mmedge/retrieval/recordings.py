@@ -130,7 +130,7 @@ def index_video(
     with Video(file) as video:
         status = file.stat()
         stamp = (status.st_size, status.st_mtime_ns)
-        (known,) = index.get([file.name])
+        (known,) = index.get([file.name], vectors=False)
         if known is not None:
             stored = known.metadata.get("size_bytes"), known.metadata.get("modified_ns")
             if known.source != str(file):

@@ -131,13 +131,16 @@ def checked_items(items: Sequence[Item], dim: int) -> list[Item]:
     ]
 
 
-def check_unchanged(about: About, connection: sqlite3.Connection) -> None:
+def check_unchanged(about: About, now: About) -> None:
     """Check that the index still has the space that vectors were checked against.
+
+    Args:
+        about: The index as it was when they were checked.
+        now: The index as it is.
 
     Raises:
         SpaceMismatchError: If a migration has ended since.
     """
-    now = read_about(connection)
     if (now.dim, now.space) != (about.dim, about.space):
         raise SpaceMismatchError(
             f"The index was migrated from the embedding space {about.space} ({about.dim} "
@@ -173,7 +176,7 @@ def add(connection: sqlite3.Connection, items: Sequence[Item], modality: str | N
 
 def upsert(connection: sqlite3.Connection, items: Sequence[Item]) -> int:
     """Insert or replace items that are newer than what is stored; return how many were."""
-    origin = read_about(connection).uuid
+    about = read_about(connection)
     names = [item.id for item in items]
     stored, deleted = rows.read_stored(connection, names), rows.read_deletions(connection, names)
     now = rows.now_us()
@@ -184,7 +187,7 @@ def upsert(connection: sqlite3.Connection, items: Sequence[Item]) -> int:
         before = deleted.get(item.id, (-1, "")) if held is None else (held.revision, held.origin)
         newer = item
         if item.revision == 0:
-            newer = dataclasses.replace(item, revision=max(now, before[0] + 1), origin=origin)
+            newer = dataclasses.replace(item, revision=max(now, before[0] + 1), origin=about.uuid)
         if (newer.revision, newer.origin) <= before:
             continue
         if held is None:
@@ -193,8 +196,8 @@ def upsert(connection: sqlite3.Connection, items: Sequence[Item]) -> int:
             replaced.append((held.key, newer))
     rows.insert_items(connection, fresh, None)
     rows.update_fields(connection, [(key, item, None) for key, item in replaced])
-    epoch = read_about(connection).epoch
-    rows.replace_vectors(connection, [(key, item.vectors) for key, item in replaced], epoch=epoch)
+    vectors = [(key, item.vectors) for key, item in replaced]
+    rows.replace_vectors(connection, vectors, epoch=about.epoch)
     return len(fresh) + len(replaced)
 
 

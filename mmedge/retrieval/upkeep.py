@@ -31,6 +31,7 @@ __all__ = [
 LISTED_ROWS = 20_000  # from which compact puts the vectors in lists
 _TAIL_ROWS = 4096  # behind the last snapshot, before another is written
 _MERGED_ROWS = 32_768  # largest snapshot that merging makes; compact makes larger ones
+_BLOCK_ROWS = 4096  # that are written to a file at a time
 _EPOCH_ROWS = 4096  # rows of an ended migration that are deleted in one transaction
 
 
@@ -151,8 +152,8 @@ def _write_listed(path: Path, about: About, blocks: Iterable[Block]) -> tuple[in
     """Write a snapshot whose vectors lie in lists."""
     rows, keys, parts, vectors = (np.concatenate(column) for column in zip(*blocks, strict=True))
     lists, order = build_lists(vectors)
-    starts = range(0, len(order), _EPOCH_ROWS)
-    chosen = (order[start : start + _EPOCH_ROWS] for start in starts)
+    starts = range(0, len(order), _BLOCK_ROWS)
+    chosen = (order[start : start + _BLOCK_ROWS] for start in starts)
     ordered = ((rows[some], keys[some], parts[some], vectors[some]) for some in chosen)
     return write_snapshot(path, about.uuid, about.dim, ordered, lists)
 
