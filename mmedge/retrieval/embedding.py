@@ -144,12 +144,10 @@ class Encoder(Closing):
         return self.model.encode_audio(audio)
 
     def labels(self) -> list[str]:
-        """Return the labels of the bundle's label banks; none without a bundle."""
-        if self.bundle is None:
-            return []
+        """Return the labels of the bundle's label banks."""
         kind = self.model.manifest.kind
-        banks = kind.label_banks.values() if isinstance(kind, DualEncoderKind) else ()
-        return sorted({label for bank in banks for label in bank})
+        assert isinstance(kind, DualEncoderKind)  # noqa: S101, load_as's
+        return sorted({label for bank in kind.label_banks.values() for label in bank})
 
     def space(self, modality: Modality) -> str | None:
         """Return the fingerprint of the variant that encodes a modality."""

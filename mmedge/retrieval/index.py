@@ -26,7 +26,7 @@ from mmedge.retrieval.reading import IndexReader
 from mmedge.retrieval.record import Durability, Record
 from mmedge.retrieval.schema import MAX_DIM, SNAPSHOTS, About, create_record, read_about
 from mmedge.retrieval.verifying import Verification, verify_index
-from mmedge.retrieval.widths import sample_texts
+from mmedge.retrieval.widths import MAX_QUERIES, sample_texts
 from mmedge.specs import Array, Float32Array, Modality
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Index(IndexReader):
         if items:
             kind = content.modality or modality
             with self._record.writing(durability) as connection:
-                storing.check_unchanged(about, connection)
+                storing.check_unchanged(about, read_about(connection))
                 if skip_near is not None:
                     recent = recent_items(connection, (item.source for item in items))
                     near = near_recent(items, recent, skip_near)
@@ -268,7 +268,7 @@ class Index(IndexReader):
             again = encoded(given, self._encoder_of(about), about.dim, about.space)
             changes.vectors.update(zip(embedded, again.vectors, strict=True))
         with self._record.writing(durability) as connection:
-            storing.check_unchanged(about, connection)
+            storing.check_unchanged(about, read_about(connection))
             storing.update(connection, changes)
         upkeep.after_write(self._record)
 
@@ -362,12 +362,12 @@ class Index(IndexReader):
         them alone. How many it takes is measured here: queries of each kind are answered exactly,
         and the lists counted that hold what they find. A kind that was not measured, or a recall
         that the lists do not reach, is searched exactly; `stats` says so. It takes memory for all
-        vectors and a few minutes for a million; searches go on meanwhile, and writers wait.
+        vectors; searches go on meanwhile, and writers wait.
 
         Args:
-            queries: Texts such as users search for, or (Q, D) vectors of queries by modality. None
-                takes the texts of items, or the labels of the bundle. Stored vectors are taken
-                besides.
+            queries: Texts such as users search for, or (Q, D) vectors of queries by modality, of
+                which the first 200 of a kind are taken. None takes the texts of items, or the
+                labels of the bundle, where that is in its place. Stored vectors are taken besides.
 
         Raises:
             InputError: If a query cannot be used.
@@ -386,11 +386,14 @@ class Index(IndexReader):
                 for kind, vectors in queries.items()
             }
         texts = list(queries or ())
-        if queries is None and about.bundle is not None and about.rows >= upkeep.LISTED_ROWS:
+        present = self.bundle is not None and self.bundle.is_dir()
+        if queries is None and present and about.rows >= upkeep.LISTED_ROWS:
+            if Modality.TEXT not in self.encodes:
+                return {}
             with self._record.reading() as connection:
                 texts = sample_texts(connection)
             texts = texts or self._encoder_of(about).labels()
-        return {Modality.TEXT.value: self.embed(texts=texts)} if texts else {}
+        return {Modality.TEXT.value: self.embed(texts=texts[:MAX_QUERIES])} if texts else {}
 
     def verify(self, *, repair: bool = False) -> Verification:
         """Check every page, item and vector, and repair what is damaged if asked to.

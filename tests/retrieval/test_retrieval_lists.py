@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmedge.bundle import Bundle
 from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval import nearest, upkeep
 from mmedge.retrieval.filters import Eq
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.lists import Lists, Widths, build_lists
+from mmedge.retrieval.queries import Query
+from mmedge.retrieval.query_embedding import query_kind
 from mmedge.retrieval.scanning import ScanQuery, _kernels
 from mmedge.specs import Float32Array
 
@@ -182,7 +185,18 @@ def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"curves": 1, "queries": {}}', "[" * 100_000, "x" * (1 << 21)]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"curves": 1, "queries": {}}',
+        '{"curves": {"text": {"10": [[-3, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[0, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[1, 1' + "0" * 400 + ']]}}, "queries": {}}',
+        "[" * 100_000,
+        "x" * (1 << 21),
+    ],
 )
 def test_damaged_widths_are_refused(text: str) -> None:
     with pytest.raises(IndexCorruptedError, match="compact"):
@@ -196,3 +210,45 @@ def test_widths_keep_what_they_say() -> None:
     assert widths.lists("text", 0.95, 11) is None
     assert widths.lists("text", 0.95, 101) is None
     assert widths.lists("image", 0.5, 10) is None
+
+
+def test_an_item_with_almost_all_vectors_can_be_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 1000)
+    with Index.create(tmp_path / "x.index", dim=DIM) as made:
+        made.add(vectors=[VECTORS[:2990], *VECTORS[2990:]])
+        made.compact()
+        assert len(made.search(VECTORS[0], 20)) == 11
+
+
+def test_an_index_whose_bundle_is_gone_can_be_compacted(
+    tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 40)
+    moved = tiny_bundle.path.rename(tmp_path / "clip.mmedge")
+    with Index.create(tmp_path / "x.index", moved) as made:
+        made.add(vectors=VECTORS[:60, : made.dim])
+        moved.rename(tmp_path / "elsewhere.mmedge")
+        made.compact()
+        assert len(made.search(VECTORS[0, : made.dim], 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        ("red", "text"),
+        (["red", "blue"], "text"),
+        (Path("a.jpg"), "image"),
+        (VECTORS[0], None),
+        (VECTORS[:2], None),
+        ([VECTORS[0], VECTORS[1]], None),
+        (Query("red"), "text"),
+        (Query(VECTORS[0]), None),
+        (Query(["red", Path("a.jpg")]), "several"),
+        (Query([VECTORS[0], VECTORS[1]]), "several"),
+        (Query("red", unlike="blue"), "several"),
+    ],
+)
+def test_a_mixture_is_of_no_kind_that_is_measured(query: object, kind: str | None) -> None:
+    assert query_kind(query) == kind
