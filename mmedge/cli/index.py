@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from mmedge.cli.indexing import add_folder, add_frames, add_vectors, open_or_create
 from mmedge.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from mmedge.retrieval.folders import FolderReport
-    from mmedge.retrieval.index import Index
     from mmedge.retrieval.stats import IndexStats, SegmentStats
     from mmedge.retrieval.sync import Synced
 
 __all__ = ["index"]
-
-_MOST_NAMED = 5
 
 IndexArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="INDEX", help="Index, NAME.index.", show_default=False)
@@ -34,7 +31,7 @@ index = typer.Typer(
     help="Make, update, check, export and synchronise an index.",
 )
 
-_QUERY_CHARACTERS = 1 << 20
+_QUERIES_BYTES = 1 << 20
 
 
 @index.command()
@@ -100,16 +97,18 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
             )
     ready = {source for source in sources if source.suffix.lower() in VECTOR_SUFFIXES}
     documents = []
-    with _opened(output, model, precision, backend, [s for s in sources if s in ready]) as opened:
+    with open_or_create(
+        output, model, precision, backend, [each for each in sources if each in ready]
+    ) as opened:
         for source in sources:
             if source in ready:
-                document = _add_vectors(opened, source, as_json=json)
+                document = add_vectors(opened, source, as_json=json)
             elif is_recording(source) or source.is_file():
-                document = _add_frames(
+                document = add_frames(
                     opened, source, topic=topic, batch=batch, workers=workers, as_json=json
                 )
             else:
-                document = _add_folder(
+                document = add_folder(
                     opened,
                     source,
                     prefix=prefix,
@@ -126,139 +125,6 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
         from mmedge.cli.output import plain
 
         typer.echo(plain(f"{output}: {items} items"))
-
-
-def _opened(
-    output: Path,
-    model: Path | None,
-    precision: str | None,
-    backend: str | None,
-    vectors: Sequence[Path],
-) -> Index:
-    """Open an index, or make one: with the bundle, else as wide as the vectors."""
-    from mmedge.errors import InputError
-    from mmedge.media.vectors import open_vectors
-    from mmedge.retrieval.index import Index
-
-    if output.exists():
-        return Index.open(output, bundle=model, precision=precision, backend=backend)
-    if model is not None:
-        return Index.create(output, model, precision=precision, backend=backend)
-    if not vectors:
-        raise InputError(f"{output} does not exist yet. Name the bundle to make it with: -m.")
-    return Index.create(output, dim=open_vectors(vectors[0]).dim)
-
-
-def _add_folder(
-    opened: Index,
-    source: Path,
-    *,
-    prefix: str | None,
-    prune: bool,
-    batch: int | None,
-    workers: int | None,
-    as_json: bool,
-) -> dict[str, Any]:
-    from mmedge.cli.output import print_warning
-    from mmedge.cli.progress import Steps
-    from mmedge.retrieval.folders import index_folder
-
-    with Steps(shown=not as_json) as steps:
-
-        def progress(report: FolderReport, total: int) -> None:
-            steps.part(_rate(report, total), report.files, total)
-
-        report = index_folder(
-            opened,
-            opened.model,
-            source,
-            prefix=prefix,
-            prune=prune,
-            batch_size=batch,
-            workers=workers,
-            progress=progress if steps.animated else None,
-        )
-        steps.say(f"{source}: {_summary(report)}")
-    for path, reason in report.reasons[:_MOST_NAMED]:
-        print_warning(reason if path in reason else f"{path}: {reason}")
-    if report.failed > _MOST_NAMED:
-        print_warning(f"{report.failed - _MOST_NAMED} more files could not be used (--json: all).")
-    return {
-        "added": report.added,
-        "updated": report.updated,
-        "unchanged": report.unchanged,
-        "removed": report.removed,
-        "failed": report.failed,
-        "seconds": report.seconds,
-        "reasons": [{"path": path, "reason": reason} for path, reason in report.reasons],
-    }
-
-
-def _add_frames(
-    opened: Index,
-    source: Path,
-    *,
-    topic: str | None,
-    batch: int | None,
-    workers: int | None,
-    as_json: bool,
-) -> dict[str, Any]:
-    from mmedge.cli.progress import Steps
-    from mmedge.media.recordings import Recording, is_recording
-    from mmedge.retrieval.recordings import index_recording, index_video
-
-    with Steps(shown=not as_json) as steps:
-        if is_recording(source):
-            with Recording(source, topic) as recording:
-                total = recording.count or 0
-                added = index_recording(
-                    opened,
-                    opened.model,
-                    recording,
-                    batch_size=batch,
-                    workers=workers,
-                    progress=lambda count: steps.part("frames", count, total),
-                )
-        else:
-            steps.part("video", 0, 1)
-            added = index_video(opened, opened.model, source, batch_size=batch, workers=workers)
-        steps.say(f"{source}: {added} frames added")
-    return {"added": added}
-
-
-def _rate(report: FolderReport, total: int) -> str:
-    """Return the rate and the time left, "38/s, 2:05 left"."""
-    done = report.added + report.updated
-    if not done or report.seconds <= 0:
-        return "indexing"
-    rate = done / report.seconds
-    minutes, seconds = divmod(round((total - report.files) / rate), 60)
-    return f"indexing {rate:.3g}/s, {minutes}:{seconds:02} left"
-
-
-def _summary(report: FolderReport) -> str:
-    counts = {
-        "added": report.added,
-        "updated": report.updated,
-        "unchanged": report.unchanged,
-        "removed": report.removed,
-        "failed": report.failed,
-    }
-    shown = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no files"
-    done = report.added + report.updated
-    rate = f", {done / report.seconds:.3g}/s" if done and report.seconds > 0 else ""
-    return f"{shown}, in {report.seconds:.1f} s{rate}"
-
-
-def _add_vectors(opened: Index, source: Path, *, as_json: bool) -> dict[str, Any]:
-    from mmedge.cli.output import plain
-    from mmedge.media.vectors import open_vectors
-    from mmedge.retrieval.vector_files import import_vectors
-
-    written = import_vectors(opened, open_vectors(source))
-    if not as_json:
-        typer.echo(plain(f"{source}: {written} items written"))
-    return {"written": written}
 
 
 @index.command("import")
@@ -279,9 +145,9 @@ def import_(
 
     for source in sources:
         open_vectors(source)  # mistakes first
-    with _opened(place, None, None, None, sources) as opened:
+    with open_or_create(place, None, None, None, sources) as opened:
         documents = [
-            {"source": str(source), **_add_vectors(opened, source, as_json=json)}
+            {"source": str(source), **add_vectors(opened, source, as_json=json)}
             for source in sources
         ]
     if json:
@@ -450,19 +316,17 @@ def compact(
 
 
 def _lines(path: Path) -> list[str]:
-    """Read the lines of a text file that are not empty, 10,000 at most."""
+    """Read the lines of a text file that are not empty."""
     from mmedge.errors import InputError
+    from mmedge.files.json_file import read_file
 
+    data = read_file(path, max_bytes=_QUERIES_BYTES, error=InputError)
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_QUERY_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or len(text) > _QUERY_CHARACTERS:
-        raise InputError(
-            f"{path}: expected searches, one a line, in {_QUERY_CHARACTERS:,} characters at most."
-        )
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}).") from error
+    if not lines:
+        raise InputError(f"{path}: is empty, expected searches, one a line.")
     return lines
 
 
