@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +14,7 @@ import numpy as np
 from mmedge.errors import CalibrationError
 from mmedge.files import sha256_file
 from mmedge.files.json_file import parse_json
+from mmedge.files.npz_file import read_npz
 from mmedge.preprocess.decode import IMAGE_SUFFIXES
 from mmedge.specs import Array, Modality
 
@@ -32,10 +30,6 @@ _FIELDS = ("image", "audio", "caption", "label")
 
 
 # What zipfile, zlib and numpy raise where an archive or a header in it is damaged.
-_NPZ_ERRORS = (
-    *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, OverflowError, MemoryError),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +142,12 @@ def _describe_other_files(path: Path) -> str:
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    try:
-        with path.open("rb") as archive:
-            if archive.read(2) != b"PK":  # numpy.load also reads .npy
-                raise ValueError("it is not a zip archive")
-            archive.seek(0)
-            with np.load(archive, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-    except _NPZ_ERRORS as error:
-        raise CalibrationError(
-            f"{path}: not a readable .npz file ({error}). Write it with numpy.savez."
-        ) from error
+    def error(reason: str) -> CalibrationError:
+        return CalibrationError(
+            f"{path}: not a readable .npz file ({reason}). Write it with numpy.savez."
+        )
+
+    arrays = read_npz(path, error=error)
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or not all(counts.values()):
         raise CalibrationError(

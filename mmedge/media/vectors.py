@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmedge.errors import DTypeError, InputError, ShapeError
+from mmedge.files.json_file import parse_json
+from mmedge.files.npz_file import NPY_ERRORS, read_npz
 from mmedge.media.frames import require
 from mmedge.specs import Array, Float32Array
 
@@ -109,18 +109,20 @@ def open_vectors(path: Path) -> VectorRows:
 
 
 def _numpy_rows(path: Path) -> VectorRows:
-    try:
-        if path.suffix.lower() == ".npy":
-            columns = {"vectors": np.lib.format.open_memmap(path, mode="r")}
-        else:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                columns = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        pickled = "allow_pickle" in str(error) or "Python objects" in str(error)
-        reason = "holds pickled objects" if pickled else f"cannot be read ({error})"
-        raise InputError(
-            f"{path}: {reason}. Write it with numpy.savez from arrays of numbers and of text."
-        ) from error
+    def error(reason: str) -> InputError:
+        pickled = "allow_pickle" in reason or "Python objects" in reason
+        what = "holds pickled objects" if pickled else f"cannot be read ({reason})"
+        return InputError(
+            f"{path}: {what}. Write it with numpy.savez from arrays of numbers and of text."
+        )
+
+    if path.suffix.lower() == ".npy":
+        try:
+            columns: dict[str, Array] = {"vectors": np.lib.format.open_memmap(path, mode="r")}
+        except NPY_ERRORS as failure:
+            raise error(str(failure)) from failure
+    else:
+        columns = read_npz(path, error=error)
     space = columns.pop("space", None)
     columns = {name: array for name, array in columns.items() if array.ndim}
     key = _vector_column(path, {name: array.ndim == 2 for name, array in columns.items()})
@@ -264,7 +266,7 @@ def _rows(
             source=_text(given["source"]),
             text=_text(given["text"]),
             content_hash=_text(given["content_hash"]),
-            revision=int(given["revision"] or 0),
+            revision=_revision(place, given["revision"]),
             origin=_text(given["origin"]) or "",
             metadata=metadata,
         )
@@ -287,6 +289,17 @@ def _time(place: str, value: object) -> float | None:
     raise InputError(f"{place}: got the time {value!r}, expected seconds since 1970.")
 
 
+def _revision(place: str, value: object) -> int:
+    if value is None or value == "":
+        return 0
+    try:
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{place}: got the revision {value!r}, expected a whole number."
+        ) from error
+
+
 def _text(value: object) -> str | None:
     return None if value is None or value == "" else str(value)
 
@@ -294,15 +307,14 @@ def _text(value: object) -> str | None:
 def _metadata(place: str, cells: dict[str, Any]) -> dict[str, Cell]:
     packed = cells.pop("metadata", None)
     if isinstance(packed, str) and packed:
-        try:
-            unpacked = json.loads(packed)
-        except ValueError as error:
-            raise InputError(f"{place}: its metadata is not JSON ({error}).") from error
+        unpacked = parse_json(packed.encode("utf-8", "replace"), place, error=InputError)
         if not isinstance(unpacked, dict):
             raise InputError(f"{place}: its metadata is not a JSON object.")
         cells |= unpacked
     elif isinstance(packed, dict):
         cells |= packed
+    elif packed is not None and packed != "":
+        raise InputError(f"{place}: its metadata is {packed!r}, expected a JSON object.")
     for name, value in cells.items():
         tags = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         if not (value is None or tags or isinstance(value, str | int | float | bool)):

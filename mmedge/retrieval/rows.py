@@ -130,6 +130,10 @@ def _item_row(values: tuple[object, ...], vectors: Float32Array) -> ItemRow:
     )
     if item_crc(values[1:8]) != crc:
         raise _damaged(f"item {name!r} (key {key})")
+    try:
+        fields = json.loads(str(metadata))
+    except (ValueError, RecursionError):  # the index of a stranger, its checksum made to fit
+        raise _damaged(f"item {name!r} (key {key})") from None
     # The checksum proves the types; they were checked when the row was written.
     item = Item(
         id=str(name),
@@ -137,7 +141,7 @@ def _item_row(values: tuple[object, ...], vectors: Float32Array) -> ItemRow:
         time=seconds,  # type: ignore[arg-type]
         source=source,  # type: ignore[arg-type]
         text=text,  # type: ignore[arg-type]
-        metadata=json.loads(str(metadata)),
+        metadata=fields,
         content_hash=digest,  # type: ignore[arg-type]
         revision=int(revision),  # type: ignore[call-overload]
         origin=str(origin),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,37 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, name: str) -> Non
     (tmp_path / name).write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(InputError, match=r"cannot be read|expected one of|pickled"):
         open_vectors(tmp_path / name)
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    written = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(written, described)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("member", [header((1 << 40, 512)), header((-3, 4)), b"hello"])
+def test_members_that_cannot_be_arrays_are_refused(tmp_path: Path, member: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
+        archive.writestr("vectors.npy", member)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_vectors(tmp_path / "v.npz")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("revision", ["1", "b", "", "2"], "row 1: got the revision 'b'"),
+        ("revision", [1.0, np.nan, 3.0, 4.0], "row 1: got the revision nan"),
+        ("revision", [1.0, np.inf, 3.0, 4.0], "row 1: got the revision inf"),
+        ("metadata", ["{}", "[" * 100_000, "{}", "{}"], "row 1 is not valid JSON"),
+        ("metadata", ["{}", "nonsense", "{}", "{}"], "row 1 is not JSON"),
+        ("metadata", [3, 4, 5, 6], "row 0: its metadata is 3, expected a JSON object"),
+    ],
+)
+def test_cells_that_cannot_be_used_name_their_row(
+    tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
+    path = write(tmp_path / "v.npz", {"vectors": VECTORS, column: values})
+    with pytest.raises(InputError, match=message):
+        list(open_vectors(path))

@@ -137,7 +137,7 @@ def test_further_options_reach_the_index(client: TestClient, store: MemoryStore)
     assert store.asked == {"recall": 1, "distinct": 0.9, "words": "wall"}
 
 
-def test_the_index_is_told_what_a_query_was_encoded_from(
+def test_the_index_gets_what_a_query_was_encoded_from(
     client: TestClient, store: MemoryStore
 ) -> None:
     client.get("/api/search?q=red")
