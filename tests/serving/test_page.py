@@ -76,8 +76,14 @@ class Watched:
 
     def open(self, path: str = "") -> None:
         self.page.goto(self.address + path)
-        self.page.wait_for_selector("html:not(.loading)")
-        playwright.expect(self.page.locator("#status")).not_to_have_class("soft busy")
+        # The stats are there, and what the address asks for is shown.
+        playwright.expect(self.page.locator("#facts")).not_to_be_empty(timeout=PATIENCE_MS)
+        self.settled()
+
+    def settled(self) -> None:
+        """No answer is waited for."""
+        stale = self.page.locator("#results.stale")
+        playwright.expect(stale).to_have_count(0, timeout=PATIENCE_MS)
 
     @property
     def titles(self) -> Any:
@@ -183,6 +189,26 @@ def test_what_is_no_image_is_refused_readably(watched: Watched, tmp_path: Path) 
     watched.page.set_input_files("#file", tmp_path / "big.png")
     watched.problem("The image is too large", "20 MiB")
     watched.shows()
+
+
+def test_a_late_answer_does_not_replace_a_refusal(watched: Watched, tmp_path: Path) -> None:
+    watched.open()
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    watched.page.route("**/api/search?*", hold)
+    watched.page.fill("#text", "a blue square")
+    watched.page.press("#text", "Enter")
+    watched.status("Searching")
+    (tmp_path / "notes.txt").write_text("x")
+    watched.page.set_input_files("#file", tmp_path / "notes.txt")
+    watched.problem("Not an image", "notes.txt")
+    watched.settled()
+    held[0].fulfill(json={"results": [], "timing": {"search_ms": 1, "encode_ms": 1, "total_ms": 2}})
+    watched.page.evaluate("fetch('/api/stats').then((answer) => answer.json())")
+    watched.problem("Not an image", "notes.txt")
 
 
 def test_more_like_an_item(watched: Watched) -> None:

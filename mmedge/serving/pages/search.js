@@ -141,7 +141,10 @@ function more(next) {
   byId("results").after(button);
 }
 
+// Show why nothing is found. A request that is still waited for must not replace the explanation.
 function failed(error) {
+  running?.abort();
+  busy(null);
   byId("status").textContent = "";
   showEmpty(null);
   showItems([], actions);
@@ -254,14 +257,14 @@ function describe() {
 }
 
 async function start() {
-  listen();
   try {
     stats = await fetchJson("/api/stats");
-    describe();
   } catch (error) {
     failed(error);
     return;
   }
+  describe();
+  listen();  // only now: what an image may be is among the stats
   await show();
   if (!byId("text").disabled && !document.activeElement?.closest("main")) byId("text").focus({ preventScroll: true });
 }
