@@ -1,8 +1,8 @@
 """Models: sessions, preprocessing and heads behind one user-facing class per kind."""
 
-from mmedge.models.batches import Skipped
+from mmedge.models.batches import EncodedFiles, Skipped
 from mmedge.models.classification import Classification, ScoredLabel
-from mmedge.models.dual_encoder import DualEncoder, EncodedFiles
+from mmedge.models.dual_encoder import DualEncoder
 from mmedge.sessions.verification import RoleVerification, verify_bundle
 
 __all__ = [

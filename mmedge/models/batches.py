@@ -6,23 +6,25 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from mmedge.errors import ImageError, InputError, TextError
+from mmedge.errors import DTypeError, ImageError, InputError, TextError
 from mmedge.preprocess.decode import ImageSource, array_of, image_files, is_image_source
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, check_tokens
-from mmedge.specs import Float32Array
+from mmedge.specs import Array, Float32Array
 
 __all__ = [
+    "EncodedFiles",
     "Skipped",
     "checked_paths",
     "image_batches",
     "image_sources",
+    "preprocessed_batches",
     "text_batches",
     "token_ids",
 ]
@@ -46,6 +48,21 @@ class Skipped:
     position: int
     path: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedFiles:
+    """Embeddings of image files, and the skipped files.
+
+    Attributes:
+        embeddings: (K, D) float32, L2-normalised; row i belongs to paths[i].
+        paths: The K files that were encoded, in the order they were given.
+        skipped: The files that were not.
+    """
+
+    embeddings: Float32Array = field(repr=False)
+    paths: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
 
 
 def image_sources(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource] | None:
@@ -153,6 +170,25 @@ def _prepare(
         skipped.append(Skipped(position, path, str(error)))
         return None
     return target
+
+
+def preprocessed_batches(tensor: Array, batch_size: int) -> Iterator[Float32Array]:
+    """Yield views of preprocessed images (N, 3, h, w), batch by batch.
+
+    Raises:
+        DTypeError: If it is not float32.
+        ImageError: If a value is NaN or infinite.
+    """
+    if tensor.dtype != np.float32:
+        raise DTypeError(
+            f"Images {tensor.shape}: got dtype {tensor.dtype.name}, expected float32 "
+            "(preprocessed) or uint8 (frames)."
+        )
+    if not np.isfinite(tensor).all():
+        bad = [i for i, image in enumerate(tensor) if not np.isfinite(image).all()]
+        raise ImageError(f"Images {bad}: NaN or infinite values. Check their preprocessing.")
+    for start in range(0, max(len(tensor), 1), batch_size):
+        yield tensor[start : start + batch_size]
 
 
 def token_ids(

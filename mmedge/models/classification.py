@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +14,17 @@ from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import InputError
 from mmedge.specs import Float32Array
 
-__all__ = ["DEFAULT_TEMPLATE", "Classification", "ScoredLabel", "label_prompts", "probabilities"]
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "Classification",
+    "EmbeddingCache",
+    "ScoredLabel",
+    "label_prompts",
+    "probabilities",
+]
 
 DEFAULT_TEMPLATE = "a photo of a {}"
+_LABEL_SETS = 8  # label sets with cached embeddings
 
 
 class ScoredLabel(NamedTuple):
@@ -54,6 +64,31 @@ class Classification:
             [ScoredLabel(self.labels[i], float(row[i])) for i in best]
             for row, best in zip(self.probabilities, order, strict=True)
         ]
+
+
+class EmbeddingCache:
+    """Embeddings of the last 8 sets of prompts. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._embeddings: OrderedDict[tuple[str, ...], Float32Array] = OrderedDict()
+
+    def get(
+        self, prompts: tuple[str, ...], encode: Callable[[tuple[str, ...]], Float32Array]
+    ) -> Float32Array:
+        """Return the embeddings of prompts, (L, D) float32, encoded unless cached."""
+        with self._lock:
+            cached = self._embeddings.get(prompts)
+            if cached is not None:
+                self._embeddings.move_to_end(prompts)
+                return cached
+        # Encoded outside the lock: two threads may do it twice, but neither waits for the other.
+        embeddings = encode(prompts)
+        with self._lock:
+            self._embeddings[prompts] = embeddings
+            while len(self._embeddings) > _LABEL_SETS:
+                self._embeddings.popitem(last=False)
+        return embeddings
 
 
 def label_prompts(labels: Sequence[str], template: str) -> tuple[str, ...]:

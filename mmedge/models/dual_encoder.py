@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -17,26 +14,29 @@ from mmedge.bundle.opening import Bundle
 from mmedge.errors import (
     BundleError,
     DTypeError,
-    ImageError,
     InputError,
     ShapeError,
     TextError,
 )
 from mmedge.models.base import Model, Stages
 from mmedge.models.batches import (
+    EncodedFiles,
     Skipped,
     checked_paths,
     image_batches,
     image_sources,
+    preprocessed_batches,
     text_batches,
     token_ids,
 )
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
     Classification,
+    EmbeddingCache,
     label_prompts,
     probabilities,
 )
+from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
@@ -46,41 +46,19 @@ from mmedge.runtimes.session import Session
 from mmedge.sessions.warming import WarmingUp
 from mmedge.specs import Array, Float32Array, Modality
 
-__all__ = ["DualEncoder", "EncodedFiles", "Images", "Texts"]
+__all__ = ["DualEncoder", "Images", "Texts"]
 
 Images: TypeAlias = ImageSource | Iterable[ImageSource]
 """One image or several: see DualEncoder.encode_image."""
 
 Texts: TypeAlias = str | Iterable[str]
 
-_LABEL_SETS = 8  # label sets with cached embeddings
-_STAGES: Mapping[Modality | None, tuple[str, ...]] = {
-    Modality.IMAGE: ("decode", "resize", "normalize", "inference"),
-    Modality.TEXT: ("tokenize", "inference"),
-    Modality.AUDIO: ("log-mel", "inference"),
-}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedFiles:
-    """Embeddings of image files, and the skipped files.
-
-    Attributes:
-        embeddings: (K, D) float32, L2-normalised; row i belongs to paths[i].
-        paths: The K files that were encoded, in the order they were given.
-        skipped: The files that were not.
-    """
-
-    embeddings: Float32Array = field(repr=False)
-    paths: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-
 
 class DualEncoder(Model):
     """Encoders of two modalities, or one, into one embedding space, ready to run.
 
     Made by `mmedge.load`. Every method may be called from several threads at once: sessions and
-    processors hold no state between calls, and the kept label embeddings are behind a lock. A call
+    processors hold no state between calls, and cached label embeddings are behind a lock. A call
     that is running while another thread closes the encoder ends well or with a BackendError.
 
     A dynamic int8 variant ("int8-dynamic") scales activations over a whole batch, so there an
@@ -99,8 +77,7 @@ class DualEncoder(Model):
         warming: WarmingUp | None = None,
     ) -> None:
         super().__init__(bundle, sessions, variants, choices, warming)
-        self._label_lock = threading.Lock()
-        self._label_embeddings: OrderedDict[tuple[str, ...], Float32Array] = OrderedDict()
+        self._prompt_embeddings = EmbeddingCache()
 
     @property
     def encoders(self) -> Mapping[Modality, str]:
@@ -183,12 +160,13 @@ class DualEncoder(Model):
         processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
         size = self._batch_size(Modality.IMAGE, batch_size)
         several = image_sources(images)
-        if isinstance(several, np.ndarray) and several.dtype != np.uint8:
-            return self._encode_tensor(several, size)
         if several is None and skipped is None:  # one image, named without a position
             return self._embed(Modality.IMAGE, processor([cast(ImageSource, images)]))
-        sources = [cast(ImageSource, images)] if several is None else several
-        batches = image_batches(sources, processor, size, skipped)
+        if isinstance(several, np.ndarray) and several.dtype != np.uint8:
+            batches = preprocessed_batches(several, size)
+        else:
+            sources = [cast(ImageSource, images)] if several is None else several
+            batches = image_batches(sources, processor, size, skipped)
         parts = [self._run_image(batch) for batch in batches]
         if not parts and not skipped:
             raise InputError("Images: got none, expected at least one.")
@@ -300,7 +278,7 @@ class DualEncoder(Model):
     ) -> Classification:
         """Classify images by labels, zero-shot.
 
-        The embeddings of the last 8 sets of labels are kept, so that asking again is quick.
+        The embeddings of the last 8 sets of labels are cached.
 
         Args:
             images: Images, or their embeddings (N, D) float32 from encode_image.
@@ -323,7 +301,8 @@ class DualEncoder(Model):
             )
         chosen = self._label_bank(labels) if isinstance(labels, str) else tuple(labels)
         prompts = label_prompts(chosen, template)
-        similarities = self._image_embeddings(images) @ self._prompt_embeddings(prompts).T
+        label_embeddings = self._prompt_embeddings.get(prompts, self.encode_text)
+        similarities = self._image_embeddings(images) @ label_embeddings.T
         return Classification(chosen, probabilities(similarities, head))
 
     def encode_audio(
@@ -391,7 +370,7 @@ class DualEncoder(Model):
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
         """Return the stage names of encode_image, encode_text or encode_audio."""
-        return _STAGES.get(manifest.modality(role), ())
+        return STAGE_NAMES.get(manifest.modality(role), ())
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
         """Return encode_image, encode_text or encode_audio on a sample."""
@@ -404,46 +383,10 @@ class DualEncoder(Model):
 
     def stages(self, role: str, sample: object) -> Stages | None:
         """Return the call of a role and its stages, each with its input ready."""
-        modality, whole = self.manifest.modality(role), self.call(role, sample)
+        whole = self.call(role, sample)
         if whole is None:
             return None
-        if modality is Modality.IMAGE:
-            return self._image_stages(whole, role, cast(ImageSource, sample))
-        processor = self._processor(role)
-        ready = self._ready(role, processor([sample]))
-        parts = (lambda: processor([sample]), lambda: self._session(role).run(ready))
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in ready.items())
-        return Stages(whole, dict(zip(_STAGES[modality], parts, strict=True)), shapes)
-
-    def _image_stages(self, whole: Callable[[], object], role: str, sample: ImageSource) -> Stages:
-        processor = self.image_processor
-        image = processor.decode(sample)
-        frames = processor.resize(image)[None]
-        ready = self._ready(role, {processor.config.input: processor.normalize(frames)})
-        parts = (
-            lambda: processor.decode(sample),
-            lambda: processor.resize(image),
-            lambda: processor.normalize(frames),
-            lambda: self._session(role).run(ready),
-        )
-        shown = f"{image.width}x{image.height} image"
-        return Stages(whole, dict(zip(_STAGES[Modality.IMAGE], parts, strict=True)), shown)
-
-    def _ready(self, role: str, feed: Mapping[str, Array]) -> dict[str, Array]:
-        specs = self._session(role).inputs
-        return {spec.name: feed[spec.name].astype(spec.dtype, copy=False) for spec in specs}
-
-    def _encode_tensor(self, tensor: Array, batch_size: int) -> Float32Array:
-        if tensor.dtype != np.float32:
-            raise DTypeError(
-                f"Images {tensor.shape}: got dtype {tensor.dtype.name}, expected float32 "
-                "(preprocessed) or uint8 (frames)."
-            )
-        _check_finite(tensor)
-        if len(tensor) <= batch_size:
-            return self._run_image(tensor)
-        starts = range(0, len(tensor), batch_size)
-        return np.concatenate([self._run_image(tensor[i : i + batch_size]) for i in starts])
+        return encoder_stages(whole, self._processor(role), self._session(role), sample)
 
     def _run_image(self, tensor: Float32Array) -> Float32Array:
         return self._embed(Modality.IMAGE, {self.image_processor.config.input: tensor})
@@ -492,20 +435,6 @@ class DualEncoder(Model):
             raise DTypeError(f"Embeddings: got dtype {embeddings.dtype.name}, expected float32.")
         return embeddings
 
-    def _prompt_embeddings(self, prompts: tuple[str, ...]) -> Float32Array:
-        with self._label_lock:
-            kept = self._label_embeddings.get(prompts)
-            if kept is not None:
-                self._label_embeddings.move_to_end(prompts)
-                return kept
-        # Encoded outside the lock: two threads may do it twice, but neither waits for the other.
-        embeddings = self.encode_text(prompts)
-        with self._label_lock:
-            self._label_embeddings[prompts] = embeddings
-            while len(self._label_embeddings) > _LABEL_SETS:
-                self._label_embeddings.popitem(last=False)
-        return embeddings
-
     def _label_bank(self, name: str) -> tuple[str, ...]:
         banks = self._section.label_banks
         if name not in banks:
@@ -514,9 +443,3 @@ class DualEncoder(Model):
                 "Pass a list of labels."
             )
         return banks[name]
-
-
-def _check_finite(tensor: Array) -> None:
-    if not np.isfinite(tensor).all():
-        bad = [i for i, image in enumerate(tensor) if not np.isfinite(image).all()]
-        raise ImageError(f"Images {bad}: NaN or infinite values. Check their preprocessing.")
