@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.retrieval.exact import Nearest, top_k
+from mmedge.retrieval.exact import Nearest
 from mmedge.retrieval.filter_sql import KeyMask, allowed
 from mmedge.retrieval.lists import Lists
 from mmedge.retrieval.ranking import Hits
@@ -114,14 +114,13 @@ class _Scan:
         if self._whole is None:
             counts = self._counts(slice(None))
             self._whole = (None if counts is None else np.flatnonzero(counts),)
-        places = self._whole[0]
-        return top_k(query.vector[None], self.segment.vectors, n, places=places)[0]
+        return query.scan(self.segment.vectors, n, self._whole[0])
 
     def _probe(self, query: ScanQuery, n: int, lists: Lists, chosen: NDArray[np.int64]) -> Nearest:
-        starts, ends = lists.starts[chosen], lists.starts[chosen + 1]
-        spans = [slice(*span) for span in zip(starts.tolist(), ends.tolist(), strict=True)]
-        products = np.concatenate([query.products(self.segment.vectors[span]) for span in spans])
-        places = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+        starts, sizes = lists.starts[chosen], lists.starts[chosen + 1] - lists.starts[chosen]
+        spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+        products = query.products(*(self.segment.vectors[start:end] for start, end in spans))
+        places = np.arange(len(products)) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
         counts = self._counts(places)
         if counts is not None:
             products, places = products[counts], places[counts]

@@ -15,6 +15,8 @@ from mmedge.specs import Float32Array
 
 __all__ = ["ScanQuery", "has_kernels"]
 
+_AT_ONCE = 1 << 16  # vectors whose products are in memory, and which a filter may have copied
+
 
 @functools.cache
 def _kernels() -> Callable[..., Any] | None:
@@ -48,17 +50,22 @@ class ScanQuery:
         self.vector = vector
         self.rounded = vector.astype(np.float16)[None]
         difference = vector - self.rounded[0].astype(np.float32)
-        # 1.01 for lengths that fp16 rounds up, and as much again as fp32 sums may lose.
-        self.error = 1.01 * float(np.linalg.norm(difference)) + 1e-6
+        # 1.01 for lengths that fp16 rounds up, and more than fp32 sums lose.
+        self.error = 1.01 * float(np.linalg.norm(difference)) + 5e-6
 
-    def products(self, vectors: NDArray[np.float16]) -> Float32Array:
-        """Return the (N,) inner products with (N, D) contiguous vectors, within `error`."""
-        kernels = _kernels()
-        if kernels is None or not len(vectors):
-            return exact.products(self.vector, vectors)
-        found = np.empty(len(vectors), np.float32)
-        found[:] = np.asarray(kernels(self.rounded, vectors, "dot"))[0]
-        return found
+    def products(self, *blocks: NDArray[np.float16]) -> Float32Array:
+        """Return the (N,) inner products with blocks of vectors, within `error`."""
+        found: Float32Array = np.empty((1, sum(map(len, blocks))), np.float32)
+        kernels, start = _kernels(), 0
+        for block in blocks:
+            into = found[:, start : start + len(block)]
+            if kernels is None:
+                into[0] = exact.products(self.vector, block)
+            elif len(block):
+                kernels(self.rounded, block, "dot", out=into)
+            start += len(block)
+        products: Float32Array = found[0]
+        return products
 
     def nearest(
         self,
@@ -80,3 +87,35 @@ class ScanQuery:
             # What lies below by more than twice the error cannot be among the best.
             places = places[products >= least - 2 * self.error]
         return exact.select(self.vector, vectors, places, n)
+
+    def scan(
+        self, vectors: NDArray[np.float16], n: int, places: NDArray[np.int64] | None = None
+    ) -> exact.Nearest:
+        """Return the n best of all vectors, in bounded memory.
+
+        Scores depend on the query and the vector alone: a copy of a vector has its score, wherever
+        it is stored.
+
+        Args:
+            vectors: (N, D), finite and L2-normalised; may be mapped.
+            n: Vectors, at most; at least 1.
+            places: (K,) positions that are searched, ascending and distinct; None for all.
+        """
+        best = exact.Nearest(np.empty(0, np.int64), np.empty(0, np.float32))
+        for start in range(0, len(vectors) if places is None else len(places), _AT_ONCE):
+            if places is None:
+                block = vectors[start : start + _AT_ONCE]
+                here = np.arange(start, start + len(block))
+            else:
+                here = places[start : start + _AT_ONCE]
+                block = _taken(vectors, here)
+            found = self.nearest(vectors, here, self.products(block), n)
+            best = exact.merge([best, found], n)
+        return best
+
+
+def _taken(vectors: NDArray[np.float16], places: NDArray[np.int64]) -> NDArray[np.float16]:
+    first, last = int(places[0]), int(places[-1])
+    if last - first == len(places) - 1:  # none is left out between them: no copy
+        return vectors[first : last + 1]
+    return vectors[places]

@@ -16,7 +16,7 @@ from mmedge.retrieval.index import Index
 from mmedge.retrieval.lists import Lists, Widths, build_lists
 from mmedge.retrieval.queries import Query
 from mmedge.retrieval.query_embedding import query_kind
-from mmedge.retrieval.scanning import ScanQuery, _kernels
+from mmedge.retrieval.scanning import ScanQuery
 from mmedge.specs import Float32Array
 
 ROWS, DIM = 3000, 32
@@ -162,18 +162,6 @@ def test_lists_hold_every_vector_once() -> None:
 def test_equal_vectors_can_be_listed() -> None:
     lists, order = build_lists(np.repeat(VECTORS[:1], 100, axis=0).astype(np.float16))
     assert len(order) == lists.starts[-1] == 100
-
-
-def test_numpy_and_kernels_give_the_same_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, vectors = ScanQuery(VECTORS[0]), VECTORS.astype(np.float16)
-    exact = vectors.astype(np.float64) @ VECTORS[0].astype(np.float64)
-    assert np.abs(query.products(vectors) - exact).max() <= query.error
-    _kernels.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "numkong", None)
-    try:
-        assert np.abs(query.products(vectors) - exact).max() <= query.error
-    finally:
-        _kernels.cache_clear()
 
 
 def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
