@@ -1,4 +1,4 @@
-"""Readers beside a writer: no error, and never a state that was not."""
+"""Readers beside a writer: no error, and never a state that was not committed."""
 
 from __future__ import annotations
 
@@ -6,130 +6,81 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
-import numpy as np
+import beside
 import pytest
-from indexes import DIM, names
+from beside import Plan, Progress, Reader
+from killing import DIM
 
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
 
-HERE = Path(__file__).parent
-ITEMS = 24
-# The writer gives all items the value n, in vectors, metadata and text at once. A reader that sees
-# two values in one search, or a vector of another value than the metadata's, saw a torn state.
-READER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv.pop())
-from test_retrieval_readers import check_state
-from mmedge.retrieval.index import Index
-with Index.open(Path(sys.argv[1]), read_only=True) as index:
-    print("ready", flush=True)
-    seen, searches = [], 0
-    while not seen or seen[-1] < int(sys.argv[2]):
-        value, searches = check_state(index), searches + 1
-        if not seen or value != seen[-1]:
-            seen.append(value)
-print([sorted(seen) == seen, len(seen), searches])
-"""
+SEED = 5
+LIMIT_S = 240.0  # for a machine that has much else to do
 
 
-def vector_of(number: int, value: int) -> np.ndarray:
-    """Vectors of one value are near to each other, those of two values are not."""
-    base = np.random.default_rng(value).standard_normal(DIM)
-    return base + 0.01 * np.random.default_rng([value, number]).standard_normal(DIM)
+@pytest.fixture(autouse=True)
+def small_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let few rows make a snapshot, merge snapshots, and put vectors in lists."""
+    monkeypatch.setattr(upkeep, "_TAIL_ROWS", 12)
+    monkeypatch.setattr(upkeep, "_MERGED_ROWS", 48)
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 20)
 
 
-def write_value(index: Index, value: int) -> None:
-    index.update(
-        names(ITEMS),
-        vectors=np.stack([vector_of(number, value) for number in range(ITEMS)]),
-        metadata=[{"value": value}] * ITEMS,
-        texts=[f"value {value}"] * ITEMS,
-        durability="batch",
-    )
-
-
-def check_state(index: Index) -> int:
-    """Search, check that all matches are of one value, and return it."""
-    found = index.search(np.ones(DIM, np.float32), ITEMS + 10)
-    assert len({match.id for match in found}) == len(found) == ITEMS
-    (value,) = {int(str(match.metadata["value"])) for match in found}
-    assert {match.text for match in found} == {f"value {value}"}
-    true = {f"item{number}": vector_of(number, value) for number in range(ITEMS)}
-    for match in found:
-        vector = true[match.id]
-        score = vector.sum() / np.linalg.norm(vector) / np.sqrt(DIM)
-        assert match.score == pytest.approx(score, abs=3e-3)
-    return value
-
-
-def first_state(folder: Path) -> Index:
-    index = Index.create(folder, dim=DIM)
-    index.add(vectors=np.stack([vector_of(n, 0) for n in range(ITEMS)]), ids=names(ITEMS))
-    write_value(index, 0)
-    return index
+def first_state(folder: Path) -> tuple[Index, Plan, Progress]:
+    index, plan, progress = Index.create(folder, dim=DIM), Plan(SEED), Progress(folder)
+    progress.write(index, plan)
+    return index, plan, progress
 
 
 @pytest.mark.parametrize("count", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
-def test_processes_read_whole_states(
-    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "_TAIL_ROWS", 40)
-    monkeypatch.setattr(upkeep, "_MERGED_ROWS", 100)
-    last = 60
-    with first_state(tmp_path / "a.index") as index:
+def test_processes_read_committed_states(tmp_path: Path, count: int) -> None:
+    answers, states = 60, 8
+    index, plan, progress = first_state(tmp_path / "a.index")
+    command = [sys.executable, beside.__file__, index.path, str(SEED), str(answers), str(states)]
+    with index:
         readers = [
-            subprocess.Popen(
-                [sys.executable, "-c", READER, str(index.path), str(last), str(HERE)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(count)
         ]
-        for reader in readers:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == "ready\n"
-        for value in range(1, last + 1):
-            write_value(index, value)
-            if value % 20 == 0:
-                index.compact()
-        for reader in readers:
-            out, errors = reader.communicate(timeout=120)
-            assert reader.returncode == 0, errors
-            in_order, states, _ = json.loads(out.lower())
-            assert in_order
-            assert states > 1
+        until = time.monotonic() + LIMIT_S
+        try:
+            # As long as any reads, so that all read beside a writer.
+            while any(reader.poll() is None for reader in readers) and time.monotonic() < until:
+                progress.write(index, plan)
+        finally:
+            for reader in readers:
+                reader.kill()  # nothing happens to those that have ended
+            ended = [reader.communicate() for reader in readers]
+    for reader, (out, errors) in zip(readers, ended, strict=True):
+        assert reader.returncode == 0, errors
+        seen = json.loads(out)
+        assert seen["answers"] >= answers
+        assert seen["states"] >= states
 
 
-def test_threads_of_one_handle_read_whole_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "_TAIL_ROWS", 40)
-    monkeypatch.setattr(upkeep, "_MERGED_ROWS", 100)
+def test_threads_of_one_handle_read_committed_states(tmp_path: Path) -> None:
     errors: list[BaseException] = []
-    done = threading.Event()
+    index, plan, progress = first_state(tmp_path / "a.index")
+    until = time.monotonic() + LIMIT_S
 
     def read() -> None:
+        reader = Reader(progress, SEED)
         try:
-            while not done.is_set():
-                check_state(index)
+            while (reader.answers < 200 or len(reader.states) < 8) and time.monotonic() < until:
+                reader.check(index)
         except BaseException as error:  # noqa: BLE001, shown below
             errors.append(error)
 
-    with first_state(tmp_path / "a.index") as index:
+    with index:
         threads = [threading.Thread(target=read) for _ in range(4)]
         for thread in threads:
             thread.start()
-        try:
-            for value in range(1, 40):
-                write_value(index, value)
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join()
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < until:
+            progress.write(index, plan)
+        for thread in threads:
+            thread.join()
         assert errors == []
-        assert check_state(index) == 39
+        assert time.monotonic() < until
