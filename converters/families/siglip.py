@@ -68,7 +68,7 @@ class Siglip(ImageTextFamily):
             attention_mask=_MASK if _MASK in tokenizer.model_input_names else None,
             pad_id=tokenizer_fields(source, tokenizer).integer("pad_token_id", 0, rows - 1),
             # SigLIP 2 at a fixed resolution is of this family with a tokenizer that folds itself.
-            canonicalize=is_sentencepiece(tokenizer),
+            cleaning="siglip" if is_sentencepiece(tokenizer) else None,
         )
 
     def text_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
@@ -76,7 +76,7 @@ class Siglip(ImageTextFamily):
         tokenizer = load_tokenizer(source)
         processor = self.text_config(source, tokenizer)
         config = getattr(model.config, "text_config", model.config)
-        content = (unigram_json if processor.canonicalize else backend_json)(source, tokenizer)
+        content = (unigram_json if processor.cleaning else backend_json)(source, tokenizer)
         masked, encoder = processor.attention_mask is not None, TextEncoder(model)
         return Tower(
             role=lambda: text_role(encoder, config, dim, dynamic_sequence=False, masked=masked),

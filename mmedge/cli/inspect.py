@@ -311,8 +311,8 @@ def _steps(config: ProcessorConfig) -> Iterator[str]:
     if isinstance(config, ImageConfig):
         yield from map(_step, config.steps)
     elif isinstance(config, TextConfig):
-        if config.canonicalize:
-            yield "canonicalized"
+        if config.cleaning is not None:
+            yield f"cleaned: {config.cleaning}"
         yield config.tokenizer_file
         yield f"at most {config.max_length} tokens"
         to = "the longest" if config.padding == "longest" else str(config.max_length)

@@ -9,6 +9,7 @@ import numpy as np
 from mmedge.exports.document import ImageExample, ImageSteps, TextExample, TextSteps
 from mmedge.exports.place import ExportFolder
 from mmedge.exports.vectors import VECTORS, write_raw
+from mmedge.preprocess.cleaning import CLEANING_WORDS
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.decode import decode_image
 from mmedge.preprocess.image import ImageProcessor
@@ -112,10 +113,16 @@ def _words(step: ImageStep) -> str:
     if isinstance(step, Resize):
         return _resize_words(step)
     if isinstance(step, Crop):
+        place = (
+            "left = floor((width - crop_width) / 2), top = floor((height - crop_height) / 2), "
+            "rounding towards minus infinity"
+            if step.rounding == "down"
+            else "left = (width - crop_width) / 2, top = (height - crop_height) / 2, rounded half "
+            "to even where positive and towards 0 where negative"
+        )
         return (
-            f"Cut height {step.height}, width {step.width} from the centre: left = floor((width - "
-            "crop_width) / 2), top = floor((height - crop_height) / 2), rounding towards minus "
-            "infinity; where the image is smaller, pixels beyond its border are 0."
+            f"Cut height {step.height}, width {step.width} from the centre: {place}; where the "
+            f"image is smaller, pixels beyond its border are {step.fill}."
         )
     if isinstance(step, Rescale):
         return f"Multiply every value by {step.factor!r}, giving float32."
@@ -125,6 +132,12 @@ def _words(step: ImageStep) -> str:
 def _resize_words(resize: Resize) -> str:
     if resize.mode == "exact":
         size = f"Stretch to height {resize.height}, width {resize.width}"
+    elif resize.mode != "shortest_edge":
+        least = "smallest" if resize.mode == "cover" else "largest"
+        size = (
+            f"Divide both sides by the {least} of image_height / {resize.height} and image_width / "
+            f"{resize.width}, rounded half to even"
+        )
     else:
         size = (
             f"Scale so that the shorter side is {resize.height} and the longer "
@@ -146,12 +159,8 @@ def _resize_words(resize: Resize) -> str:
 
 def _text_words(config: TextConfig) -> list[str]:
     steps = ["Decode the text as UTF-8."]
-    if config.canonicalize:
-        steps.append(
-            "Turn U+2581 into a space, lower-case, remove the ASCII punctuation "
-            "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~, fold runs of white space into one space, and "
-            "trim both ends."
-        )
+    if config.cleaning is not None:
+        steps.append(CLEANING_WORDS[config.cleaning])
     steps += [
         f"Tokenize with {config.tokenizer_file} (tokenizers library, special tokens, no padding).",
         f"Truncate to {config.max_length} ids so that the closing special token stays.",

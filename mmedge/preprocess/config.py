@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mmedge.preprocess.cleaning import Cleaning
 from mmedge.preprocess.steps import (
     AudioStep,
     Crop,
@@ -87,8 +88,10 @@ class TextConfig(BaseModel):
         padding: `longest` pads to the longest text of the call (models whose output does not
             depend on the padding), `max_length` always pads to max_length (models trained so).
         pad_id: Id that pads on the right.
-        canonicalize: Lower-case, strip punctuation and fold white space before tokenization, as
-            SigLIP does.
+        cleaning: What is done to a text before tokenization; None for nothing. `siglip`: as
+            transformers' SiglipTokenizer does, lower-case, no punctuation, white space folded.
+            `lower`, `whitespace`, `canonicalize`: as open_clip's functions of these names do, after
+            ftfy's repairs (without those of wrongly decoded text) and unescaping of HTML.
     """
 
     model_config = _FROZEN
@@ -99,7 +102,7 @@ class TextConfig(BaseModel):
     max_length: int = Field(ge=1, le=1_000_000)
     padding: Literal["longest", "max_length"]
     pad_id: int = Field(ge=0, lt=1 << 31)
-    canonicalize: bool = False
+    cleaning: Cleaning | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -36,7 +36,9 @@ _RESAMPLE = {
 
 
 class ImageProcessor:
-    """Resize, crop, rescale and normalise as transformers' Pillow processors do, bit for bit.
+    """Resize, crop, rescale and normalise as the source does, bit for bit.
+
+    The source is a Pillow processor of transformers, or open_clip's transform of torchvision.
 
     A processor holds no state between calls and may be used from several threads at once.
 
@@ -52,6 +54,7 @@ class ImageProcessor:
         self.options = options or ImageOptions()
         self._alpha = (config.find(Decode) or Decode()).alpha
         self._resize, self._crop = config.find(Resize), config.find(Crop)
+        self._fill = 0 if self._crop is None else self._crop.fill
         # A JPEG of twice the size gives the same output as the whole one: a cosine of 1.0000.
         edge = (0, 0) if self._resize is None else (self._resize.height, self._resize.width)
         self._least_side = 2 * max(edge)
@@ -119,16 +122,13 @@ class ImageProcessor:
         size = image.size if self._resize is None else _resized(self._resize, image.size)
         box = (0, 0, *size)
         if self._crop is not None:
-            # Floor division on a negative difference and Pillow's black beyond the border give the
-            # very place and padding of transformers' center_crop, image larger or smaller.
-            left, top = (size[0] - self._crop.width) // 2, (size[1] - self._crop.height) // 2
-            box = (left, top, left + self._crop.width, top + self._crop.height)
+            box = _window(self._crop, size)
         if self._resize is not None and size != image.size:
             resample = _RESAMPLE[self._resize.resample]
             if size[0] * size[1] <= self.options.max_pixels:
                 image = image.resize(size, resample)
             elif self._crop is not None:
-                return np.asarray(_resize_part(image, size, box, resample))
+                return np.asarray(_resize_part(image, size, box, resample, self._fill))
             else:
                 raise ImageError(
                     f"Image of {image.width}x{image.height} pixels: too long and thin, it would be "
@@ -136,7 +136,7 @@ class ImageProcessor:
                     f"{self.options.max_pixels} pixels allowed. Crop it first, or raise max_pixels "
                     "of load or encode_image."
                 )
-        return np.asarray(image if box == (0, 0, *image.size) else image.crop(box))
+        return np.asarray(image if box == (0, 0, *image.size) else _cut(image, box, self._fill))
 
     def normalize(self, frames: Array) -> Float32Array:
         """Rescale and normalise frames.
@@ -247,13 +247,37 @@ def _lookup_table(config: ImageConfig) -> Float32Array:
 
 
 def _resized(resize: Resize, size: tuple[int, int]) -> tuple[int, int]:
-    """Return (width, height) after the resize; the longer edge is truncated, not rounded."""
+    """Return (width, height) after the resize: see Resize.mode."""
     if resize.mode == "exact":
         return resize.width, resize.height
     width, height = size
+    if resize.mode != "shortest_edge":
+        ratios = height / resize.height, width / resize.width
+        ratio = min(ratios) if resize.mode == "cover" else max(ratios)
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
     if width <= height:
         return resize.height, int(resize.height * height / width)
     return int(resize.height * width / height), resize.height
+
+
+def _window(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of a crop, beyond the image where that is smaller."""
+    margins = size[0] - crop.width, size[1] - crop.height
+    if crop.rounding == "down":
+        # Floor division on a negative difference is the padding of transformers' center_crop.
+        left, top = (margin // 2 for margin in margins)
+    else:
+        left, top = (round(each / 2) if each >= 0 else -(-each // 2) for each in margins)
+    return left, top, left + crop.width, top + crop.height
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: int) -> Image.Image:
+    """Return `image.crop(box)` with a grey of `fill` beyond the border."""
+    if fill == 0:
+        return image.crop(box)
+    canvas = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (fill, fill, fill))
+    canvas.paste(image, (-box[0], -box[1]))
+    return canvas
 
 
 def _resize_part(
@@ -261,6 +285,7 @@ def _resize_part(
     size: tuple[int, int],
     box: tuple[int, int, int, int],
     resample: Image.Resampling,
+    fill: int,
 ) -> Image.Image:
     """Return `image.resize(size, resample).crop(box)`, computing only the box.
 
@@ -281,7 +306,7 @@ def _resize_part(
         (width, height), resample, (source[0], source[1], source[2], source[3])
     )
     left, top = box[0] - shown[0], box[1] - shown[1]
-    return resized.crop((left, top, left + box[2] - box[0], top + box[3] - box[1]))
+    return _cut(resized, (left, top, left + box[2] - box[0], top + box[3] - box[1]), fill)
 
 
 def _check_is_sequence(images: object) -> None:

@@ -64,14 +64,16 @@ class Resize(_Sized):
 
     Attributes:
         mode: `shortest_edge` keeps the aspect ratio and scales the shorter side to `height`
-            (which equals `width`); `exact` stretches to (height, width).
+            (which equals `width`), the longer one cut off; `exact` stretches to (height, width);
+            `cover` and `fit` keep the aspect ratio, for the smallest image that covers (height,
+            width) and the largest that fits into it, both sides rounded, half to even.
         height: Pixels.
         width: Pixels.
         resample: Pillow's filter of that name, with its antialiasing.
     """
 
     op: Literal["resize"] = "resize"
-    mode: Literal["shortest_edge", "exact"]
+    mode: Literal["shortest_edge", "exact", "cover", "fit"]
     resample: Resample
 
     @model_validator(mode="after")
@@ -85,14 +87,20 @@ class Resize(_Sized):
 
 
 class Crop(_Sized):
-    """The centre; where the image is smaller, pixels beyond its border are 0.
+    """The centre, or the image within a border where it is smaller.
 
     Attributes:
         height: Pixels.
         width: Pixels.
+        rounding: Where the margins are odd: `down` moves the window up and left, for a crop and a
+            border alike (transformers); `nearest` rounds the place of a crop half to even, and puts
+            the image up and left within a border (torchvision).
+        fill: R, G and B of the border.
     """
 
     op: Literal["crop"] = "crop"
+    rounding: Literal["down", "nearest"] = "down"
+    fill: int = Field(ge=0, le=255, default=0)
 
 
 class Rescale(Step):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from mmedge.errors import TextError
+from mmedge.preprocess.cleaning import clean
 from mmedge.preprocess.config import TextConfig
 from mmedge.preprocess.tokenizer import BoundedTokenizer
 from mmedge.specs import Array, Modality
@@ -19,9 +18,6 @@ __all__ = ["MAX_TEXT_BYTES", "TextProcessor", "check_tokens", "checked_texts"]
 
 MAX_TEXT_BYTES = 1_000_000
 """Longer texts are rejected: the tokenizer's time grows with the length."""
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_WHITE_SPACE = re.compile(r"\s+")
 
 
 class TextProcessor:
@@ -128,7 +124,7 @@ class TextProcessor:
         return self._tokenizer.decode(ids)
 
     def check(self, text: object, position: int) -> str:
-        """Return a text as tokenized, canonicalized if the model requires it.
+        """Return a text as it is tokenized: cleaned, where the model requires it.
 
         Raises:
             TextError: As for tokenize; `position` is named.
@@ -152,14 +148,20 @@ class TextProcessor:
             )
         if not text.strip():
             raise TextError(f"Text {position}: empty. Leave it out, or describe something.")
-        if self.config.canonicalize:
-            text = _canonicalize(text)
-            if not text:
-                raise TextError(
-                    f"Text {position}: nothing left once punctuation is removed, as this model "
-                    "does. Leave it out, or describe something in words."
-                )
-        return text
+        if self.config.cleaning is None:
+            return text
+        cleaned = clean(text, self.config.cleaning)
+        if cleaned is None:
+            raise TextError(
+                f"Text {position}: its HTML escapes are nested too deep. Unescape it first: "
+                "html.unescape(text)."
+            )
+        if not cleaned:
+            raise TextError(
+                f"Text {position}: nothing is left once it is cleaned as this model's texts are "
+                f"({self.config.cleaning}). Leave it out, or describe something in words."
+            )
+        return cleaned
 
 
 def check_tokens(tokens: Sequence[int], position: int) -> None:
@@ -189,16 +191,6 @@ def checked_texts(texts: Iterable[str]) -> Iterable[str]:
     if not isinstance(texts, Iterable):
         raise TextError(f"Texts: got {kind}, expected several str.")
     return texts
-
-
-def _canonicalize(text: str) -> str:
-    """Lower-case, drop ASCII punctuation and fold white space.
-
-    The steps of transformers' SiglipTokenizer, which come from big_vision's
-    `canonicalize_text`; U+2581, SentencePiece's own mark of a space, counts as white space.
-    """
-    text = text.replace("\u2581", " ").lower().translate(_NO_PUNCTUATION)
-    return _WHITE_SPACE.sub(" ", text).strip()
 
 
 def _decoding_advice(text: bytes) -> str:

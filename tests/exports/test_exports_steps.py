@@ -159,7 +159,7 @@ def test_canonicalization_mask_and_fixed_length_are_told(tokenizer: Path) -> Non
         max_length=6,
         padding="max_length",
         pad_id=0,
-        canonicalize=True,
+        cleaning="siglip",
         attention_mask="attention_mask",
     )
     steps = describe_texts(config, tokenizer)

@@ -272,3 +272,42 @@ def test_threads_share_a_processor() -> None:
         together = list(pool.map(lambda image: prepared(processor, [image]), images * 5))
     for position, got in enumerate(together):
         np.testing.assert_array_equal(got, alone[position % len(images)])
+
+
+def test_a_crop_that_rounds_to_nearest_is_torchvisions() -> None:
+    # An odd margin: transformers takes column 1 of 17, torchvision round(1.5) = 2.
+    image = picture(16, 19)
+    columns = {
+        rounding: ImageConfig(
+            steps=(Decode(), Crop(height=16, width=16, rounding=rounding), *FLOATS)
+        )
+        for rounding in ("down", "nearest")
+    }
+    for rounding, left in (("down", 1), ("nearest", 2)):
+        frame = ImageProcessor(columns[rounding]).resize(image)
+        np.testing.assert_array_equal(frame, np.asarray(image)[:, left : left + 16])
+
+
+@pytest.mark.parametrize("max_pixels", [89_478_485, 100])
+@pytest.mark.parametrize(("height", "width"), [(10, 33), (33, 10), (24, 24), (1, 300), (8, 12)])
+def test_cover_and_fit_keep_the_aspect_ratio(height: int, width: int, max_pixels: int) -> None:
+    image = picture(height, width)
+    for mode in ("cover", "fit"):
+        resize = Resize(mode=mode, height=16, width=24, resample="bilinear")
+        crop = Crop(height=16, width=24, rounding="nearest", fill=90)
+        config = ImageConfig(steps=(Decode(), resize, crop))
+        frame = ImageProcessor(config, ImageOptions(max_pixels=max_pixels)).resize(image)
+        ratios = height / 16, width / 24
+        ratio = max(ratios) if mode == "fit" else min(ratios)
+        size = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        expected = np.full((16, 24, 3), 90, np.uint8)
+        whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        margins = [24 - size[0], 16 - size[1]]
+        if mode == "fit":
+            left, top = (margin // 2 for margin in margins)
+            expected[top : top + size[1], left : left + size[0]] = whole
+        else:
+            left, top = (round(-margin / 2) for margin in margins)
+            expected[:] = whole[top : top + 16, left : left + 24]
+        off = np.abs(frame.astype(int) - expected)
+        assert off.max() <= (0 if size[0] * size[1] <= max_pixels else 1)

@@ -37,7 +37,7 @@ def processor(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> TextP
         max_length=LENGTH,
         padding="max_length",
         pad_id=reference.pad_token_id,
-        canonicalize=True,
+        cleaning="siglip",
     )
     return TextProcessor(config, path)
 

@@ -132,11 +132,11 @@ def test_canonical_text_equals_siglip(text: str) -> None:
     )
     expected = SiglipTokenizer.canonicalize_text(siglip, spaces_restored)
     processor = TextProcessor.__new__(TextProcessor)
-    processor.config = config(canonicalize=True)
+    processor.config = config(cleaning="siglip")
     if expected:
         assert processor.check(text, 0) == expected
     else:
-        with pytest.raises(TextError, match=r"empty|nothing left"):
+        with pytest.raises(TextError, match=r"empty|nothing is left"):
             processor.check(text, 0)
 
 
@@ -148,10 +148,10 @@ def test_canonicalization_is_applied_before_tokenization(tmp_path: Path) -> None
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
     text = "  RED,\n\n cat! "
-    assert TextProcessor(config(canonicalize=True), path).tokenize([text]) == [[2, 3, 1]]
+    assert TextProcessor(config(cleaning="siglip"), path).tokenize([text]) == [[2, 3, 1]]
     assert TextProcessor(config(), path).tokenize([text]) == [[0, 0, 1]]
-    with pytest.raises(TextError, match="Text 1: nothing left once punctuation is removed"):
-        TextProcessor(config(canonicalize=True), path).tokenize(["red", "?!"])
+    with pytest.raises(TextError, match="Text 1: nothing is left once it is cleaned"):
+        TextProcessor(config(cleaning="siglip"), path).tokenize(["red", "?!"])
 
 
 @pytest.mark.parametrize(
