@@ -33,7 +33,7 @@ from mmedge.retrieval.query_embedding import embedded_queries, query_kind
 from mmedge.retrieval.ranking import Ranking
 from mmedge.retrieval.recency import checked_half_life
 from mmedge.retrieval.record import Record
-from mmedge.retrieval.rows import read_items, read_stored
+from mmedge.retrieval.rows import read_deletions, read_items, read_stored
 from mmedge.retrieval.schema import About, read_about
 from mmedge.retrieval.searching import search_view
 from mmedge.retrieval.stats import IndexStats, read_stats
@@ -306,10 +306,22 @@ class IndexReader(Closing):
 
         Raises:
             InputError: If the cursor is not of this index, or the limit is below 1.
-            IndexCorruptedError: If an item is damaged.
         """
         with self._record.reading() as connection:
             return storing.changes(connection, after, checked_k(limit))
+
+    def revisions(self, ids: Sequence[str]) -> list[tuple[int, str] | None]:
+        """Return revision and origin of each item or of its deletion; None for an unknown id.
+
+        Raises:
+            InputError: If an id is no string or comes twice.
+        """
+        names = checked_ids(ids)
+        with self._record.reading() as connection:
+            found = read_deletions(connection, names)
+            for name, held in read_stored(connection, names).items():
+                found[name] = (held.revision, held.origin)
+        return [found.get(name) for name in names]
 
     def cursor(self, name: str) -> str | None:
         """Return a cursor kept by `set_cursor`; None if there is none."""

@@ -15,19 +15,19 @@ __all__ = ["Change", "SyncedStore", "VectorStore"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of a store, in the order of its cursor.
+    """One change of a store, in the order of its cursor; `get` returns the item.
 
     Attributes:
         cursor: Position in the store's order of changes; opaque, and passed back to `changes`.
         id: The item's.
-        item: The item as it is now; None if it was deleted.
+        deleted: Whether the item was deleted.
         revision: Microseconds since 1970 of the change.
         origin: The index in which the change was made.
     """
 
     cursor: str
     id: str
-    item: Item | None
+    deleted: bool
     revision: int
     origin: str
 
@@ -86,6 +86,9 @@ class VectorStore(Protocol):
 
 class SyncedStore(VectorStore, Protocol):
     """The side of a push or pull that keeps how far it came: an index on the device."""
+
+    def revisions(self, ids: Sequence[str]) -> list[tuple[int, str] | None]:
+        """Return revision and origin of each item or of its deletion; None for an unknown id."""
 
     def cursor(self, name: str) -> str | None:
         """Return a cursor kept by `set_cursor`; None if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -339,19 +340,17 @@ def changes(connection: sqlite3.Connection, after: str | None, limit: int) -> li
     about = read_about(connection)
     seq = 0 if after is None else _seq(after, about)
     live = connection.execute(
-        "SELECT seq, key, id, revision, origin FROM items WHERE seq > ? ORDER BY seq LIMIT ?",
+        "SELECT seq, id, 0, revision, origin FROM items WHERE seq > ? ORDER BY seq LIMIT ?",
         (seq, limit),
     ).fetchall()
     dead = connection.execute(
-        "SELECT seq, NULL, id, revision, origin FROM deletions WHERE seq > ? ORDER BY seq LIMIT ?",
+        "SELECT seq, id, 1, revision, origin FROM deletions WHERE seq > ? ORDER BY seq LIMIT ?",
         (seq, limit),
     ).fetchall()
-    merged = list(heapq.merge(live, dead, key=lambda values: values[0]))[:limit]
-    keys = [key for _, key, _, _, _ in merged if key is not None]
-    held = rows.read_items(connection, keys, vectors=True)
+    merged = heapq.merge(live, dead, key=lambda values: values[0])
     return [
-        Change(f"{about.uuid}:{number}", name, held[key].item if key else None, revision, origin)
-        for number, key, name, revision, origin in merged
+        Change(f"{about.uuid}:{number}", name, bool(deleted), revision, origin)
+        for number, name, deleted, revision, origin in itertools.islice(merged, limit)
     ]
 
 

@@ -4,12 +4,13 @@ Both copy changes in the order of their source and keep the cursor of what the o
 acknowledged in the index's record. A call that ends early, by a link that drops say, goes on from
 there the next time; what is sent twice changes nothing. Of two changes to one item the later counts
 (by revision, then origin) on both sides, deletions included, so devices that push and pull through
-one store come to hold the same items.
+one store come to hold the same items. Contents cross the link only where the other side has none
+as late: of its own pushes a device reads ids and revisions alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -106,7 +107,10 @@ def _copy(
     after = None if everything else cursors.cursor(name)
     done = Synced()
     while changes := source.changes(after, batch):
-        written, deleted = _apply(changes, target)
+        latest = {change.id: change for change in sorted(changes, key=_order)}
+        if target is cursors:  # a store compares by itself before it sends
+            latest = _later(latest, cursors)
+        written, deleted = _apply(latest.values(), source, target)
         after = changes[-1].cursor
         cursors.set_cursor(name, after)  # only now: the target has acknowledged
         done = Synced(done.changes + len(changes), done.written + written, done.deleted + deleted)
@@ -125,13 +129,25 @@ def _check_spaces(source: VectorStore, target: VectorStore) -> None:
         )
 
 
-def _apply(changes: Sequence[Change], target: VectorStore) -> tuple[int, int]:
-    """Apply changes and return how many items were written and deleted."""
-    latest = {change.id: change for change in changes}  # each holds its item as it is now
-    items = [change.item for change in latest.values() if change.item is not None]
+def _later(changes: Mapping[str, Change], index: SyncedStore) -> dict[str, Change]:
+    """Return the changes that are later than what an index has of their items."""
+    held = index.revisions(list(changes))
+    return {
+        name: change
+        for (name, change), own in zip(changes.items(), held, strict=True)
+        if own is None or _order(change) > own
+    }
+
+
+def _apply(
+    changes: Collection[Change], source: VectorStore, target: VectorStore
+) -> tuple[int, int]:
+    """Apply changes of different items; return how many items were written and deleted."""
+    names = [change.id for change in changes if not change.deleted]
+    # What was deleted since then comes as a change of its own.
+    items = [item for item in source.get(names) if item is not None] if names else []
     written = target.upsert(items) if items else 0
-    deletions = [change for change in latest.values() if change.item is None]
-    deletions.sort(key=_order)
+    deletions = sorted((change for change in changes if change.deleted), key=_order)
     deleted = 0
     for (revision, origin), group in groupby(deletions, key=_order):
         ids = [change.id for change in group]

@@ -187,9 +187,9 @@ class IndexSearch:
         after, scanned = query.after, 0
         while scanned < _SCANNED and len(found) < query.k:
             changes = self._index.changes(after, query.k)
-            for change in changes:
+            items = self._index.get([change.id for change in changes])
+            for change, item in zip(changes, items, strict=True):
                 after = change.cursor
-                item = change.item
                 if item is not None and (where is None or matches(where, item)):
                     found.append(ItemResponse(**self._facts(item)))
                 if len(found) == query.k:

@@ -24,7 +24,7 @@ class MemoryStore:
         self.dim = dim
         self.space = space
         self.identity = str(uuid.uuid4())
-        self.now: dict[str, tuple[int, Change]] = {}
+        self.now: dict[str, tuple[int, Change, Item | None]] = {}
         self.cursors: dict[str, str] = {}
         self.seq = 0
         self.clock = 1_000
@@ -34,35 +34,38 @@ class MemoryStore:
         for item in items:
             now = item
             if item.revision == 0:
-                _, held = self.now.get(item.id, (0, None))
-                revision = max(self.clock, held.revision + 1 if held else 0)
-                now = replace(item, revision=revision, origin=self.identity)
-            written += self._put(Change("", now.id, now, now.revision, now.origin))
+                now = replace(item, revision=self._next(item.id), origin=self.identity)
+            written += self._put(Change("", now.id, False, now.revision, now.origin), now)
         return written
 
     def delete(self, ids: Sequence[str], *, revision: int | None = None, origin: str = "") -> int:
         deleted = 0
         for one in dict.fromkeys(ids):
-            _, held = self.now.get(one, (0, None))
-            there = held is not None and held.item is not None
+            there = self.get([one]) != [None]
             if revision is None and not there:
                 continue
-            when = revision
-            if when is None:
-                when = max(self.clock, held.revision + 1 if held else 0)
-            deleted += self._put(Change("", one, None, when, origin)) and there
+            when = self._next(one) if revision is None else revision
+            deleted += self._put(Change("", one, True, when, origin), None) and there
         return deleted
 
-    def _put(self, change: Change) -> bool:
-        _, held = self.now.get(change.id, (0, None))
-        if held and (change.revision, change.origin) <= (held.revision, held.origin):
+    def _next(self, name: str) -> int:
+        (held,) = self.revisions([name])
+        return max(self.clock, held[0] + 1 if held else 0)
+
+    def _put(self, change: Change, item: Item | None) -> bool:
+        (held,) = self.revisions([change.id])
+        if held and (change.revision, change.origin) <= held:
             return False
         self.seq += 1
-        self.now[change.id] = (self.seq, change)
+        self.now[change.id] = (self.seq, change, item)
         return True
 
     def get(self, ids: Sequence[str]) -> list[Item | None]:
-        return [self.now[one][1].item if one in self.now else None for one in ids]
+        return [self.now[one][2] if one in self.now else None for one in ids]
+
+    def revisions(self, ids: Sequence[str]) -> list[tuple[int, str] | None]:
+        held = [self.now[one][1] if one in self.now else None for one in ids]
+        return [change and (change.revision, change.origin) for change in held]
 
     def search(
         self,
@@ -72,7 +75,7 @@ class MemoryStore:
         where: Filter | None = None,
         recall: float = 0.95,  # noqa: ARG002
     ) -> list[list[Match]]:
-        items = [one for _, change in self.now.values() if (one := change.item) is not None]
+        items = [one for *_, one in self.now.values() if one is not None]
         items = [one for one in items if where is None or matches(where, one)]
         results = []
         for query in vectors:
@@ -97,10 +100,10 @@ class MemoryStore:
     def changes(self, after: str | None, limit: int) -> list[Change]:
         later = [one for one in self.now.values() if one[0] > int(after or 0)]
         later = sorted(later, key=lambda one: one[0])[:limit]
-        return [Change(str(seq), one.id, one.item, one.revision, one.origin) for seq, one in later]
+        return [replace(change, cursor=str(seq)) for seq, change, _ in later]
 
     def __len__(self) -> int:
-        return sum(change.item is not None for _, change in self.now.values())
+        return sum(item is not None for *_, item in self.now.values())
 
     def cursor(self, name: str) -> str | None:
         return self.cursors.get(name)

@@ -181,11 +181,13 @@ def test_all_items_come_in_order_and_changes_once_an_id(index: Index) -> None:
         cursor = found[-1].cursor
     assert len(seen) == len({change.id for change in seen}) == 600
     assert [c.id for c in seen[-3:]] == ["item1", "item2", "item3"]
-    assert [c.item is None for c in seen[-3:]] == [True, True, False]
+    assert [c.deleted for c in seen[-3:]] == [True, True, False]
     index.add(vectors=vectors(1), ids="item1")
     (change,) = index.changes(cursor, 100)
-    assert change.item is not None
-    assert (change.id, change.revision) == ("item1", change.item.revision)
+    assert not change.deleted
+    assert index.revisions(["item1", "item2", "none"]) == [
+        (change.revision, index.identity), (seen[-2].revision, index.identity), None
+    ]  # fmt: skip
     with pytest.raises(InputError, match="cursor"):
         index.changes("other:3", 1)
 

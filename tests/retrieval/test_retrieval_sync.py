@@ -82,6 +82,26 @@ def test_a_late_push_of_an_old_change_loses() -> None:
     assert contents(store)["a"][-2:] == (6, "other")
 
 
+def test_a_device_fetches_only_what_it_has_not() -> None:
+    one, two, store = filled(5, deleted=1), MemoryStore(DIM), MemoryStore(DIM)
+    fetched: list[str] = []
+
+    class Recorded(Dropping):
+        def get(self, ids: list[str]) -> object:
+            fetched.extend(ids)
+            return self._over_link("get", ids)
+
+    link = Recorded(store, lambda: False)
+    two.upsert([item("new", 9, "b")])
+    push(one, store)
+    push(two, store)
+    assert pull(one, link) == Synced(changes=6, written=1)
+    assert fetched == ["new"]
+    del one.now["item 3"]  # restored from a backup
+    assert pull(one, link, everything=True) == Synced(changes=6, written=1)
+    assert fetched == ["new", "item 3"]
+
+
 def test_cursors_are_kept_apart_for_each_store() -> None:
     index, one, two = filled(4), MemoryStore(DIM), MemoryStore(DIM)
     push(index, one)

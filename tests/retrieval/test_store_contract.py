@@ -193,14 +193,14 @@ def test_the_deletion_of_what_is_not_there_yet_is_remembered(store: VectorStore)
     assert store.upsert([item("a", 4)]) == 0
     assert store.upsert([item("a", 6)]) == 1
     (change,) = store.changes(None, 10)
-    assert change.item is not None
+    assert not change.deleted
 
 
 def test_a_deletion_without_revision_outranks_a_clock_that_is_ahead(store: VectorStore) -> None:
     store.upsert([item("a", 2**60)])
     assert store.delete(["a"]) == 1
     (change,) = store.changes(None, 10)
-    assert change.item is None
+    assert change.deleted
     assert change.revision > 2**60
 
 
@@ -215,8 +215,8 @@ def test_changes_are_paged_and_lose_nothing(store: VectorStore) -> None:
         after = page[-1].cursor
         seen |= {change.id: change for change in page}
     assert set(seen) == set(names)
-    assert {name for name, change in seen.items() if change.item is None} == set(names[:3])
-    assert all(change.origin == ("b" if change.item is None else "a") for change in seen.values())
+    assert {name for name, change in seen.items() if change.deleted} == set(names[:3])
+    assert all(change.origin == ("b" if change.deleted else "a") for change in seen.values())
     assert store.changes(after, 4) == []
     store.upsert([item("later"), item("item 7", 9)])
     assert {change.id for change in store.changes(after, 10)} == {"later", "item 7"}

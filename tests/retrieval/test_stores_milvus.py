@@ -25,7 +25,7 @@ from mmedge.errors import (
 from mmedge.retrieval.filters import Filter, Range
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.stores.terms import _sortable, filter_expression
-from mmedge.retrieval.sync import pull, push
+from mmedge.retrieval.sync import Synced, pull, push
 
 pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
@@ -260,6 +260,35 @@ def test_rows_that_arrive_late_are_not_passed_over(address: str, writer: str | N
         assert store.upsert([item("late")]) == 0  # it is there
         assert {change.id for change in reader.changes(after, 10)} == {"late"}
         assert len(store) == 3
+
+
+def test_no_contents_cross_the_link_twice(address: str) -> None:
+    index, other = MemoryStore(DIM), MemoryStore(DIM)
+    index.upsert([item(f"item {n}", n + 1, count=1 + n % 2) for n in range(6)])
+    index.delete(["item 1"])
+    other.upsert([item("other")])
+    with (
+        MilvusStore(address, "items", dim=DIM, writer="device") as store,
+        MilvusStore(address, "items") as second,
+    ):
+        push(index, store)
+        query, write, read, written = store._rows.query, store._rows.write, [], []
+
+        def count(expression: str, fields: Sequence[str], **options: Any) -> list[Any]:
+            rows = query(expression, fields, **options)
+            read.extend(row["id"]["id"] for row in rows if {"body", "vector"} & {*fields})
+            return rows
+
+        store._rows.query = count  # type: ignore[method-assign]
+        store._rows.write = written.extend  # type: ignore[method-assign]
+        assert pull(index, store).written == 0
+        assert read == []
+        push(other, second)
+        store._rows.query = query  # type: ignore[method-assign]
+        assert pull(index, store) == Synced(changes=1, written=1)
+        assert push(index, store) == Synced(changes=1)
+        assert written == []
+        store._rows.write = write  # type: ignore[method-assign]
 
 
 def test_two_processes_under_one_name_lose_nothing(address: str) -> None:

@@ -70,7 +70,7 @@ class MemoryStore:
     def changes(self, after: str | None, limit: int) -> list[Change]:
         start = int(after or 0)
         some = list(self.stored.values())[start : start + limit]
-        return [Change(str(start + n), i.id, i, 0, "") for n, i in enumerate(some, start=1)]
+        return [Change(str(start + n), i.id, False, 0, "") for n, i in enumerate(some, start=1)]
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -173,7 +173,7 @@ class Collection(Closing):
         for name in ("part", "parts", "revision"):
             schema.add_field(name, DataType.INT64)
         schema.add_field("deleted", DataType.BOOL)
-        for name in ("body", TERMS):
+        for name in ("id", "body", TERMS):
             schema.add_field(name, DataType.JSON)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
         index = self._client.prepare_index_params()

@@ -193,22 +193,20 @@ class MilvusStore(Closing):
         """Return up to `limit` changes after a cursor; None starts at the first.
 
         A cursor holds one position for each writer, so what a device writes late, or under a clock
-        that is wrong, is never passed over.
+        that is wrong, is never passed over. An id may come more than once, and of one that two
+        devices wrote, the lesser version may come last.
 
         Raises:
             RetrievalError: If the cursor is not one of this method's.
         """
         positions = _parse_cursor(after)
-        heads = self._rows.query(f"part == 0 and {_beyond(positions)}", HEADER, first=limit)
-        now = self._current_content([row["item"] for row in heads])
         changes = []
-        for row in heads:
+        for row in self._rows.query(f"part == 0 and {_beyond(positions)}", HEADER, first=limit):
             positions[row["writer"]] = row["key"]
-            it = now.get(row["item"])
-            if it is not None:
-                cursor = json.dumps(positions, sort_keys=True)
-                name = it.rows[0]["body"]["id"]
-                changes.append(Change(cursor, name, item_of(it), it.revision, it.origin))
+            cursor = json.dumps(positions, sort_keys=True)
+            changes.append(
+                Change(cursor, row["id"]["id"], row["deleted"], row["revision"], row["origin"])
+            )
         return changes
 
     def __len__(self) -> int:
@@ -380,10 +378,10 @@ class MilvusStore(Closing):
         for rows in hits:
             best: dict[str, Match] = {}
             for row in rows:
-                body = row["body"]
-                if row["key"] in current and body["id"] not in best and len(best) < k:
-                    best[body["id"]] = Match(
-                        id=body["id"],
+                name, body = row["id"]["id"], row["body"]
+                if row["key"] in current and name not in best and len(best) < k:
+                    best[name] = Match(
+                        id=name,
                         score=min(1.0, max(-1.0, row["score"])),
                         metadata=body["metadata"],
                         time=body["time"],

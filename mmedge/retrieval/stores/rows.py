@@ -43,7 +43,7 @@ __all__ = [
 
 Row: TypeAlias = dict[str, Any]
 
-HEADER = ["key", "writer", "item", "part", "parts", "revision", "origin", "deleted"]
+HEADER = ["key", "writer", "item", "part", "parts", "revision", "origin", "deleted", "id"]
 MARK = -1
 """Part number of rows that are no item's: what the collection is, and writers' epochs."""
 
@@ -94,7 +94,6 @@ def item_rows(item: Item, dim: int) -> list[Row]:
     body = _body(
         item.id,
         {
-            "id": item.id,
             "time": item.time,
             "source": item.source,
             "text": item.text,
@@ -112,13 +111,13 @@ def item_rows(item: Item, dim: int) -> list[Row]:
 
 def deletion_row(id_: str, revision: int, origin: str, dim: int) -> Row:
     """Return the row that remembers a deletion, still without key and writer."""
-    return _hidden(_header(id_, 1, revision, origin), 0, _body(id_, {"id": id_}), dim)
+    return _hidden(_header(id_, 1, revision, origin), 0, _body(id_, {}), dim)
 
 
 def mark_row(key: str, body: Mapping[str, Any], dim: int) -> Row:
     """Return a row that is no item's."""
     header = {"key": key, "writer": "", "item": key, "parts": 1, "revision": 0, "origin": ""}
-    return _hidden(header, MARK, dict(body), dim)
+    return _hidden({**header, "id": {}}, MARK, dict(body), dim)
 
 
 def about_row(identity: str, dim: int, space: str | None) -> Row:
@@ -132,7 +131,13 @@ def _header(id_: str, parts: int, revision: int, origin: str) -> Row:
         raise InputError(f"Item {id_!r}: its origin is longer than {_MAX_ORIGIN_BYTES} bytes.")
     if not 0 <= revision < 2**63:
         raise InputError(f"Item {id_!r}: got revision {revision}, expected 0 to 2**63 - 1.")
-    return {"item": hash_id(id_), "parts": parts, "revision": revision, "origin": origin}
+    return {
+        "item": hash_id(id_),
+        "id": {"id": id_},
+        "parts": parts,
+        "revision": revision,
+        "origin": origin,
+    }
 
 
 def _hidden(header: Row, part: int, body: Row, dim: int) -> Row:
@@ -147,7 +152,7 @@ def _body(id_: str, body: Row) -> Row:
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InputError(f"Item {id_!r}: '{name}' is {value}, expected at most 64 bits.")
     try:
-        text = json.dumps(body, allow_nan=False, ensure_ascii=False)
+        text = json.dumps({"id": id_, **body}, allow_nan=False, ensure_ascii=False)
         size = len(text.encode("utf-8"))
     except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError too
         raise InputError(f"Item {id_!r}: it cannot be written as JSON: {error}.") from error
@@ -187,7 +192,7 @@ def item_of(version: Version) -> Item | None:
     body = rows[0]["body"]
     vectors: Float32Array = np.array([row["vector"] for row in rows], np.float32)
     return Item(
-        id=body["id"],
+        id=rows[0]["id"]["id"],
         vectors=vectors,
         time=body["time"],
         source=body["source"],
