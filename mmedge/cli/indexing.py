@@ -25,7 +25,7 @@ def open_or_create(
     backend: str | None,
     vectors: Sequence[Path],
 ) -> Index:
-    """Open an index, or make one: with the bundle, else as wide as the vectors."""
+    """Open an index, or make one: with the bundle, else of the vectors' width and space."""
     from mmedge.errors import InputError
     from mmedge.media.vectors import open_vectors
     from mmedge.retrieval.index import Index
@@ -36,7 +36,8 @@ def open_or_create(
         return Index.create(output, model, precision=precision, backend=backend)
     if not vectors:
         raise InputError(f"{output} does not exist yet. Name the bundle to make it with: -m.")
-    return Index.create(output, dim=open_vectors(vectors[0]).dim)
+    first = open_vectors(vectors[0])
+    return Index.create(output, dim=first.dim, space=first.space)
 
 
 def add_folder(

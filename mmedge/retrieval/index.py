@@ -19,7 +19,7 @@ from mmedge.retrieval import storing, upkeep
 from mmedge.retrieval.adding import Given, encoded
 from mmedge.retrieval.duplicates import checked_cosine, near_recent, recent_items
 from mmedge.retrieval.embedding import Encoder, bundle_space, check_space
-from mmedge.retrieval.inputs import Time, Vectors, checked_ids, query_vectors
+from mmedge.retrieval.inputs import Time, Vectors, checked_ids, checked_space, query_vectors
 from mmedge.retrieval.items import Added, Item, Metadata
 from mmedge.retrieval.migrating import Embed, Migration, migrate
 from mmedge.retrieval.reading import IndexReader
@@ -57,6 +57,7 @@ class Index(IndexReader):
         *,
         precision: str | None = None,
         backend: str | None = None,
+        space: str | None = None,
     ) -> Self:
         """Make an empty index.
 
@@ -67,9 +68,13 @@ class Index(IndexReader):
             dim: D, for an index of ready vectors alone; in place of `bundle`.
             precision: Variant of the bundle, as for mmedge.load. Stored too.
             backend: As for mmedge.load. Not stored.
+            space: Beside `dim`, fingerprint of the ready vectors' embedding space: any text that
+                names the model, a bundle's fingerprint say. Bundles, stores and vectors of another
+                are refused. None if unknown.
 
         Raises:
-            InputError: If neither or both of bundle and dim are given, or dim is out of range.
+            InputError: If neither or both of bundle and dim are given, dim is out of range, or
+                space cannot be used or is given with a bundle, which has its own.
             BundleError: If the bundle cannot be used.
             SpaceMismatchError: If the bundle's variants do not share an embedding space.
             StorageError: If something stands at `path`, or it cannot be written.
@@ -77,14 +82,18 @@ class Index(IndexReader):
         folder = Path(path)
         if (bundle is None) == (dim is None):
             raise InputError("Index.create: pass either bundle= or dim=, for ready vectors alone.")
-        space = None if bundle is None else bundle_space(bundle, precision)
-        width = dim if space is None else space.dim
+        if space is not None:
+            if bundle is not None:
+                raise InputError("space: got one beside bundle=, which has its own. Leave it out.")
+            space = checked_space(space)
+        found = None if bundle is None else bundle_space(bundle, precision)
+        width = dim if found is None else found.dim
         if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_DIM:
             raise InputError(f"dim: got {width!r}, expected 1 to {MAX_DIM}.")
         about = About(
             uuid=uuid.uuid4().hex,
             dim=width,
-            space=None if space is None else space.fingerprint,
+            space=space if found is None else found.fingerprint,
             bundle=None if bundle is None else os.path.realpath(bundle),
             precision=precision,
         )

@@ -23,6 +23,7 @@ __all__ = [
     "checked_k",
     "checked_metadata",
     "checked_recall",
+    "checked_space",
     "checked_texts",
     "checked_times",
     "checked_vectors",
@@ -39,6 +40,7 @@ _T = TypeVar("_T")
 _NAME = re.compile(r'[^"\\\x00-\x1f]+')
 _MAX_ID = 4096
 _MAX_TEXT = 1 << 20
+_MAX_SPACE = 1024
 _MAX_METADATA = 1 << 20
 _MAX_PARTS = 1 << 20
 _AT_ONCE = 16_384  # vectors that are normalised together
@@ -76,6 +78,18 @@ def checked_texts(
         if text is not None:
             _check_text(text, f"{what}[{place}]", _MAX_TEXT)
     return listed
+
+
+def checked_space(space: str) -> str:
+    """Return the fingerprint of an embedding space.
+
+    Raises:
+        InputError: If it is empty, longer than 1,024 characters or no usable string.
+    """
+    _check_text(space, "space", _MAX_SPACE)
+    if not space:
+        raise InputError("space: got an empty text. Leave it out if the space is unknown.")
+    return space
 
 
 def checked_times(times: Time | Sequence[Time | None] | None, count: int) -> list[float | None]:

@@ -101,6 +101,7 @@ def test_an_export_comes_back_as_it_was(
 ) -> None:
     assert "9 items, 9 vectors" in run(capsys, "index", "export", "p.index", name)
     run(capsys, "index", "import", "q.index", name)
+    assert "space tiny-0001" in " ".join(run(capsys, "index", "stats", "q.index").split())
     with Index.open("p.index") as first, Index.open("q.index") as second:
         for one, other in zip(first.items(), second.items(), strict=True):
             assert (one.id, one.time, one.source, one.content_hash, one.revision, one.origin) == (

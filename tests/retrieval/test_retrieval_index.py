@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,6 +381,39 @@ def test_vectors_of_another_space_are_refused(tiny_bundle: Bundle, tmp_path: Pat
         ):
             with pytest.raises(SpaceMismatchError, match=r"tiny-0001.*other"):
                 call()
+
+
+def test_ready_vectors_name_their_space(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "a.index"
+    with Index.create(path, dim=4, space="tiny-0001") as index:
+        index.add(vectors=vectors(2, dim=4), ids=["a", "b"], space="tiny-0001")
+        for call in (
+            lambda: index.add(vectors=vectors(1, dim=4), space="other"),
+            lambda: index.update("a", vectors=vectors(1, dim=4), space="other"),
+            lambda: index.search(vectors(1, dim=4), 1, space="other"),
+        ):
+            with pytest.raises(SpaceMismatchError, match=r"tiny-0001.*other"):
+                call()
+        assert index.stats().space == index.space == "tiny-0001"
+    with Index.open(path, bundle=tiny_bundle.path) as index:
+        index.add(texts="red circle", ids="red")
+        assert ids(index.search("red circle", 1)) == ["red"]
+    other = Index.create(tmp_path / "b.index", dim=4, space="other")
+    other.close()
+    with pytest.raises(SpaceMismatchError, match=r"other.*tiny-0001"):
+        Index.open(tmp_path / "b.index", bundle=tiny_bundle.path)
+
+
+@pytest.mark.parametrize("space", ["", "a\x00b", "x" * 1025, "\ud800", 5])
+def test_a_space_that_cannot_be_kept_is_refused(space: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="space: got"):
+        Index.create(tmp_path / "a.index", dim=8, space=space)
+    assert not (tmp_path / "a.index").exists()
+
+
+def test_a_bundles_space_is_its_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="beside bundle="):
+        Index.create(tmp_path / "a.index", tiny_bundle.path, space="tiny-0001")
 
 
 def test_a_variant_that_shares_the_space_is_accepted(tiny_bundle: Bundle, tmp_path: Path) -> None:
