@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle, open_bundle
     from mmedge.errors import MmedgeError
-    from mmedge.models import Classification, DualEncoder, EncodedFiles, verify_bundle
+    from mmedge.models import Classification, DualEncoder, EncodedFiles, Encoder, verify_bundle
     from mmedge.models.load import load
     from mmedge.retrieval.index import Index
     from mmedge.retrieval.items import Match
@@ -24,6 +24,7 @@ __all__ = [
     "Classification",
     "DualEncoder",
     "EncodedFiles",
+    "Encoder",
     "Index",
     "Match",
     "MmedgeError",
@@ -40,6 +41,7 @@ _HOMES = {
     "Classification": "mmedge.models",
     "DualEncoder": "mmedge.models",
     "EncodedFiles": "mmedge.models",
+    "Encoder": "mmedge.models",
     "Index": "mmedge.retrieval.index",
     "Match": "mmedge.retrieval.items",
     "MmedgeError": "mmedge.errors",

@@ -64,6 +64,7 @@ class Task(str, Enum):
 
     RETRIEVAL = "retrieval"
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+    IMAGE_CLASSIFICATION = "image-classification"
     TEXT_GENERATION = "text-generation"
 
 

@@ -21,6 +21,7 @@ PUBLIC = [
     "Classification",
     "DualEncoder",
     "EncodedFiles",
+    "Encoder",
     "Index",
     "Match",
     "MmedgeError",

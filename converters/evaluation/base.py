@@ -37,6 +37,7 @@ __all__ = [
 # One line a kind.
 EVALUATIONS: dict[str, str] = {
     "dual_encoder": "mmedge.converters.evaluation.embedding:Retrieval",
+    "encoder": "mmedge.converters.evaluation.encoder:Encoding",
     "fused": "mmedge.converters.evaluation.classification:Classification",
     "generator": "mmedge.converters.evaluation.generation:Generation",
     "module": "mmedge.converters.evaluation.tensors:Tensors",

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.bundle.kinds import EmbeddingKind
 from mmedge.bundle.quality import Figure, Quality
 from mmedge.converters.evaluation.base import SYNTHETIC, Collected, Evaluation, Metric, Subject
 from mmedge.converters.evaluation.embedding_figures import (
@@ -79,7 +79,7 @@ class Retrieval(Evaluation):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         kind, data = subject.model.kind, subject.data
-        assert isinstance(kind, DualEncoderKind)  # noqa: S101, the registry's
+        assert isinstance(kind, EmbeddingKind)  # noqa: S101, the registry's
         self._kind = kind
         self._item = next((m for m in kind.encoders if m is not Modality.TEXT), None)
         self._labels = Labels()

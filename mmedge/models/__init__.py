@@ -3,12 +3,14 @@
 from mmedge.models.batches import EncodedFiles, Skipped
 from mmedge.models.classification import Classification, ScoredLabel
 from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.encoder import Encoder
 from mmedge.sessions.verification import RoleVerification, verify_bundle
 
 __all__ = [
     "Classification",
     "DualEncoder",
     "EncodedFiles",
+    "Encoder",
     "RoleVerification",
     "ScoredLabel",
     "Skipped",

@@ -1,4 +1,4 @@
-"""Zero-shot classification: probabilities of labels from similarities."""
+"""Classification: probabilities of labels from similarities or logits."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import InputError
-from mmedge.specs import Float32Array
+from mmedge.specs import Array, Float32Array
 
 __all__ = [
     "DEFAULT_TEMPLATE",
     "Classification",
     "EmbeddingCache",
     "ScoredLabel",
+    "activate",
     "label_prompts",
     "probabilities",
 ]
@@ -39,9 +40,10 @@ class Classification:
     """Labels and their probabilities for N images.
 
     Attributes:
-        labels: L labels, in the order they were given.
+        labels: L labels, in the order they were given, or the checkpoint's own.
         probabilities: (N, L) float32. Each row sums to 1 where the model was trained with softmax
-            (CLIP); each entry stands alone where it was trained with sigmoid (SigLIP).
+            (CLIP, most classifiers); each entry stands alone where it was trained with sigmoid
+            (SigLIP, classifiers of several labels an image).
     """
 
     labels: tuple[str, ...]
@@ -125,8 +127,15 @@ def probabilities(similarities: Float32Array, head: ContrastiveHead) -> Float32A
         (N, L) float32.
     """
     # float64: a scale of 100 magnifies the rounding, and there are few entries.
-    logits = similarities.astype(np.float64) * head.logit_scale + head.logit_bias
-    if head.activation == "sigmoid":
+    return activate(
+        similarities.astype(np.float64) * head.logit_scale + head.logit_bias, head.activation
+    )
+
+
+def activate(logits: Array, activation: Literal["softmax", "sigmoid"]) -> Float32Array:
+    """Turn logits (N, L) into probabilities (N, L) float32."""
+    logits = logits.astype(np.float64, copy=False)
+    if activation == "sigmoid":
         decay = np.exp(-np.abs(logits))  # at most 1, so it cannot overflow
         scores = np.where(logits >= 0, 1 / (1 + decay), decay / (1 + decay))
     else:

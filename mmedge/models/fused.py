@@ -8,7 +8,7 @@ from typing import Any
 from mmedge.bundle.kinds import FusedKind
 from mmedge.errors import InputError, SpaceMismatchError
 from mmedge.models.base import Model
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["FusedModel"]
@@ -23,7 +23,7 @@ class FusedModel(Model):
 
     kind = "fused"
 
-    _encoder: DualEncoder | None = None
+    _encoder: EmbeddingModel | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (*super().__reduce__(), {"_encoder": self._encoder})
@@ -33,7 +33,7 @@ class FusedModel(Model):
         """Class names along the last axis of the scores; empty if unnamed."""
         return self._section.labels
 
-    def on(self, encoder: DualEncoder) -> FusedModel:
+    def on(self, encoder: EmbeddingModel) -> FusedModel:
         """Set the encoder whose embeddings the head reads, and return the head.
 
         The head does not close it.

@@ -13,6 +13,7 @@ __all__ = ["MODELS", "model_class"]
 # One line per kind.
 MODELS: dict[str, str] = {
     "dual_encoder": "mmedge.models.dual_encoder:DualEncoder",
+    "encoder": "mmedge.models.encoder:Encoder",
     "fused": "mmedge.models.fused:FusedModel",
     "generator": "mmedge.models.generator:Generator",
     "module": "mmedge.models.module:Module",

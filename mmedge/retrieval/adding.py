@@ -30,8 +30,8 @@ class Given:
     """What an item is made from, as the caller gave it; one of the first three, or texts alone.
 
     Attributes:
-        images: Images, as for DualEncoder.encode_image.
-        audio: Sounds, as for DualEncoder.encode_audio.
+        images: Images, as for EmbeddingModel.encode_image.
+        audio: Sounds, as for EmbeddingModel.encode_audio.
         vectors: Ready vectors.
         texts: Words; embedded where nothing else is given.
     """

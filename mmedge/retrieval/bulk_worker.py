@@ -18,7 +18,7 @@ import numpy as np
 from mmedge.errors import ImageError, MmedgeError
 from mmedge.files import sha256_file
 from mmedge.models.batches import Skipped
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.models.load import load_as
 from mmedge.runtimes.session import SessionOptions
 from mmedge.specs import Modality
@@ -38,7 +38,7 @@ def serve(task: dict[str, Any], requests: IO[bytes], replies: IO[bytes]) -> None
     """
     options = SessionOptions(threads=task["threads"], spin=False)
     with load_as(
-        DualEncoder, task["bundle"], precision=task["precision"], options=options
+        EmbeddingModel, task["bundle"], precision=task["precision"], options=options
     ) as model:
         space = model.spaces[model.encoders[Modality.IMAGE]]
         _send(replies, {"space": space, "dim": model.embedding_dim})
@@ -48,7 +48,7 @@ def serve(task: dict[str, Any], requests: IO[bytes], replies: IO[bytes]) -> None
 
 
 def _embed(
-    model: DualEncoder, files: list[str], known: list[str | None]
+    model: EmbeddingModel, files: list[str], known: list[str | None]
 ) -> tuple[dict[str, Any], bytes]:
     unchanged: list[int] = []
     skipped: list[list[Any]] = []

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmedge.bundle import open_bundle
-from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.bundle.kinds import DualEncoderKind, EmbeddingKind
 from mmedge.closing import Closing
 from mmedge.errors import BundleError, RetrievalError, SpaceMismatchError
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.models.load import load_as
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
@@ -36,15 +36,16 @@ def bundle_space(path: Path | str, precision: str | None = None) -> Space:
         precision: Of the variants, as for mmedge.load.
 
     Raises:
-        BundleError: If it is no bundle, no dual encoder, or its vectors have no fingerprint.
+        BundleError: If it is no bundle, of a kind that does not embed, or without a fingerprint of
+            its vectors.
         SpaceMismatchError: If its variants of that precision do not share a space.
     """
     bundle = open_bundle(path)
     kind = bundle.manifest.kind
-    if not isinstance(kind, DualEncoderKind):
+    if not isinstance(kind, EmbeddingKind):
         raise BundleError(
-            f"{bundle.path} is a {kind.type} bundle, and an index needs a dual_encoder. Convert "
-            "a model such as CLIP, SigLIP or CLAP."
+            f"{bundle.path} is a {kind.type} bundle, and an index needs a dual_encoder or an "
+            "encoder. Convert a model such as CLIP, SigLIP or DINOv2."
         )
     found = {role: bundle.variant(role, precision) for role in kind.encoders.values()}
     spaces = {variant.space for variant in found.values()}
@@ -100,10 +101,10 @@ class Encoder(Closing):
         self._backend = backend
         self._index = index
         self._lock = threading.Lock()
-        self._model: DualEncoder | None = None
+        self._model: EmbeddingModel | None = None
 
     @property
-    def model(self) -> DualEncoder:
+    def model(self) -> EmbeddingModel:
         """The loaded bundle.
 
         Raises:
@@ -123,7 +124,7 @@ class Encoder(Closing):
                         "with Index.open(path, bundle=...)."
                     )
                 self._model = load_as(
-                    DualEncoder, self.bundle, precision=self.precision, backend=self._backend
+                    EmbeddingModel, self.bundle, precision=self.precision, backend=self._backend
                 )
             return self._model
 
@@ -132,22 +133,22 @@ class Encoder(Closing):
         return Encoder(bundle, precision, self._backend, self._index)
 
     def images(self, images: Sequence[ImageSource] | Array) -> Float32Array:
-        """Return (N, D) vectors of images; see DualEncoder.encode_image."""
+        """Return (N, D) vectors of images; see EmbeddingModel.encode_image."""
         return self.model.encode_image(images)
 
     def texts(self, texts: Sequence[str]) -> Float32Array:
-        """Return (N, D) vectors of texts; see DualEncoder.encode_text."""
+        """Return (N, D) vectors of texts; see EmbeddingModel.encode_text."""
         return self.model.encode_text(texts)
 
     def audio(self, audio: Sequence[AudioSource]) -> Float32Array:
-        """Return (N, D) vectors of sounds; see DualEncoder.encode_audio."""
+        """Return (N, D) vectors of sounds; see EmbeddingModel.encode_audio."""
         return self.model.encode_audio(audio)
 
     def labels(self) -> list[str]:
         """Return the labels of the bundle's label banks."""
         kind = self.model.manifest.kind
-        assert isinstance(kind, DualEncoderKind)  # noqa: S101, load_as's
-        return sorted({label for bank in kind.label_banks.values() for label in bank})
+        banks = kind.label_banks if isinstance(kind, DualEncoderKind) else {}
+        return sorted({label for bank in banks.values() for label in bank})
 
     def space(self, modality: Modality) -> str | None:
         """Return the fingerprint of the variant that encodes a modality."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmedge.errors import InputError, RetrievalError
 from mmedge.media.folders import MediaFile, folder_files, taken_at
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.items import Item, MetadataValue
 from mmedge.retrieval.pipeline import Embedded, Job, embedded
 from mmedge.specs import Modality
@@ -78,7 +78,7 @@ class _File:
 
 def index_folder(
     index: Index,
-    model: DualEncoder,
+    model: EmbeddingModel,
     folder: Path | str,
     *,
     prefix: str | None = None,

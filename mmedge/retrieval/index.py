@@ -165,10 +165,10 @@ class Index(IndexReader):
         """Add N new items, all or none of them.
 
         Args:
-            images: Images to embed, as for DualEncoder.encode_image.
+            images: Images to embed, as for EmbeddingModel.encode_image.
             texts: Beside images, audio or vectors: the items' words, which a hybrid search finds
                 and no vector holds. Alone: texts to embed, whose words are stored as well.
-            audio: Sounds to embed, as for DualEncoder.encode_audio.
+            audio: Sounds to embed, as for EmbeddingModel.encode_audio.
             vectors: Ready vectors, normalised here: (N, D) floats, or a sequence of (D,) and (V, D)
                 arrays for items of several vectors, such as a video's frames. A search finds an
                 item by its nearest vector, once.

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmedge.errors import InputError
 from mmedge.media.frames import Media
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Embedded", "Job", "embedded"]
@@ -73,7 +73,7 @@ class _Prepared(Generic[KeyT]):
 
 
 def embedded(
-    model: DualEncoder,
+    model: EmbeddingModel,
     jobs: Iterable[Job[KeyT]],
     *,
     batch_size: int | None = None,
@@ -129,7 +129,7 @@ def embedded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _default_batch(model: DualEncoder) -> int:
+def _default_batch(model: EmbeddingModel) -> int:
     sizes = []
     for role in model.encoders.values():
         if role in model.sessions:
@@ -141,7 +141,7 @@ def _default_batch(model: DualEncoder) -> int:
     return min([*sizes, _MAX_BATCH])
 
 
-def _prepare(model: DualEncoder, job: Job[KeyT], *, shrink: bool) -> _Prepared[KeyT]:
+def _prepare(model: EmbeddingModel, job: Job[KeyT], *, shrink: bool) -> _Prepared[KeyT]:
     """Read and preprocess one item; runs in a thread."""
     item, digest = job.item, None
     try:
@@ -169,7 +169,7 @@ def _read(path: Path) -> bytes:
         raise InputError(f"cannot be read ({error.strerror or error}).") from error
 
 
-def _run(model: DualEncoder, batch: list[_Prepared[KeyT]]) -> Iterator[Embedded[KeyT]]:
+def _run(model: EmbeddingModel, batch: list[_Prepared[KeyT]]) -> Iterator[Embedded[KeyT]]:
     """Encode prepared items of one modality: together where their shapes agree."""
     groups: dict[tuple[tuple[int, ...], ...], list[_Prepared[KeyT]]] = {}
     for one in batch:

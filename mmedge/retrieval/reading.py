@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmedge.closing import Closing
 from mmedge.errors import RetrievalError
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
 from mmedge.retrieval import storing
@@ -91,7 +91,7 @@ class IndexReader(Closing):
         return None if encoder.bundle is None else Path(encoder.bundle)
 
     @property
-    def model(self) -> DualEncoder:
+    def model(self) -> EmbeddingModel:
         """That bundle, loaded when this is first read.
 
         Raises:

@@ -12,7 +12,7 @@ from mmedge.errors import InputError
 from mmedge.media.frames import Frame
 from mmedge.media.recordings import Recording
 from mmedge.media.video import Video
-from mmedge.models.dual_encoder import DualEncoder
+from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.embedding import check_space
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.pipeline import Job, embedded
@@ -28,7 +28,7 @@ _WRITE_ITEMS = 256
 
 def index_recording(
     index: Index,
-    model: DualEncoder,
+    model: EmbeddingModel,
     recording: Recording,
     *,
     batch_size: int | None = None,
@@ -99,7 +99,7 @@ def index_recording(
 
 def index_video(
     index: Index,
-    model: DualEncoder,
+    model: EmbeddingModel,
     path: Path | str,
     *,
     batch_size: int | None = None,

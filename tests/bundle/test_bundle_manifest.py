@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import edit_manifest
+from bundles import DIM, edit_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -159,6 +159,35 @@ def test_only_the_first_faults_are_named(tiny_bundle: Bundle) -> None:
     message = refusal(tiny_bundle.path)
     assert message.count("unknown field") == 3
     assert message.endswith("and 17 more")
+
+
+ENCODER = {"type": "encoder", "encoders": {"image": "image_encoder"}, "embedding_dim": DIM}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "changes", "expected"),
+    [
+        (["image-classification"], {}, "image classification and a class_head need each other"),
+        ([], {"class_head": {"labels": ["a"]}}, "and a class_head need each other"),
+        (
+            ["image-classification"],
+            {"class_head": {"labels": ["a", "b"]}},
+            "a class_head of 2 labels needs an image encoder whose second output is ('batch', 2)",
+        ),
+        ([], {"class_head": {"labels": []}}, "kind.encoder.class_head.labels"),
+        ([], {"class_head": {"labels": ["a", ""]}}, "kind.encoder.class_head.labels.1"),
+        ([], {"encoders": {"image": "image_encoder", "text": "text_encoder"}}, "encoders"),
+        ([], {"embedding_dim": 5}, "expected embeddings (batch, 5)"),
+    ],
+)
+def test_an_encoder_whose_parts_contradict_is_refused(
+    tiny_bundle: Bundle, tasks: list[str], changes: dict[str, object], expected: str
+) -> None:
+    manifest = json.loads((tiny_bundle.path / "manifest.json").read_text())
+    manifest["tasks"], manifest["kind"] = tasks, {**ENCODER, **changes}
+    del manifest["roles"]["text_encoder"], manifest["processors"]["text"]
+    (tiny_bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    assert expected in refusal(tiny_bundle.path)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,18 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from mmedge.bundle.kinds.dual_encoder import ContrastiveHead, DualEncoderKind
+from mmedge.bundle.kinds.embedding import EmbeddingKind
+from mmedge.bundle.kinds.encoder import ClassHead, EncoderKind
 from mmedge.bundle.kinds.fused import FusedKind
 from mmedge.bundle.kinds.generator import GeneratorKind
 from mmedge.bundle.kinds.module import ModuleKind
 
 __all__ = [
+    "ClassHead",
     "ContrastiveHead",
     "DualEncoderKind",
+    "EmbeddingKind",
+    "EncoderKind",
     "FusedKind",
     "GeneratorKind",
     "Kind",
@@ -23,6 +28,7 @@ __all__ = [
 # One line a kind.
 Kind: TypeAlias = Annotated[
     DualEncoderKind
+    | EncoderKind
     | FusedKind
     | GeneratorKind
     | ModuleKind,

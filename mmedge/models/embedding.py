@@ -1,0 +1,356 @@
+"""EmbeddingModel: encoders of images, texts and audio, without their heads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from mmedge.bundle.kinds import EmbeddingKind
+from mmedge.bundle.manifest import Manifest
+from mmedge.errors import (
+    InputError,
+    TextError,
+)
+from mmedge.models.base import Model, Stages
+from mmedge.models.batches import (
+    EncodedFiles,
+    Skipped,
+    checked_paths,
+    image_batches,
+    image_sources,
+    preprocessed_batches,
+    text_batches,
+    token_ids,
+)
+from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
+from mmedge.preprocess.decode import Channels, ImageSource
+from mmedge.preprocess.image import ImageProcessor
+from mmedge.preprocess.text import TextProcessor, checked_texts
+from mmedge.preprocess.waveform import AudioSource, is_audio_source
+from mmedge.specs import Array, Float32Array, Modality
+
+__all__ = ["EmbeddingModel", "Images", "Texts"]
+
+Images: TypeAlias = ImageSource | Iterable[ImageSource]
+"""One image or several: see EmbeddingModel.encode_image."""
+
+Texts: TypeAlias = str | Iterable[str]
+
+
+class EmbeddingModel(Model):
+    """Base of the kinds whose roles embed: `DualEncoder` and `Encoder`.
+
+    Every method may be called from several threads at once: sessions and processors hold no state
+    between calls. A call that is running while another thread closes the model ends well or with a
+    BackendError.
+
+    A dynamic int8 variant ("int8-dynamic") scales activations over a whole batch, so there an
+    embedding depends slightly on what it is batched with; batch_size=1 gives what its quality was
+    measured on. No other variant does, static int8 included, beyond rounding.
+    """
+
+    @property
+    def encoders(self) -> Mapping[Modality, str]:
+        """The encoders' roles by modality."""
+        return self._section.encoders
+
+    @property
+    def spaces(self) -> Mapping[str, str | None]:
+        """Embedding-space fingerprint of the running variant, by role name."""
+        return {role: variant.space for role, variant in self._variants.items()}
+
+    @property
+    def space(self) -> str | None:
+        """Embedding-space fingerprint shared by all roles, None if they differ."""
+        spaces = set(self.spaces.values())
+        return spaces.pop() if len(spaces) == 1 else None
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the length of an embedding."""
+        return self._section.embedding_dim
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """Processor from images to the image encoder's input.
+
+        Raises:
+            InputError: If the image encoder is not there.
+        """
+        return cast(ImageProcessor, self._processor(self._role(Modality.IMAGE)))
+
+    @property
+    def text_processor(self) -> TextProcessor:
+        """Processor from texts to the text encoder's inputs.
+
+        Raises:
+            InputError: If the text encoder is not there.
+        """
+        return cast(TextProcessor, self._processor(self._role(Modality.TEXT)))
+
+    def encode_image(
+        self,
+        images: Images,
+        *,
+        batch_size: int | None = None,
+        channels: Channels | None = None,
+        max_pixels: int | None = None,
+        skipped: list[Skipped] | None = None,
+    ) -> Float32Array:
+        """Encode images.
+
+        Args:
+            images: One image: a path, the bytes of an image file, a binary file object, a PIL
+                image, a uint8 array or CPU tensor (H, W, 3), (H, W, 4) or (H, W). Or several: a
+                list, an array of paths, an iterator or generator of these, or a uint8 array
+                (N, H, W, 3); they are read, prepared and encoded batch by batch, in memory that
+                does not grow with their number. Or a float32 array (N, 3, h, w) that is
+                preprocessed already.
+            batch_size: Images that run through the graph at once; None takes the bundle's own.
+            channels: Order of the channels in arrays: "rgb", or "bgr" for frames of OpenCV; None
+                takes what `load` was given.
+            max_pixels: Largest image that is decoded; None takes what `load` was given.
+            skipped: Takes the images that cannot be read, which then have no row; None raises
+                instead.
+
+        Returns:
+            (N, D) float32, L2-normalised; (1, D) for one image.
+
+        Raises:
+            ImageError: If an image cannot be read; its path or position is named.
+            InputError: If there is no image, or one of a wrong type, shape or dtype.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        return self._image_rows(0, images, batch_size, channels, max_pixels, skipped)
+
+    def _image_rows(
+        self,
+        output: int,
+        images: Images,
+        batch_size: int | None,
+        channels: Channels | None,
+        max_pixels: int | None,
+        skipped: list[Skipped] | None,
+    ) -> Float32Array:
+        """Return one output of the image encoder, by its position; see encode_image."""
+        processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
+        size = self._batch_size(Modality.IMAGE, batch_size)
+        several = image_sources(images)
+        if several is None and skipped is None:  # one image, named without a position
+            return self._rows(Modality.IMAGE, processor([cast(ImageSource, images)]), output)
+        if isinstance(several, np.ndarray) and several.dtype != np.uint8:
+            batches = preprocessed_batches(several, size)
+        else:
+            sources = [cast(ImageSource, images)] if several is None else several
+            batches = image_batches(sources, processor, size, skipped)
+        parts = [self._run_image(batch, output) for batch in batches]
+        if not parts and not skipped:
+            raise InputError("Images: got none, expected at least one.")
+        return self._joined(parts, Modality.IMAGE, output)
+
+    def encode_image_files(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        skip_bad: bool = False,
+        batch_size: int | None = None,
+        max_pixels: int | None = None,
+    ) -> EncodedFiles:
+        """Encode image files, optionally skipping unreadable ones.
+
+        Args:
+            paths: A folder, of which all images are taken, subfolders included, sorted by path; or
+                image files, as few or as many as there are.
+            skip_bad: Skip a file that cannot be read as an image and report it in `skipped`.
+            batch_size: As for encode_image.
+            max_pixels: As for encode_image.
+
+        Raises:
+            ImageError: If a file cannot be read and skip_bad is off; its path is named.
+            InputError: If one is not a path, or a folder holds no images.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        processor = self.image_processor.with_options(max_pixels=max_pixels)
+        size = self._batch_size(Modality.IMAGE, batch_size)
+        names: list[str] = []
+        skipped: list[Skipped] = []
+        sources = checked_paths(paths, names)
+        batches = image_batches(sources, processor, size, skipped if skip_bad else None)
+        embeddings = self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
+        bad = {image.position for image in skipped}
+        kept = tuple(name for position, name in enumerate(names) if position not in bad)
+        return EncodedFiles(embeddings, kept, tuple(skipped))
+
+    def encode_text(
+        self,
+        texts: Texts,
+        *,
+        batch_size: int | None = None,
+        skipped: list[Skipped] | None = None,
+    ) -> Float32Array:
+        """Encode texts.
+
+        Texts of like length run together, so that a short one is not padded to a long one where
+        the model's output does not depend on the padding.
+
+        Args:
+            texts: One text or several: a list, an array, an iterator or generator, which is read
+                and encoded some thousand at a time. What exceeds the model's length is truncated.
+            batch_size: Texts that run through the graph at once; None takes the bundle's own.
+            skipped: Takes the texts that cannot be used, such as missing captions, which then have
+                no row; None raises instead.
+
+        Returns:
+            (N, D) float32, L2-normalised, in the order of the texts; (1, D) for one text.
+
+        Raises:
+            TextError: If there is no text, or one is empty, enormous or not valid Unicode; its
+                position is named.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        processor = self.text_processor
+        size = self._batch_size(Modality.TEXT, batch_size)
+        several = [texts] if isinstance(texts, str) else checked_texts(texts)
+        parts = [self._encode_ids(ids, size) for ids in token_ids(several, processor, skipped)]
+        if not parts and not skipped:
+            raise TextError("Texts: got none, expected at least one.")
+        return self._joined(parts, Modality.TEXT)
+
+    def _encode_ids(self, ids: Sequence[Sequence[int]], batch_size: int) -> Float32Array:
+        processor = self.text_processor
+        by_length = processor.config.padding == "longest"
+        batches = text_batches(ids, batch_size, by_length=by_length)
+        if len(batches) == 1:
+            return self._rows(Modality.TEXT, processor.pad(ids))
+        embeddings = np.empty((len(ids), self.embedding_dim), np.float32)
+        for batch in batches:
+            feed = processor.pad([ids[position] for position in batch])
+            embeddings[batch] = self._rows(Modality.TEXT, feed)
+        return embeddings
+
+    def _joined(
+        self, parts: Sequence[Float32Array], modality: Modality, output: int = 0
+    ) -> Float32Array:
+        if len(parts) == 1:
+            return parts[0]
+        width = int(self.manifest.roles[self._role(modality)].outputs[output].shape[1])
+        return np.concatenate(parts or [np.empty((0, width), np.float32)])
+
+    def encode_audio(
+        self, sounds: AudioSource | Iterable[AudioSource], *, batch_size: int | None = None
+    ) -> Float32Array:
+        """Encode audio.
+
+        Args:
+            sounds: One sound or several: paths, bytes or file objects of audio files, or
+                (samples, rate) pairs.
+            batch_size: Sounds that run through the graph at once; None takes the bundle's own.
+
+        Returns:
+            (N, D) float32, L2-normalised; (1, D) for one sound.
+
+        Raises:
+            AudioError: If a sound cannot be read; its position is named.
+            InputError: If there is no sound, or the model has no audio encoder.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        processor = self._processor(self._role(Modality.AUDIO))
+        size = self._batch_size(Modality.AUDIO, batch_size)
+        items = [sounds] if is_audio_source(sounds) else list(cast("Iterable[AudioSource]", sounds))
+        if not items:
+            raise InputError("Audio: got none, expected at least one.")
+        starts = range(0, len(items), size)
+        parts = [
+            self._rows(Modality.AUDIO, processor(items[start : start + size])) for start in starts
+        ]
+        return np.concatenate(parts)
+
+    def prepare(
+        self, modality: Modality, item: object, *, shrink: bool = False
+    ) -> dict[str, Array]:
+        """Return the inputs of an encoder's graph for one item, for `encode_prepared`.
+
+        Args:
+            modality: Of the encoder.
+            item: An image, a sound or a text.
+            shrink: Decode a large JPEG at a fraction of its size: see decode_image.
+
+        Raises:
+            InputError: If the item cannot be used, or the model has no such encoder.
+        """
+        if modality is Modality.IMAGE:
+            processor = self.image_processor
+            return processor([processor.decode(cast(ImageSource, item), shrink=shrink)])
+        return self._processor(self._role(modality))([item])
+
+    def encode_prepared(self, modality: Modality, feed: Mapping[str, Array]) -> Float32Array:
+        """Encode a batch of prepared items.
+
+        Args:
+            modality: Of the encoder.
+            feed: What `prepare` returned for N items, joined along the first axis.
+
+        Returns:
+            (N, D) float32, L2-normalised.
+
+        Raises:
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        return self._rows(modality, feed)
+
+    @classmethod
+    def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
+        """Return the stage names of encode_image, encode_text or encode_audio."""
+        return STAGE_NAMES.get(manifest.modality(role), ())
+
+    def call(self, role: str, sample: object) -> Callable[[], object] | None:
+        """Return encode_image, encode_text or encode_audio on a sample."""
+        modality = self.manifest.modality(role)
+        if modality is Modality.IMAGE:
+            return lambda: self.encode_image(cast(ImageSource, sample))
+        if modality is Modality.TEXT:
+            return lambda: self.encode_text(str(sample))
+        return lambda: self.encode_audio(cast(AudioSource, sample))
+
+    def stages(self, role: str, sample: object) -> Stages | None:
+        """Return the call of a role and its stages, each with its input ready."""
+        whole = self.call(role, sample)
+        if whole is None:
+            return None
+        return encoder_stages(whole, self._processor(role), self._session(role), sample)
+
+    def _run_image(self, tensor: Float32Array, output: int = 0) -> Float32Array:
+        return self._rows(Modality.IMAGE, {self.image_processor.config.input: tensor}, output)
+
+    def _rows(self, modality: Modality, feed: Mapping[str, Array], output: int = 0) -> Float32Array:
+        """Run an encoder and return one of its outputs; the first is the embedding."""
+        role = self._role(modality)
+        rows: Float32Array = self._run(role, feed)[self.manifest.roles[role].outputs[output].name]
+        return rows.astype(np.float32, copy=False)
+
+    def _role(self, modality: Modality) -> str:
+        """Return the role of a modality.
+
+        Raises:
+            InputError: If the model has none.
+        """
+        return self.encoders.get(modality, f"{modality.value}_encoder")
+
+    def _batch_size(self, modality: Modality, wanted: int | None) -> int:
+        if wanted is not None and wanted < 1:
+            raise InputError(f"batch_size: got {wanted}, expected 1 or more.")
+        role = self._role(modality)
+        axis = self._session(role).inputs[0].shape[0]
+        if isinstance(axis, int):
+            return axis
+        bounds = self.manifest.roles[role].axes.get(axis)
+        return wanted or (1 if bounds is None else bounds.max)
+
+    @property
+    def _section(self) -> EmbeddingKind:
+        kind = self.manifest.kind
+        assert isinstance(kind, EmbeddingKind)  # noqa: S101, the registry's
+        return kind
