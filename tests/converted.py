@@ -19,6 +19,8 @@ __all__ = [
     "gpt2_folder",
     "photo_folder",
     "siglip_folder",
+    "vit_bundle",
+    "vit_folder",
     "write_pictures",
     "write_sounds",
 ]
@@ -129,6 +131,39 @@ def gpt2_bundle(gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             precisions=("fp32", "int8-dynamic"),
             evaluate=folder / "texts.jsonl",
         )
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT with a classification head, in transformers' format; not to be changed."""
+    from models.tiny_models import write_vit
+
+    return write_vit(tmp_path_factory.mktemp("sources") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def vit_bundle(
+    vit_folder: Path,
+    photo_folder: Path,
+    evaluation_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny ViT in fp32 and int8, judged on labelled images; not to be changed."""
+    return convert_images(vit_folder, photo_folder, evaluation_folder, tmp_path_factory)
+
+
+def convert_images(
+    source: Path, calibration: Path, evaluation: Path, factory: pytest.TempPathFactory
+) -> Path:
+    """Convert an image model to fp32 and int8, judged on labelled images."""
+    from mmedge.converters import ConvertConfig, convert
+
+    out = factory.mktemp("image-models") / f"{source.name}.mmedge"
+    precisions = ("fp32", "int8")
+    convert(
+        ConvertConfig(str(source), out, precisions, calibration=calibration, evaluate=evaluation)
     )
     return out
 

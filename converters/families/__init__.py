@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "clip": "mmedge.converters.families.clip:FAMILY",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
+    "vit": "mmedge.converters.families.vit:FAMILY",
 }
 ENTRY_POINTS = "mmedge.families"
 """Entry-point group through which other packages offer families: name = "module:object"."""

@@ -68,7 +68,11 @@ def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # n
 
 
 def load_model(
-    source: Source, task: str = DUAL_ENCODER_TASK, *, model_class: str | None = None
+    source: Source,
+    task: str = DUAL_ENCODER_TASK,
+    *,
+    model_class: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Load a model of transformers for a task, in fp32, from the source's own tensors.
 
@@ -79,6 +83,7 @@ def load_model(
         source: The source.
         task: optimum's name of a task.
         model_class: A class of transformers by name, where the table of tasks has none.
+        options: Arguments of that class beside the configuration.
 
     Raises:
         SourceError: If weights are missing, of another shape or quantized. transformers would fill
@@ -93,7 +98,7 @@ def load_model(
     with foreign_errors(place, "Fetch weights and config.json of one revision."):
         with torch.device("meta"):
             if model_class is not None:
-                outline = getattr(transformers, model_class)(config)
+                outline = getattr(transformers, model_class)(config, **(options or {}))
             else:
                 outline = TasksManager.get_model_class_for_task(
                     task, model_type=source.model_type, library="transformers"
@@ -109,6 +114,7 @@ def load_model(
             dtype=torch.float32,
             output_loading_info=True,
             attn_implementation="sdpa" if getattr(outline, "_supports_sdpa", False) else "eager",
+            **(options or {}),
         )
     _check_complete(source, report)
     if source.adapter is not None:

@@ -38,7 +38,8 @@ def check_reference(
         role: The role's name, for messages.
         spec: The role, with a module, fed by one processor.
         processors: Of the device, by name.
-        reference: The source's model; takes inputs by keyword, gives embeddings (N, D).
+        reference: The source's model; takes inputs by keyword, gives embeddings (N, D), or a tuple
+            of what the module gives.
 
     Raises:
         ParityError: If they differ; the inputs that the role does not take are named.
@@ -54,10 +55,13 @@ def check_reference(
         with foreign_errors(f"{role}: the model rejects its own processor's inputs", "Correct it."):
             expected = reference(**{name: given[name] for name in given if name in taken})
         got = spec.module.eval()(*(torch.from_numpy(fed[item.name]) for item in spec.inputs))
-    rows = [_rows(got), _rows(expected)]
-    if rows[0].shape != rows[1].shape:
-        raise ParityError(f"{role}: gives {rows[0].shape}, the source's own model {rows[1].shape}.")
-    cosine = float(cosines(rows[1], rows[0]).min())
+    cosine = 1.0
+    for output, wanted in zip(_outputs(got), _outputs(expected), strict=False):
+        if output.shape != wanted.shape:
+            raise ParityError(
+                f"{role}: gives {output.shape}, the source's own model {wanted.shape}."
+            )
+        cosine = min(cosine, float(cosines(wanted, output).min()))
     if not cosine >= _COSINE_MIN:
         fed_names = {item.name for item in spec.inputs}
         left_out = [name for name in given if name in taken and name not in fed_names]
@@ -72,8 +76,10 @@ def check_reference(
         )
 
 
-def _rows(output: Any) -> Any:  # noqa: ANN401, transformers is untyped
-    first = output[0] if isinstance(output, tuple) else output
+def _outputs(output: Any) -> list[Any]:  # noqa: ANN401, transformers is untyped
+    """Return the rows of a tuple's tensors, or of the embedding that transformers gives."""
+    if isinstance(output, tuple):
+        return [each.float().flatten(1).numpy() for each in output]
     for name in ("image_embeds", "text_embeds", "pooler_output"):
-        first = getattr(first, name, first)
-    return first.float().flatten(1).numpy()
+        output = getattr(output, name, output)
+    return [output.float().flatten(1).numpy()]

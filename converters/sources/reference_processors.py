@@ -28,6 +28,7 @@ __all__ = [
 
 _FILE = "preprocessor_config.json"
 _MAX_SIDE = 1 << 13
+_UNCROPPED_FROM = 384  # see transformers' ConvNextImageProcessorPil.resize
 _RESAMPLE: dict[object, Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]] = {
     0: "nearest",
     1: "lanczos",
@@ -48,12 +49,12 @@ _PROBE_TEXTS = (
 )
 
 
-def read_image_preprocessing(source: Source, side: int) -> ImageConfig:
+def read_image_preprocessing(source: Source, side: int | None) -> ImageConfig:
     """Freeze the Pillow image processor of transformers, which puts transparent pixels on white.
 
     Args:
         source: The original.
-        side: Height and width that the graph takes.
+        side: Height and width that the graph takes; None where it takes any fixed size.
 
     Raises:
         SourceError: If it is missing, asks for a step that mmedge does not have, or gives images
@@ -68,7 +69,7 @@ def read_image_preprocessing(source: Source, side: int) -> ImageConfig:
         raise settings.error("do_pad", "false", "mmedge has no padding of images.")
     steps: list[ImageStep] = [Decode()]
     if settings.flag("do_resize"):
-        steps.append(_read_resize(settings))
+        steps += _read_resize(settings)
     if settings.flag("do_center_crop"):
         height, width = _read_sides(settings, "crop_size")
         steps.append(Crop(height=height, width=width))
@@ -81,14 +82,21 @@ def read_image_preprocessing(source: Source, side: int) -> ImageConfig:
     return ImageConfig(steps=tuple(steps))
 
 
-def _read_resize(settings: Fields) -> Resize:
+def _read_resize(settings: Fields) -> list[ImageStep]:
     resample = settings.choice("resample", _RESAMPLE)
     size = settings.section("size")
     if size is not None and size.values.get("shortest_edge") is not None:
         edge = size.integer("shortest_edge", 1, _MAX_SIDE)
-        return Resize(mode="shortest_edge", height=edge, width=edge, resample=resample)
+        if settings.values.get("crop_pct") is None:
+            return [Resize(mode="shortest_edge", height=edge, width=edge, resample=resample)]
+        # ConvNeXt's processor, which ResNet uses too.
+        if edge >= _UNCROPPED_FROM:
+            return [Resize(mode="exact", height=edge, width=edge, resample=resample)]
+        whole = int(edge / settings.number("crop_pct", 0.0, 1.0))
+        resize = Resize(mode="shortest_edge", height=whole, width=whole, resample=resample)
+        return [resize, Crop(height=edge, width=edge)]
     height, width = _read_sides(settings, "size")
-    return Resize(mode="exact", height=height, width=width, resample=resample)
+    return [Resize(mode="exact", height=height, width=width, resample=resample)]
 
 
 def _read_sides(settings: Fields, key: str) -> tuple[int, int]:
@@ -98,11 +106,16 @@ def _read_sides(settings: Fields, key: str) -> tuple[int, int]:
     return section.integer("height", 1, _MAX_SIDE), section.integer("width", 1, _MAX_SIDE)
 
 
-def _check_size(source: Source, last: ImageStep, side: int) -> None:
-    """Check that the last resizing step gives the graph's input size."""
+def _check_size(source: Source, last: ImageStep, side: int | None) -> None:
+    """Check that the last resizing step gives the graph's input size, or a fixed one."""
     fixed = isinstance(last, Crop) or (isinstance(last, Resize) and last.mode == "exact")
     got = f"{last.height}x{last.width}" if isinstance(last, Crop | Resize) and fixed else "any size"
-    if got != f"{side}x{side}":
+    if side is None and not fixed:
+        raise SourceError(
+            f"{source.folder / _FILE}: gives images of {got}, expected one size. Set "
+            "do_center_crop and crop_size, or size to a height and width."
+        )
+    if side is not None and got != f"{side}x{side}":
         raise SourceError(
             f"{source.folder / _FILE}: gives images of {got}, but the model takes {side}x{side}. "
             f"Set do_center_crop and crop_size to {side}, or size to that height and width."

@@ -22,6 +22,9 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 TEXT_END = "<|endoftext|>"
@@ -29,6 +32,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
 CLIP_SIDE, SIGLIP_SIDE = 32, 24
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
+
+IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
 
 _TOWER = {
     "hidden_size": 32,
@@ -82,6 +87,26 @@ def write_clip(
     tokenizer.save_pretrained(folder)
     side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def write_vit(folder: Path, *, seed: int = 0) -> Path:
+    """Write a ViT that classifies images by IMAGE_LABELS."""
+    config = ViTConfig(
+        **_TOWER,
+        image_size=CLIP_SIDE,
+        patch_size=8,
+        id2label=dict(enumerate(IMAGE_LABELS)),
+        label2id={name: index for index, name in enumerate(IMAGE_LABELS)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ViTForImageClassification(config)
+        _spread(model)
+        _centre(model, CLIP_SIDE)
+    model.save_pretrained(folder)
+    side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    ViTImageProcessorPil(size=side).save_pretrained(folder)
     return folder
 
 
@@ -197,6 +222,17 @@ def _spread(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0.0, 0.3)
+
+
+def _centre(model: torch.nn.Module, side: int) -> None:
+    """Shift the biases of a classifier so that images of noise get classes of all kinds."""
+    pixels = (
+        torch.rand(32, 1, 1, 1) + 0.2 * torch.randn(32, 3, side, side) + torch.rand(32, 3, 1, 1)
+    )
+    with torch.no_grad():
+        logits = model.eval()(pixels * 2 - 2).logits
+        head = model.classifier if hasattr(model.classifier, "bias") else model.classifier[-1]
+        head.bias -= logits.mean(dim=0)
 
 
 def train_unigram(sentences: Iterable[str], vocab_size: int) -> bytes:
