@@ -84,7 +84,7 @@ class OnnxFile:
         outputs: Output specs.
         has_fp16: Whether an input, an output or an initializer is float16.
         external_data: One entry for every tensor whose bytes lie elsewhere, or might.
-        signed_codes: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
+        signed_int8: Whether it holds DequantizeLinear, initializers of int8 and none of uint8, as
             Q/DQ with signed values does.
         paired: Whether its metadata say that no sum of two int8 products passes 16 bits.
         has_fp8: Whether an initializer is a float of 8 bits.
@@ -97,7 +97,7 @@ class OnnxFile:
     outputs: tuple[TensorSpec, ...]
     has_fp16: bool
     external_data: tuple[ExternalData, ...]
-    signed_codes: bool = False
+    signed_int8: bool = False
     paired: bool = False
     has_fp8: bool = False
     may_loop: bool = False
@@ -229,7 +229,7 @@ class _Reader:
             outputs,
             _FLOAT16 in self._held | self._passed,
             tuple(self._external),
-            signed_codes=self._held & {_INT8, _UINT8} == {_INT8}
+            signed_int8=self._held & {_INT8, _UINT8} == {_INT8}
             and self._data.find(b"DequantizeLinear") >= 0,
             paired=paired,
             has_fp8=not self._held.isdisjoint(_FLOAT8),

@@ -49,8 +49,8 @@ class _Round(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, step, zero)
         ctx.bounds = (low, high)
-        codes = torch.clamp(torch.round(x / step) + zero, low, high)
-        return (codes - zero) * step
+        values = torch.clamp(torch.round(x / step) + zero, low, high)
+        return (values - zero) * step
 
     @staticmethod
     def backward(
@@ -62,10 +62,10 @@ class _Round(torch.autograd.Function):
         low, high = ctx.bounds
         ratio = x / step
         rounded = torch.round(ratio)
-        codes = rounded + zero
-        below, above = codes < low, codes > high
+        values = rounded + zero
+        below, above = values < low, values > high
         inside = ~(below | above)
-        to_step = torch.where(inside, rounded - ratio, torch.clamp(codes, low, high) - zero)
+        to_step = torch.where(inside, rounded - ratio, torch.clamp(values, low, high) - zero)
         to_zero = torch.where(inside, 0.0, -step)
         return (
             gradient * inside,
@@ -146,8 +146,8 @@ class RoundedWeight(nn.Module):
         largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
         # As quantize_weight: what is too small for a scale becomes 0.
         scale = torch.where(largest >= 127 * _SMALLEST_SCALE, largest, 1.0) / 127.0
-        codes: torch.Tensor = _StraightThrough.apply(weight / scale)  # type: ignore[no-untyped-call]
-        return codes.clamp(-127, 127) * scale
+        values: torch.Tensor = _StraightThrough.apply(weight / scale)  # type: ignore[no-untyped-call]
+        return values.clamp(-127, 127) * scale
 
 
 class FakeQuantized:

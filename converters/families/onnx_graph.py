@@ -48,7 +48,7 @@ class OnnxGraph:
         file = read_onnx_file(path)
         if not file.inputs or not file.outputs:
             raise SourceError(f"{path}: has no inputs or no outputs. Export it again.")
-        if file.has_fp16 or file.signed_codes or file.has_fp8:
+        if file.has_fp16 or file.signed_int8 or file.has_fp8:
             raise SourceError(
                 f"{path}: is quantized or in half precision already. Pass the fp32 model that it "
                 "was made from."

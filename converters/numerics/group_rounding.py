@@ -1,12 +1,12 @@
 """Group-wise quantization of weights, rounded in one of three ways.
 
 A linear layer's matrix is (in, out). A group is `group_size` consecutive inputs of one output; its
-weights are scale * (code - zero point), codes unsigned. Symmetric means the middle code for every
-zero point, so none need be stored.
+weights are scale * (value - zero point), values unsigned. Symmetric: every zero point is the middle
+value, so none need be stored.
 
-- `round_to_nearest`: each weight to the nearest code. The scale is that of a few candidates, from
+- `round_to_nearest`: each weight to the nearest value. The scale is that of a few candidates, from
   the full range inwards, which errs least in squares.
-- `hqq`: the grid is fitted to the codes by half-quadratic splitting, for an error that forgives
+- `hqq`: the grid is fitted to the values by half-quadratic splitting, for an error that forgives
   outliers (Badri and Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models").
   Theirs keeps the scale and lets zero points be any number; the products that runtimes execute fast
   take whole ones, so here the scale is fitted too. Needs no data.
@@ -29,10 +29,10 @@ from mmedge.specs import Array, Float32Array
 
 __all__ = [
     "Bits",
-    "GroupCodes",
+    "GroupedValues",
     "gptq",
     "hqq",
-    "placeholder_codes",
+    "placeholder_values",
     "relative_error",
     "round_to_nearest",
 ]
@@ -40,7 +40,7 @@ __all__ = [
 Bits: TypeAlias = Literal[2, 4, 8]
 
 # Scales are stored in fp16 where it holds them. Below 2**-14 its steps grow coarse, at the limit to
-# 6 % of a scale; codes are chosen for the scale as stored.
+# 6 % of a scale; values are chosen for the scale as stored.
 _HALF_SMALLEST = 2.0**-20
 _HALF_LARGEST = 60000.0
 _SINGLE_SMALLEST = float(np.finfo(np.float32).tiny)
@@ -62,20 +62,20 @@ _GPTQ_DAMPING_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class GroupCodes:
+class GroupedValues:
     """A matrix (in, out) in few bits.
 
     Attributes:
-        codes: (out, groups, group_size) uint8, each below 2**bits. What pads the last group beyond
+        values: (out, groups, group_size) uint8, each below 2**bits. What pads the last group beyond
             `in` dequantizes to 0.
         scales: (out, groups) float16 or float32, positive.
         zero_points: (out, groups) uint8.
         inputs: Size of `in`.
-        bits: Of a code.
+        bits: Of a quantized value.
         symmetric: Whether every zero point is 2**(bits - 1).
     """
 
-    codes: NDArray[np.uint8]
+    values: NDArray[np.uint8]
     scales: Array
     zero_points: NDArray[np.uint8]
     inputs: int
@@ -85,35 +85,35 @@ class GroupCodes:
     @property
     def group_size(self) -> int:
         """Weights that share a scale."""
-        return int(self.codes.shape[2])
+        return int(self.values.shape[2])
 
     def matrix(self) -> Float32Array:
         """Return the dequantized matrix, (in, out)."""
-        steps = self.codes.astype(np.float32) - self.zero_points[..., None]
+        steps = self.values.astype(np.float32) - self.zero_points[..., None]
         steps *= self.scales.astype(np.float32)[..., None]
         return np.ascontiguousarray(steps.reshape(steps.shape[0], -1)[:, : self.inputs].T)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of codes, scales and zero points, packed."""
-        out, groups, group_size = self.codes.shape
+        """Bytes of quantized values, scales and zero points, packed."""
+        out, groups, group_size = self.values.shape
         per_byte = 8 // self.bits
         zero_points = 0 if self.symmetric else out * -(-groups // per_byte)
         return int(out * groups * group_size // per_byte + self.scales.nbytes + zero_points)
 
 
-def relative_error(matrix: Float32Array, codes: GroupCodes) -> float:
+def relative_error(matrix: Float32Array, quantized: GroupedValues) -> float:
     """Return ||W - Wq|| / ||W|| in the Frobenius norm; 0 for a matrix of zeros."""
-    return matrix_error(matrix, codes.matrix())
+    return matrix_error(matrix, quantized.matrix())
 
 
-def placeholder_codes(
+def placeholder_values(
     matrix: Float32Array, bits: Bits, group_size: int, *, symmetric: bool = True
-) -> GroupCodes:
-    """Return placeholder codes of the size of the matrix's."""
+) -> GroupedValues:
+    """Return placeholder values of the size of the matrix's."""
     inputs, outputs = matrix.shape
     groups = -(-inputs // group_size)
-    return GroupCodes(
+    return GroupedValues(
         np.zeros((outputs, groups, group_size), np.uint8),
         np.ones((outputs, groups), _scale_dtype(matrix, bits)),
         np.zeros((outputs, groups), np.uint8),
@@ -125,12 +125,12 @@ def placeholder_codes(
 
 def round_to_nearest(
     matrix: Float32Array, bits: Bits, group_size: int, *, symmetric: bool = True
-) -> GroupCodes:
-    """Quantize each weight to the nearest code of its group.
+) -> GroupedValues:
+    """Quantize each weight to the nearest value of its group.
 
     Args:
         matrix: (in, out).
-        bits: Of a code.
+        bits: Of a quantized value.
         group_size: Inputs that share a scale; `in` need not be a multiple of it.
         symmetric: Without zero points.
 
@@ -143,14 +143,14 @@ def round_to_nearest(
 
 def hqq(
     matrix: Float32Array, bits: Bits, group_size: int, *, symmetric: bool = False
-) -> GroupCodes:
+) -> GroupedValues:
     """Quantize with grids fitted so that sum |W - Wq| ** 0.7 is small.
 
     Never worse in that error than `round_to_nearest`, group by group.
 
     Args:
         matrix: (in, out).
-        bits: Of a code.
+        bits: Of a quantized value.
         group_size: Inputs that share a scale; `in` need not be a multiple of it.
         symmetric: Without zero points: only scales are fitted.
 
@@ -170,7 +170,7 @@ def gptq(
     symmetric: bool = True,
     damping: float = 0.01,
     most_active_first: bool = False,
-) -> GroupCodes:
+) -> GroupedValues:
     """Quantize input by input, each compensating the rounding errors before it.
 
     An input that was always zero on the calibration data passes no error on and keeps its weights.
@@ -178,7 +178,7 @@ def gptq(
     Args:
         matrix: (in, out).
         moment: (in, in), X^T X / rows of the layer's inputs (see statistics.collect_moments).
-        bits: Of a code.
+        bits: Of a quantized value.
         group_size: Inputs that share a scale; `in` need not be a multiple of it.
         symmetric: Without zero points.
         damping: Added to the moment's diagonal, as a share of its mean.
@@ -200,7 +200,7 @@ def gptq(
         scales[:] = fixed_scales.reshape(outputs, -1).T
         zeros[:] = fixed_zeros.reshape(outputs, -1).T
     left = np.ascontiguousarray(matrix[order], np.float32)  # of rounded rows, what rounding took
-    codes = np.zeros((groups.shape[1] * group_size, outputs), np.uint8)
+    quantized = np.zeros((groups.shape[1] * group_size, outputs), np.uint8)
     top = float(2**bits - 1)
     block = max(_GPTQ_BLOCK, group_size)  # both powers of two: a group never spans two blocks
     for start in range(0, inputs, block):
@@ -219,14 +219,14 @@ def gptq(
                 scales[group], zeros[group] = _grid(members, bits, symmetric, dtype)
             scale, zero = scales[group], zeros[group]
             chosen = np.clip(np.rint(rest[row] / scale) + zero, 0.0, top)
-            codes[at] = chosen
+            quantized[at] = chosen
             rounded = (chosen - zero) * scale
             error = (rest[row] - rounded) / spread[row, row]
             rest[row + 1 :] -= spread[row, row + 1 :, None] * error
             left[start + row] -= rounded
-    codes[inputs:] = zeros[-1]
-    packed = codes.reshape(groups.shape[1], group_size, outputs).transpose(2, 0, 1)
-    return GroupCodes(
+    quantized[inputs:] = zeros[-1]
+    packed = quantized.reshape(groups.shape[1], group_size, outputs).transpose(2, 0, 1)
+    return GroupedValues(
         np.ascontiguousarray(packed),
         np.ascontiguousarray(scales.T).astype(dtype),
         np.ascontiguousarray(zeros.T).astype(np.uint8),
@@ -310,10 +310,10 @@ def _assemble(
     symmetric: bool,
     *,
     fit: bool,
-) -> GroupCodes:
+) -> GroupedValues:
     outputs, count, group_size = groups.shape
     flat = groups.reshape(-1, group_size)
-    codes = np.empty(flat.shape, np.uint8)
+    quantized = np.empty(flat.shape, np.uint8)
     scales = np.empty(len(flat), dtype)
     zeros = np.empty(len(flat), np.uint8)
     step = max(1, _CHUNK // group_size)
@@ -324,9 +324,9 @@ def _assemble(
             scale, zero = _fitted(part, scale, zero, bits, symmetric, dtype)
         scales[start : start + step] = scale
         zeros[start : start + step] = zero
-        codes[start : start + step] = _nearest(part, scale, zero, bits)
-    return GroupCodes(
-        codes.reshape(groups.shape),
+        quantized[start : start + step] = _nearest(part, scale, zero, bits)
+    return GroupedValues(
+        quantized.reshape(groups.shape),
         scales.reshape(outputs, count),
         zeros.reshape(outputs, count),
         matrix.shape[0],
@@ -336,15 +336,15 @@ def _assemble(
 
 
 def _nearest(part: Float32Array, scale: Float32Array, zero: Float32Array, bits: int) -> Array:
-    """Return codes, as float32, of groups (G, group_size) on their grids (G,)."""
-    codes = part / scale[:, None]
-    np.rint(codes, out=codes)
-    codes += zero[:, None]
-    return np.clip(codes, 0.0, float(2**bits - 1), out=codes)
+    """Return quantized values, as float32, of groups (G, group_size) on their grids (G,)."""
+    quantized = part / scale[:, None]
+    np.rint(quantized, out=quantized)
+    quantized += zero[:, None]
+    return np.clip(quantized, 0.0, float(2**bits - 1), out=quantized)
 
 
-def _values(codes: Array, scale: Float32Array, zero: Float32Array) -> Float32Array:
-    found: Float32Array = (codes - zero[:, None]) * scale[:, None]
+def _values(quantized: Array, scale: Float32Array, zero: Float32Array) -> Float32Array:
+    found: Float32Array = (quantized - zero[:, None]) * scale[:, None]
     return found
 
 
@@ -368,7 +368,7 @@ def _grid(
     best_zero = np.full(len(part), middle, np.float32)
     for shrink in _SHRINKING[bits]:
         if symmetric:
-            # The negative side has one code more than the positive.
+            # The negative side has one value more than the positive.
             scale = np.maximum(-low / middle, high / (middle - 1)) * np.float32(shrink)
         else:
             # Halves first: the difference of two large numbers may not be a float32.
@@ -403,8 +403,8 @@ def _fitted(
     beta = _HQQ_BETA / _HQQ_NORM
     unit = scale[:, None]  # errors are of the order of a step, whatever the weights are
     for _ in range(_HQQ_STEPS):
-        codes = _nearest(part, scale, zero, bits)
-        error = part - _values(codes, scale, zero)
+        quantized = _nearest(part, scale, zero, bits)
+        error = part - _values(quantized, scale, zero)
         size = np.abs(error) / unit
         cost = np.power(size, _HQQ_NORM).sum(axis=1)
         better = cost < best_error
@@ -418,9 +418,9 @@ def _fitted(
         outlying = np.sign(error) * np.maximum(size - threshold, 0.0) * unit
         target = part - outlying
         if not symmetric:
-            shift = np.mean(codes - target / scale[:, None], axis=1)
+            shift = np.mean(quantized - target / scale[:, None], axis=1)
             zero = np.clip(np.rint(shift), 0.0, top).astype(np.float32)
-        steps = codes - zero[:, None]
+        steps = quantized - zero[:, None]
         power = np.square(steps).sum(axis=1)
         along = (steps * target).sum(axis=1)
         fitted = np.where((power > 0.0) & (along > 0.0), along / np.maximum(power, 1.0), scale)

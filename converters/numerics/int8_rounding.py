@@ -16,7 +16,7 @@ __all__ = ["Range", "calibrated_range", "half_scales", "quantize_weight", "relat
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
-# Below 2**-14 float16 has fewer digits, which is no loss to codes chosen for the scale as stored.
+# Below 2**-14 float16 has fewer digits, which is no loss to values chosen for the scale as stored.
 _SMALLEST_HALF = np.float32(2.0**-20)
 
 
@@ -67,7 +67,7 @@ def _storable(scale: float) -> float:
 
 
 def half_scales(scales: Float32Array) -> Float32Array:
-    """Return scales (N,) that float16 holds, so that codes are chosen for what is stored.
+    """Return scales (N,) that float16 holds, so that values are chosen for what is stored.
 
     Those that are too small for it are raised, unless all of them are: then they are left alone,
     and stay in float32.

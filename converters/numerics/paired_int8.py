@@ -5,8 +5,8 @@ two neighbours along the input in 16 bits and saturates there: 255 * 127 * 2 is 
 ONNX Runtime then gives wrong outputs or, with exact sums requested, takes up to a third longer.
 With |w0| + |w1| <= 128 the sum is 32640 at most: the fast kernel is exact.
 
-Halving the range of the codes does that too, at twice the rounding error. Large neighbours of large
-weights are rare, so here only such pairs are cut, and each column takes the scale with which
+Halving the range does that too, at twice the rounding error. Large neighbours of large weights
+are rare, so here only such pairs are cut, and each column takes the scale with which
 rounding and cutting together err least: about 1.4 times the error of plain int8 where weights are
 spread as a normal distribution.
 
@@ -29,7 +29,7 @@ _COLUMNS = 64  # at a time, so that what is tried stays in the caches
 
 
 def pair_weight(weight: Float32Array, scales: Float32Array) -> tuple[Array, Float32Array]:
-    """Quantize symmetrically, one scale a column, so that no pair of codes passes 128.
+    """Quantize symmetrically, one scale a column, so that no pair of values passes 128.
 
     Args:
         weight: (in, out), finite. A pair is an even row and the next.
@@ -38,37 +38,37 @@ def pair_weight(weight: Float32Array, scales: Float32Array) -> tuple[Array, Floa
     Returns:
         (in, out) int8, and (out,) float32 scales.
     """
-    codes = np.zeros((len(weight) + len(weight) % 2, len(scales)), np.int8)
+    quantized = np.zeros((len(weight) + len(weight) % 2, len(scales)), np.int8)
     chosen = np.zeros(len(scales), np.float32)
     for start in range(0, len(scales), _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        codes[:, part], chosen[part] = _pair_columns(weight[:, part], scales[part])
-    return codes[: len(weight)], chosen
+        quantized[:, part], chosen[part] = _pair_columns(weight[:, part], scales[part])
+    return quantized[: len(weight)], chosen
 
 
 def _pair_columns(weight: Float32Array, scales: Float32Array) -> tuple[Array, Float32Array]:
-    """Return the codes of least error, padded to an even number of rows, and the scales."""
+    """Return the values of least error, padded to an even number of rows, and the scales."""
     padded = np.pad(weight, ((0, len(weight) % 2), (0, 0)))
     pairs = padded.reshape(-1, 2, len(scales))
     least = np.full(len(scales), np.inf, np.float32)
-    codes, chosen = np.zeros_like(pairs), scales
+    quantized, chosen = np.zeros_like(pairs), scales
     for top in _TOPS:
         wider = scales * np.float32(127 / top)
         found = _cut(np.rint(pairs / wider))
         errors = np.square(found * wider - pairs).sum(axis=(0, 1))
         better = errors < least
-        np.copyto(codes, found, where=better)
+        np.copyto(quantized, found, where=better)
         chosen = np.where(better, wider, chosen)
         least = np.minimum(errors, least)
-    return codes.reshape(padded.shape), chosen
+    return quantized.reshape(padded.shape), chosen
 
 
-def _cut(codes: Float32Array) -> Float32Array:
+def _cut(values: Float32Array) -> Float32Array:
     """Clip pairs (pairs, 2, out) to the limit, both values alike."""
-    sizes = np.abs(codes)
+    sizes = np.abs(values)
     excess = np.maximum(sizes.sum(axis=1) - _LARGEST_SUM, 0)
     # Codes are at most 127, so each of a pair that is too much is larger than half of what is.
     half = np.floor(excess / 2)
     sizes[:, 0] -= excess - half
     sizes[:, 1] -= half
-    return np.copysign(sizes, codes)
+    return np.copysign(sizes, values)

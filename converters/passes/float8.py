@@ -1,7 +1,7 @@
 """Float8 linear layers: Q/DQ in E4M3FN, for GPUs with fp8 products.
 
-One scale for a weight and one for an activation, largest magnitude / 448, zero stays zero; codes of
-weights are stored, so a matrix takes a quarter of float32. Opset 20 as everything else:
+One scale for a weight and one for an activation, largest magnitude / 448, zero stays zero.
+Quantized weights are stored, so a matrix takes a quarter of float32. Opset 20 as everything else:
 QuantizeLinear and DequantizeLinear know E4M3FN since 19. The product itself is a float MatMul of
 two DequantizeLinear, which TensorRT makes one fp8 product, q, k and v in one. Attention's products
 of two activations stay in float, and so does the layer that makes the embedding. Where the rest is
@@ -40,7 +40,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def quantize_weight_float8(weight: Float32Array, *, half: bool = False) -> tuple[Array, float]:
-    """Return a matrix in E4M3FN with one scale: weight = codes * scale, rounded.
+    """Return a matrix in E4M3FN with one scale: weight = quantized * scale, rounded.
 
     Args:
         weight: A matrix.
@@ -118,20 +118,20 @@ class Float8Linears(ir.passes.InPlacePass):
         found = calibrated_range(self._ranges, linear.x)
         largest = max(abs(found.low), abs(found.high))
         scale, zero = _parameters(graph, name, _scale(largest, half=self._half))
-        codes = _insert(
+        quantized = _insert(
             graph, linear.node, "QuantizeLinear", [linear.x, scale, zero], f"{name}_quantize"
         )
-        codes.type = ir.TensorType(ir.DataType.FLOAT8E4M3FN)
-        return _dequantized(graph, linear.node, codes, (scale, zero), name)
+        quantized.type = ir.TensorType(ir.DataType.FLOAT8E4M3FN)
+        return _dequantized(graph, linear.node, quantized, (scale, zero), name)
 
     def _weight(self, graph: ir.Graph, linear: Linear) -> ir.Value:
         matrix = linear.matrix()
-        codes, number = quantize_weight_float8(matrix, half=self._half)
+        quantized, number = quantize_weight_float8(matrix, half=self._half)
         self.weight_errors[linear.name] = relative_error(
-            matrix, codes.astype(np.float32) * np.float32(number)
+            matrix, quantized.astype(np.float32) * np.float32(number)
         )
         name = linear.weight.name or ""
-        stored = add_initializer(graph, f"{name}_float8", codes)
+        stored = add_initializer(graph, f"{name}_float8", quantized)
         return _dequantized(graph, linear.node, stored, _parameters(graph, name, number), name)
 
 
@@ -145,11 +145,11 @@ def _parameters(graph: ir.Graph, name: str, scale: float) -> tuple[ir.Value, ir.
 def _dequantized(
     graph: ir.Graph,
     below: ir.Node,
-    codes: ir.Value,
+    quantized: ir.Value,
     parameters: tuple[ir.Value, ir.Value],
     name: str,
 ) -> ir.Value:
-    return _insert(graph, below, "DequantizeLinear", [codes, *parameters], f"{name}_dequantize")
+    return _insert(graph, below, "DequantizeLinear", [quantized, *parameters], f"{name}_dequantize")
 
 
 def _insert(

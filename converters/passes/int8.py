@@ -10,7 +10,7 @@ and zero point for the whole tensor. Forms:
 - qdq: QuantizeLinear and DequantizeLinear around a float product. With unsigned activations for
   runtimes on CPU, with signed ones for engines.
 
-An embedding table is int8 with a scale for each row. Where a CPU runs the graph, codes and scales
+An embedding table is int8 with a scale for each row. Where a CPU runs the graph, values and scales
 are looked up and multiplied. TensorRT takes int8 constants before DequantizeLinear only, so with
 signed activations the table is dequantized and then looked up in: the engine stores int8 and
 dequantizes the rows it takes. ONNX Runtime would dequantize the whole table in each call.
@@ -123,7 +123,7 @@ class Int8Linears(ir.passes.InPlacePass):
             keep: Names of excluded linear layers and embedding tables (see Linear.name).
             paired: Use saturation-safe weights (numerics/paired_int8.py), marked in the graph's
                 metadata, for ONNX Runtime's backend. Not with `half`.
-            biases: Gives a layer's bias from the layer, its codes and its scales, such as
+            biases: Gives a layer's bias from the layer, its quantized weight and its scales, as
                 bias_correction does; None for what it has.
         """
         super().__init__()
@@ -168,17 +168,17 @@ class Int8Linears(ir.passes.InPlacePass):
 
     def _rewrite(self, graph: ir.Graph, linear: Linear) -> None:
         matrix = linear.matrix()
-        codes, scales = quantize_weight(matrix, axis=1, half=self._half)
+        quantized, scales = quantize_weight(matrix, axis=1, half=self._half)
         if self._paired:
-            codes, scales = pair_weight(matrix, scales)
-        self.weight_errors[linear.name] = relative_error(matrix, codes * scales)
+            quantized, scales = pair_weight(matrix, scales)
+        self.weight_errors[linear.name] = relative_error(matrix, quantized * scales)
         build = NodeBuilder(graph, linear.node)
-        bias = None if self._biases is None else self._biases(linear, codes, scales)
+        bias = None if self._biases is None else self._biases(linear, quantized, scales)
         if bias is not None:
             corrected = build.initializer(f"{linear.name}.corrected_bias", bias)
             linear = replace(linear, bias=corrected)
         stem = linear.node.name or linear.node.outputs[0].name or "linear"
-        w = build.initializer(f"{linear.weight.name}_int8", codes)
+        w = build.initializer(f"{linear.weight.name}_int8", quantized)
         if self._form == "qdq":
             result = self._qdq(build, linear, stem, w, scales)
         else:
@@ -188,14 +188,14 @@ class Int8Linears(ir.passes.InPlacePass):
     def _integer(
         self, build: NodeBuilder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
-        codes, scale, zero_point = self._activation(build, linear.x)
+        quantized, scale, zero_point = self._activation(build, linear.x)
         bias = linear.bias
         # What MatMulIntegerToFloat takes: a number a column.
         inside = bias is not None and sizes(bias) == (linear.shape[1],)
         product = build.node(
             "MatMulIntegerToFloat",
             [
-                codes,
+                quantized,
                 w,
                 scale,
                 build.initializer(f"{linear.weight.name}_scale", scales),
@@ -211,10 +211,10 @@ class Int8Linears(ir.passes.InPlacePass):
     def _qdq(
         self, build: NodeBuilder, linear: Linear, stem: str, w: ir.Value, scales: Float32Array
     ) -> ir.Value:
-        codes, scale, zero_point = self._activation(build, linear.x)
+        quantized, scale, zero_point = self._activation(build, linear.x)
         if linear.x not in self._dequantized:
             self._dequantized[linear.x] = build.node(
-                "DequantizeLinear", [codes, scale, zero_point], f"{linear.x.name}_dequantize"
+                "DequantizeLinear", [quantized, scale, zero_point], f"{linear.x.name}_dequantize"
             )
         w_scale = build.initializer(f"{linear.weight.name}_scale", scales)
         # Named although it is all zeros: ONNX Runtime's kernels for older processors count on it.
@@ -246,10 +246,12 @@ class Int8Linears(ir.passes.InPlacePass):
             node = ir.node(
                 "DynamicQuantizeLinear", [root], num_outputs=3, name=f"{x.name}_quantize"
             )
-            for output, part in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
+            for output, part in zip(
+                node.outputs, ("quantized", "scale", "zero_point"), strict=True
+            ):
                 output.name = f"{x.name}_{part}"
             build.insert(node)
-            codes, scale, zero_point = node.outputs
+            quantized, scale, zero_point = node.outputs
         else:
             scale_number, zero_number = self._parameters(x)
             dtype = np.int8 if self._symmetric else np.uint8
@@ -257,20 +259,20 @@ class Int8Linears(ir.passes.InPlacePass):
             zero_point = build.initializer(f"{x.name}_zero_point", np.array(zero_number, dtype))
             # ONNX Runtime had its own QuantizeLinear long before it had that of opset 23.
             domain = "" if self._form == "qdq" else "com.microsoft"
-            codes = build.node(
+            quantized = build.node(
                 "QuantizeLinear", [root, scale, zero_point], f"{x.name}_quantize", domain=domain
             )
         for move in reversed(moves):
             twin = ir.node(
                 move.op_type,
-                [codes, *move.inputs[1:]],
+                [quantized, *move.inputs[1:]],
                 dict(move.attributes.items()),
                 name=f"{move.name}_moved",
             )
             twin.outputs[0].name = f"{move.outputs[0].name}_moved"
             build.insert(twin)
-            codes = twin.outputs[0]
-        self._quantized[x] = (codes, scale, zero_point)
+            quantized = twin.outputs[0]
+        self._quantized[x] = (quantized, scale, zero_point)
         return self._quantized[x]
 
     def _parameters(self, x: ir.Value) -> tuple[float, int]:
@@ -290,10 +292,10 @@ class Int8Linears(ir.passes.InPlacePass):
                 "values. Check the source model; int8 cannot represent them."
             )
         matrix = np.asarray(weight, np.float32)
-        codes, scales = quantize_weight(matrix, axis=0, half=self._half)
+        quantized, scales = quantize_weight(matrix, axis=0, half=self._half)
         build = NodeBuilder(graph, gather)
         name = gather.name or gather.outputs[0].name or "gather"
-        stored = build.initializer(f"{table.name}_int8", codes)
+        stored = build.initializer(f"{table.name}_int8", quantized)
         if self._form == "qdq" and self._symmetric:
             scale = build.initializer(f"{table.name}_scale", scales)
             rows = build.node("DequantizeLinear", [stored, scale], f"{name}_table", {"axis": 0})
@@ -301,7 +303,7 @@ class Int8Linears(ir.passes.InPlacePass):
         else:
             result = _look_up(build, (stored, scales), ids, table, name)
         replace_value(gather.outputs[0], result)
-        return relative_error(matrix, codes * scales[:, None])
+        return relative_error(matrix, quantized * scales[:, None])
 
 
 def _moves_data(value: ir.Value) -> ir.Node | None:
@@ -326,14 +328,14 @@ def _is_large_table(table: ir.Value, gather: ir.Node) -> bool:
 
 def _look_up(
     build: NodeBuilder,
-    quantized: tuple[ir.Value, Float32Array],
+    stored: tuple[ir.Value, Float32Array],
     ids: ir.Value | None,
     table: ir.Value,
     name: str,
 ) -> ir.Value:
     """Look up quantized rows and their scales, and multiply."""
-    codes, scales = quantized
-    rows = build.node("Gather", [codes, ids], f"{name}_int8")
+    quantized, scales = stored
+    rows = build.node("Gather", [quantized, ids], f"{name}_int8")
     scale = build.initializer(f"{table.name}_scale", scales[:, None])
     row_scales = build.node("Gather", [scale, ids], f"{name}_scale")
     as_float = build.node("Cast", [rows], f"{name}_cast", {"to": int(ir.DataType.FLOAT)})

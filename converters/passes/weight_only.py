@@ -30,10 +30,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.numerics.group_rounding import (
     Bits,
-    GroupCodes,
+    GroupedValues,
     gptq,
     hqq,
-    placeholder_codes,
+    placeholder_values,
     relative_error,
     round_to_nearest,
 )
@@ -224,9 +224,9 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             return
         if linear.weight not in self._stored:
             matrix = _named_matrix(linear)
-            codes = self._codes(linear, matrix, bits, group_size, tied=tied or last)
-            self._stored[linear.weight] = StoredWeight(codes, linear.weight.name or "weight")
-            self._done(linear.name, linear.node.op_type, linear.shape, matrix, codes)
+            quantized = self._quantize(linear, matrix, bits, group_size, tied=tied or last)
+            self._stored[linear.weight] = StoredWeight(quantized, linear.weight.name or "weight")
+            self._done(linear.name, linear.node.op_type, linear.shape, matrix, quantized)
         stored = self._stored[linear.weight]
         stem = linear.node.name or linear.node.outputs[0].name or "linear"
         build = WeightBuilder(graph, linear.node)
@@ -235,9 +235,9 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         else:
             replace_value(linear.output, write_blocked(build, linear, stored, stem))
 
-    def _codes(
+    def _quantize(
         self, linear: Linear, matrix: Float32Array, bits: Bits, group_size: int, *, tied: bool
-    ) -> GroupCodes:
+    ) -> GroupedValues:
         if self._rounding != "gptq" or tied:
             return self._without_moment(matrix, bits, group_size)
         moment = self._moments.get(linear.x.name or "")
@@ -251,8 +251,8 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         except QuantizationError as error:
             raise QuantizationError(f"Layer '{linear.name}': {error}") from error
 
-    def _without_moment(self, matrix: Float32Array, bits: Bits, group_size: int) -> GroupCodes:
-        fit = {"hqq": hqq, "none": placeholder_codes}.get(self._rounding, round_to_nearest)
+    def _without_moment(self, matrix: Float32Array, bits: Bits, group_size: int) -> GroupedValues:
+        fit = {"hqq": hqq, "none": placeholder_values}.get(self._rounding, round_to_nearest)
         return fit(matrix, bits, group_size, symmetric=self._symmetric)
 
     def _table(self, graph: ir.Graph, table: ir.Value, gathers: Sequence[ir.Node]) -> None:
@@ -262,7 +262,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         group_size = _whole_group(columns, self._group_size)
         stored = self._stored.get(table)
         if stored is not None and (
-            stored.codes.codes.shape[0] != rows or columns % stored.codes.group_size
+            stored.quantized.values.shape[0] != rows or columns % stored.quantized.group_size
         ):
             stored = None
         reason = ""
@@ -277,11 +277,11 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             return
         if stored is None:
             matrix = _finite(table).T
-            codes = self._without_moment(matrix, bits, group_size)
+            quantized = self._without_moment(matrix, bits, group_size)
             stored = StoredWeight(
-                codes, f"{table.name}_rows" if table in self._stored else table.name
+                quantized, f"{table.name}_rows" if table in self._stored else table.name
             )
-            self._done(name, "Gather", (rows, columns), matrix, codes)
+            self._done(name, "Gather", (rows, columns), matrix, quantized)
         for gather in gathers:
             build = WeightBuilder(graph, gather)
             stem = gather.name or gather.outputs[0].name or "gather"
@@ -309,13 +309,13 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         op_type: str,
         shape: tuple[int, int],
         matrix: Float32Array,
-        codes: GroupCodes,
+        quantized: GroupedValues,
     ) -> None:
-        error = None if self._rounding == "none" else relative_error(matrix, codes)
-        size_bytes = codes.size_bytes
+        error = None if self._rounding == "none" else relative_error(matrix, quantized)
+        size_bytes = quantized.size_bytes
         self._weights.append(
             QuantizedWeight(
-                name, op_type, shape, codes.bits, codes.group_size, size_bytes, error, ""
+                name, op_type, shape, quantized.bits, quantized.group_size, size_bytes, error, ""
             )
         )
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from mmedge.converters.numerics.group_rounding import GroupCodes
+from mmedge.converters.numerics.group_rounding import GroupedValues
 from mmedge.converters.passes.building import NodeBuilder
 from mmedge.converters.passes.linears import Linear
 from mmedge.converters.passes.matching import sizes
@@ -27,8 +27,8 @@ _ACCURACY_LEVEL = 4
 class StoredWeight:
     """A quantized weight and its constants, each once."""
 
-    def __init__(self, codes: GroupCodes, name: str | None) -> None:
-        self.codes = codes
+    def __init__(self, quantized: GroupedValues, name: str | None) -> None:
+        self.quantized = quantized
         self.name = name or "weight"
         self.made: dict[str, ir.Value] = {}
 
@@ -44,23 +44,25 @@ class WeightBuilder(NodeBuilder):
 
     def scales(self, stored: StoredWeight, name: str) -> ir.Value:
         """Return scales (out, groups) in float32, stored as small as they can be."""
-        value = self.constant(stored, "scale", stored.codes.scales)
+        value = self.constant(stored, "scale", stored.quantized.scales)
         if value.dtype == ir.DataType.FLOAT:
             return value
         return self.node("Cast", [value], f"{name}_scale", {"to": int(ir.DataType.FLOAT)})
 
     def zero_points(self, stored: StoredWeight) -> ir.Value | None:
         """Return packed zero points (out, bytes); None where they are implied."""
-        codes = stored.codes
-        if codes.symmetric:
+        quantized = stored.quantized
+        if quantized.symmetric:
             return None
-        return self.constant(stored, "zero_point", _packed(codes.zero_points, codes.bits))
+        return self.constant(stored, "zero_point", _packed(quantized.zero_points, quantized.bits))
 
 
 def write_nbits(build: WeightBuilder, linear: Linear, stored: StoredWeight, stem: str) -> ir.Value:
     """Add a linear layer as MatMulNBits and return its output, bias included."""
-    codes = stored.codes
-    weight = build.constant(stored, f"int{codes.bits}", _packed(codes.codes, codes.bits))
+    quantized = stored.quantized
+    weight = build.constant(
+        stored, f"int{quantized.bits}", _packed(quantized.values, quantized.bits)
+    )
     # What MatMulNBits takes: a number a column.
     bias = linear.bias
     inside = bias is not None and sizes(bias) == (linear.shape[1],)
@@ -75,11 +77,11 @@ def write_nbits(build: WeightBuilder, linear: Linear, stored: StoredWeight, stem
     attributes = {
         "K": linear.shape[0],
         "N": linear.shape[1],
-        "bits": codes.bits,
-        "block_size": codes.group_size,
+        "bits": quantized.bits,
+        "block_size": quantized.group_size,
         "accuracy_level": _ACCURACY_LEVEL,
     }
-    name = f"{stem}_int{codes.bits}"
+    name = f"{stem}_int{quantized.bits}"
     product = build.node("MatMulNBits", _trimmed(inputs), name, attributes, "com.microsoft")
     return product if bias is None or inside else build.node("Add", [product, bias], f"{stem}_bias")
 
@@ -88,22 +90,22 @@ def write_lookup(
     build: WeightBuilder, gather: ir.Node, stored: StoredWeight, stem: str
 ) -> ir.Value:
     """Add a lookup in a quantized table and return its output."""
-    codes = stored.codes
-    packed = _packed(codes.codes, codes.bits)
+    quantized = stored.quantized
+    packed = _packed(quantized.values, quantized.bits)
     rows = packed.reshape(packed.shape[0], -1)
-    if f"int{codes.bits}" in stored.made:  # a head's weight: stored once, seen in two shapes
+    if f"int{quantized.bits}" in stored.made:  # a head's weight: stored once, seen in two shapes
         shape = build.constant(stored, "table_shape", np.array(rows.shape, np.int64))
-        table = build.node("Reshape", [stored.made[f"int{codes.bits}"], shape], f"{stem}_table")
+        table = build.node("Reshape", [stored.made[f"int{quantized.bits}"], shape], f"{stem}_table")
     else:
-        table = build.constant(stored, f"int{codes.bits}_rows", rows)
+        table = build.constant(stored, f"int{quantized.bits}_rows", rows)
     inputs = [table, gather.inputs[1], build.scales(stored, stem), build.zero_points(stored)]
     attributes = {
-        "bits": codes.bits,
-        "block_size": codes.group_size,
+        "bits": quantized.bits,
+        "block_size": quantized.group_size,
         "gather_axis": 0,
         "quantize_axis": 1,
     }
-    name = f"{stem}_int{codes.bits}"
+    name = f"{stem}_int{quantized.bits}"
     return build.node("GatherBlockQuantized", _trimmed(inputs), name, attributes, "com.microsoft")
 
 
@@ -111,19 +113,19 @@ def write_blocked(
     build: WeightBuilder, linear: Linear, stored: StoredWeight, stem: str
 ) -> ir.Value:
     """Add a linear layer whose weight is dequantized by blocks and return its output."""
-    codes = stored.codes
-    middle = np.uint8(2 ** (codes.bits - 1)) if codes.symmetric else np.uint8(0)
-    signed = {4: ml_dtypes.int4, 8: np.int8}[codes.bits]
-    unsigned = {4: ml_dtypes.uint4, 8: np.uint8}[codes.bits]
-    dtype = signed if codes.symmetric else unsigned
-    flat = codes.codes.reshape(codes.codes.shape[0], -1)[:, : codes.inputs].T
+    quantized = stored.quantized
+    middle = np.uint8(2 ** (quantized.bits - 1)) if quantized.symmetric else np.uint8(0)
+    signed = {4: ml_dtypes.int4, 8: np.int8}[quantized.bits]
+    unsigned = {4: ml_dtypes.uint4, 8: np.uint8}[quantized.bits]
+    dtype = signed if quantized.symmetric else unsigned
+    flat = quantized.values.reshape(quantized.values.shape[0], -1)[:, : quantized.inputs].T
     inputs: list[ir.Value | None] = [
-        build.constant(stored, f"int{codes.bits}", _shifted(flat, middle).astype(dtype)),
-        build.constant(stored, "scale", codes.scales.T.astype(np.float32)),
+        build.constant(stored, f"int{quantized.bits}", _shifted(flat, middle).astype(dtype)),
+        build.constant(stored, "scale", quantized.scales.T.astype(np.float32)),
     ]
-    if not codes.symmetric:
-        inputs.append(build.constant(stored, "zero_point", codes.zero_points.T.astype(dtype)))
-    attributes = {"axis": 0, "block_size": codes.group_size}
+    if not quantized.symmetric:
+        inputs.append(build.constant(stored, "zero_point", quantized.zero_points.T.astype(dtype)))
+    attributes = {"axis": 0, "block_size": quantized.group_size}
     weight = build.node("DequantizeLinear", inputs, f"{stem}_weight", attributes)
     product = build.node("MatMul", [linear.x, weight], f"{stem}_product")
     if linear.bias is None:
@@ -131,11 +133,11 @@ def write_blocked(
     return build.node("Add", [product, linear.bias], f"{stem}_bias")
 
 
-def _packed(codes: Array, bits: int) -> Array:
+def _packed(values: Array, bits: int) -> Array:
     """Pack quantized values along the last axis into bytes, the first in the lowest bits."""
     per_byte = 8 // bits
-    missing = -codes.shape[-1] % per_byte
-    padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
+    missing = -values.shape[-1] % per_byte
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
     lanes = padded.reshape(*padded.shape[:-1], -1, per_byte)
     packed = lanes[..., 0].copy()
     for lane in range(1, per_byte):
@@ -143,9 +145,9 @@ def _packed(codes: Array, bits: int) -> Array:
     return packed
 
 
-def _shifted(codes: Array, middle: np.uint8) -> Array:
-    """Return codes minus the middle one, int16 where that is signed."""
-    return codes.astype(np.int16) - middle if middle else codes
+def _shifted(values: Array, middle: np.uint8) -> Array:
+    """Return values minus the middle one, int16 where that is signed."""
+    return values.astype(np.int16) - middle if middle else values
 
 
 def _trimmed(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:

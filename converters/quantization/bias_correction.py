@@ -21,7 +21,7 @@ __all__ = ["corrected_bias"]
 
 def corrected_bias(
     linear: Linear,
-    codes: Array,
+    quantized: Array,
     scales: Array,
     mean: Array,
     quantized_mean: Array | None = None,
@@ -30,7 +30,7 @@ def corrected_bias(
 
     Args:
         linear: The layer in float. Without a bias, its correction is counted from 0.
-        codes: (in, out) integers of its quantized weight.
+        quantized: (in, out) integers of its quantized weight.
         scales: (out,) their scales.
         mean: (in,) mean of its input over calibration data, from `collect_channels`.
         quantized_mean: (in,) mean of the input after its own quantization, where rounding or
@@ -44,8 +44,8 @@ def corrected_bias(
     """
     inputs, outputs = linear.shape
     seen = mean if quantized_mean is None else quantized_mean
-    expected = {"codes": (inputs, outputs), "scales": (outputs,), "mean": (inputs,)}
-    got = {"codes": codes.shape, "scales": scales.shape, "mean": mean.shape}
+    expected = {"quantized": (inputs, outputs), "scales": (outputs,), "mean": (inputs,)}
+    got = {"quantized": quantized.shape, "scales": scales.shape, "mean": mean.shape}
     if got != expected or seen.shape != mean.shape:
         raise QuantizationError(
             f"Bias correction of '{linear.name}': got {got}, expected {expected}. "
@@ -64,6 +64,6 @@ def corrected_bias(
         )
     before = np.zeros(outputs) if bias is None else bias.astype(np.float64)
     wanted = mean.astype(np.float64) @ linear.matrix()
-    made = (seen.astype(np.float64) @ codes.astype(np.float64)) * scales
+    made = (seen.astype(np.float64) @ quantized.astype(np.float64)) * scales
     corrected: Float32Array = (before + wanted - made).astype(np.float32)
     return corrected

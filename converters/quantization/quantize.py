@@ -235,8 +235,8 @@ def _corrected(
     """Return the bias correction of a layer."""
     names = quantizable_inputs(graph, config.keep)
     channels = made.needed("Bias correction").channels(path, names)
-    return lambda linear, codes, scales: corrected_bias(
-        linear, codes, scales, channels[linear.x.name or ""].mean
+    return lambda linear, quantized, scales: corrected_bias(
+        linear, quantized, scales, channels[linear.x.name or ""].mean
     )
 
 

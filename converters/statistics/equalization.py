@@ -244,9 +244,9 @@ class _Layer:
         if self._energy <= 0:
             return 0.0
         scaled = self.weight * scales[:, None]
-        codes, steps = quantize_weight(scaled, axis=1)
+        quantized, steps = quantize_weight(scaled, axis=1)
         # Divided by the scales here instead of the moment, both sides of it.
-        change = (codes * steps - scaled) / scales[:, None]
+        change = (quantized * steps - scaled) / scales[:, None]
         of_weights = float(np.vdot(change, self._moment @ change))
         step = self._step(scales)
         energies = np.diagonal(self._moment) / np.square(scales, dtype=np.float64)

@@ -104,9 +104,9 @@ def squared_error(histogram: Histogram, kept: Range, *, symmetric: bool = False)
     scale, first, last = _grid(kept, symmetric=symmetric)
     # The integral of the squared error from 0 to each edge; over one step it is scale^3 / 12.
     edges = histogram.edges()
-    codes = np.clip(np.rint(edges / scale), first, last)
-    errors = edges - codes * scale
-    integral = codes * (scale**3 / 12) + errors * errors * errors / 3
+    values = np.clip(np.rint(edges / scale), first, last)
+    errors = edges - values * scale
+    integral = values * (scale**3 / 12) + errors * errors * errors / 3
     width = (histogram.high - histogram.low) / histogram.counts.size
     return float(histogram.counts @ np.diff(integral) / (width * histogram.counts.sum()))
 

@@ -15,7 +15,7 @@ from mmedge.specs import Axis, TensorSpec
 
 __all__ = [
     "ANY",
-    "CODES",
+    "QUANTIZED_DTYPES",
     "BuildHost",
     "BuildSettings",
     "BuiltEngine",
@@ -30,7 +30,7 @@ __all__ = [
 ANY = "any"
 """Instead of compute capabilities: every GPU from 8.0 on that the library supports."""
 
-CODES = ("fp4", "int4", "int8", "fp8")
+QUANTIZED_DTYPES = ("fp4", "int4", "int8", "fp8")
 """dtypes produced only by quantization, narrowest first."""
 
 
@@ -177,11 +177,11 @@ class EngineLayer:
         A layer that only quantizes computes in floats. "" if it touches no tensor.
         """
         read = (*self.constants, *self.inputs)
-        for code in CODES:
-            if code in read:
-                return code
+        for dtype in QUANTIZED_DTYPES:
+            if dtype in read:
+                return dtype
         floats = (*self.outputs, *self.inputs, *self.constants)
-        made = (dtype for dtype in floats if dtype not in CODES)
+        made = (dtype for dtype in floats if dtype not in QUANTIZED_DTYPES)
         return next(made, "")
 
 

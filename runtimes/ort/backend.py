@@ -169,7 +169,7 @@ class OrtBackend(Backend):
         # and at the extended level that gives other outputs. Up to 1.31 it makes int8 operators of
         # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns
         # signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
-        disable_qdq_fusion = graph.has_fp16 or graph.has_fp8 or (graph.signed_codes and saturates)
+        disable_qdq_fusion = graph.has_fp16 or graph.has_fp8 or (graph.signed_int8 and saturates)
 
         def opened(*, exact: bool) -> OrtSession:
             settings = session_settings(engine, options, level, exact=exact)

@@ -29,7 +29,12 @@ from mmedge.runtimes.onnx_file import OnnxFile, check_external_data, read_onnx_f
 from mmedge.runtimes.session import BuildProgress
 from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, load_flavour, new_log
 from mmedge.runtimes.trt.layers import check_precision, inspect_layers, parse_layers
-from mmedge.runtimes.trt.network import asked_codes, computes_float32_products, dtypes, read_specs
+from mmedge.runtimes.trt.network import (
+    computes_float32_products,
+    dtypes,
+    quantized_nodes,
+    read_specs,
+)
 from mmedge.runtimes.trt.reasons import informative, parser_errors, reason_of
 from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
@@ -114,7 +119,7 @@ class _Build:
             raise self._failed("the builder cannot be made", str(error)) from error
         parser = self._parse(network)  # may own the weights until the engine is built
         inputs, outputs = read_specs(network, self.file)
-        asked = asked_codes(network)
+        asked = quantized_nodes(network)
         self._configure(config, network)
         self._add_profiles(builder, config, network, inputs)
         monitor = new_monitor(module, self.watch)

@@ -147,7 +147,7 @@ def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str,
     Args:
         layers: Of the engine.
         asked: dtype of the weights by name of the ONNX node that reads them, see
-            network.asked_codes.
+            network.quantized_nodes.
 
     Returns:
         The part of `asked` that was folded.

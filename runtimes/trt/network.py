@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from mmedge.errors import EngineBuildError
-from mmedge.runtimes.engines.spec import CODES
+from mmedge.runtimes.engines.spec import QUANTIZED_DTYPES
 from mmedge.runtimes.onnx_file import OnnxFile, axis_dim
 from mmedge.specs import TensorSpec
 
-__all__ = ["asked_codes", "computes_float32_products", "dtypes", "read_specs"]
+__all__ = ["computes_float32_products", "dtypes", "quantized_nodes", "read_specs"]
 
 _NUMPY = {
     "FLOAT": "float32",
@@ -69,7 +69,7 @@ def _spec(tensor: Any, named: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
     )
 
 
-def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
+def quantized_nodes(network: Any) -> dict[str, str]:  # noqa: ANN401
     """Return the quantized layers: dtype of the weights by the reading layer's name.
 
     That is each layer that reads a constant through DequantizeLinear; the parser names a layer
@@ -88,7 +88,7 @@ def asked_codes(network: Any) -> dict[str, str]:  # noqa: ANN401
             quantized = source.get_input(0)
             held = _behind(quantized, producers)
             dtype = _short(quantized.dtype.name)
-            if held is not None and held.type.name == "CONSTANT" and dtype in CODES:
+            if held is not None and held.type.name == "CONSTANT" and dtype in QUANTIZED_DTYPES:
                 asked[layer.name] = dtype
     return asked
 

@@ -47,7 +47,7 @@ RECIPES = ENGINES | {
     "int4-g16-hqq": 0.95,
     "int4-g16-gptq-asymmetric": 0.95,
 }
-CODES = {
+QUANTIZED_TYPES = {
     Precision.INT8: ir.DataType.INT8,
     Precision.FP8: ir.DataType.FLOAT8E4M3FN,
     Precision.INT4: ir.DataType.INT4,
@@ -116,9 +116,9 @@ def test_engines_get_the_form_that_tensorrt_takes(name: str, kind: str, tmp_path
     assert {node.domain for node in model.graph} == {""}
     assert all(value.dtype == ir.DataType.FLOAT for value in model.graph.outputs)
 
-    code = CODES.get(recipe.precision)
-    codes = (*CODES.values(), ir.DataType.UINT8, ir.DataType.UINT4)
-    read = [(v, n) for v, n in initializer_readers(model) if v.dtype in codes]
+    code = QUANTIZED_TYPES.get(recipe.precision)
+    types = (*QUANTIZED_TYPES.values(), ir.DataType.UINT8, ir.DataType.UINT4)
+    read = [(v, n) for v, n in initializer_readers(model) if v.dtype in types]
     for value, node in read:
         assert value.dtype == code, value.name
         # "Quantized constant is only allowed before DQ", and zero points, which are zero.
@@ -141,7 +141,9 @@ def test_engines_get_the_form_that_tensorrt_takes(name: str, kind: str, tmp_path
     if code is None:
         assert not read
         return
-    products = [node for node in model.graph if node.op_type == "MatMul" and by_codes(node)]
+    products = [
+        node for node in model.graph if node.op_type == "MatMul" and by_quantized_values(node)
+    ]
     assert len(products) == len(find_linears(ir.load(portable).graph)) - 1
     for node in products:
         weight = node.inputs[1].producer()
@@ -159,14 +161,14 @@ def test_engines_get_the_form_that_tensorrt_takes(name: str, kind: str, tmp_path
         assert wide <= {"Cast", "ReduceL2", "Div"}  # the normalization of the output
 
 
-def by_codes(product: ir.Node) -> bool:
+def by_quantized_values(product: ir.Node) -> bool:
     weight = product.inputs[1]
     made = None if weight is None else weight.producer()
     return made is not None and made.op_type == "DequantizeLinear"
 
 
-@pytest.mark.parametrize(("activations", "lookup"), [("uint8", "codes"), ("int8", "floats")])
-def test_where_a_cpu_looks_up_codes_an_engine_gets_a_dequantized_table(
+@pytest.mark.parametrize(("activations", "lookup"), [("uint8", "quantized"), ("int8", "floats")])
+def test_where_a_cpu_looks_up_quantized_rows_an_engine_gets_a_dequantized_table(
     activations: str, lookup: str, tmp_path: Path
 ) -> None:
     source, out = text_tower(tmp_path / "text.onnx"), tmp_path / "int8.onnx"
@@ -176,7 +178,7 @@ def test_where_a_cpu_looks_up_codes_an_engine_gets_a_dequantized_table(
     table = next(v for n, v in graph.initializers.items() if v.shape == [3000, 32])
     assert table.dtype == ir.DataType.INT8
     (reader,) = table.consumers()
-    if lookup == "codes":
+    if lookup == "quantized":
         assert reader.op_type == "Gather"  # not all rows in each call
         return
     assert reader.op_type == "DequantizeLinear"

@@ -84,7 +84,7 @@ def test_float_towers(kind: str, recipe: str, float_dtype: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "recipe", "codes"),
+    ("kind", "recipe", "quantized"),
     [
         ("image", "int8-static-symmetric-half", "int8"),
         ("text", "int8-static-symmetric-half", "int8"),
@@ -92,19 +92,23 @@ def test_float_towers(kind: str, recipe: str, float_dtype: str, tmp_path: Path) 
         ("image", "int4-g16-blocked-half", "int4"),
     ],
 )
-def test_quantized_towers(kind: str, recipe: str, codes: str, tmp_path: Path) -> None:
+def test_quantized_towers(kind: str, recipe: str, quantized: str, tmp_path: Path) -> None:
     model = graph(kind, recipe, tmp_path)
     built = build(model, "any")
-    coded = [layer for layer in built.layers if codes in layer.constants]
-    products = {node for layer in coded for node in layer.nodes if node.endswith("_product")}
+    quantized_layers = [layer for layer in built.layers if quantized in layer.constants]
+    products = {
+        node for layer in quantized_layers for node in layer.nodes if node.endswith("_product")
+    }
     assert len(products) == linear_products(tmp_path)
     assert built.warnings == ()  # nothing was folded to float
     counts = count_precisions(built.layers)
     assert counts["fp16"] > 10
-    if codes == "int8":  # q, k and v are one product
-        assert len(coded) < len(products)
-        assert any(sum("_product" in node for node in layer.nodes) == 3 for layer in coded)
-    if codes == "fp8":  # which "any" has left out
+    if quantized == "int8":  # q, k and v are one product
+        assert len(quantized_layers) < len(products)
+        assert any(
+            sum("_product" in node for node in layer.nodes) == 3 for layer in quantized_layers
+        )
+    if quantized == "fp8":  # which "any" has left out
         with pytest.raises(EngineBuildError, match=r"fp8 needs compute capability 8\.9.*got 8\.6"):
             build(model, "8.6", "8.9")
 
@@ -133,8 +137,10 @@ def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert built.path is not None
         counts = count_precisions(built.record.layers)
         if engine.precision is Precision.INT8:
-            coded = [layer for layer in built.record.layers if "int8" in layer.constants]
-            products = {node for layer in coded for node in layer.nodes if "_product" in node}
+            quantized_layers = [layer for layer in built.record.layers if "int8" in layer.constants]
+            products = {
+                node for layer in quantized_layers for node in layer.nodes if "_product" in node
+            }
             # q, k, v, output and two of the MLP in 12 blocks, and the patches of a picture
             assert len(products) == 72 + (engine.role == "image_encoder")
             assert not [told for told in built.record.warnings if "run in float" in told]

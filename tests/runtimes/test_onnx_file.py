@@ -128,17 +128,17 @@ def test_signed_quantization_is_seen(
     operator: str, zero_point: str, signed: bool, tmp_path: Path
 ) -> None:
     constants: dict[str, Array] = {"W": np.ones(2, np.int8), "scale": np.float32([1])}
-    nodes = [helper.make_node("Cast", ["W"], ["codes"], to=TensorProto.FLOAT)]
+    nodes = [helper.make_node("Cast", ["W"], ["quantized"], to=TensorProto.FLOAT)]
     if operator == "DequantizeLinear":
         constants["zero"] = np.zeros(1, zero_point)
         nodes.append(helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]))
         nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]))
     else:
-        nodes.append(helper.make_node("Add", ["x", "codes"], ["y"]))
+        nodes.append(helper.make_node("Add", ["x", "quantized"], ["y"]))
     tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
     model = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], constants)
 
-    assert read_onnx_file(model).signed_codes is signed
+    assert read_onnx_file(model).signed_int8 is signed
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_another_device_in_the_end_is_a_placement_error(
 def save_qdq(path: Path) -> Path:
     """Write y = x @ W in QDQ: uint8 activations, int8 weights a channel.
 
-    Codes of 7 bits: OpenVINO's sums saturate on x86 without VNNI, but never with these.
+    Values of 7 bits: OpenVINO's sums saturate on x86 without VNNI, but never with these.
     """
     scale = (np.abs(WEIGHT).max(axis=0) / 64).astype(np.float32)
     return save(

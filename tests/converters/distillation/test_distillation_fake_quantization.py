@@ -36,9 +36,9 @@ def every_range(low: float = -1.0, high: float = 1.0) -> dict[str, Range]:
 def test_weights_are_those_of_the_int8_pass() -> None:
     weight = np.random.default_rng(0).normal(0, 1, (6, 10)).astype(np.float32)
     weight[2] = 0.0
-    codes, scales = quantize_weight(weight, axis=0)
+    quantized, scales = quantize_weight(weight, axis=0)
     got = RoundedWeight()(torch.from_numpy(weight))
-    np.testing.assert_array_equal(got.numpy(), codes * scales[:, None])
+    np.testing.assert_array_equal(got.numpy(), quantized * scales[:, None])
 
 
 def test_a_weights_gradient_passes_straight_through() -> None:
@@ -53,10 +53,10 @@ def test_activations_are_those_of_a_quantize_linear(given: Range) -> None:
     scale, zero = quantizer.range().affine()
     assert (scale, zero) == (pytest.approx(given.affine()[0], rel=1e-6), given.affine()[1])
     x = np.random.default_rng(1).normal(0, 2, 1000).astype(np.float32)
-    codes = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
+    quantized = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
     with torch.no_grad():
         got = quantizer(torch.from_numpy(x)).numpy()
-    np.testing.assert_array_equal(got, ((codes - zero) * np.float32(scale)).astype(np.float32))
+    np.testing.assert_array_equal(got, ((quantized - zero) * np.float32(scale)).astype(np.float32))
 
 
 def test_symmetric_activations_have_zero_point_0() -> None:
@@ -72,8 +72,8 @@ def test_the_step_and_the_zero_point_learn_as_in_lsq_plus() -> None:
     x = torch.tensor([0.123, -4.0, 9.0], requires_grad=True)
     quantizer(x).sum().backward()
     assert torch.equal(x.grad, torch.tensor([1.0, 0.0, 0.0]))
-    # Esser et al. eq. 3: round(v) - v inside, the outermost codes beyond; times the step, since it
-    # is the logarithm that is learned.
+    # Esser et al. eq. 3: round(v) - v inside, the outermost value beyond; times the step, as
+    # its logarithm is learned.
     expected = (12 - 12.3) + (0 - 100) + (255 - 100)
     assert float(quantizer.log_step.grad) == pytest.approx(0.01 * expected, rel=1e-3)
     # Bhalgat et al.: only what is clamped; a zero point higher by 1 moves it by a step downwards.
@@ -120,9 +120,9 @@ def test_large_tables_are_rounded_row_by_row_and_small_ones_are_not() -> None:
     large, small = nn.Embedding(4096, 16), nn.Embedding(64, 16)
     module = nn.Sequential(large, nn.Linear(16, 4))
     student = FakeQuantized(module, {"1": Range(-1, 1)}, [torch.zeros(1, 2, dtype=torch.int64)])
-    codes, scales = quantize_weight(large.weight.detach().numpy(), axis=0)
+    quantized, scales = quantize_weight(large.weight.detach().numpy(), axis=0)
     rounded = student.module[0].weight.detach().numpy()  # type: ignore[index, union-attr]
-    np.testing.assert_array_equal(rounded, codes * scales[:, None])
+    np.testing.assert_array_equal(rounded, quantized * scales[:, None])
     module = nn.Sequential(small, nn.Linear(16, 4))
     student = FakeQuantized(module, {"1": Range(-1, 1)}, [torch.zeros(1, 2, dtype=torch.int64)])
     assert torch.equal(student.module[0].weight, small.weight)  # type: ignore[index]

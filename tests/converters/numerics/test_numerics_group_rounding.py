@@ -7,7 +7,7 @@ import pytest
 
 from mmedge.converters.numerics.group_rounding import (
     Bits,
-    GroupCodes,
+    GroupedValues,
     gptq,
     hqq,
     relative_error,
@@ -40,14 +40,14 @@ def moment_of(x: Float32Array) -> Array:
 )
 def test_errors_are_within_a_step(bits: Bits, bound: float, symmetric: bool) -> None:
     matrix = np.random.default_rng(0).uniform(-1, 1, (64, 8)).astype(np.float32)
-    codes = round_to_nearest(matrix, bits, 32, symmetric=symmetric)
+    quantized = round_to_nearest(matrix, bits, 32, symmetric=symmetric)
     step = 2.0 / (2**bits - 2 if symmetric else 2**bits - 1)
-    error = np.abs(codes.matrix() - matrix)
+    error = np.abs(quantized.matrix() - matrix)
     assert error.max() < (bound + 0.5) * step  # what is clipped may err by more than half a step
     assert np.sqrt(np.square(error).mean()) < step / 3
-    assert codes.codes.max() <= 2**bits - 1
-    assert (codes.scales > 0).all()
-    assert (codes.zero_points == 2 ** (bits - 1)).all() == symmetric
+    assert quantized.values.max() <= 2**bits - 1
+    assert (quantized.scales > 0).all()
+    assert (quantized.zero_points == 2 ** (bits - 1)).all() == symmetric
 
 
 def test_more_bits_smaller_groups_and_zero_points_each_err_less() -> None:
@@ -69,18 +69,20 @@ def test_more_bits_smaller_groups_and_zero_points_each_err_less() -> None:
 def test_groups_that_do_not_divide_the_inputs(method: str, inputs: int, group_size: int) -> None:
     matrix = weights(inputs)
     if method == "gptq":
-        codes = gptq(matrix, moment_of(correlated(500, max(inputs, 8))[:, :inputs]), 8, group_size)
+        quantized = gptq(
+            matrix, moment_of(correlated(500, max(inputs, 8))[:, :inputs]), 8, group_size
+        )
     else:
-        codes = (round_to_nearest if method == "rtn" else hqq)(matrix, 8, group_size)
-    assert codes.codes.shape == (40, -(-inputs // group_size), group_size)
-    assert codes.matrix().shape == matrix.shape
-    assert relative_error(matrix, codes) < 0.02
-    tail = codes.codes.reshape(40, -1)[:, inputs:]
-    assert (tail == codes.zero_points[:, -1:]).all()  # dequantizes to nothing
+        quantized = (round_to_nearest if method == "rtn" else hqq)(matrix, 8, group_size)
+    assert quantized.values.shape == (40, -(-inputs // group_size), group_size)
+    assert quantized.matrix().shape == matrix.shape
+    assert relative_error(matrix, quantized) < 0.02
+    tail = quantized.values.reshape(40, -1)[:, inputs:]
+    assert (tail == quantized.zero_points[:, -1:]).all()  # dequantizes to nothing
 
 
-def p_error(matrix: Float32Array, codes: GroupCodes) -> float:
-    return float(np.power(np.abs(matrix - codes.matrix()), 0.7).sum())
+def p_error(matrix: Float32Array, quantized: GroupedValues) -> float:
+    return float(np.power(np.abs(matrix - quantized.matrix()), 0.7).sum())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -110,18 +112,18 @@ def test_gptq_errs_less_in_outputs_of_correlated_inputs(
         most_active_first=most_active_first,
     )
 
-    def output_error(codes: GroupCodes) -> float:
-        return float(np.linalg.norm(unseen @ (codes.matrix() - matrix)))
+    def output_error(quantized: GroupedValues) -> float:
+        return float(np.linalg.norm(unseen @ (quantized.matrix() - matrix)))
 
     assert output_error(made) < 0.6 * output_error(nearest)
-    assert made.codes.shape == nearest.codes.shape
+    assert made.values.shape == nearest.values.shape
 
 
 def test_gptq_of_uncorrelated_inputs_rounds_to_nearest() -> None:
     matrix = weights()
     nearest = round_to_nearest(matrix, 4, 32)
     made = gptq(matrix, np.eye(96, dtype=np.float32), 4, 32)
-    np.testing.assert_array_equal(made.codes, nearest.codes)
+    np.testing.assert_array_equal(made.values, nearest.values)
     np.testing.assert_array_equal(made.scales, nearest.scales)
 
 
@@ -146,8 +148,8 @@ def test_gptq_takes_moments_that_are_singular_or_zero() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.3, -0.3, 1e-30, 1e30])
 def test_constant_groups_are_held(method: object, symmetric: bool, value: float) -> None:
     matrix = np.full((64, 4), value, np.float32)
-    codes = method(matrix, 4, 32, symmetric=symmetric)  # type: ignore[operator]
-    np.testing.assert_allclose(codes.matrix(), matrix, rtol=0.07, atol=1e-30)
+    quantized = method(matrix, 4, 32, symmetric=symmetric)  # type: ignore[operator]
+    np.testing.assert_allclose(quantized.matrix(), matrix, rtol=0.07, atol=1e-30)
 
 
 def test_scales_are_fp16_unless_weights_are_too_small_for_it() -> None:
@@ -161,16 +163,16 @@ def test_scales_are_fp16_unless_weights_are_too_small_for_it() -> None:
     assert relative_error(matrix * np.float32(1e-6), tiny) < 0.15
     mixed = matrix.copy()
     mixed[:, 3] *= np.float32(1e-9)  # one column too small for fp16 becomes nothing
-    codes = round_to_nearest(mixed, 4, 32)
-    assert codes.scales.dtype == np.float16
-    assert np.abs(codes.matrix()[:, 3]).max() == 0.0
+    quantized = round_to_nearest(mixed, 4, 32)
+    assert quantized.scales.dtype == np.float16
+    assert np.abs(quantized.matrix()[:, 3]).max() == 0.0
 
 
 def test_sizes_are_those_of_what_is_stored() -> None:
-    codes = round_to_nearest(weights(96, 40), 4, 32)
-    assert codes.size_bytes == 96 * 40 // 2 + 2 * 3 * 40
-    codes = round_to_nearest(weights(96, 40), 4, 32, symmetric=False)
-    assert codes.size_bytes == 96 * 40 // 2 + 2 * 3 * 40 + 2 * 40
+    quantized = round_to_nearest(weights(96, 40), 4, 32)
+    assert quantized.size_bytes == 96 * 40 // 2 + 2 * 3 * 40
+    quantized = round_to_nearest(weights(96, 40), 4, 32, symmetric=False)
+    assert quantized.size_bytes == 96 * 40 // 2 + 2 * 3 * 40 + 2 * 40
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

@@ -406,8 +406,10 @@ def test_fp8_leaves_what_is_kept_and_the_embedding_in_float(image: Path) -> None
     held = {n: v.dtype for n, v in model.graph.initializers.items()}
     assert held[linears[1].weight.name or ""] == ir.DataType.FLOAT
     assert held[linears[-1].weight.name or ""] == ir.DataType.FLOAT
-    codes = [n for n, d in held.items() if n.endswith("_float8") and d == ir.DataType.FLOAT8E4M3FN]
-    assert len(codes) == len(linears) - 2
+    quantized = [
+        n for n, d in held.items() if n.endswith("_float8") and d == ir.DataType.FLOAT8E4M3FN
+    ]
+    assert len(quantized) == len(linears) - 2
 
 
 def test_fp8_of_nothing_and_without_ranges_is_refused(image: Path) -> None:
@@ -419,13 +421,13 @@ def test_fp8_of_nothing_and_without_ranges_is_refused(image: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-3, 1.0, 1e30])
-def test_fp8_codes_are_finite_and_near_at_any_size(size: float) -> None:
+def test_fp8_values_are_finite_and_near_at_any_size(size: float) -> None:
     weight = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32) * np.float32(
         size
     )
-    codes, scale = quantize_weight_float8(weight)
-    assert codes.dtype == ml_dtypes.float8_e4m3fn
-    back = codes.astype(np.float32) * np.float32(scale)
+    quantized, scale = quantize_weight_float8(weight)
+    assert quantized.dtype == ml_dtypes.float8_e4m3fn
+    back = quantized.astype(np.float32) * np.float32(scale)
     assert np.isfinite(back).all()
     # Three binary digits behind the first: at most a sixteenth off, 2^-10 steps below 2^-6.
     np.testing.assert_allclose(back, weight, rtol=1 / 16, atol=max(scale * 2.0**-10, 1e-40))
@@ -435,7 +437,7 @@ def test_fp8_codes_are_finite_and_near_at_any_size(size: float) -> None:
 
 
 def dequantized(model: ir.Model, code: ir.DataType) -> list[tuple[ir.Node, ir.Node]]:
-    """Return both DequantizeLinear of every product in a type of codes."""
+    """Return both DequantizeLinear of every product in a quantized type."""
     pairs = []
     for node in model.graph:
         sides = [v.producer() if v is not None else None for v in node.inputs]
@@ -453,7 +455,7 @@ def dequantized(model: ir.Model, code: ir.DataType) -> list[tuple[ir.Node, ir.No
 def test_tensorrt_takes_symmetric_qdq_around_products_with_weights_only(
     code: ir.DataType, rest: str, tower: tuple[Path, str]
 ) -> None:
-    """Codes signed, zero points 0, weights stored as codes, q/k/v reading one DequantizeLinear,
+    """Signed, zero points 0, weights stored quantized, q/k/v reading one DequantizeLinear,
     no Q/DQ on attention's products of activations or on biases."""
     path, kind = tower
     if code == ir.DataType.INT8:

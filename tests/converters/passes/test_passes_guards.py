@@ -277,9 +277,9 @@ def test_a_weight_of_two_layers_is_quantized_once(form: str, tmp_path: Path) -> 
     again = graph.node("Relu", graph.node("MatMul", turned, tied))
     source = save(graph, again, tmp_path / "given.onnx", ["tokens", WIDTH])
     model = nearly_as_float(source, form, tmp_path)
-    codes = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8]
+    quantized = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8]
     # As it is, for two layers, and transposed for the third.
-    assert sum(value.shape == [WIDTH, WIDTH] for value in codes) == 2
+    assert sum(value.shape == [WIDTH, WIDTH] for value in quantized) == 2
 
 
 @FORMS
@@ -320,9 +320,9 @@ def test_two_readers_of_one_table_without_names(tmp_path: Path) -> None:
 def test_weights_that_are_next_to_nothing_stay_finite(size: float) -> None:
     weight = np.full((4, 2), size, np.float32)
     weight[:, 1] = 1.0
-    codes, scales = quantize_weight(weight, axis=1)
+    quantized, scales = quantize_weight(weight, axis=1)
     assert (scales >= np.finfo(np.float32).tiny).all()
-    np.testing.assert_allclose(codes * scales, weight, atol=2e-36)
+    np.testing.assert_allclose(quantized * scales, weight, atol=2e-36)
 
 
 @pytest.mark.parametrize("high", [0.0, 1e-45, 1e-40, 1e-36])

@@ -40,13 +40,13 @@ def wide_ranges(model: ir.Model) -> dict[str, Range]:
     return dict.fromkeys(quantizable_inputs(model), Range(-6.0, 6.0))
 
 
-def test_weight_codes_are_symmetric_and_one_scale_a_column() -> None:
+def test_quantized_weights_are_symmetric_and_one_scale_a_column() -> None:
     weight = np.array([[1.0, -20.0, 0.0], [-0.5, 10.0, 0.0]], np.float32)
-    codes, scales = quantize_weight(weight, axis=1)
-    assert codes.dtype == np.int8
+    quantized, scales = quantize_weight(weight, axis=1)
+    assert quantized.dtype == np.int8
     np.testing.assert_allclose(scales, [1 / 127, 20 / 127, 1 / 127])
-    np.testing.assert_array_equal(codes, [[127, -127, 0], [-64, 64, 0]])
-    np.testing.assert_allclose(codes * scales, weight, atol=0.08)
+    np.testing.assert_array_equal(quantized, [[127, -127, 0], [-64, 64, 0]])
+    np.testing.assert_allclose(quantized * scales, weight, atol=0.08)
 
 
 @pytest.mark.parametrize(

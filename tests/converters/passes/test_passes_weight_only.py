@@ -80,7 +80,7 @@ def weights(inputs: int, outputs: int, seed: int = 0) -> Float32Array:
     ("bits", "inputs", "group_size"),
     [(4, 96, 32), (4, 100, 32), (4, 20, 128), (4, 256, 256), (8, 96, 32), (8, 75, 16), (2, 96, 32)],
 )
-def test_the_runtime_computes_what_the_codes_stand_for(
+def test_the_runtime_computes_what_the_quantized_values_mean(
     bits: Bits, inputs: int, group_size: int, symmetric: bool, tmp_path: Path
 ) -> None:
     weight, bias = weights(inputs, 24), weights(1, 24, seed=1)[0]
@@ -89,10 +89,10 @@ def test_the_runtime_computes_what_the_codes_stand_for(
     step(model)
     used = step.weights[0].group_size
     assert used <= max(group_size, 32)
-    codes = round_to_nearest(weight, bits, used, symmetric=symmetric)
+    quantized = round_to_nearest(weight, bits, used, symmetric=symmetric)
     x = np.random.default_rng(2).standard_normal((5, inputs)).astype(np.float32)
     got = run(save(model, tmp_path / "few.onnx"), {"x": x}, "y")
-    expected = np.maximum(x @ codes.matrix() + bias, 0)
+    expected = np.maximum(x @ quantized.matrix() + bias, 0)
     # The runtime rounds activations to int8 for the product, group by group.
     np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
     if bits < 8:
@@ -112,8 +112,8 @@ def test_both_forms_are_the_same_weights(
         model = ir.load(linear_graph(tmp_path / "float.onnx", weight, transposed=transposed))
         WeightOnlyLinears(form, bits=bits, group_size=32, symmetric=symmetric)(model)  # type: ignore[arg-type]
         answers[form] = run(save(model, tmp_path / f"{form}.onnx"), {"x": x}, "y")
-    codes = round_to_nearest(weight, bits, 32, symmetric=symmetric)
-    np.testing.assert_allclose(answers["blocked"], np.maximum(codes.matrix(), 0), atol=1e-7)
+    quantized = round_to_nearest(weight, bits, 32, symmetric=symmetric)
+    np.testing.assert_allclose(answers["blocked"], np.maximum(quantized.matrix(), 0), atol=1e-7)
     np.testing.assert_allclose(answers["operators"], answers["blocked"], atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_the_layout_for_onnx_runtime_is_taken_too(tmp_path: Path) -> None:
     ("form", "bits", "symmetric"),
     [("operators", 4, True), ("operators", 2, False), ("blocked", 8, True)],
 )
-def test_codes_that_stand_for_nothing_take_what_codes_take(
+def test_placeholders_have_the_size_of_quantized_values(
     form: Form, bits: Bits, symmetric: bool, tmp_path: Path
 ) -> None:
     source, sizes = text_tower(tmp_path / "text.onnx"), []
@@ -301,10 +301,10 @@ def test_blocked_is_int4_with_several_blocks_and_no_zero_point(tmp_path: Path) -
     WeightOnlyLinears("blocked", group_size=128)(model)
     found = [node for node in model.graph if node.op_type == "DequantizeLinear"]
     assert len(found) == 1
-    codes, scale = found[0].inputs
-    assert codes is not None
+    quantized, scale = found[0].inputs
+    assert quantized is not None
     assert scale is not None
-    assert (codes.dtype, codes.shape) == (ir.DataType.INT4, [128, 24])
+    assert (quantized.dtype, quantized.shape) == (ir.DataType.INT4, [128, 24])
     assert (scale.dtype, scale.shape) == (ir.DataType.FLOAT, [2, 24])
     assert scale.const_value is not None
     assert (scale.const_value.numpy() > 0).all()  # TensorRT takes no others

@@ -20,7 +20,7 @@ BIAS = RNG.standard_normal(6).astype(np.float32)
 X = (RNG.standard_normal((500, 20)) + np.linspace(-3, 5, 20)).astype(np.float32)
 # Coarse, so that there is something to correct.
 SCALES = (np.abs(WEIGHT).max(0) / 3).astype(np.float32)
-CODES = np.rint(WEIGHT / SCALES).astype(np.int8)
+QUANTIZED = np.rint(WEIGHT / SCALES).astype(np.int8)
 
 
 def held(name: str, array: Array) -> ir.Value:
@@ -41,38 +41,42 @@ def layer(*, bias: bool = True, transposed: bool = False) -> Linear:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_mean_output_is_the_float_layers(bias: bool, transposed: bool) -> None:
-    corrected = corrected_bias(layer(bias=bias, transposed=transposed), CODES, SCALES, X.mean(0))
+    corrected = corrected_bias(
+        layer(bias=bias, transposed=transposed), QUANTIZED, SCALES, X.mean(0)
+    )
     assert corrected.dtype == np.float32
     assert corrected.shape == (6,)
     before = BIAS if bias else np.zeros(6, np.float32)
-    wanted, quantized = X @ WEIGHT + before, X @ (CODES * SCALES)
+    wanted, quantized = X @ WEIGHT + before, X @ (QUANTIZED * SCALES)
     assert np.abs((quantized + before - wanted).mean(0)).max() > 0.1
     np.testing.assert_allclose((quantized + corrected).mean(0), wanted.mean(0), atol=1e-4)
 
 
 def test_the_mean_shift_of_quantized_activations_goes_too() -> None:
     clipped = np.clip(np.rint(X), -2, 3)
-    corrected = corrected_bias(layer(), CODES, SCALES, X.mean(0), clipped.mean(0))
+    corrected = corrected_bias(layer(), QUANTIZED, SCALES, X.mean(0), clipped.mean(0))
     wanted = (X @ WEIGHT + BIAS).mean(0)
-    np.testing.assert_allclose((clipped @ (CODES * SCALES) + corrected).mean(0), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        (clipped @ (QUANTIZED * SCALES) + corrected).mean(0), wanted, atol=1e-4
+    )
 
 
 def test_what_int8_holds_exactly_keeps_its_bias() -> None:
-    exact = held("layer.weight", (CODES * 0.5).astype(np.float32))
-    codes, scales = quantize_weight(np.vstack([CODES * 0.5, np.full((1, 6), 63.5)]), axis=1)
+    exact = held("layer.weight", (QUANTIZED * 0.5).astype(np.float32))
+    quantized, scales = quantize_weight(np.vstack([QUANTIZED * 0.5, np.full((1, 6), 63.5)]), axis=1)
     assert (scales == 0.5).all()
-    same = corrected_bias(replace(layer(), weight=exact), codes[:-1], scales, X.mean(0))
+    same = corrected_bias(replace(layer(), weight=exact), quantized[:-1], scales, X.mean(0))
     np.testing.assert_array_equal(same, BIAS)
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     mean = X.mean(0)
     with pytest.raises(QuantizationError, match=r"'layer': got .*expected"):
-        corrected_bias(layer(), CODES.T, SCALES, mean)
+        corrected_bias(layer(), QUANTIZED.T, SCALES, mean)
     with pytest.raises(QuantizationError, match=r"'layer': got .*expected"):
-        corrected_bias(layer(), CODES, SCALES, mean, mean[1:])
+        corrected_bias(layer(), QUANTIZED, SCALES, mean, mean[1:])
     with pytest.raises(QuantizationError, match="NaN or infinite"):
-        corrected_bias(layer(), CODES, SCALES, np.full(20, np.nan, np.float32))
+        corrected_bias(layer(), QUANTIZED, SCALES, np.full(20, np.nan, np.float32))
     computed = replace(layer(), bias=ir.Value(name="computed"))
     with pytest.raises(QuantizationError, match="is computed"):
-        corrected_bias(computed, CODES, SCALES, mean)
+        corrected_bias(computed, QUANTIZED, SCALES, mean)

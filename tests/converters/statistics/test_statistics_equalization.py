@@ -199,9 +199,9 @@ def test_the_predicted_error_is_the_measured_one(strength: float | None, tmp_pat
         low, high = min(x.min(), 0), max(x.max(), 0)
         step = (high - low) / 255
         zero = round(-low / step)
-        codes = np.clip(np.rint(x / step) + zero, 0, 255) - zero
+        quantized = np.clip(np.rint(x / step) + zero, 0, 255) - zero
         return float(
-            np.square(step * codes @ (np.rint(w / steps) * steps) - activations @ weight).sum()
+            np.square(step * quantized @ (np.rint(w / steps) * steps) - activations @ weight).sum()
             / energy
         )
 

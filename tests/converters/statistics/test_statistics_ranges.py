@@ -33,12 +33,12 @@ def error(values: Array, kept: Range, *, symmetric: bool = False) -> float:
     """Mean squared error of quantizing the values themselves, as the operators do it."""
     if symmetric:
         scale = np.float32(max(abs(kept.low), abs(kept.high)) / 127)
-        codes = np.clip(np.rint(values / scale), -128, 127)
+        quantized = np.clip(np.rint(values / scale), -128, 127)
     else:
         scale_number, zero_point = kept.affine()
         scale = np.float32(scale_number)
-        codes = np.clip(np.rint(values / scale) + zero_point, 0, 255) - zero_point
-    return float(np.mean((codes * scale - values) ** 2))
+        quantized = np.clip(np.rint(values / scale) + zero_point, 0, 255) - zero_point
+    return float(np.mean((quantized * scale - values) ** 2))
 
 
 def gaussian(seed: int = 0) -> Array:

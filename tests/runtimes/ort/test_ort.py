@@ -604,22 +604,22 @@ def test_a_weight_of_two_products_runs_with_a_warning_where_sums_cannot_be_exact
     session.close()
 
 
-def test_signed_codes_run_where_exact_sums_are_asked_for(
+def test_signed_int8_run_where_exact_sums_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime 1.32 fails in a call of a table with large codes on a processor without VNNI."""
+    """ONNX Runtime 1.32 fails on a lookup in a table with large values, on a CPU without VNNI."""
     monkeypatch.setattr(ort, "int8_saturates", lambda: True)
-    codes = np.array([[-128, 127], [1, 2], [100, -100]], np.int8)
+    quantized = np.array([[-128, 127], [1, 2], [100, -100]], np.int8)
     scales = np.array([1, 2, 3], np.float32)
     model = save(
         tmp_path / "m.onnx",
         [
-            helper.make_node("DequantizeLinear", ["codes", "scales"], ["table"], axis=0),
+            helper.make_node("DequantizeLinear", ["quantized", "scales"], ["table"], axis=0),
             helper.make_node("Gather", ["table", "x"], ["y"], axis=0),
         ],
         [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
-        {"codes": codes, "scales": scales},
+        {"quantized": quantized, "scales": scales},
     )
     with open_session(model) as session:
         found = session.run({"x": np.array([2, 0])})["y"]

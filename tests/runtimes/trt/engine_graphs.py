@@ -88,32 +88,32 @@ class Net:
         return path
 
 
-def quantized(net: Net, x: str, scale: float) -> str:
-    """Put QuantizeLinear and DequantizeLinear with signed codes after a tensor."""
+def fake_quantized(net: Net, x: str, scale: float) -> str:
+    """Put QuantizeLinear and DequantizeLinear in int8 after a tensor."""
     step, zero = net.constant(scale), net.constant(0, np.int8)
     return net.node("DequantizeLinear", net.node("QuantizeLinear", x, step, zero), step, zero)
 
 
 def dequantized_kernel(net: Net, *shape: int) -> str:
     """Return an int8 kernel with a scale for each of its output channels, dequantized."""
-    codes = net.constant(net.rng.integers(-127, 128, shape), np.int8)
+    quantized = net.constant(net.rng.integers(-127, 128, shape), np.int8)
     scales = net.constant(np.full(shape[0], 0.01))
-    return net.node("DequantizeLinear", codes, scales, axis=0)
+    return net.node("DequantizeLinear", quantized, scales, axis=0)
 
 
-def convolutional_net(path: Path, *, codes: bool) -> Path:
+def convolutional_net(path: Path, *, quantized: bool) -> Path:
     """Write two convolutions with a residual around the second, and a linear head.
 
     Args:
         path: Where to write it.
-        codes: Q/DQ around every convolution.
+        quantized: Q/DQ around every convolution.
     """
-    net = Net("float16" if codes else "float32")
+    net = Net("float16" if quantized else "float32")
     x = "image"
     for index, (taken, made, stride) in enumerate([(3, 16, 2), (16, 16, 1)]):
-        entry = quantized(net, x, 0.05) if codes else x
+        entry = fake_quantized(net, x, 0.05) if quantized else x
         shape = (made, taken, 3, 3)
-        kernel = dequantized_kernel(net, *shape) if codes else net.weight(*shape)
+        kernel = dequantized_kernel(net, *shape) if quantized else net.weight(*shape)
         y = net.node("Conv", entry, kernel, net.weight(made), strides=[stride] * 2, pads=[1] * 4)
         x = net.node("Relu", net.node("Add", y, x) if index else y)
     pooled = net.node("Flatten", net.node("GlobalAveragePool", x), axis=1)

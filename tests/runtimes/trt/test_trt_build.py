@@ -71,7 +71,7 @@ def coded_nodes(built: BuiltEngine, dtype: str) -> set[str]:
 
 
 def test_a_convolutional_net_in_float32(tmp_path: Path) -> None:
-    built = build(convolutional_net(tmp_path / "net.onnx", codes=False))
+    built = build(convolutional_net(tmp_path / "net.onnx", quantized=False))
     assert set(count_precisions(built.layers)) == {"fp32"}
     assert [str(spec) for spec in (*built.inputs, *built.outputs)] == [
         "image float32(batch, 3, 32, 32)",
@@ -82,7 +82,7 @@ def test_a_convolutional_net_in_float32(tmp_path: Path) -> None:
 
 
 def test_a_convolutional_net_in_int8(tmp_path: Path) -> None:
-    model = convolutional_net(tmp_path / "net.onnx", codes=True)
+    model = convolutional_net(tmp_path / "net.onnx", quantized=True)
     built = build(model)
     convolutions = {n.name for n in onnx.load(model).graph.node if n.op_type == "Conv"}
     assert len(convolutions) == 2
@@ -178,9 +178,9 @@ def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
 def test_int8_that_would_be_folded_to_float_is_an_error(tmp_path: Path) -> None:
     """TensorRT has no kernels for blocks of 8 bits, dequantizes them, and says nothing."""
     net = Net("float16", opset=21)
-    codes = net.constant(net.rng.integers(-127, 128, (64, 32)), np.int8)
+    quantized = net.constant(net.rng.integers(-127, 128, (64, 32)), np.int8)
     scales = net.constant(np.full((4, 32), 0.01))
-    weight = net.node("DequantizeLinear", codes, scales, axis=0, block_size=16)
+    weight = net.node("DequantizeLinear", quantized, scales, axis=0, block_size=16)
     net.node("MatMul", "x", weight, out="y")
     model = net.save(tmp_path / "m.onnx", {"x": ("batch", 64)}, {"y": ("batch", 32)})
     with pytest.raises(EngineBuildError, match=r"m\.onnx: The graph asks for int8 in 1 nodes") as e:
@@ -205,8 +205,10 @@ def test_an_operator_that_is_not_taken_is_named_with_its_node(tmp_path: Path) ->
 def test_unsigned_activations_are_refused_with_the_node(tmp_path: Path) -> None:
     net = Net()
     step, zero = net.constant(0.1), net.constant(128, np.uint8)
-    codes = net.node("QuantizeLinear", "x", step, zero)
-    net.node("MatMul", net.node("DequantizeLinear", codes, step, zero), net.weight(16, 8), out="y")
+    quantized = net.node("QuantizeLinear", "x", step, zero)
+    net.node(
+        "MatMul", net.node("DequantizeLinear", quantized, step, zero), net.weight(16, 8), out="y"
+    )
     model = net.save(tmp_path / "m.onnx", {"x": ("batch", 16)}, {"y": ("batch", 8)})
     with pytest.raises(EngineBuildError, match=r"node 'quantizelinear_0' \(QuantizeLinear\)"):
         build(model)

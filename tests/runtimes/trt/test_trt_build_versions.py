@@ -19,7 +19,7 @@ from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.runtimes.trt import flavours
 from mmedge.runtimes.trt.build import build_engine
 from mmedge.runtimes.trt.flavours import BuildLog
-from mmedge.runtimes.trt.network import asked_codes
+from mmedge.runtimes.trt.network import quantized_nodes
 from mmedge.runtimes.trt.reasons import informative, parser_errors, reason_of
 from mmedge.specs import Axis
 
@@ -167,11 +167,11 @@ def test_a_timing_cache_is_read_written_and_replaced(tmp_path: Path) -> None:
     assert "the timing cache cannot be saved" in build(tmp_path, path / "nowhere").warnings[-1]
 
 
-CODES = tensor("codes", "INT8", 16, 8)
+QUANTIZED = tensor("quantized", "INT8", 16, 8)
 WEIGHT, MOVED, X = tensor("weight"), tensor("moved"), tensor("x")
 QUANTIZED = (
-    layer("codes", "CONSTANT", [], [CODES]),
-    layer("dequantize", "DEQUANTIZE", [CODES], [WEIGHT]),
+    layer("quantized", "CONSTANT", [], [QUANTIZED]),
+    layer("dequantize", "DEQUANTIZE", [QUANTIZED], [WEIGHT]),
     layer("reshape", "SHUFFLE", [WEIGHT], [MOVED]),
     layer("product", "MATRIX_MULTIPLY", [X, MOVED], [tensor("y")]),
     layer("second", "MATRIX_MULTIPLY", [X, MOVED], [tensor("z")]),
@@ -179,9 +179,9 @@ QUANTIZED = (
 
 
 def test_quantized_weights_are_followed_through_what_moves_them() -> None:
-    assert asked_codes(network(*QUANTIZED)) == {"product": "int8", "second": "int8"}
-    activations = layer("quantize", "QUANTIZE", [X], [CODES])
-    assert asked_codes(network(activations, *QUANTIZED[1:])) == {}
+    assert quantized_nodes(network(*QUANTIZED)) == {"product": "int8", "second": "int8"}
+    activations = layer("quantize", "QUANTIZE", [X], [QUANTIZED])
+    assert quantized_nodes(network(activations, *QUANTIZED[1:])) == {}
 
 
 def test_int8_that_came_out_in_float_is_an_error(library: Any, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_words_of_the_library_are_understood(words: str, dtype: str) -> None
     assert parse_inspection(json.dumps({"Layers": [layer]}))[0].inputs == (dtype,)
 
 
-def test_a_layer_computes_in_the_codes_that_it_reads_and_not_in_those_that_it_makes() -> None:
+def test_a_layer_computes_in_the_dtype_that_it_reads() -> None:
     shape, quantize, product = TABLE
     assert (shape.precision, quantize.precision, product.precision) == ("", "fp32", "int8")
     weight_only = EngineLayer("fc", "fusion", ("fp16",), ("fp16",), "", ("int4", "fp16"))
