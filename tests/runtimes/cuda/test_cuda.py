@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import HOST, cudaError_t
 from fake_gpu import FakeGpu, OnDevice
 from tiny_graphs import embed, feed_of
 
@@ -18,24 +17,10 @@ from mmedge.errors import BackendError, BackendUnavailableError, DTypeError, Inp
 from mmedge.runtimes.cuda import arrays as device_arrays
 from mmedge.runtimes.cuda import runtime as cuda
 from mmedge.runtimes.cuda.arrays import DeviceArray
-from mmedge.runtimes.cuda.runtime import Device, in_words
+from mmedge.runtimes.cuda.runtime import Device
 from mmedge.runtimes.cuda.streams import Event, Stream
 from mmedge.runtimes.trt.session import TrtSession
 from mmedge.specs import Array
-
-
-@pytest.mark.parametrize("code", list(cudaError_t)[1:])
-def test_every_error_has_cudas_own_name_and_text(code: cudaError_t, fake_gpu: FakeGpu) -> None:
-    stream = Stream(Device(0))
-    fake_gpu.cuda.failures["cudaStreamSynchronize"] = [code]
-    with pytest.raises(BackendError) as caught:
-        stream.synchronize()
-    if code is cudaError_t.cudaErrorInsufficientDriver:
-        assert "too old" in str(caught.value)
-    else:
-        assert f"{code.name}: what CUDA says of {int(code)}" in str(caught.value)
-    missing = "Device" in code.name or "Driver" in code.name
-    assert isinstance(caught.value, BackendUnavailableError) == missing
 
 
 def test_a_probe_describes_every_gpu(fake_gpu: FakeGpu) -> None:
@@ -47,33 +32,6 @@ def test_a_probe_describes_every_gpu(fake_gpu: FakeGpu) -> None:
         (1, "Fake GPU 1"),
     ]
     assert found["devices"][0]["free_bytes"] == 64 << 20
-
-
-def test_memory_goes_with_its_last_reference(fake_gpu: FakeGpu) -> None:
-    device = Device(0)
-    memory, pinned = device.allocate(1000, "a test"), device.allocate_pinned(1000, "a test")
-    assert device.holds(memory.address)
-    assert not device.holds(pinned.address)
-    assert device.is_page_locked(pinned.address)
-    memory.free()
-    memory.free()
-    array = pinned.array((5, 10), np.dtype(np.float32))
-    array[...] = 3
-    part = array[2]
-    del pinned, array
-    gc.collect()
-    assert (fake_gpu.cuda.used(), fake_gpu.cuda.used(HOST)) == (0, 1000)
-    np.testing.assert_array_equal(part, np.full(10, 3))
-    del part
-    assert fake_gpu.cuda.used(HOST) == 0
-
-
-def test_out_of_memory(fake_gpu: FakeGpu) -> None:
-    held = Device(0).allocate(60 << 20, "a test")
-    with pytest.raises(BackendError, match=r"6\.0 MiB needed for two tests, 4\.0 MiB of 64\.0 MiB"):
-        Device(0).allocate(6 << 20, "two tests")
-    held.free()
-    assert [in_words(n) for n in (0, 512 << 10, 3 << 30)] == ["0.0 MiB", "0.5 MiB", "3.0 GiB"]
 
 
 def test_without_a_driver_the_library_itself_is_understood() -> None:

@@ -1,9 +1,8 @@
-"""What is asked of builders that are not at hand, TensorRT 10 and 11; why a build failed."""
+"""Build settings for TensorRT 10 and 11, with a fake builder; causes of failed builds."""
 
 from __future__ import annotations
 
 import importlib.machinery
-import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -54,7 +53,7 @@ def network(*layers: Any) -> Any:
 
 
 class Recorder:
-    """A builder configuration that writes down what is asked of it."""
+    """A builder configuration that records its settings."""
 
     def __init__(self) -> None:
         self.flags, self.limits, self.profiles = {"TF32"}, {}, []  # type: ignore[var-annotated]
@@ -93,7 +92,6 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     made.LayerInformationFormat = SimpleNamespace(JSON="json")
     made.ILogger = made.IProgressMonitor = type("Base", (), {"__init__": lambda _: None})
     made.config, made.network = Recorder(), network()
-    made.layers = '{"Layers": []}'
 
     def create_network(flags: int) -> Any:
         made.flags = flags
@@ -109,7 +107,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         build_serialized_network=lambda *_: b"plan",
     )
     made.OnnxParser = lambda *_: SimpleNamespace(parse_from_file=lambda _: True)
-    inspector = SimpleNamespace(get_engine_information=lambda _: made.layers)
+    inspector = SimpleNamespace(get_engine_information=lambda _: '{"Layers": []}')
     engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
     made.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: engine)
     monkeypatch.setitem(sys.modules, "tensorrt", made)
@@ -135,7 +133,7 @@ def build(folder: Path, timing: Path | None = None, **settings: Any) -> BuiltEng
         ({"stripped": True, "refittable": True}, {"STRIP_PLAN", "REFIT"}),
     ],
 )
-def test_what_is_asked_of_the_library(
+def test_settings_passed_to_the_library(
     settings: dict[str, Any], flags: set[str], library: Any, tmp_path: Path
 ) -> None:
     built = build(tmp_path, **settings)
@@ -158,49 +156,34 @@ def test_a_flag_that_the_library_lacks_is_an_error(library: Any, tmp_path: Path)
 @pytest.mark.usefixtures("library")
 def test_a_timing_cache_is_read_written_and_replaced(tmp_path: Path) -> None:
     path = tmp_path / "timing.cache"
-    for kept, written in ((None, b"+timed"), (b"old", b"old+timed"), (b"damaged", b"+timed")):
-        if kept is not None:
-            path.write_bytes(kept)
+    for before, written in ((None, b"+timed"), (b"old", b"old+timed"), (b"damaged", b"+timed")):
+        if before is not None:
+            path.write_bytes(before)
         built = build(tmp_path, path)
         assert path.read_bytes() == written
-        assert ("timed again" in " ".join(built.warnings)) == (kept == b"damaged")
+        assert ("timed again" in " ".join(built.warnings)) == (before == b"damaged")
     assert "the timing cache cannot be saved" in build(tmp_path, path / "nowhere").warnings[-1]
 
 
-QUANTIZED = tensor("quantized", "INT8", 16, 8)
+VALUES = tensor("values", "INT8", 16, 8)
 WEIGHT, MOVED, X = tensor("weight"), tensor("moved"), tensor("x")
 QUANTIZED = (
-    layer("quantized", "CONSTANT", [], [QUANTIZED]),
-    layer("dequantize", "DEQUANTIZE", [QUANTIZED], [WEIGHT]),
+    layer("values", "CONSTANT", [], [VALUES]),
+    layer("dequantize", "DEQUANTIZE", [VALUES], [WEIGHT]),
     layer("reshape", "SHUFFLE", [WEIGHT], [MOVED]),
     layer("product", "MATRIX_MULTIPLY", [X, MOVED], [tensor("y")]),
     layer("second", "MATRIX_MULTIPLY", [X, MOVED], [tensor("z")]),
 )
 
 
-def test_quantized_weights_are_followed_through_what_moves_them() -> None:
+def test_quantized_weights_are_found_through_data_movement() -> None:
     assert quantized_nodes(network(*QUANTIZED)) == {"product": "int8", "second": "int8"}
-    activations = layer("quantize", "QUANTIZE", [X], [QUANTIZED])
+    activations = layer("quantize", "QUANTIZE", [X], [VALUES])
     assert quantized_nodes(network(activations, *QUANTIZED[1:])) == {}
 
 
-def test_int8_that_came_out_in_float_is_an_error(library: Any, tmp_path: Path) -> None:
-    library.network = network(*QUANTIZED[:-1])
-    library.layers = ""
-    assert "whether int8 is used is unknown" in build(tmp_path).warnings[0]
-    for dtype in ("Int8", "Float"):
-        said = {"Name": "product", "LayerType": "gemm", "Metadata": "[ONNX Layer: product]"}
-        said |= {"Inputs": [{"Name": "x", "Format/Datatype": dtype}], "Outputs": []}  # type: ignore[dict-item]
-        library.layers = json.dumps({"Layers": [said]})
-        if dtype == "Int8":
-            assert build(tmp_path).layers[0].precision == "int8"
-        else:
-            with pytest.raises(EngineBuildError, match=r"linear\.onnx: The graph asks for int8"):
-                build(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("said", "way_out"),
+    ("message", "fix"),
     [
         ("Could not find any implementation for node gemm", "larger workspace"),
         ("Requested amount of GPU memory (9 bytes) could not be allocated", "free memory"),
@@ -209,13 +192,13 @@ def test_int8_that_came_out_in_float_is_an_error(library: Any, tmp_path: Path) -
         ("Something that nobody has seen", "nobody has seen"),
     ],
 )
-def test_why_a_build_failed_and_what_to_do(said: str, way_out: str) -> None:
+def test_the_reason_of_a_failed_build_and_its_fix(message: str, fix: str) -> None:
     log = BuildLog()
     log.errors += ["[checkMacros.cpp::catchCudaError::250] no driver"]
-    log.errors += [f"IBuilder: {said} In compileGraph at /_src/optimizer/code.cpp:2012"]
+    log.errors += [f"IBuilder: {message} In compileGraph at /_src/optimizer/code.cpp:2012"]
     reason = reason_of(log)
-    assert said in reason
-    assert way_out in reason
+    assert message in reason
+    assert fix in reason
     assert "catchCudaError" not in reason
     assert "/_src" not in reason
     assert reason_of(BuildLog()) == "no reason given."

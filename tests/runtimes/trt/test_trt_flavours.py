@@ -1,4 +1,4 @@
-"""Which TensorRT is installed, and one logger for all that is made with it."""
+"""Installed TensorRT versions, and their logger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmedge.runtimes.trt.flavours import LoadedFlavour, installed_version, load_
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is searched first for modules and metadata; no flavour is installed."""
+    """A folder that alone is searched for TensorRT; nothing is installed."""
     monkeypatch.syspath_prepend(str(tmp_path))
     found = flavours.find_spec
 
@@ -51,53 +51,28 @@ def install(folder: Path, module: str, source: str, distribution: str = "", at: 
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {at}\n")
 
 
-def test_nothing_is_installed(packages: Path) -> None:
-    assert installed_version("tensorrt") is None
+def test_the_version_is_read_and_nothing_is_loaded(packages: Path) -> None:
+    install(packages, "something", "", "tensorrt_rtx", "1.7")  # metadata without the module
     assert installed_version("tensorrt-rtx") is None
-
-
-def test_the_version_comes_from_the_metadata_and_nothing_is_loaded(packages: Path) -> None:
-    install(packages, "tensorrt", "raise RuntimeError", "tensorrt_cu13_bindings", "11.4.1.7")
     install(packages, "tensorrt_rtx_bindings", "raise", "tensorrt_rtx_cu12_bindings", "1.7.1.116")
-    assert installed_version("tensorrt") == "11.4.1.7"
     assert installed_version("tensorrt-rtx") == "1.7.1.116"
-
-
-def test_a_package_without_metadata_says_its_version_itself(packages: Path) -> None:
     install(packages, "tensorrt", 'import ctypes\n__version__ = "10.3.0"\nraise RuntimeError\n')
     assert installed_version("tensorrt") == "10.3.0"
 
 
-def test_metadata_without_the_module_is_not_installed(packages: Path) -> None:
-    install(packages, "something", "", "tensorrt", "10.3.0")
-    assert installed_version("tensorrt") is None
-
-
 @pytest.mark.parametrize(
-    ("flavour", "told"),
+    ("source", "message"),
     [
-        ("tensorrt", ["--system-site-packages", "tensorrt-cu13", "mmedge[tensorrt-rtx]"]),
-        ("tensorrt-rtx", ["mmedge[tensorrt-rtx]", "on a Jetson or a server ask for tensorrt"]),
+        (
+            'raise ImportError("libnvinfer.so.10: missing")',
+            r"10\.3\.0 cannot be loaded: libnvinfer",
+        ),
+        ("class Runtime: ...", "no builder and no ONNX parser"),
     ],
 )
-def test_what_to_install_is_told_for_each_machine(
-    flavour: str, told: list[str], packages: Path
-) -> None:
-    with pytest.raises(BackendUnavailableError, match="is not installed") as caught:
-        load_flavour(flavour)
-    assert all(words in str(caught.value) for words in told)
-
-
-def test_bindings_without_their_libraries_are_told(packages: Path) -> None:
-    source = 'raise ImportError("libnvinfer.so.10: cannot open shared object file")'
+def test_an_incomplete_installation(source: str, message: str, packages: Path) -> None:
     install(packages, "tensorrt", source, "tensorrt", "10.3.0")
-    with pytest.raises(BackendUnavailableError, match=r"10\.3\.0 cannot be loaded: libnvinfer"):
-        load_flavour("tensorrt")
-
-
-def test_a_runtime_alone_is_told(packages: Path) -> None:
-    install(packages, "tensorrt", "class Runtime: ...", "tensorrt", "10.3.0")
-    with pytest.raises(BackendUnavailableError, match="no builder and no ONNX parser"):
+    with pytest.raises(BackendUnavailableError, match=message):
         load_flavour("tensorrt")
 
 
@@ -110,13 +85,13 @@ def test_a_flavour_is_loaded_by_the_first_of_its_names(packages: Path) -> None:
 
 
 def library() -> Any:
-    """A module whose loggers hand messages on."""
+    """A module with loggers."""
     made: Any = ModuleType("tensorrt")
     made.ILogger = type("ILogger", (), {"__init__": lambda _: None})
     return made
 
 
-def test_what_differs_between_versions() -> None:
+def test_differences_between_versions() -> None:
     made = library()
     loaded = LoadedFlavour("tensorrt", "10.3.0", made)
     assert loaded.network_flags == 0

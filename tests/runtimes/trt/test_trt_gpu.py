@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,15 +72,6 @@ def test_graphs_of_many_shapes_answer_right(session: TrtSession) -> None:
             assert_embedded(session.run(feed), feed)
 
 
-def test_threads_answer_right(session: TrtSession) -> None:
-    def call(seed: int) -> None:
-        feed = feed_of(1 + seed % 8, seed)
-        assert_embedded(session.run(feed), feed)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(call, range(200)))
-
-
 def test_a_graph_is_captured(flavour: str, tmp_path: Path, caplog: Any) -> None:
     with open_on_gpu(flavour, save_embedder(tmp_path / "m.onnx"), graphs=4) as session:
         for seed in range(4):
@@ -101,16 +91,6 @@ def test_memory_is_given_back(flavour: str, tmp_path: Path) -> None:
                 session.run(feed_of(batch))
         free.append(Device(0).memory_bytes()[0])
     assert free[-1] >= free[1] - (1 << 20)
-
-
-def test_bindings_read_and_write_the_same_memory(session: TrtSession) -> None:
-    feed = feed_of(3)
-    binding = session.bind(feed)
-    for seed in range(3):
-        fresh = feed_of(3, seed)
-        for name, array in fresh.items():
-            feed[name][...] = array
-        assert_embedded(binding.run(), fresh)
 
 
 def test_answers_of_one_run_are_inputs_of_another(flavour: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tiny_graphs import INPUTS, embed, feed_of, save, save_embedder
 
 import mmedge
 from mmedge.bundle import Bundle
-from mmedge.errors import BackendUnavailableError, EngineMismatchError, InputError, StorageError
+from mmedge.errors import BackendUnavailableError, EngineMismatchError, InputError
 from mmedge.models import verify_bundle
 from mmedge.runtimes import SessionOptions, backend, open_session
 from mmedge.runtimes.engines.profiles import shape_profiles
@@ -191,21 +191,6 @@ def test_weights_are_put_in_from_the_onnx_file(given: dict[str, Any], says: str)
     assert bool(found) == bool(says)
 
 
-@pytest.mark.parametrize(
-    ("made", "says"),
-    [
-        ({"version": "10.7.0"}, r"TensorRT 10\.3\.0 .*expecting library version 10\.3\.0 got 10"),
-        ({"capability": "8.6"}, r"Fake GPU 0 \(compute capability 8\.9\).*expecting compute 8\.9"),
-    ],
-)
-def test_an_engine_of_another_version_or_gpu_is_refused(
-    made: dict[str, str], says: str, model: Path, fake_gpu: FakeGpu
-) -> None:
-    fake_gpu.plan |= made
-    with pytest.raises(EngineMismatchError, match=rf"model\.onnx: its engine .*{says}.*mmedge b"):
-        fake_gpu.open(model)
-
-
 def test_a_library_that_does_not_start(model: Path, fake_gpu: FakeGpu) -> None:
     fake_gpu.library.refuse_start = True
     with pytest.raises(BackendUnavailableError, match=r"not start on Fake GPU 0.*error: 35.*CUDA"):
@@ -239,21 +224,6 @@ def test_an_engine_of_another_graph_is_refused(
     )
     with pytest.raises(EngineMismatchError, match="its engine is of another graph"):
         fake_gpu.open(graph("mine.onnx", "x", TensorProto.FLOAT, 4))
-
-
-def test_a_damaged_engine_is_built_anew_and_an_open_cache_refused(
-    model: Path, fake_gpu: FakeGpu
-) -> None:
-    fake_gpu.open(model).close()
-    (plan,) = EngineCache().folder.glob("*.plan")
-    plan.write_bytes(plan.read_bytes()[:-1] + b"?")
-    with pytest.warns(RuntimeWarning, match="is not loaded: its plan was changed"):
-        fake_gpu.open(model).close()
-    assert len(fake_gpu.built) == 2
-    EngineCache().folder.chmod(0o777)
-    with pytest.raises(StorageError):
-        fake_gpu.open(model)
-    assert not TRT.is_prepared(model, CUDA)
 
 
 @pytest.mark.parametrize("how", ["kept", "damaged", "another version", "a link"])

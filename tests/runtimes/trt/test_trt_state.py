@@ -39,18 +39,3 @@ def test_state_does_not_cross_the_host(name: str, fake_gpu: FakeGpu, tmp_path: P
             first[tensor.input] != "batch" for tensor in toy.state.tensors
         )
         assert bool(copied["on device"]) != bool(copied["to host"])
-
-
-def test_the_memory_of_a_state_is_given_back(fake_gpu: FakeGpu, tmp_path: Path) -> None:
-    toy = TOYS["appended"]
-    x = np.ones((1, 1, WIDTH), np.float32)
-    session = fake_gpu.open(toy.save(tmp_path / "m.onnx"), axes=AXES)
-    with session, session.start(toy.state) as run:
-        for _ in range(3):
-            step(run, toy, x)
-        run.truncate(1)
-        held = fake_gpu.cuda.left()
-        for _ in range(9):
-            step(run, toy, x)
-            run.truncate(1)
-        assert len(fake_gpu.cuda.left()) == len(held)
