@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
@@ -84,19 +83,19 @@ def builds(folder: Path) -> int:
 # What follows runs in processes of their own.
 
 
-def build_together(folder: Path, said: Connection, start: float) -> None:
+def build_together(folder: Path, pipe: Connection, start: float) -> None:
     """Ask for the engine of key() at an agreed time; say its hash, and whether it was built."""
     cache = EngineCache(folder / "engines")
     time.sleep(max(0.0, start - time.time()))
     engine = cache.get_or_build(key(), counted(folder, 0.3))
-    said.send((engine.record.plan_sha256, engine.miss is not None))
+    pipe.send((engine.record.plan_sha256, engine.miss is not None))
 
 
-def build_until_told(folder: Path, said: Connection) -> None:
+def build_until_go(folder: Path, pipe: Connection) -> None:
     """Build the engine of key() out of OTHER_PLAN until there is a file `go`."""
 
     def build() -> BuiltEngine:
-        said.send("building")
+        pipe.send("building")
         while not (folder / "go").exists():
             time.sleep(0.01)
         return built(OTHER_PLAN)
@@ -104,7 +103,7 @@ def build_until_told(folder: Path, said: Connection) -> None:
     EngineCache(folder / "engines").get_or_build(key(), build)
 
 
-def store_and_die(folder: Path, said: Connection, death: str) -> None:
+def store_and_die(folder: Path, pipe: Connection, death: str) -> None:
     """Store OTHER_PLAN as the engine of key(), and die at one of DEATHS."""
     sync, write = atomic._sync, engine_files.write_atomic
 
@@ -126,14 +125,6 @@ def store_and_die(folder: Path, said: Connection, death: str) -> None:
     module, name, replaced = places[death]
     setattr(module, name, replaced)
     EngineCache(folder / "engines").store(key(), built(OTHER_PLAN))
-
-
-def store_for_ever(folder: Path, said: Connection) -> None:
-    """Store PLAN and OTHER_PLAN in turns, and say when each has been once."""
-    for number, plan in enumerate(itertools.cycle((PLAN, OTHER_PLAN))):
-        EngineCache(folder / "engines").store(key(), built(plan))
-        if number == 1:
-            said.send("stored")
 
 
 def die(*_: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The hash of a model: what it covers, and when it is taken from memory."""
+"""The hash of a model, and its cache."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from engine_graphs import linear_graph
 
 from mmedge.runtimes.engines import model_hash
 from mmedge.runtimes.engines.model_hash import model_sha256
@@ -22,21 +20,8 @@ def hashed(path: Path) -> NoReturn:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model with a weight beside it, m.data."""
-    tensor = numpy_helper.from_array(np.arange(64, dtype=np.float32), "w")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [64]) for name in "xy"]
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [tensor]
-    )
-    path = tmp_path / "m.onnx"
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]),
-        path,
-        save_as_external_data=True,
-        location="m.data",
-        size_threshold=0,
-    )
-    return path
+    """A model with external data, m.onnx.data."""
+    return linear_graph(tmp_path / "m.onnx", external=True)
 
 
 @pytest.fixture
@@ -71,8 +56,8 @@ def test_a_model_is_not_hashed_again_while_its_files_are_the_same(
     assert memory.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("name", ["m.onnx", "m.data"])
-def test_a_file_that_only_looks_the_same_is_hashed(model: Path, memory: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data"])
+def test_a_file_of_the_same_size_and_time_is_hashed(model: Path, memory: Path, name: str) -> None:
     if name == "m.onnx":  # a byte more at the end is another field: make it one that may change
         with model.open("ab") as file:
             file.write(b"\x32\x01a")  # ModelProto.doc_string
@@ -83,10 +68,10 @@ def test_a_file_that_only_looks_the_same_is_hashed(model: Path, memory: Path, na
     assert model_sha256(model, memory) == model_sha256(model) != found
 
 
-def test_a_file_put_in_place_of_another_is_hashed(model: Path, memory: Path) -> None:
+def test_a_replaced_file_is_hashed(model: Path, memory: Path) -> None:
     settle()
     found = model_sha256(model, memory)
-    data = model.with_name("m.data")
+    data = model.with_name("m.onnx.data")
     other = data.with_name("other")
     other.write_bytes(bytes(data.stat().st_size))
     os.utime(other, ns=(data.stat().st_atime_ns, data.stat().st_mtime_ns))
@@ -95,7 +80,7 @@ def test_a_file_put_in_place_of_another_is_hashed(model: Path, memory: Path) -> 
     assert model_sha256(model, memory) == model_sha256(model) != found
 
 
-def test_a_file_that_was_written_just_now_is_not_remembered(
+def test_a_recent_file_is_not_remembered(
     model: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_hash, "_SETTLED_NS", 60_000_000_000)
@@ -104,9 +89,7 @@ def test_a_file_that_was_written_just_now_is_not_remembered(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": []}', b"\xff", b"[" * 100_000])
-def test_a_damaged_memory_costs_the_hashing_alone(
-    model: Path, memory: Path, content: bytes
-) -> None:
+def test_a_damaged_memory_is_ignored(model: Path, memory: Path, content: bytes) -> None:
     settle()
     found = model_sha256(model, memory)
     (place,) = memory.iterdir()
@@ -114,7 +97,7 @@ def test_a_damaged_memory_costs_the_hashing_alone(
     assert model_sha256(model, memory) == found
 
 
-def test_a_memory_that_others_can_write_is_not_believed(model: Path, memory: Path) -> None:
+def test_a_memory_that_others_can_write_is_ignored(model: Path, memory: Path) -> None:
     settle()
     found = model_sha256(model, memory)
     (place,) = memory.iterdir()
@@ -124,7 +107,7 @@ def test_a_memory_that_others_can_write_is_not_believed(model: Path, memory: Pat
     assert model_sha256(model, memory) == found
 
 
-def test_a_memory_that_cannot_be_written_costs_the_hashing_alone(model: Path, memory: Path) -> None:
+def test_a_memory_that_cannot_be_written_is_ignored(model: Path, memory: Path) -> None:
     memory.write_bytes(b"a file")
     settle()
     assert model_sha256(model, memory / "models") == model_sha256(model)

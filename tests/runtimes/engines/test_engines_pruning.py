@@ -1,4 +1,4 @@
-"""What the engine cache is pruned of, and what it keeps."""
+"""Pruning of the engine cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmedge.runtimes.engines.record import key_digest
 from mmedge.runtimes.engines.store import EngineCache, Miss, PruneRule
 
 DAY_S = 86_400.0
-MODELS = "abc"  # the one used last first, a day between two
+MODELS = "abc"  # most recently used first, a day apart
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def there(cache: EngineCache) -> str:
     return "".join(model for model in MODELS if not isinstance(cache.find(key(model=model)), Miss))
 
 
-def test_entries_are_told_the_one_used_last_first(cache: EngineCache) -> None:
+def test_entries_are_listed_most_recently_used_first(cache: EngineCache) -> None:
     found = cache.entries()
     labels = [entry.record.label[0] for entry in found if entry.record is not None]
     assert labels == ["a", "b", "c"]
@@ -48,16 +48,10 @@ def test_loading_counts_as_use(cache: EngineCache) -> None:
     assert first.used_unix_s == pytest.approx(time.time(), abs=60)
 
 
-def test_nothing_that_is_whole_goes_unasked(cache: EngineCache) -> None:
-    pruned = cache.prune()
-    assert (pruned.removed, pruned.freed_bytes, pruned.kept) == ((), 0, 3)
-    assert pruned.kept_bytes == sum(entry.size_bytes for entry in cache.entries())
-    assert there(cache) == "abc"
-
-
 @pytest.mark.parametrize(
     ("rule", "left", "reason"),
     [
+        (PruneRule(), "abc", ""),
         (PruneRule(older_than_s=2.5 * DAY_S), "a", "not used for 3.0 days"),
         (PruneRule(older_than_s=30 * DAY_S), "abc", ""),
         (PruneRule(older_than_s=0), "", "not used for 2.0 days"),
@@ -76,20 +70,18 @@ def test_nothing_that_is_whole_goes_unasked(cache: EngineCache) -> None:
         (PruneRule(everything=True), "", "everything goes"),
     ],
 )
-def test_a_rule_names_what_goes(
-    cache: EngineCache, rule: PruneRule, left: str, reason: str
-) -> None:
+def test_rules(cache: EngineCache, rule: PruneRule, left: str, reason: str) -> None:
     sizes = {entry.digest: entry.size_bytes for entry in cache.entries()}
-    told = cache.prune(rule, dry_run=True)
+    planned = cache.prune(rule, dry_run=True)
     assert there(cache) == "abc"
     done = cache.prune(rule)
-    assert [(entry.digest, why) for entry, why in told.removed] == [
+    assert [(entry.digest, why) for entry, why in planned.removed] == [
         (entry.digest, why) for entry, why in done.removed
     ]
     assert there(cache) == left
     gone = {key_digest(key(model=model)) for model in MODELS if model not in left}
     assert {entry.digest for entry, _ in done.removed} == gone
-    assert done.freed_bytes == told.freed_bytes == sum(sizes[digest] for digest in gone)
+    assert done.freed_bytes == planned.freed_bytes == sum(sizes[digest] for digest in gone)
     assert done.kept == len(left)
     if reason:
         assert reason in done.removed[0][1]
@@ -97,7 +89,7 @@ def test_a_rule_names_what_goes(
 
 
 @pytest.mark.parametrize("stale", [True, False])
-def test_what_is_damaged_is_stale(cache: EngineCache, stale: bool) -> None:
+def test_damaged_engines_are_stale(cache: EngineCache, stale: bool) -> None:
     found = cache.find(key(model="b"))
     assert not isinstance(found, Miss)
     found.path.write_bytes(PLAN[:-1] + b"?")  # of the right size: only its hash tells
@@ -109,7 +101,7 @@ def test_what_is_damaged_is_stale(cache: EngineCache, stale: bool) -> None:
     assert there(cache) == ("a" if stale else "ab")
 
 
-def test_everything_takes_timing_and_runtime_caches_along(cache: EngineCache) -> None:
+def test_everything_includes_timing_and_runtime_caches(cache: EngineCache) -> None:
     places = [
         cache.timing_cache("tensorrt", "10.3", "8.7"),
         cache.runtime_cache("tensorrt-rtx", "1.7", "gpu"),
@@ -117,29 +109,21 @@ def test_everything_takes_timing_and_runtime_caches_along(cache: EngineCache) ->
     for place in places:
         place.write_bytes(b"12345")
     engines_bytes = sum(entry.size_bytes for entry in cache.entries())
+    mine = cache.folder / "notes.txt"
+    mine.write_text("mine")
     cache.prune()
     assert all(place.exists() for place in places)
     assert cache.prune(PruneRule(everything=True), dry_run=True).freed_bytes == engines_bytes + 10
     assert all(place.exists() for place in places)
     assert cache.prune(PruneRule(everything=True)).freed_bytes == engines_bytes + 10
     assert not any(place.exists() for place in places)
-
-
-def test_what_is_not_the_caches_own_stays(cache: EngineCache) -> None:
-    mine = cache.folder / "notes.txt"
-    mine.write_text("mine")
-    cache.prune(PruneRule(everything=True))
     assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"older_than_s": -1.0}, {"keep_bytes": -1}, {"older_than_s": float("nan")}]
+    ("field", "wrong"),
+    [("older_than_s", -1.0), ("keep_bytes", -1), ("older_than_s", float("nan")), ("model", "")],
 )
-def test_a_negative_number_is_no_rule(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        PruneRule(**wrong)  # type: ignore[arg-type]
-
-
-def test_an_empty_name_is_no_rule() -> None:
-    with pytest.raises(InputError, match="empty model"):
-        PruneRule(model="")
+def test_wrong_rules_are_refused(field: str, wrong: object) -> None:
+    with pytest.raises(InputError, match=field):
+        PruneRule(**{field: wrong})  # type: ignore[arg-type]
