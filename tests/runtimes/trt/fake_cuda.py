@@ -1,5 +1,5 @@
-# ruff: noqa: N801, N802, N815, CUDA has its own way with names
-"""CUDA's runtime API on host memory, as far as mmedge calls it. Work is done when it is put in."""
+# ruff: noqa: N801, N802, N815, names of CUDA
+"""CUDA's runtime API on host memory, as far as mmedge calls it. Work runs when it is enqueued."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class FakeCuda(ModuleType):
     """The module `cuda.bindings.runtime`.
 
     Attributes:
-        calls: How often each function was called.
-        copied: Bytes that were copied, "to device" and "to host".
-        failures: Codes that the next calls of a function return, by its name.
-        refuse_capture: Whether captures end in failure.
+        calls: Calls by function.
+        copied: Bytes copied "to device", "to host" and "on device".
+        failures: Error codes that the next calls of a function return, by its name.
+        refuse_capture: Whether captures fail.
         blocks: Memory by address: kind, device, size and bytes.
-        streams: Handles, each with what it captures.
+        streams: Handles, each with its captured work.
     """
 
     cudaError_t = cudaError_t
@@ -74,7 +74,6 @@ class FakeCuda(ModuleType):
     def __init__(self) -> None:
         super().__init__("cuda.bindings.runtime")
         self.memory_bytes, self.devices, self.driver = 64 << 20, 1, 13000
-        self.capability = (8, 9)
         self.calls: Counter[str] = Counter()
         self.copied: Counter[str] = Counter()
         self.failures: dict[str, list[cudaError_t]] = {}
@@ -84,7 +83,7 @@ class FakeCuda(ModuleType):
         self.events: set[int] = set()
         self.graphs: dict[int, list[Op]] = {}
         self.launchable: dict[int, list[Op]] = {}
-        self._freed: list[Any] = []  # who still reads it reads poison
+        self._freed: list[Any] = []  # poisoned
         self._handles = iter(range(0x1000, 1 << 40))
         self._thread = threading.local()
 
@@ -101,7 +100,7 @@ class FakeCuda(ModuleType):
         return call
 
     def left(self) -> dict[str, int]:
-        """Count what is there; all of it is to be gone at the end."""
+        """Count the resources that are not freed."""
         names = ("blocks", "streams", "events", "graphs", "launchable")
         return {name: len(getattr(self, name)) for name in names if getattr(self, name)}
 
@@ -109,7 +108,7 @@ class FakeCuda(ModuleType):
         return sum(size for held, _, size, _ in list(self.blocks.values()) if held == kind)
 
     def put(self, stream: int, op: Op) -> None:
-        """Do some work, or add it to what the stream captures."""
+        """Run some work, or add it to the stream's capture."""
         captured = self.streams.get(int(stream))
         op() if captured is None else captured.append(op)
 
@@ -130,7 +129,7 @@ class FakeCuda(ModuleType):
         return (*OK, code.name.encode())
 
     def cudaGetErrorString(self, code: cudaError_t) -> Any:
-        return (*OK, f"what CUDA says of {int(code)}".encode())
+        return (*OK, f"error {int(code)}".encode())
 
     def cudaGetDeviceCount(self) -> Any:
         if self.driver < 13000:
@@ -143,8 +142,9 @@ class FakeCuda(ModuleType):
             totalGlobalMem=self.memory_bytes,
             integrated=0,
             multiProcessorCount=4,
+            major=8,
+            minor=9,
         )
-        found.major, found.minor = self.capability
         return (*OK, found)
 
     def cudaGetDevice(self) -> Any:
@@ -210,11 +210,10 @@ class FakeCuda(ModuleType):
         self.events.remove(event)
         return OK
 
-    def cudaEventRecord(self, _event: int, _stream: int) -> Any:
+    def cudaEventRecord(self, *_: int) -> Any:
         return OK
 
-    def cudaEventSynchronize(self, _event: int) -> Any:
-        return OK
+    cudaEventSynchronize = cudaEventRecord
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> Any:
         name = {1: "to device", 2: "to host", 3: "on device"}[int(kind)]

@@ -1,4 +1,4 @@
-"""A GPU that is not there, with both flavours of TensorRT, for tests that open sessions on it."""
+"""A simulated GPU with both flavours of TensorRT, for tests that open sessions on it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ AXES = {"batch": Axis(1, 2, 8)}
 
 @dataclass
 class FakeGpu:
-    """What a test may look at and arrange.
+    """The parts of the GPU that tests read and set.
 
     Attributes:
         cuda: The CUDA runtime.
         libraries: TensorRT, by flavour.
-        built: What was built.
-        plan: More of what plans are made with; see fake_plan.
+        built: The engines built.
+        on_host: See fake_plan.
     """
 
     cuda: FakeCuda
     libraries: dict[str, FakeTensorRT]
     built: list[EngineRequest] = field(default_factory=list)
-    plan: dict[str, Any] = field(default_factory=dict)
+    on_host: tuple[str, ...] = ()
 
     @property
     def library(self) -> FakeTensorRT:
@@ -54,19 +54,13 @@ class FakeGpu:
     def build(self, model: Path, request: EngineRequest, **_: object) -> BuiltEngine:
         """Stand for mmedge.runtimes.trt.build.build_engine."""
         self.built.append(request)
-        told = read_onnx_file(model)
-        major, minor = self.cuda.capability
-        made = {
-            "version": VERSIONS[request.backend],
-            "capability": f"{major}.{minor}",
-        }
-        plan = fake_plan(model, request, **(made | self.plan))
-        layers = (
-            EngineLayer("project", "gemm", ("fp16",), ("fp16",)),
-            EngineLayer("length", "reduce", ("fp32",), ("fp32",)),
-            EngineLayer("divide", "elementwise", ("fp32",), ("fp32",)),
+        graph = read_onnx_file(model)
+        plan = fake_plan(model, request, on_host=self.on_host)
+        layers = tuple(
+            EngineLayer(name, "gemm", (dtype,), (dtype,))
+            for name, dtype in (("project", "fp16"), ("length", "fp32"), ("divide", "fp32"))
         )
-        return BuiltEngine(plan, told.inputs, told.outputs, layers, 0.1)
+        return BuiltEngine(plan, graph.inputs, graph.outputs, layers, 0.1)
 
     def open(
         self,
@@ -90,12 +84,12 @@ class FakeGpu:
 
 
 class OnDevice:
-    """An array on the fake GPU that somebody else made.
+    """An array on the fake GPU, as from another library.
 
     Args:
         cuda: Where.
-        array: What it holds.
-        interface: More of what its __cuda_array_interface__ says.
+        array: Its content.
+        interface: Further entries of its __cuda_array_interface__.
     """
 
     def __init__(self, cuda: FakeCuda, array: Array, **interface: Any) -> None:
@@ -113,7 +107,7 @@ class OnDevice:
         } | interface
 
     def write(self, array: Array) -> None:
-        """Write at once, as a stream that is waited for."""
+        """Write the content synchronously."""
         ctypes.memmove(self.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
 
     @property
@@ -123,7 +117,7 @@ class OnDevice:
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
-    """A GPU of compute capability 8.9 and 64 MiB; all that was taken of it must be given back."""
+    """A GPU of compute capability 8.9 and 64 MiB; whatever a test takes of it must be freed."""
     cuda = FakeCuda()
     monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
@@ -140,4 +134,4 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGp
     yield gpu
     if cuda.left():
         gc.collect()
-    assert cuda.left() == {}, "not given back"
+    assert cuda.left() == {}, "not freed"

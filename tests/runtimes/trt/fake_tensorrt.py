@@ -1,7 +1,6 @@
 """TensorRT's runtime over fake_cuda, as far as mmedge calls it; engines compute by ONNX Runtime.
 
-A plan is the ONNX graph with what a build adds: version, GPU, profiles. What the library refuses
-is refused, with the reason to the logger alone.
+A plan is the ONNX graph with its profiles. Failures go to the logger alone, as the library's do.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import enum
 import json
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +25,6 @@ from mmedge.specs import Array, as_dim, dim_size
 
 Shape = tuple[int, ...]
 
-_MAGIC = b"a fake plan\n"
 _ERROR = 1
 _PERSISTENT_BYTES = 1024  # of each execution context
 _SCRATCH_PER_ELEMENT = 64
@@ -37,29 +35,14 @@ class Logger:
     def __init__(self) -> None: ...
 
 
-def fake_plan(
-    model: Path,
-    request: EngineRequest,
-    *,
-    version: str = "10.3.0",
-    capability: str = "8.9",
-    on_host: Sequence[str] = (),
-) -> bytes:
-    """Return a plan of a graph.
-
-    Args:
-        model: The ONNX file.
-        request: For its profiles.
-        version: Of the library that "built" it.
-        capability: Of the GPU it was built for.
-        on_host: Inputs that are read on the host, and from whose values shapes follow.
-    """
+def fake_plan(model: Path, request: EngineRequest, *, on_host: Sequence[str] = ()) -> bytes:
+    """Return a plan of a graph; shapes follow from the values of inputs that are `on_host`."""
     profiles = [
         {name: (r.min, r.opt, r.max) for name, r in profile.ranges.items()}
         for profile in request.profiles
     ]
-    head = json.dumps([version, capability, profiles, list(on_host)]).encode()
-    return _MAGIC + head + b"\n" + onnx.load(model).SerializeToString()
+    head = json.dumps([profiles, list(on_host)]).encode()
+    return head + b"\n" + onnx.load(model).SerializeToString()
 
 
 class FakeTensorRT(ModuleType):
@@ -71,12 +54,11 @@ class FakeTensorRT(ModuleType):
         version: Of the library.
 
     Attributes:
-        done: What happened, counted: "contexts" made, "runs" put into a stream, "captured".
+        done: Counts: "contexts" made, "runs" put into a stream, "captured".
         graphs: Whether TensorRT-RTX was to make graphs, for each context.
-        compiled: What TensorRT-RTX compiled and did not find in its cache.
+        compiled: Outputs whose kernels were not in TensorRT-RTX's cache.
         refuse_start: Whether no runtime can be made, as with a driver that is too old.
         fail_runs: How many of the next runs fail.
-        on_run: Called on the host whenever a run is put into a stream.
     """
 
     DataType = DataType
@@ -94,7 +76,6 @@ class FakeTensorRT(ModuleType):
         self.graphs: list[bool] = []
         self.compiled: list[str] = []
         self.refuse_start, self.fail_runs = False, 0
-        self.on_run: Callable[[], None] | None = None
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
     def Runtime(self, logger: Any) -> Runtime:  # noqa: N802
@@ -109,25 +90,13 @@ class Runtime:
         self._library, self._logger = library, logger
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-        library, why = self._library, ""
-        if not plan.startswith(_MAGIC):
-            self._logger.log(_ERROR, "Serialization assertion magicTag failed")
+        head, graph = plan.split(b"\n", 1)
+        code, address = self._library.cuda.cudaMalloc(len(graph))
+        if int(code):
+            self._logger.log(_ERROR, f"OutOfMemory (Requested size was {len(graph)} bytes.)")
             return None
-        head, graph = plan[len(_MAGIC) :].split(b"\n", 1)
-        version, capability, *rest = json.loads(head)
-        here = ".".join(map(str, library.cuda.capability))
-        if version != library.version:
-            why = f"expecting library version {library.version} got {version}"
-        elif capability != here:
-            why = f"incompatible device, expecting compute {here} got compute {capability}"
-        else:
-            code, address = library.cuda.cudaMalloc(len(graph))
-            why = f"OutOfMemory (Requested size was {len(graph)} bytes.)" if int(code) else ""
-        if why:
-            self._logger.log(_ERROR, why)
-            return None
-        kind = RtxEngine if library.__name__ == "tensorrt_rtx" else Engine
-        return kind(library, self._logger, graph, address, *rest)
+        kind = RtxEngine if self._library.__name__ == "tensorrt_rtx" else Engine
+        return kind(self._library, self._logger, graph, address, *json.loads(head))
 
 
 class Engine:
@@ -301,8 +270,6 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         engine, library, cuda = self.engine, self.engine.library, self.engine.library.cuda
-        if library.on_run is not None:
-            library.on_run()
         if library.fail_runs:
             library.fail_runs -= 1
             return self._refused("the kernel cannot be launched")

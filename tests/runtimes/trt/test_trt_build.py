@@ -1,4 +1,4 @@
-"""Engines of small graphs, really built by TensorRT-RTX, which needs no GPU for it."""
+"""Engines of small graphs, built by TensorRT-RTX itself, which needs no GPU for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import toy_states
 from engine_graphs import Net, convolutional_net, decoder_step, fusion_head, linear_graph
 from onnx import TensorProto, helper
 
-from mmedge.errors import BackendError, EngineBuildError
+from mmedge.errors import EngineBuildError
 from mmedge.runtimes.engines.profiles import shape_profiles
 from mmedge.runtimes.engines.spec import (
     BuildHost,
@@ -65,7 +65,7 @@ def build(model: Path, *capabilities: str) -> BuiltEngine:
     return build_engine(model, request_for(model, *capabilities))
 
 
-def coded_nodes(built: BuiltEngine, dtype: str) -> set[str]:
+def nodes_in(built: BuiltEngine, dtype: str) -> set[str]:
     """Nodes in layers that hold a constant of a dtype."""
     return {node for layer in built.layers if dtype in layer.constants for node in layer.nodes}
 
@@ -86,7 +86,7 @@ def test_a_convolutional_net_in_int8(tmp_path: Path) -> None:
     built = build(model)
     convolutions = {n.name for n in onnx.load(model).graph.node if n.op_type == "Conv"}
     assert len(convolutions) == 2
-    assert convolutions <= coded_nodes(built, "int8")
+    assert convolutions <= nodes_in(built, "int8")
     assert not [text for text in built.warnings if "run in float" in text]
 
 
@@ -115,11 +115,6 @@ def test_several_profiles_and_capabilities(tmp_path: Path) -> None:
     assert both.inputs == one.inputs
 
 
-def test_the_same_is_built_twice(tmp_path: Path) -> None:
-    model = linear_graph(tmp_path / "linear.onnx")
-    assert build(model).plan == build(model).plan
-
-
 @pytest.mark.parametrize("name", toy_states.TOYS)
 def test_graphs_with_state_build_with_an_empty_past(name: str, tmp_path: Path) -> None:
     toy = toy_states.TOYS[name]
@@ -142,21 +137,21 @@ def test_weights_can_be_streamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["refittable", "stripped"])
-def test_engines_whose_weights_are_exchanged_need_a_gpu(setting: str, tmp_path: Path) -> None:
+def test_stripped_and_refittable_engines_need_a_gpu(setting: str, tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     with pytest.raises(EngineBuildError, match="on a machine with a GPU only"):
         build_engine(model, request_for(model, **{setting: True}))
 
 
-def test_progress_ends_where_it_should(tmp_path: Path) -> None:
+def test_progress_ends_at_its_total(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
-    told: list[tuple[str, int, int]] = []
-    build_engine(model, request_for(model), progress=lambda *step: told.append(step))
-    phases = {phase for phase, _, _ in told}
+    steps: list[tuple[str, int, int]] = []
+    build_engine(model, request_for(model), progress=lambda *step: steps.append(step))
+    phases = {phase for phase, _, _ in steps}
     assert len(phases) > 3
-    first, _, total = told[0]
-    assert told[-1] == (first, total, total)
-    assert all(0 <= done <= total for _, done, total in told)
+    first, _, total = steps[0]
+    assert steps[-1] == (first, total, total)
+    assert all(0 <= done <= total for _, done, total in steps)
 
 
 def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
@@ -172,11 +167,8 @@ def test_an_interrupt_ends_the_build(tmp_path: Path) -> None:
     assert build(model).plan  # and the library builds on
 
 
-# Bad input
-
-
 def test_int8_that_would_be_folded_to_float_is_an_error(tmp_path: Path) -> None:
-    """TensorRT has no kernels for blocks of 8 bits, dequantizes them, and says nothing."""
+    """TensorRT has no kernels for blocks of 8 bits, and silently dequantizes them."""
     net = Net("float16", opset=21)
     quantized = net.constant(net.rng.integers(-127, 128, (64, 32)), np.int8)
     scales = net.constant(np.full((4, 32), 0.01))
@@ -188,7 +180,7 @@ def test_int8_that_would_be_folded_to_float_is_an_error(tmp_path: Path) -> None:
     assert "'matmul_1'" in str(e.value)
 
 
-def test_an_operator_that_is_not_taken_is_named_with_its_node(tmp_path: Path) -> None:
+def test_an_unsupported_operator_is_named_with_its_node(tmp_path: Path) -> None:
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")
     ]
@@ -214,14 +206,7 @@ def test_unsigned_activations_are_refused_with_the_node(tmp_path: Path) -> None:
         build(model)
 
 
-def test_missing_external_data_is_told_before_the_build(tmp_path: Path) -> None:
-    model = linear_graph(tmp_path / "linear.onnx", external=True)
-    (tmp_path / "linear.onnx.data").unlink()
-    with pytest.raises(BackendError, match=r"'linear\.onnx\.data' is missing"):
-        build(model)
-
-
-def test_external_data_is_found_beside_the_model_wherever_that_is(
+def test_external_data_is_found_beside_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = linear_graph(tmp_path / "linear.onnx", external=True)
@@ -229,18 +214,8 @@ def test_external_data_is_found_beside_the_model_wherever_that_is(
     assert build(model).plan
 
 
-def test_a_model_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
-    model = linear_graph(tmp_path / "linear.onnx")
-    request = request_for(model)
-    model.write_bytes(b"no model")
-    with pytest.raises(BackendError, match="not a readable ONNX model"):
-        build_engine(model, request)
-    with pytest.raises(BackendError, match="no such model file"):
-        build_engine(tmp_path / "nothing.onnx", request)
-
-
 @pytest.mark.parametrize(
-    ("ranges", "told"),
+    ("ranges", "message"),
     [
         ({}, r"names the inputs \[\], expected \['x'\]"),
         ({"z": ((1, 16), (1, 16), (1, 16))}, r"names the inputs \['z'\]"),
@@ -249,22 +224,22 @@ def test_a_model_that_is_missing_or_damaged_is_told(tmp_path: Path) -> None:
         ({"x": ((1, 16), (1, 16), (1 << 33, 16))}, "up to 2147483647"),
     ],
 )
-def test_a_profile_that_does_not_fit_is_told(
-    ranges: dict[str, tuple[tuple[int, ...], ...]], told: str, tmp_path: Path
+def test_a_profile_that_does_not_fit_is_refused(
+    ranges: dict[str, tuple[tuple[int, ...], ...]], message: str, tmp_path: Path
 ) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     profile = ShapeProfile({name: ShapeRange(*shapes) for name, shapes in ranges.items()})
-    with pytest.raises(EngineBuildError, match=told):
+    with pytest.raises(EngineBuildError, match=message):
         build_engine(model, EngineRequest("tensorrt-rtx", ("8.9",), (profile,)))
 
 
-def test_dynamic_axes_without_a_profile_are_told(tmp_path: Path) -> None:
+def test_dynamic_axes_need_a_profile(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     with pytest.raises(EngineBuildError, match=r"axes \['batch'\] are dynamic"):
         build_engine(model, EngineRequest("tensorrt-rtx", ("8.9",)))
 
 
-def test_shapes_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+def test_contradictory_shapes_are_refused(tmp_path: Path) -> None:
     net = Net()
     net.node("Add", "x", "z", out="y")
     model = net.save(tmp_path / "m.onnx", {"x": ("a", 4), "z": ("b", 4)}, {"y": ("c", 4)})
@@ -274,14 +249,14 @@ def test_shapes_that_do_not_go_together_are_told(tmp_path: Path) -> None:
     assert "Check the bounds" in str(caught.value)
 
 
-def test_float32_products_for_turing_are_told_before_the_build(tmp_path: Path) -> None:
+def test_float32_products_for_compute_capability_7_5_are_refused(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     with pytest.raises(EngineBuildError, match=r"'matmul_0' is one.*8\.0"):
         build(model, "7.5", "8.9")
-    assert build(fusion_head(tmp_path / "head.onnx"), "7.5").plan  # in half
+    assert build(fusion_head(tmp_path / "head.onnx"), "7.5").plan  # in fp16
 
 
-def test_the_gpu_of_this_machine_cannot_be_built_for_without_one(tmp_path: Path) -> None:
+def test_building_for_this_machine_needs_a_gpu(tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
     request = EngineRequest("tensorrt-rtx", (), request_for(model).profiles)
     if Path("/dev/nvidiactl").exists():
@@ -313,7 +288,7 @@ cache.get_or_build(key, lambda: build_engine(model, request, progress=die))
 """
 
 
-def test_a_build_that_is_killed_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing(tmp_path: Path) -> None:
     model, folder = linear_graph(tmp_path / "linear.onnx"), tmp_path / "engines"
     command = [sys.executable, "-c", KILLED, str(model), str(folder), "Optimizing graph"]
     done = subprocess.run(command, check=False, timeout=60)
