@@ -150,7 +150,7 @@ def test_mistakes_are_one_message(
     Path("empty").mkdir()
     Path("notes.txt").write_text("x")
     err = run(capsys, *arguments, code=1)
-    assert err.startswith("Error: ")
+    assert err.lstrip().startswith("Error: ")  # an old rich ends its bar with an empty line
     assert message in err
 
 

@@ -18,7 +18,7 @@ def write_photo(path: Path, **exif: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = Image.Exif()
     tags = {"taken": 0x9003, "fraction": 0x9291, "offset": 0x9011}
-    made.get_ifd(0x8769).update({tags[name]: value for name, value in exif.items()})
+    made[0x8769] = {tags[name]: value for name, value in exif.items()}
     Image.new("RGB", (8, 8)).save(path, exif=made)
     return path
 
@@ -67,7 +67,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "expected"),
-    [("+02:00", "2024-05-06T05:08:09.25+00:00"), ("Z", "2024-05-06T07:08:09.25+00:00")],
+    [("+02:00", "2024-05-06T05:08:09.250+00:00"), ("Z", "2024-05-06T07:08:09.250+00:00")],
 )
 def test_the_time_of_a_photo_is_from_exif(tmp_path: Path, offset: str, expected: str) -> None:
     photo = write_photo(

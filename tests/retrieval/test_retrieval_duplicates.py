@@ -49,12 +49,12 @@ def test_the_newest_near_item_of_the_same_source() -> None:
         item("near", 6),
         item("far", 60),
         item("near far", 61),  # compared with what came before it in the same call
-        item("near near", 15),  # near to a skipped one alone
+        item("near near", 15.5),  # near to a skipped one alone
         item("elsewhere", 6, source="cam1"),
         item("nowhere", 6, source=None),
         item("nowhere again", 6, source=None),
     ]
-    expected = {"near": "b", "near far": "far", "near near": "b", "nowhere again": "nowhere"}
+    expected = {"near": "b", "near far": "far", "nowhere again": "nowhere"}
     assert near_recent(new, recent, COS_10) == expected
     assert near_recent(new, {}, 1.0) == {"nowhere again": "nowhere"}
 
