@@ -12,7 +12,7 @@ import numpy as np
 
 from mmedge.errors import DTypeError, InputError, ShapeError
 from mmedge.files.json_file import parse_json
-from mmedge.files.npz_file import NPY_ERRORS, read_npz
+from mmedge.files.npz_file import NPY_ERRORS, NpzArray, open_npz
 from mmedge.media.frames import require
 from mmedge.specs import Array, Float32Array
 
@@ -21,6 +21,7 @@ __all__ = ["VECTOR_SUFFIXES", "VectorRow", "VectorRows", "open_vectors"]
 VECTOR_SUFFIXES = frozenset({".arrow", ".feather", ".npy", ".npz", ".parquet"})
 
 _ROWS = 4096  # rows read at once
+_BLOCK_BYTES = 64 << 20  # of numpy columns read at once
 _NAMES = ("vector", "vectors", "embedding", "embeddings")
 _FIELDS = ("time", "source", "text", "content_hash", "revision", "origin")
 
@@ -116,42 +117,58 @@ def _numpy_rows(path: Path) -> VectorRows:
             f"{path}: {what}. Write it with numpy.savez from arrays of numbers and of text."
         )
 
+    columns: dict[str, Array | NpzArray] = {}
+    space: Array | None = None
     if path.suffix.lower() == ".npy":
         try:
-            columns: dict[str, Array] = {"vectors": np.lib.format.open_memmap(path, mode="r")}
+            columns["vectors"] = np.lib.format.open_memmap(path, mode="r")
         except NPY_ERRORS as failure:
             raise error(str(failure)) from failure
     else:
-        columns = read_npz(path, error=error)
-    space = columns.pop("space", None)
-    columns = {name: array for name, array in columns.items() if array.ndim}
-    key = _vector_column(path, {name: array.ndim == 2 for name, array in columns.items()})
+        members = open_npz(path, error=error)
+        if "space" in members and not members["space"].shape:
+            space = members["space"].read()
+        columns |= {name: array for name, array in members.items() if array.shape}
+    key = _vector_column(path, {name: len(array.shape) == 2 for name, array in columns.items()})
     vectors = columns.pop(key)
-    if vectors.ndim != 2 or 0 in vectors.shape:
+    count = vectors.shape[0]
+    if len(vectors.shape) != 2 or 0 in vectors.shape:
         raise ShapeError(f"{path}: '{key}' has the shape {vectors.shape}, expected (rows, width).")
     if vectors.dtype.kind != "f":
         raise DTypeError(
             f"{path}: '{key}' has dtype {vectors.dtype.name}, expected float16, float32 or float64."
         )
     for name, array in columns.items():
-        if array.shape != (len(vectors),):
+        if array.shape != (count,):
             raise ShapeError(
-                f"{path}: '{name}' has the shape {array.shape}, expected ({len(vectors)},): one "
-                f"value a row of '{key}'."
+                f"{path}: '{name}' has the shape {array.shape}, expected ({count},): one value a "
+                f"row of '{key}'."
             )
         if array.dtype.kind not in "Uiufb":
             raise DTypeError(
                 f"{path}: '{name}' has dtype {array.dtype.name}, expected text or numbers."
             )
 
+    row_bytes = vectors.shape[1] * 8 + sum(array.dtype.itemsize for array in columns.values())
+    rows = min(_ROWS, max(1, _BLOCK_BYTES // row_bytes))  # a long text makes its column wide
+
     def read() -> Iterator[VectorRow]:
-        for start in range(0, len(vectors), _ROWS):
-            part = slice(start, start + _ROWS)
-            values = {name: array[part].tolist() for name, array in columns.items()}
-            yield from _rows(path, start, np.asarray(vectors[part], np.float32), values)
+        arrays = (vectors, *columns.values())
+        parts = zip(*(_blocks(array, rows) for array in arrays), strict=True)
+        for number, (part, *values) in enumerate(parts):
+            cells = {name: each.tolist() for name, each in zip(columns, values, strict=True)}
+            yield from _rows(path, number * rows, np.asarray(part, np.float32), cells)
 
     named = None if space is None or space.dtype.kind != "U" else str(space) or None
-    return VectorRows(path, vectors.shape[1], len(vectors), named, read)
+    return VectorRows(path, vectors.shape[1], count, named, read)
+
+
+def _blocks(column: Array | NpzArray, rows: int) -> Iterator[Array]:
+    """Yield a column some rows at a time."""
+    if isinstance(column, NpzArray):
+        yield from column.blocks(rows)
+    else:
+        yield from (column[start : start + rows] for start in range(0, len(column), rows))
 
 
 def _arrow_rows(path: Path, suffix: str) -> VectorRows:

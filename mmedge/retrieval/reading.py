@@ -27,6 +27,7 @@ from mmedge.retrieval.filter_sql import AllowedItems
 from mmedge.retrieval.filters import Filter
 from mmedge.retrieval.inputs import checked_ids, checked_k, checked_recall
 from mmedge.retrieval.items import Item, Match
+from mmedge.retrieval.moment import Moment
 from mmedge.retrieval.nearest import Probing
 from mmedge.retrieval.queries import Query
 from mmedge.retrieval.query_embedding import embedded_queries, query_kind
@@ -168,6 +169,15 @@ class IndexReader(Closing):
                 return
             after = rows[-1].key
             yield from (row.item for row in rows)
+
+    @contextmanager
+    def moment(self) -> Iterator[Moment]:
+        """Yield the index as it is now, which stays so within the block.
+
+        What is written meanwhile stays in the record's log until the block ends.
+        """
+        with self._record.reading() as connection:
+            yield Moment(connection)
 
     def embed(
         self,

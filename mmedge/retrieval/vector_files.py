@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterator
+import math
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from mmedge.errors import InputError
-from mmedge.files import write_atomic
+from mmedge.files import atomic_file
 from mmedge.media.frames import require
 from mmedge.media.vectors import VectorRow, VectorRows
 from mmedge.retrieval.embedding import check_space
 from mmedge.retrieval.items import Item
-from mmedge.specs import Array
+from mmedge.retrieval.moment import Moment
 
 if TYPE_CHECKING:
     from mmedge.retrieval.index import Index
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["export_vectors", "import_vectors"]
 
 _AT_ONCE = 1024  # items in a transaction
+_BUFFER_BYTES = 1 << 20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip
+# Text arrays of an .npz file, and the record's columns.
+_TEXTS = {
+    "ids": "id",
+    "sources": "source",
+    "texts": "text",
+    "metadata": "metadata",
+    "content_hash": "content_hash",
+    "origin": "origin",
+}
 
 
 def import_vectors(index: Index, rows: VectorRows) -> int:
@@ -78,58 +90,76 @@ def _item(rows: list[VectorRow]) -> Item:
 def export_vectors(index: Index, path: Path) -> int:
     """Write all items with their vectors to a file: a row a vector, in float16 as they are stored.
 
+    The file is that of one moment, and written as the index is read: memory does not grow with the
+    vectors and texts.
+
     Args:
         index: What to export.
-        path: A .npz or a .parquet file; it is made in memory.
+        path: A .npz or a .parquet file.
 
     Returns:
         Rows written.
 
     Raises:
         InputError: If the suffix is another, or pyarrow is missing for Parquet.
+        IndexCorruptedError: If an item is damaged.
         StorageError: If the file cannot be written.
     """
+    writers = {".npz": _write_npz, ".parquet": _write_parquet}
     suffix = path.suffix.lower()
-    if suffix == ".npz":
-        columns = _columns(list(index.items()), index.dim)
-        made = io.BytesIO()
-        np.savez(made, allow_pickle=False, space=np.array(index.space or ""), **columns)
-        write_atomic(path, made.getvalue())
-        return len(columns["ids"])
-    if suffix != ".parquet":
+    if suffix not in writers:
         raise InputError(f"{path}: got {suffix or 'no suffix'}, expected .npz or .parquet.")
-    return _export_parquet(index, path)
+    if suffix == ".parquet":
+        require("pyarrow.parquet", f"{path}: Parquet files")
+    with index.moment() as moment, atomic_file(path) as file:
+        return writers[suffix](file, moment)
 
 
-def _columns(items: list[Item], dim: int) -> dict[str, Array]:
-    """Return the items' columns: a row a vector."""
-    counts = [len(item.vectors) for item in items]
+def _write_npz(file: BinaryIO, moment: Moment) -> int:
+    """Write the arrays of an .npz file one after another, uncompressed as numpy.savez does."""
+    counts = moment.counts()
+    rows = int(counts.sum())
+    times, revisions = np.empty(len(counts)), np.empty(len(counts), np.int64)
+    with zipfile.ZipFile(file, "w") as archive:
+        space = np.array(moment.space or "")
+        with _member(archive, "space", (), space.dtype.str) as member:
+            member.write(space.tobytes())
+        with _member(archive, "vectors", (rows, moment.dim), "<f2") as member:
+            for place, item in enumerate(moment.items()):
+                member.write(item.vectors.astype("<f2").tobytes())
+                times[place] = math.nan if item.time is None else item.time
+                revisions[place] = item.revision
+        for name, numbers in (("times", times), ("revision", revisions)):
+            with _member(archive, name, (rows,), numbers.dtype.str) as member:
+                member.write(np.repeat(numbers, counts).tobytes())
+        for name, column in _TEXTS.items():
+            # Text arrays are as wide as their longest text.
+            width = max(1, max(map(len, moment.texts(column)), default=0))
+            with (
+                _member(archive, name, (rows,), f"<U{width}") as member,
+                io.BufferedWriter(member, _BUFFER_BYTES) as buffered,
+            ):
+                for text, count in zip(moment.texts(column), counts.tolist(), strict=True):
+                    cell = text.encode("utf-32-le").ljust(4 * width, b"\0")
+                    for _ in range(count):
+                        buffered.write(cell)
+    return rows
 
-    def repeated(values: list[str] | list[float] | list[int], kind: type) -> Array:
-        return np.repeat(np.array(values, kind), counts)
 
-    return {
-        "vectors": np.concatenate(
-            [np.empty((0, dim), np.float16), *(item.vectors.astype(np.float16) for item in items)]
-        ),
-        "ids": repeated([item.id for item in items], np.str_),
-        "times": repeated([np.nan if i.time is None else i.time for i in items], np.float64),
-        "sources": repeated([item.source or "" for item in items], np.str_),
-        "texts": repeated([item.text or "" for item in items], np.str_),
-        "metadata": repeated([json.dumps(dict(item.metadata)) for item in items], np.str_),
-        "content_hash": repeated([item.content_hash or "" for item in items], np.str_),
-        "revision": repeated([item.revision for item in items], np.int64),
-        "origin": repeated([item.origin for item in items], np.str_),
-    }
+def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str) -> IO[bytes]:
+    """Open an array of an archive for writing, its header written."""
+    member = archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    return member
 
 
-def _export_parquet(index: Index, path: Path) -> int:
-    what = f"{path}: Parquet files"
-    arrow, parquet = require("pyarrow", what), require("pyarrow.parquet", what)
+def _write_parquet(file: BinaryIO, moment: Moment) -> int:
+    arrow, parquet = (require(name, "Parquet files") for name in ("pyarrow", "pyarrow.parquet"))
     schema = arrow.schema(
         [
             ("id", arrow.string()),
-            ("vector", arrow.list_(arrow.float16(), index.dim)),
+            ("vector", arrow.list_(arrow.float16(), moment.dim)),
             ("time", arrow.float64()),
             ("source", arrow.string()),
             ("text", arrow.string()),
@@ -138,36 +168,24 @@ def _export_parquet(index: Index, path: Path) -> int:
             ("revision", arrow.int64()),
             ("origin", arrow.string()),
         ],
-        metadata={"mmedge.space": index.space or ""},
+        metadata={"mmedge.space": moment.space or ""},
     )
-    rows, made = 0, io.BytesIO()
-    with parquet.ParquetWriter(made, schema) as writer:
-        for part in _parts(index):
-            columns = _columns(part, index.dim)
-            flat = arrow.array(columns.pop("vectors").reshape(-1))
-            named = {
-                "id": arrow.array(columns.pop("ids").tolist(), arrow.string()),
-                "vector": arrow.FixedSizeListArray.from_arrays(flat, index.dim),
-                "time": arrow.array(columns.pop("times"), from_pandas=True),
-                "source": _texts(arrow, columns.pop("sources")),
-                "text": _texts(arrow, columns.pop("texts")),
-                "metadata": _texts(arrow, columns.pop("metadata")),
-                "content_hash": _texts(arrow, columns.pop("content_hash")),
-                "revision": arrow.array(columns.pop("revision")),
-                "origin": arrow.array(columns.pop("origin").tolist(), arrow.string()),
+    rows, items = 0, moment.items()
+    with parquet.ParquetWriter(arrow.PythonFile(file, mode="w"), schema) as writer:
+        while part := list(itertools.islice(items, _AT_ONCE)):
+            owners = [item for item in part for _ in item.vectors]
+            flat = np.concatenate([item.vectors.astype(np.float16) for item in part]).reshape(-1)
+            columns = {
+                "id": [item.id for item in owners],
+                "vector": arrow.FixedSizeListArray.from_arrays(arrow.array(flat), moment.dim),
+                "time": [item.time for item in owners],
+                "source": [item.source or None for item in owners],
+                "text": [item.text or None for item in owners],
+                "metadata": [json.dumps(dict(item.metadata)) for item in owners],
+                "content_hash": [item.content_hash or None for item in owners],
+                "revision": [item.revision for item in owners],
+                "origin": [item.origin for item in owners],
             }
-            batch = arrow.record_batch(list(named.values()), schema=schema)
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    write_atomic(path, made.getvalue())
+            writer.write_table(arrow.table(columns, schema=schema))
+            rows += len(owners)
     return rows
-
-
-def _texts(arrow: Any, column: Array) -> Any:  # noqa: ANN401, pyarrow
-    return arrow.array([text or None for text in column.tolist()], arrow.string())
-
-
-def _parts(index: Index) -> Iterator[list[Item]]:
-    items = index.items()
-    while part := list(itertools.islice(items, _AT_ONCE)):
-        yield part
