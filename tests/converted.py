@@ -14,6 +14,8 @@ __all__ = [
     "clap_bundle",
     "clap_folder",
     "clip_folder",
+    "dinov2_bundle",
+    "dinov2_folder",
     "evaluation_folder",
     "gpt2_bundle",
     "gpt2_folder",
@@ -152,6 +154,25 @@ def vit_bundle(
 ) -> Path:
     """The tiny ViT in fp32 and int8, judged on labelled images; not to be changed."""
     return convert_images(vit_folder, photo_folder, evaluation_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2 with a classification head, in transformers' format; not to be changed."""
+    from models.tiny_models import write_dinov2
+
+    return write_dinov2(tmp_path_factory.mktemp("sources") / "tiny-dinov2")
+
+
+@pytest.fixture(scope="session")
+def dinov2_bundle(
+    dinov2_folder: Path,
+    photo_folder: Path,
+    evaluation_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny DINOv2 in fp32 and int8, judged on labelled images; not to be changed."""
+    return convert_images(dinov2_folder, photo_folder, evaluation_folder, tmp_path_factory)
 
 
 def convert_images(

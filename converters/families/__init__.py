@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     "causal_lm": "mmedge.converters.families.causal_lm:FAMILY",
     "clap": "mmedge.converters.families.clap:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
+    "dinov2": "mmedge.converters.families.dinov2:FAMILY",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",

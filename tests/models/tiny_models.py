@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    BitImageProcessorPil,
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
@@ -15,6 +17,10 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizerFast,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
@@ -30,7 +36,7 @@ from transformers import (
 TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
-CLIP_SIDE, SIGLIP_SIDE = 32, 24
+CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE = 32, 24, 28
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
 IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
@@ -107,6 +113,32 @@ def write_vit(folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
     ViTImageProcessorPil(size=side).save_pretrained(folder)
+    return folder
+
+
+def write_dinov2(folder: Path, *, registers: bool = False, seed: int = 0) -> Path:
+    """Write a DINOv2 that classifies images of another size than it was trained on.
+
+    Args:
+        folder: Where to write.
+        registers: Whether it has register tokens.
+        seed: Of the weights.
+    """
+    kinds: Any = (Dinov2Config, Dinov2ForImageClassification)
+    if registers:
+        kinds = (Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification)
+    sizes = {name: value for name, value in _TOWER.items() if name != "intermediate_size"}
+    config = kinds[0](
+        **sizes, mlp_ratio=2, image_size=42, patch_size=7, id2label=dict(enumerate(IMAGE_LABELS))
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kinds[1](config)
+        _spread(model)
+        _centre(model, DINOV2_SIDE)
+    model.save_pretrained(folder)
+    crop = {"height": DINOV2_SIDE, "width": DINOV2_SIDE}
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
     return folder
 
 
