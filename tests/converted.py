@@ -20,6 +20,8 @@ __all__ = [
     "gpt2_bundle",
     "gpt2_folder",
     "photo_folder",
+    "resnet_bundle",
+    "resnet_folder",
     "siglip_folder",
     "vit_bundle",
     "vit_folder",
@@ -173,6 +175,25 @@ def dinov2_bundle(
 ) -> Path:
     """The tiny DINOv2 in fp32 and int8, judged on labelled images; not to be changed."""
     return convert_images(dinov2_folder, photo_folder, evaluation_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def resnet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ResNet with a classification head, in transformers' format; not to be changed."""
+    from models.tiny_models import write_resnet
+
+    return write_resnet(tmp_path_factory.mktemp("sources") / "tiny-resnet")
+
+
+@pytest.fixture(scope="session")
+def resnet_bundle(
+    resnet_folder: Path,
+    photo_folder: Path,
+    evaluation_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny ResNet in fp32 and int8, judged on labelled images; not to be changed."""
+    return convert_images(resnet_folder, photo_folder, evaluation_folder, tmp_path_factory)
 
 
 def convert_images(

@@ -92,7 +92,7 @@ def _read_resize(settings: Fields) -> list[ImageStep]:
         # ConvNeXt's processor, which ResNet uses too.
         if edge >= _UNCROPPED_FROM:
             return [Resize(mode="exact", height=edge, width=edge, resample=resample)]
-        whole = int(edge / settings.number("crop_pct", 0.0, 1.0))
+        whole = int(edge / settings.number("crop_pct", 0.1, 1.0))
         resize = Resize(mode="shortest_edge", height=whole, width=whole, resample=resample)
         return [resize, Crop(height=edge, width=edge)]
     height, width = _read_sides(settings, "size")

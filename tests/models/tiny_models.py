@@ -17,6 +17,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTokenizerFast,
+    ConvNextImageProcessorPil,
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2WithRegistersConfig,
@@ -24,6 +25,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaTokenizerFast,
     SiglipConfig,
     SiglipImageProcessorPil,
@@ -36,7 +39,7 @@ from transformers import (
 TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
-CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE = 32, 24, 28
+CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE = 32, 24, 28, 32
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
 IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
@@ -139,6 +142,28 @@ def write_dinov2(folder: Path, *, registers: bool = False, seed: int = 0) -> Pat
     model.save_pretrained(folder)
     crop = {"height": DINOV2_SIDE, "width": DINOV2_SIDE}
     BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+def write_resnet(folder: Path, *, seed: int = 0) -> Path:
+    """Write a ResNet of two stages that classifies images by IMAGE_LABELS."""
+    config = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[32, 64],
+        depths=[1, 2],
+        id2label=dict(enumerate(IMAGE_LABELS)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNetForImageClassification(config)
+        for norm in model.modules():  # as after training, so that folding them shows
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.5, 2)
+        _centre(model, RESNET_SIDE)
+    model.save_pretrained(folder)
+    size = {"shortest_edge": RESNET_SIDE}
+    ConvNextImageProcessorPil(size=size, crop_pct=0.875).save_pretrained(folder)
     return folder
 
 
