@@ -59,7 +59,8 @@ class ConvertConfig:
         explain: Measure the sensitivity of each layer.
         max_drop: For "auto": largest allowed drop of the metric.
         metric: For "auto": a name in evaluation.metrics.METRICS; None takes recall@1 where the
-            evaluation data has captions, zero-shot where it has labels, and else cosine-p1.
+            evaluation data has captions, zero-shot or accuracy where it has labels, and else
+            class-agreement of classifiers, or cosine-p1.
         objective: For "auto": what is to be made small.
     """
 

@@ -154,7 +154,8 @@ class Int8Linears(ir.passes.InPlacePass):
         if not linears and not tables:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all of "
-                "them are to stay in float. Leave this role in float."
+                "them are to stay in float. Convolutions stay in float. "
+                "Convert this role with fp32 or fp16."
             )
         for linear in linears:
             self._rewrite(graph, linear)

@@ -88,8 +88,9 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         typer.Option(
             help="For auto: metric of the budget: recall@1, recall@5, recall@10, zero-shot, "
             "index-recall, cosine-mean, cosine-p1, cosine-min, top-k, rank-correlation or "
-            "interchangeability.",
-            show_default="recall@1 with captions, zero-shot with labels, else cosine-p1",
+            "interchangeability; of classifiers also accuracy or class-agreement.",
+            show_default="recall@1 with captions, zero-shot or accuracy with labels, else "
+            "class-agreement of classifiers or cosine-p1",
         ),
     ] = None,
     objective: Annotated[

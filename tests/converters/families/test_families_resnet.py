@@ -98,7 +98,11 @@ def test_images_are_cropped_as_convnext_s_processor_does(
         ("config.json", {"embedding_size": 0}, "embedding_size: got 0"),
         ("config.json", {"num_channels": 1}, "num_channels: got 1, expected 3"),
         ("config.json", {"id2label": {}}, "id2label: .*classes that classifier.1.weight has"),
-        ("preprocessor_config.json", {"crop_pct": 1e-9}, "crop_pct: got 1e-09, expected a number above"),
+        (
+            "preprocessor_config.json",
+            {"crop_pct": 1e-9},
+            "crop_pct: got 1e-09, expected a number above",
+        ),
         ("preprocessor_config.json", {"crop_pct": "x"}, "crop_pct: got 'x'"),
     ],
 )
