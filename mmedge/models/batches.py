@@ -1,33 +1,19 @@
-"""Batching of images and texts in bounded memory."""
+"""Batching of texts in bounded memory, and what an encoding reports."""
 
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import cast
+from functools import partial
 
-import numpy as np
-
-from mmedge.errors import DTypeError, ImageError, InputError, TextError
-from mmedge.preprocess.decode import ImageSource, array_of, image_files, is_image_source
-from mmedge.preprocess.image import ImageProcessor
+from mmedge.errors import TextError
+from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.preprocess.text import TextProcessor, check_tokens
-from mmedge.specs import Array, Float32Array
+from mmedge.specs import Float32Array
 
-__all__ = [
-    "EncodedFiles",
-    "Skipped",
-    "checked_paths",
-    "image_batches",
-    "image_sources",
-    "preprocessed_batches",
-    "text_batches",
-    "token_ids",
-]
+__all__ = ["EncodedFiles", "Skipped", "text_batches", "token_ids"]
 
 # Smaller buckets pad less, larger ones make fewer calls. 4 took the least CPU time of 1 to 16 on
 # 100 texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
@@ -65,162 +51,56 @@ class EncodedFiles:
     skipped: tuple[Skipped, ...]
 
 
-def image_sources(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource] | None:
-    """Return an iterator over several images; None for a single one.
-
-    Raises:
-        InputError: If it is neither.
-    """
-    array = array_of(images)
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind in "OUS":  # paths, as pandas keeps them
-            return list(array.flat)
-        return array if array.ndim == 4 else None
-    if is_image_source(images):
-        return None
-    if not isinstance(images, Iterable):
-        raise InputError(
-            f"Images: got {type(images).__name__}, expected a path, bytes, a file object, a PIL "
-            "image, a uint8 array, or several of them."
-        )
-    return cast("Iterable[ImageSource]", images)
-
-
-def checked_paths(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], names: list[str]
-) -> Iterator[str | os.PathLike[str]]:
-    """Yield the given paths, or those of a folder, and record their names.
-
-    Raises:
-        InputError: If one is not a path, or a folder holds no images.
-    """
-    if isinstance(paths, (str, os.PathLike)) and Path(paths).is_dir():
-        folder, paths = paths, image_files(Path(paths))
-        if not paths:
-            raise InputError(f"Paths: the folder '{os.fspath(folder)}' holds no image files.")
-    if isinstance(paths, (str, bytes, os.PathLike)):
-        raise InputError("Paths: got a single path, expected a folder or several. Pass [path].")
-    for position, path in enumerate(paths):
-        if not isinstance(path, (str, os.PathLike)):
-            raise InputError(
-                f"Paths: got {type(path).__name__} at position {position}, expected str or Path. "
-                "Pass other images to encode_image."
-            )
-        names.append(os.fspath(path))
-        yield path
-
-
-def image_batches(
-    sources: Iterable[ImageSource],
-    processor: ImageProcessor,
-    batch_size: int,
-    skipped: list[Skipped] | None = None,
-) -> Iterator[Float32Array]:
-    """Prepare images, batch by batch.
-
-    Args:
-        sources: Read as far as the batch at hand needs, no further.
-        processor: Prepares each image.
-        batch_size: Images in a batch, at most.
-        skipped: Takes the images that cannot be read; None raises instead.
-
-    Yields:
-        (n, 3, h, w) float32 with n <= batch_size. One buffer serves every batch: each is
-        overwritten by the next.
-
-    Raises:
-        InputError: If an image cannot be used; its position is named.
-    """
-    size = processor.output_size
-    # Without a common size every image is its own batch.
-    buffer = None if size is None else np.empty((batch_size, 3, *size), np.float32)
-    filled = 0
-    for position, source in enumerate(sources):
-        target = None if buffer is None else buffer[filled : filled + 1]
-        prepared = _prepare(source, processor, target, position, skipped)
-        if prepared is None:
-            continue
-        if buffer is None:
-            yield prepared
-            continue
-        filled += 1
-        if filled == batch_size:
-            yield buffer
-            filled = 0
-    if buffer is not None and filled:
-        yield buffer[:filled]
-
-
-def _prepare(
-    source: ImageSource,
-    processor: ImageProcessor,
-    target: Float32Array | None,
-    position: int,
-    skipped: list[Skipped] | None,
-) -> Float32Array | None:
-    """Prepare one image, into `target` if given; return None if it was skipped."""
-    try:
-        if target is None:
-            return processor([source])[processor.config.input]
-        processor.into([source], target)
-    except InputError as error:
-        if skipped is None or not isinstance(error, ImageError):
-            raise type(error)(f"images[{position}]: {error}") from error
-        path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
-        skipped.append(Skipped(position, path, str(error)))
-        return None
-    return target
-
-
-def preprocessed_batches(tensor: Array, batch_size: int) -> Iterator[Float32Array]:
-    """Yield views of preprocessed images (N, 3, h, w), batch by batch.
-
-    Raises:
-        DTypeError: If it is not float32.
-        ImageError: If a value is NaN or infinite.
-    """
-    if tensor.dtype != np.float32:
-        raise DTypeError(
-            f"Images {tensor.shape}: got dtype {tensor.dtype.name}, expected float32 "
-            "(preprocessed) or uint8 (frames)."
-        )
-    if not np.isfinite(tensor).all():
-        bad = [i for i, image in enumerate(tensor) if not np.isfinite(image).all()]
-        raise ImageError(f"Images {bad}: NaN or infinite values. Check their preprocessing.")
-    for start in range(0, max(len(tensor), 1), batch_size):
-        yield tensor[start : start + batch_size]
-
-
 def token_ids(
     texts: Iterable[str], processor: TextProcessor, skipped: list[Skipped] | None = None
-) -> Iterator[list[list[int]]]:
-    """Tokenize texts in chunks of a few thousand.
+) -> Generator[list[list[int]], None, None]:
+    """Tokenize texts in chunks of a few thousand, the next one in a thread.
 
     Args:
-        texts: Read as far as needed, no further.
+        texts: Read in the calling thread, at most one chunk ahead.
         processor: Checks and tokenizes them.
         skipped: Takes the texts that cannot be used; None raises instead.
 
     Yields:
-        Token ids of at least one text, in the order of the texts.
+        Token ids of at least one text, in the order of the texts. Closing the generator ends the
+        thread.
 
     Raises:
         TextError: If a text cannot be used; its position is named.
     """
     read = enumerate(texts)
-    while part := list(itertools.islice(read, _TEXTS_AT_ONCE)):
-        checked: dict[int, str] = {}
-        for position, text in part:
-            with _skipping(position, skipped):
-                checked[position] = processor.check(text, position)
-        usable: list[list[int]] = []
-        ids = processor.encode(list(checked.values()))
-        for position, tokens in zip(checked, ids, strict=True):
-            with _skipping(position, skipped):
-                check_tokens(tokens, position)
-                usable.append(tokens)
-        if usable:
-            yield usable
+    first = list(itertools.islice(read, _TEXTS_AT_ONCE))
+    rest = iter(lambda: list(itertools.islice(read, _TEXTS_AT_ONCE)), [])
+    chunks = itertools.chain([first] if first else [], rest)
+    calls = (partial(_tokenize, processor, chunk, skip=skipped is not None) for chunk in chunks)
+    threads = 1 if len(first) == _TEXTS_AT_ONCE and worker_threads(texts) else 0
+    with closing(run_ahead(calls, threads=threads, ahead=1)) as results:
+        for usable, bad in results:
+            if skipped is not None:
+                skipped += bad
+            if usable:
+                yield usable
+
+
+def _tokenize(
+    processor: TextProcessor, chunk: Sequence[tuple[int, str]], *, skip: bool
+) -> tuple[list[list[int]], list[Skipped]]:
+    """Tokenize texts with their positions; return the ids of those that can be used, and the rest.
+
+    Raises:
+        TextError: If one cannot be used, unless `skip` is on.
+    """
+    bad: list[Skipped] = []
+    checked: dict[int, str] = {}
+    for position, text in chunk:
+        with _skipping(position, bad if skip else None):
+            checked[position] = processor.check(text, position)
+    usable: list[list[int]] = []
+    for position, tokens in zip(checked, processor.encode(list(checked.values())), strict=True):
+        with _skipping(position, bad if skip else None):
+            check_tokens(tokens, position)
+            usable.append(tokens)
+    return usable, bad
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -15,17 +16,14 @@ from mmedge.errors import (
     TextError,
 )
 from mmedge.models.base import Model, Stages
-from mmedge.models.batches import (
-    EncodedFiles,
-    Skipped,
+from mmedge.models.batches import EncodedFiles, Skipped, text_batches, token_ids
+from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
+from mmedge.models.images import (
     checked_paths,
     image_batches,
     image_sources,
     preprocessed_batches,
-    text_batches,
-    token_ids,
 )
-from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
@@ -106,9 +104,9 @@ class EmbeddingModel(Model):
             images: One image: a path, the bytes of an image file, a binary file object, a PIL
                 image, a uint8 array or CPU tensor (H, W, 3), (H, W, 4) or (H, W). Or several: a
                 list, an array of paths, an iterator or generator of these, or a uint8 array
-                (N, H, W, 3); they are read, prepared and encoded batch by batch, in memory that
-                does not grow with their number. Or a float32 array (N, 3, h, w) that is
-                preprocessed already.
+                (N, H, W, 3); they are read and encoded batch by batch, the next ones prepared in
+                threads meanwhile, in memory that does not grow with their number. Or a float32
+                array (N, 3, h, w) that is preprocessed already.
             batch_size: Images that run through the graph at once; None takes the bundle's own.
             channels: Order of the channels in arrays: "rgb", or "bgr" for frames of OpenCV; None
                 takes what `load` was given.
@@ -142,11 +140,12 @@ class EmbeddingModel(Model):
         if several is None and skipped is None:  # one image, named without a position
             return self._rows(Modality.IMAGE, processor([cast(ImageSource, images)]), output)
         if isinstance(several, np.ndarray) and several.dtype != np.uint8:
-            batches = preprocessed_batches(several, size)
+            ready = preprocessed_batches(several, size)
         else:
             sources = [cast(ImageSource, images)] if several is None else several
-            batches = image_batches(sources, processor, size, skipped)
-        parts = [self._run_image(batch, output) for batch in batches]
+            ready = image_batches(sources, processor, size, skipped, batches_ahead=self._ahead)
+        with closing(ready) as batches:
+            parts = [self._run_image(batch, output) for batch in batches]
         if not parts and not skipped:
             raise InputError("Images: got none, expected at least one.")
         return self._joined(parts, Modality.IMAGE, output)
@@ -178,11 +177,19 @@ class EmbeddingModel(Model):
         names: list[str] = []
         skipped: list[Skipped] = []
         sources = checked_paths(paths, names)
-        batches = image_batches(sources, processor, size, skipped if skip_bad else None)
-        embeddings = self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
+        bad_ones = skipped if skip_bad else None
+        ready = image_batches(sources, processor, size, bad_ones, batches_ahead=self._ahead)
+        with closing(ready) as batches:
+            embeddings = self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
         bad = {image.position for image in skipped}
         kept = tuple(name for position, name in enumerate(names) if position not in bad)
         return EncodedFiles(embeddings, kept, tuple(skipped))
+
+    @property
+    def _ahead(self) -> int:
+        """Batches of images that are prepared while one is encoded."""
+        device = self._session(self._role(Modality.IMAGE)).placement.device
+        return 1 if device == "cpu" else 2
 
     def encode_text(
         self,
@@ -214,7 +221,8 @@ class EmbeddingModel(Model):
         processor = self.text_processor
         size = self._batch_size(Modality.TEXT, batch_size)
         several = [texts] if isinstance(texts, str) else checked_texts(texts)
-        parts = [self._encode_ids(ids, size) for ids in token_ids(several, processor, skipped)]
+        with closing(token_ids(several, processor, skipped)) as chunks:
+            parts = [self._encode_ids(ids, size) for ids in chunks]
         if not parts and not skipped:
             raise TextError("Texts: got none, expected at least one.")
         return self._joined(parts, Modality.TEXT)

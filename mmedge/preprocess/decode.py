@@ -219,6 +219,9 @@ def describe_source(source: object) -> str:
     """Return a short name of an image for messages: its path or type."""
     if isinstance(source, (str, os.PathLike)):
         return f"Image '{os.fspath(source)}'"
+    file_name = getattr(source, "name", None) if hasattr(source, "read") else None
+    if isinstance(file_name, str):
+        return f"Image '{file_name}'"
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"Image of {len(source)} bytes"
     if isinstance(source, Image.Image):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmedge.errors import InputError
 from mmedge.files import sha256_file
-from mmedge.models.batches import image_sources
+from mmedge.models.images import image_sources
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource, is_audio_source
 from mmedge.retrieval.embedding import Encoder, check_space

@@ -7,7 +7,7 @@ from typing import Protocol, TypeGuard, cast, overload
 
 import numpy as np
 
-from mmedge.models.batches import image_sources
+from mmedge.models.images import image_sources
 from mmedge.preprocess.decode import ImageSource
 from mmedge.retrieval.fusion import combine_queries
 from mmedge.retrieval.inputs import query_vectors

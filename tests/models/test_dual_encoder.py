@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import tracemalloc
 import wave
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from mmedge.errors import (
     ShapeError,
     TextError,
 )
-from mmedge.models import DualEncoder, Skipped, batches
+from mmedge.models import DualEncoder, Skipped, ahead, batches
 from mmedge.models.batches import text_batches
 from mmedge.preprocess import ImageOptions
 from mmedge.preprocess.config import AudioConfig, ImageConfig
@@ -152,19 +153,82 @@ def test_pictures_are_split_into_batches(ready: bool, tiny_bundle: Bundle) -> No
         model.encode_image(pictures, batch_size=0)
 
 
-def test_pictures_are_read_no_further_than_the_batch_at_hand(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("cpus", "device", "further"), [(1, "cpu", 0), (2, "cpu", 1), (2, "cuda", 2)]
+)
+def test_pictures_are_read_a_batch_ahead_at_most(
+    cpus: int, device: str, further: int, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "allowed_processors", lambda: tuple(range(cpus)))
     sessions = fake_sessions()
     session = sessions["image_encoder"]
-    ahead = []
+    session._placement = replace(session.placement, device=device)
+    read_ahead = []
 
     def pictures() -> Iterator[Array]:
         for seed in range(40):
             encoded = sum(len(call["pixel_values"]) for call in session.calls)
-            ahead.append(seed - encoded)
+            read_ahead.append(seed - encoded)
             yield frame(seed)
 
     assert encoder(tiny_bundle, sessions).encode_image(pictures(), batch_size=4).shape == (40, DIM)
-    assert max(ahead) == 3
+    assert max(read_ahead) <= 3 + 4 * further
+
+
+def reused_buffers(seeds: range, folder: Path) -> Iterator[Any]:
+    """Yield images of every kind that are overwritten or closed when the next one is asked for."""
+    buffer = np.empty((60, 50, 3), np.uint8)
+    for seed in seeds:
+        buffer[:] = frame(seed, 60, 50)
+        encoded = io.BytesIO()
+        Image.fromarray(buffer).save(encoded, "PNG")
+        path = folder / f"{seed}.png"
+        path.write_bytes(encoded.getvalue())
+        kind = seed % 6
+        if kind == 0:
+            yield buffer
+        elif kind == 1:
+            yield torch.from_numpy(buffer)
+        elif kind == 2:
+            with path.open("rb") as file:
+                yield file
+        elif kind == 3:
+            with Image.open(path) as image:
+                yield image
+            image.close()
+        elif kind == 4:
+            data = bytearray(encoded.getvalue())
+            yield data
+            data[:] = bytes(len(data))
+        else:
+            yield path
+            path.unlink()
+        buffer[:] = 0
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_pictures_may_be_overwritten_once_the_next_is_read(
+    cpus: int, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "allowed_processors", lambda: tuple(range(cpus)))
+    expected = model.encode_image([frame(seed, 60, 50) for seed in range(30)], batch_size=4)
+    got = model.encode_image(reused_buffers(range(30), tmp_path), batch_size=4)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    file = io.BytesIO()
+    Image.fromarray(frame(0, 60, 50)).save(file, "PNG")
+    same = model.encode_image([file, file, Image.open(file), file] * 4, batch_size=4)
+    np.testing.assert_allclose(same, expected[[0] * 16], atol=1e-6)
+
+
+def test_engine_that_fails_leaves_no_thread(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def fail(feed: Any) -> Any:
+        raise BackendError("out of memory")
+
+    model = encoder(tiny_bundle, fake_sessions(fail))
+    with pytest.raises(BackendError) as caught:
+        model.encode_image_files(write_files(tmp_path, 30, set()), batch_size=2)
+    assert caught.value.__traceback__ is not None  # whose frames hold what they were working with
+    assert [t for t in threading.enumerate() if t.name.startswith("mmedge-prepare")] == []
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(model: DualEncoder) -> None:
