@@ -89,7 +89,8 @@ def embed_files(
 ) -> Embedded:
     """Embed image files into an index; the id of an item is the file's path as given.
 
-    A changed file's item is deleted and added anew, without the metadata that it had.
+    A changed file's item gets its new vector in one transaction and keeps its time, text and
+    metadata.
 
     Args:
         index: Made with a bundle that embeds images.
@@ -155,23 +156,24 @@ def _batch(index: Index, files: list[tuple[int, str]]) -> _Batch:
 def _take(index: Index, reply: _Reply, done: Embedded) -> Embedded:
     """Write a reply to the index."""
     files, known = reply.batch.files, reply.batch.known
-    names = [files[number][1] for number, _ in reply.kept]
-    changed = [files[number][1] for number, _ in reply.kept if known[number] is not None]
-    if changed:
-        index.delete(changed)
-    if names:
-        index.add(
-            vectors=reply.vectors,
+    changed = [place for place, (number, _) in enumerate(reply.kept) if known[number] is not None]
+    new = [place for place, (number, _) in enumerate(reply.kept) if known[number] is None]
+    for write, places in ((index.update, changed), (index.add, new)):
+        if not places:
+            continue
+        names = [files[reply.kept[place][0]][1] for place in places]
+        write(
             ids=names,
+            vectors=reply.vectors[places],
             sources=names,
-            content_hashes=[digest for _, digest in reply.kept],
+            content_hashes=[reply.kept[place][1] for place in places],
             modality=Modality.IMAGE,
             space=reply.space,
         )
     skipped = tuple(Skipped(*files[number], reason) for number, reason in reply.skipped)
     return replace(
         done,
-        written=done.written + len(names),
+        written=done.written + len(reply.kept),
         unchanged=done.unchanged + len(reply.unchanged),
         skipped=done.skipped + skipped,
     )

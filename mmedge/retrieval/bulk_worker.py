@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from mmedge.errors import ImageError, MmedgeError
-from mmedge.files import sha256_file
-from mmedge.models.batches import Skipped
+from mmedge.errors import MmedgeError
 from mmedge.models.embedding import EmbeddingModel
 from mmedge.models.load import load_as
+from mmedge.retrieval.pipeline import Job, embedded
 from mmedge.runtimes.session import SessionOptions
-from mmedge.specs import Modality
+from mmedge.specs import Float32Array, Modality
 
 __all__ = ["serve"]
 
@@ -44,37 +42,31 @@ def serve(task: dict[str, Any], requests: IO[bytes], replies: IO[bytes]) -> None
         _send(replies, {"space": space, "dim": model.embedding_dim})
         for line in requests:
             request = json.loads(line)
-            _send(replies, *_embed(model, request["files"], request["known"]))
+            reply = _embed(model, request["files"], request["known"], task["threads"])
+            _send(replies, *reply)
 
 
 def _embed(
-    model: EmbeddingModel, files: list[str], known: list[str | None]
+    model: EmbeddingModel, files: list[str], known: list[str | None], threads: int
 ) -> tuple[dict[str, Any], bytes]:
+    kept: list[tuple[int, str | None]] = []
     unchanged: list[int] = []
-    skipped: list[list[Any]] = []
-    wanted: list[tuple[int, str]] = []
-    for number, file in enumerate(files):
-        try:
-            digest = sha256_file(Path(file))
-        except (OSError, MmedgeError) as error:
-            skipped.append([number, str(error)])
-            continue
-        if digest == known[number]:
-            unchanged.append(number)
+    skipped: list[tuple[int, str]] = []
+    vectors: list[Float32Array] = []
+    jobs = [
+        Job(number, Modality.IMAGE, file, digest)
+        for number, (file, digest) in enumerate(zip(files, known, strict=True))
+    ]
+    for one in embedded(model, jobs, workers=threads):
+        if one.error is not None:
+            skipped.append((one.key, one.error))
+        elif one.vector is None:
+            unchanged.append(one.key)
         else:
-            wanted.append((number, digest))
-    bad: list[Skipped] = []
-    vectors = np.empty((0, model.embedding_dim), np.float32)
-    if wanted:
-        try:
-            vectors = model.encode_image([files[number] for number, _ in wanted], skipped=bad)
-        except ImageError as error:  # of all of them
-            bad = [Skipped(place, "", str(error)) for place in range(len(wanted))]
-    gone = {each.position: each.reason for each in bad}
-    skipped += [[wanted[place][0], reason] for place, reason in gone.items()]
-    kept = [each for place, each in enumerate(wanted) if place not in gone]
+            kept.append((one.key, one.content_hash))
+            vectors.append(one.vector)
     reply = {"kept": kept, "unchanged": unchanged, "skipped": skipped}
-    return reply, np.ascontiguousarray(vectors, np.float32).tobytes()
+    return reply, b"".join(np.ascontiguousarray(each, np.float32).tobytes() for each in vectors)
 
 
 def _send(replies: IO[bytes], message: dict[str, Any], payload: bytes = b"") -> None:

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -233,6 +234,7 @@ class Index(IndexReader):
         sources: str | Sequence[str | None] | None = None,
         metadata: Metadata | Sequence[Metadata | None] | None = None,
         content_hashes: Sequence[str | None] | None = None,
+        modality: Modality | None = None,
         space: str | None = None,
         durability: Durability = "full",
     ) -> None:
@@ -249,6 +251,7 @@ class Index(IndexReader):
             sources: As for add.
             metadata: Replaces all fields of an item.
             content_hashes: As for add.
+            modality: As for add; None leaves what the items were encoded from.
             space: As for add.
             durability: See Index.
 
@@ -266,6 +269,8 @@ class Index(IndexReader):
         if images is not None or audio is not None or vectors is not None:
             given = Given(images, audio, vectors)
             content = encoded(given, self._encoder_of(about), about.dim, about.space)
+            if content.modality is None and modality is not None:
+                content = replace(content, modality=Modality(modality))
         changes = storing.changes_of(
             names, content, texts, times, sources, metadata, content_hashes
         )

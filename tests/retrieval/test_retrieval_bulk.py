@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import two_spaces
 from PIL import Image
 
 from mmedge.bundle import Bundle
@@ -16,6 +19,7 @@ from mmedge.errors import BackendError, InputError, RetrievalError
 from mmedge.retrieval import bulk
 from mmedge.retrieval.bulk import Embedded, embed_files
 from mmedge.retrieval.index import Index
+from mmedge.retrieval.record import Durability, Record
 
 
 @pytest.fixture
@@ -59,6 +63,44 @@ def test_a_second_run_does_only_what_changed(index: Index, photos: list[str]) ->
     index.add(vectors=np.ones(4), ids=photos[8], sources=photos[8])  # of no known file
     assert embed_files(index, photos, workers=1, batch=4) == Embedded(written=6, unchanged=6)
     check(index, photos)
+
+
+def test_no_transaction_leaves_a_changed_file_without_its_item(
+    index: Index, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill between two transactions the index would be as it is at the end of one."""
+    embed_files(index, photos[:8], workers=1, batch=4)
+    index.update(photos[1], metadata={"tag": "kitchen"}, texts="a red mug", times=7.0)
+    for photo in photos[:6]:
+        Image.new("RGB", (8, 8), (200, 9, 9)).save(photo)
+    writing, held = Record.writing, []
+
+    @contextmanager
+    def watched(record: Record, durability: Durability = "full") -> Iterator[sqlite3.Connection]:
+        with writing(record, durability) as connection:
+            yield connection
+        with Index.open(record.folder, read_only=True) as reader:
+            items = reader.get(photos[:8])
+            held.append([item is not None and len(item.vectors) for item in items])
+
+    monkeypatch.setattr(Record, "writing", watched)
+    assert embed_files(index, photos, workers=1, batch=4).written == 10
+    assert len(held) >= 3
+    assert all(each == [1] * 8 for each in held)
+    check(index, photos)
+    (item,) = index.get([photos[1]])
+    assert item is not None
+    assert (item.metadata, item.text, item.time) == ({"tag": "kitchen"}, "a red mug", 7.0)
+
+
+def test_items_of_changed_files_can_be_embedded_again_by_another_bundle(
+    index: Index, photos: list[str], tmp_path: Path
+) -> None:
+    """An item of a ready vector that a run embeds from its file is one of an image from then on."""
+    index.add(vectors=np.ones(4), ids=photos[0], sources=photos[0])
+    embed_files(index, photos[:3], workers=1)
+    _, other = two_spaces(tmp_path)
+    assert index.migrate(other) == 3
 
 
 def test_a_file_that_is_no_image_is_skipped(index: Index, photos: list[str]) -> None:
