@@ -148,6 +148,7 @@ class Backend(Protocol):
         system_packages: Debian packages of the engine, for a Python that does not see it.
         install: Shell command that installs the engine.
         builder: Builds engines ahead; None for a backend that needs none.
+        parallel_runs: Whether runs of one session in several threads go on at the same time.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Backend(Protocol):
     system_packages: tuple[str, ...] = ()
     install: str = ""
     builder: EngineBuilder | None = None
+    parallel_runs: bool = True
 
     def engine_version(self) -> str | None:
         """Return the version of the installed engine, without loading it.

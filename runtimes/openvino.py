@@ -127,6 +127,7 @@ class OpenVinoBackend(Backend):
     name = "openvino"
     title = "OpenVINO"
     install = 'pip install "mmedge[openvino]"'
+    parallel_runs = False
 
     def engine_version(self) -> str | None:
         """Return the version of the installed OpenVINO, without loading it; None if none is."""

@@ -62,7 +62,7 @@ def add_folder(
 
         report = index_folder(
             opened,
-            opened.model,
+            opened.bulk_model,
             source,
             prefix=prefix,
             prune=prune,
@@ -106,7 +106,7 @@ def add_frames(
                 total = recording.count or 0
                 added = index_recording(
                     opened,
-                    opened.model,
+                    opened.bulk_model,
                     recording,
                     batch_size=batch,
                     workers=workers,
@@ -114,7 +114,13 @@ def add_frames(
                 )
         else:
             steps.part("video", 0, 1)
-            added = index_video(opened, opened.model, source, batch_size=batch, workers=workers)
+            added = index_video(
+                opened,
+                opened.bulk_model,
+                source,
+                batch_size=batch,
+                workers=workers,
+            )
         steps.say(f"{source}: {added} frames added")
     return {"added": added}
 

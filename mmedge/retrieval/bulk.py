@@ -26,6 +26,7 @@ from mmedge.children import child_command, child_environment
 from mmedge.errors import BackendError, InputError, RetrievalError
 from mmedge.models.batches import Skipped
 from mmedge.retrieval.index import Index
+from mmedge.runtimes.processor import allowed_processors
 from mmedge.specs import Float32Array, Modality
 
 __all__ = ["Embedded", "embed_files"]
@@ -110,14 +111,14 @@ def embed_files(
         BackendError: If a worker cannot load the bundle.
         StorageError: If the disk is full or read-only.
     """
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(allowed_processors())
     count = max(1, cpus // 2) if workers is None else workers
     if count < 1 or batch < 1:
         raise InputError(f"Bulk: got {count} workers and batches of {batch}, expected at least 1.")
     if index.bundle is None:
         raise RetrievalError(f"{index.path} has no bundle to embed with. Pass vectors to its add.")
     threads = max(1, cpus // count)
-    task = {"bundle": str(index.bundle), "precision": precision, "threads": threads}
+    task = {"bundle": str(index.bundle), "precision": precision, "cpus": threads}
     done = Embedded()
     pool = _Pool(task, count, _batches(index, files, batch))
     try:
@@ -280,7 +281,7 @@ class _Worker:
 
     def __init__(self, task: dict[str, Any]) -> None:
         script = Path(__file__).with_name("bulk_worker.py")
-        environment = child_environment() | {"OMP_NUM_THREADS": str(task["threads"])}
+        environment = child_environment() | {"OMP_NUM_THREADS": str(task["cpus"])}
         self._bundle = task["bundle"]
         self._process = subprocess.Popen(  # noqa: S603, our own interpreter and module
             child_command(script, json.dumps(task)),

@@ -14,59 +14,82 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmedge.errors import MmedgeError
-from mmedge.models.embedding import EmbeddingModel
-from mmedge.models.load import load_as
+from mmedge.errors import InputError, MmedgeError
 from mmedge.retrieval.pipeline import Job, embedded
-from mmedge.runtimes.session import SessionOptions
+from mmedge.retrieval.throughput import load_bulk_model
 from mmedge.specs import Float32Array, Modality
 
-__all__ = ["serve"]
+__all__ = ["FileEmbedder", "serve"]
+
+
+class FileEmbedder:
+    """A loaded bundle that embeds image files.
+
+    Args:
+        task: "bundle", "precision" and "cpus" to use, None for all.
+
+    Attributes:
+        ready: {"space": fingerprint, "dim": D}.
+
+    Raises:
+        InputError: If the bundle does not embed images.
+        MmedgeError: If it cannot be loaded.
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self._cpus = task["cpus"]
+        self._bulk = load_bulk_model(task["bundle"], task["precision"], None, cpus=self._cpus)
+        model = self._bulk.model
+        role = model.encoders.get(Modality.IMAGE)
+        if role is None:
+            raise InputError(f"{task['bundle']} has no image encoder. Use a bundle with one.")
+        self.ready = {"space": model.spaces[role], "dim": model.embedding_dim}
+
+    def embed(self, files: list[str], known: list[str | None]) -> tuple[dict[str, Any], bytes]:
+        """Embed files.
+
+        Args:
+            files: Paths.
+            known: A file of this sha256 is not embedded.
+
+        Returns:
+            {"kept": [(number, sha256), ...], "unchanged": [number, ...], "skipped": [(number,
+            reason), ...]}, and the (kept, D) float32 vectors.
+        """
+        kept: list[tuple[int, str | None]] = []
+        unchanged: list[int] = []
+        skipped: list[tuple[int, str]] = []
+        vectors: list[Float32Array] = []
+        jobs = [
+            Job(number, Modality.IMAGE, file, digest)
+            for number, (file, digest) in enumerate(zip(files, known, strict=True))
+        ]
+        for one in embedded(self._bulk, jobs, workers=self._cpus):
+            if one.error is not None:
+                skipped.append((one.key, one.error))
+            elif one.vector is None:
+                unchanged.append(one.key)
+            else:
+                kept.append((one.key, one.content_hash))
+                vectors.append(one.vector)
+        reply = {"kept": kept, "unchanged": unchanged, "skipped": skipped}
+        return reply, b"".join(np.ascontiguousarray(each, np.float32).tobytes() for each in vectors)
 
 
 def serve(task: dict[str, Any], requests: IO[bytes], replies: IO[bytes]) -> None:
     """Load a bundle, say so, and reply to requests until their end.
 
     Args:
-        task: "bundle", "precision" and "threads".
+        task: As for FileEmbedder.
         requests: Lines {"files": [path, ...], "known": [sha256 or null, ...]}.
-        replies: Takes a line {"space", "dim"} first, then for each request a line {"kept":
-            [[number, sha256], ...], "unchanged": [number, ...], "skipped": [[number, reason],
-            ...]} and the (kept, D) float32 vectors.
+        replies: Takes the line FileEmbedder.ready first, then for each request what
+            FileEmbedder.embed returns, a line and bytes.
     """
-    options = SessionOptions(threads=task["threads"], spin=False)
-    with load_as(
-        EmbeddingModel, task["bundle"], precision=task["precision"], options=options
-    ) as model:
-        space = model.spaces[model.encoders[Modality.IMAGE]]
-        _send(replies, {"space": space, "dim": model.embedding_dim})
-        for line in requests:
-            request = json.loads(line)
-            reply = _embed(model, request["files"], request["known"], task["threads"])
-            _send(replies, *reply)
-
-
-def _embed(
-    model: EmbeddingModel, files: list[str], known: list[str | None], threads: int
-) -> tuple[dict[str, Any], bytes]:
-    kept: list[tuple[int, str | None]] = []
-    unchanged: list[int] = []
-    skipped: list[tuple[int, str]] = []
-    vectors: list[Float32Array] = []
-    jobs = [
-        Job(number, Modality.IMAGE, file, digest)
-        for number, (file, digest) in enumerate(zip(files, known, strict=True))
-    ]
-    for one in embedded(model, jobs, workers=threads):
-        if one.error is not None:
-            skipped.append((one.key, one.error))
-        elif one.vector is None:
-            unchanged.append(one.key)
-        else:
-            kept.append((one.key, one.content_hash))
-            vectors.append(one.vector)
-    reply = {"kept": kept, "unchanged": unchanged, "skipped": skipped}
-    return reply, b"".join(np.ascontiguousarray(each, np.float32).tobytes() for each in vectors)
+    embedder = FileEmbedder(task)
+    _send(replies, embedder.ready)
+    for line in requests:
+        request = json.loads(line)
+        _send(replies, *embedder.embed(request["files"], request["known"]))
 
 
 def _send(replies: IO[bytes], message: dict[str, Any], payload: bytes = b"") -> None:

@@ -15,6 +15,7 @@ from mmedge.models.embedding import EmbeddingModel
 from mmedge.models.load import load_as
 from mmedge.preprocess.decode import ImageSource
 from mmedge.preprocess.waveform import AudioSource
+from mmedge.retrieval.throughput import BulkModel, load_bulk_model
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Encoder", "Space", "bundle_space", "check_space"]
@@ -102,6 +103,7 @@ class Encoder(Closing):
         self._index = index
         self._lock = threading.Lock()
         self._model: EmbeddingModel | None = None
+        self._bulk: BulkModel | None = None
 
     @property
     def model(self) -> EmbeddingModel:
@@ -113,20 +115,31 @@ class Encoder(Closing):
         """
         with self._lock:
             if self._model is None:
-                if self.bundle is None:
-                    raise RetrievalError(
-                        f"{self._index} has no bundle to encode with. Pass vectors, or open it "
-                        "with Index.open(path, bundle=...)."
-                    )
-                if not Path(self.bundle).is_dir():
-                    raise RetrievalError(
-                        f"{self._index}: its bundle {self.bundle} is not there. Open the index "
-                        "with Index.open(path, bundle=...)."
-                    )
                 self._model = load_as(
-                    EmbeddingModel, self.bundle, precision=self.precision, backend=self._backend
+                    EmbeddingModel, self._path(), precision=self.precision, backend=self._backend
                 )
             return self._model
+
+    @property
+    def bulk_model(self) -> BulkModel:
+        """The bundle, loaded to embed many items; raises as `model`."""
+        with self._lock:
+            if self._bulk is None:
+                self._bulk = load_bulk_model(self._path(), self.precision, self._backend)
+            return self._bulk
+
+    def _path(self) -> str:
+        if self.bundle is None:
+            raise RetrievalError(
+                f"{self._index} has no bundle to encode with. Pass vectors, or open it "
+                "with Index.open(path, bundle=...)."
+            )
+        if not Path(self.bundle).is_dir():
+            raise RetrievalError(
+                f"{self._index}: its bundle {self.bundle} is not there. Open the index "
+                "with Index.open(path, bundle=...)."
+            )
+        return self.bundle
 
     def with_bundle(self, bundle: str | None, precision: str | None) -> Encoder:
         """Return an encoder of another bundle in the same backend."""
@@ -156,8 +169,11 @@ class Encoder(Closing):
         return None if role is None else self.model.spaces.get(role)
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the models."""
         with self._lock:
             if self._model is not None:
                 self._model.close()
                 self._model = None
+            if self._bulk is not None:
+                self._bulk.model.close()
+                self._bulk = None

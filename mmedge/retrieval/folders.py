@@ -14,9 +14,9 @@ import numpy as np
 
 from mmedge.errors import InputError, RetrievalError
 from mmedge.media.folders import MediaFile, folder_files, taken_at
-from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.items import Item, MetadataValue
 from mmedge.retrieval.pipeline import Embedded, Job, embedded
+from mmedge.retrieval.throughput import BulkModel
 from mmedge.specs import Modality
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _File:
 
 def index_folder(
     index: Index,
-    model: EmbeddingModel,
+    bulk: BulkModel,
     folder: Path | str,
     *,
     prefix: str | None = None,
@@ -96,7 +96,7 @@ def index_folder(
 
     Args:
         index: Where they go.
-        model: Embeds them; of the index's embedding space.
+        bulk: Embeds them; of the index's embedding space, such as `index.bulk_model`.
         folder: Where they are; see mmedge.media.folders.folder_files.
         prefix: Begins the ids in place of the folder's name.
         prune: Whether items of this folder whose file is gone leave the index.
@@ -114,7 +114,7 @@ def index_folder(
         BackendError: If the engine fails.
         StorageError: If the index cannot be written.
     """
-    started = time.monotonic()
+    started, model = time.monotonic(), bulk.model
     root = Path(os.path.realpath(folder))
     report = FolderReport()
     files = [
@@ -133,7 +133,10 @@ def index_folder(
     index.remember_folder(root)
     writer = _Writer(index, space)
     for one in embedded(
-        model, _jobs(index, files, start, report), batch_size=batch_size, workers=workers
+        bulk,
+        _jobs(index, files, start, report),
+        batch_size=batch_size,
+        workers=workers,
     ):
         if one.error is not None:
             report.fail(str(one.key.file.path), one.error)

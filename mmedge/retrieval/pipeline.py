@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,8 @@ import numpy as np
 from mmedge.errors import InputError
 from mmedge.media.frames import Media
 from mmedge.models.embedding import EmbeddingModel
+from mmedge.retrieval.throughput import BulkModel
+from mmedge.runtimes.processor import allowed_processors
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Embedded", "Job", "embedded"]
@@ -23,9 +26,9 @@ __all__ = ["Embedded", "Job", "embedded"]
 KeyT = TypeVar("KeyT")
 
 _MAX_BYTES = 1 << 28
-_BATCHES_AHEAD = 3  # prepared while one runs
 _BATCH = 8  # of a model whose batch axis has no bound
 _MAX_BATCH = 32
+_FRAMES_AHEAD = 32  # in memory, where a frame may take many megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,12 @@ class Embedded(Generic[KeyT]):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prepared(Generic[KeyT]):
     job: Job[KeyT]
-    feed: dict[str, Array] | None = field(default=None, repr=False)
-    content_hash: str | None = None
-    error: str | None = None
+    feed: dict[str, Array] = field(repr=False)
+    content_hash: str | None
 
 
 def embedded(
-    model: EmbeddingModel,
+    bulk: BulkModel,
     jobs: Iterable[Job[KeyT]],
     *,
     batch_size: int | None = None,
@@ -82,8 +84,10 @@ def embedded(
 ) -> Iterator[Embedded[KeyT]]:
     """Embed images and sounds in bounded memory, in about the order of the jobs.
 
+    A thread prepares a batch and then encodes it, while others prepare or encode theirs.
+
     Args:
-        model: Its encoders run in the calling thread.
+        bulk: Embeds them, so many batches at once.
         jobs: Read as far ahead as the threads need.
         batch_size: Items that run through the graph at once; None takes the bundle's own.
         workers: Threads that read, decode and prepare; None for one per CPU.
@@ -97,36 +101,32 @@ def embedded(
     Raises:
         BackendError: If the engine fails.
     """
-    threads = workers or os.cpu_count() or 1
-    size = batch_size or _default_batch(model)
-    pending: deque[Future[_Prepared[KeyT]]] = deque()
-    waiting: dict[Modality, list[_Prepared[KeyT]]] = {}
-    source = iter(jobs)
-    with ThreadPoolExecutor(threads, thread_name_prefix="mmedge-decode") as pool:
+    threads = (workers or len(allowed_processors())) + 1  # one encodes while the others prepare
+    turns = threading.Semaphore(bulk.encoders)
+    pending: deque[Future[list[Embedded[KeyT]]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="mmedge-embed") as pool:
         try:
-            while True:
-                while len(pending) < size * _BATCHES_AHEAD + threads:
-                    job = next(source, None)
-                    if job is None:
-                        break
-                    pending.append(pool.submit(_prepare, model, job, shrink=shrink))
-                if not pending:
-                    break
-                prepared = pending.popleft().result()
-                if prepared.feed is None:
-                    job = prepared.job
-                    yield Embedded(
-                        job.key, job.modality, None, prepared.content_hash, prepared.error
-                    )
-                    continue
-                batch = waiting.setdefault(prepared.job.modality, [])
-                batch.append(prepared)
-                if len(batch) == size:
-                    yield from _run(model, waiting.pop(prepared.job.modality))
-            for batch in waiting.values():
-                yield from _run(model, batch)
+            for batch in _batches(jobs, batch_size or _default_batch(bulk.model)):
+                pending.append(pool.submit(_embed, bulk.model, batch, turns, shrink=shrink))
+                in_files = isinstance(batch[0].item, str | os.PathLike)
+                ahead = threads if in_files else min(threads, _FRAMES_AHEAD // len(batch))
+                if len(pending) > ahead:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batches(jobs: Iterable[Job[KeyT]], size: int) -> Iterator[list[Job[KeyT]]]:
+    """Yield jobs of one modality together."""
+    waiting: dict[Modality, list[Job[KeyT]]] = {}
+    for job in jobs:
+        batch = waiting.setdefault(job.modality, [])
+        batch.append(job)
+        if len(batch) == size:
+            yield waiting.pop(job.modality)
+    yield from waiting.values()
 
 
 def _default_batch(model: EmbeddingModel) -> int:
@@ -141,19 +141,39 @@ def _default_batch(model: EmbeddingModel) -> int:
     return min([*sizes, _MAX_BATCH])
 
 
-def _prepare(model: EmbeddingModel, job: Job[KeyT], *, shrink: bool) -> _Prepared[KeyT]:
-    """Read and preprocess one item; runs in a thread."""
+def _embed(
+    model: EmbeddingModel, batch: list[Job[KeyT]], turns: threading.Semaphore, *, shrink: bool
+) -> list[Embedded[KeyT]]:
+    """Prepare and encode jobs of one modality; runs in a thread."""
+    done: list[Embedded[KeyT]] = []
+    prepared: list[_Prepared[KeyT]] = []
+    for job in batch:
+        one = _prepare(model, job, shrink=shrink)
+        if isinstance(one, Embedded):
+            done.append(one)
+        else:
+            prepared.append(one)
+    if prepared:
+        with turns:
+            done += _run(model, prepared)
+    return done
+
+
+def _prepare(
+    model: EmbeddingModel, job: Job[KeyT], *, shrink: bool
+) -> _Prepared[KeyT] | Embedded[KeyT]:
+    """Read and preprocess one item, unless it has the known hash or cannot be read."""
     item, digest = job.item, None
     try:
         if isinstance(item, str | os.PathLike):
             data = _read(Path(item))
             digest = hashlib.sha256(data).hexdigest()
             if digest == job.known_hash:
-                return _Prepared(job, content_hash=digest)
+                return Embedded(job.key, job.modality, None, digest)
             item = data
         feed = model.prepare(job.modality, item, shrink=shrink)
     except InputError as error:
-        return _Prepared(job, content_hash=digest, error=str(error))
+        return Embedded(job.key, job.modality, None, digest, str(error))
     return _Prepared(job, feed, digest)
 
 
@@ -173,11 +193,11 @@ def _run(model: EmbeddingModel, batch: list[_Prepared[KeyT]]) -> Iterator[Embedd
     """Encode prepared items of one modality: together where their shapes agree."""
     groups: dict[tuple[tuple[int, ...], ...], list[_Prepared[KeyT]]] = {}
     for one in batch:
-        shapes = tuple(array.shape for array in (one.feed or {}).values())
+        shapes = tuple(array.shape for array in one.feed.values())
         groups.setdefault(shapes, []).append(one)
     encode: Callable[..., Float32Array] = model.encode_prepared
     for group in groups.values():
-        feeds = [one.feed or {} for one in group]
+        feeds = [one.feed for one in group]
         joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         vectors = encode(group[0].job.modality, joined)
         for one, vector in zip(group, vectors, strict=True):

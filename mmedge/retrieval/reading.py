@@ -39,6 +39,7 @@ from mmedge.retrieval.schema import About, read_about
 from mmedge.retrieval.searching import search_view
 from mmedge.retrieval.stats import IndexStats, read_stats
 from mmedge.retrieval.store import Change
+from mmedge.retrieval.throughput import BulkModel
 from mmedge.retrieval.view import StaleError, View, Views
 from mmedge.specs import Array, Float32Array, Modality
 
@@ -100,6 +101,11 @@ class IndexReader(Closing):
             BundleError: If it cannot be opened.
         """
         return self._encoder_of(self._about()).model
+
+    @property
+    def bulk_model(self) -> BulkModel:
+        """That bundle, loaded to embed many images and sounds; raises as `model`."""
+        return self._encoder_of(self._about()).bulk_model
 
     @property
     def encodes(self) -> frozenset[Modality]:

@@ -12,10 +12,10 @@ from mmedge.errors import InputError
 from mmedge.media.frames import Frame
 from mmedge.media.recordings import Recording
 from mmedge.media.video import Video
-from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.embedding import check_space
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.pipeline import Job, embedded
+from mmedge.retrieval.throughput import BulkModel
 from mmedge.specs import Float32Array, Modality
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _WRITE_ITEMS = 256
 
 def index_recording(
     index: Index,
-    model: EmbeddingModel,
+    bulk: BulkModel,
     recording: Recording,
     *,
     batch_size: int | None = None,
@@ -44,7 +44,7 @@ def index_recording(
 
     Args:
         index: Where they go.
-        model: Embeds them; of the index's embedding space.
+        bulk: Embeds them; of the index's embedding space, such as `index.bulk_model`.
         recording: An opened topic.
         batch_size: As for mmedge.retrieval.pipeline.embedded.
         workers: As for mmedge.retrieval.pipeline.embedded.
@@ -60,7 +60,7 @@ def index_recording(
         StorageError: If the index cannot be written.
     """
     path, _, _ = recording.name.rpartition(f":{recording.topic}")
-    space = model.spaces[model.encoders[Modality.IMAGE]]
+    space = bulk.model.spaces[bulk.model.encoders[Modality.IMAGE]]
     stem = f"{Path(path).name}{recording.topic}@"
     added = 0
     ready: list[tuple[Frame, Float32Array]] = []
@@ -86,7 +86,7 @@ def index_recording(
         ready.clear()
         return count
 
-    for one in embedded(model, jobs(), batch_size=batch_size, workers=workers):
+    for one in embedded(bulk, jobs(), batch_size=batch_size, workers=workers):
         if one.vector is None:
             raise InputError(f"{recording.name} at {one.key.position} ns: {one.error}")
         ready.append((one.key, one.vector))
@@ -99,7 +99,7 @@ def index_recording(
 
 def index_video(
     index: Index,
-    model: EmbeddingModel,
+    bulk: BulkModel,
     path: Path | str,
     *,
     batch_size: int | None = None,
@@ -113,7 +113,7 @@ def index_video(
 
     Args:
         index: Where it goes.
-        model: Embeds the frames; of the index's embedding space.
+        bulk: Embeds the frames; of the index's embedding space, such as `index.bulk_model`.
         path: The file.
         batch_size: As for mmedge.retrieval.pipeline.embedded.
         workers: As for mmedge.retrieval.pipeline.embedded.
@@ -142,7 +142,7 @@ def index_video(
         frames: list[tuple[int, float]] = []
         vectors: dict[int, Float32Array] = {}
         jobs = _jobs(video, frames)
-        for one in embedded(model, jobs, batch_size=batch_size, workers=workers):
+        for one in embedded(bulk, jobs, batch_size=batch_size, workers=workers):
             if one.vector is None:
                 raise InputError(f"{file} at {one.key}: {one.error}")
             vectors[one.key] = one.vector
@@ -161,7 +161,9 @@ def index_video(
             "modified_ns": stamp[1],
         },
     )
-    check_space(index.space, model.spaces[model.encoders[Modality.IMAGE]], "this model makes")
+    check_space(
+        index.space, bulk.model.spaces[bulk.model.encoders[Modality.IMAGE]], "this model makes"
+    )
     index.upsert([item])
     return len(frames)
 

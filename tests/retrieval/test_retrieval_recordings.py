@@ -25,8 +25,8 @@ def test_a_recording_is_an_item_a_frame_and_resumes(index: Index, tmp_path: Path
     images = [("rgb8", scene(seed)) for seed in range(5)]
     made = write_bag(tmp_path / "drive", images)
     with index, Recording(made, "/cam") as recording:
-        assert index_recording(index, index.model, recording) == 5
-        assert index_recording(index, index.model, recording) == 0
+        assert index_recording(index, index.bulk_model, recording) == 5
+        assert index_recording(index, index.bulk_model, recording) == 0
         (best,) = index.search(scene(3), 1)
         assert best.time == STAMP + 3.5
         assert best.metadata["topic"] == "/cam"
@@ -41,8 +41,8 @@ def test_a_video_is_one_item_with_its_frames(index: Index, tmp_path: Path) -> No
     shots = [scene(seed) for seed in (1, 2, 3) for _ in range(20)]
     made = write_video(tmp_path / "v.mp4", shots)
     with index:
-        assert index_video(index, index.model, made) == 3
-        assert index_video(index, index.model, made) == 0
+        assert index_video(index, index.bulk_model, made) == 3
+        assert index_video(index, index.bulk_model, made) == 0
         assert len(index) == 1
         (match,) = index.search(scene(2), 5)
         assert match.id == "v.mp4"

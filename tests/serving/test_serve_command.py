@@ -24,7 +24,6 @@ from starlette.testclient import TestClient
 from mmedge.bundle import Bundle
 from mmedge.cli.app import run
 from mmedge.errors import InputError, RetrievalError
-from mmedge.models import DualEncoder
 from mmedge.retrieval.folders import index_folder
 from mmedge.retrieval.index import Index
 from mmedge.serving import server
@@ -195,12 +194,10 @@ def test_without_root_images_of_indexed_folders_are_shown(index_path: Path, tmp_
     assert status("--host", "0.0.0.0", "--allow-host", "robot.local") == 404  # noqa: S104
 
 
-def test_images_of_an_indexed_folder_are_shown(
-    tiny_bundle: Bundle, model: DualEncoder, tmp_path: Path
-) -> None:
+def test_images_of_an_indexed_folder_are_shown(tiny_bundle: Bundle, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos" / "kitchen")
     with Index.create(tmp_path / "a.index", tiny_bundle.path) as index:
-        index_folder(index, model, tmp_path / "photos")
+        index_folder(index, index.bulk_model, tmp_path / "photos")
     served = open_served(tmp_path / "a.index", ServeOptions())
     client = TestClient(create_app(served, frozenset(LOOPBACK)), base_url="http://localhost")
     (hit,) = client.get("/api/search?q=red&k=1").json()["results"]
