@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
-from mmedge.bundle.kinds import ContrastiveHead
+from mmedge.bundle.kinds import ClassHead, ContrastiveHead
 from mmedge.bundle.manifest import FileEntry
 from mmedge.bundle.paths import BundlePath
 from mmedge.bundle.quality import Tolerance
@@ -228,6 +228,7 @@ class IoDocument(BaseModel):
             None where nothing takes sounds.
         vectors: How vectors of numbers become inputs.
         scores: How cosines of an image's and a text's embedding become probabilities.
+        classes: How the output `logits` becomes probabilities of labels.
         files: Size and sha256 of every other file of the folder.
     """
 
@@ -243,6 +244,7 @@ class IoDocument(BaseModel):
     audio: AudioConfig | None = None
     vectors: tuple[VectorConfig, ...] = ()
     scores: ContrastiveHead | None = None
+    classes: ClassHead | None = None
     files: dict[BundlePath, FileEntry]
 
     @model_validator(mode="after")

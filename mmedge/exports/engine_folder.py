@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmedge.bundle.creating import describe_files
 from mmedge.bundle.golden import Golden
-from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.bundle.kinds import DualEncoderKind, EncoderKind
 from mmedge.bundle.opening import Bundle
 from mmedge.bundle.tensors import TensorEntry
 from mmedge.errors import BundleError
@@ -87,7 +87,6 @@ def export_engine_folder(
     golden = bundle.golden()
     manifest = bundle.manifest
     kind = manifest.kind
-    head = kind.contrastive_head if isinstance(kind, DualEncoderKind) else None
     with fresh_folder(bundle, out, IO_NAME, overwrite=overwrite) as folder:
         graphs = tuple(_graph(bundle, golden, each, folder, engines) for each in selections)
         configs = _configs(bundle, selections)
@@ -104,7 +103,8 @@ def export_engine_folder(
             ),
             audio=next((c for c in configs if isinstance(c, AudioConfig)), None),
             vectors=tuple(c for c in configs if isinstance(c, VectorConfig)),
-            scores=head,
+            scores=kind.contrastive_head if isinstance(kind, DualEncoderKind) else None,
+            classes=kind.class_head if isinstance(kind, EncoderKind) else None,
             files=describe_files(folder.path),
         )
         text = json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False)

@@ -67,6 +67,16 @@ def test_what_is_written_is_what_is_described(tiny_bundle: Bundle, out: Path) ->
     assert document.scores is not None
 
 
+def test_labels_of_a_classifier_are_described(vit_bundle: Path, out: Path) -> None:
+    bundle = open_bundle(vit_bundle)
+    document = export_engine_folder(bundle, out, select(bundle))
+    assert document.classes == getattr(bundle.manifest.kind, "class_head", None)
+    assert document.classes is not None
+    (graph,) = document.graphs
+    assert [output.name for output in graph.outputs] == ["embedding", "logits"]
+    assert [output.name for output in graph.vectors.outputs] == ["embedding", "logits"]
+
+
 def test_sounds_and_vectors_are_described_by_their_steps(tiny_bundle: Bundle, out: Path) -> None:
     sounds = AudioConfig(
         input="pixel_values",
