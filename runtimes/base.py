@@ -28,7 +28,7 @@ class Releasable(Protocol):
         ...
 
 
-_Kept = TypeVar("_Kept", bound=Releasable)
+_Binding = TypeVar("_Binding", bound=Releasable)
 
 
 class SessionBase(Session, Generic[_Engine]):
@@ -100,7 +100,7 @@ class SessionBase(Session, Generic[_Engine]):
                 name: np.empty_like(value) for name, value in self._run(engine, feed).items()
             }
         call = self._bound(engine, inputs, outputs)
-        return self._kept(BoundRun(self._model, inputs, outputs, call))
+        return self._track(BoundRun(self._model, inputs, outputs, call))
 
     def start(
         self,
@@ -157,7 +157,7 @@ class SessionBase(Session, Generic[_Engine]):
     def _free(self, engine: _Engine) -> None:
         """Free what the engine does not free when it is garbage-collected."""
 
-    def _kept(self, binding: _Kept) -> _Kept:
+    def _track(self, binding: _Binding) -> _Binding:
         """Return a binding that is released with the session, which may be closed by now."""
         with self._lock:
             if self._engine is not None:

@@ -1,9 +1,9 @@
 """Device arrays: inputs from other libraries, outputs of a session.
 
-Handed in is whatever offers `__cuda_array_interface__` (version 2 or 3: torch, CuPy, Numba, JAX,
+Inputs are arrays with `__cuda_array_interface__` (version 2 or 3: torch, CuPy, Numba, JAX,
 https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html) or `__dlpack__`
-(https://dmlc.github.io/dlpack/latest/). Both say where an array lies and in which stream it is
-being written; nothing is copied.
+(https://dmlc.github.io/dlpack/latest/). Both give the address and the stream that writes the array;
+nothing is copied.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _LETTERS = {0: "i", 1: "u", 2: "f", 6: "b"}
 
 
 @runtime_checkable
-class _OffersInterface(Protocol):
+class _HasInterface(Protocol):
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
 @runtime_checkable
-class _OffersDlpack(Protocol):
+class _HasDlpack(Protocol):
     def __dlpack__(self, *, stream: int | None = None) -> object: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
-DeviceInput: TypeAlias = _OffersInterface | _OffersDlpack
+DeviceInput: TypeAlias = _HasInterface | _HasDlpack
 """An array on the device, from any library."""
 
 
@@ -54,9 +54,9 @@ class DeviceView:
         address: Of its first element.
         shape: Its shape.
         dtype: Its dtype.
-        contiguous: Whether its elements follow each other in C order.
-        stream: Handle of the stream that may still be writing to it, None where it is complete.
-        owner: What must be kept until it has been read.
+        contiguous: Whether its elements are contiguous in C order.
+        stream: Handle of the stream that may still write it, None if it is complete.
+        owner: Reference that keeps the memory alive.
     """
 
     address: int
@@ -72,12 +72,12 @@ class DeviceView:
 
 
 def is_device_array(value: object) -> bool:
-    """Return whether a value declares that it lies on a CUDA device."""
+    """Return whether a value declares to be on a CUDA device."""
     if isinstance(value, np.ndarray):
         return False
     if _has_interface(value):
         return True
-    return isinstance(value, _OffersDlpack) and value.__dlpack_device__()[0] in _CUDA_KINDS
+    return isinstance(value, _HasDlpack) and value.__dlpack_device__()[0] in _CUDA_KINDS
 
 
 def view(
@@ -88,26 +88,25 @@ def view(
     Args:
         name: Of the input, for messages.
         value: The array.
-        device: On which it must lie.
-        stream: What is put into it from now on comes after the array is complete.
-        writer: Handle of the stream that writes the array; None believes what the array says of
-            it, and takes CUDA's default stream where it says nothing, as torch's do.
+        device: The device that it must be on.
+        stream: The reading stream, which waits until the array is complete.
+        writer: Handle of the stream that writes the array; None uses the stream that the array
+            names, or CUDA's default stream if it names none, as torch's arrays do.
 
     Raises:
-        InputError: If it lies elsewhere, is not contiguous, is not aligned to 256 bytes, or cannot
-            be read by what it offers.
+        InputError: If it is elsewhere, not contiguous, not aligned to 256 bytes, or unreadable.
     """
     read = _by_interface if _has_interface(value) else _by_dlpack
     found = read(name, value, stream)
     if not device.holds(found.address):
         raise InputError(
-            f"Input '{name}': does not lie on cuda:{device.index}, where the session runs. Copy it "
+            f"Input '{name}': is not on cuda:{device.index}, where the session runs. Copy it "
             "there, or open the session on its device."
         )
     if not found.contiguous:
         raise InputError(
             f"Input '{name}': its elements on the device are not contiguous. Pass a contiguous "
-            "copy, as torch's .contiguous() and CuPy's ascontiguousarray make them."
+            "copy (torch's .contiguous(), CuPy's ascontiguousarray)."
         )
     if found.address % ALIGNMENT_BYTES:
         raise InputError(
@@ -125,11 +124,11 @@ def view(
 class DeviceArray:
     """A complete output on the device, owned by the caller.
 
-    torch.as_tensor, cupy.asarray and numba.cuda.as_cuda_array take it without a copy. Its memory is
-    freed once neither it nor anything made from it is left.
+    torch.as_tensor, cupy.asarray and numba.cuda.as_cuda_array use it without a copy. Its memory is
+    freed with the last reference.
 
     Args:
-        memory: Where it lies.
+        memory: Its memory.
         shape: Its shape.
         dtype: Its dtype.
     """
@@ -225,16 +224,16 @@ def _has_interface(value: object) -> bool:
 
 def _by_interface(name: str, value: object, _: Stream) -> DeviceView:
     try:
-        offered: dict[str, Any] = value.__cuda_array_interface__  # type: ignore[attr-defined]
-        shape = tuple(int(size) for size in offered["shape"])
-        dtype = np.dtype(offered["typestr"])
-        address = int(offered["data"][0] or 0)
-        strides, stream = offered.get("strides"), offered.get("stream", _DEFAULT_STREAM)
+        interface: dict[str, Any] = value.__cuda_array_interface__  # type: ignore[attr-defined]
+        shape = tuple(int(size) for size in interface["shape"])
+        dtype = np.dtype(interface["typestr"])
+        address = int(interface["data"][0] or 0)
+        strides, stream = interface.get("strides"), interface.get("stream", _DEFAULT_STREAM)
     except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"Input '{name}': its __cuda_array_interface__ cannot be read ({error})."
         ) from error
-    if offered.get("mask") is not None:
+    if interface.get("mask") is not None:
         raise InputError(f"Input '{name}': masked arrays are not supported. Fill it first.")
     return DeviceView(
         address,
@@ -271,12 +270,12 @@ class _DLTensor(ctypes.Structure):
 
 
 def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
-    """Read a DLManagedTensor, DLPack's form before 1.0, which every producer still offers.
+    """Read a DLManagedTensor, DLPack's form before 1.0, which every producer still supports.
 
-    The capsule stays with the view: it is not marked as used, so whoever drops it last frees the
-    array, as its own destructor does.
+    The view holds the capsule, which is not marked as used: its destructor frees the array with the
+    last reference.
     """
-    if not isinstance(value, _OffersDlpack):
+    if not isinstance(value, _HasDlpack):
         raise InputError(
             f"Input '{name}': got {type(value).__name__}, expected a numpy array, or an array on "
             "the device with __cuda_array_interface__ or __dlpack__."
@@ -284,7 +283,7 @@ def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
     kind = value.__dlpack_device__()[0]
     if kind not in _CUDA_KINDS:
         raise InputError(
-            f"Input '{name}': lies on DLPack's device of type {kind}, expected CUDA memory. Pass a "
+            f"Input '{name}': is on DLPack's device type {kind}, expected CUDA memory. Pass a "
             "numpy array, or move it to the GPU."
         )
     try:
@@ -297,13 +296,13 @@ def _by_dlpack(name: str, value: object, stream: Stream) -> DeviceView:
     try:
         address = pointer(capsule, b"dltensor")
     except ValueError as error:
-        raise InputError(f"Input '{name}': its __dlpack__ gives no 'dltensor'.") from error
+        raise InputError(f"Input '{name}': its __dlpack__ returns no 'dltensor'.") from error
     tensor = _DLTensor.from_address(address)
     letter = _LETTERS.get(tensor.code)
     if letter is None or tensor.lanes != 1 or tensor.bits % 8:
         raise InputError(
-            f"Input '{name}': its DLPack type ({tensor.code}, {tensor.bits} bits) is none of "
-            "numpy's. Convert it to the dtype of the graph."
+            f"Input '{name}': numpy has no dtype for its DLPack type ({tensor.code}, {tensor.bits} "
+            "bits). Convert it to the dtype of the graph."
         )
     dtype = np.dtype("bool" if letter == "b" else f"{letter}{tensor.bits // 8}")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))

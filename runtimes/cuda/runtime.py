@@ -1,14 +1,12 @@
 """Thin typed layer over the CUDA runtime API of cuda-python, `cuda.bindings.runtime`.
 
-Errors, versions, devices and memory; streams, events and graphs are in cuda_streams.py.
+Errors, versions, devices and memory; streams, events and graphs are in streams.py.
 
-13.x of the bindings, or 12.9 where the driver or JetPack 6 has CUDA 12. They are imported when a
-function here is first called. Every call's error code is looked at; it becomes a BackendError with
-CUDA's own name and text and what to do about it.
+Needs cuda-bindings 13, or 12.9 where the driver or JetPack 6 has CUDA 12; they are imported at the
+first call. Every error code becomes a BackendError with CUDA's name and text, and a fix.
 
-Which device is current is a matter of each thread. Whoever calls more than `Device` itself does so
-within `device.current()`, which puts back what was current before: the caller may be using CUDA for
-something else.
+Each thread has its own current device. Calls other than those of `Device` belong in a `with
+device.current():` block, which restores the device of a caller that uses CUDA itself.
 """
 
 from __future__ import annotations
@@ -49,23 +47,23 @@ __all__ = [
 ]
 
 FOR_CUDA_12 = '"cuda-bindings>=12.9,<13"'
-"""What pip installs of the bindings, in a shell, where the driver serves CUDA 12."""
+"""Requirement of the bindings for a CUDA 12 driver, quoted for a shell."""
 
 _MODULE = "cuda.bindings.runtime"
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
 
 capturing = threading.local()
-"""`later`: what this thread has to free once it captures no more; None while it does not."""
+"""`later`: handles to free when this thread stops capturing; None while it does not capture."""
 
 # CUDA error name -> fix.
-_WAYS_OUT = {
+_FIXES = {
     "cudaErrorNoDevice": "No GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES.",
     "cudaErrorInvalidDevice": "Check nvidia-smi and CUDA_VISIBLE_DEVICES.",
     "cudaErrorDevicesUnavailable": "Another process holds the GPU exclusively: see nvidia-smi.",
     "cudaErrorSystemDriverMismatch": "The driver was updated under a running system: reboot.",
     "cudaErrorCompatNotSupportedOnDevice": "CUDA's compatibility package does not serve this GPU: "
     "update the driver itself.",
-    "cudaErrorStubLibrary": "A stub stands where the driver should be: install the driver.",
+    "cudaErrorStubLibrary": "Only a stub of the driver is installed: install the driver.",
     "cudaErrorInitializationError": "CUDA does not start in this process: do not use it across a "
     "fork.",
     _OUT_OF_MEMORY: "Use a smaller batch, a smaller variant or fewer contexts, or free memory.",
@@ -94,12 +92,12 @@ class DeviceProperties:
     """Properties of a GPU.
 
     Attributes:
-        index: Its number for CUDA, from 0.
+        index: CUDA's number, from 0.
         name: Such as "NVIDIA GeForce RTX 4070" or "Orin".
         compute_capability: Such as "8.9".
-        memory_bytes: All of its memory.
+        memory_bytes: Total memory.
         integrated: Whether it shares the host's memory, as on a Jetson.
-        multiprocessors: How many.
+        multiprocessors: Their number.
     """
 
     index: int
@@ -171,7 +169,7 @@ class Device:
     """One GPU.
 
     Args:
-        index: Its number for CUDA, from 0.
+        index: CUDA's number, from 0.
 
     Raises:
         BackendUnavailableError: If there is no such GPU, or as for device_count.
@@ -222,10 +220,10 @@ class Device:
 
         Args:
             size_bytes: At least 1.
-            what: What it is for, for the message.
+            what: Its purpose, for the message.
 
         Raises:
-            BackendError: If there is not enough, with what was needed and what was free.
+            BackendError: If there is not enough; the message has the needed and the free size.
         """
         return DeviceMemory(self, self._allocated("cudaMalloc", size_bytes, what), size_bytes)
 
@@ -234,12 +232,12 @@ class Device:
 
         Args:
             size_bytes: At least 1.
-            what: What it is for, for the message.
+            what: Its purpose, for the message.
 
         Raises:
             BackendError: If there is not enough.
         """
-        # Portable: page-locked for every device, whichever is current.
+        # Portable: page-locked for all devices.
         flags = self._runtime.cudaHostAllocPortable
         address = self._allocated("cudaHostAlloc", size_bytes, what, flags)
         return PinnedMemory(self, address, size_bytes)
@@ -249,8 +247,8 @@ class Device:
 
         Args:
             size_bytes: Size needed, 0 if unknown.
-            what: What it was for.
-            detail: What CUDA or TensorRT said.
+            what: Its purpose.
+            detail: The message of CUDA or TensorRT.
         """
         try:
             free, total = self.memory_bytes()
@@ -260,7 +258,7 @@ class Device:
         needed = f"{in_words(size_bytes)} needed for {what}" if size_bytes else f"needed for {what}"
         return BackendError(
             f"Out of memory on cuda:{self.index} ({self.properties.name}): {needed}, {left}. "
-            f"{_WAYS_OUT[_OUT_OF_MEMORY]}{f' ({detail})' if detail else ''}"
+            f"{_FIXES[_OUT_OF_MEMORY]}{f' ({detail})' if detail else ''}"
         )
 
     def is_page_locked(self, address: int) -> bool:
@@ -294,9 +292,10 @@ class Device:
         raise BackendError(f"{in_words(size_bytes)} of memory for {what}: {error}")
 
     def free(self, name: str, handle: object) -> None:
-        """Free something whose owner is gone, ignoring failures.
+        """Free a handle whose owner is gone, ignoring failures.
 
-        The garbage collector may come here while this thread captures, which to free would break.
+        The garbage collector may call this while the thread captures; it then frees later, since
+        freeing would break the capture.
         """
         later: list[tuple[Device, str, object]] | None = getattr(capturing, "later", None)
         if later is not None:
@@ -312,7 +311,7 @@ class Device:
 class Current:
     """Context manager that makes a device current. Made by Device.current.
 
-    A class, as every call goes through here and a generator would cost several times as much.
+    A class, since a generator costs several times as much and every call needs it.
 
     Args:
         device: The device.
@@ -338,9 +337,9 @@ class Owned:
     """A CUDA resource that is freed with its owner, or earlier.
 
     Args:
-        device: Where it is.
-        destroy: The function of the runtime API that frees it.
-        handle: What that is given.
+        device: Its device.
+        destroy: The runtime API function that frees it.
+        handle: The argument of that function.
     """
 
     def __init__(self, device: Device, destroy: str, handle: object) -> None:
@@ -357,8 +356,8 @@ class DeviceMemory(Owned):
     """Device memory, freed with this object. Made by Device.allocate.
 
     Attributes:
-        address: Where it lies, aligned for any use.
-        size_bytes: How long it is.
+        address: Its address, aligned for any use.
+        size_bytes: Its size.
     """
 
     def __init__(self, device: Device, address: int, size_bytes: int) -> None:
@@ -371,8 +370,8 @@ class PinnedMemory(Owned):
     """Page-locked host memory, freed when no array uses it. Made by Device.allocate_pinned.
 
     Attributes:
-        address: Where it lies.
-        size_bytes: How long it is.
+        address: Its address.
+        size_bytes: Its size.
     """
 
     def __init__(self, device: Device, address: int, size_bytes: int) -> None:
@@ -381,7 +380,7 @@ class PinnedMemory(Owned):
         self.size_bytes = size_bytes
 
     @property
-    def __array_interface__(self) -> dict[str, object]:  # numpy keeps the owner alive
+    def __array_interface__(self) -> dict[str, object]:  # numpy holds a reference to the owner
         return {
             "version": 3,
             "shape": (self.size_bytes,),
@@ -428,13 +427,13 @@ def _error(runtime: ModuleType, name: str, code: object) -> BackendError:
     if error == "cudaErrorInsufficientDriver":
         return BackendUnavailableError(_driver_too_old(runtime))
     kind = BackendUnavailableError if error in _UNAVAILABLE else BackendError
-    way_out = _WAYS_OUT.get(error, "")
+    fix = _FIXES.get(error, "")
     if error in _LOST:
-        way_out = "The GPU is unusable in this process: restart it."
-    return kind(f"CUDA {name}: {error}: {text}.{f' {way_out}' if way_out else ''}")
+        fix = "The GPU is unusable in this process: restart it."
+    return kind(f"CUDA {name}: {error}: {text}.{f' {fix}' if fix else ''}")
 
 
-_UNAVAILABLE = frozenset(_WAYS_OUT) - {_OUT_OF_MEMORY}
+_UNAVAILABLE = frozenset(_FIXES) - {_OUT_OF_MEMORY}
 
 
 def _driver_too_old(runtime: ModuleType) -> str:
@@ -443,13 +442,13 @@ def _driver_too_old(runtime: ModuleType) -> str:
     if not driver:
         return (
             "There is no NVIDIA driver on this machine, or this process does not see it. Install "
-            "it (a Jetson has it from JetPack; in a container, start that with --gpus all)."
+            "it (on a Jetson: JetPack; in a container: start it with --gpus all)."
         )
     major = bindings.split(".")[0]
     older = f", or install bindings for it: pip install {FOR_CUDA_12}"
     return (
-        f"The NVIDIA driver is too old: it serves CUDA {driver}, the installed cuda-bindings need "
-        f"CUDA {major}.0 or newer (driver {_DRIVERS.get(major, 'of that CUDA')}). Update the "
+        f"The NVIDIA driver is too old: it supports CUDA {driver}, the installed cuda-bindings "
+        f"need CUDA {major}.0 or newer (driver {_DRIVERS.get(major, 'of that CUDA')}). Update the "
         f"driver{older if driver.startswith('12.') else ''}."
     )
 
@@ -463,6 +462,8 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
-def _text(said: object) -> str:
+def _text(value: object) -> str:
     """Return a CUDA string, which may be a fixed-size struct field with padding."""
-    return said.split(b"\0")[0].decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+    if isinstance(value, bytes):
+        return value.split(b"\0")[0].decode("utf-8", "replace")
+    return str(value)

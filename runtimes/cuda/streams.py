@@ -12,7 +12,7 @@ class Event(Owned):
 
     Args:
         device: Of the streams it is used with.
-        blocking: Whether who waits for it sleeps, instead of asking without pause.
+        blocking: Whether a waiting thread sleeps instead of polling.
     """
 
     def __init__(self, device: Device, *, blocking: bool = False) -> None:
@@ -56,7 +56,7 @@ class Stream(Owned):
     """An ordered queue of work on a device, independent of other streams.
 
     Args:
-        device: Where it works.
+        device: Its device.
     """
 
     def __init__(self, device: Device) -> None:
@@ -69,7 +69,7 @@ class Stream(Owned):
         self._to_device = kinds.cudaMemcpyHostToDevice
         self._to_host = kinds.cudaMemcpyDeviceToHost
         self._on_device = kinds.cudaMemcpyDeviceToDevice
-        # Others may allocate while this thread captures.
+        # Lets other threads allocate while this one captures.
         self._capture_mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
 
     def copy_to_device(self, target: int, source: int, size_bytes: int) -> None:
@@ -105,7 +105,7 @@ class Stream(Owned):
         """Return the captured graph, ready to launch.
 
         Raises:
-            BackendError: If something cannot be captured. The stream runs as before.
+            BackendError: If something cannot be captured. The stream remains usable.
         """
         try:
             captured = self.device.call("cudaStreamEndCapture", self.handle)

@@ -1,15 +1,14 @@
 """The two TensorRT backends. Detecting an installation loads almost nothing.
 
-What each of SessionOptions comes to here:
+SessionOptions for engines:
 
-- `device`: "cuda" or "cuda:N". An engine runs on the GPU whole, or not at all.
-- `axes`: the engine is built for these sizes of the dynamic axes; a graph that has such axes cannot
-  be opened without. Loading a bundle takes them from its manifest.
+- `device`: "cuda" or "cuda:N". The whole engine runs on the GPU.
+- `axes`: the engine is built for these sizes of the dynamic axes, which must be given. Loading a
+  bundle takes them from its manifest.
 - `engine`: see EngineOptions.
-- `spin`: off, a caller sleeps while the GPU works, instead of asking it without pause.
-- `threads`: the GPU needs none.
-- `arena`, `prepack`, `graph_optimization`, `profile_to`: TensorRT has no such switches, so anything
-  but the default is refused.
+- `spin`: off, a waiting caller sleeps instead of polling the GPU.
+- `threads`: no effect.
+- `arena`, `prepack`, `graph_optimization`, `profile_to`: not supported; only defaults pass.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from mmedge.runtimes.cuda.runtime import (
 from mmedge.runtimes.engines.spec import ANY, BuildHost, EngineKey
 from mmedge.runtimes.session import BuildProgress, SessionOptions
 from mmedge.runtimes.trt.flavours import TITLES, Flavour, installed_version, load_flavour
-from mmedge.runtimes.trt.targets import check_named, check_needs, resolve, takes
+from mmedge.runtimes.trt.targets import check_dtypes, check_targets, missing_dtype, resolve_targets
 
 if TYPE_CHECKING:
     from mmedge.runtimes.engines.files import LoadedEngine
@@ -45,8 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TENSORRT", "TENSORRT_RTX", "TrtBackend"]
 
-# Compute capabilities that TensorRT-RTX 1.7 names: desktop GPUs, and GB10. Where it is installed it
-# lists them itself.
+# Compute capabilities of TensorRT-RTX 1.7: desktop GPUs, and GB10. An installed one lists its own.
 _RTX = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -54,7 +52,7 @@ class TrtBackend(Backend):
     """One flavour of TensorRT: a Backend and EngineBuilder.
 
     Args:
-        flavour: Which one.
+        flavour: "tensorrt" or "tensorrt-rtx".
         system_packages: See Backend.
     """
 
@@ -71,7 +69,7 @@ class TrtBackend(Backend):
         return installed_version(self.name)
 
     def layouts(self, device: str) -> tuple[str, ...]:
-        """Return ("portable",) for a GPU: the other layout holds operators of ONNX Runtime."""
+        """Return ("portable",) for a GPU: the other layout has operators of ONNX Runtime."""
         return () if device_index(device) is None else ("portable",)
 
     def available_devices(self) -> tuple[str, ...]:
@@ -85,7 +83,7 @@ class TrtBackend(Backend):
         return tuple("cuda" if index == 0 else f"cuda:{index}" for index in range(count))
 
     def unsupported(self, variant: VariantFacts, device: str) -> Obstacle | None:
-        """Return why no engine can be built of a variant on any machine, None if one can."""
+        """Return why no machine can build an engine of a variant; None if one can."""
         recipe = variant.recipe
         reason = ""
         if "portable" not in variant.layouts and recipe.get("method") == "DynamicInt8":
@@ -114,7 +112,7 @@ class TrtBackend(Backend):
     ) -> Obstacle | None:
         """Return what keeps a variant from running on a machine; see Backend.explain."""
         capability, precision = hardware.compute_capability, variant.precision.value
-        if capability and takes(capability, {precision}) is not None:
+        if capability and missing_dtype(capability, {precision}) is not None:
             where = f"{hardware.gpu} (compute capability {capability})"
             lacking = Obstacle("no", f"{where} has no {precision}")
             return self.unsupported(variant, device) or lacking
@@ -140,7 +138,7 @@ class TrtBackend(Backend):
         major, reason = hardware.cuda_major, f"{self.title} is not installed"
         wheels = "" if hardware.cuda_bindings else f" {bindings}"
         if engine.elsewhere:
-            reason = f"{self.title} {engine.elsewhere} is on the system, not seen by this Python"
+            reason = f"{self.title} {engine.elsewhere} is on the system, not visible to this Python"
             command = (
                 "python3 -m venv --system-site-packages .venv && .venv/bin/pip install "
                 f"{'mmedge ' if major == 12 else ''}{bindings}  # with the system's python3"
@@ -164,21 +162,20 @@ class TrtBackend(Backend):
         from mmedge.runtimes.trt.opening import host_of
 
         library = load_flavour(self.name)
-        check_named(library, targets)
+        check_targets(library, targets)
         if targets:
             return BuildHost(library.version)
         try:
             return host_of(library, Device(device))
         except BackendUnavailableError as error:
-            way_out = (
-                f"Name what to build for: {', '.join(library.capabilities)} or {ANY}."
+            fix = (
+                f"Name compute capabilities: {', '.join(library.capabilities)} or {ANY}."
                 if library.capabilities
-                else "Build on the machine that is to run it, or for desktop GPUs with "
+                else "Build on the machine that runs it, or for desktop GPUs with "
                 f"{TENSORRT_RTX.name}."
             )
             raise BackendUnavailableError(
-                f"Engines are built for the GPU of this machine unless others are named: {error} "
-                f"{way_out}"
+                f"Engines are built for the GPU of this machine by default: {error} {fix}"
             ) from error
 
     def targets(self, named: Sequence[str], precision: str) -> tuple[str, ...]:
@@ -187,10 +184,10 @@ class TrtBackend(Backend):
             library = load_flavour(self.name)
         except BackendUnavailableError:
             return tuple(named)  # a remote builder checks them there
-        found = resolve(library, named, {precision})
+        found = resolve_targets(library, named, {precision})
         if tuple(named) == (ANY,) and not found:
-            raise EngineBuildError(f"No GPU that is known here computes {precision}.")
-        check_needs(library, found, {precision})
+            raise EngineBuildError(f"No known GPU computes {precision}.")
+        check_dtypes(library, found, {precision})
         return found
 
     def build(
@@ -240,8 +237,8 @@ class TrtBackend(Backend):
             EngineMismatchError: If the engine in the cache does not load here.
             EngineBuildError: If there is no engine and it cannot be built.
             InputError: If a dynamic axis has no bounds.
-            BackendError, StorageError: See Backend.open_session; also if memory runs out, or others
-                may write the cache's folder.
+            BackendError, StorageError: See Backend.open_session; also if memory runs out, or other
+                users can write the cache's folder.
         """
         from mmedge.runtimes.trt.opening import open_engine
 

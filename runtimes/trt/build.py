@@ -1,8 +1,8 @@
 """Engine build from an ONNX file.
 
-Precision stands in the graph: networks are strongly typed, quantization is Q/DQ, and no builder
-flag asks for a precision. The library reports failure by a return value and says why to its logger
-alone, so every return value is looked at and the reason is put into the error.
+The graph sets the precision: networks are strongly typed, quantization is Q/DQ, and no builder flag
+sets one. The library reports a failure by its return value, and the reason to its logger only, so
+every return value is checked and errors quote the logger.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from mmedge.runtimes.session import BuildProgress
 from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, load_flavour, new_log
 from mmedge.runtimes.trt.layers import check_precision, inspect_layers, parse_layers
 from mmedge.runtimes.trt.network import (
-    computes_float32_products,
     dtypes,
+    float32_product,
     quantized_nodes,
     read_specs,
 )
 from mmedge.runtimes.trt.reasons import informative, parser_errors, reason_of
-from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
+from mmedge.runtimes.trt.targets import check_dtypes, check_targets, resolve_targets
 from mmedge.runtimes.trt.watching import BuildWatch, in_background, new_monitor
 from mmedge.specs import TensorSpec
 
 __all__ = ["build_engine"]
 
-_LARGEST = (1 << 31) - 1  # the binding truncates larger sizes
+_MAX_SIZE = (1 << 31) - 1  # the binding truncates larger sizes
 
 
 def build_engine(
@@ -55,32 +55,32 @@ def build_engine(
 ) -> BuiltEngine:
     """Build an engine from an ONNX file.
 
-    It builds in a thread of its own: Ctrl-C ends the build at its next step and leaves nothing
-    behind. Nothing is written but the timing cache.
+    Builds in a separate thread, so that Ctrl-C ends the build at its next step. Writes nothing but
+    the timing cache.
 
     Args:
         model: ONNX file in standard operators (a bundle's `portable` layout); external data is
             found beside it.
         request: What to build.
-        progress: Told of the phases of the build, from the thread that builds. What it raises ends
-            the build and is raised here.
-        timing_cache: Where kernel timings are kept between builds; read and written whole, and
-            only by a flavour that times kernels. That it cannot be written is a warning.
-        device: The GPU to build for where the request names no compute capability.
+        progress: Called at each step, from the build thread. An exception in it ends the build and
+            is raised here.
+        timing_cache: File of kernel timings for later builds, used by flavours that time kernels. A
+            failure to write it is a warning.
+        device: The GPU to build for if the request names no compute capability.
 
     Returns:
-        The plan, the specs that the network had, and the layers of the engine.
+        The plan, the specs of the network, and the layers of the engine.
 
     Raises:
         BackendUnavailableError: If the flavour is not installed or cannot be loaded.
-        BackendError: If the model is missing or damaged, or its external data is.
-        EngineBuildError: If an operator is not taken (node and operator are named), the profiles
-            do not fit the inputs, the flavour cannot build what is asked for, the library fails,
-            or what is asked for in int8, fp8 or int4 comes out in float.
+        BackendError: If the model or its external data is missing or damaged.
+        EngineBuildError: If an operator is unsupported (node and operator are named), the profiles
+            do not fit the inputs, the flavour lacks a setting, the library fails, or all int8, fp8
+            or int4 nodes are computed in float.
         KeyboardInterrupt: If it was interrupted.
     """
     loaded = load_flavour(request.backend)
-    check_named(loaded, request.compute_capabilities)
+    check_targets(loaded, request.compute_capabilities)
     file = read_onnx_file(model)
     check_external_data(model, file)
     watch = BuildWatch(progress)
@@ -90,7 +90,10 @@ def build_engine(
     def work() -> BuiltEngine:
         logger, log = new_log(loaded.module)
         with log, Device(device).current() if on_device else nullcontext():
-            return _Build(model, file, request, loaded, watch, timing_cache, logger, log).run()
+            try:
+                return _Build(model, file, request, loaded, watch, timing_cache, logger, log).run()
+            except EngineBuildError as error:
+                raise EngineBuildError(f"{model}: {error}") from error
 
     return in_background(work, watch.cancel)
 
@@ -116,10 +119,10 @@ class _Build:
             network = builder.create_network(self.loaded.network_flags)
             config = builder.create_builder_config()
         except (TypeError, RuntimeError) as error:  # no GPU, but the flavour needs one
-            raise self._failed("the builder cannot be made", str(error)) from error
+            raise self._failed("the builder cannot be created", str(error)) from error
         parser = self._parse(network)  # may own the weights until the engine is built
         inputs, outputs = read_specs(network, self.file)
-        asked = quantized_nodes(network)
+        quantized = quantized_nodes(network)
         self._configure(config, network)
         self._add_profiles(builder, config, network, inputs)
         monitor = new_monitor(module, self.watch)
@@ -129,24 +132,21 @@ class _Build:
         if self.watch.raised is not None:
             raise self.watch.raised
         if self.watch.cancelled:
-            raise EngineBuildError(f"{self.model}: the build was cancelled.")
+            raise EngineBuildError("the build was cancelled.")
         if serialized is None:
             raise self._failed("the build failed")
         self._write_timings(config)
         plan = bytes(serialized)
         del serialized, parser, network, builder
         layers = self._layers(plan)
-        try:
-            doubts = check_precision(layers, asked)
-        except EngineBuildError as error:
-            raise EngineBuildError(f"{self.model}: {error}") from error
+        folded = check_precision(layers, quantized)
         return BuiltEngine(
             plan=plan,
             inputs=inputs,
             outputs=outputs,
             layers=layers,
             duration_s=time.perf_counter() - began,
-            warnings=(*doubts, *informative((*self.log.errors, *self.log.warnings))),
+            warnings=(*folded, *informative((*self.log.errors, *self.log.warnings))),
         )
 
     def _parse(self, network: Any) -> Any:  # noqa: ANN401
@@ -158,32 +158,27 @@ class _Build:
         if not errors:
             raise self._failed("the parser failed")
         raise EngineBuildError(
-            f"{self.model}: the parser of {self._name} rejects it: {errors}. Engines are built "
-            "from the portable layout, in standard operators: convert with `mmedge convert "
-            "--target tensorrt`, or keep this graph to ONNX Runtime."
+            f"the parser of {self._name} rejects it: {errors}. Engines are built from the portable "
+            "layout, in standard operators: convert with `mmedge convert --target tensorrt`, or "
+            "run this graph with ONNX Runtime."
         )
 
     def _configure(self, config: Any, network: Any) -> None:  # noqa: ANN401
         module, settings = self.loaded.module, self.request.settings
         found = dtypes(network)
-        targets = resolve(self.loaded, self.request.compute_capabilities, found)
-        product = computes_float32_products(network)
-        try:
-            check_needs(self.loaded, targets, found, product and f"'{product}'")
-        except EngineBuildError as error:
-            raise EngineBuildError(f"{self.model}: {error}") from error
+        targets = resolve_targets(self.loaded, self.request.compute_capabilities, found)
+        check_dtypes(self.loaded, targets, found, float32_product(network))
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
         config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
         for name in _flags(settings):
             flag = self.loaded.builder_flag(name)
             if flag is None:
                 raise EngineBuildError(
-                    f"{self._name} cannot build this: it has no flag {name}. Update "
-                    "it, or leave the setting out."
+                    f"{self._name} has no builder flag {name}. Update it, or leave the setting out."
                 )
             config.set_flag(flag)
         tf32 = self.loaded.builder_flag("TF32")
-        if tf32 is not None:  # on by default: float32 products of 10 digits instead of 23
+        if tf32 is not None:  # on by default: 10 instead of 23 bits of mantissa
             config.clear_flag(tf32)
         if not self.loaded.capabilities:
             return
@@ -207,16 +202,16 @@ class _Build:
         ]
         if by_value:
             raise EngineBuildError(
-                f"{self.model}: the numbers in the inputs {by_value} are shapes of other tensors, "
-                "which profiles here do not bound. Make them part of the graph."
+                f"the values of the inputs {by_value} are shapes of other tensors, which profiles "
+                "do not bound. Make them constants of the graph."
             )
         dynamic = any(isinstance(axis, str) for spec in inputs for axis in spec.shape)
         profiles = self.request.profiles or (() if dynamic else (shape_profile(inputs, {}),))
         if not profiles:
             axes = sorted({axis for s in inputs for axis in s.shape if isinstance(axis, str)})
             raise EngineBuildError(
-                f"{self.model}: the axes {axes} are dynamic, and the request has no profile: give "
-                "min, opt and max of each."
+                f"the axes {axes} are dynamic, and the request has no profile: give min, opt and "
+                "max of each."
             )
         for index, profile in enumerate(profiles):
             self._check_profile(profile, inputs)
@@ -224,7 +219,7 @@ class _Build:
             try:
                 for name, shapes in profile.ranges.items():
                     made.set_shape(name, shapes.min, shapes.opt, shapes.max)
-            except (RuntimeError, TypeError) as error:  # numbers beyond the library's integer type
+            except (RuntimeError, TypeError) as error:  # sizes beyond the library's integer type
                 raise self._failed(f"profile {index} is refused", str(error)) from error
             if config.add_optimization_profile(made) < 0:
                 raise self._failed(f"profile {index} is refused")
@@ -233,26 +228,25 @@ class _Build:
         expected = {spec.name for spec in inputs}
         if profile.ranges.keys() != expected:
             raise EngineBuildError(
-                f"{self.model}: a profile names the inputs {sorted(profile.ranges)}, expected "
-                f"{sorted(expected)}."
+                f"a profile has the inputs {sorted(profile.ranges)}, expected {sorted(expected)}."
             )
         for spec in inputs:
             given = profile.ranges[spec.name]
             for shape in (given.min, given.opt, given.max):
                 if not _fits(shape, spec):
                     raise EngineBuildError(
-                        f"{self.model}: a profile has {shape} for '{spec.name}', which is "
-                        f"{spec.shape}: only named axes can vary, up to {_LARGEST}. Convert with a "
-                        "dynamic axis, or take the size that the graph has."
+                        f"a profile has {shape} for '{spec.name}', which is {spec.shape}: only "
+                        f"named axes can vary, up to {_MAX_SIZE}. Convert with a dynamic axis, or "
+                        "use the graph's size."
                     )
 
     def _read_timings(self, config: Any) -> None:  # noqa: ANN401
         if self.timing_cache is None or not self.loaded.has_timing_cache:
             return
-        kept = b""
+        timings = b""
         with suppress(OSError):  # missing or unreadable: timed again
-            kept = self.timing_cache.read_bytes()
-        for blob in (kept, b""):
+            timings = self.timing_cache.read_bytes()
+        for blob in (timings, b""):
             cache = config.create_timing_cache(blob)
             if cache is not None and config.set_timing_cache(cache, False):
                 return
@@ -268,12 +262,12 @@ class _Build:
             return
         try:
             write_atomic(self.timing_cache, bytes(cache.serialize()), private=True)
-        except StorageError as error:  # keep the engine despite this
+        except StorageError as error:  # the engine is complete without it
             self.log.warnings.append(f"the timing cache cannot be saved: {error}")
 
     def _layers(self, plan: bytes) -> tuple[EngineLayer, ...]:
         layers = parse_layers(self.log.layers)
-        # TensorRT-RTX would compile every kernel for this; TensorRT has a GPU and can inspect.
+        # The inspector needs a loaded engine, for which TensorRT-RTX would compile every kernel.
         if layers or self.loaded.flavour != "tensorrt":
             return layers
         runtime = self.loaded.module.Runtime(self.logger)
@@ -284,17 +278,17 @@ class _Build:
     def _name(self) -> str:
         return f"{TITLES[self.loaded.flavour]} {self.loaded.version}"
 
-    def _failed(self, what: str, said: str = "") -> EngineBuildError:
+    def _failed(self, what: str, raised: str = "") -> EngineBuildError:
         settings = self.request.settings
         reason = reason_of(
-            self.log, said, exchanges_weights=settings.stripped or settings.refittable
+            self.log, raised, exchanges_weights=settings.stripped or settings.refittable
         )
-        return EngineBuildError(f"{self.model}: {self._name}: {what}: {reason}")
+        return EngineBuildError(f"{self._name}: {what}: {reason}")
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     return len(shape) == len(spec.shape) and all(
-        size == axis if isinstance(axis, int) else size <= _LARGEST
+        size == axis if isinstance(axis, int) else size <= _MAX_SIZE
         for size, axis in zip(shape, spec.shape, strict=True)
     )
 

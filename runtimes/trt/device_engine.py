@@ -1,4 +1,4 @@
-"""Engine on a device: loaded, checked against its graph, source of execution contexts."""
+"""An engine on a device: loaded, and checked against its graph."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from mmedge.runtimes.engines.model_hash import model_label
 from mmedge.runtimes.onnx_file import OnnxFile
 from mmedge.runtimes.session import EngineOptions
 from mmedge.runtimes.trt.flavours import TITLES, BuildLog, LoadedFlavour, new_log
+from mmedge.runtimes.trt.network import NUMPY_DTYPES
 from mmedge.runtimes.trt.refitting import put_weights
 from mmedge.specs import TensorSpec
 
@@ -32,16 +33,6 @@ Shapes = tuple[tuple[int, ...], ...]
 
 _LOG = logging.getLogger("mmedge.engines")
 
-# By the name of TensorRT's DataType, for the types that numpy has.
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "UINT8": "uint8",
-}
 _MAX_CACHE_BYTES = 1 << 30
 _MEMORY_WORDS = ("outofmemory", "out of memory", "memoryallocation", "insufficient_gpu_memory")
 
@@ -53,12 +44,10 @@ class EngineTensor:
     Attributes:
         spec: Its spec, the axes named as in the graph.
         on_host: Whether the engine reads or writes it in host memory.
-        sets_shapes: Whether the shapes of other tensors depend on its values.
     """
 
     spec: TensorSpec
     on_host: bool
-    sets_shapes: bool
 
 
 class DeviceEngine:
@@ -67,26 +56,26 @@ class DeviceEngine:
     Args:
         library: The TensorRT that built it.
         plan: The serialized engine.
-        device: Where it is to run; the calling thread's current one.
-        model: The ONNX file that it was built from: for messages, and for its weights.
+        device: The calling thread's current device.
+        model: The ONNX file that it was built from.
         graph: Contents of that file; it names the axes.
-        options: How it is to be run.
-        stripped: Whether it was built without weights: they are put in from the ONNX file.
-        runtime_cache: Where TensorRT-RTX keeps the kernels that it compiles; None for nowhere.
+        options: Its options.
+        stripped: Whether it was built without weights, which then come from the ONNX file.
+        runtime_cache: File of the kernels that TensorRT-RTX compiles; None for none.
 
     Attributes:
-        device: Where it is.
-        model: What it was built from.
+        device: Its device.
+        model: The ONNX file.
         inputs: Its inputs, in the graph's order.
         outputs: Its outputs, in the graph's order.
         name: The library and its version.
-        captures_itself: Whether the library makes CUDA graphs of its own, as TensorRT-RTX does,
-            which knows when its kernels for a shape are compiled.
+        captures_itself: Whether the library makes its own CUDA graphs, as TensorRT-RTX does, which
+            knows when its kernels for a shape are compiled.
 
     Raises:
         EngineMismatchError: If this TensorRT or this GPU cannot run the plan, or it is of another
             graph.
-        BackendError: If memory runs out, or weights are to be streamed that cannot be.
+        BackendError: If memory runs out, or the engine cannot stream weights as the options say.
     """
 
     def __init__(
@@ -127,13 +116,13 @@ class DeviceEngine:
         """Return the first optimization profile that covers some shapes.
 
         Raises:
-            ShapeError: If none does; it names the axis, and the bounds of every profile.
+            ShapeError: If none does; it names the axis and the bounds of every profile.
         """
         for index, bounds in enumerate(self._profiles):
             if all(
-                least <= size <= most
-                for shape, (smallest, largest) in zip(shapes, bounds, strict=True)
-                for least, size, most in zip(smallest, shape, largest, strict=True)
+                low <= size <= high
+                for shape, (minimum, maximum) in zip(shapes, bounds, strict=True)
+                for low, size, high in zip(minimum, shape, maximum, strict=True)
             ):
                 return index
         raise self._outside(shapes)
@@ -142,12 +131,12 @@ class DeviceEngine:
         """Return a new execution context, without activation memory.
 
         Raises:
-            BackendError: If TensorRT gives none, most often for want of memory.
+            BackendError: If TensorRT fails, most often because memory runs out.
         """
         with self._lock:
             context = self._engine.create_execution_context(self._config)
             if context is None:
-                raise self.failed("an execution context cannot be made")
+                raise self.failed("an execution context cannot be created")
         return context
 
     def new_output_allocator(self, allocate: Any) -> Any:  # noqa: ANN401
@@ -186,20 +175,24 @@ class DeviceEngine:
 
     def failed(self, what: str) -> BackendError:
         """Return the error for a failed call, with TensorRT's messages."""
-        said = self._said()
-        if any(word in said.lower() for word in _MEMORY_WORDS):
-            return self.device.out_of_memory(self.scratch_bytes, f"{self.model}: {what}", said)
-        return BackendError(f"{self.model}: {self.name}: {what}: {said or 'no reason given'}")
+        logged = self._logged(self.scratch_bytes, f"{self.model}: {what}")
+        if isinstance(logged, BackendError):
+            return logged
+        return BackendError(f"{self.model}: {self.name}: {what}: {logged or 'no reason given'}")
 
-    def keep_runtime_cache(self) -> None:
+    def save_runtime_cache(self) -> None:
         """Save compiled kernels to the runtime cache."""
-        if self._keeper is not None:
-            self._keeper.keep()
+        if self._runtime_cache is not None:
+            self._runtime_cache.save()
 
-    def _said(self) -> str:
-        said = " ".join(" ".join(self._log.errors).split())
+    def _logged(self, size_bytes: int, what: str) -> str | BackendError:
+        """Return TensorRT's messages, or the error if memory ran out for `what`."""
+        logged = " ".join(" ".join(self._log.errors).split())
         self._log.errors.clear()
-        return said if len(said) <= 600 else f"{said[:600]}..."
+        logged = logged if len(logged) <= 600 else f"{logged[:600]}..."
+        if any(word in logged.lower() for word in _MEMORY_WORDS):
+            return self.device.out_of_memory(size_bytes, what, logged)
+        return logged
 
     def _start(self, logger: Any) -> Any:  # noqa: ANN401, an IRuntime
         try:
@@ -207,69 +200,67 @@ class DeviceEngine:
         except TypeError as error:  # from a null pointer
             raise BackendUnavailableError(
                 f"{self.name} does not start on {self.device.properties.name}: "
-                f"{self._said() or 'no reason given'}. It may be built for a newer CUDA than the "
-                "driver serves: update the driver, or install the TensorRT for the driver's CUDA "
-                "(such as tensorrt-cu12); `mmedge doctor` names both."
+                f"{self._logged(0, 'TensorRT') or 'no reason given'}. It may be built for a newer "
+                "CUDA than the driver supports: update the driver, or install the TensorRT for the "
+                "driver's CUDA (such as tensorrt-cu12); `mmedge doctor` names both."
             ) from error
 
     def _load(self, plan: bytes) -> Any:  # noqa: ANN401, an ICudaEngine
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is not None:
             return engine
-        said = self._said()
-        if any(word in said.lower() for word in _MEMORY_WORDS):
-            raise self.device.out_of_memory(len(plan), f"the engine of {self.model}", said)
+        logged = self._logged(len(plan), f"the engine of {self.model}")
+        if isinstance(logged, BackendError):
+            raise logged
         found = self.device.properties
-        raise EngineMismatchError(
-            f"{self.model}: its engine cannot be loaded by {self.name} on {found.name} (compute "
-            f"capability {found.compute_capability}): {said or 'no reason given'}. It was built "
-            "for another version or GPU, or is damaged. Remove it with `mmedge cache prune --model "
-            f"'{model_label(self.model)}'`, and build it again with `mmedge build`."
+        raise self._mismatch(
+            f"cannot be loaded by {self.name} on {found.name} (compute capability "
+            f"{found.compute_capability}): {logged or 'no reason given'}. It was built for another "
+            "version or GPU, or is damaged"
         )
 
     def _put_weights(self) -> None:
         wrong = put_weights(self._trt, self._logger, self._engine, self.model)
         if not wrong:
             return
-        said = self._said()
-        if any(word in said.lower() for word in _MEMORY_WORDS):
-            raise self.device.out_of_memory(0, f"the weights of {self.model}", said)
-        raise EngineMismatchError(
-            f"{self.model}: its engine was built without weights, and {self.name} cannot put them "
-            f"in from this file: {wrong}{f' ({said})' if said else ''}. Remove the engine with "
-            f"`mmedge cache prune --model '{model_label(self.model)}'`, and build it without "
-            "--stripped."
+        logged = self._logged(0, f"the weights of {self.model}")
+        if isinstance(logged, BackendError):
+            raise logged
+        raise self._mismatch(
+            f"was built without weights, and {self.name} cannot put them in from this file: {wrong}"
+            f"{f' ({logged})' if logged else ''}",
+            " without --stripped",
+        )
+
+    def _mismatch(self, what: str, how: str = "") -> EngineMismatchError:
+        return EngineMismatchError(
+            f"{self.model}: its engine {what}. Remove it with `mmedge cache prune --model "
+            f"'{model_label(self.model)}'`, and build it again with `mmedge build`{how}."
         )
 
     def _tensor(self, spec: TensorSpec, mode: str) -> EngineTensor:
         engine, name = self._engine, spec.name
         if engine.get_tensor_mode(name) != getattr(self._trt.TensorIOMode, mode):
-            raise self._of_another_graph(f"it has no {mode.lower()} '{name}'")
+            raise self._mismatch(f"is of another graph: it has no {mode.lower()} '{name}'")
         kind = engine.get_tensor_dtype(name).name
         shape = tuple(engine.get_tensor_shape(name))
         fits = len(shape) == len(spec.shape) and all(
             size in (-1, expected) or isinstance(expected, str)
             for size, expected in zip(shape, spec.shape, strict=True)
         )
-        if _DTYPES.get(kind) != spec.dtype.name or not fits:
-            raise self._of_another_graph(f"'{name}' is {kind}{shape} in it, expected {spec}")
+        if NUMPY_DTYPES.get(kind) != spec.dtype.name or not fits:
+            raise self._mismatch(f"is of another graph: '{name}' is {kind}{shape}, expected {spec}")
         return EngineTensor(
             spec,
             engine.get_tensor_location(name) == self._trt.TensorLocation.HOST,
-            bool(engine.is_shape_inference_io(name)),
         )
 
     def _check_names(self) -> None:
         held = {self._engine.get_tensor_name(n) for n in range(self._engine.num_io_tensors)}
         known = {tensor.spec.name for tensor in (*self.inputs, *self.outputs)}
         if held != known:
-            raise self._of_another_graph(f"it has {sorted(held)}, expected {sorted(known)}")
-
-    def _of_another_graph(self, what: str) -> EngineMismatchError:
-        return EngineMismatchError(
-            f"{self.model}: its engine is of another graph: {what}. Remove it with `mmedge cache "
-            f"prune --model '{model_label(self.model)}'`, and build it again with `mmedge build`."
-        )
+            what = f"it has {sorted(held)}, expected {sorted(known)}"
+            raise self._mismatch(f"is of another graph: {what}")
 
     def _bounds(self, profile: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
         """Return the min and max shape of each input in a profile."""
@@ -283,17 +274,17 @@ class DeviceEngine:
         wrong = ""
         ranges = []
         for index, bounds in enumerate(self._profiles):
-            takes: dict[str, str] = {}
-            for tensor, shape, (smallest, largest) in zip(self.inputs, shapes, bounds, strict=True):
+            axes: dict[str, str] = {}
+            for tensor, shape, (minimum, maximum) in zip(self.inputs, shapes, bounds, strict=True):
                 name = tensor.spec.name
-                for axis, size, least, most in zip(
-                    tensor.spec.shape, shape, smallest, largest, strict=True
+                for axis, size, low, high in zip(
+                    tensor.spec.shape, shape, minimum, maximum, strict=True
                 ):
                     if isinstance(axis, str):
-                        takes[axis] = f"'{axis}' {least} to {most}"
-                        if not least <= size <= most and not wrong:
+                        axes[axis] = f"'{axis}' {low} to {high}"
+                        if not low <= size <= high and not wrong:
                             wrong = f"Input '{name}': got {shape}, axis '{axis}' is {size}"
-            ranges.append(f"profile {index}: {', '.join(takes.values())}")
+            ranges.append(f"profile {index}: {', '.join(axes.values())}")
         return ShapeError(
             f"{wrong or f'Inputs {shapes}'}; the engine was built for {'; '.join(ranges)}. Split "
             "the batch, shorten the inputs, or build an engine for larger axes (`mmedge build`, or "
@@ -306,14 +297,14 @@ class DeviceEngine:
             if budget_bytes is not None:
                 raise BackendError(
                     f"{self.model}: weight_streaming_bytes is {budget_bytes}, but its engine was "
-                    "built without weight streaming. Build it with weight streaming, or leave the "
-                    "option out."
+                    "built without weight streaming. Build it with --weight-streaming, or leave "
+                    "the option out."
                 )
             return
         if not hasattr(self._engine, "weight_streaming_budget_v2"):
             raise BackendError(
-                f"{self.model}: {self.name} cannot limit the weights on the "
-                "device. Stream weights with TensorRT 10.1 or newer."
+                f"{self.model}: {self.name} cannot limit the weights on the device. Use TensorRT "
+                "10.1 or newer."
             )
         wanted = streamable if budget_bytes is None else min(budget_bytes, streamable)
         self._engine.weight_streaming_budget_v2 = wanted
@@ -323,9 +314,9 @@ class DeviceEngine:
     def _make_config(self, options: EngineOptions, runtime_cache: Path | None) -> Any:  # noqa: ANN401
         """Return a runtime config for execution contexts, or a strategy in older versions.
 
-        Activations get memory that all contexts of one slot share, so contexts bring none.
+        Contexts own no activation memory: all contexts of a slot share one block.
         """
-        self._keeper: _RuntimeCacheKeeper | None = None
+        self._runtime_cache: _RuntimeCache | None = None
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(self._engine, "create_runtime_config"):  # TensorRT before 10.11
             return strategy
@@ -335,43 +326,42 @@ class DeviceEngine:
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if runtime_cache is not None and hasattr(config, "create_runtime_cache"):
             cache = config.create_runtime_cache()
-            self._keeper = _RuntimeCacheKeeper(cache, runtime_cache, self._log)
+            self._runtime_cache = _RuntimeCache(cache, runtime_cache, self._log)
             self.check(config.set_runtime_cache(cache), "its runtime cache cannot be set")
         return config
 
 
-class _RuntimeCacheKeeper:
-    """Reader and writer of TensorRT-RTX's runtime cache for this GPU.
+class _RuntimeCache:
+    """TensorRT-RTX's compiled kernels for this GPU, in a file.
 
-    The library checks what it reads: what is damaged or of another version or GPU is left aside,
-    and costs no more than compiling again.
+    The library ignores a file that is damaged or of another version or GPU.
     """
 
     def __init__(self, cache: Any, path: Path, log: BuildLog) -> None:  # noqa: ANN401
         self._cache = cache
         self._path = path
         self._lock = threading.Lock()
-        self._kept = b""
+        self._saved = b""
         try:
-            self._kept = read_private(path, _MAX_CACHE_BYTES)
+            self._saved = read_private(path, _MAX_CACHE_BYTES)
         except FileNotFoundError:
             return  # the first process on this machine
         except (UnsafeFileError, StorageError) as error:
             _LOG.warning("%s: cannot be read, kernels are compiled again: %s", path, str(error))
             return
-        if not cache.deserialize(self._kept):
+        if not cache.deserialize(self._saved):
             _LOG.info("%s: rejected by TensorRT-RTX, kernels are compiled again", path)
             log.errors.clear()
-            self._kept = b""
+            self._saved = b""
 
-    def keep(self) -> None:
+    def save(self) -> None:
         with self._lock:
             blob = self._cache.serialize()
             data = b"" if blob is None else bytes(blob)
-            if not data or data == self._kept:
+            if not data or data == self._saved:
                 return
             try:
                 write_atomic(self._path, data, private=True)
             except StorageError as error:
                 _LOG.warning("The runtime cache cannot be saved: %s", str(error))
-            self._kept = data
+            self._saved = data

@@ -1,8 +1,7 @@
 """Installed TensorRT versions, and the differences between flavours.
 
-TensorRT 10.x, TensorRT 11.x and TensorRT for RTX share one Python interface but for a few names;
-the differences are handled here alone.
-Nothing is imported before `load_flavour`.
+TensorRT 10.x, TensorRT 11.x and TensorRT for RTX share one Python interface except for a few names;
+only this module handles the differences. `load_flavour` imports the library.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 TITLES: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
-# Module names; the first one found is used. The front-end package of TensorRT-RTX is built
-# from source; with its wheels alone there are only the bindings.
+# Module names; the first one found is used. The wheels of TensorRT-RTX have only the bindings; its
+# front-end package is built from source.
 _MODULES: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -51,18 +50,18 @@ _DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
         "tensorrt-rtx",
     ),
 }
-_WAY_OUT: dict[str, str] = {
+_INSTALL: dict[str, str] = {
     "tensorrt": (
         "On a Jetson TensorRT comes with JetPack (sudo apt install nvidia-jetpack) for the "
         "system's Python: make the environment with `python3 -m venv --system-site-packages`. On "
         "a server with an NVIDIA GPU: pip install tensorrt-cu13 (tensorrt-cu12 for a driver of "
         'CUDA 12). For a desktop GPU, and to build without any: pip install "mmedge[tensorrt-rtx]"'
-        ", and ask for tensorrt-rtx."
+        ", and use the backend tensorrt-rtx."
     ),
     "tensorrt-rtx": (
         'On x86-64 or Arm Linux: pip install "mmedge[tensorrt-rtx]" (for a driver of CUDA 12: '
         "pip install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs). It serves desktop GPUs "
-        "and builds without one; on a Jetson or a server ask for tensorrt."
+        "and builds without one; on a Jetson or a server use the backend tensorrt."
     ),
 }
 
@@ -70,13 +69,13 @@ _WAY_OUT: dict[str, str] = {
 def installed_version(flavour: str) -> str | None:
     """Return the version of an installed flavour, such as "10.3.0"; None if it is not installed.
 
-    Nothing is loaded.
+    Does not load it.
     """
     module = _installed_module(flavour)
     if module is None:
         return None
     versions = filter(None, map(_distribution_version, _DISTRIBUTIONS[flavour]))
-    return next(versions, None) or _written_version(module) or "of an unknown version"
+    return next(versions, None) or _version_in_source(module) or "of an unknown version"
 
 
 def _distribution_version(name: str) -> str | None:
@@ -87,17 +86,17 @@ def _distribution_version(name: str) -> str | None:
 
 
 def _installed_module(flavour: str) -> str | None:
-    return next(filter(_is_there, _MODULES[flavour]), None)
+    return next(filter(_is_importable, _MODULES[flavour]), None)
 
 
-def _is_there(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):  # incomplete installation
         return False
 
 
-def _written_version(module: str) -> str:
+def _version_in_source(module: str) -> str:
     """Read __version__ from the source of a package without metadata."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
@@ -117,8 +116,7 @@ class LoadedFlavour:
     Attributes:
         flavour: Which one.
         version: Of the library.
-        module: Its Python module, whose names are the same in all flavours unless a method here
-            says otherwise.
+        module: Its Python module. Names that differ between flavours have methods here.
     """
 
     flavour: str
@@ -150,7 +148,7 @@ class LoadedFlavour:
 
     @property
     def has_timing_cache(self) -> bool:
-        """Whether builds time kernels on the GPU; TensorRT-RTX does not, it compiles on loading."""
+        """Whether builds time kernels; TensorRT-RTX compiles them when an engine is loaded."""
         return self.flavour == "tensorrt"
 
     def builder_flag(self, name: str) -> Any | None:  # noqa: ANN401, the library's own enumeration
@@ -162,14 +160,14 @@ def load_flavour(flavour: str) -> LoadedFlavour:
     """Import a TensorRT.
 
     Raises:
-        BackendUnavailableError: If it is not installed, with the wheel for each kind of machine, or
-            its libraries cannot be loaded.
+        BackendUnavailableError: If it is not installed (the message names the wheel for each kind
+            of machine) or its libraries cannot be loaded.
     """
     name = _installed_module(flavour)
     if name is None:
         raise BackendUnavailableError(
             f"{TITLES[flavour]} is not installed: no module {' or '.join(_MODULES[flavour])}. "
-            f"{_WAY_OUT[flavour]}"
+            f"{_INSTALL[flavour]}"
         )
     try:
         module = importlib.import_module(name)
@@ -177,28 +175,28 @@ def load_flavour(flavour: str) -> LoadedFlavour:
     except (ImportError, OSError) as error:  # bindings without libraries
         raise BackendUnavailableError(
             f"{TITLES[flavour]} {installed_version(flavour)} cannot be loaded: {error}. Bindings "
-            f"and libraries must be of one version. {_WAY_OUT[flavour]}"
+            f"and libraries must be of one version. {_INSTALL[flavour]}"
         ) from error
     if not built:
         raise BackendUnavailableError(
             f"{TITLES[flavour]} {installed_version(flavour)}: module '{name}' has no builder and "
             f"no ONNX parser; it is a runtime only, or another package of that name. "
-            f"{_WAY_OUT[flavour]}"
+            f"{_INSTALL[flavour]}"
         )
     return LoadedFlavour(flavour, installed_version(flavour) or "", module)
 
 
 class BuildLog:
-    """Log of a library: warnings and errors in full, and the layer report of an engine.
+    """Log of a library: warnings, errors, and the layer report of an engine.
 
-    A library has one logger in a process, so what it says is handed out here: a thread that is in
-    a `with log:` block has its messages to itself, the messages of all other threads go to every
-    log that no thread has claimed.
+    A library has one logger in a process, which serves all logs: messages of a thread in a `with
+    log:` block go to that log only, messages of other threads to every log that no thread has
+    claimed.
 
     Attributes:
-        errors: Messages, the first one first; of many, the last ones.
-        warnings: Messages, likewise.
-        layers: The message that lists the layers of an engine, "" until there is one.
+        errors: The last 100 messages, oldest first.
+        warnings: Likewise.
+        layers: The message that lists the layers of an engine, "" before it.
     """
 
     def __init__(self) -> None:
@@ -222,18 +220,18 @@ class BuildLog:
         """Store a message.
 
         Args:
-            severity: As the library counts: 0 and 1 are errors, 2 a warning, 3 and 4 more.
+            severity: The library's: 0 and 1 are errors, 2 a warning, 3 and 4 information.
             message: Its text.
         """
         if severity <= 2:
-            kept = self.warnings if severity == 2 else self.errors
-            kept.append(message.strip())
-            del kept[:-_MOST_MESSAGES]
+            messages = self.warnings if severity == 2 else self.errors
+            messages.append(message.strip())
+            del messages[:-_MAX_MESSAGES]
         elif message.startswith(("Layers:", "Engine Layer Information:")):
             self.layers = message
 
 
-_MOST_MESSAGES = 100
+_MAX_MESSAGES = 100
 _claims: dict[int, BuildLog] = {}  # by thread
 _unclaimed: weakref.WeakSet[BuildLog] = weakref.WeakSet()
 _loggers: dict[int, tuple[ModuleType, Any]] = {}  # by module; they live as long as the process
@@ -243,8 +241,8 @@ _lock = threading.Lock()
 def new_log(module: ModuleType) -> tuple[Any, BuildLog]:
     """Return a library's logger at the most verbose level, and a new log that it fills.
 
-    Every builder, runtime and parser of a process must be given this logger: the library takes the
-    first one that it sees and leaves all others without a word.
+    Every builder, runtime and parser of a process needs this logger: the library uses the first one
+    that it gets and ignores all others.
     """
     log = BuildLog()
     with _lock:
@@ -262,12 +260,12 @@ def _make_logger(module: ModuleType) -> Any:  # noqa: ANN401, the library's own 
             base.__init__(self)  # the binding takes no super()
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            _hand_out(int(severity), message)
+            _dispatch(int(severity), message)
 
     return Logger()
 
 
-def _hand_out(severity: int, message: str) -> None:
+def _dispatch(severity: int, message: str) -> None:
     claimed = _claims.get(threading.get_ident())
     if claimed is not None:
         claimed.take(severity, message)

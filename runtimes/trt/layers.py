@@ -1,9 +1,8 @@
 """Layers of an engine and their precision, checked against the graph.
 
-Two sources, one table. With a talkative logger the builder lists the layers of the engine that it
-has made, which needs no GPU; the engine inspector says the same in JSON of an engine that lies on a
-GPU. Networks are strongly typed, yet a product of quantized numbers may come out in float: the
-builder folds what it has no kernel for, and says nothing.
+Two sources: with a verbose logger the builder lists the layers of the engine, which needs no GPU;
+the engine inspector reports them as JSON, for an engine on a GPU. Networks are strongly typed, yet
+the builder silently computes quantized products in float where it has no kernel.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def parse_layers(message: str) -> tuple[EngineLayer, ...]:
     """Return the layers in the builder's log.
 
     Args:
-        message: The logger's message, from "Layers:" on; "" gives no layers.
+        message: The logger's message, from "Layers:" on; may be "".
     """
     found: list[EngineLayer] = []
     for line in message.split("\n"):  # not splitlines: metadata is separated by U+001E
@@ -85,7 +84,7 @@ def inspect_layers(module: Any, engine: Any) -> tuple[EngineLayer, ...]:  # noqa
 def parse_inspection(text: str) -> tuple[EngineLayer, ...]:
     """Return the layers in an engine inspector's report, in the form of 10.x or 11.x.
 
-    Nothing that cannot be read raises: an engine without a table still runs.
+    Unreadable reports give no layers: the engine still runs.
     """
     try:
         document = json.loads(text)
@@ -103,10 +102,10 @@ def _inspected(entry: dict[str, Any] | str) -> EngineLayer:
     return EngineLayer(
         name=str(entry.get("Name", "")),
         kind=str(entry.get("LayerType", "")),
-        inputs=_dtypes(map(_said, _tensors(entry, "Inputs"))),
-        outputs=_dtypes(map(_said, _tensors(entry, "Outputs"))),
+        inputs=_dtypes(map(_dtype_field, _tensors(entry, "Inputs"))),
+        outputs=_dtypes(map(_dtype_field, _tensors(entry, "Outputs"))),
         tactic=str(entry.get("TacticName", "")),
-        constants=_dtypes(map(_said, constants)),
+        constants=_dtypes(map(_dtype_field, constants)),
         nodes=_nodes(str(entry.get("Metadata", ""))),
     )
 
@@ -115,7 +114,7 @@ def _tensors(entry: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
     return [tensor for tensor in entry.get(field, ()) if isinstance(tensor, dict)]
 
 
-def _said(tensor: Mapping[str, Any]) -> str:
+def _dtype_field(tensor: Mapping[str, Any]) -> str:
     """Return the fields that hold a tensor's dtype: in 11.x, in 10.x, and of weights."""
     for field in ("DataType", "Datatype", "Format/Datatype", "Type", "Format"):
         if tensor.get(field):
@@ -128,29 +127,25 @@ def _dtypes(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def _dtype(words: str) -> str:
-    said = words.lower()
-    for name, pattern in _DTYPES:
-        if re.search(pattern, said):
-            return name
-    return said.strip()
+    text = words.lower()
+    return next((name for name, pattern in _DTYPES if re.search(pattern, text)), text.strip())
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_NODE.findall(metadata)))
 
 
-def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str, str]:
+def folded(layers: Sequence[EngineLayer], quantized: Mapping[str, str]) -> dict[str, str]:
     """Return the quantized nodes that the engine computes in float.
 
-    A node counts as quantized if a layer that it went into has a constant or input of that dtype.
+    A node is computed in a dtype if a layer made from it has a constant or input of that dtype.
 
     Args:
         layers: Of the engine.
-        asked: dtype of the weights by name of the ONNX node that reads them, see
-            network.quantized_nodes.
+        quantized: See network.quantized_nodes.
 
     Returns:
-        The part of `asked` that was folded.
+        The part of `quantized` that was folded.
     """
     computed = {
         (node, dtype)
@@ -158,38 +153,37 @@ def folded(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> dict[str,
         for dtype in {*layer.constants, *layer.inputs}
         for node in layer.nodes
     }
-    return {node: dtype for node, dtype in asked.items() if (node, dtype) not in computed}
+    return {node: dtype for node, dtype in quantized.items() if (node, dtype) not in computed}
 
 
-def check_precision(layers: Sequence[EngineLayer], asked: Mapping[str, str]) -> tuple[str, ...]:
+def check_precision(layers: Sequence[EngineLayer], quantized: Mapping[str, str]) -> tuple[str, ...]:
     """Check that quantized nodes are computed in quantized values.
 
     Args:
-        layers: Of the engine; if the library reports none, nothing is checked.
-        asked: As for `folded`.
+        layers: Of the engine; none are checked if the library reports none.
+        quantized: As for `folded`.
 
     Returns:
-        Warnings: what was folded in part, or that nothing could be checked.
+        Warnings: which nodes were folded, or that nothing could be checked.
 
     Raises:
-        EngineBuildError: If of one dtype everything was folded to float.
+        EngineBuildError: If all nodes of one dtype were folded to float.
     """
-    if not asked:
+    if not quantized:
         return ()
     if not any(layer.nodes for layer in layers):
-        wanted = ", ".join(sorted(set(asked.values())))
+        wanted = ", ".join(sorted(set(quantized.values())))
         return (f"The library does not report its layers: whether {wanted} is used is unknown.",)
-    lost = folded(layers, asked)
+    lost = folded(layers, quantized)
     warnings = []
     for dtype in sorted(set(lost.values())):
         names = sorted(node for node, found in lost.items() if found == dtype)
-        total = sum(found == dtype for found in asked.values())
+        total = list(quantized.values()).count(dtype)
         if len(names) == total:
             raise EngineBuildError(
-                f"The graph asks for {dtype} in {total} nodes, and the engine computes every one "
-                f"of them in float ({_listed(names)}): it would be no faster than one of floats. "
-                "Take a variant in another form (docs/quantization.md, 'For engines'), another "
-                "--target, or fp16."
+                f"The graph has {total} nodes in {dtype}, and the engine computes all of them in "
+                f"float ({_listed(names)}), which gains no speed. Use a variant in another form "
+                "(docs/quantization.md, 'For engines'), another --target, or fp16."
             )
         warnings.append(f"{len(names)} of {total} nodes in {dtype} run in float: {_listed(names)}.")
     return tuple(warnings)

@@ -12,9 +12,9 @@ from mmedge.runtimes.engines.spec import QUANTIZED_DTYPES
 from mmedge.runtimes.onnx_file import OnnxFile, axis_dim
 from mmedge.specs import TensorSpec
 
-__all__ = ["computes_float32_products", "dtypes", "quantized_nodes", "read_specs"]
+__all__ = ["NUMPY_DTYPES", "dtypes", "float32_product", "quantized_nodes", "read_specs"]
 
-_NUMPY = {
+NUMPY_DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "INT8": "int8",
@@ -23,6 +23,8 @@ _NUMPY = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+"""numpy's dtypes by the names of TensorRT's."""
+
 _SHORT = {"FLOAT": "fp32", "HALF": "fp16"}
 _MOVING = ("SHUFFLE", "IDENTITY", "CAST")  # between a weight and its consumer
 _MAX_STEPS = 8
@@ -36,7 +38,7 @@ def read_specs(
 
     Args:
         network: INetworkDefinition, parsed.
-        file: The ONNX file, which names the dynamic axes; a network does not.
+        file: The ONNX file, for the names of dynamic axes, which a network lacks.
 
     Raises:
         EngineBuildError: If a tensor has a dtype that numpy lacks, such as bfloat16.
@@ -51,10 +53,10 @@ def read_specs(
 
 
 def _spec(tensor: Any, named: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
-    dtype = _NUMPY.get(tensor.dtype.name)
+    dtype = NUMPY_DTYPES.get(tensor.dtype.name)
     if dtype is None:
         raise EngineBuildError(
-            f"'{tensor.name}' is {tensor.dtype.name}, which cannot be fed as a numpy array. "
+            f"'{tensor.name}' is {tensor.dtype.name}, which numpy lacks. "
             "Convert the model with float32, float16 or integer tensors as inputs and outputs."
         )
     sizes = tuple(tensor.shape)
@@ -70,14 +72,14 @@ def _spec(tensor: Any, named: TensorSpec | None) -> TensorSpec:  # noqa: ANN401
 
 
 def quantized_nodes(network: Any) -> dict[str, str]:  # noqa: ANN401
-    """Return the quantized layers: dtype of the weights by the reading layer's name.
+    """Return the dtype of quantized weights by the name of the layer that reads them.
 
-    That is each layer that reads a constant through DequantizeLinear; the parser names a layer
-    after its ONNX node.
+    A weight is quantized if it is a constant behind DequantizeLinear. The parser names layers
+    after ONNX nodes.
     """
     layers = list(_layers(network))
     producers = _producers(layers)
-    asked: dict[str, str] = {}
+    found: dict[str, str] = {}
     for layer in layers:
         if layer.type.name in (*_MOVING, "DEQUANTIZE"):
             continue
@@ -86,11 +88,15 @@ def quantized_nodes(network: Any) -> dict[str, str]:  # noqa: ANN401
             if source is None or source.type.name != "DEQUANTIZE":
                 continue
             quantized = source.get_input(0)
-            held = _behind(quantized, producers)
+            weights = _behind(quantized, producers)
             dtype = _short(quantized.dtype.name)
-            if held is not None and held.type.name == "CONSTANT" and dtype in QUANTIZED_DTYPES:
-                asked[layer.name] = dtype
-    return asked
+            if (
+                weights is not None
+                and weights.type.name == "CONSTANT"
+                and dtype in QUANTIZED_DTYPES
+            ):
+                found[layer.name] = dtype
+    return found
 
 
 def dtypes(network: Any) -> frozenset[str]:  # noqa: ANN401
@@ -103,18 +109,18 @@ def dtypes(network: Any) -> frozenset[str]:  # noqa: ANN401
     return frozenset(map(_short, found))
 
 
-def computes_float32_products(network: Any) -> str | None:  # noqa: ANN401
+def float32_product(network: Any) -> str | None:  # noqa: ANN401
     """Return the name of a float32 matrix product without quantized inputs, or None.
 
-    Compute capability 7.5 has no kernels for one in TensorRT-RTX.
+    TensorRT-RTX has no kernels for one on compute capability 7.5.
     """
     layers = list(_layers(network))
     producers = _producers(layers)
     for layer in layers:
         if layer.type.name != "MATRIX_MULTIPLY" or layer.get_input(0).dtype.name != "FLOAT":
             continue
-        before = [_behind(tensor, producers) for tensor in _inputs(layer)]
-        if not all(made is not None and made.type.name == "DEQUANTIZE" for made in before):
+        sources = [_behind(tensor, producers) for tensor in _inputs(layer)]
+        if not all(s is not None and s.type.name == "DEQUANTIZE" for s in sources):
             return str(layer.name)
     return None
 

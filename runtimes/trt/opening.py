@@ -53,11 +53,11 @@ class NeededEngine:
 
     Attributes:
         library: The TensorRT that runs it.
-        device: Where it runs.
+        device: Its device.
         model: The ONNX file.
         graph: Contents of the ONNX file.
-        request: What would be built.
-        key: What it is found by.
+        request: For building it.
+        key: Its key in the cache.
     """
 
     library: LoadedFlavour
@@ -72,7 +72,7 @@ def engine_request(flavour: str, graph: OnnxFile, options: SessionOptions) -> En
     """Return the engine request of a graph for this machine's GPU.
 
     Args:
-        flavour: Of TensorRT.
+        flavour: "tensorrt" or "tensorrt-rtx".
         graph: Contents of the ONNX file.
         options: Their `axes` bound its dynamic axes.
 
@@ -92,7 +92,7 @@ def needed_engine(flavour: str, model: Path, options: SessionOptions) -> NeededE
 
     Raises:
         BackendUnavailableError: If TensorRT, CUDA's bindings, the driver or the GPU is missing, or
-            an option is not to be had here.
+            an option is not supported.
         BackendError: If the model is missing or damaged, or its external data is.
         InputError: If a dynamic axis has no bounds.
     """
@@ -196,8 +196,7 @@ def find_or_build(
 ) -> LoadedEngine:
     """Return the engine of a key from the cache, building it on a miss.
 
-    See EngineBuilder.build; with `or_in_memory`, an engine that cannot be kept is built all the
-    same.
+    See EngineBuilder.build; with `or_in_memory`, an unwritable cache is no error.
     """
     cache = EngineCache()
 

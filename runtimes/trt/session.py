@@ -1,8 +1,8 @@
 """Sessions on TensorRT engines.
 
-A call runs in a slot (slot.py); as many slots as `EngineOptions.contexts` serve calls that come at
-once, and further ones wait. A binding has a slot of its own. Inputs that lie on the device already
-are taken by `run_device` and `bind_device`, whose outputs stay there.
+A call runs in a slot (slot.py). `EngineOptions.contexts` slots serve concurrent calls; more calls
+wait. A binding has its own slot. `run_device` and `bind_device` read inputs on the device and leave
+the outputs there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmedge.runtimes.cuda.arrays import (
 from mmedge.runtimes.cuda.streams import Event
 from mmedge.runtimes.session import Placement, SessionOptions
 from mmedge.runtimes.trt.device_engine import DeviceEngine
-from mmedge.runtimes.trt.slot import ExecutionSlot, Prepared
+from mmedge.runtimes.trt.slot import Call, ExecutionSlot, Prepared
 from mmedge.runtimes.trt.state import TrtState
 from mmedge.specs import Array, State, check_bindable, check_feed
 
@@ -39,9 +39,9 @@ class TrtSession(SessionBase[DeviceEngine]):
     """A Session on a TensorRT engine. Made by `open_session` of a TensorRT backend.
 
     Args:
-        engine: What runs; the session is its owner from now on.
-        options: How it is to be run.
-        placement: What runs where; its `providers` count the engine's layers by precision.
+        engine: The engine, owned by the session.
+        options: The session's options.
+        placement: Its placement; `providers` counts the engine's layers by precision.
     """
 
     def __init__(self, engine: DeviceEngine, options: SessionOptions, placement: Placement) -> None:
@@ -61,7 +61,7 @@ class TrtSession(SessionBase[DeviceEngine]):
             outputs = slot.run(feed)
         if not self._has_run:
             self._has_run = True  # most kernels are compiled now
-            engine.keep_runtime_cache()
+            engine.save_runtime_cache()
         return outputs
 
     def run_device(
@@ -70,18 +70,18 @@ class TrtSession(SessionBase[DeviceEngine]):
         """Run on device arrays, and leave the outputs on the device.
 
         Args:
-            feed: As for run; each array may also be one on the device that offers
-                `__cuda_array_interface__` or `__dlpack__`. It is read where it lies, so it must be
-                contiguous and start at an address aligned to 256 bytes.
-            stream: Handle of the CUDA stream that writes them. None goes by what the arrays say,
-                and by CUDA's default stream where they say nothing.
+            feed: As for run; arrays may also be on the device, with `__cuda_array_interface__` or
+                `__dlpack__`. These are read in place: contiguous, at an address aligned to 256
+                bytes.
+            stream: Handle of the CUDA stream that writes them. None uses the stream that the arrays
+                name, or CUDA's default stream.
 
         Returns:
-            Arrays on the device by name, complete, with memory of their own, new for each call. In
-            a loop bind_device is faster.
+            Arrays on the device by name, complete, in new memory for each call. In a loop
+            bind_device is faster.
 
         Raises:
-            InputError: As run, and if an array lies elsewhere or cannot be read where it lies.
+            InputError: As run, and if an array is elsewhere or cannot be read in place.
             BackendError: As run.
         """
         engine = self._opened()
@@ -92,9 +92,9 @@ class TrtSession(SessionBase[DeviceEngine]):
     def bind(self, feed: Mapping[str, Array]) -> BoundRun:
         """Preallocate for the shapes of `feed`; see Session.bind.
 
-        The inputs are copied to the device from where they are, if that is page-locked memory
-        (PinnedMemory.array, torch's pin_memory), else through such memory. The engine runs twice:
-        a binding's first run is as fast as the others.
+        Inputs in page-locked memory (PinnedMemory.array, torch's pin_memory) are copied to the
+        device directly, others through such memory. The engine runs twice, so that a binding's
+        first run is as fast as the others.
         """
         engine = self._opened()
         check_bindable(self._inputs, feed, self._axes)
@@ -105,14 +105,11 @@ class TrtSession(SessionBase[DeviceEngine]):
             and self._device.is_page_locked(array.ctypes.data + array.nbytes - 1)
         }
         with self._device.current(), self._slot_for_binding(engine, page_locked) as slot:
-            prepared = slot.prepare(slot.call_of(feed, {}, "host"), feed)
-            for _ in range(2):
-                slot.launch(prepared)
-                slot.wait()
+            prepared = _warm_up(slot, slot.call_of(feed, {}, "host"), feed)
             outputs = slot.host_outputs(prepared)
         inputs = dict(feed)
         bound = _Bound(engine, slot, prepared, outputs)
-        return self._kept(
+        return self._track(
             BoundRun(self._model, inputs, outputs, lambda: bound.run_on(inputs), bound.release)
         )
 
@@ -122,34 +119,31 @@ class TrtSession(SessionBase[DeviceEngine]):
         """Preallocate for device inputs, with outputs that stay on the device.
 
         Args:
-            feed: As for run_device. What is on the host is copied in every run.
+            feed: As for run_device. Arrays on the host are copied in every run.
             stream: As for run_device.
 
         Raises:
             InputError: As run_device.
-            BackendError: As run, and if the size of an output is known only once it is computed, or
-                follows from the values of an input.
+            BackendError: As run, and if the size of an output is known only after the run, or
+                depends on the values of an input.
         """
         engine = self._opened()
         values = [tensor.spec.name for tensor in engine.inputs if tensor.on_host]
         if values:
             raise BackendError(
-                f"{self._model}: shapes follow from the values of {values}, so nothing can be "
-                "bound on the device. Use run_device."
+                f"{self._model}: shapes depend on the values of {values}, so nothing can be bound "
+                "on the device. Use run_device."
             )
         with self._device.current(), self._slot_for_binding(engine, {}) as slot:
             host, views = self._split(feed, slot, stream)
-            prepared = slot.prepare(slot.call_of(host, views, "kept"), host)
-            for _ in range(2):
-                slot.launch(prepared)
-                slot.wait()
+            prepared = _warm_up(slot, slot.call_of(host, views, "bound"), host)
             if prepared.growing:
                 raise BackendError(
-                    f"{self._model}: the size of {sorted(prepared.growing)} is known only once it "
-                    "is computed, so it cannot be bound. Use run_device."
+                    f"{self._model}: the size of {sorted(prepared.growing)} is known only after "
+                    "the run, so it cannot be bound. Use run_device."
                 )
             outputs = slot.device_outputs(prepared)
-        return self._kept(TrtDeviceBinding(engine, slot, prepared, dict(feed), host, outputs))
+        return self._track(TrtDeviceBinding(engine, slot, prepared, dict(feed), host, outputs))
 
     def _state_kind(self, state: State) -> type[TrtState]:  # noqa: ARG002
         return TrtState
@@ -160,7 +154,7 @@ class TrtSession(SessionBase[DeviceEngine]):
         with self._device.current():
             for slot in idle:
                 _close(slot)
-        engine.keep_runtime_cache()
+        engine.save_runtime_cache()
 
     def _take(self, engine: DeviceEngine) -> ExecutionSlot:
         with self._turn:
@@ -180,7 +174,7 @@ class TrtSession(SessionBase[DeviceEngine]):
             raise
 
     def _give(self, slot: ExecutionSlot | None) -> None:
-        """Return a slot for the next call; None if it is gone, so that a new one is made."""
+        """Return a slot for the next call; None if it was closed and is to be replaced."""
         with self._turn:
             if slot is None:
                 self._made -= 1
@@ -244,10 +238,10 @@ class _Bound:
     """A slot that repeats one call. Closing it drops all references to the engine.
 
     Args:
-        engine: What runs.
-        slot: Where.
+        engine: The engine.
+        slot: The slot.
         prepared: The call.
-        outputs: Where it leaves host arrays; None where they stay on the device.
+        outputs: Host outputs; None if they stay on the device.
     """
 
     def __init__(
@@ -259,7 +253,7 @@ class _Bound:
     ) -> None:
         self._model = engine.model
         self._device = engine.device
-        # Shapes depend on such an input's values, so every run checks them.
+        # Shapes may depend on the values of these inputs.
         self._reads_host = any(tensor.on_host for tensor in engine.inputs)
         self._bound: tuple[ExecutionSlot, Prepared] | None = slot, prepared
         self._host_outputs = outputs
@@ -267,7 +261,7 @@ class _Bound:
         self._failed = False
 
     def run_on(self, host: Mapping[str, Array], writer: int | None = None) -> None:
-        """Run once; a run that fails is the last one."""
+        """Run once; after a failure the binding refuses to run."""
         with self._lock, self._device.current():
             if self._bound is None:
                 if self._failed:
@@ -316,8 +310,8 @@ class _Bound:
 class TrtDeviceBinding(_Bound):
     """Bound inputs and outputs on the device. Made by `TrtSession.bind_device`.
 
-    What the inputs hold when `run` is called is what is read; whoever writes them must be done, or
-    say in which stream.
+    `run` reads the current content of the inputs: writes must have finished, or their stream be
+    given.
     """
 
     def __init__(
@@ -348,13 +342,22 @@ class TrtDeviceBinding(_Bound):
         """Run the engine and return `outputs`, which are complete.
 
         Args:
-            stream: Handle of the CUDA stream that writes the inputs; None if they are written.
+            stream: Handle of the CUDA stream that writes the inputs; None if writes have finished.
 
         Raises:
             BackendError: If it fails, or the session is closed.
         """
         self.run_on(self._host, stream)
         return self._outputs
+
+
+def _warm_up(slot: ExecutionSlot, call: Call, feed: Mapping[str, Array]) -> Prepared:
+    """Prepare a call and run it twice, so that its graph is captured."""
+    prepared = slot.prepare(call, feed)
+    for _ in range(2):
+        slot.launch(prepared)
+        slot.wait()
+    return prepared
 
 
 def _close(slot: ExecutionSlot) -> None:

@@ -1,12 +1,11 @@
 """Execution slot: a stream, buffers, and execution contexts with CUDA graphs.
 
-A CUDA graph holds the addresses and the state of the execution context it was captured from, and a
-context that was changed since must not be replayed (TensorRT's developer guide, "CUDA Graphs"). So
-each shape for which a graph is kept has a context of its own. They share the slot's buffers and one
-block of memory for activations, as only one of them runs at a time.
+A CUDA graph is valid only while the execution context it was captured from is unchanged (TensorRT's
+developer guide, "CUDA Graphs"). So each shape with a graph has its own context. Contexts share the
+slot's buffers and one block of activation memory, as only one of them runs at a time.
 
-The first call of a shape is put into the stream piece by piece: TensorRT does there what cannot be
-captured. The second is captured and launched; from the third on one launch does it all, copies
+The first call of a shape is enqueued piece by piece, since TensorRT does work in it that cannot be
+captured. The second is captured and launched; from the third on a call is one launch, copies
 included.
 """
 
@@ -34,8 +33,8 @@ __all__ = ["Call", "ExecutionSlot", "OutputPlace", "Prepared"]
 
 _LOG = logging.getLogger("mmedge.engines")
 
-OutputPlace: TypeAlias = Literal["host", "new", "kept"]
-"""Output destination: host, new device memory in each call, or the same in all calls."""
+OutputPlace: TypeAlias = Literal["host", "new", "bound"]
+"""Output destination: host, new device memory in each call, or the same memory in all calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,9 @@ class Call:
 
     Attributes:
         shapes: Of the inputs.
-        addresses: Where each input lies on the device already, 0 where it comes from the host.
+        addresses: Of the inputs on the device, 0 for inputs from the host.
         values: Bytes of each input that the engine reads on the host.
-        outputs: Where the outputs go.
+        outputs: Their destination.
     """
 
     shapes: Shapes
@@ -61,10 +60,10 @@ class Prepared:
 
     Attributes:
         context: The IExecutionContext.
-        call: What it is set up for.
-        shapes: Of the outputs whose shapes follow from the call.
-        results: Where outputs go that stay on the device, call after call.
-        growing: Outputs whose shapes are known only afterwards.
+        call: The call that it is set up for.
+        shapes: Of the outputs whose shapes depend on the call alone.
+        results: Memory of outputs that stay on the device.
+        growing: Outputs whose shapes are known only after the run.
         graph: The captured graph.
     """
 
@@ -79,7 +78,7 @@ class Prepared:
     _refused: bool = False
     _allocators: list[Any] = field(default_factory=list)  # TensorRT holds no references
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop everything but the context."""
         if self.graph is not None:
             self.graph.free()
@@ -92,13 +91,13 @@ class ExecutionSlot:
     """Resources of one call at a time. The thread's current device must be the engine's.
 
     Args:
-        engine: What runs.
-        options: How: graphs, memory for activations, whether to sleep while the device works.
-        page_locked: Inputs that are copied from where the caller has them, by name, at this
-            address of page-locked memory; the others go through page-locked memory of the slot.
+        engine: The engine.
+        options: Graphs, activation memory, spinning.
+        page_locked: Addresses of inputs in page-locked memory of the caller, by name; the others go
+            through page-locked memory of the slot.
 
     Attributes:
-        stream: Where it all happens.
+        stream: Its CUDA stream.
 
     Raises:
         BackendError: If memory runs out.
@@ -138,8 +137,8 @@ class ExecutionSlot:
         """Run on host arrays that match the specs; return new host arrays.
 
         Raises:
-            ShapeError: If no profile takes the shapes; the slot is as it was.
-            BackendError: If something fails; the slot is of no use afterwards.
+            ShapeError: If no profile covers the shapes; the slot is unchanged.
+            BackendError: If something fails; the slot is unusable afterwards.
         """
         prepared = self.prepare(self.call_of(feed, {}, "host"), feed)
         self.launch(prepared)
@@ -152,7 +151,7 @@ class ExecutionSlot:
         """Run on host and device arrays; return new device arrays.
 
         Raises:
-            InputError: If no profile takes the shapes, or an input has to be on the host.
+            InputError: If no profile covers the shapes, or an input must be on the host.
             BackendError: As run.
         """
         prepared = self.prepare(self.call_of(feed, views, "new"), feed)
@@ -167,7 +166,7 @@ class ExecutionSlot:
         outputs = self.device_outputs(prepared)
         prepared.results = {}
         for growing in prepared.growing.values():
-            growing.memory = None  # owned by the caller from here
+            growing.memory = None  # the caller's now
         return outputs
 
     def call_of(
@@ -176,7 +175,7 @@ class ExecutionSlot:
         """Return the call for some inputs, each on the host or on the device.
 
         Raises:
-            InputError: If an input lies on the device and is read on the host.
+            InputError: If an input on the device is read on the host.
         """
         shapes, addresses, values = [], [], []
         for tensor in self._engine.inputs:
@@ -184,8 +183,8 @@ class ExecutionSlot:
             seen = views.get(name)
             if seen is not None and tensor.on_host:
                 raise InputError(
-                    f"Input '{name}': lies on the device, but shapes follow from it and the engine "
-                    "reads it on the host. Pass a numpy array."
+                    f"Input '{name}': is on the device, but the engine reads it on the host, since "
+                    "shapes depend on it. Pass a numpy array."
                 )
             shapes.append(feed[name].shape if seen is None else seen.shape)
             addresses.append(0 if seen is None else seen.address)
@@ -296,7 +295,7 @@ class ExecutionSlot:
         """
         self.stream.synchronize()
         for prepared in (*self._prepared.values(), *self._spare):
-            prepared.forget()
+            prepared.reset()
         self._prepared.clear()  # contexts before their memory
         self._spare.clear()
         self._buffers.clear()
@@ -310,13 +309,13 @@ class ExecutionSlot:
         if len(self._prepared) < self._limit:
             return Prepared(self._engine.new_context())
         _, prepared = self._prepared.popitem(last=False)
-        prepared.forget()
+        prepared.reset()
         return prepared
 
-    def _forget_all(self) -> None:
+    def _reset_all(self) -> None:
         """Drop all graphs and addresses after memory has moved."""
         for prepared in self._prepared.values():
-            prepared.forget()
+            prepared.reset()
             self._spare.append(prepared)
         self._prepared.clear()
 
@@ -330,7 +329,7 @@ class ExecutionSlot:
             if not address
         ]
         if any(moved):
-            self._forget_all()
+            self._reset_all()
 
     def _set_up(self, prepared: Prepared, call: Call, profile: int) -> None:
         """Set the shapes and addresses of a call on a context."""
@@ -344,7 +343,7 @@ class ExecutionSlot:
             engine.check(context.set_input_shape(name, shape), f"'{name}' of {shape} is refused")
             self._set_address(prepared, name, address or self._input_address(tensor))
         if missing := context.infer_shapes():
-            raise engine.failed(f"shapes do not follow from the inputs, {missing} are not known")
+            raise engine.failed(f"the inputs do not set all shapes, {missing} are unknown")
         prepared.shapes = {}
         moved = False
         for tensor in engine.outputs:
@@ -358,14 +357,14 @@ class ExecutionSlot:
                 moved |= self._buffers[name].reserve(shape)
         moved |= self._reserve_scratch(context)
         if moved:
-            self._forget_all()
+            self._reset_all()
         for tensor in engine.outputs:
             name = tensor.spec.name
             if name not in prepared.shapes:
                 continue
             if call.outputs == "host" or tensor.on_host:
                 self._set_address(prepared, name, self._buffers[name].address)
-            elif call.outputs == "kept":
+            elif call.outputs == "bound":
                 prepared.results[name] = self._result(tensor, prepared.shapes[name])
                 self._set_address(prepared, name, prepared.results[name].address)
         prepared.call = call
@@ -383,7 +382,7 @@ class ExecutionSlot:
         growing = GrowingOutput(tensor.spec, self._engine)
         allocator = self._engine.new_output_allocator(growing)
         done = prepared.context.set_output_allocator(name, allocator)
-        self._engine.check(done, f"no allocator is taken for output '{name}'")
+        self._engine.check(done, f"the allocator of output '{name}' is refused")
         prepared.growing[name] = growing
         prepared._allocators.append(allocator)
 
@@ -450,10 +449,10 @@ class ExecutionSlot:
                     stream.copy_to_host(buffer.host_address, buffer.address, size)
 
     def _can_capture(self, prepared: Prepared) -> bool:
-        """Return whether a call that ran once may be captured.
+        """Return whether a call may be captured: not on its first run.
 
-        What the engine reads on the host is read while it is captured, and where an output's size
-        is not known the host has its part in every run: neither can be replayed.
+        Inputs that the engine reads on the host are read at capture, and outputs of unknown size
+        need the host in every run: neither can be replayed.
         """
         call = prepared.call
         return (
@@ -480,8 +479,8 @@ class ExecutionSlot:
         except BackendError as error:
             prepared._refused = True
             _LOG.warning(
-                "%s: no CUDA graph for inputs of %s, which run without one: %s",
+                "%s: no CUDA graph for inputs of %s: %s",
                 self._engine.model,
                 prepared.call.shapes if prepared.call is not None else "no shape",
-                str(error),  # the error itself would keep the slot alive with the record
+                str(error),  # the error would keep the slot alive
             )

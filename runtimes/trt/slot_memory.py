@@ -18,10 +18,10 @@ class Buffer:
     """Growing memory for one input or output.
 
     Args:
-        device: Where.
-        spec: What it holds.
+        device: The device.
+        spec: Of the input or output.
         what: Its name for messages.
-        on_device: Whether there is device memory beside the page-locked host memory.
+        on_device: Whether to allocate device memory beside the page-locked host memory.
     """
 
     def __init__(self, device: Device, spec: TensorSpec, what: str, *, on_device: bool) -> None:
@@ -43,7 +43,7 @@ class Buffer:
         before = 0 if self._pinned is None else self._pinned.size_bytes
         if before >= max(needed, 1):
             return False
-        # Doubled, so that shapes that grow step by step do not move it each time.
+        # Doubled, so that growing shapes move it rarely.
         needed = max(needed, 2 * before, 1)
         self._pinned = self._memory = self._array = None
         pinned = self._device.allocate_pinned(needed, self._what)
@@ -88,10 +88,10 @@ class GrowingOutput:
 
     Attributes:
         spec: Its spec.
-        engine: Whose output it is.
-        memory: Where it was written to, None before the first run.
+        engine: Its engine.
+        memory: Its memory, None before the first run.
         shape: As reported by the engine, None before.
-        failure: Why it could not be allocated.
+        failure: Why allocation failed.
     """
 
     spec: TensorSpec
@@ -101,7 +101,7 @@ class GrowingOutput:
     failure: BackendError | None = None
 
     def reallocate(self, needed: int) -> int:
-        """Return an address for so many bytes; 0 if there is none, which TensorRT rejects."""
+        """Return the address of this many bytes; 0 on failure, which TensorRT rejects."""
         if self.memory is None or self.memory.size_bytes < needed:
             self.memory = None
             what = f"output '{self.spec.name}' of {self.engine.model}"

@@ -18,9 +18,9 @@ __all__ = ["TrtState"]
 class TrtState(HostState):
     """A StatefulRun on TensorRT. Made by `TrtSession.start`.
 
-    Each call writes its state to new memory on the device, which the next call reads. What is
-    reordered stays there where sequences are the first axis, and goes through the host elsewhere;
-    so does what is truncated.
+    Each call writes its state to new memory on the device, which the next call reads. Reordering
+    stays on the device if sequences are the first axis, else it goes through the host, as
+    truncation does.
     """
 
     def _hold(self, array: Array) -> DeviceArray:

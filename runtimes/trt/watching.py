@@ -18,12 +18,12 @@ class BuildWatch:
     """Forwards the library's build progress, and stops the build on request.
 
     Args:
-        progress: Called on each phase and step, or None. It is called from the thread that
-            builds. What it raises ends the build.
+        progress: Called on each phase and step, from the build thread, or None. An exception in it
+            ends the build.
 
     Attributes:
         cancelled: Whether the build was cancelled.
-        raised: What `progress` raised.
+        raised: The exception of `progress`.
     """
 
     def __init__(self, progress: BuildProgress | None) -> None:
@@ -39,24 +39,24 @@ class BuildWatch:
     def start(self, phase: str, steps: int) -> None:
         """Record the start of a phase and its number of steps."""
         self._totals[phase] = max(steps, 1)
-        self._tell(phase, 0)
+        self._report(phase, 0)
 
     def step(self, phase: str, step: int) -> bool:
         """Record a step, counted from 0; return whether to continue."""
-        self._tell(phase, step + 1)
+        self._report(phase, step + 1)
         return not self.cancelled
 
     def finish(self, phase: str) -> None:
         """Record the end of a phase."""
-        self._tell(phase, self._totals.get(phase, 1))
+        self._report(phase, self._totals.get(phase, 1))
 
-    def _tell(self, phase: str, done: int) -> None:
+    def _report(self, phase: str, done: int) -> None:
         if self._progress is None or self.cancelled:
             return
         total = self._totals.get(phase, 1)
         try:
             self._progress(phase, min(done, total), total)
-        # An exception must not travel through the library: it would end the process.
+        # An exception that passes through the library would end the process.
         except BaseException as error:  # noqa: BLE001
             self.raised = error
             self.cancelled = True
@@ -86,15 +86,15 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
     """Run work in a thread and wait for it, so that Ctrl-C works while a library computes.
 
     Args:
-        work: What to do.
-        cancel: Stops it. Called when waiting is interrupted, and then it is waited for.
+        work: The work.
+        cancel: Stops it; called when the wait is interrupted.
 
     Returns:
         What `work` returns.
 
     Raises:
         KeyboardInterrupt: Once the work has stopped. A second one does not wait for it.
-        Whatever `work` raises.
+        Exceptions of `work`.
     """
     made: list[_Made] = []
     raised: list[BaseException] = []
@@ -103,7 +103,7 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
     def run() -> None:
         try:
             made.append(work())
-        except BaseException as error:  # noqa: BLE001, raised where it is waited for
+        except BaseException as error:  # noqa: BLE001, raised in the waiting thread
             raised.append(error)
         finally:
             ended.set()
@@ -118,5 +118,5 @@ def in_background(work: Callable[[], _Made], cancel: Callable[[], None]) -> _Mad
             while thread.is_alive():
                 ended.wait(0.1)
     if raised:
-        raise raised.pop()  # drop the reference, which would keep all of its frames alive
+        raise raised.pop()  # a reference would keep all of its frames alive
     return made.pop()

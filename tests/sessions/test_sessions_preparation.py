@@ -198,7 +198,7 @@ def test_an_unknown_capability_is_an_error_for_all(tiny_bundle: Bundle) -> None:
 
 @needs_rtx
 def test_without_a_gpu_something_has_to_be_named(tiny_bundle: Bundle) -> None:
-    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver.*Name what to build for"):
+    with pytest.raises(BackendUnavailableError, match=r"no NVIDIA driver.*Name compute"):
         plan_engines(tiny_bundle, "tensorrt-rtx")
 
 

@@ -84,7 +84,7 @@ def test_a_closed_environment_on_a_jetson_is_told_how_to_see_tensorrt(
 ) -> None:
     tensorrt = option(options(tiny_bundle, THOR, tmp_path), "tensorrt", "cuda")
     assert tensorrt.state == "needs"
-    assert "10.13.3.9 is on the system, not seen by this Python" in tensorrt.reason
+    assert "10.13.3.9 is on the system, not visible to this Python" in tensorrt.reason
     assert "venv --system-site-packages .venv" in tensorrt.command
     assert '"mmedge[cuda]"' in tensorrt.command
 

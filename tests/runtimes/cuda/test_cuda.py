@@ -155,7 +155,7 @@ def test_answers_on_the_device_are_the_callers(fake_gpu: FakeGpu, tmp_path: Path
     [
         ({"strides": (4, 32)}, InputError, r"'x': its elements .* not contiguous.*contiguous"),
         ({"data": 4}, InputError, r"'x': starts at 0x.*256 bytes.*clone"),
-        ({"data": None}, InputError, "'x': does not lie on cuda:0"),
+        ({"data": None}, InputError, "'x': is not on cuda:0"),
         ({"typestr": "<f8"}, DTypeError, "'x': got dtype float64"),
         ({"shape": (3, 7)}, ShapeError, r"'x': got \(3, 7\)"),
         ({"mask": object()}, InputError, "'x': masked"),

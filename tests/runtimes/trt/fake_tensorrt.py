@@ -148,9 +148,6 @@ class Engine:
         places = FakeTensorRT.TensorLocation
         return places.HOST if name in self.on_host else places.DEVICE
 
-    def is_shape_inference_io(self, name: str) -> bool:
-        return name in self.on_host
-
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
         return [tuple(shape) for shape in self.profiles[profile][name]]
 

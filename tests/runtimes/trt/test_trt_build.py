@@ -139,7 +139,7 @@ def test_weights_can_be_streamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", ["refittable", "stripped"])
 def test_stripped_and_refittable_engines_need_a_gpu(setting: str, tmp_path: Path) -> None:
     model = linear_graph(tmp_path / "linear.onnx")
-    with pytest.raises(EngineBuildError, match="on a machine with a GPU only"):
+    with pytest.raises(EngineBuildError, match="only on a machine with a GPU"):
         build_engine(model, request_for(model, **{setting: True}))
 
 
@@ -175,7 +175,7 @@ def test_int8_that_would_be_folded_to_float_is_an_error(tmp_path: Path) -> None:
     weight = net.node("DequantizeLinear", quantized, scales, axis=0, block_size=16)
     net.node("MatMul", "x", weight, out="y")
     model = net.save(tmp_path / "m.onnx", {"x": ("batch", 64)}, {"y": ("batch", 32)})
-    with pytest.raises(EngineBuildError, match=r"m\.onnx: The graph asks for int8 in 1 nodes") as e:
+    with pytest.raises(EngineBuildError, match=r"m\.onnx: The graph has 1 nodes in int8") as e:
         build(model)
     assert "'matmul_1'" in str(e.value)
 
@@ -217,8 +217,8 @@ def test_external_data_is_found_beside_the_model(
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
-        ({}, r"names the inputs \[\], expected \['x'\]"),
-        ({"z": ((1, 16), (1, 16), (1, 16))}, r"names the inputs \['z'\]"),
+        ({}, r"has the inputs \[\], expected \['x'\]"),
+        ({"z": ((1, 16), (1, 16), (1, 16))}, r"has the inputs \['z'\]"),
         ({"x": ((1, 4), (1, 8), (1, 16))}, r"has \(1, 4\) for 'x'"),
         ({"x": ((1,), (1,), (1,))}, r"has \(1,\) for 'x'"),
         ({"x": ((1, 16), (1, 16), (1 << 33, 16))}, "up to 2147483647"),

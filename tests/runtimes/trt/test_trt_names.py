@@ -27,7 +27,7 @@ from mmedge.runtimes.trt.flavours import LoadedFlavour, installed_version, load_
 USED = {
     "Runtime": "deserialize_cuda_engine",
     "ICudaEngine": "num_io_tensors num_optimization_profiles get_tensor_name get_tensor_mode "
-    "get_tensor_dtype get_tensor_shape get_tensor_location is_shape_inference_io "
+    "get_tensor_dtype get_tensor_shape get_tensor_location "
     "get_tensor_profile_shape create_execution_context streamable_weights_size "
     "create_engine_inspector",
     "IExecutionContext": "set_optimization_profile_async set_input_shape set_tensor_address "

@@ -62,8 +62,13 @@ def test_without_cudas_bindings_the_wheel_is_named(
     ("driver", "devices", "device", "says"),
     [
         (0, 1, "cuda", "no NVIDIA driver.*JetPack.*--gpus all"),
-        (11080, 1, "cuda", r"too old: it serves CUDA 11\.8.*Update the driver\.$"),
-        (12040, 1, "cuda", r'too old: it serves CUDA 12\.4.*13\.0.*580.*cuda-bindings>=12\.9,<13"'),
+        (11080, 1, "cuda", r"too old: it supports CUDA 11\.8.*Update the driver\.$"),
+        (
+            12040,
+            1,
+            "cuda",
+            r'too old: it supports CUDA 12\.4.*13\.0.*580.*cuda-bindings>=12\.9,<13"',
+        ),
         (13000, 0, "cuda", "cudaErrorNoDevice.*nvidia-smi"),
         (13000, 3, "cuda:3", r"'cuda:3'.* sees 3 GPU\(s\)"),
         (13000, 1, "cpu", "'cpu': engines run on GPUs"),
@@ -161,10 +166,10 @@ def test_the_first_profile_that_takes_the_shapes_is_taken(model: Path, fake_gpu:
     ("refitter", "parses", "message"),
     [
         ({}, True, ""),
-        (None, True, "the engine takes no weights"),
+        (None, True, "the engine is not refittable"),
         ({}, False, "node 'n' (Gemm): too small"),
         ({"missing": ["a", "b", "c", "d"]}, True, "lacks the weights a, b, c and 1 more"),
-        ({"refits": False}, True, "the weights were not put in"),
+        ({"refits": False}, True, "refitting failed"),
     ],
 )
 def test_weights_are_put_in_from_the_onnx_file(

@@ -8,7 +8,7 @@ import pytest
 
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes.trt.flavours import LoadedFlavour
-from mmedge.runtimes.trt.targets import check_named, check_needs, resolve
+from mmedge.runtimes.trt.targets import check_dtypes, check_targets, resolve_targets
 
 KNOWN = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 STANDARD = LoadedFlavour("tensorrt", "10.3.0", ModuleType("tensorrt"))
@@ -30,15 +30,15 @@ def test_capabilities_are_read_from_the_library() -> None:
         (RTX, ["11.0"], "Jetson Thor.*--target tensorrt"),
         *((RTX, [name], r"but for 7\.5, 8\.0") for name in ("5.0", "sm89", "89", "")),
         (RTX, ["any", "8.9"], "'any' alone"),
-        (STANDARD, ["8.7"], "GPU of its machine alone"),
+        (STANDARD, ["8.7"], "only for the GPU of its machine"),
     ],
 )
 def test_targets_that_are_not_built_for(
     library: LoadedFlavour, named: list[str], message: str
 ) -> None:
-    check_named(library, [])
+    check_targets(library, [])
     with pytest.raises(EngineBuildError, match=message):
-        check_named(library, named)
+        check_targets(library, named)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_targets_that_are_not_built_for(
 def test_targets_are_resolved_in_order(
     named: list[str], dtypes: list[str], expected: tuple[str, ...]
 ) -> None:
-    assert resolve(RTX, named, dtypes) == expected
+    assert resolve_targets(RTX, named, dtypes) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_targets_are_resolved_in_order(
 )
 def test_a_gpu_without_kernels_for_a_dtype(capability: str, dtype: str, minimum: str) -> None:
     with pytest.raises(EngineBuildError, match=f"{dtype} needs compute capability {minimum}"):
-        check_needs(RTX, ["12.1", capability], ["fp32", dtype])
-    check_needs(RTX, [minimum], ["fp32", dtype])
+        check_dtypes(RTX, ["12.1", capability], ["fp32", dtype])
+    check_dtypes(RTX, [minimum], ["fp32", dtype])
 
 
 def test_compute_capability_7_5_has_no_float32_products() -> None:
     with pytest.raises(EngineBuildError, match=r"7\.5: 'matmul' is one.*8\.0, 8\.6"):
-        check_needs(RTX, ["7.5", "8.9"], ["fp32"], "'matmul'")
-    check_needs(RTX, ["7.5"], ["fp16"], None)
-    check_needs(RTX, ["8.9"], ["fp32"], "'matmul'")
+        check_dtypes(RTX, ["7.5", "8.9"], ["fp32"], "matmul")
+    check_dtypes(RTX, ["7.5"], ["fp16"], None)
+    check_dtypes(RTX, ["8.9"], ["fp32"], "matmul")
