@@ -24,6 +24,7 @@ _COMMANDS = (
     "index",
     "inspect",
     "profile",
+    "run",
     "search",
     "serve",
     "verify",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from mmedge.models.running import Run
     from mmedge.preprocess.image import ImageProcessor
     from mmedge.runtimes.session import SessionOptions
     from mmedge.sessions.warming import WarmingReport
@@ -247,6 +248,11 @@ class Model(Closing):
     def stages(self, role: str, sample: object) -> Stages | None:  # noqa: ARG002
         """Return the end-to-end call of a role and its stages; None if there is none."""
         return None
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """What `mmedge run` can do with this model, by name, the usual first."""
+        return {}
 
     def close(self) -> None:
         """Free the engines' memory, and stop background builds. Closing twice is allowed."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import InputError
+from mmedge.models.running import Made
 from mmedge.specs import Array, Float32Array
 
 __all__ = [
@@ -66,6 +67,15 @@ class Classification:
             [ScoredLabel(self.labels[i], float(row[i])) for i in best]
             for row, best in zip(self.probabilities, order, strict=True)
         ]
+
+    def named(self, images: Sequence[object], k: int) -> Made:
+        """Return the k most probable labels of every image, with its name, for `mmedge run`."""
+        rows = [
+            {"input": str(image), "label": label, "probability": probability}
+            for image, best in zip(images, self.top(k), strict=True)
+            for label, probability in best
+        ]
+        return Made(rows, {"probabilities": self.probabilities})
 
 
 class EmbeddingCache:

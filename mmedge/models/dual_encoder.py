@@ -19,6 +19,7 @@ from mmedge.models.classification import (
     probabilities,
 )
 from mmedge.models.embedding import EmbeddingModel, Images, Texts
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session
 from mmedge.sessions.warming import WarmingUp
@@ -100,6 +101,18 @@ class DualEncoder(EmbeddingModel):
         label_embeddings = self._prompt_embeddings.get(prompts, self.encode_text)
         similarities = self._image_embeddings(images) @ label_embeddings.T
         return Classification(chosen, probabilities(similarities, head))
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Classify images by texts, where there is a head for it; else and beside it, embed."""
+        both = frozenset({"images", "texts"})
+        if self._section.contrastive_head is None or len(self.sessions) < len(both):
+            return super().runs
+        return {"classify": Run(self._run_classify, both, both), **super().runs}
+
+    def _run_classify(self, given: Given, settings: Settings) -> Made:
+        found = self.classify(list(given.images), list(given.texts), template="{}")
+        return found.named(given.images, settings.k)
 
     def _image_embeddings(self, images: Images) -> Float32Array:
         if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim < 3:

@@ -24,6 +24,7 @@ from mmedge.models.images import (
     image_sources,
     preprocessed_batches,
 )
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
@@ -308,6 +309,27 @@ class EmbeddingModel(Model):
             BackendError: If the engine fails, or the encoder is closed.
         """
         return self._rows(modality, feed)
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Embed what the encoders take."""
+        names = {Modality.IMAGE: "images", Modality.TEXT: "texts", Modality.AUDIO: "audio"}
+        takes = frozenset(names[each] for each in self.encoders)
+        return {"embed": Run(self._run_embed, frozenset(), takes)}
+
+    def _run_embed(self, given: Given, settings: Settings) -> Made:  # noqa: ARG002
+        made: dict[str, Float32Array] = {}
+        rows: list[Mapping[str, object]] = []
+        encode = {
+            "images": lambda: self.encode_image(list(given.images)),
+            "texts": lambda: self.encode_text(list(given.texts)),
+            "audio": lambda: self.encode_audio(list(given.audio)),
+        }
+        for name in sorted(given.names):
+            made[name] = encode[name]()
+            items = zip(getattr(given, name), made[name].tolist(), strict=True)
+            rows += [{"input": str(item), "embedding": vector} for item, vector in items]
+        return Made(rows, made)
 
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:

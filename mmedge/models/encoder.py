@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from mmedge.bundle.kinds import ClassHead, EncoderKind
@@ -9,6 +10,7 @@ from mmedge.errors import BundleError
 from mmedge.models.batches import Skipped
 from mmedge.models.classification import Classification, activate
 from mmedge.models.embedding import EmbeddingModel, Images
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.preprocess.decode import Channels
 
 __all__ = ["Encoder"]
@@ -60,6 +62,17 @@ class Encoder(EmbeddingModel):
         head = self._head()
         logits = self._image_rows(1, images, batch_size, channels, max_pixels, skipped)
         return Classification(head.labels, activate(logits, head.activation))
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Classify images, where there is a head for it; else and beside it, embed."""
+        if cast(EncoderKind, self._section).class_head is None:
+            return super().runs
+        images = frozenset({"images"})
+        return {"classify": Run(self._run_classify, images, images), **super().runs}
+
+    def _run_classify(self, given: Given, settings: Settings) -> Made:
+        return self.classify(list(given.images)).named(given.images, settings.k)
 
     def _head(self) -> ClassHead:
         head = cast(EncoderKind, self._section).class_head

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from mmedge.bundle.kinds import GeneratorKind
 from mmedge.errors import InputError
 from mmedge.generation import LogitsHook, generate, pad_left
 from mmedge.models.base import Model
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.preprocess.text import TextProcessor
 
 __all__ = ["Generator"]
@@ -90,6 +91,17 @@ class Generator(Model):
             hook=hook,
         )
         return [_ended(row.tolist(), kind.eos_ids) for row in rows]
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Continue texts."""
+        texts = frozenset({"texts"})
+        return {"generate": Run(self._run_generate, texts, texts)}
+
+    def _run_generate(self, given: Given, settings: Settings) -> Made:
+        made = self.generate(given.texts, max_new_tokens=settings.max_new_tokens)
+        pairs = zip(given.texts, made, strict=True)
+        return Made([{"input": text, "continuation": new} for text, new in pairs])
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
         """Return a call that continues a text, or its beginning, by up to 16 tokens."""

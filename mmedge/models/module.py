@@ -8,12 +8,12 @@ from typing import Any
 from mmedge.bundle.kinds import ModuleKind
 from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.errors import InputError
+from mmedge.models.base import Model
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.runtimes.session import Session
 from mmedge.specs import Array, did_you_mean
 
 __all__ = ["Module"]
-
-from mmedge.models.base import Model
 
 
 class Module(Model):
@@ -31,6 +31,20 @@ class Module(Model):
         kind = self.manifest.kind
         assert isinstance(kind, ModuleKind)  # noqa: S101, the registry's
         return self._session(kind.role)
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Run the graph."""
+        arrays = frozenset({"arrays"})
+        return {"run": Run(self._run_arrays, arrays, arrays)}
+
+    def _run_arrays(self, given: Given, settings: Settings) -> Made:  # noqa: ARG002
+        made = self(given.arrays)
+        rows = [
+            {"output": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+            for name, array in made.items()
+        ]
+        return Made(rows, made)
 
     def __call__(self, inputs: Mapping[str, Array | Sequence[Any]]) -> dict[str, Array]:
         """Run the module.

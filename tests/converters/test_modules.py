@@ -97,6 +97,22 @@ def test_a_module_of_two_inputs_runs_as_in_pytorch(policy: tuple[Path, Policy]) 
     np.testing.assert_allclose(near["action"], expected[0].numpy(), atol=0.15)
 
 
+def test_the_command_line_runs_a_module_on_arrays(
+    policy: tuple[Path, Policy], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed = {"camera": np.ones((2, 16), np.float32), "joints": np.zeros((2, 6), np.float32)}
+    np.savez(tmp_path / "feed.npz", allow_pickle=False, **feed)
+    asked = ["run", policy[0], "--feed", tmp_path / "feed.npz", "-o", tmp_path / "made.npz"]
+    with pytest.raises(SystemExit) as done:
+        main([str(each) for each in asked])
+    assert not done.value.code
+    assert "float32" in capsys.readouterr().out
+    with mmedge.load(policy[0]) as model, np.load(tmp_path / "made.npz") as made:
+        assert isinstance(model, Module)
+        for name, array in model(feed).items():
+            np.testing.assert_allclose(made[name], array, atol=1e-6)
+
+
 def test_every_layer_of_a_module_is_quantized_and_judged(policy: tuple[Path, Policy]) -> None:
     bundle = open_bundle(policy[0])
     verify_files(bundle)

@@ -1,0 +1,114 @@
+"""`mmedge run`: what each kind of model does with files and texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from converted import write_pictures, write_sounds
+
+import mmedge
+from mmedge.bundle import Bundle
+from mmedge.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+    with pytest.raises(SystemExit) as done:
+        main(["run", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert (done.value.code or 0) == code, captured.err
+    return captured.err if code else captured.out
+
+
+def results(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(capsys, *arguments, "--json"))
+    return found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    return sorted(write_pictures(tmp_path / "images", 2, 3).iterdir())
+
+
+def test_images_are_classified_by_texts(
+    tiny_bundle: Bundle, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["a red circle", "a blue star", "a ring"]
+    asked = [part for each in images for part in ("--image", each)]
+    asked += [part for each in texts for part in ("--text", each)]
+    output = tmp_path / "made.npz"
+    found = results(capsys, tiny_bundle.path, *asked, "-k", 2, "-o", output)
+    assert found["task"] == "classify"
+    assert [row["input"] for row in found["results"]] == [
+        str(each) for each in images for _ in "ab"
+    ]
+    with mmedge.load(tiny_bundle.path) as model:
+        expected = model.classify(images, texts, template="{}")
+    best = [label.label for row in expected.top(2) for label in row]
+    assert [row["label"] for row in found["results"]] == best
+    with np.load(output) as file:
+        assert np.allclose(file["probabilities"], expected.probabilities, atol=1e-6)
+    shown = run(capsys, tiny_bundle.path, *asked)
+    assert shown.count("a blue star") == 2
+
+
+def test_what_is_given_is_embedded(
+    tiny_bundle: Bundle, images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--image", images[0], "--text", "a ring", "--task", "embed")
+    found = results(capsys, tiny_bundle.path, *asked)
+    with mmedge.load(tiny_bundle.path) as model:
+        expected = [*model.encode_image(images[:1]), *model.encode_text(["a ring"])]
+    assert np.allclose([row["embedding"] for row in found["results"]], expected, atol=1e-6)
+    assert f"{expected[1][0]:.4f}, " in run(capsys, tiny_bundle.path, "--text", "a ring")
+
+
+def test_sounds_are_embedded(
+    clap_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = write_sounds(tmp_path / "sounds", 1, 1).parent / "000.wav"
+    (row,) = results(capsys, clap_bundle, "--audio", sound)["results"]
+    with mmedge.load(clap_bundle) as model:
+        assert np.allclose(row["embedding"], model.encode_audio(sound)[0], atol=1e-6)
+
+
+def test_a_checkpoint_with_classes_names_them(
+    vit_bundle: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = results(capsys, vit_bundle, "--image", images[0], "-k", 1)
+    with mmedge.load(vit_bundle) as model:
+        ((best,),) = model.classify(images[0]).top(1)
+    assert found["task"] == "classify"
+    assert [row["label"] for row in found["results"]] == [best.label]
+    assert results(capsys, vit_bundle, "--image", images[0], "--task", "embed")["task"] == "embed"
+
+
+def test_a_text_is_continued(gpt2_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--text", "a red", "--max-new-tokens", 3)
+    (row,) = results(capsys, gpt2_bundle, *asked)["results"]
+    with mmedge.load(gpt2_bundle) as model:
+        assert [row["continuation"]] == model.generate(["a red"], max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "got nothing; classify takes images and texts; embed takes images or texts"),
+        (["--text", "x", "--audio", "x.wav"], "got audio, texts"),
+        (["--text", "x", "--task", "detect"], "not one of this model's: classify, embed"),
+        (["--text", "x", "--task", "classify"], "got texts; classify takes images and texts"),
+        (["--image", "gone.png"], "gone.png"),
+        (["--feed", "gone.npz"], "gone.npz"),
+        (["--text", "x", "-o", "x.txt"], "ending in .npz"),
+    ],
+)
+def test_mistakes_are_one_message(
+    tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code = 2 if "x.txt" in arguments else 1
+    err = run(capsys, tiny_bundle.path, *arguments, code=code)
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
