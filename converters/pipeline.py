@@ -109,7 +109,8 @@ def _open(
     """Freeze the preprocessing, open the evaluation and reject invalid requests."""
     model = described.model
     progress(ProgressEvent("Check the preprocessing", 0, 1))
-    source = described.source if described.source.weight_files else None
+    compared = model.reference_processors and described.source.weight_files
+    source = described.source if compared else None
     processors = freeze(source, model.processors, model.files, folder)
     for name, reference in model.references.items():
         check_reference(described.source, name, model.roles[name](), processors, reference)

@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "clip": "mmedge.converters.families.clip:FAMILY",
     "dinov2": "mmedge.converters.families.dinov2:FAMILY",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
+    "open_clip": "mmedge.converters.families.open_clip:FAMILY",
     "resnet": "mmedge.converters.families.resnet:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",

@@ -75,6 +75,8 @@ class ModelSpec:
         files: Files of the bundle that the processors read, by path: tokenizer.json, ...
         references: The source's own model by role, for roles that one processor feeds: called by
             keyword with what the source's own processor gives.
+        reference_processors: Whether transformers opens the source's processors, so that the frozen
+            ones are compared with them.
     """
 
     kind: Kind
@@ -83,6 +85,7 @@ class ModelSpec:
     processors: Mapping[str, ProcessorConfig] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     references: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    reference_processors: bool = True
 
 
 class Family(Protocol):

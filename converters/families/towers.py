@@ -78,13 +78,13 @@ class Tower:
     Attributes:
         role: Makes its role.
         processor: Its frozen preprocessing.
-        reference: See ModelSpec.references.
+        reference: See ModelSpec.references; None where the source has no model to run.
         files: See ModelSpec.files.
     """
 
     role: Callable[[], RoleSpec]
     processor: ProcessorConfig
-    reference: Callable[..., Any]
+    reference: Callable[..., Any] | None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -171,7 +171,11 @@ def dual_encoder(
         roles={names[modality]: tower.role for modality, tower in towers.items()},
         processors={modality.value: tower.processor for modality, tower in towers.items()},
         files={path: data for tower in towers.values() for path, data in tower.files.items()},
-        references={names[modality]: tower.reference for modality, tower in towers.items()},
+        references={
+            names[modality]: tower.reference
+            for modality, tower in towers.items()
+            if tower.reference is not None
+        },
     )
 
 

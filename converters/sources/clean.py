@@ -102,7 +102,8 @@ def clean_copy(folder: Path) -> Iterator[Path]:
         for name, keys in _SETTINGS.items():
             if (folder / name).is_file():
                 kept = _kept(read_fields(folder / name), keys)
-                if name == "config.json":  # one tower has the tokenizer of the whole model
+                # One tower has the tokenizer of the whole model; timm's file has no model_type.
+                if name == "config.json" and "model_type" in kept:
                     kept["model_type"] = re.sub(
                         "_(text|vision)_model$", "", str(kept["model_type"])
                     )

@@ -1,4 +1,9 @@
-"""Model sources: a local folder, an ONNX file or a hub id, read without running its code."""
+"""Model sources: a local folder, an ONNX file or a hub id, read without running its code.
+
+A folder is in transformers' format (`config.json`) or in open_clip's (`open_clip_config.json`).
+Where it is in both, transformers' is read; open_clip's own prefixes, `local-dir:` of a folder and
+`hf-hub:` of a hub id, ask for open_clip's.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,10 @@ from mmedge.errors import BackendError, SourceError
 from mmedge.files import sha256_file, storage_errors
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
 
-__all__ = ["Source", "open_source"]
+__all__ = ["OPEN_CLIP", "Source", "open_source"]
+
+OPEN_CLIP = "open_clip"
+"""`model_type` of a source in open_clip's format."""
 
 # What transformers may open of a folder beside the weights; of these, objects of settings.
 _READ = (".json", ".txt", ".model", ".jinja")
@@ -30,6 +38,14 @@ _SETTINGS = {
     ADAPTER_CONFIG,
 }
 _MAX_TOKENIZER_BYTES = 256 << 20
+_CONFIG = "config.json"
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+)
+_PREFIXES = ("local-dir:", "hf-hub:")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What is fetched from a hub: weights as safetensors, configuration, tokenizer. Never code.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
@@ -42,18 +58,20 @@ _TO_SAFETENSORS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A model on disk, checked to hold readable safetensors and a `config.json`.
+    """A model on disk, checked to hold readable safetensors and a configuration.
 
     Attributes:
         folder: Where its files lie.
         name: How the source is called in the provenance; no path of this machine.
         revision: Commit of the hub repository, None for a folder.
-        config: The content of `config.json`, its sizes checked against the tensors.
+        config: The content of the configuration file, with a `model_type`. The sizes of a
+            `config.json` are checked against the tensors.
         weight_files: Safetensors files, sorted by name.
         shapes: Shape of each tensor, by name.
         adapter: The settings of a LoRA adapter to merge into the weights; None for no adapter.
         notes: What was left out, for the user to read.
         graph: The ONNX file where that is the source, else None.
+        config_file: Name of the configuration file.
     """
 
     folder: Path
@@ -65,6 +83,7 @@ class Source:
     adapter: Fields | None = None
     notes: tuple[str, ...] = field(default=())
     graph: Path | None = None
+    config_file: str = _CONFIG
 
     def sha256(self) -> str:
         """Return the hash of the graph's file and of the external data that it reads."""
@@ -76,12 +95,12 @@ class Source:
 
     @property
     def fields(self) -> Fields:
-        """The content of `config.json`, for typed reading."""
-        return Fields(self.folder / "config.json", self.config)
+        """The content of the configuration file, for typed reading."""
+        return Fields(self.folder / self.config_file, self.config)
 
     @property
     def model_type(self) -> str:
-        """The architecture's name in `config.json`."""
+        """The architecture's name: what `config.json` says, OPEN_CLIP, or onnx."""
         return str(self.config["model_type"])
 
 
@@ -90,15 +109,18 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
 
     Args:
         spec: A folder, an .onnx file, or a hub id such as "openai/clip-vit-base-patch32". What
-            exists wins.
+            exists wins. With the prefix `local-dir:` or `hf-hub:`, in open_clip's format.
         revision: Branch, tag or commit of the hub repository; None takes its default branch.
         merge_adapter: Merge the LoRA adapter beside the weights.
 
     Raises:
-        SourceError: If the source does not exist or cannot be fetched, has no `config.json`, has
+        SourceError: If the source does not exist or cannot be fetched, has no configuration, has
             no safetensors weights (a pickle is never opened), its weights are damaged, or there
             is no adapter to merge.
     """
+    for prefix in _PREFIXES:
+        if spec.startswith(prefix):
+            return _open_prefixed(prefix, spec.removeprefix(prefix), revision, merge_adapter)
     path = Path(spec).expanduser()
     if path.exists():
         if revision is not None:
@@ -119,8 +141,24 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
 
 def is_hub_id(spec: str) -> bool:
     """Return whether a source is a hub id: spelled like one, and no path that exists."""
+    if spec.startswith(_PREFIXES):
+        return spec.startswith("hf-hub:")
     path_like = spec.startswith((".", "/", "~")) or Path(spec).expanduser().exists()
     return not path_like and _HUB_ID.fullmatch(spec) is not None
+
+
+def _open_prefixed(prefix: str, spec: str, revision: str | None, merge_adapter: bool) -> Source:
+    """Open a folder or a hub repository in open_clip's format."""
+    if merge_adapter:
+        raise SourceError(f"{prefix}{spec} has no adapter that can be merged. Omit the option.")
+    if prefix == "local-dir:":
+        if revision is not None:
+            raise SourceError(f"{spec} is a folder and has no revision '{revision}'. Omit it.")
+        return _read_open_clip(Path(spec).expanduser(), prefix + _local_name(spec), None)
+    if _HUB_ID.fullmatch(spec) is None:
+        raise SourceError(f"{prefix}{spec}: expected a hub id after {prefix}, such as timm/NAME.")
+    folder = _fetch(spec, revision)
+    return _read_open_clip(folder, prefix + spec, folder.name)
 
 
 def _local_name(spec: str) -> str:
@@ -171,6 +209,8 @@ def _fetch(repository: str, revision: str | None) -> Path:
 def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter: bool) -> Source:
     if not folder.is_dir():
         raise SourceError(f"{folder} is not a folder. Pass the folder that holds config.json.")
+    if not merge_adapter and _is_open_clip(folder):
+        return _read_open_clip(folder, name, revision)
     _check_files(folder)
     config = _read_config(folder)
     notes = []
@@ -195,6 +235,49 @@ def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter
     return Source(
         folder, name, revision, config.values, weight_files, shapes, adapter, tuple(notes)
     )
+
+
+def _is_open_clip(folder: Path) -> bool:
+    """Tell whether a folder is in open_clip's format, and not in transformers' too.
+
+    Beside open_clip's file, a config.json may be timm's, without a model_type, or that of the text
+    tower.
+    """
+    if not (folder / _OPEN_CLIP_CONFIG).is_file():
+        return False
+    if not (folder / _CONFIG).is_file():
+        return True
+    model = read_fields(folder / _OPEN_CLIP_CONFIG).section("model_cfg")
+    text = None if model is None else model.section("text_cfg")
+    hugging_face = text is not None and text.values.get("hf_model_name") is not None
+    return hugging_face or "model_type" not in read_fields(folder / _CONFIG).values
+
+
+def _read_open_clip(folder: Path, name: str, revision: str | None) -> Source:
+    if not (folder / _OPEN_CLIP_CONFIG).is_file():
+        raise SourceError(f"{folder} has no {_OPEN_CLIP_CONFIG}. Pass a folder that has one.")
+    _check_files(folder)
+    config = {**read_fields(folder / _OPEN_CLIP_CONFIG).values, "model_type": OPEN_CLIP}
+    found = [folder / file for file in _OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
+    if not found:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        raise SourceError(
+            f"{folder} holds no weights: expected {' or '.join(_OPEN_CLIP_WEIGHTS)}. "
+            + (
+                f"A pickle ({', '.join(pickles)}) can run any code when it is opened and is "
+                "rejected: load it where you trust it, and save it again with safetensors.torch."
+                "save_file(model.state_dict(), 'open_clip_model.safetensors')."
+                if pickles
+                else "Download it completely."
+            )
+        )
+    shapes = _read_shapes(found[0])
+    decoder = any(tensor.startswith("text_decoder.") for tensor in shapes)
+    notes = (f"{name}: its text decoder, which writes captions, is left out.",) if decoder else ()
+    return Source(
+        folder, name, revision, config, (found[0],), shapes, None, notes,
+        config_file=_OPEN_CLIP_CONFIG,
+    )  # fmt: skip
 
 
 def _read_graph(path: Path, name: str) -> Source:

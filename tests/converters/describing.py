@@ -29,8 +29,9 @@ class Described:
     def freeze(self, out: Path) -> dict[str, Processor]:
         """Write the processors' files into a new folder and check them."""
         out.mkdir(exist_ok=True)
+        source = self.source if self.spec.reference_processors else None
         with quiet_libraries():
-            return freeze(self.source, self.spec.processors, self.spec.files, out)
+            return freeze(source, self.spec.processors, self.spec.files, out)
 
     @property
     def space(self) -> str:

@@ -1,0 +1,367 @@
+"""Checkpoints of open_clip: CLIP, EVA-CLIP, CoCa's contrastive towers and their like.
+
+`open_clip_config.json` names towers of open_clip, timm and transformers. Those of open_clip and
+timm are modules of mmedge here, which give what the originals give, so that neither is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mmedge.bundle.kinds import ContrastiveHead
+from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.converters.families.open_clip_config import (
+    ModelConfig,
+    Sides,
+    TextConfig,
+    TimmVisionConfig,
+    read_model_config,
+)
+from mmedge.converters.families.open_clip_modules import (
+    NativeTextTower,
+    NativeVisionTower,
+    unpack,
+)
+from mmedge.converters.families.open_clip_timm import TimmVisionTower, architecture_of
+from mmedge.converters.families.towers import (
+    IMAGE_BATCH,
+    TEXT_BATCH,
+    Tower,
+    dual_encoder,
+    embedding_role,
+    seeded,
+)
+from mmedge.converters.sources.clip_bpe import clip_bpe_json
+from mmedge.converters.sources.config import Fields, foreign_errors
+from mmedge.converters.sources.source import OPEN_CLIP, Source
+from mmedge.converters.sources.tokenizer import (
+    backend_json,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_fields,
+)
+from mmedge.errors import SourceError
+from mmedge.preprocess import config as frozen
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Resample, Rescale, Resize
+from mmedge.specs import Axis, Modality, TensorSpec
+
+__all__ = ["FAMILY"]
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_PREPROCESSING: Mapping[str, object] = {
+    "size": None, "mode": "RGB", "mean": _MEAN, "std": _STD, "interpolation": "bicubic",
+    "resize_mode": "shortest", "fill_color": 0,
+}  # fmt: skip
+_TEXT_KEYS = ("positional_embedding", "token_embedding", "transformer", "ln_final",
+              "text_projection", "cls_emb")  # fmt: skip
+_USUAL_TOKENS = 16
+_LISTED = 8
+
+
+class _DualEncoder(nn.Module):
+    """Both towers, and the scale and bias of scores, by open_clip's names."""
+
+    def __init__(
+        self, config: ModelConfig, visual: nn.Module, text: nn.Module, scale: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.config, self.visual, self.text = config, visual, text
+        self.logit_scale = nn.Parameter(torch.empty(scale))
+        self.logit_bias = nn.Parameter(torch.empty(scale)) if config.biased else None
+
+
+class _Encoder(nn.Module):
+    """A tower with its output L2-normalised."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, item: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(self.tower(item), dim=-1)
+
+
+class OpenClip:
+    """Dual encoders in open_clip's format."""
+
+    name = "open_clip"
+
+    def matches(self, source: Source) -> bool:
+        """Return whether a source is in open_clip's format."""
+        return source.model_type == OPEN_CLIP
+
+    def load(self, source: Source) -> nn.Module:
+        """Load both towers in fp32 from the checkpoint's tensors, none missing and none left."""
+        config = read_model_config(source.fields, len(source.shapes))
+        _read_preprocessing(source, config.vision.image_size)
+        _read_tokenizer(source, config.text)
+        with torch.device("meta"):
+            visual, text = _vision_tower(source, config), NativeTextTower(config.text, config.dim)
+            scale = source.shapes.get("logit_scale", ())
+            model = _DualEncoder(config, visual, text, scale)
+        weights = _read_weights(source, config)
+        _check_weights(source, model, weights)
+        model.load_state_dict(weights, assign=True)
+        unpack(model)
+        return model.eval().requires_grad_(requires_grad=False)
+
+    def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
+        """Describe both encoders, normalisation inside, and their scores."""
+        loaded = cast(Any, model)
+        config: ModelConfig = loaded.config
+        image, (text, files) = (
+            _read_preprocessing(source, config.vision.image_size),
+            _read_tokenizer(source, config.text),
+        )
+        towers = {
+            Modality.IMAGE: Tower(
+                role=lambda: _image_role(_Encoder(loaded.visual), config),
+                processor=image,
+                reference=None,
+            ),
+            Modality.TEXT: Tower(
+                role=lambda: _text_role(_Encoder(loaded.text), config, text),
+                processor=text,
+                reference=None,
+                files=files,
+            ),
+        }
+        biased = loaded.logit_bias is not None
+        head = ContrastiveHead(
+            activation="sigmoid" if biased else "softmax",
+            logit_scale=float(loaded.logit_scale.exp()),
+            **({"logit_bias": float(loaded.logit_bias)} if biased else {}),
+        )
+        # transformers does not open its processors.
+        return replace(dual_encoder(towers, config.dim, head), reference_processors=False)
+
+
+def _vision_tower(source: Source, config: ModelConfig) -> nn.Module:
+    if isinstance(config.vision, TimmVisionConfig):
+        shape = architecture_of(config.vision, source.fields.file)
+        return TimmVisionTower(config.vision, shape, config.dim)
+    return NativeVisionTower(config.vision, config.dim)
+
+
+def _read_preprocessing(source: Source, sides: Sides) -> frozen.ImageConfig:
+    """Freeze open_clip's transform of images for inference.
+
+    Raises:
+        SourceError: If `preprocess_cfg` asks for what open_clip does not have.
+    """
+    given = source.fields.section("preprocess_cfg") or Fields(source.fields.file, {})
+    for key in given.values.keys() - _PREPROCESSING.keys():
+        raise given.error(key, f"a key of {', '.join(_PREPROCESSING)}", "Remove it.")
+    written = {key: value for key, value in given.values.items() if value is not None}
+    settings = Fields(given.file, {**_PREPROCESSING, **written}, given.path)
+    settings.choice("mode", {"RGB": 0})
+    if settings.values["size"] is not None:
+        size = settings.integers("size", 1, 1 << 13)
+        if len(size) > 3 or (size[0], size[-1]) != sides:
+            raise settings.error("size", f"the image_size of the model, {sides}")
+    resamples: Mapping[object, Resample] = {
+        "bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic",
+    }  # fmt: skip
+    resample = settings.choice("interpolation", resamples)
+    mode = settings.choice(
+        "resize_mode", {name: name for name in ("shortest", "longest", "squash")}
+    )
+    height, width = sides
+    resize: tuple[ImageStep, ...]
+    if mode == "squash":
+        resize = (Resize(mode="exact", height=height, width=width, resample=resample),)
+    elif mode == "longest":
+        fill = settings.integer("fill_color", 0, 255)
+        resize = (
+            Resize(mode="fit", height=height, width=width, resample=resample),
+            Crop(height=height, width=width, rounding="nearest", fill=fill),
+        )
+    elif height == width:
+        resize = (
+            Resize(mode="shortest_edge", height=height, width=width, resample=resample),
+            Crop(height=height, width=width, rounding="nearest"),
+        )
+    else:  # open_clip passes no interpolation on in this case
+        resize = (
+            Resize(mode="cover", height=height, width=width, resample="bicubic"),
+            Crop(height=height, width=width, rounding="nearest"),
+        )
+    mean = settings.triple("mean", -1e3, 1e3)
+    std = settings.triple("std", 1e-6, 1e3)
+    return frozen.ImageConfig(
+        steps=(
+            Decode(alpha="drop"),
+            *resize,
+            Rescale(factor=1 / 255),
+            Normalize(mean=mean, std=std),
+        )
+    )
+
+
+def _read_tokenizer(source: Source, text: TextConfig) -> tuple[frozen.TextConfig, dict[str, bytes]]:
+    """Freeze a checkpoint's tokenizer, and return it with its file.
+
+    Raises:
+        SourceError: If its files are missing or do not fit the model.
+    """
+    if text.tokenizer is None:
+        content, closing = clip_bpe_json(source.folder, text.rows)
+        pad_id = 0
+        if text.pool == "eos" and text.eos_id != closing:
+            raise SourceError(
+                f"{source.fields.file}: text_cfg.eos_id is {text.eos_id}, but a text is closed by "
+                f"{closing}. Correct the file."
+            )
+    else:
+        tokenizer = load_tokenizer(source)
+        check_tokenizer(source, tokenizer, text.rows)
+        if tokenizer.padding_side != "right":
+            raise SourceError(
+                f"{source.name}: its tokenizer pads on the {tokenizer.padding_side}, which mmedge "
+                "cannot. Set padding_side to right in tokenizer_config.json, if the model was "
+                "trained so."
+            )
+        fields = tokenizer_fields(source, tokenizer)
+        pad_id = fields.integer("pad_token_id", 0, text.rows - 1)
+        content = backend_json(source, tokenizer)
+        if text.strip_separator:
+            content = _with_zero(content, int(tokenizer.sep_token_id))
+    config = frozen.TextConfig(
+        max_length=text.context,
+        padding="longest" if _reads_true_length(text) else "max_length",
+        pad_id=pad_id,
+        cleaning=text.cleaning,
+    )
+    return config, {config.tokenizer_file: content.encode()}
+
+
+def _with_zero(content: str, token: int) -> str:
+    """Return a `tokenizer.json` that adds 0 to a text where it added another special token."""
+    document = json.loads(content)
+    steps = document["post_processor"]
+    for step in steps["processors"] if steps["type"] == "Sequence" else [steps]:
+        for special in step.get("special_tokens", {}).values():  # TemplateProcessing
+            special["ids"] = [0 if each == token else each for each in special["ids"]]
+        if "sep" in step and step["sep"][1] == token:  # BertProcessing, RobertaProcessing
+            step["sep"][1] = 0
+    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+
+
+def _reads_true_length(text: TextConfig) -> bool:
+    """Tell whether padding behind a text cannot change its embedding.
+
+    A causal tower that pools at the end of a text does not see what follows. open_clip's tokenizer
+    pads with 0, and the closing token has the highest id.
+    """
+    pooled_at_end = text.pool == "eos" or (text.pool == "argmax" and text.tokenizer is None)
+    return text.causal and pooled_at_end and not text.class_token and text.hf_model is None
+
+
+def _read_weights(source: Source, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors by the names of _DualEncoder, in fp32."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    with foreign_errors(f"{source.name}: its weights cannot be loaded", "Download them again."):
+        for path in source.weight_files:
+            weights.update(load_file(path))
+    flat = "positional_embedding" in weights  # class CLIP has the text tower's tensors at the top
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise SourceError(
+                f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
+                "weights are quantized: pass the model that they were made from."
+            )
+        if config.decoder and name.startswith("text_decoder."):
+            continue
+        moved = flat and name.split(".", maxsplit=1)[0] in _TEXT_KEYS
+        named[f"text.{name}" if moved else name] = tensor.float()
+    return named
+
+
+def _check_weights(source: Source, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Check that the checkpoint holds the model's tensors, in their shapes, and no others."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = [f"{name} is missing" for name in expected if name not in weights]
+    found += [f"{name} is not in the model" for name in weights if name not in expected]
+    found += [
+        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if found:
+        more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        raise SourceError(
+            f"{source.name}: the weights do not fit {source.config_file}: "
+            f"{'; '.join(found[:_LISTED])}{more}. Fetch both files of one revision."
+        )
+
+
+def _image_role(module: nn.Module, config: ModelConfig) -> RoleSpec:
+    height, width = config.vision.image_size
+
+    def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        with seeded(seed):  # about the range that normalised pixels have
+            return {"pixel_values": torch.rand(sizes["batch"], 3, height, width) * 4 - 2}
+
+    return embedding_role(
+        module,
+        (TensorSpec("pixel_values", np.dtype(np.float32), ("batch", 3, height, width)),),
+        config.dim,
+        processor="image",
+        axes={"batch": IMAGE_BATCH},
+        sample=sample,
+        trace_sizes={"batch": 2},
+        proof_sizes=({"batch": 1}, {"batch": 3}),
+    )
+
+
+def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextConfig) -> RoleSpec:
+    text, longest = config.text, processor.max_length
+    dynamic = processor.padding == "longest"
+    end = text.eos_id if text.pool == "eos" else text.rows - 1
+
+    def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
+        shape = sizes["batch"], sizes.get("sequence", longest)
+        with seeded(seed):
+            ids = torch.randint(0, text.rows, shape)
+            lengths = torch.randint(1, shape[1] + 1, (shape[0], 1))
+        ids[ids == end] = 0 if end else 1
+        places = torch.arange(shape[1])
+        ids[places >= lengths] = processor.pad_id
+        ids[places == lengths - 1] = end
+        return {"input_ids": ids}
+
+    axes, traced = {"batch": TEXT_BATCH}, {"batch": 2}
+    sequences: list[dict[str, int]] = [{}]
+    if dynamic:
+        axes["sequence"] = Axis(1, min(_USUAL_TOKENS, longest), longest)
+        traced["sequence"] = max(2, longest // 2)
+        sequences = [{"sequence": n} for n in sorted({2, (longest + 1) // 2, longest})]
+    return embedding_role(
+        module,
+        (
+            TensorSpec(
+                "input_ids", np.dtype(np.int64), ("batch", "sequence" if dynamic else longest)
+            ),
+        ),
+        config.dim,
+        processor="text",
+        axes=axes,
+        sample=sample,
+        trace_sizes=traced,
+        proof_sizes=tuple({"batch": batch, **each} for batch in (1, 3) for each in sequences),
+    )
+
+
+FAMILY = OpenClip()
