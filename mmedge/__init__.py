@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmedge.bundle import Bundle, open_bundle
     from mmedge.errors import MmedgeError
-    from mmedge.models import Classification, DualEncoder, EncodedFiles, Encoder, verify_bundle
+    from mmedge.models import (
+        Classification,
+        Detections,
+        Detector,
+        DualEncoder,
+        EncodedFiles,
+        Encoder,
+        verify_bundle,
+    )
     from mmedge.models.load import load
     from mmedge.retrieval.index import Index
     from mmedge.retrieval.items import Match
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "Classification",
+    "Detections",
+    "Detector",
     "DualEncoder",
     "EncodedFiles",
     "Encoder",
@@ -39,6 +49,8 @@ __all__ = [
 _HOMES = {
     "Bundle": "mmedge.bundle",
     "Classification": "mmedge.models",
+    "Detections": "mmedge.models",
+    "Detector": "mmedge.models",
     "DualEncoder": "mmedge.models",
     "EncodedFiles": "mmedge.models",
     "Encoder": "mmedge.models",

@@ -66,6 +66,8 @@ class Task(str, Enum):
     ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
     IMAGE_CLASSIFICATION = "image-classification"
     TEXT_GENERATION = "text-generation"
+    OBJECT_DETECTION = "object-detection"
+    ZERO_SHOT_OBJECT_DETECTION = "zero-shot-object-detection"
 
 
 class Compare(str, Enum):

@@ -19,6 +19,10 @@ __all__ = [
     "evaluation_folder",
     "gpt2_bundle",
     "gpt2_folder",
+    "owlv2_bundle",
+    "owlv2_folder",
+    "owlvit_bundle",
+    "owlvit_folder",
     "photo_folder",
     "resnet_bundle",
     "resnet_folder",
@@ -207,6 +211,43 @@ def convert_images(
     convert(
         ConvertConfig(str(source), out, precisions, calibration=calibration, evaluate=evaluation)
     )
+    return out
+
+
+@pytest.fixture(scope="session")
+def owlvit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OWL-ViT in transformers' on-disk format; not to be changed."""
+    from models.tiny_models import write_owl
+
+    return write_owl(tmp_path_factory.mktemp("sources") / "tiny-owlvit")
+
+
+@pytest.fixture(scope="session")
+def owlv2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OWLv2 in transformers' on-disk format; not to be changed."""
+    pytest.importorskip("scipy", reason="transformers' image processor of OWLv2 needs it")
+    from models.tiny_models import write_owl
+
+    return write_owl(tmp_path_factory.mktemp("sources") / "tiny-owlv2", second=True)
+
+
+@pytest.fixture(scope="session")
+def owlvit_bundle(owlvit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny OWL-ViT in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
+    return _convert_detector(owlvit_folder, tmp_path_factory.mktemp("owlvit"))
+
+
+@pytest.fixture(scope="session")
+def owlv2_bundle(owlv2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny OWLv2 in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
+    return _convert_detector(owlv2_folder, tmp_path_factory.mktemp("owlv2"))
+
+
+def _convert_detector(source: Path, folder: Path) -> Path:
+    from mmedge.converters import ConvertConfig, convert
+
+    out = folder / "detector.mmedge"
+    convert(ConvertConfig(str(source), out, precisions=("fp32", "int8-dynamic")))
     return out
 
 

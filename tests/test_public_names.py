@@ -19,6 +19,8 @@ TREES = {"mmedge": "mmedge", "mmedge.converters": "converters", "mmedge.runtimes
 PUBLIC = [
     "Bundle",
     "Classification",
+    "Detections",
+    "Detector",
     "DualEncoder",
     "EncodedFiles",
     "Encoder",

@@ -36,6 +36,7 @@ __all__ = [
 
 # One line a kind.
 EVALUATIONS: dict[str, str] = {
+    "detector": "mmedge.converters.evaluation.detection:Detection",
     "dual_encoder": "mmedge.converters.evaluation.embedding:Retrieval",
     "encoder": "mmedge.converters.evaluation.encoder:Encoding",
     "fused": "mmedge.converters.evaluation.classification:Classification",
@@ -193,6 +194,7 @@ class Evaluation(ABC):
         run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
         feeds: Iterable[Mapping[str, Array]],
         advance: Callable[[], None],
+        reference: Mapping[str, Collected],  # noqa: ARG002, for kinds of several roles
     ) -> dict[str, Array]:
         """Run a graph on every feed and collect the evaluated outputs.
 
@@ -201,6 +203,7 @@ class Evaluation(ABC):
             run: Runs the graph.
             feeds: From `feeds`.
             advance: Called after each feed.
+            reference: fp32 outputs of the roles before it.
         """
         kept: dict[str, list[Array]] = {}
         for feed in feeds:

@@ -51,6 +51,7 @@ class Generation(Evaluation):
         run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
         feeds: Iterable[Mapping[str, Array]],
         advance: Callable[[], None],
+        reference: Mapping[str, Collected],  # noqa: ARG002
     ) -> dict[str, Array]:
         """Collect each position's most likely next token, and the real one's log-probability."""
         tokens: list[Array] = []

@@ -22,6 +22,8 @@ FAMILIES: dict[str, str] = {
     "dinov2": "mmedge.converters.families.dinov2:FAMILY",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "open_clip": "mmedge.converters.families.open_clip:FAMILY",
+    "owlv2": "mmedge.converters.families.owlvit:OWLV2",
+    "owlvit": "mmedge.converters.families.owlvit:OWLVIT",
     "resnet": "mmedge.converters.families.resnet:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",

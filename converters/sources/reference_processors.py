@@ -17,7 +17,7 @@ from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
 from mmedge.preprocess.config import AudioConfig, ImageConfig, ProcessorConfig, TextConfig
-from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Rescale, Resize
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Pad, Rescale, Resize
 
 __all__ = [
     "check_image_preprocessing",
@@ -60,16 +60,23 @@ def read_image_preprocessing(source: Source, side: int | None) -> ImageConfig:
         SourceError: If it is missing, asks for a step that mmedge does not have, or gives images
             of another size.
     """
-    values = _load_image_processor(source).to_dict()
+    processor = _load_image_processor(source)
+    owlv2 = type(processor).__name__.startswith("Owlv2")  # resizes in floats, as scipy does
+    values = processor.to_dict()
     for key in ("size", "crop_size"):
         if values.get(key) is not None and not isinstance(values[key], Mapping):
             values[key] = dict(values[key])  # transformers' SizeDict
     settings = Fields(source.folder / _FILE, values)
-    if settings.flag("do_pad"):
-        raise settings.error("do_pad", "false", "mmedge has no padding of images.")
-    steps: list[ImageStep] = [Decode()]
+    pads = settings.flag("do_pad")
+    if pads and not owlv2:
+        raise settings.error("do_pad", "false", "mmedge pads images for OWLv2 alone.")
+    steps: list[ImageStep] = [Decode(), Pad()] if pads else [Decode()]
     if settings.flag("do_resize"):
-        steps += _read_resize(settings)
+        if owlv2:
+            height, width = _read_sides(settings, "size")
+            steps.append(Resize(mode="exact", height=height, width=width, resample="gaussian"))
+        else:
+            steps += _read_resize(settings)
     if settings.flag("do_center_crop"):
         height, width = _read_sides(settings, "crop_size")
         steps.append(Crop(height=height, width=width))
@@ -234,6 +241,11 @@ def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -
             )
 
 
+def _is_pair(value: object) -> bool:
+    pair = isinstance(value, list) and len(value) == 2
+    return pair and all(type(side) is int for side in value)  # type: ignore[attr-defined]
+
+
 def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
     # Not from transformers itself, whose 5.4 to 5.17 give a stand-in where there is no torchvision.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -241,8 +253,9 @@ def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers 
     if (source.folder / _FILE).exists():
         written = read_fields(source.folder / _FILE)
         for key in ("size", "crop_size"):
-            if not isinstance(written.values.get(key), int | Mapping | None):
-                raise written.error(key, "a number, or an object of sides")
+            value = written.values.get(key)
+            if not isinstance(value, int | Mapping | None) and not _is_pair(value):
+                raise written.error(key, "a number, two of them, or an object of sides")
     with (
         foreign_errors(
             f"{source.folder / _FILE}: the image processor cannot be loaded",

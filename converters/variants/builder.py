@@ -220,7 +220,9 @@ class VariantBuilder:
                     state = self.spec.state
                     steps = {} if state is None else graph.run_steps(state, self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
-                    collected = evaluation.collect(self.spec, graph.run, self._feeds(), advance)
+                    collected = evaluation.collect(
+                        self.spec, graph.run, self._feeds(), advance, self.inputs.reference
+                    )
                     if not methods:
                         self._require_finite(label, model, collected)
         return BuiltVariant(

@@ -323,10 +323,12 @@ def _steps(config: ProcessorConfig) -> Iterator[str]:
 
 
 def _step(step: ImageStep) -> str:
-    from mmedge.preprocess.steps import Crop, Decode, Rescale, Resize
+    from mmedge.preprocess.steps import Crop, Decode, Pad, Rescale, Resize
 
     if isinstance(step, Decode):
         return "alpha on white" if step.alpha == "white" else "alpha dropped"
+    if isinstance(step, Pad):
+        return "pad to a square"
     if isinstance(step, Resize):
         exact = f"{step.height} x {step.width}"
         size = exact if step.mode == "exact" else f"shorter edge {step.height}"

@@ -164,7 +164,7 @@ class ImageExample(BaseModel):
 
     Attributes:
         frame: (height, width, 3) uint8, RGB: what a camera gives.
-        resized: (h, w, 3) uint8: after resize and crop.
+        resized: (h, w, 3) uint8, float32 after a Gaussian resize: after resize and crop.
         tensor: (1, 3, h, w) float32: what the graph takes.
     """
 

@@ -13,7 +13,7 @@ from mmedge.preprocess.cleaning import CLEANING_WORDS
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.decode import decode_image
 from mmedge.preprocess.image import ImageProcessor
-from mmedge.preprocess.steps import Crop, Decode, ImageStep, Rescale, Resize
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Pad, Rescale, Resize
 from mmedge.preprocess.text import TextProcessor
 from mmedge.specs import Array
 
@@ -110,6 +110,8 @@ def _words(step: ImageStep) -> str:
             "Decode to 8-bit R, G, B in this order (OpenCV gives B, G, R). Apply the EXIF "
             f"orientation of a file. {alpha}; repeat greyscale three times."
         )
+    if isinstance(step, Pad):
+        return "Pad with black to a square, at the right or the bottom; boxes are parts of it."
     if isinstance(step, Resize):
         return _resize_words(step)
     if isinstance(step, Crop):
@@ -143,7 +145,15 @@ def _resize_words(resize: Resize) -> str:
             f"Scale so that the shorter side is {resize.height} and the longer "
             f"int({resize.height} * longer / shorter), cut off and not rounded"
         )
-    if resize.resample == "nearest":
+    if resize.resample == "gaussian":
+        how = (
+            "in floats, each axis for itself: where it shrinks by a factor f, blur with a Gaussian "
+            "of deviation (f - 1) / 2, cut off after int(2 * (f - 1) + 0.5) pixels; then take the "
+            "value at (i + 0.5) * f - 0.5, between two pixels linearly; beyond the border the "
+            "image is mirrored, its outermost pixels not repeated (scipy.ndimage.gaussian_filter "
+            "and zoom, mode mirror, grid_mode)"
+        )
+    elif resize.resample == "nearest":
         how = "taking the pixel whose centre is nearest"
     else:
         how = (

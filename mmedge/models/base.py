@@ -300,3 +300,13 @@ class Model(Closing):
         return session.run(
             {name: np.asarray(array, specs.get(name)) for name, array in feed.items()}
         )
+
+    def _batch_size(self, role: str, wanted: int | None) -> int:
+        """Return the samples of a role's call: as many as wanted, else its largest batch."""
+        if wanted is not None and wanted < 1:
+            raise InputError(f"batch_size: got {wanted}, expected 1 or more.")
+        axis = self._session(role).inputs[0].shape[0]
+        if isinstance(axis, int):
+            return axis
+        bounds = self.manifest.roles[role].axes.get(axis)
+        return wanted or (1 if bounds is None else bounds.max)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from mmedge.errors import TextError
 from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.preprocess.text import TextProcessor, check_tokens
-from mmedge.specs import Float32Array
+from mmedge.specs import Array, Float32Array
 
-__all__ = ["EncodedFiles", "Skipped", "text_batches", "token_ids"]
+__all__ = ["EncodedFiles", "Skipped", "encode_ids", "text_batches", "token_ids"]
 
 # Smaller buckets pad less, larger ones make fewer calls. 4 took the least CPU time of 1 to 16 on
 # 100 texts of 6 to 40 tokens, in fp32 and in int8 (docs/architecture.md, exact savings).
@@ -136,3 +138,30 @@ def text_batches(
         for _, bucket in sorted(buckets.items())
         for start in range(0, len(bucket), batch_size)
     ]
+
+
+def encode_ids(
+    ids: Sequence[Sequence[int]],
+    processor: TextProcessor,
+    batch_size: int,
+    run: Callable[[Mapping[str, Array]], Float32Array],
+) -> Float32Array:
+    """Encode tokenized texts, those of like length together.
+
+    Args:
+        ids: Token ids of each of N >= 1 texts.
+        processor: Pads them.
+        batch_size: Texts in a batch, at most.
+        run: From the inputs of n texts to (n, D) float32.
+
+    Returns:
+        (N, D) float32, in the order of the texts.
+    """
+    by_length = processor.config.padding == "longest"
+    batches = text_batches(ids, batch_size, by_length=by_length)
+    parts = [run(processor.pad([ids[position] for position in batch])) for batch in batches]
+    if len(parts) == 1:
+        return parts[0]
+    embeddings = np.empty((len(ids), parts[0].shape[1]), np.float32)
+    embeddings[np.concatenate(batches)] = np.concatenate(parts)
+    return embeddings

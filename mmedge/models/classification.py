@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import InputError
 from mmedge.models.running import Made
+from mmedge.postprocess.scores import sigmoid
 from mmedge.specs import Array, Float32Array
 
 __all__ = [
@@ -120,7 +121,7 @@ def label_prompts(labels: Sequence[str], template: str) -> tuple[str, ...]:
     for position, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise InputError(f"Label {position}: got {label!r}, expected a text that is not empty.")
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
     if repeated:
         raise InputError(f"Labels given more than once: {repeated}. Give each label once.")
     return tuple(template.replace("{}", label) for label in labels)
@@ -146,8 +147,7 @@ def activate(logits: Array, activation: Literal["softmax", "sigmoid"]) -> Float3
     """Turn logits (N, L) into probabilities (N, L) float32."""
     logits = logits.astype(np.float64, copy=False)
     if activation == "sigmoid":
-        decay = np.exp(-np.abs(logits))  # at most 1, so it cannot overflow
-        scores = np.where(logits >= 0, 1 / (1 + decay), decay / (1 + decay))
+        scores = sigmoid(logits)
     else:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores = powers / powers.sum(axis=1, keepdims=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmedge.errors import (
     TextError,
 )
 from mmedge.models.base import Model, Stages
-from mmedge.models.batches import EncodedFiles, Skipped, text_batches, token_ids
+from mmedge.models.batches import EncodedFiles, Skipped, encode_ids, token_ids
 from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
 from mmedge.models.images import (
     checked_paths,
@@ -136,7 +137,7 @@ class EmbeddingModel(Model):
     ) -> Float32Array:
         """Return one output of the image encoder, by its position; see encode_image."""
         processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
-        size = self._batch_size(Modality.IMAGE, batch_size)
+        size = self._batch_size(self._role(Modality.IMAGE), batch_size)
         several = image_sources(images)
         if several is None and skipped is None:  # one image, named without a position
             return self._rows(Modality.IMAGE, processor([cast(ImageSource, images)]), output)
@@ -174,7 +175,7 @@ class EmbeddingModel(Model):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.image_processor.with_options(max_pixels=max_pixels)
-        size = self._batch_size(Modality.IMAGE, batch_size)
+        size = self._batch_size(self._role(Modality.IMAGE), batch_size)
         names: list[str] = []
         skipped: list[Skipped] = []
         sources = checked_paths(paths, names)
@@ -220,25 +221,14 @@ class EmbeddingModel(Model):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self.text_processor
-        size = self._batch_size(Modality.TEXT, batch_size)
+        size = self._batch_size(self._role(Modality.TEXT), batch_size)
         several = [texts] if isinstance(texts, str) else checked_texts(texts)
+        run = partial(self._rows, Modality.TEXT)
         with closing(token_ids(several, processor, skipped)) as chunks:
-            parts = [self._encode_ids(ids, size) for ids in chunks]
+            parts = [encode_ids(ids, processor, size, run) for ids in chunks]
         if not parts and not skipped:
             raise TextError("Texts: got none, expected at least one.")
         return self._joined(parts, Modality.TEXT)
-
-    def _encode_ids(self, ids: Sequence[Sequence[int]], batch_size: int) -> Float32Array:
-        processor = self.text_processor
-        by_length = processor.config.padding == "longest"
-        batches = text_batches(ids, batch_size, by_length=by_length)
-        if len(batches) == 1:
-            return self._rows(Modality.TEXT, processor.pad(ids))
-        embeddings = np.empty((len(ids), self.embedding_dim), np.float32)
-        for batch in batches:
-            feed = processor.pad([ids[position] for position in batch])
-            embeddings[batch] = self._rows(Modality.TEXT, feed)
-        return embeddings
 
     def _joined(
         self, parts: Sequence[Float32Array], modality: Modality, output: int = 0
@@ -267,7 +257,7 @@ class EmbeddingModel(Model):
             BackendError: If the engine fails, or the encoder is closed.
         """
         processor = self._processor(self._role(Modality.AUDIO))
-        size = self._batch_size(Modality.AUDIO, batch_size)
+        size = self._batch_size(self._role(Modality.AUDIO), batch_size)
         items = [sounds] if is_audio_source(sounds) else list(cast("Iterable[AudioSource]", sounds))
         if not items:
             raise InputError("Audio: got none, expected at least one.")
@@ -368,16 +358,6 @@ class EmbeddingModel(Model):
             InputError: If the model has none.
         """
         return self.encoders.get(modality, f"{modality.value}_encoder")
-
-    def _batch_size(self, modality: Modality, wanted: int | None) -> int:
-        if wanted is not None and wanted < 1:
-            raise InputError(f"batch_size: got {wanted}, expected 1 or more.")
-        role = self._role(modality)
-        axis = self._session(role).inputs[0].shape[0]
-        if isinstance(axis, int):
-            return axis
-        bounds = self.manifest.roles[role].axes.get(axis)
-        return wanted or (1 if bounds is None else bounds.max)
 
     @property
     def _section(self) -> EmbeddingKind:

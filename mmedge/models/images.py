@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,22 @@ from PIL import Image
 from mmedge.errors import DTypeError, ImageError, InputError
 from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.models.batches import Skipped
-from mmedge.preprocess.decode import ImageSource, array_of, image_files, is_image_source
+from mmedge.preprocess.decode import (
+    ImageSource,
+    array_of,
+    frame_size,
+    image_files,
+    is_image_source,
+)
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.specs import Array, Float32Array
 
 __all__ = ["checked_paths", "image_batches", "image_sources", "preprocessed_batches"]
 
 ResultT = TypeVar("ResultT")
+
+# An image prepared, or why it cannot be used; its path; width and height of its frame.
+_Prepared: TypeAlias = tuple[Float32Array | InputError, str, tuple[int, int] | None]
 
 _MAX_HELD_BYTES = 1 << 26  # of a file that is read before its turn
 
@@ -86,6 +95,7 @@ def image_batches(
     skipped: list[Skipped] | None = None,
     *,
     batches_ahead: int = 1,
+    frames: list[tuple[int, int]] | None = None,
 ) -> Generator[Float32Array, None, None]:
     """Prepare images, batch by batch, in threads while the caller encodes.
 
@@ -96,6 +106,7 @@ def image_batches(
         batch_size: Images in a batch, at most.
         skipped: Takes the images that cannot be read; None raises instead.
         batches_ahead: Batches that are prepared while one is encoded.
+        frames: Takes width and height of each image that is not skipped, before its batch.
 
     Yields:
         (n, 3, h, w) float32 with n <= batch_size. One buffer serves every batch: each is
@@ -112,7 +123,9 @@ def image_batches(
     plain = (partial(_prepare, processor, source, _path(source)) for source in sources)
     calls = _held(sources, processor) if threads else plain
     with closing(run_ahead(calls, threads=threads, ahead=batches_ahead * batch_size)) as results:
-        for position, (prepared, path) in enumerate(results):
+        for position, (prepared, path, frame) in enumerate(results):
+            if frames is not None and frame is not None:
+                frames.append(frame)
             if isinstance(prepared, InputError):
                 if skipped is None or not isinstance(prepared, ImageError):
                     raise type(prepared)(f"images[{position}]: {prepared}") from prepared
@@ -133,19 +146,18 @@ def _path(source: ImageSource) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
 
 
-def _prepare(
-    processor: ImageProcessor, source: ImageSource, path: str
-) -> tuple[Float32Array | InputError, str]:
-    """Return an image prepared, or why it cannot be used, and its path."""
+def _prepare(processor: ImageProcessor, source: ImageSource, path: str) -> _Prepared:
+    """Prepare an image."""
     try:
-        return processor([source])[processor.config.input], path
+        image = processor.decode(source)
+        return processor([image])[processor.config.input], path, frame_size(image)
     except InputError as error:
-        return error, path
+        return error, path, None
 
 
 def _held(
     sources: Iterable[ImageSource], processor: ImageProcessor
-) -> Iterator[Callable[[], tuple[Float32Array | InputError, str]]]:
+) -> Iterator[Callable[[], _Prepared]]:
     """Yield calls that prepare images in other threads, whatever becomes of the sources then.
 
     An iterator may overwrite the array or the file that it gave, or close it, when it is asked for

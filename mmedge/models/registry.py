@@ -12,6 +12,7 @@ __all__ = ["MODELS", "model_class"]
 
 # One line per kind.
 MODELS: dict[str, str] = {
+    "detector": "mmedge.models.detector:Detector",
     "dual_encoder": "mmedge.models.dual_encoder:DualEncoder",
     "encoder": "mmedge.models.encoder:Encoder",
     "fused": "mmedge.models.fused:FusedModel",

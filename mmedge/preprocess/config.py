@@ -16,6 +16,7 @@ from mmedge.preprocess.steps import (
     ImageStep,
     LogMel,
     Normalize,
+    Pad,
     Rescale,
     Resize,
     Step,
@@ -33,7 +34,7 @@ _Step = TypeVar("_Step", bound=Step)
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 _Input: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 
-_IMAGE_ORDER = (Decode, Resize, Crop, Rescale, Normalize)
+_IMAGE_ORDER = (Decode, Pad, Resize, Crop, Rescale, Normalize)
 
 
 class ImageConfig(BaseModel):
@@ -41,7 +42,8 @@ class ImageConfig(BaseModel):
 
     Attributes:
         input: Graph input that takes the tensor.
-        steps: Decode, then at most one each of resize, crop, rescale and normalize, in this order.
+        steps: Decode, then at most one each of pad, resize, crop, rescale and normalize, in this
+            order.
     """
 
     model_config = _FROZEN
@@ -55,8 +57,12 @@ class ImageConfig(BaseModel):
         if order[:1] != [0] or order != sorted(set(order)):
             raise ValueError(
                 f"steps {[step.op for step in self.steps]}; expected decode, then at most one each "
-                "of resize, crop, rescale, normalize, in this order"
+                "of pad, resize, crop, rescale, normalize, in this order"
             )
+        resize = self.find(Resize)
+        smooth = resize is not None and resize.resample == "gaussian"
+        if (smooth and self.find(Crop)) or (self.find(Pad) and not smooth):
+            raise ValueError("pad goes with a gaussian resize, and that without a crop")
         return self
 
     def find(self, kind: builtins.type[_Step]) -> _Step | None:

@@ -30,6 +30,7 @@ __all__ = [
     "array_of",
     "decode_image",
     "describe_source",
+    "frame_size",
     "image_files",
     "image_header",
     "is_image_source",
@@ -83,6 +84,7 @@ _FURTHER = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "AVIF": "AvifImagePlugin",
 }
+_FRAME = "mmedge_frame_size"  # key in Image.info
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -180,6 +182,15 @@ def decode_image(
         f"{name}: not an image. Pass a path, the bytes of an image file, a binary file object, a "
         "PIL image, or a uint8 array of (height, width, 3)."
     )
+
+
+def frame_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of the frame that an image of decode_image shows.
+
+    It is larger than the image where a JPEG was decoded at a fraction of its size.
+    """
+    size: tuple[int, int] = image.info.get(_FRAME, image.size)
+    return size
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -283,7 +294,9 @@ def _read(
 ) -> Image.Image:
     image = image_header(file, name)
     with image:
+        frame = image.size
         bound(image)
+        decoded = image.size
         try:
             image.load()
             if upright:
@@ -292,7 +305,10 @@ def _read(
             raise ImageError(
                 f"{name}: damaged or truncated ({error}). Fetch or write it again."
             ) from error
-        return to_rgb(image, alpha, name)
+        shown = to_rgb(image, alpha, name)
+        if decoded != frame:
+            shown.info[_FRAME] = frame if image.size == decoded else frame[::-1]
+        return shown
 
 
 def image_header(file: IO[bytes], name: str) -> ImageFile.ImageFile:

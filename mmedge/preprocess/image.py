@@ -20,7 +20,8 @@ from mmedge.preprocess.decode import (
     decode_image,
     is_image_source,
 )
-from mmedge.preprocess.steps import Alpha, Crop, Decode, Normalize, Rescale, Resize
+from mmedge.preprocess.steps import Alpha, Crop, Decode, Normalize, Pad, Rescale, Resize
+from mmedge.preprocess.zoom import gaussian_resize
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["ImageProcessor"]
@@ -55,6 +56,7 @@ class ImageProcessor:
         self._alpha = (config.find(Decode) or Decode()).alpha
         self._resize, self._crop = config.find(Resize), config.find(Crop)
         self._fill = 0 if self._crop is None else self._crop.fill
+        self._smooth = self._resize is not None and self._resize.resample == "gaussian"
         # A JPEG of twice the size gives the same output as the whole one: a cosine of 1.0000.
         edge = (0, 0) if self._resize is None else (self._resize.height, self._resize.width)
         self._least_side = 2 * max(edge)
@@ -89,6 +91,11 @@ class ImageProcessor:
         return ImageProcessor(self.config, options)
 
     @property
+    def pads(self) -> bool:
+        """Whether images are padded to a square, at the right or the bottom."""
+        return self.config.find(Pad) is not None
+
+    @property
     def output_size(self) -> tuple[int, int] | None:
         """Height and width of every prepared frame, None if they depend on the image."""
         if self._crop is not None:
@@ -110,7 +117,7 @@ class ImageProcessor:
             image: In mode RGB, as decode returns it.
 
         Returns:
-            (height, width, 3) uint8, C-contiguous.
+            (height, width, 3) uint8, C-contiguous; float32 in 0..255 after a Gaussian resize.
 
         Raises:
             ImageError: If there is no crop and so long an image would have more than max_pixels
@@ -119,6 +126,9 @@ class ImageProcessor:
         """
         if image.mode != "RGB":
             raise InputError(f"Image mode: got {image.mode}, expected RGB. Pass it through decode.")
+        if self._smooth and self._resize is not None:
+            height, width = self._resize.height, self._resize.width
+            return gaussian_resize(np.asarray(image), height, width, square=self.pads)
         size = image.size if self._resize is None else _resized(self._resize, image.size)
         box = (0, 0, *size)
         if self._crop is not None:
@@ -142,17 +152,18 @@ class ImageProcessor:
         """Rescale and normalise frames.
 
         Args:
-            frames: (N, H, W, 3) uint8.
+            frames: (N, H, W, 3), as `resize` returns them.
 
         Returns:
             (N, 3, H, W) float32, C-contiguous.
 
         Raises:
             ShapeError: If the shape differs.
-            DTypeError: If the frames are not uint8.
+            DTypeError: If the frames are not uint8, or float32 after a Gaussian resize.
         """
-        if frames.dtype != np.uint8:
-            raise DTypeError(f"Frames: got dtype {frames.dtype.name}, expected uint8.")
+        dtype = np.dtype(np.float32 if self._smooth else np.uint8)
+        if frames.dtype != dtype:
+            raise DTypeError(f"Frames: got dtype {frames.dtype.name}, expected {dtype.name}.")
         if frames.ndim != 4 or frames.shape[3] != 3:
             raise ShapeError(f"Frames: got {frames.shape}, expected (batch, height, width, 3).")
         count, height, width, _ = frames.shape
@@ -223,9 +234,22 @@ class ImageProcessor:
             raise type(error)(f"{place}: {error}") from error
 
     def _normalize_into(self, frames: Array, out: Float32Array) -> None:
+        if self._smooth:
+            _normalize_floats(self.config, frames, out)
+            return
         for channel in range(3):
             # mode="clip" skips a bounds check; a uint8 is always in the table.
             np.take(self._table[channel], frames[..., channel], out=out[:, channel], mode="clip")
+
+
+def _normalize_floats(config: ImageConfig, frames: Array, out: Float32Array) -> None:
+    """Write frames (N, H, W, 3) float32 of 0..255, rescaled and normalised, as (N, 3, H, W)."""
+    rescale, normalize = config.find(Rescale), config.find(Normalize)
+    factor = np.float32(1.0 if rescale is None else rescale.factor)
+    np.multiply(frames.transpose(0, 3, 1, 2), factor, out=out)
+    if normalize is not None:
+        out -= np.array(normalize.mean, np.float32)[:, None, None]
+        out /= np.array(normalize.std, np.float32)[:, None, None]
 
 
 def _lookup_table(config: ImageConfig) -> Float32Array:

@@ -15,6 +15,7 @@ __all__ = [
     "ImageStep",
     "LogMel",
     "Normalize",
+    "Pad",
     "Resample",
     "Rescale",
     "Resize",
@@ -25,7 +26,9 @@ MAX_AREA = 1 << 26
 """Largest height x width of a step's output: 192 MiB of RGB."""
 
 Alpha: TypeAlias = Literal["white", "drop"]
-Resample: TypeAlias = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+Resample: TypeAlias = Literal[
+    "nearest", "lanczos", "bilinear", "bicubic", "box", "hamming", "gaussian"
+]
 Side: TypeAlias = Annotated[int, Field(ge=1, le=16_384)]
 Mean: TypeAlias = Annotated[float, Field(ge=-1e3, le=1e3)]
 Deviation: TypeAlias = Annotated[float, Field(ge=1e-6, le=1e3)]
@@ -59,6 +62,12 @@ class Decode(Step):
     alpha: Alpha = "white"
 
 
+class Pad(Step):
+    """To a square: black pixels at the right, or at the bottom."""
+
+    op: Literal["pad"] = "pad"
+
+
 class Resize(_Sized):
     """To another size, before the crop.
 
@@ -69,7 +78,8 @@ class Resize(_Sized):
             width) and the largest that fits into it, both sides rounded, half to even.
         height: Pixels.
         width: Pixels.
-        resample: Pillow's filter of that name, with its antialiasing.
+        resample: Pillow's filter of that name, with its antialiasing; `gaussian` blurs an image
+            that shrinks and interpolates linearly, in floats, as scipy does.
     """
 
     op: Literal["resize"] = "resize"
@@ -78,6 +88,8 @@ class Resize(_Sized):
 
     @model_validator(mode="after")
     def _check_edge(self) -> Resize:
+        if self.resample == "gaussian" and self.mode != "exact":
+            raise ValueError(f"gaussian: mode is {self.mode}; expected exact")
         if self.mode == "shortest_edge" and self.height != self.width:
             raise ValueError(
                 f"shortest_edge: height {self.height} and width {self.width} differ; expected the "
@@ -128,7 +140,7 @@ class Normalize(Step):
 
 
 ImageStep: TypeAlias = Annotated[
-    Decode | Resize | Crop | Rescale | Normalize, Field(discriminator="op")
+    Decode | Pad | Resize | Crop | Rescale | Normalize, Field(discriminator="op")
 ]
 
 

@@ -25,6 +25,11 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaTokenizerFast,
@@ -35,11 +40,12 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
+from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 
 TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
-CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE = 32, 24, 28, 32
+CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE, OWL_SIDE = 32, 24, 28, 32, 40
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
 IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
@@ -270,6 +276,42 @@ def write_gpt2(folder: Path, *, seed: int = 0) -> Path:
         _spread(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_owl(folder: Path, *, second: bool = False, seed: int = 0) -> Path:
+    """Write an OWL-ViT of 5 x 5 patches, or an OWLv2, with a byte tokenizer.
+
+    Args:
+        folder: Where to write.
+        second: OWLv2, which pads images to a square.
+        seed: Of the weights.
+    """
+    tokenizer = clip_tokenizer()
+    parts = {
+        "text_config": {
+            **_TOWER,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": CLIP_CONTEXT,
+            "pad_token_id": int(tokenizer.pad_token_id),
+            "bos_token_id": int(tokenizer.bos_token_id),
+            "eos_token_id": int(tokenizer.eos_token_id),
+        },
+        "vision_config": {**_TOWER, "image_size": OWL_SIDE, "patch_size": 8},
+        "projection_dim": 32,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: torch.nn.Module = (
+            Owlv2ForObjectDetection(Owlv2Config(**parts))
+            if second
+            else OwlViTForObjectDetection(OwlViTConfig(**parts))
+        )
+        _spread(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = Owlv2ImageProcessorPil if second else OwlViTImageProcessorPil
+    processor(size={"height": OWL_SIDE, "width": OWL_SIDE}).save_pretrained(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from mmedge.bundle.kinds.detector import DetectorKind
 from mmedge.bundle.kinds.dual_encoder import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.kinds.embedding import EmbeddingKind
 from mmedge.bundle.kinds.encoder import ClassHead, EncoderKind
@@ -16,6 +17,7 @@ from mmedge.bundle.kinds.module import ModuleKind
 __all__ = [
     "ClassHead",
     "ContrastiveHead",
+    "DetectorKind",
     "DualEncoderKind",
     "EmbeddingKind",
     "EncoderKind",
@@ -27,7 +29,8 @@ __all__ = [
 
 # One line a kind.
 Kind: TypeAlias = Annotated[
-    DualEncoderKind
+    DetectorKind
+    | DualEncoderKind
     | EncoderKind
     | FusedKind
     | GeneratorKind

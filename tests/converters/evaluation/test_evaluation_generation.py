@@ -48,7 +48,7 @@ def model(shift: float, scale: float = 1.0) -> Any:
 def test_likelihoods_are_those_of_torch() -> None:
     seen: list[None] = []
     made = _Generation(data="texts").collect(
-        SPEC, model(0.0, 50.0), feeds(), lambda: seen.append(None)
+        SPEC, model(0.0, 50.0), feeds(), lambda: seen.append(None), {}
     )
     feed = feeds()[0]
     logits = torch.from_numpy(model(0.0, 50.0)(feed)["logits"])
@@ -64,7 +64,7 @@ def test_likelihoods_are_those_of_torch() -> None:
 def test_figures_count_positions_and_drops_are_lost_likelihood() -> None:
     evaluation = _Generation(data="texts")
     fp32, other = (
-        evaluation.collect(SPEC, model(shift), feeds(), lambda: None) for shift in (0.0, 9.0)
+        evaluation.collect(SPEC, model(shift), feeds(), lambda: None, {}) for shift in (0.0, 9.0)
     )
     quality = evaluation.quality("decoder", SPEC, {"decoder": fp32}, other)
     assert quality.samples == 8
@@ -78,7 +78,7 @@ def test_figures_count_positions_and_drops_are_lost_likelihood() -> None:
 def test_synthetic_texts_have_no_likelihood() -> None:
     evaluation = _Generation(data=None)
     assert evaluation.available() == ("token-agreement",)
-    made = evaluation.collect(SPEC, model(0.0), feeds(), lambda: None)
+    made = evaluation.collect(SPEC, model(0.0), feeds(), lambda: None, {})
     quality = evaluation.quality("decoder", SPEC, {"decoder": made}, made)
     assert set(quality.figures) == {"token_agreement"}
     assert not quality.drops
