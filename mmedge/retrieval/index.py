@@ -372,6 +372,8 @@ class Index(IndexReader):
     def compact(self, queries: Sequence[str] | Mapping[str, Array] | None = None) -> None:
         """Write one snapshot of all vectors without those that are gone, and shrink the files.
 
+        Deletions are forgotten once all stores have them with which this index exchanges changes.
+
         From 20,000 vectors on they are put in lists, so that a search looks at the nearest few of
         them alone. How many it takes is measured here: queries of each kind are answered exactly,
         and the lists counted that hold what they find. A kind that was not measured, or a recall

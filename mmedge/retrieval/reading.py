@@ -322,6 +322,7 @@ class IndexReader(Closing):
 
         Raises:
             InputError: If the cursor is not of this index, or the limit is below 1.
+            RetrievalError: If `compact` has forgotten deletions after it.
         """
         with self._record.reading() as connection:
             return storing.changes(connection, after, checked_k(limit))

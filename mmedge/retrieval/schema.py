@@ -49,12 +49,14 @@ BUSY_MS = 30_000
 
 # One row. `version` counts transactions; `generation` changes when rows that readers hold no longer
 # count as they did (compact, migrate); `epoch` is that of the vectors in use, and a migration
-# collects its own under the next one.
+# collects its own under the next one. `forgotten` is the last change of the deletions that are no
+# longer remembered, and `forgotten_us` their greatest revision; see deletions.py.
 ABOUT = """CREATE TABLE about(
 one INTEGER PRIMARY KEY CHECK(one = 1), uuid TEXT NOT NULL, dim INTEGER NOT NULL, space TEXT,
 bundle TEXT, precision TEXT, version INTEGER NOT NULL, generation INTEGER NOT NULL,
 epoch INTEGER NOT NULL, items INTEGER NOT NULL, keys INTEGER NOT NULL, rows INTEGER NOT NULL,
-seq INTEGER NOT NULL, next_dim INTEGER, next_space TEXT, next_bundle TEXT, next_precision TEXT)"""
+seq INTEGER NOT NULL, forgotten INTEGER NOT NULL, forgotten_us INTEGER NOT NULL,
+next_dim INTEGER, next_space TEXT, next_bundle TEXT, next_precision TEXT)"""
 _TABLES = {
     "about": ABOUT,
     "items": """CREATE TABLE items(
@@ -103,6 +105,8 @@ class About:
     keys: int = 0
     rows: int = 0
     seq: int = 0
+    forgotten: int = 0
+    forgotten_us: int = 0
     next_dim: int | None = None
     next_space: str | None = None
     next_bundle: str | None = None
@@ -111,7 +115,10 @@ class About:
 
 _ABOUT_COLUMNS = tuple(field.name for field in fields(About))
 _READ_ABOUT = f"SELECT {', '.join(_ABOUT_COLUMNS)} FROM about"  # noqa: S608, names of this file
-_COUNTERS = ("dim", "version", "generation", "epoch", "items", "keys", "rows", "seq")
+_COUNTERS = (
+    *("dim", "version", "generation", "epoch", "items", "keys", "rows"),
+    *("seq", "forgotten", "forgotten_us"),
+)
 
 
 def read_about(connection: sqlite3.Connection) -> About:

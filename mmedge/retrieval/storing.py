@@ -13,6 +13,7 @@ from typing import TypeVar
 from mmedge.errors import InputError, SpaceMismatchError
 from mmedge.retrieval import rows
 from mmedge.retrieval.adding import Content, new_id
+from mmedge.retrieval.deletions import change_cursor, position_after
 from mmedge.retrieval.inputs import (
     Time,
     checked_ids,
@@ -150,6 +151,14 @@ def check_unchanged(about: About, now: About) -> None:
         )
 
 
+def _now(about: About) -> int:
+    """Return the revision of a change made now: microseconds since 1970.
+
+    It is later than all deletions that were forgotten, even if the clock was put back.
+    """
+    return max(rows.now_us(), about.forgotten_us + 1)
+
+
 def add(connection: sqlite3.Connection, items: Sequence[Item], modality: str | None) -> None:
     """Insert new items.
 
@@ -163,12 +172,12 @@ def add(connection: sqlite3.Connection, items: Sequence[Item], modality: str | N
             f"ids: {taken[:3]}{more} are in the index already; nothing was added. Change them with "
             "update, or replace them with upsert."
         )
-    origin = read_about(connection).uuid
+    about = read_about(connection)
     deleted = rows.read_deletions(connection, [item.id for item in items])
-    now = rows.now_us()
+    now = _now(about)
     made = [
         dataclasses.replace(
-            item, revision=max(now, deleted.get(item.id, (0, ""))[0] + 1), origin=origin
+            item, revision=max(now, deleted.get(item.id, (0, ""))[0] + 1), origin=about.uuid
         )
         for item in items
     ]
@@ -180,7 +189,7 @@ def upsert(connection: sqlite3.Connection, items: Sequence[Item]) -> int:
     about = read_about(connection)
     names = [item.id for item in items]
     stored, deleted = rows.read_stored(connection, names), rows.read_deletions(connection, names)
-    now = rows.now_us()
+    now = _now(about)
     fresh: list[Item] = []
     replaced: list[tuple[int, Item]] = []
     for item in items:
@@ -208,7 +217,8 @@ def delete(
     """Delete items unless they are newer than the deletion; return how many there were."""
     stored = rows.read_stored(connection, names)
     if revision is None:
-        own, now = read_about(connection).uuid, rows.now_us()
+        about = read_about(connection)
+        now, own = _now(about), about.uuid
         doomed = {name: (held, max(now, held.revision + 1), own) for name, held in stored.items()}
         rows.delete_items(connection, doomed)
         return len(doomed)
@@ -300,7 +310,8 @@ def update(connection: sqlite3.Connection, changes: Changes) -> None:
             f"ids: {missing[:3]}{more} are not in the index; nothing was changed. Add them with "
             "add, or use upsert for either."
         )
-    about, now = read_about(connection), rows.now_us()
+    about = read_about(connection)
+    now = _now(about)
     held = rows.read_items(connection, [each.key for each in stored.values()], vectors=False)
     changed = []
     for row in held.values():
@@ -336,9 +347,10 @@ def changes(connection: sqlite3.Connection, after: str | None, limit: int) -> li
 
     Raises:
         InputError: If the cursor is not of this index.
+        RetrievalError: If deletions after it were forgotten.
     """
     about = read_about(connection)
-    seq = 0 if after is None else _seq(after, about)
+    seq, base = position_after(after, about)
     live = connection.execute(
         "SELECT seq, id, 0, revision, origin FROM items WHERE seq > ? ORDER BY seq LIMIT ?",
         (seq, limit),
@@ -349,16 +361,6 @@ def changes(connection: sqlite3.Connection, after: str | None, limit: int) -> li
     ).fetchall()
     merged = heapq.merge(live, dead, key=lambda values: values[0])
     return [
-        Change(f"{about.uuid}:{number}", name, bool(deleted), revision, origin)
+        Change(change_cursor(about, number, base), name, bool(deleted), revision, origin)
         for number, name, deleted, revision, origin in itertools.islice(merged, limit)
     ]
-
-
-def _seq(cursor: str, about: About) -> int:
-    owner, _, number = cursor.partition(":")
-    if owner != about.uuid or not number.isdecimal() or len(number) > 18:
-        raise InputError(
-            f"changes: the cursor {cursor!r} is not of this index ({about.uuid}). Pass the cursor "
-            "of its last change, or None to begin again."
-        )
-    return int(number)

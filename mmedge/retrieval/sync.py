@@ -17,7 +17,9 @@ from itertools import groupby
 from mmedge.errors import InputError, SpaceMismatchError
 from mmedge.retrieval.store import Change, SyncedStore, VectorStore
 
-__all__ = ["Synced", "pull", "push"]
+__all__ = ["Synced", "pull", "push", "pushed_to"]
+
+_PUSH, _PULL = "push ", "pull "  # names of cursors begin so
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def push(
         SpaceMismatchError: If the two hold vectors of different spaces or lengths.
         MmedgeError: As the two sides' methods; call again to go on.
     """
-    name = f"push {store.identity}"
+    name = f"{_PUSH}{store.identity}"
     return _copy(index, store, index, name, batch, on_progress, everything=everything)
 
 
@@ -87,8 +89,24 @@ def pull(
         SpaceMismatchError: If the two hold vectors of different spaces or lengths.
         MmedgeError: As the two sides' methods; call again to go on.
     """
-    name = f"pull {store.identity}"
+    name = f"{_PULL}{store.identity}"
     return _copy(store, index, index, name, batch, on_progress, everything=everything)
+
+
+def pushed_to(cursors: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the stores with which changes were exchanged, and how far they were pushed to each.
+
+    Args:
+        cursors: Of an index, by name.
+
+    Returns:
+        Cursors by the identity of a store; None where changes were only pulled.
+    """
+    stores: dict[str, str | None] = {
+        name.removeprefix(_PULL): None for name in cursors if name.startswith(_PULL)
+    }
+    pushed = {name: cursor for name, cursor in cursors.items() if name.startswith(_PUSH)}
+    return stores | {name.removeprefix(_PUSH): cursor for name, cursor in pushed.items()}
 
 
 def _copy(

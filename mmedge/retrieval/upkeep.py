@@ -11,6 +11,7 @@ import numpy as np
 
 from mmedge.errors import StorageError
 from mmedge.files import storage_errors
+from mmedge.retrieval.deletions import forget_deletions
 from mmedge.retrieval.lists import Widths, build_lists
 from mmedge.retrieval.record import LOG, Record
 from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
@@ -63,7 +64,7 @@ def after_write(record: Record) -> None:
 
 
 def compact(record: Record, queries: Mapping[str, Float32Array] | None = None) -> None:
-    """Write one snapshot of all rows, with lists if it is large, and forget those that are gone.
+    """Write one snapshot of all rows, with lists if it is large, and forget what is gone.
 
     Args:
         record: The index's.
@@ -77,6 +78,7 @@ def compact(record: Record, queries: Mapping[str, Float32Array] | None = None) -
         drop_other_epochs(record)
         write_from(record, 0, {} if queries is None else queries)
         with record.writing() as connection:
+            forget_deletions(connection)
             connection.execute("INSERT INTO words(words) VALUES ('optimize')")
             connection.execute("DELETE FROM fields")
             connection.execute(
