@@ -17,7 +17,7 @@ from mmedge.specs import Array, Compare
 __all__ = ["METRICS", "Tensors"]
 
 # Values collected of one sample of an output that is compared by values.
-_KEPT = 1 << 14
+_MAX_VALUES = 1 << 14
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
@@ -59,9 +59,9 @@ class Tensors(Evaluation):
         if compare is not Compare.VALUES:
             return output.reshape(-1, output.shape[-1])
         flat = output.reshape(max(len(output) if output.ndim else 1, 1), -1)
-        if flat.shape[1] <= _KEPT:
+        if flat.shape[1] <= _MAX_VALUES:
             return flat
-        return flat[:, np.linspace(0, flat.shape[1] - 1, _KEPT).astype(np.int64)]
+        return flat[:, np.linspace(0, flat.shape[1] - 1, _MAX_VALUES).astype(np.int64)]
 
     def quality(
         self,

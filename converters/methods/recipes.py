@@ -77,7 +77,7 @@ class Recipe:
         precision: What a caller asks for.
         methods: How to quantize the fp32 graph of each layout, the one that runs here first; empty
             for fp32 itself.
-        kept: Number of excluded linear layers, the most sensitive first. Which ones is
+        excluded: Number of excluded linear layers, the most sensitive first. Which ones is
             measured, and then recorded in the methods' `keep`.
         distilled: Train the quantized model against fp32 before it is written.
     """
@@ -85,7 +85,7 @@ class Recipe:
     variant: str
     precision: Precision
     methods: Mapping[Layout, QuantizationConfig]
-    kept: int = 0
+    excluded: int = 0
     distilled: bool = False
 
     @property
@@ -93,7 +93,7 @@ class Recipe:
         """Whether the recipe needs calibration data."""
         return (
             self.distilled
-            or self.kept > 0
+            or self.excluded > 0
             or any(_needs_calibration(method) for method in self.methods.values())
         )
 
@@ -149,7 +149,7 @@ def parse_recipe(name: str) -> Recipe:
                 f"Precision '{name}': {method} takes no setting '{setting}', but "
                 f"{', '.join(taken) or 'none at all'}." + did_you_mean(setting, taken)
             )
-    kept = _number(name, settings, "keep", 0)
+    excluded = _number(name, settings, "keep", 0)
     build = {"int8-static": _static, "int8-dynamic": _dynamic, "fp8": _fp8}.get(method)
     if build is not None:
         parts, precision, methods = build(settings)
@@ -157,9 +157,9 @@ def parse_recipe(name: str) -> Recipe:
         parts, precision, methods = _weight_only(name, method, settings)
     else:
         parts, precision, methods = _plain(method)
-    if kept:
-        parts.append(f"keep{kept}")
-    return Recipe("-".join([method, *parts]), precision, methods, kept, "distilled" in settings)
+    if excluded:
+        parts.append(f"keep{excluded}")
+    return Recipe("-".join([method, *parts]), precision, methods, excluded, "distilled" in settings)
 
 
 _Default = TypeVar("_Default", int, None)

@@ -19,12 +19,12 @@ from mmedge.converters.passes.matching import (
 from mmedge.errors import QuantizationError
 from mmedge.specs import Compare, Float32Array
 
-__all__ = ["COMPARE_KEY", "KEPT", "Linear", "find_linears", "makes_embedding"]
+__all__ = ["COMPARE_KEY", "EXCLUDED", "Linear", "find_linears", "makes_embedding"]
 
 COMPARE_KEY = "mmedge.compare"
 """Metadata key of a graph output: its comparison with the reference (mmedge.Compare)."""
 
-KEPT = "among the most sensitive layers"
+EXCLUDED = "among the most sensitive layers"
 """Reason of layers excluded by a method's `keep`; see sensitivity."""
 
 # Ops allowed between the layer that makes the embedding and the output.

@@ -52,16 +52,16 @@ class NarrowFloats(ir.passes.InPlacePass):
     nodes.
     """
 
-    def __init__(self, dtype: ir.DataType, kept: Collection[ir.Node] = ()) -> None:
+    def __init__(self, dtype: ir.DataType, fp32_nodes: Collection[ir.Node] = ()) -> None:
         """Choose the type.
 
         Args:
             dtype: FLOAT16 or BFLOAT16.
-            kept: Nodes that stay in float32.
+            fp32_nodes: Nodes that stay in float32.
         """
         super().__init__()
         self._dtype = dtype
-        self._kept = frozenset(kept)
+        self._fp32_nodes = frozenset(fp32_nodes)
         self._casts: dict[ir.Value, ir.Value] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -111,7 +111,7 @@ class NarrowFloats(ir.passes.InPlacePass):
         )
         # What makes floats of none has their type in an attribute; of those only Cast is rewritten.
         source = makes and not takes and not is_op(node, "Cast")
-        if node in self._kept or holds_graph or source or node.domain not in ("", "ai.onnx"):
+        if node in self._fp32_nodes or holds_graph or source or node.domain not in ("", "ai.onnx"):
             return [], []
         schema = onnx.defs.get_schema(node.op_type, node.version or 20, "")
         name = _TYPE_NAMES[self._dtype]

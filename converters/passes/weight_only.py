@@ -38,7 +38,7 @@ from mmedge.converters.numerics.group_rounding import (
     round_to_nearest,
 )
 from mmedge.converters.passes.building import replace_value
-from mmedge.converters.passes.linears import KEPT, Linear, find_linears, makes_embedding
+from mmedge.converters.passes.linears import EXCLUDED, Linear, find_linears, makes_embedding
 from mmedge.converters.passes.matching import constant, is_op, rank, sizes
 from mmedge.converters.passes.weight_only_nodes import (
     StoredWeight,
@@ -214,7 +214,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
         group_size = self._group_for(linear.shape[0], bits)
         reason = ""
         if linear.name in self._keep:
-            reason = KEPT
+            reason = EXCLUDED
         elif self._form == "blocked" and makes_embedding(linear):
             reason = "makes the embedding"
         elif group_size is None:
@@ -267,7 +267,7 @@ class WeightOnlyLinears(ir.passes.InPlacePass):
             stored = None
         reason = ""
         if name in self._keep:
-            reason = KEPT
+            reason = EXCLUDED
         elif self._form == "blocked":
             reason = "engines look up in float"
         elif group_size is None and stored is None:

@@ -11,7 +11,7 @@ from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.passes.float16 import Fp32Op
 from mmedge.converters.passes.int8 import quantizable_tables
-from mmedge.converters.passes.linears import KEPT, find_linears, makes_embedding
+from mmedge.converters.passes.linears import EXCLUDED, find_linears, makes_embedding
 from mmedge.converters.passes.matching import is_op, sizes
 
 __all__ = ["Layer", "describe_layers", "plan_layers", "report_fp32_ops"]
@@ -46,9 +46,9 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
     found: dict[tuple[str, bool], Layer] = {}  # a tied table has the same name
     for name, lookups in quantizable_tables(graph).items():
         rows, columns = (size or 1 for size in sizes(lookups[0].inputs[0]) or (1, 1))
-        found[name, True] = Layer(name, "Gather", (rows, columns), "", _kept(name, keep))
+        found[name, True] = Layer(name, "Gather", (rows, columns), "", _exclusion(name, keep))
     for linear in find_linears(graph):
-        reason = "makes the embedding" if makes_embedding(linear) else _kept(linear.name, keep)
+        reason = "makes the embedding" if makes_embedding(linear) else _exclusion(linear.name, keep)
         x = linear.x.name or ""
         layer = Layer(linear.name, linear.node.op_type, linear.shape, x, reason)
         found[linear.name, False] = layer
@@ -66,8 +66,8 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
     return tuple(found.values())
 
 
-def _kept(name: str, keep: Collection[str]) -> str:
-    return KEPT if name in keep else ""
+def _exclusion(name: str, keep: Collection[str]) -> str:
+    return EXCLUDED if name in keep else ""
 
 
 def describe_layers(
@@ -107,15 +107,15 @@ def report_fp32_ops(
     graph: ir.Graph, fp32_ops: Sequence[Fp32Op], precision: str
 ) -> tuple[NodeEntry, ...]:
     """Return the report of each layer of a narrowed graph with fp32 ops."""
-    kept = {op.name: op.reason for op in fp32_ops}
+    fp32 = {op.name: op.reason for op in fp32_ops}
     names = {linear.name: linear.node.name or "" for linear in find_linears(graph)}
     return tuple(
         NodeEntry(
             name=layer.name,
             op_type=layer.op_type,
-            precision="float32" if names.get(layer.name) in kept else precision,
+            precision="float32" if names.get(layer.name) in fp32 else precision,
             shape=layer.shape,
-            reason=kept.get(names.get(layer.name, ""), ""),
+            reason=fp32.get(names.get(layer.name, ""), ""),
         )
         for layer in plan_layers(graph, ())
     )

@@ -84,24 +84,24 @@ def choose_range(
     if method == "percentile":
         return _central(histogram, extreme, symmetric=symmetric)
 
-    def cost(kept: Range) -> float:
+    def cost(quantizer: Range) -> float:
         if method == "mse":
-            return squared_error(histogram, kept, symmetric=symmetric)
-        return _divergence(merged, kept, symmetric=symmetric)
+            return squared_error(histogram, quantizer, symmetric=symmetric)
+        return _divergence(merged, quantizer, symmetric=symmetric)
 
     merged = _without_zeros(_merge(histogram, _ENTROPY_BINS))
     return _search(cost, extreme, symmetric=symmetric)
 
 
-def squared_error(histogram: Histogram, kept: Range, *, symmetric: bool = False) -> float:
+def squared_error(histogram: Histogram, quantizer: Range, *, symmetric: bool = False) -> float:
     """Return the mean squared quantization error of a histogram.
 
     Args:
         histogram: Values, taken as spread evenly within each bin.
-        kept: The quantizer's range.
+        quantizer: The quantizer's range.
         symmetric: For int8 with zero point 0 instead of uint8.
     """
-    scale, first, last = _grid(kept, symmetric=symmetric)
+    scale, first, last = _grid(quantizer, symmetric=symmetric)
     # The integral of the squared error from 0 to each edge; over one step it is scale^3 / 12.
     edges = histogram.edges()
     values = np.clip(np.rint(edges / scale), first, last)
@@ -111,20 +111,20 @@ def squared_error(histogram: Histogram, kept: Range, *, symmetric: bool = False)
     return float(histogram.counts @ np.diff(integral) / (width * histogram.counts.sum()))
 
 
-def _grid(kept: Range, *, symmetric: bool) -> tuple[float, int, int]:
+def _grid(quantizer: Range, *, symmetric: bool) -> tuple[float, int, int]:
     """Return the quantizer's scale, and its first and last multiple of it."""
     if symmetric:
-        return float(np.float32(max(abs(kept.low), abs(kept.high)) / 127.0)), -128, 127
-    scale, zero_point = kept.affine()
+        return float(np.float32(max(abs(quantizer.low), abs(quantizer.high)) / 127.0)), -128, 127
+    scale, zero_point = quantizer.affine()
     return scale, -zero_point, 255 - zero_point
 
 
-def _divergence(histogram: Histogram, kept: Range, *, symmetric: bool) -> float:
+def _divergence(histogram: Histogram, quantizer: Range, *, symmetric: bool) -> float:
     """Return the Kullback-Leibler divergence of the quantized distribution from the original."""
     edges, counts = histogram.edges(), histogram.counts
     middles = (edges[:-1] + edges[1:]) / 2
-    reach = max(abs(kept.low), abs(kept.high))
-    low, high = (-reach, reach) if symmetric else (kept.low, kept.high)
+    reach = max(abs(quantizer.low), abs(quantizer.high))
+    low, high = (-reach, reach) if symmetric else (quantizer.low, quantizer.high)
     begin, end = np.searchsorted(middles, (low, high))
     inside = counts[begin:end].astype(np.float64)
     # Cut almost everything off, and the little that stays is described without any divergence.
@@ -134,7 +134,7 @@ def _divergence(histogram: Histogram, kept: Range, *, symmetric: bool) -> float:
     original = inside.copy()
     original[0] += counts[:begin].sum()
     original[-1] += counts[end:].sum()
-    scale, first, last = _grid(kept, symmetric=symmetric)
+    scale, first, last = _grid(quantizer, symmetric=symmetric)
     levels = np.clip(np.rint(middles[begin:end] / scale), first, last)
     starts = np.flatnonzero(np.diff(levels, prepend=levels[0] - 1))
     filled = original > 0
@@ -193,7 +193,7 @@ def _search(cost: Callable[[Range], float], extreme: Range, *, symmetric: bool) 
     """Return the range of the smallest cost: a coarse search over both ends, then a fine one."""
     reach = max(abs(extreme.low), abs(extreme.high))
 
-    def kept(low_factor: float, high_factor: float) -> Range:
+    def scaled(low_factor: float, high_factor: float) -> Range:
         if symmetric:
             return _within(extreme, -reach * high_factor, reach * high_factor)
         # An end on the other side of zero is no end of the quantizer's range, which holds zero.
@@ -205,7 +205,7 @@ def _search(cost: Callable[[Range], float], extreme: Range, *, symmetric: bool) 
     lows = coarse if extreme.low < 0 and not symmetric else [1.0]
     highs = coarse if extreme.high > 0 or symmetric else [1.0]
     # The first of equals, so that nothing is cut off without gain.
-    costs = {(low, high): cost(kept(low, high)) for low in lows for high in highs}
+    costs = {(low, high): cost(scaled(low, high)) for low in lows for high in highs}
     best = min(costs, key=costs.__getitem__)
     smallest = costs[best]
     for ratio in _FINE_RATIOS:
@@ -216,7 +216,7 @@ def _search(cost: Callable[[Range], float], extreme: Range, *, symmetric: bool) 
                 trial = min(best[0] * low, 1.0), min(best[1] * high, 1.0)
                 if trial in costs:
                     continue
-                costs[trial] = cost(kept(*trial))
+                costs[trial] = cost(scaled(*trial))
                 if costs[trial] < smallest:
                     best, smallest, better = trial, costs[trial], True
-    return kept(*best)
+    return scaled(*best)

@@ -42,7 +42,7 @@ _CLOSE_COSINE = 0.999
 # A candidate over the budget has to cost this much less than one within to be worth refining.
 _WORTH_REFINING = 0.9
 _ABOUT_AS_CHEAP = 1.25
-_KEPT = (1, 2, 4, 8, 16)
+_EXCLUDED = (1, 2, 4, 8, 16)
 _PLAIN: dict[Objective, tuple[str, ...]] = {
     "latency": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
     "energy": ("fp16", "int8-dynamic", "int8-static", "int8-static-mse"),
@@ -136,8 +136,8 @@ class RoleSearch:
         best = self._best(trials, _WORTH_REFINING * least)
         if best is None:
             return
-        for kept in _KEPT:
-            yield parse_recipe(f"{best.name}-keep{kept}")
+        for excluded in _EXCLUDED:
+            yield parse_recipe(f"{best.name}-keep{excluded}")
             if within(trials[-1], self.budget) or trials[-1].cost(objective) > least:
                 return
 

@@ -46,7 +46,7 @@ from mmedge.converters.quantization.float16_check import require_agreement
 from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quantization.sensitivity import (
-    choose_kept,
+    choose_excluded,
     measure_sensitivity,
     weight_bytes,
 )
@@ -198,8 +198,8 @@ class VariantBuilder:
         nodes: Path | None = None
         methods = dict(recipe.methods)
         if methods:
-            if recipe.kept:
-                methods = self._with_kept(methods, recipe.kept)
+            if recipe.excluded:
+                methods = self._with_excluded(methods, recipe.excluded)
             if recipe.distilled:
                 models, entries = self._distil(recipe.variant, methods)
             else:
@@ -345,13 +345,13 @@ class VariantBuilder:
     def _probe_feeds(self) -> Iterable[Mapping[str, Array]]:
         return (probe.feed for probe in self.inputs.probes)
 
-    def _with_kept(
+    def _with_excluded(
         self, methods: Mapping[Layout, QuantizationConfig], count: int
     ) -> dict[Layout, QuantizationConfig]:
         """Return the methods with the most sensitive layers excluded."""
         layout, method = next(iter(methods.items()))
         errors = self._sensitivity(layout, method)
-        lists = choose_kept(errors, weight_bytes(self._source(layout)), limit=count)
+        lists = choose_excluded(errors, weight_bytes(self._source(layout)), limit=count)
         if not lists:
             raise QuantizationError(
                 f"{self._role}: no layer needs to be excluded; quantizing any of them moves "

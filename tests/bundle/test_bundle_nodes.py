@@ -23,7 +23,7 @@ ENTRY = NodeEntry(
     high=7.0,
     weight_error=0.004,
 )
-KEPT = NodeEntry(
+EXCLUDED = NodeEntry(
     name="projection", op_type="Gemm", precision="float32", shape=(64, 16), reason="most sensitive"
 )
 
@@ -32,7 +32,7 @@ def table(**fields: Any) -> NodeTable:
     known: dict[str, Any] = {
         "role": "image_encoder",
         "variant": "int8-dynamic",
-        "nodes": (ENTRY, KEPT),
+        "nodes": (ENTRY, EXCLUDED),
         "samples": 8,
     }
     return NodeTable.model_validate(known | fields)
@@ -143,7 +143,7 @@ def test_a_missing_table_and_one_that_is_not_listed(tiny_bundle: Bundle) -> None
 
 
 def test_measured_errors_are_merged_by_name() -> None:
-    twice = with_output_errors((ENTRY, KEPT), {ENTRY.name: 0.25, "elsewhere": 0.5})
+    twice = with_output_errors((ENTRY, EXCLUDED), {ENTRY.name: 0.25, "elsewhere": 0.5})
     assert [entry.output_error for entry in twice] == [0.25, None]
     assert twice[0].model_copy(update={"output_error": None}) == ENTRY
     # Rounding may carry a cosine beyond 1.
@@ -155,7 +155,7 @@ def test_measured_errors_are_merged_by_name() -> None:
 
 def test_a_name_is_split_into_block_and_place() -> None:
     def place(name: str) -> tuple[str, str]:
-        return KEPT.model_copy(update={"name": name}).place
+        return EXCLUDED.model_copy(update={"name": name}).place
 
     assert place("tower.layers.11.mlp.fc1") == ("tower.layers.11", "mlp.fc1")
     assert place("tower.blocks.2.attn.0") == ("tower.blocks.2", "attn.0")

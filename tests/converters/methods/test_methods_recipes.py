@@ -111,9 +111,9 @@ def test_order_and_defaults_do_not_matter(spelled: str, canonical: str) -> None:
 
 def test_what_is_kept_and_trained_stands_in_the_recipe() -> None:
     recipe = parse_recipe("int8-static-mse-distilled-keep3")
-    assert (recipe.kept, recipe.distilled) == (3, True)
+    assert (recipe.excluded, recipe.distilled) == (3, True)
     assert recipe.settings()["distilled"] is True
-    assert (FP32.kept, FP32.distilled, FP32.settings()) == (0, False, {"method": "export"})
+    assert (FP32.excluded, FP32.distilled, FP32.settings()) == (0, False, {"method": "export"})
 
 
 def test_settings_tell_where_layouts_differ() -> None:

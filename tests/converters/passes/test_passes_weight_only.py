@@ -15,7 +15,7 @@ from towers import VOCABULARY, WIDTH, image_tower, pictures, text_tower, texts
 
 from mmedge.converters.numerics.group_rounding import Bits, hqq, round_to_nearest
 from mmedge.converters.passes import to_onnxruntime_layout
-from mmedge.converters.passes.linears import KEPT
+from mmedge.converters.passes.linears import EXCLUDED
 from mmedge.converters.passes.weight_only import WeightOnlyLinears, moment_inputs
 from mmedge.converters.statistics.collect import collect_moments
 from mmedge.errors import QuantizationError
@@ -184,7 +184,7 @@ def test_kept_layers_and_bits_of_their_own(tmp_path: Path) -> None:
     )
     step(model)
     found = {weight.name: weight for weight in step.weights}
-    assert (found[names[0]].bits, found[names[0]].reason) == (32, KEPT)
+    assert (found[names[0]].bits, found[names[0]].reason) == (32, EXCLUDED)
     assert (found[names[-1]].bits, found[names[1]].bits, found[names[-2]].bits) == (32, 2, 4)
     counted = Counter(node.op_type for node in model.graph)
     assert counted["GatherBlockQuantized"] == 0

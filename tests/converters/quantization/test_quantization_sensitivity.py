@@ -30,7 +30,7 @@ from mmedge.converters.passes.int8 import (
 )
 from mmedge.converters.passes.matching import is_op
 from mmedge.converters.quantization.sensitivity import (
-    choose_kept,
+    choose_excluded,
     measure_errors,
     measure_sensitivity,
     quantizable_nodes,
@@ -127,7 +127,7 @@ def test_the_layer_with_the_outlier_ranks_first(
     ranked = sorted(errors, key=lambda node: -errors[node])
     assert ranked[0] == name
     assert errors[name] > 10 * errors[ranked[1]]
-    assert choose_kept(errors, weight_bytes(model))[0] == (name,)
+    assert choose_excluded(errors, weight_bytes(model))[0] == (name,)
 
 
 def test_the_first_keep_list_restores_the_embedding(outlier: tuple[Path, str]) -> None:
@@ -139,7 +139,7 @@ def test_the_first_keep_list_restores_the_embedding(outlier: tuple[Path, str]) -
     def cosine(keep: tuple[str, ...]) -> float:
         return float((embed(static_int8(model, keep), feed) * reference).sum(axis=1).mean())
 
-    lists = choose_kept(errors)
+    lists = choose_excluded(errors)
     found = [cosine(keep) for keep in ((), *lists[:3])]
     assert found[0] < 0.99
     assert found[1] > 0.999
@@ -250,22 +250,22 @@ def test_activations_that_are_not_finite_are_named(layout: Path) -> None:
 
 def test_keep_lists_double_and_begin_with_one_another() -> None:
     errors = {f"n{i}": float(i) for i in range(12)}
-    lists = choose_kept(errors)
+    lists = choose_excluded(errors)
     assert [len(keep) for keep in lists] == [1, 2, 4, 8, 11]
     assert lists[0] == ("n11",)
     for shorter, longer in pairwise(lists):
         assert longer[: len(shorter)] == shorter
     assert "n0" not in lists[-1]  # without error, nothing is gained by keeping it
-    assert [len(keep) for keep in choose_kept(errors, limit=5)] == [1, 2, 4, 5]
-    assert choose_kept({}) == ()
-    assert choose_kept({"only": 1.0}) == ()
-    assert choose_kept({"a": 0.0, "b": 0.0}) == ()
+    assert [len(keep) for keep in choose_excluded(errors, limit=5)] == [1, 2, 4, 5]
+    assert choose_excluded({}) == ()
+    assert choose_excluded({"only": 1.0}) == ()
+    assert choose_excluded({"a": 0.0, "b": 0.0}) == ()
 
 
 def test_costs_weigh_and_equals_keep_their_order() -> None:
     errors = {"a": 1.0, "b": 3.0, "c": 1.0}
-    assert choose_kept(errors, limit=3) == (("b",), ("b", "a"))
-    assert choose_kept(errors, {"a": 1, "b": 10, "c": 1})[-1] == ("a", "c")
+    assert choose_excluded(errors, limit=3) == (("b",), ("b", "a"))
+    assert choose_excluded(errors, {"a": 1, "b": 10, "c": 1})[-1] == ("a", "c")
 
 
 @pytest.mark.parametrize(
@@ -281,4 +281,4 @@ def test_what_cannot_be_ranked_is_named(
     errors: dict[str, float], costs: dict[str, float] | None
 ) -> None:
     with pytest.raises(QuantizationError, match="Cannot rank 'a'"):
-        choose_kept(errors, costs)
+        choose_excluded(errors, costs)
