@@ -8,7 +8,7 @@ from mmedge.converters.data.datasets import Dataset, read_dataset
 from mmedge.converters.progress import Progress, ProgressEvent, ignore_progress
 from mmedge.converters.report import ConversionReport
 from mmedge.converters.sources.source import Source, is_hub_id, open_source
-from mmedge.energy.counter import why_not
+from mmedge.energy.counter import unavailable_reason
 from mmedge.errors import ConversionError
 
 __all__ = ["convert", "read_data"]
@@ -30,7 +30,7 @@ def convert(config: ConvertConfig, progress: Progress | None = None) -> Conversi
     """
     report = progress or ignore_progress
     check_target(config.out, overwrite=config.overwrite)
-    if config.searches and config.objective == "energy" and (reason := why_not()):
+    if config.searches and config.objective == "energy" and (reason := unavailable_reason()):
         raise ConversionError(f"Objective energy: {reason}")
     source = None if is_hub_id(config.source) else _open(config, report)
     data = read_data(config)

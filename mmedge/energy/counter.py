@@ -1,10 +1,9 @@
 """Energy measurement, if the machine has a readable counter.
 
-Two kinds are known: RAPL, which Intel's and AMD's processors keep and Linux shows under
-/sys/class/powercap, and the INA3221 of a Jetson, which Linux shows under /sys/class/hwmon. Both
-count the whole processor or module: whatever else runs counts too, and so does what an idle
-machine takes, which is not subtracted. That is right for a comparison (who is done sooner leaves
-the machine idle sooner) and too high for an absolute claim.
+Two kinds are supported: RAPL of Intel and AMD processors (/sys/class/powercap), and the INA3221 of
+a Jetson (/sys/class/hwmon). Both measure the whole processor or module, other processes and idle
+power included. That is right for a comparison (a faster contestant leaves the machine idle sooner)
+and too high as an absolute figure.
 """
 
 from __future__ import annotations
@@ -22,11 +21,17 @@ from mmedge.energy.ina3221 import find_rails, rails_missing
 from mmedge.energy.rapl import domains_missing, find_domains
 from mmedge.errors import InputError, ProfileError
 
-__all__ = ["EnergyCounter", "Measurement", "energy_counter", "energy_per_call_mj", "why_not"]
+__all__ = [
+    "EnergyCounter",
+    "Measurement",
+    "energy_counter",
+    "energy_per_call_mj",
+    "unavailable_reason",
+]
 
 _SYS = Path("/sys")
-# Counters update every millisecond (RAPL) or every few (INA3221): a block must be much longer
-# than that, and short enough for all contestants to see the same load.
+# Much longer than the counters' interval (a few milliseconds), and short enough for all contestants
+# to see the same load.
 _BLOCK_S = 0.5
 
 
@@ -35,7 +40,7 @@ class Gauge(Protocol):
 
     @property
     def what(self) -> str:
-        """Display name of what it measures."""
+        """Display name of the measured part."""
 
     @property
     def interval_s(self) -> float:
@@ -57,7 +62,7 @@ class Measurement:
 
     @property
     def energy_mj(self) -> float:
-        """Millijoules, including the idle machine's.
+        """Millijoules, idle power included.
 
         Raises:
             ProfileError: If the block has not ended.
@@ -73,7 +78,7 @@ class EnergyCounter:
     """The energy counter of this machine.
 
     Args:
-        gauge: What is read.
+        gauge: The energy source.
     """
 
     def __init__(self, gauge: Gauge) -> None:
@@ -81,14 +86,14 @@ class EnergyCounter:
 
     @property
     def what(self) -> str:
-        """What it measures: "RAPL: package-0, dram"."""
+        """Display name of the measured part: "RAPL: package-0, dram"."""
         return self._gauge.what
 
     @contextmanager
     def measure(self) -> Iterator[Measurement]:
         """Measure the block.
 
-        A thread reads the counter meanwhile, as often as its kind needs.
+        A thread reads the counter at the gauge's interval.
 
         Raises:
             ProfileError: If the counter can no longer be read.
@@ -120,7 +125,7 @@ class EnergyCounter:
 
 
 def energy_counter(sys: Path = _SYS) -> EnergyCounter | None:
-    """Return the machine's counter, None if none is readable (see `why_not`).
+    """Return the machine's counter, None if none is readable (see `unavailable_reason`).
 
     Args:
         sys: Where sysfs is mounted.
@@ -129,7 +134,7 @@ def energy_counter(sys: Path = _SYS) -> EnergyCounter | None:
     return None if gauge is None else EnergyCounter(gauge)
 
 
-def why_not(sys: Path = _SYS) -> str:
+def unavailable_reason(sys: Path = _SYS) -> str:
     """Return why there is no counter, and the fix, as one message; "" if there is one."""
     if energy_counter(sys) is not None:
         return ""
@@ -148,20 +153,18 @@ def energy_per_call_mj(
 ) -> dict[str, float]:
     """Measure the energy per call of each contestant, interleaved.
 
-    Each round gives every contestant a block of about half a second, in which it is called over and
-    over; the order turns around from round to round, so that a machine that warms up favours
-    nobody. A contestant's figure is the median over its blocks.
-
-    What a call raises is let through.
+    In each round every contestant is called repeatedly for about half a second; the order is
+    reversed from round to round, so that warm-up of the machine favours none. The result is the
+    median over a contestant's blocks. Exceptions of the calls are not caught.
 
     Args:
         calls: By name; each returns when its outputs are in host memory.
-        counter: What `energy_counter` returned.
-        seconds: Measured time of each contestant, at least; above 0.
-        clock: Nanoseconds.
+        counter: The counter.
+        seconds: Minimum measured time of each contestant; above 0.
+        clock: Clock in nanoseconds.
 
     Returns:
-        Millijoules of one call, by name, in the order of `calls`. Idle power is part of it.
+        Millijoules per call by name, in the order of `calls`, idle power included.
 
     Raises:
         InputError: If there is no call, or no time for one.
@@ -177,7 +180,7 @@ def energy_per_call_mj(
     for done in range(max(1, math.ceil(seconds / _BLOCK_S - 1e-9))):
         for name in names if done % 2 == 0 else reversed(names):
             figures[name].append(_block(name, calls[name], counter, clock))
-    return {name: statistics.median(known) for name, known in figures.items()}
+    return {name: statistics.median(blocks) for name, blocks in figures.items()}
 
 
 def _block(
@@ -193,8 +196,8 @@ def _block(
             count += 1
     if not measured.energy_mj > 0:
         raise ProfileError(
-            f"Energy of {name!r}: {counter.what} gave {measured.energy_mj:g} mJ for {count} calls "
-            "in half a second, so it does not count. Virtual machines often show such a counter. "
+            f"Energy of {name!r}: {counter.what} measured {measured.energy_mj:g} mJ for {count} "
+            "calls in half a second, so the counter does not work, as in many virtual machines. "
             "Choose by latency or size instead."
         )
     return measured.energy_mj / count

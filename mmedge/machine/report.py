@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmedge.energy.counter import energy_counter, why_not
+from mmedge.energy.counter import energy_counter, unavailable_reason
 from mmedge.errors import MmedgeError
 from mmedge.files.cache_folder import cache_folder
 from mmedge.machine.gpus import Cuda, Gpu, read_cuda, read_gpus, undriven_gpus
@@ -228,7 +228,9 @@ def read_memory(host: Host) -> tuple[int | None, int | None]:
 def _energy(host: Host) -> tuple[str, str]:
     try:
         counter = energy_counter(host.root / "sys")
-        return ("", why_not(host.root / "sys")) if counter is None else (counter.what, "")
+        return (
+            ("", unavailable_reason(host.root / "sys")) if counter is None else (counter.what, "")
+        )
     except (MmedgeError, OSError, ValueError) as error:
         return "", str(error)
 

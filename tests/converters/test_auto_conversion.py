@@ -368,7 +368,7 @@ def test_a_metric_that_the_data_cannot_tell_is_refused_before_any_work(
 def test_energy_without_a_counter_is_refused_before_any_work(
     config: ConvertConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmedge.converters.request.why_not", lambda: "No counter here.")
+    monkeypatch.setattr("mmedge.converters.request.unavailable_reason", lambda: "No counter here.")
     nowhere = replace(config, source="nowhere/at/all", objective="energy")
     with pytest.raises(ConversionError, match=r"Objective energy: No counter here\."):
         convert(nowhere)

@@ -10,7 +10,12 @@ import pytest
 
 from mmedge.energy import counter as energy
 from mmedge.energy import ina3221, rapl
-from mmedge.energy.counter import EnergyCounter, energy_counter, energy_per_call_mj, why_not
+from mmedge.energy.counter import (
+    EnergyCounter,
+    energy_counter,
+    energy_per_call_mj,
+    unavailable_reason,
+)
 from mmedge.errors import InputError, ProfileError
 
 RANGE_UJ = 262_143_328_850
@@ -48,7 +53,7 @@ def add_chip(sys: Path, index: int, name: str, rails: dict[str, tuple[int, int]]
 def counter_of(sys: Path) -> EnergyCounter:
     counter = energy_counter(sys)
     assert counter is not None
-    assert not why_not(sys)
+    assert not unavailable_reason(sys)
     return counter
 
 
@@ -205,18 +210,16 @@ def test_energy_is_not_known_before_the_end(tmp_path: Path) -> None:
     assert measured.energy_mj == 0
 
 
-def test_why_not_on_a_machine_without_any(tmp_path: Path) -> None:
+def test_reason_without_a_counter(tmp_path: Path) -> None:
     assert energy_counter(tmp_path) is None
-    told = why_not(tmp_path)
-    assert told.startswith("No energy counter can be read here. RAPL: ")
-    assert "virtual machines" in told
-    assert "class/hwmon shows none" in told
-    assert told.endswith("choose by latency or size, which need no counter.")
+    reason = unavailable_reason(tmp_path)
+    assert reason.startswith("No energy counter can be read here. RAPL: ")
+    assert "virtual machines" in reason
+    assert "class/hwmon shows none" in reason
+    assert reason.endswith("choose by latency or size, which need no counter.")
 
 
-def test_why_not_where_the_counter_is_for_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reason_if_only_root_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = add_zone(tmp_path, "intel-rapl:0", "package-0")
     read_text = Path.read_text
 
@@ -228,26 +231,26 @@ def test_why_not_where_the_counter_is_for_root(
 
     monkeypatch.setattr(Path, "read_text", refuse)
     assert energy_counter(tmp_path) is None
-    told = why_not(tmp_path)
-    assert f"{file} is readable by root only. Run as root, or allow it" in told
-    assert "sudo chmod a+r" in told
+    reason = unavailable_reason(tmp_path)
+    assert f"{file} is readable by root only. Run as root, or allow it" in reason
+    assert "sudo chmod a+r" in reason
 
 
 @pytest.mark.parametrize("content", ["", "many"])
-def test_why_not_where_the_counter_is_no_number(tmp_path: Path, content: str) -> None:
+def test_reason_if_the_counter_is_no_number(tmp_path: Path, content: str) -> None:
     add_zone(tmp_path, "intel-rapl:0", "package-0", energy_uj=content)
     assert energy_counter(tmp_path) is None
-    assert "is no number" in why_not(tmp_path)
+    assert "is no number" in unavailable_reason(tmp_path)
 
 
-def test_why_not_where_the_rails_are_unknown_or_cannot_be_read(tmp_path: Path) -> None:
+def test_reason_if_rails_are_unknown_or_unreadable(tmp_path: Path) -> None:
     chip = add_chip(tmp_path, 0, "ina3221", {"MAIN": (5000, 100), "FAN": (5000, 10)})
     assert energy_counter(tmp_path) is None
-    assert "got the rails MAIN, FAN, of which it is not known" in why_not(tmp_path)
+    assert "got the rails MAIN, FAN, of which it is not known" in unavailable_reason(tmp_path)
     write(chip / "in1_label", "VDD_IN")
     (chip / "curr1_input").unlink()
     assert energy_counter(tmp_path) is None
-    assert "VDD_IN, FAN are there but cannot be read" in why_not(tmp_path)
+    assert "VDD_IN, FAN are there but cannot be read" in unavailable_reason(tmp_path)
 
 
 class Machine:
@@ -300,7 +303,7 @@ def test_energy_of_a_call_longer_than_a_block(tmp_path: Path) -> None:
 
 def test_a_counter_that_stands_still_is_an_error(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
-    with pytest.raises(ProfileError, match=r"Energy of 'idle': RAPL: package-0 gave 0 mJ"):
+    with pytest.raises(ProfileError, match=r"Energy of 'idle': RAPL: package-0 measured 0 mJ"):
         energy_per_call_mj(
             {"idle": machine.call("idle", 100, 0)},
             counter_of(tmp_path),
