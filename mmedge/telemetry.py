@@ -9,6 +9,7 @@ __all__ = ["disable_telemetry"]
 _TELEMETRY_OFF = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime; its own disable call still writes files
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers through it
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 

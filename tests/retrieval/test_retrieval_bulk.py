@@ -16,8 +16,10 @@ from PIL import Image
 
 from mmedge.bundle import Bundle
 from mmedge.errors import BackendError, InputError, RetrievalError
-from mmedge.retrieval import bulk
+from mmedge.retrieval import bulk_pool
 from mmedge.retrieval.bulk import Embedded, embed_files
+from mmedge.retrieval.bulk_pool import Batch, Reply
+from mmedge.retrieval.bulk_process import ProcessWorker
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.record import Durability, Record
 
@@ -120,9 +122,9 @@ def test_the_batch_of_a_dead_worker_is_done_again(
     index: Index, photos: list[str], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Workers are killed as they take any batch first, or when they have replied to it."""
-    embed, first = bulk._Worker.embed, []
+    embed, first = ProcessWorker.embed, []
 
-    def killed(worker: bulk._Worker, batch: bulk._Batch) -> bulk._Reply:
+    def killed(worker: ProcessWorker, batch: Batch) -> Reply:
         if batch.tries == 0:
             first.append(batch)
         if batch.tries == 0 and when == "before":
@@ -133,7 +135,7 @@ def test_the_batch_of_a_dead_worker_is_done_again(
             os.kill(worker._process.pid, signal.SIGKILL)
         return reply
 
-    monkeypatch.setattr(bulk._Worker, "embed", killed)
+    monkeypatch.setattr(ProcessWorker, "embed", killed)
     assert embed_files(index, photos, workers=2, batch=3) == Embedded(written=12)
     check(index, photos)
     assert len(first) >= 4
@@ -142,15 +144,15 @@ def test_the_batch_of_a_dead_worker_is_done_again(
 def test_a_file_on_which_workers_die_is_skipped(
     index: Index, photos: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = bulk._Worker.embed
+    embed = ProcessWorker.embed
 
-    def killed(worker: bulk._Worker, batch: bulk._Batch) -> bulk._Reply:
+    def killed(worker: ProcessWorker, batch: Batch) -> Reply:
         if photos[4] in {name for _, name in batch.files}:
             os.kill(worker._process.pid, signal.SIGKILL)
             worker._process.wait()
         return embed(worker, batch)
 
-    monkeypatch.setattr(bulk._Worker, "embed", killed)
+    monkeypatch.setattr(ProcessWorker, "embed", killed)
     done = embed_files(index, photos, workers=1, batch=4)
     assert done.written == 11
     (skipped,) = done.skipped
@@ -162,11 +164,11 @@ def test_a_file_on_which_workers_die_is_skipped(
 def test_workers_that_all_die_end_the_run(
     index: Index, photos: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def died(worker: bulk._Worker, _: bulk._Batch) -> bulk._Reply:
+    def died(worker: ProcessWorker, _: Batch) -> Reply:
         raise worker._died()
 
-    monkeypatch.setattr(bulk, "_MOST_DEATHS", 2)
-    monkeypatch.setattr(bulk._Worker, "embed", died)
+    monkeypatch.setattr(bulk_pool, "_MOST_DEATHS", 2)
+    monkeypatch.setattr(ProcessWorker, "embed", died)
     with pytest.raises(BackendError, match="3 workers died in a row"):
         embed_files(index, photos, workers=1, batch=4)
     assert len(index) == 0
