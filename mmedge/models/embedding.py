@@ -26,6 +26,7 @@ from mmedge.models.images import (
     preprocessed_batches,
 )
 from mmedge.models.running import Given, Made, Run, Settings
+from mmedge.preprocess.crops import Crops
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
@@ -104,11 +105,11 @@ class EmbeddingModel(Model):
 
         Args:
             images: One image: a path, the bytes of an image file, a binary file object, a PIL
-                image, a uint8 array or CPU tensor (H, W, 3), (H, W, 4) or (H, W). Or several: a
-                list, an array of paths, an iterator or generator of these, or a uint8 array
-                (N, H, W, 3); they are read and encoded batch by batch, the next ones prepared in
-                threads meanwhile, in memory that does not grow with their number. Or a float32
-                array (N, 3, h, w) that is preprocessed already.
+                image, a RawFrame, a uint8 array or CPU tensor (H, W, 3), (H, W, 4) or (H, W). Or
+                several: a list, an array of paths, an iterator or generator of these, or a uint8
+                array (N, H, W, 3); they are read and encoded batch by batch, the next ones
+                prepared in threads meanwhile, in memory that does not grow with their number. Or a
+                float32 array (N, 3, h, w) that is preprocessed already.
             batch_size: Images that run through the graph at once; None takes the bundle's own.
             channels: Order of the channels in arrays: "rgb", or "bgr" for frames of OpenCV; None
                 takes what `load` was given.
@@ -192,6 +193,39 @@ class EmbeddingModel(Model):
         """Batches of images that are prepared while one is encoded."""
         device = self._session(self._role(Modality.IMAGE)).placement.device
         return 1 if device == "cpu" else 2
+
+    def encode_boxes(
+        self,
+        image: ImageSource,
+        boxes: Array | Sequence[Sequence[float]],
+        *,
+        batch_size: int | None = None,
+        channels: Channels | None = None,
+        max_pixels: int | None = None,
+    ) -> Float32Array:
+        """Encode parts of one image, such as what a detector found, decoding it once.
+
+        Args:
+            image: One image: as for encode_image.
+            boxes: (N, 4) left, top, right, bottom in pixels of the upright image; rounded outwards
+                to whole pixels, and cut off at the image's border.
+            batch_size: As for encode_image.
+            channels: As for encode_image.
+            max_pixels: As for encode_image; a larger JPEG is refused too.
+
+        Returns:
+            (N, D) float32, L2-normalised, in the order of the boxes; (0, D) without boxes.
+
+        Raises:
+            ImageError: If the image cannot be read.
+            InputError: If a box is empty or outside the image; it is named.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
+        size = self._batch_size(self._role(Modality.IMAGE), batch_size)
+        crops = Crops(processor.decode(image, whole=True), boxes)
+        with closing(image_batches(crops, processor, size, batches_ahead=self._ahead)) as batches:
+            return self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
 
     def encode_text(
         self,

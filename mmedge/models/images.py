@@ -16,6 +16,7 @@ from PIL import Image
 from mmedge.errors import DTypeError, ImageError, InputError
 from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.models.batches import Skipped
+from mmedge.preprocess.camera import RawFrame
 from mmedge.preprocess.decode import (
     ImageSource,
     array_of,
@@ -169,7 +170,7 @@ def _held(
         held: ImageSource | None = None
         if isinstance(source, bytes):
             held = source
-        elif isinstance(source, np.ndarray):
+        elif isinstance(source, (np.ndarray, RawFrame)):
             held = source if stable else source.copy()
         elif isinstance(source, (str, os.PathLike)):
             held = source if stable else _file_bytes(os.fspath(source))

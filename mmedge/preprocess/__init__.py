@@ -1,5 +1,6 @@
 """Preprocessing of images, texts, audio and vectors, equal to the reference processors."""
 
+from mmedge.preprocess.camera import RawFrame
 from mmedge.preprocess.config import (
     AudioConfig,
     ImageConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "Processor",
     "ProcessorConfig",
+    "RawFrame",
     "TextConfig",
     "TextProcessor",
     "VectorConfig",

@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from mmedge.errors import ImageError, InputError
 from mmedge.preprocess.binary import BinaryFile, seekable
+from mmedge.preprocess.camera import RawFrame
 from mmedge.preprocess.rgb import DAMAGED, Channels, array_to_rgb, to_rgb
 from mmedge.preprocess.steps import Alpha
 from mmedge.specs import Array
@@ -49,11 +50,12 @@ ImageSource: TypeAlias = (
     | memoryview
     | BinaryFile
     | Image.Image
+    | RawFrame
     | Array
     | _ArrayLike
 )
-"""A path, the bytes of an image file, a binary file object, a PIL image, or a uint8 array or CPU
-tensor (height, width, channels)."""
+"""A path, the bytes of an image file, a binary file object, a PIL image, a camera's RawFrame, or a
+uint8 array or CPU tensor (height, width, channels)."""
 
 _Reader: TypeAlias = tuple[
     Callable[[IO[bytes], str | bytes], ImageFile.ImageFile],
@@ -133,7 +135,7 @@ def decode_image(
 
     Args:
         source: Path; bytes of an image file; binary file object, read from its beginning; PIL
-            image; uint8 array or CPU tensor (H, W, 3), (H, W, 4), (H, W) or (H, W, 1).
+            image; RawFrame; uint8 array or CPU tensor (H, W, 3), (H, W, 4), (H, W) or (H, W, 1).
         options: Image options of the caller.
         alpha: What to do with transparent pixels where the options do not say.
         least_side: Shortest side that is enough, so that a JPEG above max_pixels may be decoded
@@ -151,6 +153,8 @@ def decode_image(
     array = array_of(source)
     if isinstance(array, np.ndarray):
         return array_to_rgb(array, options.channels, alpha, describe_source(array))
+    if isinstance(source, RawFrame):
+        return source.to_rgb()
     name = describe_source(source)
 
     def read(file: IO[bytes], *, upright: bool = True) -> Image.Image:
@@ -180,7 +184,7 @@ def decode_image(
         return read(seekable(source, name, ImageError))
     raise InputError(
         f"{name}: not an image. Pass a path, the bytes of an image file, a binary file object, a "
-        "PIL image, or a uint8 array of (height, width, 3)."
+        "PIL image, a RawFrame, or a uint8 array of (height, width, 3)."
     )
 
 
@@ -222,7 +226,7 @@ def array_of(source: Any) -> Any:  # noqa: ANN401, whatever a caller passes
 
 def is_image_source(source: object) -> TypeGuard[ImageSource]:
     """Return whether a non-array object is one image, not several."""
-    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, RawFrame)
     return isinstance(source, kinds) or hasattr(source, "read")
 
 

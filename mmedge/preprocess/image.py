@@ -104,11 +104,18 @@ class ImageProcessor:
             return self._resize.height, self._resize.width
         return None
 
-    def decode(self, source: ImageSource, *, shrink: bool = False) -> Image.Image:
-        """Return an image as upright RGB: see decode_image."""
-        return decode_image(
-            source, self.options, alpha=self._alpha, least_side=self._least_side, shrink=shrink
-        )
+    def decode(
+        self, source: ImageSource, *, shrink: bool = False, whole: bool = False
+    ) -> Image.Image:
+        """Return an image as upright RGB: see decode_image.
+
+        Args:
+            source: As for decode_image.
+            shrink: Decode a large JPEG at a fraction of its size.
+            whole: Never do so: one above max_pixels is refused.
+        """
+        side = 0 if whole else self._least_side
+        return decode_image(source, self.options, alpha=self._alpha, least_side=side, shrink=shrink)
 
     def resize(self, image: Image.Image) -> Array:
         """Resize and centre-crop an RGB image.

@@ -100,10 +100,13 @@ def array_to_rgb(array: Array, channels: Channels, alpha: Alpha, name: str) -> I
         )
     if array.ndim == 2:
         return Image.fromarray(array).convert("RGB")
-    colours = array[..., 2::-1] if channels == "bgr" else array[..., :3]
     if array.shape[2] == 4 and alpha == "white":
-        colours = _on_white(colours, array[..., 3:])
-    return Image.fromarray(np.ascontiguousarray(colours))
+        array = _on_white(array[..., :3], array[..., 3:])
+    # Pillow turns the channels and drops the fourth as it reads them: one pass, no copy.
+    raw = ("BGR" if channels == "bgr" else "RGB") + ("X" if array.shape[2] == 4 else "")
+    height, width = array.shape[:2]
+    pixels = np.ascontiguousarray(array)
+    return Image.frombytes("RGB", (width, height), pixels, "raw", raw, 0, 1)
 
 
 def _on_white(colours: Array, alpha: Array) -> Array:

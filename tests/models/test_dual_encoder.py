@@ -32,7 +32,7 @@ from mmedge.errors import (
 )
 from mmedge.models import DualEncoder, Skipped, ahead, batches
 from mmedge.models.batches import text_batches
-from mmedge.preprocess import ImageOptions
+from mmedge.preprocess import ImageOptions, RawFrame
 from mmedge.preprocess.config import AudioConfig, ImageConfig
 from mmedge.preprocess.steps import Decode, FitLength, LogMel
 from mmedge.runtimes.fake import FakeSession
@@ -184,7 +184,7 @@ def reused_buffers(seeds: range, folder: Path) -> Iterator[Any]:
         Image.fromarray(buffer).save(encoded, "PNG")
         path = folder / f"{seed}.png"
         path.write_bytes(encoded.getvalue())
-        kind = seed % 6
+        kind = seed % 7
         if kind == 0:
             yield buffer
         elif kind == 1:
@@ -200,9 +200,11 @@ def reused_buffers(seeds: range, folder: Path) -> Iterator[Any]:
             data = bytearray(encoded.getvalue())
             yield data
             data[:] = bytes(len(data))
-        else:
+        elif kind == 5:
             yield path
             path.unlink()
+        else:
+            yield RawFrame(buffer, "rgb", 50, 60)
         buffer[:] = 0
 
 
@@ -282,6 +284,43 @@ def test_graph_in_half_precision_is_fed_and_answers_float32(tiny_bundle: Bundle)
     embedding = TensorSpec("embedding", np.dtype("float16"), ("batch", DIM))
     sessions["image_encoder"] = FakeSession((pixels,), (embedding,))
     assert encoder(tiny_bundle, sessions).encode_image(frame()).dtype == np.float32
+
+
+def test_boxes_of_one_image_are_encoded_without_decoding_it_again(
+    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = frame(5, 60, 50)
+    path = tmp_path / "whole.png"
+    Image.fromarray(whole).save(path)
+    boxes = np.array([[0, 0, 50, 60], [10, 20, 30, 25], [-4.5, 30.5, 9.2, 90], [1, 1, 2, 2]])
+    parts = [whole, whole[20:25, 10:30], whole[30:, :10], whole[1:2, 1:2]]
+    expected = np.concatenate([model.encode_image(part) for part in parts])
+    opened = []
+    real_open = Path.open
+
+    def count(self: Path, *args: Any) -> Any:
+        opened.append(self)
+        return real_open(self, *args)
+
+    monkeypatch.setattr(Path, "open", count)
+    np.testing.assert_allclose(model.encode_boxes(path, boxes, batch_size=3), expected, atol=1e-6)
+    assert opened.count(path) == 1
+    bgr = np.ascontiguousarray(whole[..., ::-1])
+    got = model.encode_boxes(bgr, boxes.tolist(), channels="bgr")
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert model.encode_boxes(whole, np.empty((0, 4))).shape == (0, DIM)
+    with pytest.raises(InputError, match=r"boxes\[1\]: .* outside the image of 50x60"):
+        model.encode_boxes(whole, [[0, 0, 9, 9], [60, 0, 70, 9]])
+
+
+def test_boxes_of_an_image_that_is_too_large_are_not_those_of_a_smaller_one(
+    model: DualEncoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jpg"
+    Image.fromarray(frame(5, 400, 400)).save(path)
+    assert model.encode_image(path, max_pixels=90_000).shape == (1, DIM)
+    with pytest.raises(ImageError, match="400x400 pixels, more than the 90000 allowed"):
+        model.encode_boxes(path, [[0, 0, 9, 9]], max_pixels=90_000)
 
 
 # Bad pictures
