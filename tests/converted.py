@@ -26,6 +26,8 @@ __all__ = [
     "photo_folder",
     "resnet_bundle",
     "resnet_folder",
+    "sentence_bundle",
+    "sentence_folder",
     "siglip_folder",
     "vit_bundle",
     "vit_folder",
@@ -198,6 +200,36 @@ def resnet_bundle(
 ) -> Path:
     """The tiny ResNet in fp32 and int8, judged on labelled images; not to be changed."""
     return convert_images(resnet_folder, photo_folder, evaluation_folder, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sentence_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text encoder in sentence-transformers' format; not to be changed."""
+    from models.tiny_models import write_sentence_transformer
+
+    return write_sentence_transformer(tmp_path_factory.mktemp("sources") / "tiny-sentences")
+
+
+@pytest.fixture(scope="session")
+def sentence_bundle(sentence_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny text encoder in fp32 and int8, judged on held-out texts; not to be changed."""
+    from mmedge.converters import ConvertConfig, convert
+
+    folder = tmp_path_factory.mktemp("sentences")
+    for name, count in (("calibration", 36), ("held-out", 20)):
+        texts = (f"{name} text {i} of a {LABELS[i % len(LABELS)]}" for i in range(count))
+        lines = "".join(json.dumps({"caption": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    convert(
+        ConvertConfig(
+            str(sentence_folder),
+            folder / "sentences.mmedge",
+            precisions=("fp32", "int8"),
+            calibration=folder / "calibration.jsonl",
+            evaluate=folder / "held-out.jsonl",
+        )
+    )
+    return folder / "sentences.mmedge"
 
 
 def convert_images(

@@ -130,8 +130,11 @@ class Retrieval(Evaluation):
         """Return what a role is judged on, in words."""
         data, item = self.subject.data, self._item
         if self.subject.processors[spec.processors[0]].modality is Modality.TEXT:
-            if data is not None and self._labels.captions is not None:
-                return f"{data.name}: {len(self._labels.captions)} captions"
+            captions = self._labels.captions
+            if data is not None and self._item is None:  # texts alone
+                captions = data.captions
+            if data is not None and captions:
+                return f"{data.name}: {len(captions)} captions"
             return f"synthetic: {SYNTHETIC} texts of random vocabulary"
         noise = "noise images" if item is Modality.IMAGE else "sounds"
         if data is None or item is None or not data.items(item):

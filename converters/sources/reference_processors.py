@@ -16,6 +16,7 @@ from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
+from mmedge.preprocess.cleaning import clean
 from mmedge.preprocess.config import AudioConfig, ImageConfig, ProcessorConfig, TextConfig
 from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Pad, Rescale, Resize
 
@@ -152,9 +153,10 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
         tokenizer = load_tokenizer(source)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_id)
+        given = [_cleaned(text, config) for text in _PROBE_TEXTS]
         with foreign_errors(f"{source.name}: its tokenizer rejects a text", "Correct it."):
             return _PROBE_TEXTS, tokenizer(
-                list(_PROBE_TEXTS),
+                given,
                 padding=config.padding,
                 truncation=True,
                 max_length=config.max_length,
@@ -229,7 +231,7 @@ def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -
         got = ours([text])[config.input][0].tolist()  # bounded, as the reference is not
         with foreign_errors(f"{source.name}: its tokenizer rejects a text", "Correct it."):
             expected = reference(
-                text,
+                _cleaned(text, config),
                 padding="max_length" if config.padding == "max_length" else False,
                 truncation=True,
                 max_length=config.max_length,
@@ -244,6 +246,13 @@ def check_text_preprocessing(source: Source, config: TextConfig, folder: Path) -
 def _is_pair(value: object) -> bool:
     pair = isinstance(value, list) and len(value) == 2
     return pair and all(type(side) is int for side in value)  # type: ignore[attr-defined]
+
+
+def _cleaned(text: str, config: TextConfig) -> str:
+    """Return what the source's own code passes to its tokenizer, which does the rest."""
+    if config.cleaning not in {"strip", "strip_lower"}:
+        return text
+    return clean(text, config.cleaning) or ""
 
 
 def _load_image_processor(source: Source) -> Any:  # noqa: ANN401, transformers is untyped

@@ -17,6 +17,7 @@ from typing import Any
 from mmedge.converters.sources.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from mmedge.converters.sources.clean import unread_keys
 from mmedge.converters.sources.config import Fields, check_architecture, read_fields
+from mmedge.converters.sources.sentence_modules import model_folder, prompts
 from mmedge.errors import BackendError, SourceError
 from mmedge.files import sha256_file, storage_errors
 from mmedge.runtimes.onnx_file import check_external_data, read_onnx_file
@@ -49,6 +50,8 @@ _PREFIXES = ("local-dir:", "hf-hub:")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What is fetched from a hub: weights as safetensors, configuration, tokenizer. Never code.
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+# Of subfolders, those of sentence-transformers' modules alone: "1_Pooling".
+_UNWANTED = ["[!0-9]*/*", "*/*/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TO_SAFETENSORS = (
     "Load it where you trust it and save it again with model.save_pretrained(FOLDER), which "
@@ -186,7 +189,7 @@ def _fetch(repository: str, revision: str | None) -> Path:
     try:
         with storage_errors(Path(HF_HUB_CACHE)):
             folder = snapshot_download(
-                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=["*/*"]
+                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
             )
     except GatedRepoError as error:
         why = "the repository is gated. Accept its terms on the hub and log in with `hf auth login`"
@@ -211,6 +214,7 @@ def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter
         raise SourceError(f"{folder} is not a folder. Pass the folder that holds config.json.")
     if not merge_adapter and _is_open_clip(folder):
         return _read_open_clip(folder, name, revision)
+    folder = model_folder(folder)
     _check_files(folder)
     config = _read_config(folder)
     notes = []
@@ -221,6 +225,11 @@ def _read_folder(folder: Path, name: str, revision: str | None, *, merge_adapter
         )
     for file, keys in unread_keys(folder).items():
         notes.append(f"{name}: keys of {file} that mmedge does not read: {', '.join(keys)}.")
+    if names := tuple(prompts(folder)):
+        notes.append(
+            f"{name} was trained with prompts ({', '.join(names)}), which mmedge does not put "
+            "before texts: pass texts that begin with them."
+        )
     adapter = read_adapter(folder) if merge_adapter else None
     if adapter is None and (folder / ADAPTER_CONFIG).is_file():
         notes.append(

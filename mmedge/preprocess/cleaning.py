@@ -17,7 +17,9 @@ from typing import Literal, TypeAlias
 
 __all__ = ["CLEANING_WORDS", "Cleaning", "clean"]
 
-Cleaning: TypeAlias = Literal["siglip", "lower", "whitespace", "canonicalize"]
+Cleaning: TypeAlias = Literal[
+    "siglip", "lower", "whitespace", "canonicalize", "strip", "strip_lower"
+]
 
 _FIXES = (
     "Apply ftfy.fix_text (release 6) without fix_encoding, then unescape HTML twice, as Python's "
@@ -29,6 +31,8 @@ CLEANING_WORDS: dict[str, str] = {
     "siglip": f"Turn U+2581 into a space, lower-case, {_PUNCTUATION}, {_FOLD}.",
     "lower": f"{_FIXES}, {_FOLD}, and lower-case.",
     "whitespace": f"{_FIXES}, {_FOLD}.",
+    "strip": "Remove white space at both ends.",
+    "strip_lower": "Remove white space at both ends, and lower-case.",
     "canonicalize": f"{_FIXES}, turn _ into a space, {_PUNCTUATION}, lower-case, {_FOLD}.",
 }
 """Each cleaning in words, for programs in other languages."""
@@ -86,6 +90,8 @@ def clean(text: str, how: Cleaning) -> str | None:
     if how == "siglip":
         text = text.replace("\u2581", " ").lower().translate(_NO_PUNCTUATION)
         return _WHITE_SPACE.sub(" ", text).strip()
+    if how in {"strip", "strip_lower"}:
+        return text.strip() if how == "strip" else text.strip().lower()
     fixed = _fix_text(text)
     if fixed is None:
         return None

@@ -97,7 +97,8 @@ class TextConfig(BaseModel):
         cleaning: What is done to a text before tokenization; None for nothing. `siglip`: as
             transformers' SiglipTokenizer does, lower-case, no punctuation, white space folded.
             `lower`, `whitespace`, `canonicalize`: as open_clip's functions of these names do, after
-            ftfy's repairs (without those of wrongly decoded text) and unescaping of HTML.
+            ftfy's repairs (without those of wrongly decoded text) and unescaping of HTML. `strip`,
+            `strip_lower`: white space at both ends removed, as sentence-transformers does.
     """
 
     model_config = _FROZEN

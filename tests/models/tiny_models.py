@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     BitImageProcessorPil,
     ClapConfig,
     ClapFeatureExtractor,
@@ -30,6 +33,7 @@ from transformers import (
     OwlViTConfig,
     OwlViTForObjectDetection,
     OwlViTImageProcessorPil,
+    PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaTokenizerFast,
@@ -44,10 +48,11 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 
 TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT = 20, 12, 48
 CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE, OWL_SIDE = 32, 24, 28, 32, 40
+CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT, BERT_CONTEXT = 20, 12, 48, 40
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
+_MODELS = "sentence_transformers.models"
 IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
 
 _TOWER = {
@@ -199,6 +204,77 @@ def write_siglip(folder: Path, *, seed: int = 0) -> Path:
     side = {"height": SIGLIP_SIDE, "width": SIGLIP_SIDE}
     SiglipImageProcessorPil(size=side).save_pretrained(folder)
     return folder
+
+
+def write_sentence_transformer(folder: Path, *, seed: int = 0) -> Path:
+    """Write a BERT with mean pooling, a dense layer and normalisation, as sentence-transformers."""
+    from safetensors.torch import save_file
+
+    tokenizer = word_pieces()
+    config = BertConfig(
+        **_TOWER, vocab_size=len(tokenizer), max_position_embeddings=BERT_CONTEXT, pad_token_id=0
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(config)
+        _spread(model)
+        dense = torch.nn.Linear(32, 16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    names = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" * (i > 0), "type": f"{_MODELS}.{name}"}
+        for i, name in enumerate(names)
+    ]
+    settings: dict[str, object] = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": BERT_CONTEXT - 8, "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            "prompts": {"query": "find: ", "document": ""},
+            "default_prompt_name": None,
+        },
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "2_Dense/config.json": {
+            "in_features": 32,
+            "out_features": 16,
+            "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    }
+    for name, value in settings.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+    weights = {f"linear.{name}": value for name, value in dense.state_dict().items()}
+    save_file(weights, folder / "2_Dense" / "model.safetensors")
+    return folder
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """Return a WordPiece tokenizer in BERT's format: letters, and pieces within words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    tokens = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(WordPiece(vocab, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",  # noqa: S106
+        unk_token="[UNK]",  # noqa: S106
+        cls_token="[CLS]",  # noqa: S106
+        sep_token="[SEP]",  # noqa: S106
+        model_max_length=BERT_CONTEXT,
+    )
 
 
 def write_clap(folder: Path, *, fusion: bool = False, seed: int = 0) -> Path:

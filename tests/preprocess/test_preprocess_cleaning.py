@@ -37,6 +37,8 @@ def test_text_is_cleaned_as_open_clip_cleans_it(text: str, expected: str) -> Non
         ("whitespace", "RED_box & Two squares!"),
         ("canonicalize", "red box two squares"),
         ("siglip", "redbox amp two squares"),
+        ("strip", "RED_box &amp;  Two\nsquares!"),
+        ("strip_lower", "red_box &amp;  two\nsquares!"),
     ],
 )
 def test_each_way_of_cleaning(how: Cleaning, expected: str) -> None:

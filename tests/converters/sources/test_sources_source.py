@@ -8,6 +8,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
 from mmedge.converters.families import family_of
@@ -156,6 +157,17 @@ def test_a_hub_id_is_fetched_without_code_or_pickles_and_pinned(
     patterns = asked["allow_patterns"]
     assert isinstance(patterns, list)
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in patterns)
+    wanted = {
+        "config.json",
+        "model.safetensors",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+    }
+    others = {"onnx/config.json", "1_Pooling/onnx/m.safetensors", "2_D/pytorch_model.bin"}
+    ignored = asked["ignore_patterns"]
+    assert isinstance(ignored, list)
+    kept = filter_repo_objects(wanted | others, allow_patterns=patterns, ignore_patterns=ignored)
+    assert set(kept) == wanted
 
 
 def test_an_unreachable_hub_is_a_source_error(
