@@ -13,6 +13,7 @@ from mmedge.cli.output import plain
 from mmedge.errors import InputError
 from mmedge.files import write_atomic
 from mmedge.preprocess.decode import IMAGE_SUFFIXES, ImageOptions, decode_image
+from mmedge.retrieval.hit_frames import HitFrames
 from mmedge.retrieval.items import Match
 
 __all__ = ["draw_sheet", "write_sheet"]
@@ -35,7 +36,8 @@ def write_sheet(path: Path, title: str, matches: Sequence[Match]) -> None:
 def draw_sheet(title: str, matches: Sequence[Match]) -> Image.Image:
     """Draw the hits in rows of five, best first, each with its score and id.
 
-    A hit whose file is gone or no image has an empty tile with the reason.
+    A hit in a video or a recording is drawn as the frame that was found. One whose file is gone or
+    no image has an empty tile with the reason.
 
     Args:
         title: Above them: the query.
@@ -52,11 +54,12 @@ def draw_sheet(title: str, matches: Sequence[Match]) -> Image.Image:
     large, small = ImageFont.load_default(22), ImageFont.load_default(14)
     head = title if matches else f"{title}: no hits"
     draw.text((_GAP, 14), _short(draw, head, large, width - 2 * _GAP), _INK, large)
-    for number, match in enumerate(matches):
+    with HitFrames() as frames:
+        tiles = [_thumbnail(match, frames) for match in matches]
+    for number, (match, (tile, reason)) in enumerate(zip(matches, tiles, strict=True)):
         row, column = divmod(number, columns)
         left = _GAP + column * (_TILE + _GAP)
         top = _HEAD + row * (_TILE + _CAPTION + _GAP)
-        tile, reason = _thumbnail(match)
         draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), _EMPTY)
         if tile is None:
             text = _short(draw, reason, small, _TILE - 16)
@@ -70,16 +73,19 @@ def draw_sheet(title: str, matches: Sequence[Match]) -> Image.Image:
     return sheet
 
 
-def _thumbnail(match: Match) -> tuple[Image.Image | None, str]:
+def _thumbnail(match: Match, frames: HitFrames) -> tuple[Image.Image | None, str]:
     """Return an image of at most _TILE x _TILE, or None and why there is none."""
     if match.source is None:
         return None, "no file"
     path = Path(match.source)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return None, path.suffix or "no image"
     try:
-        image = decode_image(path, ImageOptions(), least_side=_TILE, shrink=True)
-    except InputError:
+        shown = path if path.suffix.lower() in IMAGE_SUFFIXES else frames.read(match)
+        if shown is None:
+            return None, path.suffix or "no image"
+        image = decode_image(shown, ImageOptions(), least_side=_TILE, shrink=True)
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError):
+            return None, "needs mmedge[media]"
         return None, "cannot be read" if path.exists() else "file is gone"
     copy = image.copy()
     copy.thumbnail((_TILE, _TILE))
