@@ -383,7 +383,8 @@ class Index(IndexReader):
         Args:
             queries: Texts such as users search for, or (Q, D) vectors of queries by modality, of
                 which the first 200 of a kind are taken. None takes the texts of items, or the
-                labels of the bundle, where that is in its place. Stored vectors are taken besides.
+                labels of the bundle, where that is in its place, and otherwise the queries of the
+                last time. Stored vectors are taken besides.
 
         Raises:
             InputError: If a query cannot be used.
@@ -394,7 +395,7 @@ class Index(IndexReader):
 
     def _measured_queries(
         self, queries: Sequence[str] | Mapping[str, Array] | None
-    ) -> dict[str, Float32Array]:
+    ) -> dict[str, Float32Array] | None:
         about = self._about()
         if isinstance(queries, Mapping):
             return {
@@ -402,10 +403,10 @@ class Index(IndexReader):
                 for kind, vectors in queries.items()
             }
         texts = list(queries or ())
-        present = self.bundle is not None and self.bundle.is_dir()
-        if queries is None and present and about.rows >= upkeep.LISTED_ROWS:
-            if Modality.TEXT not in self.encodes:
-                return {}
+        if queries is None:
+            present = self.bundle is not None and self.bundle.is_dir()
+            if about.rows < upkeep.LISTED_ROWS or not present or Modality.TEXT not in self.encodes:
+                return None
             with self._record.reading() as connection:
                 texts = sample_texts(connection)
             texts = texts or self._encoder_of(about).labels()
@@ -440,7 +441,8 @@ class Index(IndexReader):
         vectors serve all readers until every item has its new ones; then all are swapped in one
         transaction. Another process may go on changing the index meanwhile. A migration that was
         interrupted goes on where it stopped when it is called again with the same bundle.
-        Revisions stay, and cursors of pushes to other stores are forgotten.
+        Revisions stay, and cursors of pushes to other stores are forgotten. Vectors that lay in
+        lists do so again, measured with the texts of items or the labels of the new bundle.
 
         Args:
             bundle: Dual-encoder bundle. If it is of the index's space, only its path is stored.

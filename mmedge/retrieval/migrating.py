@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mmedge.errors import InputError, RetrievalError
-from mmedge.files import storage_errors
 from mmedge.retrieval import rows, upkeep
 from mmedge.retrieval.embedding import Encoder, Space, bundle_space
-from mmedge.retrieval.inputs import checked_vectors
+from mmedge.retrieval.inputs import checked_vectors, query_vectors
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.record import Record
 from mmedge.retrieval.rows import ItemRow
-from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
-from mmedge.retrieval.snapshots import snapshot_path, write_snapshot
-from mmedge.retrieval.view import read_blocks
+from mmedge.retrieval.schema import About, read_about
+from mmedge.retrieval.widths import MAX_QUERIES, sample_texts
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Embed", "Migration", "migrate"]
@@ -82,7 +80,7 @@ def migrate(record: Record, migration: Migration) -> int:
                     "index is as it was; the others are kept for the next migrate. Bring the "
                     "sources back, pass embed=, or drop these items with drop_missing=True."
                 )
-            if _swap(record, space, failed):
+            if _swap(record, space, failed, _queries(record, encoder, space)):
                 return done
 
 
@@ -201,7 +199,26 @@ def _by_modality(
     return {row.key: each for row, each in zip(some, vectors, strict=True)}
 
 
-def _swap(record: Record, space: Space, failed: dict[str, str]) -> bool:
+def _queries(record: Record, encoder: Encoder, space: Space) -> dict[str, Float32Array] | None:
+    """Return queries with which lists are measured; None if the vectors lie in none."""
+    with record.reading() as connection:
+        if not upkeep.has_lists(connection):
+            return None
+        texts = sample_texts(connection)
+    if Modality.TEXT not in encoder.model.encoders:
+        return {}
+    texts = texts or encoder.labels()[:MAX_QUERIES]
+    if not texts:
+        return {}
+    return {Modality.TEXT.value: query_vectors(encoder.texts(texts), space.dim)}
+
+
+def _swap(
+    record: Record,
+    space: Space,
+    failed: dict[str, str],
+    queries: dict[str, Float32Array] | None,
+) -> bool:
     """Take the collected vectors into use; False if items without them have come meanwhile."""
     with record.exclusive():
         with record.reading() as connection:
@@ -214,28 +231,16 @@ def _swap(record: Record, space: Space, failed: dict[str, str]) -> bool:
                     return False
                 waiting = _waiting(connection, about, waiting[-1])
             new = replace(about, epoch=about.epoch + 1, dim=space.dim)
-            number = about.version + 1
-            path = snapshot_path(record.folder / SNAPSHOTS, number)
-            with storage_errors(path):
-                path.unlink(missing_ok=True)
-            first = next(read_blocks(connection, new, 0), None)
-            count, crc = (
-                (0, 0)
-                if first is None
-                else write_snapshot(path, about.uuid, space.dim, read_blocks(connection, new, 0))
-            )
+            written = upkeep.write_rows(record, connection, new, 0, queries)
         with record.writing() as connection:
             doomed = rows.read_stored(connection, failed)
             own, now = about.uuid, rows.now_us()
             rows.delete_items(connection, {name: (held, now, own) for name, held in doomed.items()})
             connection.execute("DELETE FROM snapshots")
             connection.execute("DELETE FROM gone")
+            connection.execute("DELETE FROM queries")
             connection.execute("DELETE FROM cursors")  # other stores hold vectors of another space
-            if count:
-                connection.execute(
-                    "INSERT INTO snapshots VALUES (?, 0, ?, ?, ?, NULL)",
-                    (number, about.rows, count, crc),
-                )
+            upkeep.name_snapshot(connection, written, queries)
             connection.execute(
                 """UPDATE about SET epoch = epoch + 1, generation = generation + 1, dim = next_dim,
                 space = next_space, bundle = next_bundle, precision = next_precision,

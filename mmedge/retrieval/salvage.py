@@ -29,6 +29,7 @@ from mmedge.retrieval.schema import (
     record_errors,
 )
 from mmedge.retrieval.snapshots import Snapshot, open_snapshot, snapshot_header, vectors_crc
+from mmedge.retrieval.widths import is_query
 
 __all__ = ["salvage_record"]
 
@@ -95,6 +96,8 @@ def _copy(old: sqlite3.Connection, folder: Path, beside: Path) -> list[str]:
         )
     deletions = [row for row in _readable(old, "SELECT * FROM deletions") if row[0] not in seen]
     cursors = _readable(old, "SELECT * FROM cursors")
+    asked = _readable(old, "SELECT kind, vector FROM queries")
+    queries = [(kind, vector) for kind, vector in asked if is_query(kind, vector, about.dim)]
     folders = _readable(old, "SELECT * FROM folders")
     held = [
         (row, key, part, blob)
@@ -134,6 +137,7 @@ def _copy(old: sqlite3.Connection, folder: Path, beside: Path) -> list[str]:
         )
         new.executemany("INSERT OR IGNORE INTO deletions VALUES (?, ?, ?, ?)", deletions)
         new.executemany("INSERT OR IGNORE INTO cursors VALUES (?, ?)", cursors)
+        new.executemany("INSERT INTO queries VALUES (?, ?)", queries)
         new.executemany("INSERT OR IGNORE INTO folders VALUES (?)", folders)
         new.execute(
             "INSERT INTO words(rowid, text) SELECT key, text FROM items WHERE text IS NOT NULL"

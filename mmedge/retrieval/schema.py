@@ -73,6 +73,7 @@ vector BLOB NOT NULL, crc INTEGER NOT NULL)""",
     "snapshots": """CREATE TABLE snapshots(
 number INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, last_row INTEGER NOT NULL,
 count INTEGER NOT NULL, crc INTEGER NOT NULL, widths TEXT)""",
+    "queries": "CREATE TABLE queries(kind TEXT NOT NULL, vector BLOB NOT NULL)",
     "cursors": "CREATE TABLE cursors(name TEXT PRIMARY KEY, cursor TEXT NOT NULL) WITHOUT ROWID",
     "folders": "CREATE TABLE folders(path TEXT PRIMARY KEY) WITHOUT ROWID",
     "fields": "CREATE TABLE fields(name TEXT PRIMARY KEY) WITHOUT ROWID",

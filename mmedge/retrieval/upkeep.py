@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,20 @@ from mmedge.retrieval.record import LOG, Record
 from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
 from mmedge.retrieval.snapshots import Block, open_snapshot, snapshot_path, write_snapshot
 from mmedge.retrieval.view import Segment, read_blocks
-from mmedge.retrieval.widths import measure_widths
+from mmedge.retrieval.widths import keep_queries, kept_queries, measure_widths
 from mmedge.specs import Float32Array
 
 __all__ = [
     "LISTED_ROWS",
+    "Written",
     "after_write",
     "compact",
     "drop_other_epochs",
+    "has_lists",
+    "name_snapshot",
     "remove_orphans",
     "write_from",
+    "write_rows",
 ]
 
 LISTED_ROWS = 20_000  # from which compact puts the vectors in lists
@@ -34,6 +39,18 @@ _TAIL_ROWS = 4096  # behind the last snapshot, before another is written
 _MERGED_ROWS = 32_768  # largest snapshot that merging makes; compact makes larger ones
 _BLOCK_ROWS = 4096  # that are written to a file at a time
 _EPOCH_ROWS = 4096  # rows of an ended migration that are deleted in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A snapshot that was written: its row of `snapshots`."""
+
+    number: int
+    first_row: int
+    last_row: int
+    count: int
+    crc: int
+    widths: str | None
 
 
 def after_write(record: Record) -> None:
@@ -47,9 +64,9 @@ def after_write(record: Record) -> None:
         low, high = connection.execute("SELECT min(number), max(number) FROM gone").fetchone()
     gone = 0 if low is None else high - low + 1
     tail = about.rows - (snapshots[-1][2] if snapshots else 0)
-    has_lists = any(listed for *_, listed in snapshots)
+    lists = any(listed for *_, listed in snapshots)
     try:
-        if gone >= _TAIL_ROWS and gone > about.items and not has_lists:
+        if gone >= _TAIL_ROWS and gone > about.items and not lists:
             drop_other_epochs(record)
             write_from(record, 0)
         elif tail >= _TAIL_ROWS and about.next_dim is None:
@@ -69,6 +86,7 @@ def compact(record: Record, queries: Mapping[str, Float32Array] | None = None) -
     Args:
         record: The index's.
         queries: (Q, D) float32 by kind, with which the lists are measured; see measure_widths.
+            None for those with which they were measured last.
 
     Raises:
         RetrievalError: If another process goes on writing.
@@ -76,7 +94,10 @@ def compact(record: Record, queries: Mapping[str, Float32Array] | None = None) -
     """
     with record.exclusive():
         drop_other_epochs(record)
-        write_from(record, 0, {} if queries is None else queries)
+        if queries is None:
+            with record.reading() as connection:
+                queries = kept_queries(connection, read_about(connection).dim)
+        write_from(record, 0, queries)
         with record.writing() as connection:
             forget_deletions(connection)
             connection.execute("INSERT INTO words(words) VALUES ('optimize')")
@@ -97,7 +118,8 @@ def write_from(
         record: The index's.
         first_row: Where another snapshot begins, or none is; 0 for all rows, after which nothing
             is gone any more.
-        queries: With which lists are measured; None for no lists.
+        queries: With which lists are measured; None for lists if there were some, measured with
+            the queries of the last time.
 
     Raises:
         RetrievalError: If another process goes on writing.
@@ -106,32 +128,70 @@ def write_from(
     with record.exclusive():
         with record.reading() as connection:
             about = read_about(connection)
-            (held,) = connection.execute(
-                "SELECT count(*) FROM vectors WHERE row >= ? AND epoch = ?",
-                (first_row, about.epoch),
-            ).fetchone()
-            number, count, crc, widths = about.version + 1, 0, 0, None
-            if held:
-                path = snapshot_path(record.folder / SNAPSHOTS, number)
-                with storage_errors(path):
-                    path.unlink(missing_ok=True)  # left by a writer that was killed
-                blocks = read_blocks(connection, about, first_row - 1)
-                if queries is None or held < LISTED_ROWS:
-                    count, crc = write_snapshot(path, about.uuid, about.dim, blocks)
-                else:
-                    count, crc = _write_listed(path, about, blocks)
-                    widths = _widths(path, about, crc, connection, queries).to_json()
+            if queries is None and has_lists(connection, first_row):
+                queries = kept_queries(connection, about.dim)
+            written = write_rows(record, connection, about, first_row, queries)
         with record.writing() as connection:
             connection.execute("DELETE FROM snapshots WHERE last_row >= ?", (first_row,))
-            if count:
-                connection.execute(
-                    "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
-                    (number, first_row, about.rows, count, crc, widths),
-                )
+            name_snapshot(connection, written, queries)
             if first_row == 0:
                 connection.execute("DELETE FROM gone")
                 connection.execute("UPDATE about SET generation = generation + 1")
         remove_orphans(record)
+
+
+def has_lists(connection: sqlite3.Connection, first_row: int = 0) -> bool:
+    """Return whether rows from one on lie in lists."""
+    found = connection.execute(
+        "SELECT 1 FROM snapshots WHERE last_row >= ? AND widths NOT NULL", (first_row,)
+    )
+    return found.fetchone() is not None
+
+
+def write_rows(
+    record: Record,
+    connection: sqlite3.Connection,
+    about: About,
+    first_row: int,
+    queries: Mapping[str, Float32Array] | None,
+) -> Written | None:
+    """Write a snapshot that the record does not name yet; None if there are no rows.
+
+    Args:
+        record: The index's, exclusive.
+        connection: In a read transaction.
+        about: The index at that moment; its epoch and width say which vectors.
+        first_row: Of the snapshot.
+        queries: (Q, D) float32 by kind, with which lists are measured; None for no lists.
+    """
+    (held,) = connection.execute(
+        "SELECT count(*) FROM vectors WHERE row >= ? AND epoch = ?", (first_row, about.epoch)
+    ).fetchone()
+    if not held:
+        return None
+    number = about.version + 1
+    path = snapshot_path(record.folder / SNAPSHOTS, number)
+    with storage_errors(path):
+        path.unlink(missing_ok=True)  # left by a writer that was killed
+    blocks = read_blocks(connection, about, first_row - 1)
+    if queries is None or held < LISTED_ROWS:
+        count, crc = write_snapshot(path, about.uuid, about.dim, blocks)
+        return Written(number, first_row, about.rows, count, crc, None)
+    count, crc = _write_listed(path, about, blocks)
+    widths = _widths(path, about, crc, connection, queries).to_json()
+    return Written(number, first_row, about.rows, count, crc, widths)
+
+
+def name_snapshot(
+    connection: sqlite3.Connection,
+    written: Written | None,
+    queries: Mapping[str, Float32Array] | None,
+) -> None:
+    """Name a snapshot in the record, and keep the queries if its lists were measured with them."""
+    if written is not None:
+        connection.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?)", astuple(written))
+        if written.widths is not None and queries is not None:
+            keep_queries(connection, queries)
 
 
 def remove_orphans(record: Record) -> list[str]:

@@ -49,7 +49,8 @@ def verify_index(path: Path | str, *, repair: bool = False) -> Verification:
     A repair makes derived files again from the record: snapshots, the full-text index. A damaged
     record is read as far as it can be, vectors from the snapshots where the record's are lost, into
     a new folder that takes the index's place in one step. The damaged record stays in it as
-    `damaged/`; remove that when it is not needed any more.
+    `damaged/`; remove that when it is not needed any more. Vectors that lay in lists do so again,
+    measured with the queries of the last time.
 
     Args:
         path: The index's folder; it may be open elsewhere, and handles follow a repair.
@@ -74,8 +75,11 @@ def verify_index(path: Path | str, *, repair: bool = False) -> Verification:
         if bad_words and not bad_record:
             _rebuild_words(record)
             repaired.append("made the full-text index again")
+        if bad_record:
+            upkeep.compact(record)
+        elif bad_snapshots:
+            upkeep.write_from(record, min(row for row, _ in bad_snapshots))
         if bad_record or bad_snapshots:
-            upkeep.write_from(record, 0 if bad_record else min(row for row, _ in bad_snapshots))
             repaired.append("wrote the snapshots again")
     return Verification(problems, tuple(repaired), tuple(lost))
 

@@ -8,12 +8,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval.lists import Widths, list_ranks
 from mmedge.retrieval.scanning import ScanQuery
 from mmedge.retrieval.view import Segment
-from mmedge.specs import Float32Array
+from mmedge.specs import Float32Array, Modality
 
-__all__ = ["MAX_QUERIES", "measure_widths", "sample_texts"]
+__all__ = [
+    "MAX_QUERIES",
+    "is_query",
+    "keep_queries",
+    "kept_queries",
+    "measure_widths",
+    "sample_texts",
+]
 
 MAX_QUERIES = 200  # of a kind
 _SIZES = (10, 100)  # matches
@@ -49,6 +57,46 @@ def measure_widths(
         kind: {k: _curve(ranks[:, :k], segment) for k in _SIZES} for kind, ranks in enough.items()
     }
     return Widths(curves, {kind: len(ranks) for kind, ranks in enough.items()})
+
+
+def kept_queries(record: sqlite3.Connection, dim: int) -> dict[str, Float32Array]:
+    """Return the queries with which lists were last measured: (Q, D) float32 by kind.
+
+    Raises:
+        IndexCorruptedError: If these are no queries.
+    """
+    found: dict[str, list[bytes]] = {}
+    most = MAX_QUERIES * len(Modality)
+    for kind, vector in record.execute("SELECT kind, vector FROM queries LIMIT ?", (most,)):
+        if not is_query(kind, vector, dim):
+            raise IndexCorruptedError(
+                f"A query with which lists were measured is damaged ({kind!r}). Run 'mmedge index "
+                "compact' with queries, which measures them again."
+            )
+        found.setdefault(kind, []).append(vector)
+    return {
+        kind: np.frombuffer(b"".join(each), "<f4").reshape(-1, dim).astype(np.float32)
+        for kind, each in found.items()
+    }
+
+
+def is_query(kind: object, vector: object, dim: int) -> bool:
+    """Return whether a row of `queries` is one."""
+    known = kind in {modality.value for modality in Modality}
+    return known and isinstance(vector, bytes) and len(vector) == 4 * dim
+
+
+def keep_queries(record: sqlite3.Connection, queries: Mapping[str, Float32Array]) -> None:
+    """Keep queries in place of those before, for lists that are made again without any."""
+    record.execute("DELETE FROM queries")
+    record.executemany(
+        "INSERT INTO queries VALUES (?, ?)",
+        [
+            (kind, vector.astype("<f4").tobytes())
+            for kind, vectors in queries.items()
+            for vector in vectors[:MAX_QUERIES]
+        ],
+    )
 
 
 def sample_texts(record: sqlite3.Connection) -> list[str]:

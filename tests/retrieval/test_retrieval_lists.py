@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import two_spaces
 
 from mmedge.bundle import Bundle
 from mmedge.errors import IndexCorruptedError
@@ -17,6 +20,8 @@ from mmedge.retrieval.lists import Lists, Widths, build_lists
 from mmedge.retrieval.queries import Query
 from mmedge.retrieval.query_embedding import query_kind
 from mmedge.retrieval.scanning import ScanQuery
+from mmedge.retrieval.schema import RECORD
+from mmedge.retrieval.verifying import verify_index
 from mmedge.specs import Float32Array
 
 ROWS, DIM = 3000, 32
@@ -220,6 +225,113 @@ def test_an_index_whose_bundle_is_gone_can_be_compacted(
         moved.rename(tmp_path / "elsewhere.mmedge")
         made.compact()
         assert len(made.search(VECTORS[0, : made.dim], 5)) == 5
+
+
+def listed(index: Index) -> tuple[int, dict[str, int | None]]:
+    """How many lists there are, and how many of them each kind of query needs."""
+    (stats, tail) = index.stats().segments
+    assert tail.vectors == 0
+    return stats.lists, stats.recall
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", ["vectors", "lists", "missing"])
+def test_a_repaired_snapshot_has_the_lists_that_it_had(index: Index, damage: str) -> None:
+    before = listed(index)
+    assert before[1].keys() == {"text", "vector"}
+    (path,) = (index.path / "snapshots").iterdir()
+    if damage == "missing":
+        path.unlink()
+    else:
+        flip(path, 1000 if damage == "vectors" else -1)
+    with Index.open(index.path) as again:
+        assert again.verify(repair=True).ok
+        assert again.verify().problems == ()
+        assert listed(again) == before
+        assert recall(again, unit(clustered(60, 3) + 0.4), 0.95, modality="text") >= 0.93
+
+
+def test_a_repair_lists_what_came_and_went_since(index: Index) -> None:
+    index.add(vectors=clustered(50, 8), ids=[f"new{number}" for number in range(50)])
+    index.delete([f"{number:04d}" for number in range(100)])
+    (path,) = (index.path / "snapshots").iterdir()
+    path.unlink()
+    assert verify_index(index.path, repair=True).ok
+    with Index.open(index.path) as again:
+        lists, widths = listed(again)
+        assert again.stats().segments[0].vectors == ROWS - 50
+        assert lists > 100
+        assert set(widths) == {"text", "vector"}
+        assert again.search(clustered(50, 8)[7], 1, recall=0.9)[0].id == "new7"
+
+
+def test_a_recovered_record_has_lists(index: Index) -> None:
+    before = listed(index)
+    index.close()
+    with closing(sqlite3.connect(index.path / RECORD)) as record, record:
+        record.execute("UPDATE vectors SET crc = crc + 1 WHERE row = 5")
+    done = verify_index(index.path, repair=True)
+    assert "recovered the record into a new one; the old one is in damaged/" in done.repaired
+    assert done.lost == ()
+    with Index.open(index.path) as again:
+        assert listed(again) == before
+        assert again.verify().problems == ()
+
+
+def test_lists_are_measured_again_with_the_queries_of_the_last_time(index: Index) -> None:
+    before = listed(index)
+    index.compact()  # ready vectors: there is nothing to make queries of
+    assert listed(index) == before
+    index.compact({"audio": unit(clustered(60, 9))})
+    assert listed(index)[1].keys() == {"audio", "vector"}
+
+
+@pytest.mark.parametrize(
+    "row", [("smell", b"\0" * 4 * DIM), ("text", b"\0"), ("text", "x" * 4 * DIM)]
+)
+def test_damaged_queries_are_refused(index: Index, row: tuple[str, object]) -> None:
+    with closing(sqlite3.connect(index.path / RECORD)) as record, record:
+        record.execute("INSERT INTO queries VALUES (?, ?)", row)
+    with pytest.raises(IndexCorruptedError, match="compact"):
+        index.compact()
+    index.compact({"text": clustered(60, 2)})
+    index.compact()
+
+
+def test_a_migrated_index_has_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 40)
+    first, second = two_spaces(tmp_path)
+    with Index.create(tmp_path / "x.index", first) as made:
+        made.add(texts=[f"text {number}" for number in range(150)])
+        made.compact()
+        before = listed(made)
+        assert before[0] > 0
+        assert before[1].keys() == {"text"}
+        made.migrate(second)
+        after = listed(made)
+        assert (after[0], after[1].keys()) == (before[0], {"text"})
+        assert made.space == "tiny-0002"
+        assert made.verify().problems == ()
+        (path,) = (made.path / "snapshots").iterdir()
+        path.unlink()
+        assert made.verify(repair=True).ok
+        assert listed(made) == after
+
+
+def test_an_index_without_lists_gets_none_by_a_migration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 10)
+    first, second = two_spaces(tmp_path)
+    with Index.create(tmp_path / "x.index", first) as made:
+        made.add(texts=[f"text {number}" for number in range(20)])
+        made.migrate(second)
+        assert listed(made) == (0, {})
 
 
 @pytest.mark.parametrize(
