@@ -52,6 +52,7 @@ class HitFrames(Closing):
     def _open(self, source: str, topic: str | None) -> Recording | Video:
         if (source, topic) not in self._opened:
             path = Path(source)
-            opened = Video(path) if topic is None else Recording(path, topic)
-            self._opened[source, topic] = self._stack.enter_context(opened)
+            opened: Recording | Video = Video(path) if topic is None else Recording(path, topic)
+            self._stack.callback(opened.close)
+            self._opened[source, topic] = opened
         return self._opened[source, topic]
