@@ -104,10 +104,7 @@ class OpenClip:
         config = read_model_config(source.fields, len(source.shapes))
         _read_preprocessing(source, config.vision.image_size)
         _read_tokenizer(source, config.text)
-        with torch.device("meta"):
-            visual, text = _vision_tower(source, config), NativeTextTower(config.text, config.dim)
-            scale = source.shapes.get("logit_scale", ())
-            model = _DualEncoder(config, visual, text, scale)
+        model = _outline(source, config)
         weights = _read_weights(source, config)
         _check_weights(source, model, weights)
         model.load_state_dict(weights, assign=True)
@@ -143,6 +140,13 @@ class OpenClip:
         )
         # transformers does not open its processors.
         return replace(dual_encoder(towers, config.dim, head), reference_processors=False)
+
+
+def _outline(source: Source, config: ModelConfig) -> _DualEncoder:
+    """Return the model on the meta device: names and shapes alone."""
+    with torch.device("meta"):
+        visual, text = _vision_tower(source, config), NativeTextTower(config.text, config.dim)
+        return _DualEncoder(config, visual, text, source.shapes.get("logit_scale", ()))
 
 
 def _vision_tower(source: Source, config: ModelConfig) -> nn.Module:

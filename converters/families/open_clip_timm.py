@@ -128,6 +128,8 @@ TIMM: dict[str, TimmArchitecture] = {
         f"vit_giantopt_patch16_siglip_{side}": _siglip(16, 1536, 40, 16, 6144, tanh=True)
         for side in (256, 384)
     },
+    "vit_pe_core_tiny_patch16_384": _pe(16, 192, 12, 3, 24),
+    "vit_pe_core_small_patch16_384": _pe(16, 384, 12, 6, 24),
     "vit_pe_core_base_patch16_224": _pe(16, 768, 12, 12, 14),
     "vit_pe_core_large_patch14_336": _pe(14, 1024, 24, 16, 24),
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,22 @@ def reference(folder: Path, name: str) -> dict[str, Any]:
         "scale": round(float(model.logit_scale.exp()), 5),
         "bias": None if bias is None else round(float(bias), 6),
     }
+
+
+def built_in() -> Iterator[tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]]:
+    """Yield open_clip's own architectures: name, configuration, and shapes of the tensors."""
+    import torch
+
+    _prepare_reference()
+    import open_clip
+
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        if "hf_model_name" in config["text_cfg"]:
+            continue  # its tower would be fetched
+        with torch.device("meta"):
+            model = open_clip.create_model(name, load_weights=False, device="meta")
+        yield name, config, {key: tuple(it.shape) for key, it in model.state_dict().items()}
 
 
 def _prepare_reference() -> None:

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from open_clip_cases import (
     ROWS,
     TEXTS,
     TIMM,
+    built_in,
     images,
     reference,
     write_checkpoint,
@@ -39,12 +41,18 @@ from mmedge.bundle import open_bundle
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.converters import ConvertConfig, convert
 from mmedge.converters.families import open_clip_timm
+from mmedge.converters.families.open_clip import _outline
+from mmedge.converters.families.open_clip_config import read_model_config
 from mmedge.converters.families.open_clip_timm import TimmArchitecture
 from mmedge.converters.sources.clip_bpe import clip_bpe_json
+from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 from mmedge.preprocess.cleaning import clean
 from mmedge.specs import Array
 
+TEXT_KEYS = (
+    "positional_embedding", "token_embedding", "transformer", "ln_final", "text_projection"
+)  # fmt: skip
 RECORD: Mapping[str, Any] = json.loads(RECORDED.read_text(encoding="utf-8"))
 TINY = {
     "tiny_eva02": TimmArchitecture(
@@ -113,15 +121,47 @@ def test_embeddings_ids_and_scores_are_open_clips(name: str, tmp_path: Path) -> 
         assert not any(expected[len(ids) :])  # padding
 
 
+needs_open_clip = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("open_clip", "timm")), reason="no open_clip"
+)
+
+
 @pytest.mark.slow
+@needs_open_clip
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_the_record_is_what_open_clip_gives(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("open_clip")
-    pytest.importorskip("timm")
     fresh = reference(tmp_path, name)
     for item in ("image", "text"):
         np.testing.assert_allclose(fresh.pop(item), np.array(RECORD[name][item]), atol=2e-6)
     assert fresh == {key: RECORD[name][key] for key in fresh}
+
+
+@pytest.mark.slow
+@needs_open_clip
+@pytest.mark.filterwarnings("ignore")
+def test_open_clips_own_architectures_have_these_tensors(tmp_path: Path) -> None:
+    made, refused = 0, []
+    for name, config, expected in built_in():
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        source = Source(
+            tmp_path, name, None, {"model_cfg": config}, (), expected,
+            config_file="open_clip_config.json",
+        )  # fmt: skip
+        try:
+            model = _outline(source, read_model_config(source.fields, len(expected)))
+        except SourceError as error:
+            refused.append((name, str(error)))
+            continue
+        made += 1
+        known = {
+            f"text.{key}" if key.startswith(TEXT_KEYS) else key: shape
+            for key, shape in expected.items()
+            if not key.startswith("text_decoder.")
+        }
+        assert {key: tuple(it.shape) for key, it in model.state_dict().items()} == known, name
+    assert made >= 86
+    assert all("ResNet" in why or "of timm" in why or "hf_model" in why for _, why in refused)
 
 
 @pytest.fixture(scope="module", params=["vit", "eva02", "coca"])
