@@ -25,6 +25,7 @@ from mmedge.converters.families.open_clip_config import (
     TimmVisionConfig,
     read_model_config,
 )
+from mmedge.converters.families.open_clip_hf import HuggingFaceTextTower, read_text_architecture
 from mmedge.converters.families.open_clip_modules import (
     NativeTextTower,
     NativeVisionTower,
@@ -63,6 +64,7 @@ _PREPROCESSING: Mapping[str, object] = {
 }  # fmt: skip
 _TEXT_KEYS = ("positional_embedding", "token_embedding", "transformer", "ln_final",
               "text_projection", "cls_emb")  # fmt: skip
+_INNER = "text.transformer."
 _USUAL_TOKENS = 16
 _LISTED = 8
 
@@ -102,12 +104,22 @@ class OpenClip:
     def load(self, source: Source) -> nn.Module:
         """Load both towers in fp32 from the checkpoint's tensors, none missing and none left."""
         config = read_model_config(source.fields, len(source.shapes))
+        if config.text.hf_model is not None:
+            architecture = read_text_architecture(source, config.text)
+            config = replace(config, text_architecture=architecture)
         _read_preprocessing(source, config.vision.image_size)
-        _read_tokenizer(source, config.text)
+        _read_tokenizer(source, config)
         model = _outline(source, config)
         weights = _read_weights(source, config)
         _check_weights(source, model, weights)
-        model.load_state_dict(weights, assign=True)
+        if isinstance(model.text, HuggingFaceTextTower):
+            inner = [name for name in weights if name.startswith(_INNER)]
+            model.text.load_transformer(
+                {name.removeprefix(_INNER): weights.pop(name) for name in inner}
+            )
+            model.load_state_dict(weights, assign=True, strict=False)
+        else:
+            model.load_state_dict(weights, assign=True)
         unpack(model)
         return model.eval().requires_grad_(requires_grad=False)
 
@@ -117,7 +129,7 @@ class OpenClip:
         config: ModelConfig = loaded.config
         image, (text, files) = (
             _read_preprocessing(source, config.vision.image_size),
-            _read_tokenizer(source, config.text),
+            _read_tokenizer(source, config),
         )
         towers = {
             Modality.IMAGE: Tower(
@@ -145,7 +157,12 @@ class OpenClip:
 def _outline(source: Source, config: ModelConfig) -> _DualEncoder:
     """Return the model on the meta device: names and shapes alone."""
     with torch.device("meta"):
-        visual, text = _vision_tower(source, config), NativeTextTower(config.text, config.dim)
+        visual = _vision_tower(source, config)
+        text: nn.Module
+        if config.text_architecture is None:
+            text = NativeTextTower(config.text, config.dim)
+        else:
+            text = HuggingFaceTextTower(config.text, config.text_architecture, config.dim)
         return _DualEncoder(config, visual, text, source.shapes.get("logit_scale", ()))
 
 
@@ -211,12 +228,15 @@ def _read_preprocessing(source: Source, sides: Sides) -> frozen.ImageConfig:
     )
 
 
-def _read_tokenizer(source: Source, text: TextConfig) -> tuple[frozen.TextConfig, dict[str, bytes]]:
+def _read_tokenizer(
+    source: Source, model: ModelConfig
+) -> tuple[frozen.TextConfig, dict[str, bytes]]:
     """Freeze a checkpoint's tokenizer, and return it with its file.
 
     Raises:
         SourceError: If its files are missing or do not fit the model.
     """
+    text, architecture = model.text, cast(Any, model.text_architecture)
     if text.tokenizer is None:
         content, closing = clip_bpe_json(source.folder, text.rows)
         pad_id = 0
@@ -227,7 +247,8 @@ def _read_tokenizer(source: Source, text: TextConfig) -> tuple[frozen.TextConfig
             )
     else:
         tokenizer = load_tokenizer(source)
-        check_tokenizer(source, tokenizer, text.rows)
+        rows = text.rows if architecture is None else int(architecture.vocab_size)
+        check_tokenizer(source, tokenizer, rows)
         if tokenizer.padding_side != "right":
             raise SourceError(
                 f"{source.name}: its tokenizer pads on the {tokenizer.padding_side}, which mmedge "
@@ -235,7 +256,8 @@ def _read_tokenizer(source: Source, text: TextConfig) -> tuple[frozen.TextConfig
                 "trained so."
             )
         fields = tokenizer_fields(source, tokenizer)
-        pad_id = fields.integer("pad_token_id", 0, text.rows - 1)
+        masked = None if architecture is None else int(architecture.pad_token_id)
+        pad_id = fields.integer("pad_token_id", masked or 0, rows - 1 if masked is None else masked)
         content = backend_json(source, tokenizer)
         if text.strip_separator:
             content = _with_zero(content, int(tokenizer.sep_token_id))
@@ -264,10 +286,12 @@ def _reads_true_length(text: TextConfig) -> bool:
     """Tell whether padding behind a text cannot change its embedding.
 
     A causal tower that pools at the end of a text does not see what follows. open_clip's tokenizer
-    pads with 0, and the closing token has the highest id.
+    pads with 0, and the closing token has the highest id. Towers of transformers mask the padding.
     """
+    if text.hf_model is not None:
+        return True
     pooled_at_end = text.pool == "eos" or (text.pool == "argmax" and text.tokenizer is None)
-    return text.causal and pooled_at_end and not text.class_token and text.hf_model is None
+    return text.causal and pooled_at_end and not text.class_token
 
 
 def _read_weights(source: Source, config: ModelConfig) -> dict[str, torch.Tensor]:
@@ -281,6 +305,8 @@ def _read_weights(source: Source, config: ModelConfig) -> dict[str, torch.Tensor
     flat = "positional_embedding" in weights  # class CLIP has the text tower's tensors at the top
     named: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
+        if name == "text.transformer.embeddings.position_ids":  # of old releases, computed since
+            continue
         if not tensor.is_floating_point():
             raise SourceError(
                 f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
@@ -332,13 +358,14 @@ def _image_role(module: nn.Module, config: ModelConfig) -> RoleSpec:
 
 def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextConfig) -> RoleSpec:
     text, longest = config.text, processor.max_length
+    rows = int(getattr(config.text_architecture, "vocab_size", text.rows))
     dynamic = processor.padding == "longest"
-    end = text.eos_id if text.pool == "eos" else text.rows - 1
+    end = text.eos_id if text.pool == "eos" else rows - 1
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         shape = sizes["batch"], sizes.get("sequence", longest)
         with seeded(seed):
-            ids = torch.randint(0, text.rows, shape)
+            ids = torch.randint(0, rows, shape)
             lengths = torch.randint(1, shape[1] + 1, (shape[0], 1))
         ids[ids == end] = 0 if end else 1
         places = torch.arange(shape[1])

@@ -177,6 +177,7 @@ class ModelConfig:
         text: The text tower.
         biased: Scores have a bias, as SigLIP's do.
         decoder: The checkpoint holds a text decoder too, which is not converted.
+        text_architecture: transformers' configuration of the text tower, where it is one of those.
     """
 
     dim: int
@@ -184,6 +185,7 @@ class ModelConfig:
     text: TextConfig
     biased: bool
     decoder: bool
+    text_architecture: object = None
 
 
 def read_model_config(file: Fields, tensors: int) -> ModelConfig:

@@ -39,6 +39,20 @@ TEXTS = (
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "circle", "the", "&", "12", "x",
               "_", "y", "photo", "of", "##s", "edge", "größe", "wide", "quoted")  # fmt: skip
 
+# Of the text towers of transformers.
+_BERT = {
+    "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 20,
+}  # fmt: skip
+HF: Mapping[str, Mapping[str, Any]] = {
+    "roberta": {**_BERT, "model_type": "roberta", "pad_token_id": 0, "type_vocab_size": 1},
+    "bert": {**_BERT, "model_type": "bert", "pad_token_id": 0},
+    "mt5": {
+        "model_type": "mt5", "vocab_size": len(VOCABULARY), "d_model": 32, "d_kv": 8, "d_ff": 64,
+        "num_layers": 2, "num_heads": 4, "pad_token_id": 0, "feed_forward_proj": "gated-gelu",
+    },
+}  # fmt: skip
+
 _CLIP_TEXT = {"context_length": 20, "vocab_size": ROWS, "width": 32, "heads": 4, "layers": 2}
 _VIT = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
 _SIGLIP_TEXT = {
@@ -141,6 +155,17 @@ CASES: Mapping[str, dict[str, Any]] = {
         {**_CLIP_TEXT, "vocab_size": len(VOCABULARY), "hf_tokenizer_name": "bert-tiny",
          "pool_type": "eos", "eos_id": 3, "tokenizer_kwargs": {"clean": "lower"}},
     ),
+    **{
+        name: _case(
+            {**_VIT, "pool_type": "avg"},
+            {"hf_model_name": name, "hf_tokenizer_name": name, "context_length": 12, **settings},
+        )
+        for name, settings in (
+            ("roberta", {"hf_proj_type": "linear", "hf_pooler_type": "mean_pooler"}),
+            ("bert", {"hf_pooler_type": "cls_pooler"}),
+            ("mt5", {"hf_pooler_type": None}),
+        )
+    },
     "giant": _case(_timm("tiny_eva_giant"), custom_text=True),
     "giant-projected": _case(_timm("tiny_eva_giant", "", timm_proj="mlp"), custom_text=True),
     "enormous": _case(_timm("tiny_eva_enormous", "avg"), custom_text=True),
@@ -173,6 +198,9 @@ def write_checkpoint(
     """Write a checkpoint with drawn weights and the vocabulary of MERGES."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    hugging_face = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    if hugging_face:
+        (folder / "config.json").write_text(json.dumps(HF[hugging_face]))
     save_file(tensors(shapes), folder / "open_clip_model.safetensors")
     if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
         _write_word_pieces(folder)
@@ -221,15 +249,18 @@ def reference(folder: Path, name: str) -> dict[str, Any]:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    config = CASES[name]
+    config = json.loads(json.dumps(CASES[name]))
+    if hugging_face := config["model_cfg"]["text_cfg"].get("hf_model_name"):
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
+    if hugging_face:
+        (folder / "config.json").write_text(json.dumps(HF[hugging_face]))
     place = f"local-dir:{folder}"
-    shapes = {
-        key: list(tensor.shape)
-        for key, tensor in open_clip.create_model(place, load_weights=False).state_dict().items()
-    }
-    write_checkpoint(folder, config, shapes)
+    empty = open_clip.create_model(place, load_weights=False, pretrained_text=False)
+    shapes = {key: list(tensor.shape) for key, tensor in empty.state_dict().items()}
+    write_checkpoint(folder, CASES[name], shapes)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     with gzip.open(folder / "tiny.gz", "wt", encoding="utf-8") as file:
         file.write("".join(["#\n", *(f"{left} {right}\n" for left, right in MERGES)]).rstrip())
     model = open_clip.create_model(place).eval()

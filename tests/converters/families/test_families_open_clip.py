@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip_cases import (
     CASES,
+    HF,
     MERGES,
     RECORDED,
     ROWS,
@@ -164,7 +165,7 @@ def test_open_clips_own_architectures_have_these_tensors(tmp_path: Path) -> None
     assert all("ResNet" in why or "of timm" in why or "hf_model" in why for _, why in refused)
 
 
-@pytest.fixture(scope="module", params=["vit", "eva02", "coca"])
+@pytest.fixture(scope="module", params=["vit", "eva02", "coca", "roberta"])
 def converted(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
@@ -192,7 +193,7 @@ def test_the_passes_know_the_graphs(converted: tuple[str, Path]) -> None:
         portable = operators(bundle / role / "fp32.onnx")
         fused = operators(bundle / role / "fp32.onnxruntime.onnx")
         assert fused["Attention"] == 2 + pooling
-        assert not {"Conv", "IsNaN"} & portable.keys()
+        assert not {"Conv"} & portable.keys()
     manifest = open_bundle(bundle).manifest
     (ids,) = manifest.roles["text_encoder"].inputs
     assert ids.shape == ("batch", 20 if name == "coca" else "sequence")
@@ -233,6 +234,48 @@ def test_what_mmedge_does_not_have_is_refused_by_name(
 ) -> None:
     folder = write(tmp_path, name, **changes)
     with pytest.raises(SourceError, match=re.escape(message)):
+        describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "message"),
+    [
+        ({}, None, "is 'roberta' of transformers, whose config.json is missing"),
+        ({}, {"model_type": "m2m_100"}, "model_type: got 'm2m_100', expected one of bert"),
+        ({}, {"hidden_size": 1 << 16}, "hidden_size: got 65536, expected no more than"),
+        ({}, {"hidden_size": 16, "num_attention_heads": 4}, "word_embeddings.weight is (20, 32)"),
+        ({"hf_pooler_type": "max_pooler"}, {}, "hf_pooler_type is 'max_pooler', expected one of"),
+        ({"hf_tokenizer_name": None}, {}, "names no hf_tokenizer_name"),
+        ({"hf_proj_type": None}, {}, "the tower's width 32 is not embed_dim 16"),
+        ({"context_length": 77}, {}, "context_length is 77, but config.json has positions for 19"),
+        ({}, {"pad_token_id": 1}, "pad_token_id: got 0, expected 1"),
+    ],
+)
+def test_a_text_tower_of_transformers_that_does_not_fit_is_refused(
+    changes: dict[str, Any], config: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, "roberta", text_cfg=changes)
+    if config is None:
+        (folder / "config.json").unlink()
+    else:
+        (folder / "config.json").write_text(json.dumps({**HF["roberta"], **config}))
+    with pytest.raises(SourceError, match=re.escape(message)):
+        describe(folder)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, "clipa")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match="tokenizer cannot be loaded"):
+        describe(folder)
+
+
+def test_padding_on_the_left_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "clipa")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["padding_side"] = "left"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(SourceError, match="pads on the left"):
         describe(folder)
 
 
