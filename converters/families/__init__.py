@@ -16,10 +16,14 @@ __all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
 
 # One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
+    "align": "mmedge.converters.families.align:FAMILY",
+    "altclip": "mmedge.converters.families.altclip:FAMILY",
     "causal_lm": "mmedge.converters.families.causal_lm:FAMILY",
+    "chinese_clip": "mmedge.converters.families.chinese_clip:FAMILY",
     "clap": "mmedge.converters.families.clap:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
     "dinov2": "mmedge.converters.families.dinov2:FAMILY",
+    "metaclip_2": "mmedge.converters.families.clip:METACLIP_2",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "open_clip": "mmedge.converters.families.open_clip:FAMILY",
     "owlv2": "mmedge.converters.families.owlvit:OWLV2",

@@ -21,7 +21,7 @@ from mmedge.converters.sources.tokenizer import (
 from mmedge.errors import SourceError
 from mmedge.preprocess.config import ImageConfig, TextConfig
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "METACLIP_2"]
 
 # A config.json from before transformers corrected it: pool at the highest id instead.
 _LEGACY_EOS = 2
@@ -31,14 +31,16 @@ class Clip(ImageTextFamily):
     """CLIP: with or without projections where a tower is alone."""
 
     name = "clip"
+    class_prefix = "CLIP"
+    """With which transformers' names of its classes begin."""
 
     def model_class(self, source: Source) -> str | None:
         """Return the class of one tower, with its projection where the weights have one."""
         if source.model_type == self.name:
             return None
-        part = "Vision" if source.model_type == "clip_vision_model" else "Text"
+        part = "Vision" if self._has(source, "vision") else "Text"
         projected = any(name.endswith("_projection.weight") for name in source.shapes)
-        return f"CLIP{part}Model" + "WithProjection" * projected
+        return f"{self.class_prefix}{part}Model" + "WithProjection" * projected
 
     def dim(self, model: Any) -> int:  # noqa: ANN401, transformers is untyped
         """Return the width of the projection, if any, else of the tower."""
@@ -115,4 +117,12 @@ def _check_end_token(source: Source, tokenizer: Any, eos: int) -> int:  # noqa: 
     return closing
 
 
+class MetaClip2(Clip):
+    """MetaCLIP 2: CLIP's towers with a multilingual vocabulary (Chuang et al., 2025)."""
+
+    name = "metaclip_2"
+    class_prefix = "MetaClip2"
+
+
 FAMILY = Clip()
+METACLIP_2 = MetaClip2()

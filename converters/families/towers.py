@@ -255,6 +255,7 @@ def text_role(
     dynamic_sequence: bool,
     close: Callable[[torch.Tensor], None] | None = None,
     masked: bool = False,
+    longest: int | None = None,
 ) -> RoleSpec:
     """Describe a text tower.
 
@@ -266,9 +267,10 @@ def text_role(
         dynamic_sequence: T is a dynamic axis; otherwise it is always the longest.
         close: Writes the closing token into sampled ids (B, T), in place.
         masked: The module takes an attention mask.
+        longest: Most tokens of a text; None for as many as the configuration has positions.
     """
     normalized: Any = NormalizedTextConfig(config)
-    longest = int(config.max_position_embeddings)
+    longest = longest or int(config.max_position_embeddings)
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = DummyTextInputGenerator(

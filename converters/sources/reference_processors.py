@@ -84,10 +84,22 @@ def read_image_preprocessing(source: Source, side: int | None) -> ImageConfig:
     _check_size(source, steps[-1], side)
     if settings.flag("do_rescale"):
         steps.append(Rescale(factor=settings.number("rescale_factor", 1e-6, 1e3)))
+    steps += _read_normalize(settings)
+    return ImageConfig(steps=tuple(steps))
+
+
+def _read_normalize(settings: Fields) -> list[ImageStep]:
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if settings.flag("do_normalize"):
         mean = settings.triple("image_mean", -1e3, 1e3)
-        steps.append(Normalize(mean=mean, std=settings.triple("image_std", 1e-6, 1e3)))
-    return ImageConfig(steps=tuple(steps))
+        std = settings.triple("image_std", 1e-6, 1e3)
+    if settings.flag("rescale_offset"):  # EfficientNet's processor, as include_top
+        mean = (mean[0] + 1, mean[1] + 1, mean[2] + 1)
+    if settings.flag("include_top"):
+        again = settings.triple("image_std", 1e-6, 1e3)
+        std = (std[0] * again[0], std[1] * again[1], std[2] * again[2])
+    unchanged = not any(mean) and std == (1.0, 1.0, 1.0)
+    return [] if unchanged else [Normalize(mean=mean, std=std)]
 
 
 def _read_resize(settings: Fields) -> list[ImageStep]:
