@@ -80,7 +80,7 @@ class Compare(str, Enum):
     TOKENS = "tokens"
     """By the index of the largest value along the last axis: logits over a vocabulary."""
     NONE = "none"
-    """Not compared: state, which later calls verify."""
+    """Not compared: state, which later calls verify, and rows that may stand in any order."""
 
 
 Dim: TypeAlias = int | str

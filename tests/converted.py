@@ -26,6 +26,8 @@ __all__ = [
     "photo_folder",
     "resnet_bundle",
     "resnet_folder",
+    "rt_detr_bundle",
+    "rt_detr_folder",
     "sentence_bundle",
     "sentence_folder",
     "siglip_folder",
@@ -273,6 +275,20 @@ def owlvit_bundle(owlvit_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 def owlv2_bundle(owlv2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny OWLv2 in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
     return _convert_detector(owlv2_folder, tmp_path_factory.mktemp("owlv2"))
+
+
+@pytest.fixture(scope="session")
+def rt_detr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny RT-DETR in transformers' on-disk format; not to be changed."""
+    from models.tiny_models import write_rt_detr
+
+    return write_rt_detr(tmp_path_factory.mktemp("sources") / "tiny-rt-detr")
+
+
+@pytest.fixture(scope="session")
+def rt_detr_bundle(rt_detr_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny RT-DETR in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
+    return _convert_detector(rt_detr_folder, tmp_path_factory.mktemp("rt-detr"))
 
 
 def _convert_detector(source: Path, folder: Path) -> Path:

@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "owlv2": "mmedge.converters.families.owlvit:OWLV2",
     "owlvit": "mmedge.converters.families.owlvit:OWLVIT",
     "resnet": "mmedge.converters.families.resnet:FAMILY",
+    "rt_detr": "mmedge.converters.families.rt_detr:FAMILY",
     "sentence_transformers": "mmedge.converters.families.sentence_transformers:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",

@@ -59,6 +59,7 @@ def read_part(source: Source, part: str) -> Fields:
 
 def _build_config(kind: Any, values: Mapping[str, Any], known: Any) -> Any:  # noqa: ANN401
     declared = {*inspect.signature(kind).parameters, *kind.attribute_map} - _CALL_OPTIONS
+    declared |= {key for key in ("out_features", "out_indices") if hasattr(kind, key)}  # backbones
     kept = {key: value for key, value in values.items() if key in declared}
     for key, inner in kind.sub_configs.items():
         if isinstance(part := kept.get(key), Mapping):
@@ -113,13 +114,20 @@ def load_model(
             state_dict=weights,
             dtype=torch.float32,
             output_loading_info=True,
-            attn_implementation="sdpa" if getattr(outline, "_supports_sdpa", False) else "eager",
+            attn_implementation=_attention(outline),
             **(options or {}),
         )
     _check_complete(source, report)
     if source.adapter is not None:
         merge_adapter(model, source.adapter)
     return cast(nn.Module, model.eval().requires_grad_(requires_grad=False))
+
+
+def _attention(outline: Any) -> str:  # noqa: ANN401, transformers is untyped
+    """Return transformers' name of the attention that a model and its backbone, if any, have."""
+    parts = [part for part in outline.modules() if type(part).__name__.endswith("Backbone")]
+    fused = all(getattr(part, "_supports_sdpa", False) for part in (outline, *parts))
+    return "sdpa" if fused else "eager"
 
 
 def _check_outline(source: Source, outline: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

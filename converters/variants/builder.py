@@ -101,7 +101,7 @@ class BuiltVariant:
         nodes: Node table, None for fp32.
         opset: Of the default domain.
         parity: Against the source, over every layout.
-        golden: Its outputs for the golden inputs, by name.
+        golden: Its outputs for the golden inputs, as far as they are verified, by name.
         collected: Outputs collected for the evaluation.
         duration_s: Wall time to make and measure it.
         steps: Its outputs in several calls that hand a state to each other; empty without a state.
@@ -206,7 +206,7 @@ class VariantBuilder:
                 models, entries = self._quantize(recipe.variant, methods, self._source)
                 methods = _lowering(methods, entries)
             nodes = self._describe(recipe.variant, methods, entries)
-        parities = []
+        parities, verified = [], self.spec.verified
         for at, (layout, model) in enumerate(models.items()):
             with (
                 _runnable(model, methods.get(layout)) as path,
@@ -216,7 +216,8 @@ class VariantBuilder:
                 if not methods:
                     require_parity(f"{label} ({layout})", parities[-1])
                 if at == _running(models):
-                    golden = graph.run(self.inputs.golden)
+                    outputs = graph.run(self.inputs.golden)
+                    golden = {name: outputs[name] for name in outputs if name in verified}
                     state = self.spec.state
                     steps = {} if state is None else graph.run_steps(state, self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)

@@ -28,7 +28,7 @@ from mmedge.bundle.tensors import (
 )
 from mmedge.bundle.tuning import SearchRecord
 from mmedge.preprocess.config import ProcessorConfig
-from mmedge.specs import Modality, Precision, Task
+from mmedge.specs import Compare, Modality, Precision, Task
 
 __all__ = [
     "FORMAT_VERSION",
@@ -129,6 +129,17 @@ class Role(BaseModel):
     variants: tuple[Variant, ...] = Field(min_length=1)
     default: str
     search: SearchRecord | None = None
+
+    @property
+    def verified(self) -> tuple[OutputEntry, ...]:
+        """Outputs that have golden vectors: those that are compared, and the state."""
+        tensors = () if self.state is None else self.state.tensors
+        state = {tensor.output for tensor in tensors}
+        return tuple(
+            entry
+            for entry in self.outputs
+            if entry.compare is not Compare.NONE or entry.name in state
+        )
 
     @model_validator(mode="after")
     def _check_names(self) -> Role:

@@ -167,11 +167,11 @@ class Bundle:
             self._check_golden(f"inputs of {name}", golden.inputs.get(name, {}), role.inputs)
             outputs, steps = golden.outputs.get(name, {}), golden.steps.get(name, {})
             made = set() if role.state is None else {t.output for t in role.state.tensors}
-            stepped = [e for e in role.outputs if e.name not in made] if role.state else []
+            stepped = [e for e in role.verified if e.name not in made] if role.state else []
             for variant in role.variants:
                 label = f"{name}/{variant.name}"
                 self._check_golden(
-                    f"outputs of {label}", outputs.get(variant.name, {}), role.outputs
+                    f"outputs of {label}", outputs.get(variant.name, {}), role.verified
                 )
                 self._check_golden(f"steps of {label}", steps.get(variant.name, {}), stepped)
         return golden

@@ -68,7 +68,7 @@ def write_graph_vectors(
     return GraphVectors(
         samples=samples,
         inputs=tuple(written(inputs[e.name], e.name, "inputs") for e in role.inputs),
-        outputs=tuple(written(outputs[e.name], e.name, variant.name) for e in role.outputs),
+        outputs=tuple(written(outputs[e.name], e.name, variant.name) for e in role.verified),
         tolerance=variant.tolerance,
     )
 

@@ -18,6 +18,7 @@ from mmedge.models.base import Model, Stages
 from mmedge.models.batches import encode_ids, token_ids
 from mmedge.models.classification import EmbeddingCache, label_prompts
 from mmedge.models.images import image_batches, image_sources
+from mmedge.models.running import Given, Made, Run, Settings
 from mmedge.postprocess.boxes import check_share, corners
 from mmedge.postprocess.detections import Detections, select
 from mmedge.postprocess.scores import best_classes, best_queries, query_patch
@@ -39,6 +40,7 @@ _STAGES: Mapping[Modality | None, tuple[str, ...]] = {
     Modality.TEXT: ("tokenize", "inference"),
 }
 _PROFILED_QUERIES = 8
+_SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +154,36 @@ class Detector(Model):
         if not found:
             raise InputError("Images: got none, expected at least one.")
         return found[0] if image_sources(images) is None else found
+
+    @property
+    def runs(self) -> Mapping[str, Run]:
+        """Detect objects in images: those that texts name, or all fixed classes."""
+        images, both = frozenset({"images"}), frozenset({"images", "texts"})
+        fixed = self._section.text_encoder is None
+        return {"detect": Run(self._run_detect, images if fixed else both, both)}
+
+    def _run_detect(self, given: Given, settings: Settings) -> Made:
+        found = self.detect(
+            list(given.images), list(given.texts) or None, threshold=settings.threshold
+        )
+        rows = [
+            {
+                "image": str(path),
+                "label": str(label),
+                "score": float(score),
+                **dict(zip(_SIDES, map(float, box), strict=True)),
+            }
+            for path, one in zip(given.images, found, strict=True)
+            for box, score, label in zip(one.boxes, one.scores, one.labels, strict=True)
+        ]
+        counts = [len(one) for one in found]
+        arrays = {
+            "image": np.repeat(np.arange(len(found)), counts),
+            "boxes": np.concatenate([one.boxes for one in found]),
+            "scores": np.concatenate([one.scores for one in found]),
+            "class_id": np.concatenate([one.class_id for one in found]),
+        }
+        return Made(rows, arrays)
 
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import mmedge
 from mmedge.bundle import open_bundle
 from mmedge.errors import ImageError, InputError, TextError
 from mmedge.models import Detections, Detector, verify_bundle
+from mmedge.models.running import Given, Settings, chosen_run
 from mmedge.postprocess.boxes import iou
 from mmedge.runtimes import backend
 from mmedge.specs import Array
@@ -139,6 +140,18 @@ def test_suppression_leaves_no_overlap_within_a_class(detector: Detector) -> Non
     overlaps = iou(kept.boxes, kept.boxes) - np.eye(len(kept))
     assert overlaps[kept.class_id[:, None] == kept.class_id].max() <= 0.1
     assert (np.diff(kept.scores) <= 0).all()
+
+
+def test_a_run_gives_a_row_for_each_box(detector: Detector, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0]).save(tmp_path / "image.png")
+    given = Given(images=[tmp_path / "image.png"] * 2, texts=LABELS)
+    assert chosen_run(detector.runs, given) == "detect"
+    made = detector.runs["detect"].call(given, Settings(threshold=0.2))
+    found = detector.detect(IMAGES[0], LABELS, threshold=0.2)
+    assert [row["label"] for row in made.rows] == found.labels.tolist() * 2
+    np.testing.assert_allclose(made.arrays["boxes"][: len(found)], found.boxes, atol=1e-2)
+    assert made.rows[0]["left"] == pytest.approx(float(found.boxes[0, 0]), abs=1e-2)
+    assert made.arrays["image"].tolist() == [0] * len(found) + [1] * len(found)
 
 
 def test_labels_are_encoded_once(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:

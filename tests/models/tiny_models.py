@@ -37,6 +37,10 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     RobertaTokenizerFast,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrImageProcessorPil,
+    RTDetrResNetConfig,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -50,6 +54,7 @@ TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE, OWL_SIDE = 32, 24, 28, 32, 40
 CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT, BERT_CONTEXT = 20, 12, 48, 40
+RT_DETR_SIDE = 64
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
 _MODELS = "sentence_transformers.models"
@@ -388,6 +393,40 @@ def write_owl(folder: Path, *, second: bool = False, seed: int = 0) -> Path:
     tokenizer.save_pretrained(folder)
     processor = Owlv2ImageProcessorPil if second else OwlViTImageProcessorPil
     processor(size={"height": OWL_SIDE, "width": OWL_SIDE}).save_pretrained(folder)
+    return folder
+
+
+def write_rt_detr(folder: Path, *, seed: int = 0) -> Path:
+    """Write an RT-DETR of one decoder layer and five classes, for images of 64 x 64."""
+    config = RTDetrConfig(
+        backbone_config=RTDetrResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        encoder_in_channels=[8, 16, 16],
+        encoder_hidden_dim=16,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        d_model=16,
+        decoder_in_channels=[16, 16, 16],
+        decoder_ffn_dim=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_n_points=2,
+        num_queries=20,
+        num_denoising=0,
+        id2label=dict(enumerate(("red circle", "green square", "blue star", "crane", "crane"))),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RTDetrForObjectDetection(config)
+        _spread(model)
+    model.save_pretrained(folder)
+    side = {"height": RT_DETR_SIDE, "width": RT_DETR_SIDE}
+    RTDetrImageProcessorPil(size=side).save_pretrained(folder)
     return folder
 
 
