@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, TypeAlias, get_args
 
 from mmedge.bundle.tuning import Objective
 from mmedge.converters.methods.recipes import Recipe, parse_recipe
@@ -16,11 +16,14 @@ __all__ = [
     "AUTO",
     "TARGETS",
     "ConvertConfig",
+    "JpegDraft",
     "recipes",
     "reject_search_options",
     "short_names",
 ]
 
+
+JpegDraft: TypeAlias = Literal["off", "auto"]
 
 _SETS: dict[tuple[str, str], tuple[str, ...]] = {
     ("cpu", "int8"): ("int8-dynamic", "int8-static"),
@@ -62,6 +65,8 @@ class ConvertConfig:
             evaluation data has captions, zero-shot or accuracy where it has labels, and else
             class-agreement of classifiers, or cosine-p1.
         objective: For "auto": what is to be made small.
+        jpeg_draft: "auto" decodes large JPEG files at a fraction of their size if that loses no
+            more than the accuracy budget on the evaluation data; "off" decodes them whole.
     """
 
     source: str
@@ -81,6 +86,7 @@ class ConvertConfig:
     max_drop: float = 0.01
     metric: str | None = None
     objective: Objective = "latency"
+    jpeg_draft: JpegDraft = "off"
 
     def __post_init__(self) -> None:
         for name in ("out", "calibration", "evaluate"):
@@ -92,6 +98,11 @@ class ConvertConfig:
                     f"Unknown target: got '{target}', expected one or more of "
                     f"{', '.join(TARGETS)}." + did_you_mean(target, TARGETS)
                 )
+        if self.jpeg_draft not in get_args(JpegDraft):
+            raise ConversionError(
+                f"--jpeg-draft: got '{self.jpeg_draft}', expected "
+                f"{' or '.join(get_args(JpegDraft))}."
+            )
         if not self.precisions:
             raise ConversionError("No precision: name one or more, such as fp32,int8.")
         if self.searches:

@@ -31,6 +31,7 @@ from mmedge.converters.tuning.joint import (
     search_key,
     search_notes,
 )
+from mmedge.converters.tuning.jpeg_draft import choose_jpeg_draft
 from mmedge.converters.tuning.pareto import Budget
 from mmedge.converters.tuning.role import no_candidate_message
 from mmedge.converters.tuning.trials import TrialStore
@@ -80,6 +81,7 @@ def convert_model(
         described = described_by()
         job = _open(config, folder, described, checked, progress)
         made = _search(job, kept) if config.searches else _build(job)
+        job, draft_notes = choose_jpeg_draft(job, made.roles)
         manifest, lines = write_bundle(
             job, described.source, described.family, made.roles, made.defaults
         )
@@ -94,6 +96,7 @@ def convert_model(
             *described.source.notes,
             *checked.notes,
             *made.notes,
+            *draft_notes,
             *job.without_calibration(made.specs),
         ),
         calibration_samples=manifest.provenance.calibration_samples,

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 
 from mmedge.bundle.manifest import Provenance
+from mmedge.bundle.quality import Quality
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.sources.source import Source
 from mmedge.errors import ConversionError
@@ -41,6 +42,7 @@ def describe_provenance(
     *,
     calibration_sha256: str | None,
     calibration_samples: int,
+    jpeg_draft: Quality | None = None,
 ) -> Provenance:
     """Describe a conversion.
 
@@ -55,6 +57,7 @@ def describe_provenance(
         weights_sha256=weights_sha256,
         calibration_sha256=calibration_sha256,
         calibration_samples=calibration_samples,
+        jpeg_draft=jpeg_draft,
         tools=tool_versions(),
         command=_command(source, config),
         created=_created(os.environ),
@@ -89,6 +92,8 @@ def _command(source: Source, config: ConvertConfig) -> str:
     if config.searches:
         words += ["--max-drop", f"{config.max_drop:g}", "--objective", config.objective]
         words += [] if config.metric is None else ["--metric", config.metric]
+    if config.jpeg_draft != ConvertConfig.jpeg_draft:
+        words += ["--jpeg-draft", config.jpeg_draft]
     if config.explain:
         words.append("--explain")
     if config.skip_bad:

@@ -87,6 +87,7 @@ def write_bundle(
             if used and job.data.calibration
             else None,
             calibration_samples=used,
+            jpeg_draft=job.jpeg_draft,
         ),
     )
     write_manifest(job.folder, manifest)

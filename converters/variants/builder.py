@@ -56,7 +56,15 @@ from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, ParityError, QuantizationError
 from mmedge.specs import Array, Precision
 
-__all__ = ["TOLERANCES", "BuiltVariant", "RoleInputs", "VariantBuilder", "keeping", "lay_out"]
+__all__ = [
+    "TOLERANCES",
+    "BuiltVariant",
+    "RoleInputs",
+    "VariantBuilder",
+    "keeping",
+    "lay_out",
+    "running_layout",
+]
 
 # How far another processor's rounding was allowed to carry the same graph. Integer kernels differ
 # between instruction sets in how they saturate, so theirs is wide.
@@ -215,7 +223,7 @@ class VariantBuilder:
                 parities.append(measure_parity(label, graph, self.spec, self.inputs.probes))
                 if not methods:
                     require_parity(f"{label} ({layout})", parities[-1])
-                if at == _running(models):
+                if at == running_layout(models):
                     outputs = graph.run(self.inputs.golden)
                     golden = {name: outputs[name] for name in outputs if name in verified}
                     state = self.spec.state
@@ -442,7 +450,7 @@ def _unequalized(method: QuantizationConfig) -> QuantizationConfig:
     return replace(method, equalization=None) if isinstance(method, StaticInt8) else method
 
 
-def _running(models: Mapping[Layout, Path]) -> int:
+def running_layout(models: Mapping[Layout, Path]) -> int:
     """Return the layout that ONNX Runtime runs here."""
     return list(models).index("onnxruntime") if "onnxruntime" in models else 0
 

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from mmedge.bundle.manifest import Layout
+from mmedge.bundle.quality import Quality
 from mmedge.bundle.tensors import CallerFeed
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.checks import Data
@@ -42,6 +43,7 @@ class Job:
         progress: Progress callback.
         space: Embedding-space fingerprint of fp32.
         weights_sha256: Hash of the weights.
+        jpeg_draft: What the JPEG draft changes; None where it is not chosen.
     """
 
     config: ConvertConfig
@@ -53,6 +55,7 @@ class Job:
     progress: Progress
     space: str
     weights_sha256: str
+    jpeg_draft: Quality | None = None
 
     def builder(
         self,

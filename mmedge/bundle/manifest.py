@@ -168,7 +168,20 @@ class Role(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Origin of the bundle and conversion settings."""
+    """Origin of the bundle and conversion settings.
+
+    Attributes:
+        source: Folder or hub id, without local paths.
+        revision: Of a hub repository.
+        weights_sha256: Hash of the source's tensors.
+        calibration_sha256: Hash of the calibration data; None without any.
+        calibration_samples: How many were used.
+        jpeg_draft: fp32 with JPEG files decoded at a fraction of their size, compared with fp32 on
+            whole files; None where this was not chosen.
+        tools: Version by package.
+        command: What makes the bundle again, with file names for paths.
+        created: Time, ISO 8601.
+    """
 
     model_config = _FROZEN
     source: str
@@ -176,6 +189,7 @@ class Provenance(BaseModel):
     weights_sha256: str
     calibration_sha256: str | None = None
     calibration_samples: int = Field(default=0, ge=0)
+    jpeg_draft: Quality | None = None
     tools: dict[str, str]
     command: str
     created: str

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmedge.bundle.quality import Figure
     from mmedge.bundle.tuning import Objective
     from mmedge.cli.progress import Steps
-    from mmedge.converters.config import ConvertConfig
+    from mmedge.converters.config import ConvertConfig, JpegDraft
     from mmedge.converters.progress import ProgressEvent
     from mmedge.converters.report import ConversionReport
 
@@ -122,6 +122,13 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing bundle.")
     ] = False,
+    jpeg_draft: Annotated[
+        str,
+        typer.Option(
+            help="Decode large JPEG files at 1/2, 1/4 or 1/8 of their size: off, or auto, if the "
+            "loss on JPEG files of --evaluate or --calibration is within the accuracy budget."
+        ),
+    ] = "off",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable samples.")] = False,
     json: JsonOption = False,
     verbose: Annotated[
@@ -159,6 +166,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         max_drop=ConvertConfig.max_drop if max_drop is None else max_drop,
         metric=metric,
         objective=ConvertConfig.objective if objective is None else cast("Objective", objective),
+        jpeg_draft=cast("JpegDraft", jpeg_draft),
     )
     if html is not None:
         _check_html(html, config)

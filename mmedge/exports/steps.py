@@ -106,9 +106,15 @@ def example_frame(height: int, width: int) -> Array:
 def _words(step: ImageStep) -> str:
     if isinstance(step, Decode):
         alpha = "Put transparent pixels on white" if step.alpha == "white" else "Ignore alpha"
+        draft = (
+            " JPEG files are decoded at 1/2, 1/4 or 1/8 of their size (libjpeg's scale_denom), the "
+            "smallest whose sides are still at least twice those of the resize; whole, the outputs "
+            "are nearly the same."
+        )
         return (
             "Decode to 8-bit R, G, B in this order (OpenCV gives B, G, R). Apply the EXIF "
             f"orientation of a file. {alpha}; repeat greyscale three times."
+            f"{draft * step.jpeg_draft}"
         )
     if isinstance(step, Pad):
         return "Pad with black to a square, at the right or the bottom; boxes are parts of it."

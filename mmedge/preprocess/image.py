@@ -53,7 +53,8 @@ class ImageProcessor:
     def __init__(self, config: ImageConfig, options: ImageOptions | None = None) -> None:
         self.config = config
         self.options = options or ImageOptions()
-        self._alpha = (config.find(Decode) or Decode()).alpha
+        decode = config.find(Decode) or Decode()
+        self._alpha, self._draft = decode.alpha, decode.jpeg_draft
         self._resize, self._crop = config.find(Resize), config.find(Crop)
         self._fill = 0 if self._crop is None else self._crop.fill
         self._smooth = self._resize is not None and self._resize.resample == "gaussian"
@@ -91,6 +92,11 @@ class ImageProcessor:
         return ImageProcessor(self.config, options)
 
     @property
+    def least_side(self) -> int:
+        """Shortest side, in pixels, of a JPEG decoded at a fraction of its size; 0 for never."""
+        return self._least_side
+
+    @property
     def pads(self) -> bool:
         """Whether images are padded to a square, at the right or the bottom."""
         return self.config.find(Pad) is not None
@@ -111,11 +117,16 @@ class ImageProcessor:
 
         Args:
             source: As for decode_image.
-            shrink: Decode a large JPEG at a fraction of its size.
+            shrink: Decode a large JPEG at a fraction of its size even if the bundle does not.
             whole: Never do so: one above max_pixels is refused.
         """
-        side = 0 if whole else self._least_side
-        return decode_image(source, self.options, alpha=self._alpha, least_side=side, shrink=shrink)
+        return decode_image(
+            source,
+            self.options,
+            alpha=self._alpha,
+            least_side=0 if whole else self._least_side,
+            shrink=shrink or self._draft,
+        )
 
     def resize(self, image: Image.Image) -> Array:
         """Resize and centre-crop an RGB image.

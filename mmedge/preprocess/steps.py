@@ -56,10 +56,13 @@ class Decode(Step):
 
     Attributes:
         alpha: `white` composites transparent pixels onto white, `drop` ignores the alpha channel.
+        jpeg_draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size, the smallest whose sides
+            are still at least twice those of the resize.
     """
 
     op: Literal["decode"] = "decode"
     alpha: Alpha = "white"
+    jpeg_draft: bool = False
 
 
 class Pad(Step):

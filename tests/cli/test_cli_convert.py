@@ -175,6 +175,11 @@ def test_a_budget_asks_for_a_search(
     assert (told[0].max_drop, told[0].objective) == (0.01, "latency")
 
 
+def test_the_jpeg_draft_is_asked_for(told: list[ConvertConfig]) -> None:
+    assert run("convert", "a/b", "-o", "x.mmedge", "-q", "--jpeg-draft", "auto") == 0
+    assert told[0].jpeg_draft == "auto"
+
+
 def test_the_default_and_the_targets_are_asked_for(told: list[ConvertConfig]) -> None:
     options = ("--precision", "fp32", "--default", "fp32", "--target", "cpu, tensorrt")
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0

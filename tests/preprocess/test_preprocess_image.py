@@ -223,6 +223,32 @@ def test_a_large_jpeg_gives_what_the_whole_one_gives() -> None:
     assert cosine > 0.9999
 
 
+def test_a_jpeg_draft_is_decoded_to_at_least_twice_the_target() -> None:
+    config = clip_config(64, 64)
+    draft = ImageConfig(steps=(Decode(jpeg_draft=True), *config.steps[1:]))
+    assert ImageConfig.model_validate_json(draft.model_dump_json()) == draft
+    for size, expected in {
+        (255, 300): (255, 300),
+        (256, 300): (128, 150),
+        (1100, 1024): (138, 128),
+        (8000, 200): (8000, 200),
+    }.items():
+        scene = picture(12, 10).resize(size, Image.Resampling.BICUBIC)
+        files = {}
+        for form in ("JPEG", "PNG"):
+            buffer = io.BytesIO()
+            scene.save(buffer, form)
+            files[form] = buffer.getvalue()
+        processor = ImageProcessor(draft)
+        assert processor.decode(files["JPEG"]).size == expected
+        assert processor.decode(files["JPEG"], whole=True).size == size
+        assert processor.decode(files["PNG"]).size == size
+        assert ImageProcessor(config).decode(files["JPEG"]).size == size
+        whole = prepared(ImageProcessor(config), [files["JPEG"]]).ravel()
+        small = prepared(processor, [files["JPEG"]]).ravel()
+        assert whole @ small / np.linalg.norm(whole) / np.linalg.norm(small) > 0.99
+
+
 def test_options_reach_the_decoder() -> None:
     frame = np.asarray(picture(9, 9, "RGBA"))
     bgr = np.ascontiguousarray(frame[..., [2, 1, 0, 3]])
