@@ -32,6 +32,7 @@ NPY_ERRORS = (
 
 _MOST_TIMES = 100  # that an archive may unpack to, of its own size
 _HARMLESS_BYTES = 1 << 30  # that any archive may unpack to
+_READ_BYTES = 4 << 20  # unpacked at a time
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -169,9 +170,12 @@ def _header(
 
 def _array(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     count = math.prod(shape) * dtype.itemsize
-    data = bytearray(file.read(count))
-    if len(data) != count:
-        raise EOFError(f"it ends after {len(data):,} of {count:,} bytes")
     if not count:
         return np.empty(shape, dtype)
+    data = bytearray()
+    while len(data) < count:
+        read = file.read(min(_READ_BYTES, count - len(data)))
+        if not read:
+            raise EOFError(f"it ends after {len(data):,} of {count:,} bytes")
+        data += read
     return np.frombuffer(data, dtype).reshape(shape)
