@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from mmedge.errors import InputError
 from mmedge.media.frames import Media
+from mmedge.models.ahead import run_ahead
 from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.throughput import BulkModel
 from mmedge.runtimes.processor import allowed_processors
@@ -28,7 +29,6 @@ KeyT = TypeVar("KeyT")
 _MAX_BYTES = 1 << 28
 _BATCH = 8  # of a model whose batch axis has no bound
 _MAX_BATCH = 32
-_FRAMES_AHEAD = 32  # in memory, where a frame may take many megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,8 @@ def embedded(
         bulk: Embeds them, so many batches at once.
         jobs: Read as far ahead as the threads need.
         batch_size: Items that run through the graph at once; None takes the bundle's own.
-        workers: Threads that read, decode and prepare; None for one per CPU.
+        workers: Threads that read, decode and prepare; None for one per CPU. Each may have a batch
+            of what the jobs hold in memory.
         shrink: Decode a large JPEG at a half, a quarter or an eighth of its size where that is
             still twice what the model sees; the embedding keeps a cosine of 1.000 to that of
             encode_image.
@@ -103,19 +104,11 @@ def embedded(
     """
     threads = (workers or len(allowed_processors())) + 1  # one encodes while the others prepare
     turns = threading.Semaphore(bulk.encoders)
-    pending: deque[Future[list[Embedded[KeyT]]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="mmedge-embed") as pool:
-        try:
-            for batch in _batches(jobs, batch_size or _default_batch(bulk.model)):
-                pending.append(pool.submit(_embed, bulk.model, batch, turns, shrink=shrink))
-                in_files = isinstance(batch[0].item, str | os.PathLike)
-                ahead = threads if in_files else min(threads, _FRAMES_AHEAD // len(batch))
-                if len(pending) > ahead:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    batches = _batches(jobs, batch_size or _default_batch(bulk.model))
+    calls = (partial(_embed, bulk.model, batch, turns, shrink=shrink) for batch in batches)
+    with closing(run_ahead(calls, threads=threads, ahead=threads + 1)) as done:
+        for results in done:
+            yield from results
 
 
 def _batches(jobs: Iterable[Job[KeyT]], size: int) -> Iterator[list[Job[KeyT]]]:

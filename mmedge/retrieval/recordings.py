@@ -16,6 +16,7 @@ from mmedge.retrieval.embedding import check_space
 from mmedge.retrieval.items import Item
 from mmedge.retrieval.pipeline import Job, embedded
 from mmedge.retrieval.throughput import BulkModel
+from mmedge.runtimes.processor import allowed_processors
 from mmedge.specs import Float32Array, Modality
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def index_recording(
         bulk: Embeds them; of the index's embedding space, such as `index.bulk_model`.
         recording: An opened topic.
         batch_size: As for mmedge.retrieval.pipeline.embedded.
-        workers: As for mmedge.retrieval.pipeline.embedded.
+        workers: As for mmedge.retrieval.pipeline.embedded, but None for 4 at most, since frames
+            wait in memory.
         progress: Called with the number of frames added so far.
 
     Returns:
@@ -86,7 +88,7 @@ def index_recording(
         ready.clear()
         return count
 
-    for one in embedded(bulk, jobs(), batch_size=batch_size, workers=workers):
+    for one in embedded(bulk, jobs(), batch_size=batch_size, workers=workers or _threads()):
         if one.vector is None:
             raise InputError(f"{recording.name} at {one.key.position} ns: {one.error}")
         ready.append((one.key, one.vector))
@@ -116,7 +118,8 @@ def index_video(
         bulk: Embeds the frames; of the index's embedding space, such as `index.bulk_model`.
         path: The file.
         batch_size: As for mmedge.retrieval.pipeline.embedded.
-        workers: As for mmedge.retrieval.pipeline.embedded.
+        workers: As for mmedge.retrieval.pipeline.embedded, but None for 4 at most, since frames
+            wait in memory.
 
     Returns:
         Frames embedded; 0 if the video is there already.
@@ -142,7 +145,7 @@ def index_video(
         frames: list[tuple[int, float]] = []
         vectors: dict[int, Float32Array] = {}
         jobs = _jobs(video, frames)
-        for one in embedded(bulk, jobs, batch_size=batch_size, workers=workers):
+        for one in embedded(bulk, jobs, batch_size=batch_size, workers=workers or _threads()):
             if one.vector is None:
                 raise InputError(f"{file} at {one.key}: {one.error}")
             vectors[one.key] = one.vector
@@ -166,6 +169,10 @@ def index_video(
     )
     index.upsert([item])
     return len(frames)
+
+
+def _threads() -> int:
+    return min(4, len(allowed_processors()))
 
 
 def _jobs(video: Video, frames: list[tuple[int, float]]) -> Iterator[Job[int]]:

@@ -120,11 +120,11 @@ def test_jobs_are_read_only_as_far_as_threads_need_them() -> None:
             read += 1
             yield Job(read, Modality.IMAGE, np.array(read * 5 + 1))
 
-    results = run(Numbers(), endless(), workers=20)
+    results = run(Numbers(), endless(), workers=3)
     for _ in range(100):
         next(results)
     results.close()  # type: ignore[attr-defined]
-    assert read <= 100 + 40  # frames in memory: 32, and a batch of which results are taken
+    assert read <= 100 + 6 * 4  # batches: one a thread, one that waits, one that is being yielded
 
 
 def test_an_engine_that_fails_ends_the_run() -> None:
@@ -160,3 +160,16 @@ def test_a_cpu_encodes_a_batch_a_thread_where_the_backend_can(
         expected = model.encode_image(pixels)
         for one in embedded(bulk, given, batch_size=2):
             np.testing.assert_allclose(one.vector, expected[one.key], atol=1e-5)
+
+
+def test_a_gpu_takes_two_batches_at_once(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[SessionOptions] = []
+    chosen = SessionOptions(device="cuda")
+    monkeypatch.setattr("mmedge.retrieval.throughput.session_options", lambda *_: chosen)
+    monkeypatch.setattr(
+        "mmedge.retrieval.throughput.load_as", lambda *_, options, **__: loaded.append(options)
+    )
+    assert load_bulk_model(tiny_bundle.path, None, None, cpus=8).encoders == 2
+    assert [(options.device, options.threads) for options in loaded] == [("cuda", None)]
