@@ -36,7 +36,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def mutate(folder: Path, rng: random.Random) -> None:
     """Change one value of a JSON file, or one byte of any file."""
-    path = rng.choice(sorted(folder.iterdir()))
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
     if path.suffix == ".json" and rng.random() < 0.8:
         document = json.loads(path.read_text())
         *outer, key = rng.choice(list(places(document)))
@@ -55,7 +55,9 @@ def mutate(folder: Path, rng: random.Random) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "clap"])
+@pytest.mark.parametrize(
+    "family", ["clip", "siglip", "clap", "dinov2", "resnet", "sentence", "vit"]
+)
 def test_one_wrong_thing_is_no_traceback(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
