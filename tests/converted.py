@@ -34,9 +34,11 @@ __all__ = [
     "vit_bundle",
     "vit_folder",
     "write_pictures",
+    "write_scenes",
     "write_sounds",
 ]
 
+SCENE_LABELS = ("red circle", "green square", "blue star")
 LABELS = ("red circle", "green square", "blue star", "yellow ring")
 
 
@@ -73,6 +75,31 @@ def write_sounds(folder: Path, count: int, seed: int) -> Path:
         lines.append(json.dumps({"audio": f"{index:03d}.wav", "caption": f"a tone of {hz:.0f} Hz"}))
     path = folder / "sounds.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_scenes(folder: Path, count: int, seed: int) -> Path:
+    """Write images of coloured boxes on noise, and a COCO file of them; return the COCO file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for index in range(count):
+        width, height = (int(side) for side in rng.integers(40, 90, 2))
+        image = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        for _ in range(int(rng.integers(1, 4))):
+            left, top = int(rng.integers(0, width - 12)), int(rng.integers(0, height - 12))
+            right, bottom = left + int(rng.integers(8, 40)), top + int(rng.integers(8, 40))
+            kind = int(rng.integers(0, 3))
+            image[top:bottom, left:right, kind] = 230
+            box = [left, top, min(right, width) - left, min(bottom, height) - top]
+            annotations.append({"image_id": index, "category_id": 10 + kind, "bbox": box})
+        name = f"{index:03d}.png"
+        Image.fromarray(image).save(folder / name)
+        images.append({"id": index, "file_name": name, "width": width, "height": height})
+    categories = [{"id": 10 + kind, "name": label} for kind, label in enumerate(SCENE_LABELS)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
     return path
 
 
@@ -267,8 +294,9 @@ def owlv2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def owlvit_bundle(owlvit_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny OWL-ViT in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
-    return _convert_detector(owlvit_folder, tmp_path_factory.mktemp("owlvit"))
+    """The tiny OWL-ViT in fp32 and int8-dynamic, judged on scenes; not to be changed."""
+    folder = tmp_path_factory.mktemp("owlvit")
+    return _convert_detector(owlvit_folder, folder, write_scenes(folder / "scenes", 12, 1))
 
 
 @pytest.fixture(scope="session")
@@ -287,15 +315,17 @@ def rt_detr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rt_detr_bundle(rt_detr_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny RT-DETR in fp32 and int8-dynamic, judged on synthetic images; not to be changed."""
-    return _convert_detector(rt_detr_folder, tmp_path_factory.mktemp("rt-detr"))
+    """The tiny RT-DETR in fp32 and int8-dynamic, judged on scenes; not to be changed."""
+    folder = tmp_path_factory.mktemp("rt-detr")
+    return _convert_detector(rt_detr_folder, folder, write_scenes(folder / "scenes", 12, 1))
 
 
-def _convert_detector(source: Path, folder: Path) -> Path:
+def _convert_detector(source: Path, folder: Path, evaluate: Path | None = None) -> Path:
     from mmedge.converters import ConvertConfig, convert
 
     out = folder / "detector.mmedge"
-    convert(ConvertConfig(str(source), out, precisions=("fp32", "int8-dynamic")))
+    precisions = ("fp32", "int8-dynamic")
+    convert(ConvertConfig(str(source), out, precisions=precisions, evaluate=evaluate))
     return out
 
 

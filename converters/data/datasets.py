@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from mmedge.converters.data.coco import COCO_NAMES, Objects, read_coco
 from mmedge.errors import CalibrationError
 from mmedge.files import sha256_file
 from mmedge.files.json_file import parse_json
@@ -34,12 +35,13 @@ _FIELDS = ("image", "audio", "caption", "label")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample: files, caption and class; None where there is none."""
+    """One sample: files, caption, class and true boxes; None where there is none."""
 
     image: Path | None = None
     audio: Path | None = None
     caption: str | None = None
     label: str | None = None
+    objects: Objects | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class Dataset:
         name: The folder's or file's name, no path of this machine.
         samples: At least one, unless `arrays` holds them.
         arrays: Arrays by input of a graph, with one row for each sample: (N, ...).
+        categories: Labels of the true boxes, if the samples have any.
     """
 
     name: str
     samples: tuple[Sample, ...] = ()
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -90,7 +94,8 @@ class Dataset:
         digest = hashlib.sha256()
         for sample in self.samples:
             files = [None if p is None else sha256_file(p) for p in (sample.image, sample.audio)]
-            digest.update(json.dumps([*files, sample.caption, sample.label]).encode())
+            boxes = () if sample.objects is None else (asdict(sample.objects),)
+            digest.update(json.dumps([*files, sample.caption, sample.label, *boxes]).encode())
         for name, array in sorted(self.arrays.items()):
             digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -98,7 +103,10 @@ class Dataset:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a folder of images or sounds, one with a `captions.jsonl`, a .jsonl or an .npz file.
+    """Read a folder of images or sounds, or a .jsonl, COCO or .npz file.
+
+    A folder may hold `captions.jsonl`, or a COCO file named `annotations.json` or
+    `_annotations.coco.json`, see read_coco.
 
     A line of a .jsonl file is an object with `image` or `audio` (paths relative to the file),
     `caption` and `label`, each optional, but one of the first three. Without one, every image or
@@ -110,14 +118,19 @@ def read_dataset(path: Path) -> Dataset:
     """
     if not path.exists():
         raise CalibrationError(
-            f"No such folder or file: {path}. Pass a folder of images or sounds, a .jsonl file or "
-            "an .npz file."
+            f"No such folder or file: {path}. Pass a folder of images or sounds, a .jsonl file, a "
+            "COCO file or an .npz file."
         )
     if path.suffix == ".npz":
         return Dataset(path.resolve().name, arrays=_read_arrays(path))
+    held = [path / name for name in COCO_NAMES if path.is_dir() and (path / name).is_file()]
+    if path.suffix == ".json" or (held and not (path / CAPTIONS_NAME).is_file()):
+        return _read_coco(held[0] if held else path, path.resolve().name)
     if path.is_file():
         if path.suffix != ".jsonl":
-            raise CalibrationError(f"{path}: expected a folder, a .jsonl file or an .npz file.")
+            raise CalibrationError(
+                f"{path}: expected a folder, a .jsonl file, a COCO file (.json) or an .npz file."
+            )
         samples = tuple(_read_lines(path))
     elif (path / CAPTIONS_NAME).is_file():
         samples = tuple(_read_lines(path / CAPTIONS_NAME))
@@ -131,6 +144,14 @@ def read_dataset(path: Path) -> Dataset:
             f"{', '.join(sorted(IMAGE_SUFFIXES | _SOUNDS))}. Pass a folder that does."
         )
     return Dataset(path.resolve().name, samples)
+
+
+def _read_coco(path: Path, name: str) -> Dataset:
+    objects, categories = read_coco(path)
+    if not objects:
+        raise CalibrationError(f"{path} lists no images. Pass a COCO file that does.")
+    samples = (Sample(image=image, objects=one) for image, one in objects.items())
+    return Dataset(name, tuple(samples), categories=categories)
 
 
 def _describe_other_files(path: Path) -> str:

@@ -72,8 +72,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     evaluate: Annotated[
         Path | None,
         typer.Option(
-            help="Evaluation data with captions or labels, disjoint from --calibration: a folder "
-            "or a .jsonl file."
+            help="Evaluation data with captions, labels or boxes, disjoint from --calibration: a "
+            "folder, a .jsonl file or a COCO file."
         ),
     ] = None,
     max_drop: Annotated[

@@ -88,6 +88,8 @@ def test_int8_runs_and_the_bundle_is_verified(rt_detr_bundle: Path) -> None:
     quality = bundle.variant("image_encoder", "int8-dynamic").quality
     assert quality is not None
     assert quality.figures["box_agreement"].value > 0.5
+    assert {"map", "map_50"} == set(quality.drops) < set(quality.figures)
+    assert quality.data == "annotations.json: 12 samples"
     # Queries may stand in another order on another processor: their summary is verified.
     assert set(bundle.golden().outputs["image_encoder"]["fp32"]) == {"summary"}
 
