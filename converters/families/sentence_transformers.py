@@ -23,6 +23,7 @@ from mmedge.converters.sources.sentence_modules import (
     MODULES_NAME,
     POOLINGS,
     SentenceModule,
+    check_similarity,
     prompts,
     read_modules,
     read_pooling,
@@ -145,6 +146,8 @@ class SentenceTransformers:
         tuple(prompts(source.folder))
         text_config(source, load_tokenizer(source))
         _, pool, *above = _checked_modules(source)
+        normalised = bool(above) and above[-1].kind == "Normalize"
+        check_similarity(source.folder, normalised=normalised)
         text = read_part(source, "text_config")
         width = text.integer("dim" if "dim" in text.values else "hidden_size", 1, _MAX_WIDTH)
         poolings = read_pooling(pool, width)

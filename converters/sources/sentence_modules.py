@@ -14,6 +14,7 @@ __all__ = [
     "MODULES_NAME",
     "POOLINGS",
     "SentenceModule",
+    "check_similarity",
     "model_folder",
     "prompts",
     "read_modules",
@@ -139,6 +140,27 @@ def read_text_settings(folder: Path) -> tuple[int | None, bool]:
     length = settings.values.get("max_seq_length")
     longest = None if length is None else settings.integer("max_seq_length", 1, 1 << 20)
     return longest, settings.flag("do_lower_case")
+
+
+def check_similarity(folder: Path, *, normalised: bool) -> None:
+    """Check that embeddings scaled to length 1 rank as the model's own do.
+
+    Args:
+        folder: Of the model.
+        normalised: Whether its last module is Normalize, so that every similarity ranks alike.
+
+    Raises:
+        SourceError: If the model compares embeddings by their lengths too.
+    """
+    if normalised or not (folder / _PROMPTS_NAME).is_file():
+        return
+    config = read_fields(folder / _PROMPTS_NAME)
+    if config.values.get("similarity_fn_name") not in (None, "cosine"):  # of any type
+        raise config.error(
+            "similarity_fn_name",
+            "cosine, or Normalize as the last module",
+            "mmedge scales embeddings to length 1, which would rank otherwise.",
+        )
 
 
 def prompts(folder: Path) -> Iterator[str]:

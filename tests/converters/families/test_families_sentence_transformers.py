@@ -289,6 +289,19 @@ def test_a_folder_that_does_not_fit_is_refused(
         describe(copy)
 
 
+@pytest.mark.parametrize("name", ["dot", "euclidean", ["cosine"]])
+def test_lengths_that_count_are_refused(name: object, copy: Path) -> None:
+    file = "config_sentence_transformers.json"
+    edit(copy, file, lambda values: values.update(similarity_fn_name=name))
+    if isinstance(name, str):
+        describe(copy)  # its last module is Normalize
+    edit(copy, "modules.json", lambda modules: modules[:3])
+    with pytest.raises(SourceError, match=r"similarity_fn_name: .*expected cosine, or Normalize"):
+        describe(copy)
+    edit(copy, file, lambda values: values.update(similarity_fn_name="cosine"))
+    describe(copy)
+
+
 def test_a_dense_layer_in_a_pickle_is_refused(copy: Path) -> None:
     (copy / "2_Dense" / "model.safetensors").rename(copy / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(SourceError, match=r"2_Dense holds no model.safetensors; a pickle is not"):
