@@ -86,6 +86,27 @@ def test_a_checkpoint_with_classes_names_them(
     assert results(capsys, vit_bundle, "--image", images[0], "--task", "embed")["task"] == "embed"
 
 
+def test_objects_are_detected(
+    owlvit_bundle: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [part for each in images for part in ("--image", each)]
+    asked += ["--text", "a circle", "--text", "a star", "--threshold", 0.0]
+    found = results(capsys, owlvit_bundle, *asked, "-o", tmp_path / "made.npz")
+    with mmedge.load(owlvit_bundle) as model:
+        expected = model.detect(images, ["a circle", "a star"], threshold=0.0)
+    assert found["task"] == "detect"
+    labels = [str(label) for one in expected for label in one.labels]
+    assert len(labels) > 0
+    assert [row["label"] for row in found["results"]] == labels
+    boxes = np.concatenate([one.boxes for one in expected])
+    sides = [[row[side] for side in ("left", "top", "right", "bottom")] for row in found["results"]]
+    assert np.allclose(sides, boxes, atol=1e-3)
+    with np.load(tmp_path / "made.npz") as made:
+        assert made["image"].tolist() == [n for n, one in enumerate(expected) for _ in one.scores]
+    none = results(capsys, owlvit_bundle, *asked[:-1], 1.0)
+    assert none["results"] == []
+
+
 def test_a_text_is_continued(gpt2_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("--text", "a red", "--max-new-tokens", 3)
     (row,) = results(capsys, gpt2_bundle, *asked)["results"]
