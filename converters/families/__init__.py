@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mmedge.converters.families.base import Family
     from mmedge.converters.sources.source import Source
 
-__all__ = ["ENTRY_POINTS", "FAMILIES", "family_of"]
+__all__ = ["ENTRY_POINTS", "FAMILIES", "family_of", "offered"]
 
 # One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
@@ -38,19 +38,23 @@ ENTRY_POINTS = "mmedge.families"
 """Entry-point group through which other packages offer families: name = "module:object"."""
 
 
+def offered() -> dict[str, str]:
+    """Return the families by name, as "module:object": mmedge's and those of other packages."""
+    return FAMILIES | {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+
+
 def family_of(source: Source) -> Family:
     """Return the family that a source belongs to.
 
     Raises:
         SourceError: If there is none; the message names the supported ones.
     """
-    offered = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
-    for place in (FAMILIES | offered).values():
+    for place in offered().values():
         module, name = place.split(":")
         family = cast("Family", getattr(importlib.import_module(module), name))
         if family.matches(source):
             return family
     raise SourceError(
         f"{source.name} is of the architecture '{source.model_type}', which mmedge cannot convert. "
-        f"Supported: {', '.join(sorted(FAMILIES | offered))}."
+        f"Supported: {', '.join(sorted(offered()))}."
     )

@@ -1,4 +1,4 @@
-"""CLIP: two transformer towers, causal text pooled at the end token (Radford et al., 2021)."""
+"""CLIP, MetaCLIP 2: two transformers, causal text pooled at its end (Radford et al., 2021)."""
 
 from __future__ import annotations
 

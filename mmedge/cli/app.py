@@ -21,6 +21,7 @@ _COMMANDS = (
     "convert",
     "doctor",
     "export",
+    "families",
     "index",
     "inspect",
     "profile",
