@@ -104,8 +104,8 @@ for _names in _CONVERTERS:
 ARROWS["converters"] = _below | {"telemetry"}
 # The gate runs the loop that the device runs.
 ARROWS["converters.evaluation"] |= MODELS | {"retrieval"}
-# The one place where the two halves meet, inside the command's function.
-CONVERTERS_ALLOWED_IN = {"mmedge.cli.convert"}
+# Where the two halves meet, inside the functions of two commands.
+CONVERTERS_ALLOWED_IN = {"mmedge.cli.convert", "mmedge.cli.families"}
 WORKSTATION = {"torch", "torchvision", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"}
 ENGINES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "openvino", "cuda"}
 UNSAFE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
