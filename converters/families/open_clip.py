@@ -73,12 +73,19 @@ class _DualEncoder(nn.Module):
     """Both towers, and the scale and bias of scores, by open_clip's names."""
 
     def __init__(
-        self, config: ModelConfig, visual: nn.Module, text: nn.Module, scale: tuple[int, ...]
+        self,
+        config: ModelConfig,
+        visual: nn.Module,
+        text: nn.Module,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         super().__init__()
         self.config, self.visual, self.text = config, visual, text
-        self.logit_scale = nn.Parameter(torch.empty(scale))
-        self.logit_bias = nn.Parameter(torch.empty(scale)) if config.biased else None
+        scalars = [
+            (1,) if shapes.get(name) == (1,) else () for name in ("logit_scale", "logit_bias")
+        ]
+        self.logit_scale = nn.Parameter(torch.empty(scalars[0]))
+        self.logit_bias = nn.Parameter(torch.empty(scalars[1])) if config.biased else None
 
 
 class _Encoder(nn.Module):
@@ -163,7 +170,7 @@ def _outline(source: Source, config: ModelConfig) -> _DualEncoder:
             text = NativeTextTower(config.text, config.dim)
         else:
             text = HuggingFaceTextTower(config.text, config.text_architecture, config.dim)
-        return _DualEncoder(config, visual, text, source.shapes.get("logit_scale", ()))
+        return _DualEncoder(config, visual, text, source.shapes)
 
 
 def _vision_tower(source: Source, config: ModelConfig) -> nn.Module:
@@ -187,7 +194,7 @@ def _read_preprocessing(source: Source, sides: Sides) -> frozen.ImageConfig:
     settings.choice("mode", {"RGB": 0})
     if settings.values["size"] is not None:
         size = settings.integers("size", 1, 1 << 13)
-        if len(size) > 3 or (size[0], size[-1]) != sides:
+        if len(size) > 2 or (size[0], size[-1]) != sides:
             raise settings.error("size", f"the image_size of the model, {sides}")
     resamples: Mapping[object, Resample] = {
         "bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic",

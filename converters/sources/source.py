@@ -135,8 +135,8 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
         return _read_folder(path, _local_name(spec), None, merge_adapter=merge_adapter)
     if not is_hub_id(spec):
         raise SourceError(
-            f"No such folder: {spec}. Pass a folder in transformers' format, or a hub id such as "
-            "openai/clip-vit-base-patch32, or an .onnx file."
+            f"No such folder: {spec}. Pass a folder in transformers' or open_clip's format, or a "
+            "hub id such as openai/clip-vit-base-patch32, or an .onnx file."
         )
     folder = _fetch(spec, revision)
     return _read_folder(folder, spec, folder.name, merge_adapter=merge_adapter)

@@ -38,7 +38,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     source: Annotated[
         str,
         typer.Argument(
-            help="Model: a folder in transformers' format, a hub id or an ONNX file.",
+            help="Model: a folder of transformers or open_clip, a hub id or an ONNX file.",
             show_default=False,
         ),
     ],

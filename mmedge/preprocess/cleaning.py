@@ -8,11 +8,10 @@ have decoded as UTF-8. ftfy guesses so where `ftfy.badness.is_bad(text)`.
 
 from __future__ import annotations
 
-import html
 import re
 import string
 import unicodedata
-from html.entities import html5
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 __all__ = ["CLEANING_WORDS", "Cleaning", "clean"]
@@ -43,14 +42,6 @@ _WHITE_SPACE = re.compile(r"\s+")
 _ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
 _LINE_BREAK = re.compile("\r\n|[\r\u2028\u2029\x85]")
 _TERMINAL_ESCAPE = re.compile("\x1b\\[[\\d;]*[a-zA-Z]")
-_NAMED = {f"&{name}": text for name, text in html5.items() if name.endswith(";")}
-# ftfy also takes names in capitals, where they are no names of their own.
-_CAPITALS = {
-    name.upper(): text.upper()
-    for name, text in _NAMED.items()
-    if name == name.lower() and html.unescape(name.upper()) == name.upper()
-}
-_ENTITIES = {**_CAPITALS, **_NAMED}
 _C1_CONTROLS = {
     code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in range(0x80, 0xA0)
 }
@@ -95,7 +86,11 @@ def clean(text: str, how: Cleaning) -> str | None:
     fixed = _fix_text(text)
     if fixed is None:
         return None
-    text = html.unescape(html.unescape(fixed))
+    if "&" in fixed:
+        from html import unescape  # a cold start without such texts is spared it
+
+        fixed = unescape(unescape(fixed))
+    text = fixed
     if how == "canonicalize":
         text = text.strip().replace("_", " ").translate(_NO_PUNCTUATION).lower()
     text = " ".join(text.split())
@@ -134,6 +129,24 @@ def _character(match: re.Match[str]) -> str:
     """Return what one HTML entity stands for, itself where it is none."""
     entity = match[0]
     if not entity.startswith("&#"):
-        return _ENTITIES.get(entity, entity)
-    unescaped = html.unescape(entity)
+        return _entities().get(entity, entity)
+    from html import unescape
+
+    unescaped = unescape(entity)
     return entity if ";" in unescaped else unescaped
+
+
+@lru_cache(maxsize=1)
+def _entities() -> dict[str, str]:
+    """Return what entities stand for, by name with & and ;."""
+    from html import unescape
+    from html.entities import html5
+
+    named = {f"&{name}": text for name, text in html5.items() if name.endswith(";")}
+    # ftfy also takes names in capitals, where they are no names of their own.
+    capitals = {
+        name.upper(): text.upper()
+        for name, text in named.items()
+        if name == name.lower() and unescape(name.upper()) == name.upper()
+    }
+    return {**capitals, **named}
