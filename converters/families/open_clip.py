@@ -25,13 +25,14 @@ from mmedge.converters.families.open_clip_config import (
     TimmVisionConfig,
     read_model_config,
 )
+from mmedge.converters.families.open_clip_convnext import CONVNEXT, ConvNextVisionTower
 from mmedge.converters.families.open_clip_hf import HuggingFaceTextTower, read_text_architecture
 from mmedge.converters.families.open_clip_modules import (
     NativeTextTower,
     NativeVisionTower,
     unpack,
 )
-from mmedge.converters.families.open_clip_timm import TimmVisionTower, architecture_of
+from mmedge.converters.families.open_clip_timm import TIMM, TimmVisionTower
 from mmedge.converters.families.towers import (
     IMAGE_BATCH,
     TEXT_BATCH,
@@ -174,10 +175,28 @@ def _outline(source: Source, config: ModelConfig) -> _DualEncoder:
 
 
 def _vision_tower(source: Source, config: ModelConfig) -> nn.Module:
-    if isinstance(config.vision, TimmVisionConfig):
-        shape = architecture_of(config.vision, source.fields.file)
-        return TimmVisionTower(config.vision, shape, config.dim)
-    return NativeVisionTower(config.vision, config.dim)
+    vision, file = config.vision, source.fields.file
+    if not isinstance(vision, TimmVisionConfig):
+        return NativeVisionTower(vision, config.dim)
+    name = vision.name.split(".", maxsplit=1)[0]  # a tag of pretrained weights may follow
+    pools = {"avg"}
+    if (shape := TIMM.get(name)) is not None:
+        pools |= {"", shape.pool, *(["token"] if shape.class_token else [])}
+        tower: nn.Module = TimmVisionTower(vision, shape, config.dim)
+    elif (stages := CONVNEXT.get(name)) is not None:
+        pools |= set() if vision.projection is None else {""}
+        tower = ConvNextVisionTower(vision, stages, config.dim)
+    else:
+        raise SourceError(
+            f"{file}, timm_model_name: mmedge has no '{vision.name}' of timm. It has "
+            f"{', '.join({**TIMM, **CONVNEXT})}."
+        )
+    if vision.pool not in pools:
+        raise SourceError(
+            f"{file}, timm_pool: '{vision.name}' has no pooling '{vision.pool}', expected one of "
+            f"{', '.join(map(repr, sorted(pools)))}. Correct the file."
+        )
+    return tower
 
 
 def _read_preprocessing(source: Source, sides: Sides) -> frozen.ImageConfig:

@@ -1,4 +1,4 @@
-"""Vision transformers of timm, as open_clip's checkpoints name them: EVA, EVA-02, SigLIP, PE, CLIP.
+"""Vision transformers of timm, as open_clip's checkpoints name them: EVA, SigLIP, PE, CLIP.
 
 Rotary positions turn pairs of values that lie half a head apart, not side by side as in timm: the
 rows of the query and key projections are reordered alike, which changes no product of the two.
@@ -7,7 +7,6 @@ rows of the query and key projections are reordered alike, which changes no prod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -16,9 +15,8 @@ from torch.nn import functional
 
 from mmedge.converters.families.open_clip_config import Sides, TimmVisionConfig
 from mmedge.converters.families.open_clip_modules import QuickGelu, attend, linear
-from mmedge.errors import SourceError
 
-__all__ = ["TIMM", "TimmArchitecture", "TimmVisionTower", "architecture_of"]
+__all__ = ["TIMM", "TimmArchitecture", "TimmVisionTower", "adapter"]
 
 _TEMPERATURE = 10_000.0
 
@@ -345,42 +343,28 @@ class TimmVisionTower(nn.Module):
         behind = (shape.pool if projected else pool) == "avg"
         out = 0 if projected or config.projection == "none" else dim
         self.trunk = _Trunk(shape, config.image_size, pool=pool, behind=behind, out=out)
-        self.head = nn.Sequential()
-        bias = config.projection_bias
-        if config.projection == "linear":
-            self.head.add_module("proj", nn.Linear(shape.width, dim, bias=bias))
-        elif config.projection == "mlp":
-            mlp = nn.Sequential()
-            mlp.add_module("fc1", nn.Linear(shape.width, 2 * dim))
-            mlp.add_module("act", nn.GELU())
-            mlp.add_module("fc2", nn.Linear(2 * dim, dim, bias=bias))
-            self.head.add_module("mlp", mlp)
+        self.head = adapter(config, shape.width, dim)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode images."""
         return cast(torch.Tensor, self.head(self.trunk(pixel_values)))
 
 
-def architecture_of(config: TimmVisionConfig, file: Path) -> TimmArchitecture:
-    """Return the architecture of a tower.
+def adapter(config: TimmVisionConfig, width: int, dim: int) -> nn.Sequential:
+    """Return open_clip's projection behind a tower of timm: (B, width) -> (B, dim).
 
     Args:
         config: The tower.
-        file: Where it is named, for messages.
-
-    Raises:
-        SourceError: If mmedge does not have it, or not with this pooling.
+        width: Of its output.
+        dim: Of the embedding.
     """
-    shape = TIMM.get(config.name.split(".", maxsplit=1)[0])
-    if shape is None:
-        raise SourceError(
-            f"{file}, timm_model_name: mmedge has no '{config.name}' of timm. It has: "
-            f"{', '.join(TIMM)}."
-        )
-    pool = config.pool or shape.pool
-    if (pool == "token" and not shape.class_token) or (pool == "map" and shape.pool != "map"):
-        raise SourceError(
-            f"{file}, timm_pool: '{config.name}' has no pooling '{pool}', expected "
-            f"'{shape.pool}'. Correct the file."
-        )
-    return shape
+    head, bias = nn.Sequential(), config.projection_bias
+    if config.projection == "linear":
+        head.add_module("proj", nn.Linear(width, dim, bias=bias))
+    elif config.projection == "mlp":
+        mlp = nn.Sequential()
+        mlp.add_module("fc1", nn.Linear(width, 2 * dim))
+        mlp.add_module("act", nn.GELU())
+        mlp.add_module("fc2", nn.Linear(2 * dim, dim, bias=bias))
+        head.add_module("mlp", mlp)
+    return head

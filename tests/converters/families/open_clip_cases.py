@@ -86,6 +86,7 @@ TIMM: Mapping[str, Mapping[str, Any]] = {
         "img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
         "class_token": False, "global_pool": "map", "act_layer": "gelu_tanh",
     },
+    "tiny_convnext": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
     "tiny_clip": {
         "img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
         "pre_norm": True, "norm_eps": 1e-5,
@@ -166,6 +167,8 @@ CASES: Mapping[str, dict[str, Any]] = {
             ("mt5", {"hf_pooler_type": None}),
         )
     },
+    "convnext": _case(_timm("tiny_convnext", "", timm_proj="mlp", image_size=64)),
+    "convnext-head": _case(_timm("tiny_convnext", "avg", image_size=64), custom_text=True),
     "giant": _case(_timm("tiny_eva_giant"), custom_text=True),
     "giant-projected": _case(_timm("tiny_eva_giant", "", timm_proj="mlp"), custom_text=True),
     "enormous": _case(_timm("tiny_eva_enormous", "avg"), custom_text=True),
@@ -317,15 +320,18 @@ def _prepare_reference() -> None:
 
     torch.library.register_fake = register_fake
     import timm  # type: ignore[import-not-found]
+    from timm.models.convnext import ConvNeXt  # type: ignore[import-not-found]
     from timm.models.eva import Eva  # type: ignore[import-not-found]
     from timm.models.vision_transformer import (  # type: ignore[import-not-found]
         VisionTransformer,
     )
 
+    kinds = {"siglip": VisionTransformer, "clip": VisionTransformer, "convnext": ConvNeXt}
     for name, given in TIMM.items():
+        made = kinds.get(name.split("_")[1], Eva)
 
         def build(
-            kind: Any = Eva if "eva" in name or "pe" in name else VisionTransformer,
+            kind: Any = made,
             settings: Mapping[str, Any] = given,
             pretrained: bool = False,
             **changes: Any,

@@ -44,6 +44,7 @@ from mmedge.converters import ConvertConfig, convert
 from mmedge.converters.families import open_clip_timm
 from mmedge.converters.families.open_clip import _outline
 from mmedge.converters.families.open_clip_config import read_model_config
+from mmedge.converters.families.open_clip_convnext import CONVNEXT, ConvNextArchitecture
 from mmedge.converters.families.open_clip_timm import TimmArchitecture
 from mmedge.converters.sources.clip_bpe import clip_bpe_json
 from mmedge.converters.sources.source import Source
@@ -74,9 +75,11 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _tiny_towers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TINY.keys() == TIMM.keys()
+    assert {*TINY, "tiny_convnext"} == TIMM.keys()
     for name, shape in TINY.items():
         monkeypatch.setitem(open_clip_timm.TIMM, name, shape)
+    stages = ConvNextArchitecture((1, 1, 2, 1), (8, 16, 24, 32))
+    monkeypatch.setitem(CONVNEXT, "tiny_convnext", stages)
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:
@@ -161,7 +164,7 @@ def test_open_clips_own_architectures_have_these_tensors(tmp_path: Path) -> None
             if not key.startswith("text_decoder.")
         }
         assert {key: tuple(it.shape) for key, it in model.state_dict().items()} == known, name
-    assert made >= 86
+    assert made >= 97
     assert all("ResNet" in why or "of timm" in why or "hf_model" in why for _, why in refused)
 
 
@@ -226,6 +229,7 @@ def operators(path: Path) -> Counter[str]:
         ("vit", {"text_cfg": {"pool_type": "eos"}}, "eos_id is 2, but a text is closed by 527"),
         ("eva02", {"vision_cfg": {"timm_model_name": "resnet50"}}, "has no 'resnet50' of timm"),
         ("eva02", {"vision_cfg": {"timm_pool": "map"}}, "'tiny_eva02' has no pooling 'map'"),
+        ("convnext", {"vision_cfg": {"timm_proj": None}}, "'tiny_convnext' has no pooling ''"),
         ("siglip", {"vision_cfg": {"timm_pool": "token"}}, "has no pooling 'token'"),
     ],
 )  # fmt: skip
