@@ -25,8 +25,9 @@ class Numbers:
     """A model of numbers: the text of a file, or an array of one. Its vector is the number."""
 
     def __init__(self, encoders: int = 1) -> None:
+        self.encoders = encoders
         self.running = self.most = self.prepared = 0
-        self.meeting = threading.Barrier(encoders)  # passed if so many encode at once
+        self.met = threading.Event()  # so many encode at once; the first of them wait for it
         self.lock = threading.Lock()
 
     def prepare(self, _: Modality, item: Any, *, shrink: bool) -> dict[str, Array]:
@@ -43,7 +44,9 @@ class Numbers:
         with self.lock:
             self.running += 1
             self.most = max(self.most, self.running)
-        self.meeting.wait(60)
+            if self.running == self.encoders:
+                self.met.set()
+        assert self.met.wait(200)
         with self.lock:
             self.running -= 1
         if (feed["x"] == 666).any():
@@ -52,7 +55,7 @@ class Numbers:
 
 
 def run(model: Numbers, jobs: Any, **options: Any) -> Iterator[Embedded[int]]:
-    bulk = BulkModel(cast(EmbeddingModel, model), model.meeting.parties)
+    bulk = BulkModel(cast(EmbeddingModel, model), model.encoders)
     return embedded(bulk, jobs, batch_size=4, **options)
 
 
