@@ -73,16 +73,16 @@ def _compare(source: Path, folder: Path) -> dict[str, Any]:
             metric="recall@1",
         )
     )
-    pictures, captions = _read(folder / "test")
+    files, captions = _read(folder / "test")
     known = Labels(captions=tuple(captions))
     embedded: dict[str, Embeddings] = {}
     for which, precision in (("fp32", "fp32"), ("auto", None)):
         with mmedge.DualEncoder.load(out, precision=precision, backend="onnxruntime") as model:
             # One at a time, as dynamic quantization is judged everywhere here.
-            images = np.concatenate([model.encode_image([picture]) for picture in pictures])
+            images = np.concatenate([model.encode_image([file]) for file in files])
             texts = np.concatenate([model.encode_text([caption]) for caption in captions])
         embedded[which] = Embeddings(images, texts, np.empty((0, images.shape[1]), np.float32))
-    embedded["naive int8"] = _naive(open_bundle(out), folder, pictures, captions)
+    embedded["naive int8"] = _naive(open_bundle(out), folder, files, captions)
     figures: dict[str, Any] = {
         "chosen": {name: role.default for name, role in report.searched.items()},
         "search_s": round(report.duration_s, 1),
@@ -110,7 +110,7 @@ def _read(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _naive(
-    bundle: Bundle, folder: Path, pictures: Sequence[Path], captions: Sequence[str]
+    bundle: Bundle, folder: Path, files: Sequence[Path], captions: Sequence[str]
 ) -> Embeddings:
     """Embed with ONNX Runtime's plain static int8 of the exported graphs."""
     processors = bundle.manifest.processors
@@ -122,7 +122,7 @@ def _naive(
         (
             "image_encoder",
             [image([x])[image.config.input] for x in seen],
-            [image([x])[image.config.input] for x in pictures],
+            [image([x])[image.config.input] for x in files],
         ),
         (
             "text_encoder",

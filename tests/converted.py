@@ -33,7 +33,7 @@ __all__ = [
     "siglip_folder",
     "vit_bundle",
     "vit_folder",
-    "write_pictures",
+    "write_images",
     "write_scenes",
     "write_sounds",
 ]
@@ -42,8 +42,8 @@ SCENE_LABELS = ("red circle", "green square", "blue star")
 LABELS = ("red circle", "green square", "blue star", "yellow ring")
 
 
-def write_pictures(folder: Path, count: int, seed: int, *, captions: bool = False) -> Path:
-    """Write pictures of noise over a colour, with captions and labels where asked."""
+def write_images(folder: Path, count: int, seed: int, *, captions: bool = False) -> Path:
+    """Write images of noise over a colour, with captions and labels where asked."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     lines = []
@@ -53,7 +53,7 @@ def write_pictures(folder: Path, count: int, seed: int, *, captions: bool = Fals
         name = f"{index:03d}.png"
         Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).save(folder / name)
         label = LABELS[index % len(LABELS)]
-        caption = f"picture {index} of a {label}"
+        caption = f"image {index} of a {label}"
         lines.append(json.dumps({"image": name, "caption": caption, "label": label}))
     if captions:
         (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -331,11 +331,11 @@ def _convert_detector(source: Path, folder: Path, evaluate: Path | None = None) 
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures with captions, for calibration."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "photos", 40, 1, captions=True)
+    """Forty images with captions, for calibration."""
+    return write_images(tmp_path_factory.mktemp("data") / "photos", 40, 1, captions=True)
 
 
 @pytest.fixture(scope="session")
 def evaluation_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four other pictures with captions and labels."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "held-out", 24, 2, captions=True)
+    """Twenty-four other images with captions and labels."""
+    return write_images(tmp_path_factory.mktemp("data") / "held-out", 24, 2, captions=True)

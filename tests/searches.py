@@ -57,7 +57,7 @@ def search(*candidates: Candidate, **fields: object) -> SearchRecord:
         "objective": "latency",
         "processor": "Example CPU @ 2.60GHz",
         "threads": 2,
-        "data": "test: 300 pictures",
+        "data": "test: 300 images",
         "samples": 300,
         "candidates": candidates,
     }

@@ -47,10 +47,10 @@ def load_or_render(cache: Path, count: int, seed: int) -> Dataset:
         _render_all(folder, count, seed)
     lines = (folder / "captions.txt").read_text(encoding="utf-8").splitlines()
     captions = [lines[i : i + CAPTIONS_PER_SCENE] for i in range(0, len(lines), CAPTIONS_PER_SCENE)]
-    return Dataset(*load_pictures(cache, count, seed), captions)
+    return Dataset(*load_images(cache, count, seed), captions)
 
 
-def load_pictures(
+def load_images(
     cache: Path, count: int, seed: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return the pixels (mapped, not read) and the patches of scenes that are rendered already."""

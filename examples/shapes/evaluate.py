@@ -29,7 +29,7 @@ Embeddings = npt.NDArray[np.float32]
 ImageEncoder = Callable[[Sequence[Image.Image]], Embeddings]
 TextEncoder = Callable[[Sequence[str]], Embeddings]
 TEMPLATE = "a photo of a {label}"
-_PICTURE_SIZE = 224
+_IMAGE_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def measure(
         seed: Picks the scenes; the committed figures are those of seed 0.
     """
     pairs = captioned("test", count, seed)
-    images = encode_images([render(scene, _PICTURE_SIZE) for scene, _ in pairs])
+    images = encode_images([render(scene, _IMAGE_SIZE) for scene, _ in pairs])
     texts = encode_texts([text for _, text in pairs])
     singles = scenes("test", count, seed, "single")
-    single_images = encode_images([render(scene, _PICTURE_SIZE) for scene in singles])
+    single_images = encode_images([render(scene, _IMAGE_SIZE) for scene in singles])
     prompts = encode_texts([label_prompt(label, TEMPLATE) for label in LABELS])
     truth = [scene.things[0].label for scene in singles]
     relations, bindings, pair_count = _near_misses(encode_images, encode_texts, count // 2, seed)
@@ -127,7 +127,7 @@ def _near_misses(
         for s in two
         if relation(*s.things) is not None and s.things[0].colour != s.things[1].colour
     ]
-    images = encode_images([render(scene, _PICTURE_SIZE) for scene in usable])
+    images = encode_images([render(scene, _IMAGE_SIZE) for scene in usable])
     right = encode_texts([relational_caption(scene) for scene in usable])
     reversed_ = [relational_caption(mirrored(mirrored(s, "x"), "y")) for s in usable]
     recoloured = [relational_caption(exchanged(s, 0, 1)) for s in usable]

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from captions import caption, label_prompt
-from dataset import load_or_render, load_pictures, model_pixels
+from dataset import load_images, load_or_render, model_pixels
 from drawing import render
 from metrics import recall_at_k
 from naming import PATCH_HEADS, patch_loss, patches_worth_seeing, window_around_a_thing
@@ -253,7 +253,7 @@ def _work(
         "gloo", options.meeting, rank=rank, world_size=options.workers
     )
     cache, out = Path(options.cache), Path(options.out)
-    images = load_pictures(cache, options.scenes, options.seed)
+    images = load_images(cache, options.scenes, options.seed)
     tokens = np.load(tokens_file, mmap_mode="r")
     trainer = Trainer(build_model(tokenizer), options.learning_rate)
     state_file = cache / f"state-{options.seed}.pt"

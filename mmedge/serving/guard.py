@@ -26,7 +26,7 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+?)\.?)(?:
 _NAME = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
-# Nothing from elsewhere, no inline script or style, in no frame. Pictures that are dropped in are
+# Nothing from elsewhere, no inline script or style, in no frame. Images that are dropped in are
 # shown from memory (blob:).
 _HEADERS = {
     "content-security-policy": (

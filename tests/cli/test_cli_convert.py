@@ -88,7 +88,7 @@ def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[C
             notes=("a note [with] brackets",),
             calibration_samples=0,
             duration_s=12.0,
-            skipped=tuple(f"picture {index}" for index in range(12)),
+            skipped=tuple(f"image {index}" for index in range(12)),
         )
 
     monkeypatch.setattr(request, "convert", convert)
@@ -125,7 +125,7 @@ def test_the_summary_is_a_line_a_variant_and_a_verdict(
     assert "cosine: mean with fp32, on held-out: 24 images, held-out: 24 captions." in legend
     assert "cosine-p1" not in captured.out
     assert "Note: a note [with] brackets" in lines
-    assert "Skipped: picture 9" in lines
+    assert "Skipped: image 9" in lines
     assert "... and 2 more." in lines
     assert lines[-2:] == ["x.mmedge written in 12 s.", VERDICT]
     assert captured.err.startswith("\N{CHECK MARK} Export image_encoder  ")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converted import write_pictures
+from converted import write_images
 from PIL import Image
 
 from mmedge import cli
@@ -24,8 +24,8 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    write_pictures(tmp_path / "photos" / "kitchen", 6, 1)
-    return write_pictures(tmp_path / "photos", 3, 2)
+    write_images(tmp_path / "photos" / "kitchen", 6, 1)
+    return write_images(tmp_path / "photos", 3, 2)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_bundle_that_moved_is_named(
 def test_two_folders_of_one_name_are_not_mixed(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = write_pictures(tmp_path / "trip" / "photos", 1, 5)
+    other = write_images(tmp_path / "trip" / "photos", 1, 5)
     err = run(capsys, "index", "add", str(other), "-o", "p.index", code=1)
     assert "--prefix" in err
     run(capsys, "index", "add", str(other), "-o", "p.index", "--prefix", "trip")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converted import write_pictures, write_sounds
+from converted import write_images, write_sounds
 
 import mmedge
 from mmedge.bundle import Bundle
@@ -30,7 +30,7 @@ def results(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    return sorted(write_pictures(tmp_path / "images", 2, 3).iterdir())
+    return sorted(write_images(tmp_path / "images", 2, 3).iterdir())
 
 
 def test_images_are_classified_by_texts(

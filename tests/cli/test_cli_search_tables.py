@@ -47,7 +47,7 @@ def test_in_a_pipe_a_candidate_is_one_line_with_its_reason(
     for expected in (
         "Search: image_encoder",
         "objective: latency; accuracy budget: 0.01 of recall@1",
-        "quality data: test: 300 pictures (n = 300)",
+        "quality data: test: 300 images (n = 300)",
         "measured on: Example CPU @ 2.60GHz, 2 threads",
         "variant result loss size ms time/fp32 backend reason",
         f"int8-dynamic chosen 0.002 -.004{TO}.009 89 MB 32.2 0.31 .30{TO}.32 openvino {WHY}",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from converted import write_pictures
+from converted import write_images
 from crashes import crash_on
 
 import mmedge
@@ -338,13 +338,11 @@ def test_without_data_the_search_says_what_it_could_not_try(
     assert "int8-static" not in {one.variant for one in record.candidates}
 
 
-def test_pictures_without_captions_calibrate_one_role(
-    config: ConvertConfig, tmp_path: Path
-) -> None:
-    pictures = write_pictures(tmp_path / "pictures", 33, 9)
-    report = convert(replace(config, calibration=pictures, explain=True))
+def test_images_without_captions_calibrate_one_role(config: ConvertConfig, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 33, 9)
+    report = convert(replace(config, calibration=images, explain=True))
     (note,) = [one for one in report.notes if one.startswith("text_encoder: their")]
-    assert note.endswith("pictures has no captions.")
+    assert note.endswith("images has no captions.")
     tried = {
         name: {one.variant for one in role.search.candidates}
         for name, role in report.searched.items()
@@ -358,9 +356,9 @@ def test_pictures_without_captions_calibrate_one_role(
 def test_a_metric_that_the_data_cannot_tell_is_refused_before_any_work(
     metric: str, config: ConvertConfig, tmp_path: Path, made: list[str]
 ) -> None:
-    pictures = write_pictures(tmp_path / "pictures", 3, 9)
-    with pytest.raises(CalibrationError, match=f"'{metric}' cannot be measured on pictures"):
-        convert(replace(config, evaluate=pictures, metric=metric))
+    images = write_images(tmp_path / "images", 3, 9)
+    with pytest.raises(CalibrationError, match=f"'{metric}' cannot be measured on images"):
+        convert(replace(config, evaluate=images, metric=metric))
     assert made == []
     assert list(config.out.parent.iterdir()) == []
 
@@ -417,7 +415,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (data["SOUNDS"] / "a.wav").write_bytes(b"RIFF....WAVEfmt ")
     (data["SOUNDS"] / "b.txt").write_text("a red circle")
     (data["CORRUPT"] / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
-    one = write_pictures(tmp_path / "one", 1, 3) / "000.png"
+    one = write_images(tmp_path / "one", 1, 3) / "000.png"
     for index in range(3):
         shutil.copy(one, data["ALIKE"] / f"{index}.png")
     (data["CAPTIONS"] / "captions.jsonl").write_text(json.dumps({"text": "a red circle"}))
@@ -432,8 +430,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
 
 
-def test_few_calibration_pictures_are_said_with_their_number(tmp_path: Path) -> None:
-    few = write_pictures(tmp_path / "few", 5, 9, captions=True)
+def test_few_calibration_images_are_said_with_their_number(tmp_path: Path) -> None:
+    few = write_images(tmp_path / "few", 5, 9, captions=True)
     asked = ConvertConfig("m", tmp_path / "x.mmedge", ("auto",), calibration=few)
     (note,) = load_data(asked, read_data(asked), lambda _: None).notes
     assert note.startswith("Only 5 different calibration samples: 32 or more")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.methods.configs import StaticInt8
 from mmedge.converters.methods.recipes import METHODS, parse_recipe
@@ -53,7 +53,7 @@ QUANTIZED_TYPES = {
     Precision.INT4: ir.DataType.INT4,
 }
 TOWERS: dict[str, tuple[Callable[[Path], Path], Callable[[int], dict[str, Array]]]] = {
-    "image": (image_tower, lambda seed: pictures(3, seed)),
+    "image": (image_tower, lambda seed: images(3, seed)),
     "text": (text_tower, lambda seed: texts(3, 9, seed)),
 }
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from converted import write_pictures
-from towers import image_tower, pictures, text_tower, texts
+from converted import write_images
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 AXES = {"batch": Axis(1, 1, 8), "sequence": Axis(1, 16, 77)}
 TOWERS = {
-    "image": (image_tower, lambda seed: pictures(3, seed)),
+    "image": (image_tower, lambda seed: images(3, seed)),
     "text": (text_tower, lambda seed: texts(3, 9, seed)),
 }
 
@@ -126,7 +126,7 @@ def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         source=str(full_size.source("b32")),
         out=tmp_path / "clip.mmedge",
         precisions=("fp32", "fp16", "int8"),
-        calibration=write_pictures(tmp_path / "photos", 16, 1, captions=True),
+        calibration=write_images(tmp_path / "photos", 16, 1, captions=True),
         targets=("tensorrt",),
     )
     bundle = open_bundle(convert(config).path)
@@ -141,7 +141,7 @@ def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             products = {
                 node for layer in quantized_layers for node in layer.nodes if "_product" in node
             }
-            # q, k, v, output and two of the MLP in 12 blocks, and the patches of a picture
+            # q, k, v, output and two of the MLP in 12 blocks, and the patches of an image
             assert len(products) == 72 + (engine.role == "image_encoder")
             assert not [told for told in built.record.warnings if "run in float" in told]
             assert counts["fp16"] > 12

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import PROCESSORS, tokenizer_json
-from converted import write_pictures
+from converted import write_images
 from models.tiny_models import write_clip
 from roles import role as role_of
 
@@ -255,7 +255,7 @@ def test_padding_behind_the_end_token_changes_no_answer(
                 np.testing.assert_allclose(got[0], padded[row], atol=1e-6)
 
 
-def test_progress_counts_stages_and_calibration_pictures(
+def test_progress_counts_stages_and_calibration_images(
     full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
 ) -> None:
     events = full[2]
@@ -442,8 +442,8 @@ def test_a_graph_that_disagrees_is_never_written(
 
 
 def test_texts_cannot_be_calibrated_without_captions(tmp_path: Path) -> None:
-    pictures = read_dataset(write_pictures(tmp_path / "pictures", 3, 5))
-    data = Data(calibration=pictures, evaluation=None, notes=(), skipped=())
+    images = read_dataset(write_images(tmp_path / "images", 3, 5))
+    data = Data(calibration=images, evaluation=None, notes=(), skipped=())
     out = tmp_path / "x.mmedge"
     config = ConvertConfig("m", out, ("fp32", "int8"), calibration=tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")

@@ -15,7 +15,7 @@ from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.specs import Array, Compare
 
 WIDTH, HEADS, MLP, EMBED = 32, 4, 64, 16
-PICTURE, PATCH = 24, 8
+IMAGE, PATCH = 24, 8
 VOCABULARY = 3000  # large enough that the embedding table is worth quantizing
 
 
@@ -183,7 +183,7 @@ def convolution_tower(path: Path, *, blocks: int = 2, pads: int = 0, seed: int =
         strides=[PATCH, PATCH],
         pads=[pads] * 4,
     )
-    rows = (PICTURE + 2 * pads - PATCH) // PATCH + 1
+    rows = (IMAGE + 2 * pads - PATCH) // PATCH + 1
     flat = graph.node("Reshape", patches, graph.constant([0, WIDTH, rows * rows], "int64"))
     tokens = graph.node("Transpose", flat, perm=[0, 2, 1])
     batch = graph.node("Shape", "pixel_values", start=0, end=1)
@@ -194,10 +194,10 @@ def convolution_tower(path: Path, *, blocks: int = 2, pads: int = 0, seed: int =
     for _ in range(blocks):
         x = graph.block(x, None)
     graph.embed(graph.norm(graph.node("Gather", x, graph.constant(0, "int64"), axis=1)))
-    picture = helper.make_tensor_value_info(
-        "pixel_values", TensorProto.FLOAT, ["batch", 3, PICTURE, PICTURE]
+    image = helper.make_tensor_value_info(
+        "pixel_values", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE]
     )
-    return graph.save(path, [picture])
+    return graph.save(path, [image])
 
 
 def text_tower(path: Path, *, blocks: int = 2, seed: int = 1) -> Path:
@@ -312,9 +312,9 @@ def continued(
     }
 
 
-def pictures(batch: int, seed: int = 5) -> dict[str, Array]:
+def images(batch: int, seed: int = 5) -> dict[str, Array]:
     """Feed of an image tower."""
-    shape = (batch, 3, PICTURE, PICTURE)
+    shape = (batch, 3, IMAGE, IMAGE)
     return {"pixel_values": np.random.default_rng(seed).standard_normal(shape).astype(np.float32)}
 
 

@@ -56,26 +56,26 @@ class NaiveInt8:
     """Both towers exported, quantized with min-max, unsigned activations, one scale a tensor."""
 
     def __init__(
-        self, folder: Path, work: Path, pictures: Sequence[Image.Image], texts: Sequence[str]
+        self, folder: Path, work: Path, images: Sequence[Image.Image], texts: Sequence[str]
     ) -> None:
-        """Export and quantize into ``work`` with these calibration pictures and texts."""
+        """Export and quantize into ``work`` with these calibration images and texts."""
         work.mkdir(parents=True, exist_ok=True)
         model = CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
         self._tokenizer = CLIPTokenizerFast.from_pretrained(folder)
         self._processor = CLIPImageProcessorPil.from_pretrained(folder)
-        self._image = self._quantized(_ImageTower(model), self._pixels(pictures), work / "image")
+        self._image = self._quantized(_ImageTower(model), self._pixels(images), work / "image")
         self._text = self._quantized(_TextTower(model), self._tokens(texts), work / "text")
 
-    def images(self, pictures: Sequence[Image.Image]) -> Embeddings:
+    def images(self, images: Sequence[Image.Image]) -> Embeddings:
         """(N, D) float32, L2-normalised."""
-        return self._run(self._image, self._pixels(pictures))
+        return self._run(self._image, self._pixels(images))
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
         """(N, D) float32, L2-normalised."""
         return self._run(self._text, self._tokens(texts))
 
-    def _pixels(self, pictures: Sequence[Image.Image]) -> Feed:
-        return {"pixel_values": self._processor(list(pictures), return_tensors="np").pixel_values}
+    def _pixels(self, images: Sequence[Image.Image]) -> Feed:
+        return {"pixel_values": self._processor(list(images), return_tensors="np").pixel_values}
 
     def _tokens(self, texts: Sequence[str]) -> Feed:
         rows = self._tokenizer(

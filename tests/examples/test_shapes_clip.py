@@ -118,15 +118,15 @@ def test_no_caption_of_the_world_is_truncated() -> None:
 
 def test_training_sees_the_pixels_that_the_processor_makes() -> None:
     processor = CLIPImageProcessorPil.from_pretrained(PLAIN)
-    picture = render(scenes("test", 1)[0], 224)
-    made = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    image = render(scenes("test", 1)[0], 224)
+    made = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     mean, std = np.array(processor.image_mean), np.array(processor.image_std)
-    ours = (model_pixels(picture) / 255.0 - mean) / std
+    ours = (model_pixels(image) / 255.0 - mean) / std
     assert made.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert np.abs(made - ours).max() < 1e-5
 
 
-def test_accuracy_does_not_hang_on_the_size_of_the_pictures(encoders: TorchEncoders) -> None:
+def test_accuracy_does_not_hang_on_the_size_of_the_images(encoders: TorchEncoders) -> None:
     pairs = captioned("test", 80)
     texts = encoders.texts([text for _, text in pairs])
     sizes: list[int | tuple[int, int]] = [96, 224, (640, 480)]
@@ -139,10 +139,10 @@ def test_accuracy_does_not_hang_on_the_size_of_the_pictures(encoders: TorchEncod
 
 def test_the_outlier_model_computes_the_same(encoders: TorchEncoders) -> None:
     pairs = captioned("test", 48)
-    pictures = [render(scene, 224) for scene, _ in pairs]
+    images = [render(scene, 224) for scene, _ in pairs]
     texts = [text for _, text in pairs]
     other = TorchEncoders(OUTLIERS)
-    assert np.abs(encoders.images(pictures) - other.images(pictures)).max() < 1e-5
+    assert np.abs(encoders.images(images) - other.images(images)).max() < 1e-5
     assert np.abs(encoders.texts(texts) - other.texts(texts)).max() < 1e-5
 
 
@@ -196,11 +196,11 @@ def test_naive_int8_collapses_on_the_outlier_model_alone(tmp_path: Path) -> None
 
     calibration = captioned("calibration", 64)
     pairs = captioned("test", 500)
-    pictures = [render(scene, 224) for scene, _ in pairs]
+    images = [render(scene, 224) for scene, _ in pairs]
     texts = [text for _, text in pairs]
 
     def _recall(encode: TorchEncoders | NaiveInt8) -> float:
-        return recall_at_k(encode.texts(texts), encode.images(pictures), 1)
+        return recall_at_k(encode.texts(texts), encode.images(images), 1)
 
     def _int8(folder: Path) -> NaiveInt8:
         return NaiveInt8(

@@ -51,13 +51,13 @@ def test_auto_holds_its_budget_where_naive_int8_does_not(name: str, tmp_path: Pa
     )
     assert any(role.default != "fp32" for role in report.searched.values())
     pairs = captioned("test", _SEARCHED_ON + _FRESH)[_SEARCHED_ON:]
-    pictures = [render(scene, 224) for scene, _ in pairs]
+    rendered = [render(scene, 224) for scene, _ in pairs]
     texts = [text for _, text in pairs]
     fp32 = TorchEncoders(SHAPES / name)
-    reference = recall_at_k(fp32.texts(texts), fp32.images(pictures), 1)
+    reference = recall_at_k(fp32.texts(texts), fp32.images(rendered), 1)
     with mmedge.load(tmp_path / "auto.mmedge", backend="onnxruntime") as clip:
         # One at a time, as dynamic quantization is judged.
-        images = np.concatenate([clip.encode_image([np.asarray(one)]) for one in pictures])
+        images = np.concatenate([clip.encode_image([np.asarray(one)]) for one in rendered])
         embedded = np.concatenate([clip.encode_text([text]) for text in texts])
     assert reference - recall_at_k(embedded, images, 1) <= _BUDGET
     calibration = captioned("calibration", 64)
@@ -67,6 +67,6 @@ def test_auto_holds_its_budget_where_naive_int8_does_not(name: str, tmp_path: Pa
         [render(scene, 224) for scene, _ in calibration],
         [text for _, text in calibration],
     )
-    lost = reference - recall_at_k(naive.texts(texts), naive.images(pictures), 1)
+    lost = reference - recall_at_k(naive.texts(texts), naive.images(rendered), 1)
     if name == "clip-outliers":
         assert lost > 0.10

@@ -185,7 +185,7 @@ def test_the_same_scene_gives_the_same_bytes() -> None:
     assert render(scene, 96).tobytes() == render(scene, 96).tobytes()
 
 
-def test_a_wide_picture_holds_the_square_one_in_its_middle() -> None:
+def test_a_wide_image_holds_the_square_one_in_its_middle() -> None:
     scene = scene_at("test", 3)
     wide, square = render(scene, (640, 480)), render(scene, 480)
     assert wide.size == (640, 480)
@@ -195,7 +195,7 @@ def test_a_wide_picture_holds_the_square_one_in_its_middle() -> None:
 
 
 def test_a_larger_drawing_shrunk_is_the_small_drawing() -> None:
-    """Pictures may be drawn at any size: after the model's resize they look the same to it."""
+    """Images may be drawn at any size: after the model's resize they look the same to it."""
     scene = scene_at("test", 4)
     small = np.asarray(render(scene, 64)).astype(int)
     shrunk = render(scene, 320).resize((64, 64), Image.Resampling.BICUBIC)

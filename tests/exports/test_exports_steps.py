@@ -58,7 +58,7 @@ def clip(resample: Resample = "bicubic") -> ImageConfig:
 
 
 def followed(steps: Sequence[ImageStep], frame: Array) -> tuple[Array, Array]:
-    """Do what the steps say; return the 8-bit picture after resize and crop, and the tensor."""
+    """Do what the steps say; return the 8-bit image after resize and crop, and the tensor."""
     values = frame
     for step in steps:
         if isinstance(step, Resize):
@@ -78,13 +78,13 @@ def followed(steps: Sequence[ImageStep], frame: Array) -> tuple[Array, Array]:
                 for x in range(max(0, left), min(values.shape[1], left + width)):
                     cut[y - top, x - left] = values[y, x]
             values = cut
-    picture, floats = values, values.astype(np.float32)
+    image, floats = values, values.astype(np.float32)
     for step in steps:
         if isinstance(step, Rescale):
             floats = (values.astype(np.float64) * step.factor).astype(np.float32)
         elif isinstance(step, Normalize):
             floats = (floats - np.float32(step.mean)) / np.float32(step.std)
-    return picture, floats.transpose(2, 0, 1)[None]
+    return image, floats.transpose(2, 0, 1)[None]
 
 
 @pytest.fixture
@@ -96,22 +96,22 @@ def folder(tiny_bundle: Bundle, tmp_path: Path) -> ExportFolder:
 def test_the_words_are_enough_to_do_it_again(folder: ExportFolder, resample: Resample) -> None:
     steps = describe_images(clip(resample), folder)
     frame = read(folder.path, steps.example.frame)
-    picture, tensor = followed(steps.config.steps, frame)
-    off = np.abs(picture.astype(int) - read(folder.path, steps.example.resized))
+    image, tensor = followed(steps.config.steps, frame)
+    off = np.abs(image.astype(int) - read(folder.path, steps.example.resized))
     assert off.max() <= 1  # Pillow's weights have 22 bits
     assert np.count_nonzero(off) <= off.size // 100
     assert np.abs(tensor - read(folder.path, steps.example.tensor)).max() <= 1.01 / 255 / 0.26
     assert f"Pillow's {resample} filter" in steps.words[1]
 
 
-def test_stretching_and_a_picture_smaller_than_its_crop(folder: ExportFolder) -> None:
+def test_stretching_and_an_image_smaller_than_its_crop(folder: ExportFolder) -> None:
     resize = Resize(mode="exact", height=10, width=20, resample="bilinear")
     config = ImageConfig(steps=(Decode(), resize, Crop(height=16, width=12), *FLOATS))
     steps = describe_images(config, folder)
-    picture, tensor = followed(config.steps, read(folder.path, steps.example.frame))
-    assert picture.shape == (16, 12, 3)
-    assert picture[0].max() == 0  # beyond the border
-    assert np.abs(picture.astype(int) - read(folder.path, steps.example.resized)).max() <= 1
+    image, tensor = followed(config.steps, read(folder.path, steps.example.frame))
+    assert image.shape == (16, 12, 3)
+    assert image[0].max() == 0  # beyond the border
+    assert np.abs(image.astype(int) - read(folder.path, steps.example.resized)).max() <= 1
     assert tensor.shape == steps.example.tensor.shape
 
 

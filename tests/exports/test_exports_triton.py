@@ -64,16 +64,16 @@ def engine(flavour: str = "tensorrt") -> SuppliedEngine:
     return SuppliedEngine(b"a plan", EngineKey("0" * 64, request, "10.3", "12.6", "540", "8.7"))
 
 
-def test_pictures_and_frames_give_mmedge_s_embeddings(
+def test_images_and_frames_give_mmedge_s_embeddings(
     repository: Repository, tiny_bundle: Bundle
 ) -> None:
-    pictures = frames(3)
+    images = frames(3)
     with mmedge.load(tiny_bundle.path) as model:
-        expected = model.encode_image(pictures)
-    files = strings(*(png(frame) for frame in pictures))
+        expected = model.encode_image(images)
+    files = strings(*(png(frame) for frame in images))
     for answer in (
         repository.infer("encode_image", image=files),
-        repository.infer("encode_image", frame=pictures),
+        repository.infer("encode_image", frame=images),
     ):
         assert list(answer) == ["embedding"]
         np.testing.assert_allclose(answer["embedding"], expected, atol=1e-6)

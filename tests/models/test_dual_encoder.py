@@ -70,23 +70,23 @@ def frame(seed: int = 0, height: int = 12, width: int = 10) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def expected_embedding(model: DualEncoder, picture: Array) -> Array:
-    return bundles.encode_image(model.image_processor([picture])["pixel_values"])
+def expected_embedding(model: DualEncoder, image: Array) -> Array:
+    return bundles.encode_image(model.image_processor([image])["pixel_values"])
 
 
 def widths(session: FakeSession) -> list[tuple[int, ...]]:
     return [next(iter(call.values())).shape for call in session.calls]
 
 
-# One picture
+# One image
 
 
-def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Path) -> None:
-    picture = frame()
-    image = Image.fromarray(picture)
-    path = tmp_path / "picture.png"
+def test_one_image_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Path) -> None:
+    image = frame()
+    image = Image.fromarray(image)
+    path = tmp_path / "image.png"
     image.save(path)
-    expected = expected_embedding(model, picture)
+    expected = expected_embedding(model, image)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     sources = [
@@ -98,10 +98,10 @@ def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Pat
         bytearray(buffer.getvalue()),
         buffer,
         image,
-        torch.from_numpy(picture),
-        torch.from_numpy(model.image_processor([picture])["pixel_values"]),
-        picture,
-        model.image_processor([picture])["pixel_values"],
+        torch.from_numpy(image),
+        torch.from_numpy(model.image_processor([image])["pixel_values"]),
+        image,
+        model.image_processor([image])["pixel_values"],
     ]
     for source in sources:
         got = model.encode_image(source)
@@ -111,7 +111,7 @@ def test_one_picture_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Pat
         np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
 
 
-def test_greyscale_and_transparent_arrays_are_pictures(model: DualEncoder) -> None:
+def test_greyscale_and_transparent_arrays_are_images(model: DualEncoder) -> None:
     grey = frame()[..., 0]
     as_rgb = np.repeat(grey[..., None], 3, axis=2)
     opaque = np.concatenate([as_rgb, np.full((*grey.shape, 1), 255, np.uint8)], axis=2)
@@ -119,44 +119,44 @@ def test_greyscale_and_transparent_arrays_are_pictures(model: DualEncoder) -> No
     np.testing.assert_array_equal(model.encode_image(opaque), model.encode_image(as_rgb))
 
 
-# Many pictures
+# Many images
 
 
-def test_many_pictures_in_any_container_keep_their_order(model: DualEncoder) -> None:
-    pictures = [frame(seed) for seed in range(7)]
-    expected = np.concatenate([model.encode_image(picture) for picture in pictures])
+def test_many_images_in_any_container_keep_their_order(model: DualEncoder) -> None:
+    images = [frame(seed) for seed in range(7)]
+    expected = np.concatenate([model.encode_image(image) for image in images])
     containers = [
-        pictures,
-        tuple(pictures),
-        iter(pictures),
-        (picture for picture in pictures),
-        np.stack(pictures),
-        [Image.fromarray(picture) for picture in pictures],
-        model.image_processor(pictures)["pixel_values"],
+        images,
+        tuple(images),
+        iter(images),
+        (image for image in images),
+        np.stack(images),
+        [Image.fromarray(image) for image in images],
+        model.image_processor(images)["pixel_values"],
     ]
     for container in containers:
         np.testing.assert_allclose(model.encode_image(container, batch_size=3), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("ready", [False, True])
-def test_pictures_are_split_into_batches(ready: bool, tiny_bundle: Bundle) -> None:
+def test_images_are_split_into_batches(ready: bool, tiny_bundle: Bundle) -> None:
     sessions = fake_sessions()
     model = encoder(tiny_bundle, sessions)
-    pictures: Any = [frame(seed) for seed in range(20)]
+    images: Any = [frame(seed) for seed in range(20)]
     if ready:
-        pictures = model.image_processor(pictures)["pixel_values"]
-    assert model.encode_image(pictures).shape == (20, DIM)
+        images = model.image_processor(images)["pixel_values"]
+    assert model.encode_image(images).shape == (20, DIM)
     assert [shape[0] for shape in widths(sessions["image_encoder"])] == [8, 8, 4]
-    model.encode_image(pictures, batch_size=20)
+    model.encode_image(images, batch_size=20)
     assert widths(sessions["image_encoder"])[-1][0] == 20
     with pytest.raises(InputError, match="batch_size: got 0"):
-        model.encode_image(pictures, batch_size=0)
+        model.encode_image(images, batch_size=0)
 
 
 @pytest.mark.parametrize(
     ("cpus", "device", "further"), [(1, "cpu", 0), (2, "cpu", 1), (2, "cuda", 2)]
 )
-def test_pictures_are_read_a_batch_ahead_at_most(
+def test_images_are_read_a_batch_ahead_at_most(
     cpus: int, device: str, further: int, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ahead, "allowed_processors", lambda: tuple(range(cpus)))
@@ -165,13 +165,13 @@ def test_pictures_are_read_a_batch_ahead_at_most(
     session._placement = replace(session.placement, device=device)
     read_ahead = []
 
-    def pictures() -> Iterator[Array]:
+    def images() -> Iterator[Array]:
         for seed in range(40):
             encoded = sum(len(call["pixel_values"]) for call in session.calls)
             read_ahead.append(seed - encoded)
             yield frame(seed)
 
-    assert encoder(tiny_bundle, sessions).encode_image(pictures(), batch_size=4).shape == (40, DIM)
+    assert encoder(tiny_bundle, sessions).encode_image(images(), batch_size=4).shape == (40, DIM)
     assert max(read_ahead) <= 3 + 4 * further
 
 
@@ -209,7 +209,7 @@ def reused_buffers(seeds: range, folder: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
-def test_pictures_may_be_overwritten_once_the_next_is_read(
+def test_images_may_be_overwritten_once_the_next_is_read(
     cpus: int, model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ahead, "allowed_processors", lambda: tuple(range(cpus)))
@@ -233,7 +233,7 @@ def test_engine_that_fails_leaves_no_thread(tiny_bundle: Bundle, tmp_path: Path)
     assert [t for t in threading.enumerate() if t.name.startswith("mmedge-prepare")] == []
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(model: DualEncoder) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(model: DualEncoder) -> None:
     def peak_bytes(count: int) -> int:
         tracemalloc.start()
         try:
@@ -255,7 +255,7 @@ def test_batches_overwrite_one_buffer_and_not_the_answers(model: DualEncoder) ->
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_model_without_a_common_size_takes_pictures_one_by_one(tiny_bundle: Bundle) -> None:
+def test_model_without_a_common_size_takes_images_one_by_one(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     image = manifest.processors["image"]
     assert isinstance(image, ImageConfig)
@@ -323,10 +323,10 @@ def test_boxes_of_an_image_that_is_too_large_are_not_those_of_a_smaller_one(
         model.encode_boxes(path, [[0, 0, 9, 9]], max_pixels=90_000)
 
 
-# Bad pictures
+# Bad images
 
 
-def test_bad_picture_among_many_is_named(model: DualEncoder) -> None:
+def test_bad_image_among_many_is_named(model: DualEncoder) -> None:
     with pytest.raises(ImageError, match=r"^images\[2\]: Image 'gone\.png': no such file"):
         model.encode_image([frame(), frame(), "gone.png"], batch_size=2)
     with pytest.raises(DTypeError, match=r"^images\[1\]: .*expected uint8"):
@@ -353,12 +353,12 @@ def test_ready_tensor_of_another_dtype_or_shape(model: DualEncoder) -> None:
 
 
 @pytest.mark.parametrize("nothing", [[], (), iter(()), np.zeros((0, 8, 8, 3), np.uint8)])
-def test_no_picture_is_an_error(nothing: Any, model: DualEncoder) -> None:
+def test_no_image_is_an_error(nothing: Any, model: DualEncoder) -> None:
     with pytest.raises(InputError, match="Images: got none"):
         model.encode_image(nothing)
 
 
-def test_what_is_no_picture_is_an_error(model: DualEncoder) -> None:
+def test_what_is_no_image_is_an_error(model: DualEncoder) -> None:
     with pytest.raises(InputError, match="Images: got int"):
         model.encode_image(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"images\[0\]: Image of type NoneType: not an image"):
@@ -613,14 +613,14 @@ def test_sounds_of_every_kind_are_encoded(tiny_bundle: Bundle) -> None:
 
 
 def test_similarity_takes_inputs_or_their_embeddings(model: DualEncoder) -> None:
-    pictures, texts = [frame(0), frame(1)], ["red", "green", "blue"]
-    images, words = model.encode_image(pictures), model.encode_text(texts)
+    images, texts = [frame(0), frame(1)], ["red", "green", "blue"]
+    images, words = model.encode_image(images), model.encode_text(texts)
     expected = images @ words.T
     assert expected.shape == (2, 3)
     assert np.abs(expected).max() <= 1 + 1e-6
-    np.testing.assert_allclose(model.similarity(pictures, texts), expected, atol=1e-6)
     np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-6)
-    np.testing.assert_allclose(model.similarity(pictures, words), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(images, words), expected, atol=1e-6)
     np.testing.assert_allclose(model.similarity(frame(0), "red"), expected[:1, :1], atol=1e-6)
 
 
@@ -770,17 +770,17 @@ def test_error_of_the_engine_passes_through(tiny_bundle: Bundle) -> None:
 
 
 def test_threads_share_a_model(model: DualEncoder) -> None:
-    pictures = [frame(seed) for seed in range(12)]
+    images = [frame(seed) for seed in range(12)]
     texts = ["red", "a photo of", "blue circle", "green square", "a", "of"] * 2
-    images, words = model.encode_image(pictures), model.encode_text(texts)
+    images, words = model.encode_image(images), model.encode_text(texts)
 
     def work(index: int) -> tuple[Array, Array, Array]:
         start = index % 6
         labels = [texts[start], "photo"]
         return (
-            model.encode_image(pictures[start : start + 5], batch_size=2),
+            model.encode_image(images[start : start + 5], batch_size=2),
             model.encode_text(texts[start : start + 5], batch_size=2),
-            model.classify(pictures[start], labels, template="{}").probabilities,
+            model.classify(images[start], labels, template="{}").probabilities,
         )
 
     alone = [work(index) for index in range(6)]

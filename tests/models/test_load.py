@@ -50,12 +50,12 @@ def test_precision_or_variant_name(precision: str, tiny_bundle: Bundle) -> None:
 
 
 def test_variants_really_differ(tiny_bundle: Bundle) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     with (
         mmedge.load(tiny_bundle.path) as full,
         mmedge.load(tiny_bundle.path, precision="int8") as rounded,
     ):
-        difference = np.abs(full.encode_image(picture) - rounded.encode_image(picture)).max()
+        difference = np.abs(full.encode_image(image) - rounded.encode_image(image)).max()
     assert 0 < difference < 0.05
 
 

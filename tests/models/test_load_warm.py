@@ -93,7 +93,7 @@ def test_it_answers_at_once_and_the_engines_take_over(
     tiny_bundle: Bundle, registered: Path
 ) -> None:
     seen: list[tuple[str, str]] = []
-    picture = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     with mmedge.load(
         tiny_bundle.path,
         device="cuda",
@@ -101,13 +101,13 @@ def test_it_answers_at_once_and_the_engines_take_over(
         warm="onnxruntime",
         warming_report=lambda role, state: seen.append((role, state.stage)),
     ) as model:
-        before = model.encode_image(picture), model.encode_text("red circle")
+        before = model.encode_image(image), model.encode_text("red circle")
         assert model.warming["image_encoder"].stage in {"waiting", "building"}
         assert "until slow is ready" in model.choices["text_encoder"].reason
         (registered / "go").touch()
         assert model.wait_until_warm(60)
         assert {state.stage for state in model.warming.values()} == {"ready"}
-        after = model.encode_image(picture), model.encode_text("red circle")
+        after = model.encode_image(image), model.encode_text("red circle")
     np.testing.assert_allclose(before[0], after[0], atol=1e-6)
     np.testing.assert_allclose(before[1], after[1], atol=1e-6)
     assert list(dict.fromkeys(seen)) == [

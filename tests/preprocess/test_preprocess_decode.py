@@ -1,4 +1,4 @@
-"""decode_image: every kind of picture, and every kind of damage."""
+"""decode_image: every kind of image, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_exif_orientation_of_a_file_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = pixels(4, 6)
-    # How a camera stores an upright picture under each orientation (Exif 2.32, tag 0x0112).
+    # How a camera stores an upright image under each orientation (Exif 2.32, tag 0x0112).
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -356,7 +356,7 @@ def test_a_progressive_jpeg_above_the_limit_is_refused() -> None:
         decode_image(large_jpeg(progressive=True), ImageOptions(max_pixels=10**5), least_side=50)
 
 
-def test_a_jpeg_of_several_pictures_is_decoded_at_a_fraction_too() -> None:
+def test_a_jpeg_of_several_images_is_decoded_at_a_fraction_too() -> None:
     first = Image.open(io.BytesIO(large_jpeg()))
     buffer = io.BytesIO()
     first.save(buffer, "MPO", save_all=True, append_images=[first.resize((80, 60))])
@@ -378,7 +378,7 @@ def test_a_jpeg_below_the_limit_is_shrunk_if_asked(
 
 
 class HeifFile(ImageFile.ImageFile):
-    """A reader as pillow-heif registers it; here the picture is a PNG behind HEIF's first bytes."""
+    """A reader as pillow-heif registers it; here the image is a PNG behind HEIF's first bytes."""
 
     format = "HEIF"
 
@@ -447,15 +447,15 @@ def damaged_files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("damage", damaged_files())
 def test_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(damaged_files()[damage])
-    with pytest.raises(ImageError, match=r"picture\.png"):
+    with pytest.raises(ImageError, match=r"image\.png"):
         decode_image(path)
     with pytest.raises(ImageError, match="bytes"):
         decode_image(path.read_bytes())
 
 
-def test_every_truncation_is_an_image_error_or_the_picture() -> None:
+def test_every_truncation_is_an_image_error_or_the_image() -> None:
     for image_format in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"):
         data = encoded(Image.fromarray(pixels(9, 9)), image_format)
         whole = decode_image(data)
@@ -467,7 +467,7 @@ def test_every_truncation_is_an_image_error_or_the_picture() -> None:
             assert decoded.size == whole.size  # only trailing bytes were missing
 
 
-def test_random_damage_is_an_image_error_or_a_picture() -> None:
+def test_random_damage_is_an_image_error_or_an_image() -> None:
     rng = np.random.default_rng(0)
     refused = 0
     limit = ImageOptions(max_pixels=10**6)

@@ -57,7 +57,7 @@ def clip_reference(image: Image.Image, edge: int = 224, crop: int = 224) -> Arra
     return answer
 
 
-def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
+def drawn(height: int, width: int, mode: str = "RGB") -> Image.Image:
     rng = np.random.default_rng(height * 10_007 + width)
     channels = {"L": 1, "RGBA": 4}.get(mode, 3)
     array = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
@@ -72,7 +72,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_clip_is_bitwise_equal(height: int, width: int) -> None:
-    image = picture(height, width)
+    image = drawn(height, width)
     expected = clip_reference(image)
     got = prepared(ImageProcessor(clip_config()), [image])
     assert got.dtype == expected.dtype == np.float32
@@ -81,7 +81,7 @@ def test_clip_is_bitwise_equal(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_siglip_is_bitwise_equal(height: int, width: int) -> None:
-    image = picture(height, width)
+    image = drawn(height, width)
     expected = SiglipImageProcessorPil()(image, return_tensors="np")["pixel_values"]
     np.testing.assert_array_equal(prepared(ImageProcessor(siglip_config()), [image]), expected)
 
@@ -97,15 +97,15 @@ def test_siglip_is_bitwise_equal(height: int, width: int) -> None:
 def test_any_size_crop_and_mode_is_bitwise_equal(
     height: int, width: int, edge: int, crop: int, mode: str
 ) -> None:
-    # A crop larger than the resized picture is padded with zeros, by the reference's rounding.
-    image = picture(height, width, mode)
+    # A crop larger than the resized image is padded with zeros, by the reference's rounding.
+    image = drawn(height, width, mode)
     got = prepared(ImageProcessor(clip_config(edge, crop)), [image])
     np.testing.assert_array_equal(got, clip_reference(image, edge, crop))
 
 
 @pytest.mark.parametrize("resample", RESAMPLE)
 def test_every_filter_is_bitwise_equal(resample: Resample) -> None:
-    image = picture(61, 83)
+    image = drawn(61, 83)
     reference = CLIPImageProcessorPil(
         size={"shortest_edge": 32},
         crop_size={"height": 32, "width": 32},
@@ -117,7 +117,7 @@ def test_every_filter_is_bitwise_equal(resample: Resample) -> None:
 
 
 def test_uint8_stage_is_pillows_own() -> None:
-    image = picture(72, 128)
+    image = drawn(72, 128)
     resized = np.asarray(image.resize((113, 64), Image.Resampling.BICUBIC))[:, 24:88]
     frame = ImageProcessor(clip_config(64, 64)).resize(image)
     assert frame.dtype == np.uint8
@@ -127,13 +127,13 @@ def test_uint8_stage_is_pillows_own() -> None:
 
 def test_without_rescale_mean_and_std_are_exact() -> None:
     config = ImageConfig(steps=(Decode(),))
-    image = picture(5, 6)
+    image = drawn(5, 6)
     got = prepared(ImageProcessor(config), [image])
     np.testing.assert_array_equal(got[0].transpose(1, 2, 0), np.asarray(image))
 
 
 def test_normalize_takes_a_batch_of_frames() -> None:
-    frames = np.stack([np.asarray(picture(8, 9)), np.asarray(picture(9, 8)).transpose(1, 0, 2)])
+    frames = np.stack([np.asarray(drawn(8, 9)), np.asarray(drawn(9, 8)).transpose(1, 0, 2)])
     got = ImageProcessor(clip_config()).normalize(frames)
     expected = (frames.astype(np.float64) / 255 - CLIP_MEAN) / CLIP_STD
     assert got.shape == (2, 3, 8, 9)
@@ -142,9 +142,9 @@ def test_normalize_takes_a_batch_of_frames() -> None:
     assert np.abs(got.transpose(0, 2, 3, 1) - expected).max() < 5e-7
 
 
-def test_batch_equals_its_pictures_one_by_one() -> None:
+def test_batch_equals_its_images_one_by_one() -> None:
     processor = ImageProcessor(clip_config(32, 32))
-    images = [picture(40, 50), picture(90, 33), picture(5, 5)]
+    images = [drawn(40, 50), drawn(90, 33), drawn(5, 5)]
     single = np.concatenate([prepared(processor, [image]) for image in images])
     np.testing.assert_array_equal(prepared(processor, images), single)
     buffer = np.full((3, 3, 32, 32), np.nan, np.float32)
@@ -153,7 +153,7 @@ def test_batch_equals_its_pictures_one_by_one() -> None:
 
 
 def test_array_of_frames_is_a_batch() -> None:
-    frames = np.stack([np.asarray(picture(40, 50)), np.asarray(picture(40, 50))[::-1]])
+    frames = np.stack([np.asarray(drawn(40, 50)), np.asarray(drawn(40, 50))[::-1]])
     processor = ImageProcessor(clip_config(32, 32))
     np.testing.assert_array_equal(prepared(processor, frames), prepared(processor, list(frames)))
 
@@ -161,21 +161,21 @@ def test_array_of_frames_is_a_batch() -> None:
 def test_output_size_says_what_is_known() -> None:
     assert ImageProcessor(clip_config(40, 32)).output_size == (32, 32)
     assert ImageProcessor(siglip_config(24, 48)).output_size == (24, 48)
-    assert prepared(ImageProcessor(siglip_config(24, 48)), [picture(9, 9)]).shape == (1, 3, 24, 48)
+    assert prepared(ImageProcessor(siglip_config(24, 48)), [drawn(9, 9)]).shape == (1, 3, 24, 48)
     uncropped = clip_config().steps[:2]
     assert ImageProcessor(ImageConfig(steps=uncropped)).output_size is None
 
 
-def test_without_a_common_size_only_equal_pictures_make_a_batch() -> None:
+def test_without_a_common_size_only_equal_images_make_a_batch() -> None:
     processor = ImageProcessor(ImageConfig(steps=(Decode(), *FLOATS)))
-    assert prepared(processor, [picture(5, 6), picture(5, 6)]).shape == (2, 3, 5, 6)
+    assert prepared(processor, [drawn(5, 6), drawn(5, 6)]).shape == (2, 3, 5, 6)
     with pytest.raises(ShapeError, match=r"several sizes \[\(5, 6\), \(6, 5\)\]"):
-        processor([picture(5, 6), picture(6, 5)])
+        processor([drawn(5, 6), drawn(6, 5)])
 
 
-def test_bad_picture_among_many_is_named_by_its_position() -> None:
+def test_bad_image_among_many_is_named_by_its_position() -> None:
     with pytest.raises(ImageError, match=r"^images\[1\]: Image 'gone\.png': no such file"):
-        ImageProcessor(clip_config())([picture(8, 8), "gone.png", picture(8, 8)])
+        ImageProcessor(clip_config())([drawn(8, 8), "gone.png", drawn(8, 8)])
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -190,7 +190,7 @@ def test_bad_picture_among_many_is_named_by_its_position() -> None:
 def test_of_a_long_thin_image_only_what_the_crop_shows_is_computed(
     short: int, long: int, upright: bool, edge: int, crop: int, resample: Resample
 ) -> None:
-    noise = picture(long, short) if upright else picture(short, long)
+    noise = drawn(long, short) if upright else drawn(short, long)
     # Away from black and white: where a filter overshoots, the order of Pillow's passes shows.
     image = noise.point(lambda value: 64 + value // 2)
     config = clip_config(edge, crop, resample)
@@ -250,7 +250,7 @@ def test_a_jpeg_draft_is_decoded_to_at_least_twice_the_target() -> None:
 
 
 def test_options_reach_the_decoder() -> None:
-    frame = np.asarray(picture(9, 9, "RGBA"))
+    frame = np.asarray(drawn(9, 9, "RGBA"))
     bgr = np.ascontiguousarray(frame[..., [2, 1, 0, 3]])
     plain = prepared(ImageProcessor(clip_config()), [frame])
     turned = ImageProcessor(clip_config(), ImageOptions(channels="bgr"))
@@ -267,7 +267,7 @@ def test_options_reach_the_decoder() -> None:
 
 def test_misuse_is_explained() -> None:
     processor = ImageProcessor(clip_config(8, 8))
-    image = picture(9, 9)
+    image = drawn(9, 9)
     with pytest.raises(InputError, match=r"Pass \[image\]"):
         processor(np.asarray(image))
     with pytest.raises(InputError, match=r"Pass \[image\]"):
@@ -292,7 +292,7 @@ def test_misuse_is_explained() -> None:
 
 def test_threads_share_a_processor() -> None:
     processor = ImageProcessor(clip_config(32, 32))
-    images = [picture(40 + i, 60 - i) for i in range(20)]
+    images = [drawn(40 + i, 60 - i) for i in range(20)]
     alone = [prepared(processor, [image]) for image in images]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda image: prepared(processor, [image]), images * 5))
@@ -302,7 +302,7 @@ def test_threads_share_a_processor() -> None:
 
 def test_a_crop_that_rounds_to_nearest_is_torchvisions() -> None:
     # An odd margin: transformers takes column 1 of 17, torchvision round(1.5) = 2.
-    image = picture(16, 19)
+    image = drawn(16, 19)
     columns = {
         rounding: ImageConfig(
             steps=(Decode(), Crop(height=16, width=16, rounding=rounding), *FLOATS)
@@ -317,7 +317,7 @@ def test_a_crop_that_rounds_to_nearest_is_torchvisions() -> None:
 @pytest.mark.parametrize("max_pixels", [89_478_485, 100])
 @pytest.mark.parametrize(("height", "width"), [(10, 33), (33, 10), (24, 24), (1, 300), (8, 12)])
 def test_cover_and_fit_keep_the_aspect_ratio(height: int, width: int, max_pixels: int) -> None:
-    image = picture(height, width)
+    image = drawn(height, width)
     for mode in ("cover", "fit"):
         resize = Resize(mode=mode, height=16, width=24, resample="bilinear")
         crop = Crop(height=16, width=24, rounding="nearest", fill=90)

@@ -61,12 +61,12 @@ class Seen:
     Attributes:
         measured: By width: what the script in the outer page read off the report.
         console: Lines that the pages wrote to the console.
-        picture: The screenshot.
+        image: The screenshot.
     """
 
     measured: dict[str, dict[str, float]]
     console: list[str]
-    picture: Image.Image
+    image: Image.Image
 
 
 # The report stands in frames as wide as a telephone and as a desk. It forbids scripts, so the page
@@ -114,7 +114,7 @@ def browse(page: str, folder: Path) -> Seen:
         f'srcdoc="{html.escape(page)}"></iframe>'
         for width in WIDTHS
     )
-    outer, picture = folder / "outer.html", folder / "picture.png"
+    outer, image = folder / "outer.html", folder / "image.png"
     outer.write_text(OUTER + frames, encoding="utf-8")
     done = subprocess.run(
         [
@@ -124,7 +124,7 @@ def browse(page: str, folder: Path) -> Seen:
             *("--enable-logging=stderr", "--hide-scrollbars", "--disable-dev-shm-usage"),
             f"--user-data-dir={folder / 'browser'}",
             f"--window-size={sum(WIDTHS) + 20},3000",
-            f"--screenshot={picture}",
+            f"--screenshot={image}",
             "--dump-dom",
             outer.as_uri(),
         ],
@@ -138,5 +138,5 @@ def browse(page: str, folder: Path) -> Seen:
     return Seen(
         measured=json.loads(html.unescape(found[1])),
         console=[line for line in done.stderr.splitlines() if "CONSOLE" in line],
-        picture=Image.open(picture).convert("RGB"),
+        image=Image.open(image).convert("RGB"),
     )

@@ -135,7 +135,7 @@ def test_the_page_as_a_browser_shows_it(gated: Profile, tmp_path: Path) -> None:
         assert measured["empty"] == 0
         assert measured["height"] > 2000
         assert measured["smallest"] >= 11
-    pixels = np.asarray(seen.picture)
+    pixels = np.asarray(seen.image)
     for left, right in ((0, WIDTHS[0]), (WIDTHS[0] + 10, sum(WIDTHS))):
         part = pixels[:, left:right]
         dark = (part.max(axis=-1) < 96).mean()  # ink
@@ -147,5 +147,5 @@ def test_the_page_as_a_browser_shows_it(gated: Profile, tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_browser_would_tell_of_a_page_that_loads_something(tmp_path: Path) -> None:
     head = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">'
-    seen = browse(f'{head}<svg></svg><img src="picture.png"><script>1</script>', tmp_path)
+    seen = browse(f'{head}<svg></svg><img src="image.png"><script>1</script>', tmp_path)
     assert any("Content Security Policy" in line for line in seen.console)

@@ -193,7 +193,7 @@ def test_every_candidate_is_in_the_table_with_its_reason(tiny_bundle: Bundle) ->
         "Chosen: int8-static-mse-equalized-corrected-keep8",
         "objectivelatency",
         "0.01 of recall@1",
-        "test: 300 pictures (n = 300)",
+        "test: 300 images (n = 300)",
         "Example CPU @ 2.60GHz, 2 threads",
         "15, 11 dropped",
         "-0.002 (-0.011 to 0.008)",

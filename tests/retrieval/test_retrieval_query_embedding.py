@@ -18,7 +18,7 @@ from mmedge.specs import Float32Array
 DIM = 4
 AXES = np.eye(DIM, dtype=np.float32)
 FRAME = np.zeros((5, 6, 3), np.uint8)
-PICTURE = Image.new("RGB", (3, 3))
+IMAGE = Image.new("RGB", (3, 3))
 
 
 class Embed:
@@ -45,14 +45,14 @@ class Embed:
         (Path("a.jpg"), True, AXES[1:2]),
         (b"\xff\xd8", True, AXES[1:2]),
         (FRAME, True, AXES[1:2]),
-        ([PICTURE, PICTURE], False, AXES[[1, 1]]),
+        ([IMAGE, IMAGE], False, AXES[[1, 1]]),
         (3 * AXES[2], True, AXES[2:3]),
         (AXES[2:].astype(np.float64), False, AXES[2:]),
         ([AXES[2], AXES[3]], False, AXES[2:]),
         (AXES[2:3], False, AXES[2:3]),
         ([], False, AXES[:0]),
         (Query("a"), True, AXES[:1]),
-        ([Query("a"), Query(PICTURE)], False, AXES[:2]),
+        ([Query("a"), Query(IMAGE)], False, AXES[:2]),
     ],
 )
 def test_one_or_several(query: object, single: bool, vectors: Float32Array) -> None:
@@ -65,7 +65,7 @@ def test_one_or_several(query: object, single: bool, vectors: Float32Array) -> N
 def test_the_parts_of_all_queries_are_embedded_together() -> None:
     embed = Embed()
     queries = [
-        Query(["a", PICTURE], weights=[3, 4]),
+        Query(["a", IMAGE], weights=[3, 4]),
         Query(AXES[2], unlike=["b", FRAME], words="mug"),
     ]
     vectors, words, _ = embedded_queries(queries, embed, DIM)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def test_the_parts_of_all_queries_are_embedded_together() -> None:
         (AXES[0, :3], ShapeError, "width 3"),
         (Query(AXES[0, :3]), ShapeError, "width 3"),
         (0 * AXES[0], InputError, "zero"),
-        (Query("a", unlike=PICTURE, without=-1), InputError, "a number from 0"),
+        (Query("a", unlike=IMAGE, without=-1), InputError, "a number from 0"),
         (Query(["a", "b"], weights=[1, 0]), InputError, "positive"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converted import write_pictures
+from converted import write_images
 from roles import role
 
 from mmedge.bundle.tensors import ProcessorFeed
@@ -36,21 +36,21 @@ PROCESSOR = ImageProcessor(
 
 
 def test_a_plain_folder_is_read_below_and_sorted(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "b", 2, 0)
-    write_pictures(tmp_path / "a", 1, 1)
-    (tmp_path / "notes.txt").write_text("not a picture")
+    write_images(tmp_path / "b", 2, 0)
+    write_images(tmp_path / "a", 1, 1)
+    (tmp_path / "notes.txt").write_text("not an image")
     names = [s.image.relative_to(tmp_path).as_posix() for s in read_dataset(tmp_path).samples]
     assert names == ["a/000.png", "b/000.png", "b/001.png"]
 
 
 def test_captions_and_labels_are_read_from_the_folder_or_the_file(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3, 0, captions=True)
+    folder = write_images(tmp_path / "set", 3, 0, captions=True)
     data = read_dataset(folder)
     assert data.samples == read_dataset(folder / "captions.jsonl").samples
     assert data.samples[1] == Sample(
-        folder / "001.png", None, "picture 1 of a green square", "green square"
+        folder / "001.png", None, "image 1 of a green square", "green square"
     )
-    assert data.captions[0] == "picture 0 of a red circle"
+    assert data.captions[0] == "image 0 of a red circle"
 
 
 @pytest.mark.parametrize(
@@ -90,26 +90,26 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 def test_data_of_another_kind_is_named(tmp_path: Path) -> None:
     for name in ("a.csv", "b.CSV", "c.txt", "README"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     said = r"no images or sounds but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.avif"
     with pytest.raises(CalibrationError, match=said):
         read_dataset(tmp_path)
 
 
-def test_the_hash_follows_pictures_captions_and_order(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3, 0, captions=True)
+def test_the_hash_follows_images_captions_and_order(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 3, 0, captions=True)
     data = read_dataset(folder)
     first = data.sha256()
     assert first == read_dataset(folder).sha256()
     assert first != Dataset(data.name, data.samples[::-1]).sha256()
     assert first != Dataset(data.name, tuple(Sample(s.image) for s in data.samples)).sha256()
-    write_pictures(folder, 3, 1, captions=True)
+    write_images(folder, 3, 1, captions=True)
     assert first != read_dataset(folder).sha256()
 
 
-def test_a_bad_picture_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", 3, 0)
-    (folder / "001.png").write_bytes(b"not a picture")
+def test_a_bad_image_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "set", 3, 0)
+    (folder / "001.png").write_bytes(b"not an image")
     with pytest.raises(CalibrationError, match=r"001\.png.*--skip-bad"):
         check_dataset(read_dataset(folder))
     seen: list[tuple[int, int]] = []
@@ -122,14 +122,14 @@ def test_a_bad_picture_is_named_or_skipped_and_counted(tmp_path: Path) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_folder_of_bad_pictures_only(tmp_path: Path) -> None:
+def test_a_folder_of_bad_images_only(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(CalibrationError, match="none of its 1 samples can be read"):
         check_dataset(read_dataset(tmp_path), skip_bad=True)
 
 
 def test_image_feeds_are_batches_of_the_frozen_preprocessing(tmp_path: Path) -> None:
-    data = read_dataset(write_pictures(tmp_path, 5, 0))
+    data = read_dataset(write_images(tmp_path, 5, 0))
     feeds = [feed["pixel_values"] for feed in feeds_of(data, batch=2)]
     assert [feed.shape for feed in feeds] == [(2, 3, 8, 8), (2, 3, 8, 8), (1, 3, 8, 8)]
     np.testing.assert_array_equal(
@@ -137,8 +137,8 @@ def test_image_feeds_are_batches_of_the_frozen_preprocessing(tmp_path: Path) -> 
     )
 
 
-def test_feeds_read_pictures_only_as_they_are_taken(tmp_path: Path) -> None:
-    data = read_dataset(write_pictures(tmp_path, 4, 0))
+def test_feeds_read_images_only_as_they_are_taken(tmp_path: Path) -> None:
+    data = read_dataset(write_images(tmp_path, 4, 0))
     feeds = feeds_of(data, batch=2)
     next(feeds)
     data.samples[3].image.unlink()
@@ -163,23 +163,23 @@ def checked_data(config: ConvertConfig) -> Data:
     return load_data(config, read_data(config), lambda _: None)
 
 
-def test_too_few_pictures_are_noted_with_their_number(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "few", 5, 0)
+def test_too_few_images_are_noted_with_their_number(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "few", 5, 0)
     (note,) = checked_data(config(tmp_path, folder)).notes
     assert "Only 5 different calibration samples" in note
 
 
-def test_the_same_picture_over_and_over_is_refused(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "same", 1, 0)
+def test_the_same_image_over_and_over_is_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "same", 1, 0)
     for index in range(5):
         (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
     with pytest.raises(CalibrationError, match="all 6 samples are the same"):
         checked_data(config(tmp_path, folder))
 
 
-def test_calibration_pictures_are_not_evaluated_on(tmp_path: Path) -> None:
-    calibration = write_pictures(tmp_path / "a", 34, 0)
-    evaluation = write_pictures(tmp_path / "b", 4, 1)
+def test_calibration_images_are_not_evaluated_on(tmp_path: Path) -> None:
+    calibration = write_images(tmp_path / "a", 34, 0)
+    evaluation = write_images(tmp_path / "b", 4, 1)
     assert checked_data(config(tmp_path, calibration, evaluation)).notes == ()
     (evaluation / "copy.png").write_bytes((calibration / "003.png").read_bytes())
     with pytest.raises(CalibrationError, match="1 of its samples are also calibration"):
@@ -187,7 +187,7 @@ def test_calibration_pictures_are_not_evaluated_on(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_calibration_data_is_held_back(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "a", 40, 0)
+    folder = write_images(tmp_path / "a", 40, 0)
     for index in range(5):  # equal samples stay together
         (folder / f"copy{index}.png").write_bytes((folder / "000.png").read_bytes())
     data = checked_data(config(tmp_path, folder))
@@ -239,7 +239,7 @@ def test_arrays_that_cannot_be_used(content: bytes | None, message: str, tmp_pat
 
 
 def test_a_line_may_leave_caption_and_label_out(tmp_path: Path) -> None:
-    write_pictures(tmp_path, 1, 0)
+    write_images(tmp_path, 1, 0)
     entry = {"image": "000.png", "caption": None, "label": None}
     (tmp_path / "captions.jsonl").write_text(json.dumps(entry) + "\n\n")
     assert read_dataset(tmp_path).samples == (Sample(tmp_path / "000.png"),)

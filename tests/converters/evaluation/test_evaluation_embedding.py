@@ -55,7 +55,7 @@ def noisy(vectors: Array, amount: float, seed: int) -> Array:
 
 
 def scene(count: int, seed: int = 0, amount: float = 0.6) -> tuple[Embeddings, Labels]:
-    """Pictures and captions that find each other often, and four classes."""
+    """Images and captions that find each other often, and four classes."""
     texts = random_unit(count, 16, seed)
     classes = random_unit(4, 16, seed + 1)
     embeddings = Embeddings(noisy(texts, amount, seed + 2), texts, classes)
@@ -114,12 +114,12 @@ def test_zero_shot_by_hand() -> None:
     assert zero_shot_accuracy(images, unit([[1, 0], [0, 1]]), [0, 1, 1]) == pytest.approx(2 / 3)
 
 
-def test_equal_captions_are_relevant_to_each_others_pictures() -> None:
+def test_equal_captions_are_relevant_to_each_others_images() -> None:
     embeddings = Embeddings(unit([[1, 0], [0, 1], [-1, 0]]), unit([[0, 1], [0, 1], [-1, 0]]), NONE)
     one = Labels(captions=("a", "b", "c"))
     same = Labels(captions=("a", "a", "c"))
     apart = task_quality(embeddings, embeddings, one).figures
-    # Picture 0 is as near to nothing; its captions are both at a right angle: a tie of two.
+    # Image 0 is as near to nothing; its captions are both at a right angle: a tie of two.
     assert apart["text_to_image_recall@1"].value == pytest.approx(2 / 3)
     assert apart["image_to_text_recall@1"].value == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     assert apart["recall@1"].value == pytest.approx((2 / 3 + 2 / 3) / 2)
@@ -128,7 +128,7 @@ def test_equal_captions_are_relevant_to_each_others_pictures() -> None:
     assert set(apart) == {"text_to_image_recall@1", "image_to_text_recall@1", "recall@1"}
 
 
-def test_pictures_without_a_label_do_not_count_for_zero_shot() -> None:
+def test_images_without_a_label_do_not_count_for_zero_shot() -> None:
     images = unit([[1, 0], [0, 1], [0, 1]])
     embeddings = Embeddings(images, NONE, unit([[1, 0], [0, 1]]))
     known = Labels(labels=("x", None, "y"), classes=("x", "y"))
@@ -255,7 +255,7 @@ def test_interchangeability_by_hand() -> None:
 
 
 def test_index_recall_by_hand() -> None:
-    """Three texts; a picture of each; one of the pictures moves to another text."""
+    """Three texts; an image of each; one of the images moves to another text."""
     texts, images = at_degrees(0, 90, 180), at_degrees(1, 92, 176)
     fp32 = Embeddings(images, texts, NONE)
     moved = replace(fp32, items=at_degrees(178, 92, 176))
@@ -276,7 +276,7 @@ def test_index_recall_by_hand() -> None:
 
 
 def test_index_recall_sees_what_one_encoder_by_itself_does_not() -> None:
-    """Turned pictures are as near to each other as before, and to other texts than before."""
+    """Turned images are as near to each other as before, and to other texts than before."""
     fp32, known = scene(60)
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(16, 16)))[0]
     for modality, field in ((Modality.IMAGE, "items"), (Modality.TEXT, "texts")):
@@ -288,7 +288,7 @@ def test_index_recall_sees_what_one_encoder_by_itself_does_not() -> None:
 
 def test_index_recall_needs_two_modalities() -> None:
     pair = Embeddings(random_unit(20, 16, 0), NONE, NONE)
-    quality = evaluate_variant(pair, pair, Modality.IMAGE, Labels(), data="pictures alone")
+    quality = evaluate_variant(pair, pair, Modality.IMAGE, Labels(), data="images alone")
     assert not any(name.startswith("index_recall") for name in quality.figures)
     with pytest.raises(CalibrationError, match="needs an encoder of texts and one of images"):
         drop("index-recall", quality)
@@ -383,8 +383,8 @@ def test_a_drop_of_agreement_is_what_is_missing_to_one() -> None:
 
 def test_a_metric_that_cannot_be_told_says_which_can() -> None:
     fp32, known = scene(4)
-    quality = evaluate_variant(fp32, fp32, Modality.IMAGE, known, data="four pictures")
-    with pytest.raises(CalibrationError, match=r"'recall@5'.* four pictures.* recall@1, zero-shot"):
+    quality = evaluate_variant(fp32, fp32, Modality.IMAGE, known, data="four images")
+    with pytest.raises(CalibrationError, match=r"'recall@5'.* four images.* recall@1, zero-shot"):
         drop("recall@5", quality)
     with pytest.raises(ConversionError, match=r"'recal@1'.*Did you mean recall@1"):
         drop("recal@1", quality)

@@ -23,7 +23,7 @@ from mmedge.specs import TensorSpec
 
 
 class Tower(nn.Module):
-    """x (B, 4) -> the direction of its projection, which a picture of zeros has none of."""
+    """x (B, 4) -> the direction of its projection, which an image of zeros has none of."""
 
     def __init__(self) -> None:
         super().__init__()

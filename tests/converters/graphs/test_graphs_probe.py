@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from towers import continued, decoder_tower, image_tower, pictures
+from towers import continued, decoder_tower, image_tower, images
 
 from mmedge.converters.graphs.probe import ProbeBuilder, open_probe
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -34,7 +34,7 @@ def files(model: Path) -> list[str]:
 def test_the_file_is_gone_as_soon_as_the_engine_has_read_it(model: Path) -> None:
     before = files(model)
     original = model.read_bytes()
-    feed = pictures(2)
+    feed = images(2)
     with open_probe(model, ["pixel_values"], largest) as probe:
         assert files(model) == before
         got = probe.run(feed)
@@ -58,7 +58,7 @@ def test_a_decoder_is_measured_in_every_layout_from_an_empty_past_on(tmp_path: P
 
 
 def test_two_probes_of_one_model_do_not_meet(model: Path) -> None:
-    feed = pictures(1)
+    feed = images(1)
     with (
         open_probe(model, ["pixel_values"], largest) as first,
         open_probe(model, ["pixel_values"], largest) as second,

@@ -16,7 +16,7 @@ from towers import (
     convolution_tower,
     decoder_tower,
     grouped_tower,
-    pictures,
+    images,
     text_tower,
     texts,
 )
@@ -43,7 +43,7 @@ TOWERS = {
 # Prefill, decode, several tokens after a past; padded on the left where there are several texts.
 SIZES = ((1, 4, 0), (3, 5, 0), (1, 1, 6), (3, 1, 4), (2, 3, 2))
 FEEDS = {
-    "image": [pictures(1), pictures(3)],
+    "image": [images(1), images(3)],
     "text": [texts(1, 2), texts(3, 9)],
     "decoder": [continued(*sizes) for sizes in SIZES],
     "grouped": [continued(*sizes, kv_heads=2) for sizes in SIZES],

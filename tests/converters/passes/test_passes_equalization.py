@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from towers import WIDTH, image_tower, pictures, text_tower, texts
+from towers import WIDTH, image_tower, images, text_tower, texts
 
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.equalization import Group, ScaleChannels, find_groups
@@ -21,7 +21,7 @@ from mmedge.specs import Array, TensorSpec
 
 TOWERS: dict[str, Callable[[Path], Path]] = {"image": image_tower, "text": text_tower}
 FEEDS = {
-    "image": [pictures(1), pictures(3)],
+    "image": [images(1), images(3)],
     "text": [texts(1, 2), texts(1, 9), texts(3, 9), texts(4, 17)],
 }
 
@@ -107,7 +107,7 @@ def test_scaled_towers_answer_the_same_to_the_bit(
     nodes = len(list(model.graph))
     result = ScaleChannels(scales, insert=scales.keys() if insert else ())(model)
     assert result.modified
-    # The two MLPs, and the patches of pictures.
+    # The two MLPs, and the patches of images.
     expected = (3 if tower == "image" else 2) if insert else 0
     assert len(list(result.model.graph)) - nodes == expected
     assert_same_function(before, saved(result.model, tmp_path / "after.onnx"), FEEDS[tower])

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.passes.bfloat16 import emulate_bfloat16, to_bfloat16
 from mmedge.converters.passes.float8 import (
@@ -32,7 +32,7 @@ from mmedge.specs import Array
 
 HALF, BRAIN = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 TOWERS: dict[str, tuple[Callable[[Path], Path], Callable[[int], dict[str, Array]]]] = {
-    "image": (image_tower, lambda seed: pictures(3, seed)),
+    "image": (image_tower, lambda seed: images(3, seed)),
     "text": (text_tower, lambda seed: texts(3, 9, seed)),
 }
 FC1, FC2 = (32, 64), (64, 32)
@@ -119,7 +119,7 @@ def test_a_plain_tower_is_all_half_but_the_normalization_of_the_output(
     result = to_float16(path, collect_peaks(path, feeds(kind)) if calibrated else None)
     assert set(kept(result).values()) == {"makes the float32 output"}
     assert {op.op_type for op in result.fp32_ops} == {"ReduceL2", "Div"}
-    # One cast where pictures come in, one where the embedding is normalized.
+    # One cast where images come in, one where the embedding is normalized.
     assert casts(result.model) == (2 if kind == "image" else 1)
     floats = [v.dtype for v in result.model.graph.initializers.values()]
     assert ir.DataType.FLOAT not in floats
@@ -138,7 +138,7 @@ def test_values_beyond_half_precision_are_found_on_the_data_and_stay_in_float32(
     image: Path,
 ) -> None:
     big, node = scaled(image, FC2, 5e4)
-    feed = pictures(4)
+    feed = images(4)
     expected = run(big, feed)
     naive = ir.load(big)
     NarrowFloats(HALF)(naive)
@@ -279,7 +279,7 @@ def test_attention_of_large_scores_stays_in_float32(tmp_path: Path) -> None:
 def test_no_data_and_nan_in_the_data_are_errors(image: Path) -> None:
     with pytest.raises(CalibrationError, match="got 0 samples"):
         collect_peaks(image, lambda: iter(()))
-    feed = pictures(2)
+    feed = images(2)
     feed["pixel_values"][1, 0, 3, 3] = np.nan
     with pytest.raises(QuantizationError, match="'pixel_values' is NaN"):
         collect_peaks(image, lambda: [feed])
@@ -352,7 +352,7 @@ def test_bfloat16_needs_no_islands_where_half_precision_does(image: Path) -> Non
 def test_onnxruntime_on_cpu_says_that_it_cannot_run_bfloat16(image: Path) -> None:
     out = save(to_bfloat16(image), image.with_name("brain.onnx"))
     with pytest.raises(BackendError, match="Could not find an implementation"):
-        run(out, pictures(1))
+        run(out, images(1))
 
 
 # fp8

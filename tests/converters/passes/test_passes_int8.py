@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.numerics.int8_rounding import Range, quantize_weight
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -68,7 +68,7 @@ def test_affine_parameters_hold_zero_exactly(given: Range, scale: float, zero_po
 def test_every_form_answers_nearly_as_float(form: str, layout: Path, tmp_path: Path) -> None:
     model = ir.load(layout)
     Int8Linears(form, wide_ranges(model))(model)  # type: ignore[arg-type]
-    feed = pictures(4)
+    feed = images(4)
     cosine = (run(save(model, tmp_path / "int8.onnx"), feed) * run(layout, feed)).sum(axis=1)
     assert cosine.min() > 0.995
     assert cosine.max() < 1.0 - 1e-9  # it really is quantized
@@ -79,7 +79,7 @@ def test_operators_and_qdq_are_the_same_numbers(layout: Path, tmp_path: Path) ->
     for form in ("operators", "qdq"):
         model = ir.load(layout)
         Int8Linears(form, wide_ranges(model))(model)  # type: ignore[arg-type]
-        answers.append(run(save(model, tmp_path / f"{form}.onnx"), pictures(4)))
+        answers.append(run(save(model, tmp_path / f"{form}.onnx"), images(4)))
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
 
 
@@ -95,9 +95,9 @@ def test_paired_weights_answer_the_same_with_every_kernel(
         assert model.metadata_props == {PAIRED_KEY: "true"}
         if not paired:
             model.metadata_props.clear()
-        answers.append(run(save(model, tmp_path / f"{paired}.onnx"), pictures(4)))
+        answers.append(run(save(model, tmp_path / f"{paired}.onnx"), images(4)))
     np.testing.assert_array_equal(answers[0], answers[1])
-    cosine = (answers[1] * run(layout, pictures(4))).sum(axis=1)
+    cosine = (answers[1] * run(layout, images(4))).sum(axis=1)
     assert cosine.min() > 0.99
 
 
@@ -113,7 +113,7 @@ def test_every_linear_layer_but_the_last_is_int8(layout: Path) -> None:
     assert counted["DynamicQuantizeLinear"] == 1 + 2 * 4
 
 
-def test_pictures_are_quantized_before_they_are_cut_into_patches(layout: Path) -> None:
+def test_images_are_quantized_before_they_are_cut_into_patches(layout: Path) -> None:
     model = ir.load(layout)
     Int8Linears("dynamic")(model)
     first = next(node for node in model.graph if node.op_type == "DynamicQuantizeLinear")

@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from towers import (
-    PICTURE,
+    IMAGE,
     WIDTH,
     Graph,
     convolution_tower,
     image_tower,
-    pictures,
+    images,
     text_tower,
     texts,
 )
@@ -45,11 +45,11 @@ def apply(step: ir.passes.PassBase, source: Path, out: Path) -> bool:
     return result.modified
 
 
-def test_layout_gives_the_same_embeddings_for_pictures_of_any_batch(tmp_path: Path) -> None:
+def test_layout_gives_the_same_embeddings_for_images_of_any_batch(tmp_path: Path) -> None:
     portable, layout = image_tower(tmp_path / "image.onnx"), tmp_path / "image.ort.onnx"
     to_onnxruntime_layout(portable, layout)
     for batch in (1, 2, 5):
-        feed = pictures(batch)
+        feed = images(batch)
         np.testing.assert_allclose(run(layout, feed), run(portable, feed), atol=2e-6)
 
 
@@ -125,13 +125,13 @@ def test_patch_convolution_becomes_a_product(tmp_path: Path) -> None:
     source = convolution_tower(tmp_path / "image.onnx", blocks=1)
     assert apply(PatchEmbeddingAsMatMul(), source, tmp_path / "product.onnx")
     assert operators(tmp_path / "product.onnx")["Conv"] == 0
-    feed = pictures(3)
+    feed = images(3)
     np.testing.assert_allclose(run(tmp_path / "product.onnx", feed), run(source, feed), atol=2e-6)
 
 
 def test_padded_patches_stay_a_convolution(tmp_path: Path) -> None:
     source = convolution_tower(tmp_path / "image.onnx", blocks=1, pads=4)
-    assert PICTURE % 8 == 0
+    assert IMAGE % 8 == 0
     assert not apply(PatchEmbeddingAsMatMul(), source, tmp_path / "same.onnx")
 
 

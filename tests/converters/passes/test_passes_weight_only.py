@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from towers import VOCABULARY, WIDTH, image_tower, pictures, text_tower, texts
+from towers import VOCABULARY, WIDTH, image_tower, images, text_tower, texts
 
 from mmedge.converters.numerics.group_rounding import Bits, hqq, round_to_nearest
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -120,7 +120,7 @@ def test_both_forms_are_the_same_weights(
 @pytest.mark.parametrize("form", ["operators", "blocked"])
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_towers_answer_nearly_as_float(form: Form, tower: str, tmp_path: Path) -> None:
-    make, feed = (image_tower, pictures(4)) if tower == "image" else (text_tower, texts(4, 9))
+    make, feed = (image_tower, images(4)) if tower == "image" else (text_tower, texts(4, 9))
     source = make(tmp_path / "tower.onnx")
     model = ir.load(source)
     inputs = [(value.name, value.shape, value.dtype) for value in model.graph.inputs]
@@ -138,7 +138,7 @@ def test_the_layout_for_onnx_runtime_is_taken_too(tmp_path: Path) -> None:
     WeightOnlyLinears("operators", bits=8, group_size=16)(model)
     counted = Counter(node.op_type for node in model.graph)
     assert counted["MatMul"] + counted["Gemm"] == 0
-    cosine = (run(save(model, tmp_path / "few.onnx"), pictures(3)) * run(source, pictures(3))).sum(
+    cosine = (run(save(model, tmp_path / "few.onnx"), images(3)) * run(source, images(3))).sum(
         axis=1
     )
     assert cosine.min() > 0.999

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from crashes import crash_on
-from towers import image_tower, pictures
+from towers import image_tower, images
 
 from mmedge.converters.methods.configs import StaticInt8
 from mmedge.converters.passes.float16 import to_float16
@@ -19,7 +19,7 @@ from mmedge.specs import Array
 
 
 def feeds() -> Iterator[dict[str, Array]]:
-    yield pictures(2, seed=50)
+    yield images(2, seed=50)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from towers import convolution_tower, image_tower, pictures, text_tower, texts
+from towers import convolution_tower, image_tower, images, text_tower, texts
 
 from mmedge.converters.methods.configs import DynamicInt8, Float16, StaticInt8
 from mmedge.converters.passes.linears import find_linears
@@ -17,7 +17,7 @@ from mmedge.specs import Array
 
 
 def feeds() -> Iterator[dict[str, Array]]:
-    return (pictures(3, seed=seed) for seed in range(3))
+    return (images(3, seed=seed) for seed in range(3))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from towers import image_tower, pictures
+from towers import image_tower, images
 
 from mmedge.converters.methods.configs import (
     DynamicInt8,
@@ -33,7 +33,7 @@ def run(model: Path, feed: dict[str, Array]) -> Array:
 
 def feeds() -> Iterator[dict[str, Array]]:
     for seed in range(6):
-        yield pictures(3, seed=100 + seed)
+        yield images(3, seed=100 + seed)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_each_method_keeps_the_embedding(
     source = portable if isinstance(config, Float16) else layout
     out = portable.with_name("quantized.onnx")
     quantize(source, out, config, calibration=feeds)
-    feed = pictures(4)
+    feed = images(4)
     assert (run(out, feed) * run(portable, feed)).sum(axis=1).min() > floor
     model = ir.load(out)
     assert weight_type in {value.dtype for value in model.graph.initializers.values()}
@@ -116,7 +116,7 @@ def test_minmax_is_the_extremes_over_all_the_data(layout: Path) -> None:
     model = ir.load(layout)
     names = quantizable_inputs(model)
     got = collect_ranges(layout, names, feeds)
-    patches = names[0]  # the pictures themselves, rearranged
+    patches = names[0]  # the images themselves, rearranged
     everything = np.concatenate([feed["pixel_values"].ravel() for feed in feeds()])
     assert got[patches].low == pytest.approx(everything.min())
     assert got[patches].high == pytest.approx(everything.max())
@@ -126,7 +126,7 @@ def test_minmax_is_the_extremes_over_all_the_data(layout: Path) -> None:
 def test_percentile_cuts_the_tails_off(layout: Path) -> None:
     def with_an_outlier() -> Iterator[dict[str, Array]]:
         yield from feeds()
-        spike = pictures(1, seed=1)
+        spike = images(1, seed=1)
         spike["pixel_values"][0, 0, 0, 0] = 500.0
         yield spike
 
@@ -151,7 +151,7 @@ def test_no_calibration_data_is_an_error(layout: Path) -> None:
 
 def test_an_activation_that_is_not_finite_is_named(layout: Path) -> None:
     def broken() -> Iterator[dict[str, Array]]:
-        feed = pictures(1)
+        feed = images(1)
         feed["pixel_values"][0, 0, 0, 0] = np.nan
         yield feed
 
@@ -167,7 +167,7 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_stands(
     """ONNX Runtime's ReduceMin and ReduceMax pass over a NaN unless it comes first."""
     names = quantizable_inputs(ir.load(layout))
     for place in (1, 777, -1):
-        feed = pictures(2)
+        feed = images(2)
         feed["pixel_values"].reshape(-1)[place] = value
         with pytest.raises(QuantizationError, match="is NaN or infinite"):
             collect_ranges(layout, names[:1], lambda feed=feed: [feed])  # type: ignore[misc]
@@ -175,7 +175,7 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_stands(
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e-42])
 def test_an_activation_that_never_changes_has_no_tails(value: float, layout: Path) -> None:
-    feed = {"pixel_values": np.full_like(pictures(2)["pixel_values"], value)}
+    feed = {"pixel_values": np.full_like(images(2)["pixel_values"], value)}
     feed["pixel_values"][0, 0, 0, 0] = np.nextafter(np.float32(value), np.float32(9))
     names = quantizable_inputs(ir.load(layout))[:1]
     got = collect_ranges(layout, names, lambda: [feed], method="percentile")[names[0]]
@@ -191,5 +191,5 @@ def test_weights_that_another_layout_holds_are_not_stored_again(
     quantize(layout, second, StaticInt8(form="qdq"), calibration=feeds, share=first)
     assert not second.with_name("second.onnx.data").exists()
     assert second.stat().st_size < Path(f"{first}.data").stat().st_size
-    feed = pictures(3)
+    feed = images(3)
     np.testing.assert_allclose(run(first, feed), run(second, feed), atol=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from towers import image_tower, pictures
+from towers import image_tower, images
 
 from mmedge.converters.methods.configs import DynamicInt8, QuantizationConfig, StaticInt8
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -20,8 +20,8 @@ def test_only_dynamic_scales_see_the_neighbours(
 ) -> None:
     layout, out = tmp_path / "image.ort.onnx", tmp_path / "int8.onnx"
     to_onnxruntime_layout(image_tower(tmp_path / "image.onnx"), layout)
-    quantize(layout, out, config, calibration=lambda: [pictures(8)])
-    together = pictures(2)["pixel_values"]
+    quantize(layout, out, config, calibration=lambda: [images(8)])
+    together = images(2)["pixel_values"]
     together[1] *= 4.0
     with open_session(out) as session:
         alone = session.run({"pixel_values": together[:1]})["embeds"][0]

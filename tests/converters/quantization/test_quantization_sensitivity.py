@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from crashes import crash_on
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.methods.configs import (
     DynamicInt8,
@@ -46,7 +46,7 @@ SAMPLES = 6
 
 def feeds() -> Iterator[dict[str, Array]]:
     for seed in range(4):
-        yield pictures(2, seed=50 + seed)
+        yield images(2, seed=50 + seed)
 
 
 def text_feeds() -> Iterator[dict[str, Array]]:
@@ -133,7 +133,7 @@ def test_the_layer_with_the_outlier_ranks_first(
 def test_the_first_keep_list_restores_the_embedding(outlier: tuple[Path, str]) -> None:
     model, _ = outlier
     errors = measure_sensitivity(model, StaticInt8(), feeds, samples=SAMPLES)
-    feed = pictures(8, seed=7)  # held out
+    feed = images(8, seed=7)  # held out
     reference = embed(model, feed)
 
     def cosine(keep: tuple[str, ...]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 from roles import role, role_inputs
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.bundle.nodes import NodeEntry, load_nodes
 from mmedge.converters.graphs.parity import Probe
@@ -35,7 +35,7 @@ INT4 = WeightOnly(group_size=16)
 
 def feeds() -> Iterator[dict[str, Array]]:
     for seed in range(4):
-        yield pictures(3, seed=100 + seed)
+        yield images(3, seed=100 + seed)
 
 
 def text_feeds() -> Iterator[dict[str, Array]]:
@@ -117,7 +117,7 @@ def test_what_is_chosen_hurts_less_than_its_opposite(tower: Path) -> None:
     )
     assert steps == [(done, len(all_names) - 1) for done in range(1, len(all_names))]
     others = tuple(name for name in all_names[:-1] if name not in chosen)
-    feed, errors = pictures(6, seed=9), []
+    feed, errors = images(6, seed=9), []
     for names in (tuple(chosen), others):
         out = tower.with_name("few.onnx")
         quantize(tower, out, replace(INT4, lowered=names))
@@ -225,7 +225,7 @@ def test_the_blocked_form_has_no_target(settings: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("explain", [False, True])
 def test_a_variant_tells_which_layers_were_lowered(tower: Path, explain: bool) -> None:
-    feed = pictures(2)
+    feed = images(2)
     with open_session(tower) as session:
         expected = session.run(feed)
         spec = role(None, session.inputs, session.outputs, lambda *_: {})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from towers import image_tower, pictures
+from towers import image_tower, images
 
 from mmedge.converters.methods.configs import DynamicInt8, Equalization, StaticInt8
 from mmedge.converters.passes.int8 import quantizable_inputs
@@ -25,7 +25,7 @@ class Data:
 
     def __call__(self) -> Iterator[dict[str, Array]]:
         self.readings += 1
-        return (pictures(3, seed=100 + seed) for seed in range(4))
+        return (images(3, seed=100 + seed) for seed in range(4))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_equalized_graph_is_made_once_and_goes_with_the_calibrator(
     assert calibrator.equalized(model, Equalization(0.5), "uint8") == made
     assert data.readings == once
     assert calibrator.equalized(model, Equalization(0.25), "uint8") != made
-    feed = pictures(2)
+    feed = images(2)
     with open_session(model) as plain, open_session(made) as scaled:
         expected, got = plain.run(feed)["embeds"], scaled.run(feed)["embeds"]
     assert abs(expected - got).max() < 1e-5

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, save
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.graphs.probe import Probe
 from mmedge.converters.methods.configs import RangeMethod
@@ -32,7 +32,7 @@ METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "entropy", "mse")
 
 def feeds() -> Iterator[dict[str, Array]]:
     for seed in range(4):
-        yield pictures(1 + seed, seed=100 + seed)
+        yield images(1 + seed, seed=100 + seed)
 
 
 @pytest.fixture(params=["portable", "onnxruntime"])
@@ -251,7 +251,7 @@ def test_memory_does_not_grow_with_the_data(tower: Path, monkeypatch: pytest.Mon
 
         def stream() -> Iterator[Mapping[str, Array]]:
             for seed in range(count):
-                feed = pictures(8, seed=seed)
+                feed = images(8, seed=seed)
                 watch(feed["pixel_values"])
                 yield feed
 

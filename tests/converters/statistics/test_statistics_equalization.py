@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from towers import image_tower, pictures, text_tower, texts
+from towers import image_tower, images, text_tower, texts
 
 from mmedge.converters.methods.configs import Equalization
 from mmedge.converters.passes import to_onnxruntime_layout
@@ -25,10 +25,10 @@ from mmedge.specs import Array
 
 TOWERS: dict[str, Callable[[Path], Path]] = {"image": image_tower, "text": text_tower}
 FEEDS = {
-    "image": [pictures(4, seed) for seed in range(4)],
+    "image": [images(4, seed) for seed in range(4)],
     "text": [texts(4, 5 + 3 * seed, seed) for seed in range(4)],
 }
-UNSEEN = {"image": pictures(16, 99), "text": texts(16, 12, 99)}
+UNSEEN = {"image": images(16, 99), "text": texts(16, 12, 99)}
 OUTLIER = 64.0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashes import crash_on
-from towers import image_tower, pictures
+from towers import image_tower, images
 
 from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import Worker
@@ -19,7 +19,7 @@ from mmedge.errors import BackendError
 from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
-FEED, GOLDEN = pictures(1), pictures(4, seed=8)
+FEED, GOLDEN = images(1), images(4, seed=8)
 
 
 def answer(model: Path) -> Array:
