@@ -118,9 +118,7 @@ def test_an_error_in_a_child_names_its_line(tmp_path: Path) -> None:
     assert f'File "{script}", line 3' in done.stderr
 
 
-def test_what_the_user_has_installed_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_installed_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absolute folder in PYTHONPATH stays, as ROS and Jetson images have it."""
     monkeypatch.setenv("PYTHONPATH", f":{tmp_path}:relative")
     assert child_environment()["PYTHONPATH"] == str(tmp_path)

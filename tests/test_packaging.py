@@ -228,7 +228,7 @@ def test_pip_check_passes_without_an_engine_and_with_each(
     assert checked.returncode == 0, checked.stdout
 
 
-def test_loading_without_an_engine_names_the_way_out(
+def test_loading_without_an_engine_names_the_command(
     device: Environment, tiny_bundle_original: Path
 ) -> None:
     code = "import sys, mmedge; mmedge.load(sys.argv[1])"
@@ -238,13 +238,13 @@ def test_loading_without_an_engine_names_the_way_out(
     assert '"mmedge[gpu]" for CUDA' in done.stderr
 
 
-def test_the_installed_command_tells_its_version(device: Environment) -> None:
+def test_the_installed_command_prints_its_version(device: Environment) -> None:
     (mmedge,) = distributions(name="mmedge", path=[str(device.site_packages)])
     done = device.run("mmedge", "--version")
     assert (done.returncode, done.stdout.strip()) == (0, f"mmedge {mmedge.version}"), done.stderr
 
 
-def test_convert_without_its_extra_names_the_way_out(device: Environment) -> None:
+def test_convert_without_its_extra_names_the_command(device: Environment) -> None:
     done = device.run("mmedge", "convert", str(ROOT / "examples"), "-o", "out.mmedge")
     assert done.returncode != 0
     assert "mmedge[convert,cpu]" in done.stderr + done.stdout
@@ -252,7 +252,7 @@ def test_convert_without_its_extra_names_the_way_out(device: Environment) -> Non
     assert not (device.folder / "out.mmedge").exists()
 
 
-def test_serve_without_its_extra_names_the_way_out(device: Environment) -> None:
+def test_serve_without_its_extra_names_the_command(device: Environment) -> None:
     done = device.run("mmedge", "serve", "photos.index")
     assert done.returncode == 1
     assert 'pip install "mmedge[serve]"' in done.stderr

@@ -77,7 +77,7 @@ def test_two_inputs_must_agree(shape: tuple[int, int, int, int]) -> None:
         ({"input_ids": _ids(1, 0)}, ShapeError, r"'sequence' must not be empty"),
     ],
 )
-def test_a_wrong_feed_says_what_was_got_and_expected(
+def test_a_wrong_feed_names_got_and_expected(
     feed: dict[str, Array], kind: type[InputError], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:

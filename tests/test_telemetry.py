@@ -73,9 +73,7 @@ def test_no_file_appears_and_no_address_is_looked_up(
     assert [line for line in log.read_text().splitlines() if LOOKED_UP.search(line)] == []
 
 
-def test_whoever_has_set_a_variable_has_chosen(
-    environment: dict[str, str], tiny_bundle: Bundle
-) -> None:
+def test_a_set_environment_variable_wins(environment: dict[str, str], tiny_bundle: Bundle) -> None:
     """ORT_DISABLE_TELEMETRY=0 opts in, and a load leaves it so.
 
     Which files ONNX Runtime then writes is not asserted: a thread of its own writes them, and a

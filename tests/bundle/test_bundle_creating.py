@@ -34,7 +34,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "clip.onnx", "clip.MMEDGE", "clip.mmedge.zip", ".mmedge"])
-def test_the_name_must_say_what_it_is(tmp_path: Path, name: str) -> None:
+def test_the_suffix_is_required(tmp_path: Path, name: str) -> None:
     with (
         pytest.raises(BundleError, match=r"must end in '\.mmedge'"),
         create_bundle(tmp_path / name),
@@ -61,7 +61,9 @@ def test_an_existing_bundle_is_replaced_with_overwrite(tiny_bundle: Bundle, tmp_
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("kind", ["file", "folder", "empty folder", "link", "dangling link"])
-def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, kind: str, overwrite: bool) -> None:
+def test_a_folder_that_is_no_bundle_is_never_replaced(
+    tmp_path: Path, kind: str, overwrite: bool
+) -> None:
     place = tmp_path / "photos.mmedge"
     bundle = write_tiny_bundle(tmp_path / "real.mmedge")
     if kind == "file":

@@ -254,7 +254,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x05\x06" + b"\0" * 17, b"\x93NUMPY"])
-def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "golden.npz").write_bytes(data)
     with pytest.raises(IntegrityError, match="cannot be trusted"):
         load_golden(tmp_path / "golden.npz")

@@ -289,7 +289,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_manifest_is_refused(tiny_bundle: Bundle, kind: str) -> None:
+def test_other_json_is_no_manifest(tiny_bundle: Bundle, kind: str) -> None:
     data, expected = BROKEN[kind]
     (tiny_bundle.path / "manifest.json").write_bytes(data)
     assert expected in refusal(tiny_bundle.path)
@@ -321,7 +321,7 @@ def test_the_published_schema_is_the_models() -> None:
     )
 
 
-def test_a_state_comes_back_from_json_as_it_was() -> None:
+def test_a_state_survives_json() -> None:
     state = State(
         (
             StateTensor("past", "present", "append", 1),

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
 
 
 @pytest.mark.parametrize(("steps", "value", "said"), FAULTS.values(), ids=FAULTS.keys())
-def test_what_does_not_hold_together_is_refused_with_its_place(
+def test_contradictions_are_refused_with_their_place(
     steps: tuple[str | int, ...], value: object, said: str, tiny_bundle: Bundle
 ) -> None:
     document = table().model_dump(mode="json")
@@ -103,7 +103,7 @@ def test_what_does_not_hold_together_is_refused_with_its_place(
     ],
     ids=["empty", "encoding", "nan", "twice", "deep", "list", "large"],
 )
-def test_what_is_no_table_is_refused(data: bytes, said: str, tiny_bundle: Bundle) -> None:
+def test_other_files_are_no_table(data: bytes, said: str, tiny_bundle: Bundle) -> None:
     bundle = add_nodes(tiny_bundle, data)
     with pytest.raises(ManifestError, match=said):
         bundle.nodes(bundle.variant("image_encoder", "int8-dynamic"))

@@ -203,12 +203,12 @@ def test_golden_vectors_of_another_bundle_are_refused(tiny_bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize("path", [None, 3, ["a.mmedge"]])
-def test_what_is_no_path_is_refused(path: object) -> None:
+def test_other_types_are_no_path(path: object) -> None:
     with pytest.raises(BundleError, match=f"got {type(path).__name__}, expected a path"):
         open_bundle(path)  # type: ignore[arg-type]
 
 
-def test_a_variant_that_no_role_has_is_told_with_what_there_is(tiny_bundle: Bundle) -> None:
+def test_an_unknown_variant_is_an_error_that_lists_the_others(tiny_bundle: Bundle) -> None:
     told = tiny_bundle.no_variant("fp23", ["image_encoder", "text_encoder"])
     assert "image_encoder: fp32" in told
     assert "text_encoder: fp32" in told

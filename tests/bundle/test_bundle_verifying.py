@@ -145,6 +145,6 @@ def test_weights_by_an_absolute_path_are_refused_even_inside(tiny_bundle: Bundle
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"\x3a\x7f", b"\x3b", b"\xff" * 99])
-def test_what_is_no_model_is_refused(tiny_bundle: Bundle, data: bytes) -> None:
+def test_other_objects_are_no_model(tiny_bundle: Bundle, data: bytes) -> None:
     with pytest.raises(IntegrityError, match="not a readable ONNX model"):
         verify_files(replace_model(tiny_bundle, data))

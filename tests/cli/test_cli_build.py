@@ -92,7 +92,7 @@ def test_an_engine_is_really_built_and_then_found(
     assert set(engine["precisions"]) == {"fp32"}
 
 
-def test_who_watches_sees_the_phases_move(
+def test_progress_shows_the_phases(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
@@ -113,7 +113,7 @@ def test_a_plan_builds_nothing(
     assert requests == []
 
 
-def test_a_plan_without_a_target_tells_of_every_flavour(
+def test_a_plan_without_a_target_has_every_flavour(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, str(tiny_bundle.path), "--plan", "--json", "--precision", "fp32")
@@ -139,7 +139,7 @@ def test_one_that_fails_does_not_keep_the_others_back(
     assert "the library will not." in err
 
 
-def test_what_failed_and_what_was_refused_stands_in_the_json(
+def test_the_json_has_failed_and_refused_engines(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], requests: list[EngineRequest]
 ) -> None:
     code, out, _ = run(capsys, unsigned(tiny_bundle), *ADA, "--json", "--layers", "--quiet")
@@ -222,7 +222,7 @@ def test_bad_input(
     assert told in err
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_the_build(
+def test_an_unwritable_cache_is_reported_before_the_build(
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_build(
     assert requests == []
 
 
-def test_nothing_to_build_is_an_error_that_says_why(
+def test_nothing_to_build_is_an_error_with_a_reason(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = unsigned(tiny_bundle)

@@ -84,7 +84,7 @@ def test_engines_are_listed(filled: EngineCache, capsys: pytest.CaptureFixture[s
     assert out.endswith("backend choices: 1, 2 B\n")
 
 
-def test_json_tells_all_that_an_engine_depends_on(
+def test_json_has_all_that_an_engine_depends_on(
     filled: EngineCache, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "list", "--json")
@@ -101,7 +101,9 @@ def test_json_tells_all_that_an_engine_depends_on(
     assert engine["size_bytes"] > len(BUILT.plan)
 
 
-def test_a_damaged_engine_is_told(filled: EngineCache, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_engine_is_reported(
+    filled: EngineCache, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = filled.load(KEY)
     assert found.path is not None
     found.path.write_bytes(b"PLAN" * 1000)
@@ -113,7 +115,7 @@ def test_a_damaged_engine_is_told(filled: EngineCache, capsys: pytest.CaptureFix
     assert "its record is damaged" in out
 
 
-def test_prune_removes_what_is_of_no_use_here(
+def test_prune_removes_engines_of_other_versions(
     filled: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "prune", "--dry-run")
@@ -146,7 +148,7 @@ def test_prune_removes_what_is_of_no_use_here(
         (["--all"], 0),
     ],
 )
-def test_options_name_what_else_goes(
+def test_options_remove_more(
     filled: EngineCache,
     folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -196,7 +198,7 @@ def test_a_cache_that_others_can_write_is_refused(
 
 @pytest.mark.parametrize("pointed_at", ["the output", "its folder"])
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_prune_removes_what_killed_commands_left_beside_outputs(
+def test_prune_removes_leftovers_beside_outputs(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -95,7 +95,7 @@ def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[C
     return calls
 
 
-def test_quiet_says_nothing(told: list[ConvertConfig], capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(told: list[ConvertConfig], capfd: pytest.CaptureFixture[str]) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", "--skip-bad", "--seed", "3") == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
@@ -180,7 +180,7 @@ def test_the_jpeg_draft_is_asked_for(told: list[ConvertConfig]) -> None:
     assert told[0].jpeg_draft == "auto"
 
 
-def test_the_default_and_the_targets_are_asked_for(told: list[ConvertConfig]) -> None:
+def test_the_default_and_the_targets_are_passed_on(told: list[ConvertConfig]) -> None:
     options = ("--precision", "fp32", "--default", "fp32", "--target", "cpu, tensorrt")
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0
     assert (told[0].default, told[0].targets) == ("fp32", ("cpu", "tensorrt"))
@@ -219,7 +219,7 @@ def test_json_is_json_and_nothing_else(converted: tuple[Path, str]) -> None:
         assert line["parity"]["samples"] > 1
 
 
-def test_a_bundle_that_stands_there_is_left_alone(
+def test_an_existing_bundle_is_left_alone(
     converted: tuple[Path, str], siglip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("convert", siglip_folder, "-o", converted[0], "--json") == 1
@@ -265,7 +265,7 @@ def test_a_name_without_the_suffix_is_refused(
         assert "must end in '.mmedge'" in error
 
 
-def test_without_the_extra_the_way_out_is_one_command(
+def test_without_the_extra_one_command_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec

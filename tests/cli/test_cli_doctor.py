@@ -63,7 +63,7 @@ def test_an_orin(on: Stand, capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in text, expected
 
 
-def test_a_machine_of_nothing_says_so_plainly(
+def test_an_empty_machine_is_reported_plainly(
     on: Stand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on(BARE)
@@ -92,7 +92,7 @@ def test_80_columns_are_enough(
         assert len(line) <= 80 or line in commands, line  # a command stays one line to be copied
 
 
-def test_a_bundle_with_what_it_needs(
+def test_a_bundle_with_all_it_needs(
     on: Stand,
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],
@@ -108,7 +108,7 @@ def test_a_bundle_with_what_it_needs(
     assert "10.13.3.9 is on the system" in squeezed(out)
 
 
-def test_commands_stand_once(
+def test_commands_are_listed_once(
     on: Stand,
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],
@@ -119,7 +119,7 @@ def test_commands_stand_once(
     assert out.count("--target tensorrt-rtx") == 1
 
 
-def test_what_cannot_run_here_exits_with_1(
+def test_a_bundle_that_cannot_run_here_exits_with_1(
     on: Stand,
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],

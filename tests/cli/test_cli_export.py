@@ -88,7 +88,7 @@ def test_engines_of_the_cache_come_along(
     assert list(out.rglob("*.engine")) == []
 
 
-def test_what_is_left_out_is_said(
+def test_omissions_are_reported(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached(cache, tiny_bundle, "image_encoder", plan=b"first")
@@ -104,7 +104,7 @@ def test_what_is_left_out_is_said(
     assert "it has no weights" in stripped
 
 
-def test_a_damaged_engine_is_left_out_and_that_is_said(
+def test_a_damaged_engine_is_left_out_with_a_warning(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached(cache, tiny_bundle, "image_encoder")
@@ -195,7 +195,7 @@ def test_wrong_usage(
     assert "Usage: mmedge export" in errors
 
 
-def test_an_older_export_is_kept_unless_told_otherwise(
+def test_an_older_export_is_kept_by_default(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -243,7 +243,7 @@ def test_engines_are_built_where_they_are_missing(
     assert (out / engine["file"]).read_bytes() == built  # the same, it builds so
 
 
-def test_what_tensorrt_builds_no_engine_of_is_passed_over_and_that_is_said(
+def test_variants_without_an_engine_are_skipped_with_a_warning(
     tiny_bundle: Bundle, tmp_path: Path, cache: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("roles", "image_encoder", "variants", 0, "recipe")

@@ -96,7 +96,7 @@ def test_search_finds_an_image_and_draws_it(made: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", ["out.npz", "out.parquet"])
-def test_an_export_comes_back_as_it_was(
+def test_an_export_survives_an_import(
     made: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert "9 items, 9 vectors" in run(capsys, "index", "export", "p.index", name)

@@ -74,7 +74,7 @@ def test_a_narrow_terminal_folds_and_loses_nothing(
         assert "int8-dynamic" in text
 
 
-def test_a_recipe_is_told_in_words_and_once_for_both_roles(
+def test_a_recipe_is_described_once_for_both_roles(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = {

@@ -135,7 +135,7 @@ def test_role_and_variant_choose(tiny_bundle: Bundle, capsys: pytest.CaptureFixt
     ],
     ids=str,
 )
-def test_what_is_not_there_is_said(
+def test_missing_items_are_reported(
     chosen: list[str], said: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, str(tell(tiny_bundle).path), "--nodes", *chosen)
@@ -144,7 +144,7 @@ def test_what_is_not_there_is_said(
     assert said in re.sub(r"\s+", " ", err)
 
 
-def test_a_bundle_without_tables_says_how_to_get_them(
+def test_a_bundle_without_tables_names_the_command_for_them(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(capsys, str(tiny_bundle.path), "--nodes")

@@ -94,7 +94,7 @@ def test_an_error_is_red_in_a_terminal(tmp_path: Path) -> None:
     assert "\x1b[1;31mError: \x1b[0m\x1b[31m" in done.stderr
 
 
-def test_the_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+def test_the_traceback_is_shown_on_request(tmp_path: Path) -> None:
     done = run("inspect", str(tmp_path / "x.mmedge"), MMEDGE_TRACEBACK="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -94,7 +94,7 @@ def test_json_to_stdout_is_json_and_nothing_else(
     ]
 
 
-def test_the_page_holds_what_the_bundle_tells_of_the_measured_roles(
+def test_the_page_has_the_bundles_figures_of_the_measured_roles(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for role in ("image_encoder", "text_encoder"):
@@ -112,7 +112,7 @@ def test_the_page_holds_what_the_bundle_tells_of_the_measured_roles(
     assert "Search: image_encoder" not in text
 
 
-def test_quiet_writes_the_files_and_says_nothing(
+def test_quiet_writes_the_files_and_prints_nothing(
     tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     as_json, page = tmp_path / "new" / "p.json", tmp_path / "p.html"
@@ -182,7 +182,7 @@ def test_a_gate_on_a_percentile_gets_the_runs_that_it_needs(
         (("--baseline", "nowhere.onnx"), 1, "nowhere.onnx does not exist"),
     ],
 )
-def test_what_cannot_be_measured_is_told_by_the_option(
+def test_an_unmeasurable_metric_names_the_option(
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
@@ -194,7 +194,9 @@ def test_what_cannot_be_measured_is_told_by_the_option(
     assert message in err
 
 
-def test_a_bundle_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_bundle_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, err = run(capsys, str(tmp_path / "none.mmedge"))
     assert (code, out) == (1, "")
     assert "none.mmedge: it does not exist" in err
@@ -202,7 +204,7 @@ def test_a_bundle_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
 @pytest.mark.parametrize("place", ["a folder", "below a file"])
-def test_a_report_that_cannot_be_written_is_told_before_the_measurement(
+def test_an_unwritable_report_is_an_error_before_the_measurement(
     tiny_bundle: Bundle,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -32,7 +32,7 @@ def test_a_pipe_gets_a_line_a_stage_and_nothing_that_moves(
     assert all(line.endswith(" s") for line in lines)
 
 
-def test_what_failed_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         with Steps() as steps:
             work(steps, candidates=2)
@@ -45,7 +45,7 @@ def test_what_failed_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     assert failed.startswith("\N{BALLOT X} Try image_encoder candidate-1 ")
 
 
-def test_nothing_told_is_nothing_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_report_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="before any stage"), Steps():
         raise ValueError("before any stage")
     assert capsys.readouterr().err == ""

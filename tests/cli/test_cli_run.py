@@ -55,7 +55,7 @@ def test_images_are_classified_by_texts(
     assert shown.count("a blue star") == 2
 
 
-def test_what_is_given_is_embedded(
+def test_given_inputs_are_embedded(
     tiny_bundle: Bundle, images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ("--image", images[0], "--text", "a ring", "--task", "embed")

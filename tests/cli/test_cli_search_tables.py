@@ -81,7 +81,7 @@ def test_eighty_columns_keep_the_figures_of_a_candidate_on_a_line() -> None:
     assert lines[at + 2] == "      within the budget, 0.32 of fp32's time, 0.30 of its size"
 
 
-def test_chosen_stands_out_and_dropped_steps_back() -> None:
+def test_chosen_rows_stand_out_and_dropped_rows_are_dimmed() -> None:
     styles = {line.split()[0]: style for line, style in search_lines(small_search(), 200)}
     assert (styles["int8-dynamic"], styles["float8"], styles["fp32"]) == ("bold", "dim", "")
 
@@ -126,7 +126,7 @@ def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
         assert re.sub(r"\s+", "", text).count(safe) >= 4
 
 
-def test_the_default_of_a_role_is_told(
+def test_the_default_of_a_role_is_shown(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("roles", "image_encoder", "default")

@@ -43,7 +43,7 @@ def test_a_good_bundle_passes(tiny_bundle: Bundle, capsys: pytest.CaptureFixture
     assert out.count(" ok ") == 4
 
 
-def test_answers_out_of_tolerance_fail_and_are_named(
+def test_outputs_out_of_tolerance_fail_and_are_named(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shift_golden(tiny_bundle, 0.01)
@@ -54,7 +54,7 @@ def test_answers_out_of_tolerance_fail_and_are_named(
     assert "out of tolerance here: text_encoder/int8-dynamic." in err
 
 
-def test_answers_within_tolerance_pass(
+def test_outputs_within_tolerance_pass(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shift_golden(tiny_bundle, 0.0005)
@@ -90,7 +90,7 @@ def test_one_precision_alone(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[
     ("option", "value", "expected"),
     [("--precision", "int4", "int4"), ("--device", "cuda:7", "cuda"), ("--device", "tpu", "tpu")],
 )
-def test_what_is_not_here_is_an_error(
+def test_a_missing_backend_is_an_error(
     tiny_bundle: Bundle,
     capsys: pytest.CaptureFixture[str],
     option: str,

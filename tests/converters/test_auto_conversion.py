@@ -175,11 +175,11 @@ def test_explain_measures_every_quantized_layer(searched: Searched) -> None:
     assert seen
 
 
-def test_few_samples_are_said(searched: Searched) -> None:
+def test_few_samples_are_reported(searched: Searched) -> None:
     assert any("measured on 24 samples" in note for note in searched.report.notes)
 
 
-def test_a_budget_that_cannot_be_met_names_the_closest_and_keeps_what_was_tried(
+def test_an_unreachable_budget_names_the_closest_and_keeps_the_trials(
     config: ConvertConfig, made: list[str]
 ) -> None:
     strict = replace(config, max_drop=0.0)
@@ -324,7 +324,7 @@ def test_a_crash_of_the_engine_costs_a_candidate_and_not_the_search(
         assert role.default in LADDER
 
 
-def test_without_data_the_search_says_what_it_could_not_try(
+def test_without_data_the_search_reports_skipped_methods(
     config: ConvertConfig, tmp_path: Path
 ) -> None:
     alone = replace(config, calibration=None, evaluate=None, metric=None)
@@ -353,7 +353,7 @@ def test_images_without_captions_calibrate_one_role(config: ConvertConfig, tmp_p
 
 
 @pytest.mark.parametrize("metric", ["recall@1", "zero-shot"])
-def test_a_metric_that_the_data_cannot_tell_is_refused_before_any_work(
+def test_a_metric_that_the_data_lacks_is_refused_before_any_work(
     metric: str, config: ConvertConfig, tmp_path: Path, made: list[str]
 ) -> None:
     images = write_images(tmp_path / "images", 3, 9)
@@ -430,7 +430,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not out.parent.exists() or list(out.parent.iterdir()) == []
 
 
-def test_few_calibration_images_are_said_with_their_number(tmp_path: Path) -> None:
+def test_few_calibration_images_are_reported_with_their_number(tmp_path: Path) -> None:
     few = write_images(tmp_path / "few", 5, 9, captions=True)
     asked = ConvertConfig("m", tmp_path / "x.mmedge", ("auto",), calibration=few)
     (note,) = load_data(asked, read_data(asked), lambda _: None).notes

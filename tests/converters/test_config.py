@@ -21,7 +21,7 @@ def names(config: ConvertConfig, role: str) -> list[str]:
     return [recipe.variant for recipe in recipes(config, role)]
 
 
-def test_a_role_has_its_own_precisions_and_others_what_is_for_all(tmp_path: Path) -> None:
+def test_a_role_has_its_own_precisions_and_others_the_common_ones(tmp_path: Path) -> None:
     config = asked("fp32", "int8", "text_encoder:fp16", calibration=tmp_path)
     config.require_roles(ROLES)
     assert names(config, "image_encoder") == ["fp32", "int8-dynamic", "int8-static"]

@@ -224,7 +224,7 @@ def test_variants_that_are_interchangeable_share_a_space(
             assert variant.space == (base if alike else f"{base}+{variant.name}")
 
 
-def test_golden_vectors_are_what_each_graph_answers(
+def test_golden_vectors_are_the_outputs_of_each_graph(
     full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
 ) -> None:
     bundle = full[1]
@@ -239,7 +239,7 @@ def test_golden_vectors_are_what_each_graph_answers(
             np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=2e-3)
 
 
-def test_padding_behind_the_end_token_changes_no_answer(
+def test_padding_after_the_end_token_has_no_effect(
     full: tuple[ConversionReport, Bundle, list[ProgressEvent]],
 ) -> None:
     bundle = full[1]
@@ -474,7 +474,7 @@ def test_texts_cannot_be_calibrated_without_captions(tmp_path: Path) -> None:
         plan(named, "text_encoder")
 
 
-def test_what_cannot_be_asked_is_refused_with_what_can(tmp_path: Path) -> None:
+def test_an_impossible_query_is_refused_with_the_possible_ones(tmp_path: Path) -> None:
     out = tmp_path / "x.mmedge"
     with pytest.raises(ConversionError, match=r"'int3'.*fp32, fp16, .*int8-dynamic"):
         ConvertConfig("m", out, ("fp32", "int3"))

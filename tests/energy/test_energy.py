@@ -301,7 +301,7 @@ def test_energy_of_a_call_longer_than_a_block(tmp_path: Path) -> None:
     assert machine.now_ns == 4_000_000_000  # one that does not count, one that does
 
 
-def test_a_counter_that_stands_still_is_an_error(tmp_path: Path) -> None:
+def test_a_stopped_counter_is_an_error(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     with pytest.raises(ProfileError, match=r"Energy of 'idle': RAPL: package-0 measured 0 mJ"):
         energy_per_call_mj(

@@ -100,7 +100,7 @@ def test_the_contact_sheet_shows_each_image_in_the_colour_of_its_result(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo_runs_and_finds_what_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_demo_runs_and_finds_the_queried_images(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "examples/demo.py", "--output", str(tmp_path / "out")],
         cwd=ROOT,

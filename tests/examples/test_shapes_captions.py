@@ -98,7 +98,7 @@ def test_brief_captions_are_true() -> None:
             assert len(_meant(match, scene)) == _COUNTS[match["count"]]
 
 
-def test_the_check_itself_notices_what_is_untrue() -> None:
+def test_the_check_itself_fails_on_wrong_names() -> None:
     """Captions of pairs, held against the scene turned around: half or more must be caught."""
     rng = np.random.default_rng(2)
     caught = 0

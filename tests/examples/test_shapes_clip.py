@@ -53,7 +53,7 @@ def test_zero_shot_accuracy_on_unseen_singles(figures: Figures) -> None:
     assert figures.zero_shot_accuracy > 0.95
 
 
-def test_metrics_json_says_what_is_measured(figures: Figures) -> None:
+def test_metrics_json_names_what_is_measured(figures: Figures) -> None:
     stated = json.loads((PLAIN / "metrics.json").read_text())
     assert stated["split"] == "test"
     for name, value in asdict(figures).items():
@@ -85,7 +85,7 @@ def test_the_folder_loads_in_transformers_own_ways() -> None:
     assert processor.tokenizer("a red star").input_ids == tokenizer("a red star").input_ids
 
 
-def test_pooling_takes_the_end_token_whatever_the_padding(encoders: TorchEncoders) -> None:
+def test_pooling_takes_the_end_token_with_any_padding(encoders: TorchEncoders) -> None:
     short, long = "a red star", "a large blue heart at the top left and a small white ring"
     alone, together = encoders.texts([short]), encoders.texts([short, long])
     assert np.abs(alone[0] - together[0]).max() < 1e-5

@@ -97,7 +97,7 @@ def test_training_runs_the_towers_as_transformers_does(
     assert torch.allclose(tokens, output.text_embeds, atol=1e-5)
 
 
-def test_rendered_scenes_are_kept_and_found_again(tmp_path: Path) -> None:
+def test_rendered_scenes_are_cached(tmp_path: Path) -> None:
     first = load_or_render(tmp_path, 24, seed=3)
     again = load_or_render(tmp_path, 24, seed=3)
     assert first.pixels.shape == (24, IMAGE_SIZE, IMAGE_SIZE, 3)

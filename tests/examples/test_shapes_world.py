@@ -47,7 +47,7 @@ def test_other_seeds_indices_and_splits_draw_others() -> None:
     assert len(drawn) == 3 * 5 * 3
 
 
-def test_scenes_do_not_depend_on_how_many_are_asked_for() -> None:
+def test_scenes_do_not_depend_on_their_number() -> None:
     assert scenes("test", 50)[:20] == scenes("test", 20)
 
 
@@ -90,7 +90,7 @@ def test_things_lie_inside_apart_and_within_their_sizes() -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_kinds_hold_what_they_say(kind: str) -> None:
+def test_kinds_hold_their_fields(kind: str) -> None:
     counts = {"single": {1}, "pair": {2}, "trio": {3}, "quad": {4}}
     for scene in scenes("train", 20, kind=kind):  # type: ignore[arg-type]
         kinds = {thing.kind for thing in scene.things}
@@ -167,7 +167,7 @@ def test_mirroring_twice_and_exchanging_twice_give_the_scene_back() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [64, 224])
-def test_a_thing_is_drawn_where_and_in_the_colour_it_says(shape: str, size: int) -> None:
+def test_a_thing_is_drawn_in_its_place_and_colour(shape: str, size: int) -> None:
     thing = replace(_thing(0.3, 0.7, "blue", shape), radius=0.18)
     pixels = np.asarray(render(Scene((thing,), GREY, GREY), size)).astype(int)
     assert pixels.shape == (size, size, 3)

@@ -51,7 +51,7 @@ def engine(sha256: str = "0" * 64) -> SuppliedEngine:
     return SuppliedEngine(b"a plan", key)
 
 
-def test_what_is_written_is_what_is_described(tiny_bundle: Bundle, out: Path) -> None:
+def test_written_files_match_their_description(tiny_bundle: Bundle, out: Path) -> None:
     document = export_engine_folder(tiny_bundle, out, select(tiny_bundle))
     assert IoDocument.model_validate_json((out / "io.json").read_bytes()) == document
     found = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {"io.json"}
@@ -107,7 +107,7 @@ def test_sounds_and_vectors_are_described_by_their_steps(tiny_bundle: Bundle, ou
     assert (document.image, document.text) == (None, None)
 
 
-def test_graphs_answer_the_raw_vectors(tiny_bundle: Bundle, out: Path) -> None:
+def test_graphs_return_the_raw_vectors(tiny_bundle: Bundle, out: Path) -> None:
     """Read as a C++ program would, run from the exported file alone."""
     chosen = select(tiny_bundle, precisions=["fp32", "int8"])
     for graph in export_engine_folder(tiny_bundle, out, chosen).graphs:
@@ -222,9 +222,7 @@ def test_an_axis_that_nothing_bounds_is_an_error(tiny_bundle: Bundle, out: Path)
     assert not out.exists()
 
 
-def test_an_export_is_replaced_only_if_asked_to_and_nothing_else_ever(
-    tiny_bundle: Bundle, out: Path
-) -> None:
+def test_only_an_export_is_replaced_and_only_on_request(tiny_bundle: Bundle, out: Path) -> None:
     chosen = select(tiny_bundle)
     out.mkdir()
     export_engine_folder(tiny_bundle, out, chosen)  # an empty folder is no obstacle
@@ -270,7 +268,7 @@ def compare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "compare"
 
 
-def test_the_program_of_the_docs_tells_right_from_wrong(
+def test_the_program_of_the_docs_detects_wrong_outputs(
     compare: Path, tiny_bundle: Bundle, out: Path
 ) -> None:
     (graph, *_) = export_engine_folder(tiny_bundle, out, select(tiny_bundle)).graphs

@@ -85,7 +85,7 @@ def test_a_tokenizer_has_a_name_of_ours(
 
 
 @each_export
-def test_what_is_not_a_tokenizer_is_not_copied(
+def test_only_tokenizer_files_are_copied(
     tiny_bundle: Bundle, out: Path, export: Callable[[Bundle, Path], object]
 ) -> None:
     bundle = with_tokenizer(tiny_bundle, "model.py", CODE)

@@ -42,7 +42,7 @@ def test_roles_and_precisions(tiny_bundle: Bundle) -> None:
     ]
 
 
-def test_a_default_that_cannot_be_exported_is_replaced_and_that_is_said(
+def test_a_default_that_cannot_be_exported_is_replaced_with_a_warning(
     tiny_bundle: Bundle,
 ) -> None:
     edit_manifest(tiny_bundle.path, "roles", "image_encoder", "default", value="int8-dynamic")
@@ -76,7 +76,7 @@ def test_a_precision_passes_over_variants_that_cannot_be_exported(
     ]
 
 
-def test_a_precision_without_a_portable_graph_is_an_error_with_a_way_out(
+def test_a_precision_without_a_portable_graph_is_an_error_with_a_fix(
     tiny_bundle: Bundle,
 ) -> None:
     bundle = relayout(relayout(tiny_bundle, 1, "onnxruntime"), 1, "onnxruntime", "text_encoder")
@@ -86,7 +86,7 @@ def test_a_precision_without_a_portable_graph_is_an_error_with_a_way_out(
     assert "--target tensorrt" in str(caught.value)
 
 
-def test_a_role_that_lacks_what_another_has_is_not_left_out_in_silence(
+def test_a_role_without_anothers_variant_is_not_left_out_silently(
     tiny_bundle: Bundle,
 ) -> None:
     bundle = relayout(tiny_bundle, 1, "onnxruntime")

@@ -154,7 +154,7 @@ def test_texts_have_their_ids_and_steps(tokenizer: Path) -> None:
     assert not any("punctuation" in step for step in steps.words)
 
 
-def test_canonicalization_mask_and_fixed_length_are_told(tokenizer: Path) -> None:
+def test_canonicalization_mask_and_fixed_length_are_described(tokenizer: Path) -> None:
     config = TextConfig(
         max_length=6,
         padding="max_length",

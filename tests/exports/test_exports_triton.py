@@ -113,7 +113,7 @@ def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> N
         ("encode_text", {"text": strings(b"red", b" ")}, "Text 1: empty"),
     ],
 )
-def test_what_cannot_be_used_is_an_error_of_its_request(
+def test_an_unusable_item_is_an_error_of_its_request(
     repository: Repository, model: str, inputs: dict[str, Array], said: str
 ) -> None:
     with pytest.raises(RuntimeError, match=said):

@@ -127,7 +127,7 @@ def test_files_get_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, StorageError])
-def test_what_ends_the_block_leaves_the_old_folder_alone(
+def test_an_exception_in_the_block_leaves_the_old_folder(
     place: Path, error: type[BaseException]
 ) -> None:
     with pytest.raises(error), atomic_directory(place) as folder:  # noqa: PT012
@@ -290,7 +290,7 @@ def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next(tmp_path: P
     assert list(tmp_path.iterdir()) == [other]
 
 
-def test_without_replace_what_exists_stays(place: Path) -> None:
+def test_without_replace_existing_paths_stay(place: Path) -> None:
     with (
         pytest.raises(StorageError, match="exists already"),
         atomic_directory(place, replace=False),
@@ -299,7 +299,7 @@ def test_without_replace_what_exists_stays(place: Path) -> None:
     assert content_of(place) == OLD
 
 
-def test_without_replace_what_appears_meanwhile_stays(tmp_path: Path) -> None:
+def test_without_replace_a_new_path_stays(tmp_path: Path) -> None:
     place = tmp_path / "new"
     with (  # noqa: PT012
         pytest.raises(StorageError, match="exists already"),
@@ -320,9 +320,7 @@ def make_link(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "what"), [(make_file, "a file"), (make_link, "a link")])
-def test_what_is_no_folder_is_left_alone(
-    tmp_path: Path, make: Callable[[Path], None], what: str
-) -> None:
+def test_a_file_is_left_alone(tmp_path: Path, make: Callable[[Path], None], what: str) -> None:
     place = tmp_path / "place"
     make(place)
     with pytest.raises(StorageError, match=f"{what} stands where"), atomic_directory(place):
@@ -442,7 +440,7 @@ def test_write_atomic_keeps_a_link_and_writes_where_it_leads(tmp_path: Path) -> 
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
-def test_write_atomic_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
+def test_write_atomic_refuses_irregular_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe"):
         with pytest.raises(StorageError, match="not a regular file"):

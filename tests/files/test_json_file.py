@@ -37,7 +37,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_plain_json_is_refused(kind: str) -> None:
+def test_only_plain_json_is_accepted(kind: str) -> None:
     data, reason = REFUSED[kind]
     with pytest.raises(IntegrityError, match=f"^here is .*{reason}"):
         parse_json(data, "here", error=IntegrityError)
@@ -58,7 +58,7 @@ def test_more_values_than_memory_should_hold_are_refused(monkeypatch: pytest.Mon
 
 @settings(max_examples=60)
 @given(value=VALUES)
-def test_what_json_writes_is_read_back(value: object) -> None:
+def test_json_is_read_back(value: object) -> None:
     data = json.dumps(value).encode()
     assert parse_json(data, "here", error=IntegrityError) == value
 
@@ -79,7 +79,7 @@ def test_any_damage_is_read_or_refused(value: object, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("name", ["missing", "nul\0", "n" * 5000, "folder", "pipe", "/dev/zero"])
-def test_what_is_no_regular_file_is_refused_and_does_not_hang(tmp_path: Path, name: str) -> None:
+def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(IntegrityError, match=r"Cannot read|is not a regular file"):

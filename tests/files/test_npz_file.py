@@ -46,7 +46,7 @@ def test_arrays_come_back_whole_and_in_blocks(tmp_path: Path, save: Any, rows: i
         np.testing.assert_array_equal(np.concatenate([expected[:0], *blocks]), expected)
 
 
-def test_what_unpacks_to_far_more_is_refused(
+def test_archives_that_unpack_to_far_more_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.npz"

@@ -97,7 +97,7 @@ def test_a_hook_sees_the_tokens_and_changes_the_choice() -> None:
     assert seen == [[[2]], [[2, 3]], [[2, 3, 0]]]
 
 
-def test_what_does_not_fit_is_refused_before_a_step() -> None:
+def test_a_mismatch_is_refused_before_a_step() -> None:
     made, _model = run([[1] * 12], max_new_tokens=1)
     assert made.shape == (1, 1)
     with pytest.raises(InputError, match="at most 1 new tokens"):

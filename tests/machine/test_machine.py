@@ -153,7 +153,7 @@ def test_a_driver_without_nvidia_smi_still_names_its_gpus(tmp_path: Path) -> Non
     assert machine.cuda.driver == "580.65.06"
 
 
-def test_cuda_says_more_than_nvidia_smi(tmp_path: Path) -> None:
+def test_cuda_reports_more_than_nvidia_smi(tmp_path: Path) -> None:
     device = {"index": 0, "name": "A", "compute_capability": "8.6", "memory_bytes": 8 * GIB}
     probes = dict(DESKTOP.probes) | {"cuda": {"driver": "12.8", "devices": [device]}}
     machine = look(replace(DESKTOP, probes=probes), tmp_path)
@@ -161,7 +161,7 @@ def test_cuda_says_more_than_nvidia_smi(tmp_path: Path) -> None:
     assert machine.cuda.serves == "12.8"
 
 
-def test_cuda_is_not_asked_where_there_is_no_driver(tmp_path: Path) -> None:
+def test_cuda_is_not_queried_without_a_driver(tmp_path: Path) -> None:
     described = replace(
         BARE,
         packages={"cuda-bindings": "13.0.1"},
@@ -187,7 +187,7 @@ def test_cuda_is_not_asked_where_there_is_no_driver(tmp_path: Path) -> None:
         ({"probes": {"cuda": {"fault": "the driver is too old"}}}, "driver is too old"),
     ],
 )
-def test_what_is_odd_is_said_with_a_way_out(
+def test_oddities_are_reported_with_a_fix(
     tmp_path: Path, change: dict[str, object], said: str
 ) -> None:
     described = replace(DESKTOP, **change)  # type: ignore[arg-type]
@@ -210,13 +210,13 @@ def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.python.executable == sys.executable
 
 
-def test_an_engine_that_crashes_or_hangs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_crashes_or_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fault" in Host().probe("no such engine")
     monkeypatch.setattr(host_module, "_PROBE_S", 0.001)
     assert "did not finish" in str(Host().probe("onnxruntime")["fault"])
 
 
-def test_a_command_that_fails_hangs_or_is_missing_has_no_answer(
+def test_a_command_that_fails_hangs_or_is_missing_has_no_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Host().run

@@ -59,7 +59,7 @@ def test_links_stay_inside_and_hostile_names_are_reported(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("what", ["missing", "a file", "a\0b"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, what: str) -> None:
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, what: str) -> None:
     (tmp_path / "a file").write_bytes(b"")
     with pytest.raises(InputError, match=r"Check the path|expected a folder"):
         list(folder_files(tmp_path / what))

@@ -53,7 +53,7 @@ def test_a_moving_camera_and_a_long_still_are_sampled(tmp_path: Path) -> None:
     assert max(np.diff(offsets)) <= 2.2
 
 
-def test_time_is_known_if_the_file_says_when_it_was_made(tmp_path: Path) -> None:
+def test_the_time_is_read_from_the_file(tmp_path: Path) -> None:
     made = write_video(tmp_path / "a.mp4", [scene(1)] * 3, creation_time="2024-05-06T07:08:09Z")
     with Video(made) as video:
         assert [frame.time for frame in video] == [1714979289.0]
@@ -61,7 +61,7 @@ def test_time_is_known_if_the_file_says_when_it_was_made(tmp_path: Path) -> None
         assert [frame.time for frame in video] == [None]
 
 
-def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_no_video(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         Video(tmp_path / "gone.mp4")
     (tmp_path / "x.mp4").write_bytes(b"no video at all")

@@ -61,7 +61,7 @@ def test_an_error_is_raised_in_its_place(threads: int) -> None:
     assert prepare_threads() == []
 
 
-def test_closing_early_drops_what_waits_and_ends_the_threads() -> None:
+def test_closing_early_drops_the_queue_and_ends_the_threads() -> None:
     made = []
 
     def call(number: int) -> int:

@@ -242,7 +242,7 @@ def test_labels_that_cannot_be_looked_for(labels: Any, detector: Detector) -> No
         detector.detect(IMAGES[0], labels)
 
 
-def test_what_cannot_be_detected_is_named(detector: Detector, tmp_path: Path) -> None:
+def test_undetectable_parts_are_named(detector: Detector, tmp_path: Path) -> None:
     many = [str(number) for number in range(10_001)]
     with pytest.raises(InputError, match="got 10001, expected at most 10000"):
         detector.detect(IMAGES[0], many)

@@ -247,7 +247,7 @@ def test_memory_does_not_grow_with_the_number_of_images(model: DualEncoder) -> N
     assert peak_bytes(320) < peak_bytes(16) + 320 * 1000  # a frame is 43,200 bytes
 
 
-def test_batches_overwrite_one_buffer_and_not_the_answers(model: DualEncoder) -> None:
+def test_batches_overwrite_one_buffer_and_not_the_outputs(model: DualEncoder) -> None:
     black, white = np.zeros((9, 9, 3), np.uint8), np.full((9, 9, 3), 255, np.uint8)
     red = white * np.array([1, 0, 0], np.uint8)
     got = model.encode_image([black, white, red], batch_size=1)
@@ -278,7 +278,7 @@ def test_graph_of_a_fixed_batch_is_fed_batches_of_that_size(tiny_bundle: Bundle)
     assert model.encode_image([frame(0), frame(1)]).shape == (2, DIM)
 
 
-def test_graph_in_half_precision_is_fed_and_answers_float32(tiny_bundle: Bundle) -> None:
+def test_an_fp16_graph_takes_and_returns_float32(tiny_bundle: Bundle) -> None:
     sessions = fake_sessions()
     pixels = TensorSpec("pixel_values", np.dtype("float16"), ("batch", 3, SIZE, SIZE))
     embedding = TensorSpec("embedding", np.dtype("float16"), ("batch", DIM))
@@ -358,7 +358,7 @@ def test_no_image_is_an_error(nothing: Any, model: DualEncoder) -> None:
         model.encode_image(nothing)
 
 
-def test_what_is_no_image_is_an_error(model: DualEncoder) -> None:
+def test_other_types_are_an_error(model: DualEncoder) -> None:
     with pytest.raises(InputError, match="Images: got int"):
         model.encode_image(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"images\[0\]: Image of type NoneType: not an image"):
@@ -375,7 +375,7 @@ def write_files(folder: Path, count: int, bad: set[int]) -> list[Path]:
     return paths
 
 
-def test_bad_files_are_skipped_and_reported_if_asked(model: DualEncoder, tmp_path: Path) -> None:
+def test_bad_files_are_skipped_and_reported_on_request(model: DualEncoder, tmp_path: Path) -> None:
     paths = write_files(tmp_path, 21, bad={0, 10, 20})
     with pytest.raises(ImageError, match=r"images\[0\]: Image '.*000\.png': not an image"):
         model.encode_image_files(paths)
@@ -411,7 +411,7 @@ def test_a_folder_of_files_is_encoded_and_named(model: DualEncoder, tmp_path: Pa
         model.encode_image_files(str(tmp_path / "empty"))
 
 
-def test_images_are_skipped_if_asked(model: DualEncoder) -> None:
+def test_images_are_skipped_on_request(model: DualEncoder) -> None:
     skipped: list[Skipped] = []
     got = model.encode_image([frame(0), b"no", frame(1)], skipped=skipped)
     np.testing.assert_allclose(got, model.encode_image([frame(0), frame(1)]), atol=1e-6)
@@ -466,7 +466,7 @@ def test_texts_of_every_collection_are_taken(several: Any, model: DualEncoder) -
     np.testing.assert_array_equal(model.encode_text(several(texts)), model.encode_text(texts))
 
 
-def test_texts_are_skipped_if_asked(model: DualEncoder) -> None:
+def test_texts_are_skipped_on_request(model: DualEncoder) -> None:
     skipped: list[Skipped] = []
     captions = iter(["red", "", "blue circle", None, float("nan"), "\ud800"])
     got = model.encode_text(captions, skipped=skipped)  # type: ignore[arg-type]
@@ -506,7 +506,7 @@ def test_a_stream_of_texts_is_encoded_part_by_part(
         model.encode_text([*texts[:9], " "])
 
 
-def test_texts_keep_their_order_and_their_answers(model: DualEncoder) -> None:
+def test_texts_keep_their_order_and_embeddings(model: DualEncoder) -> None:
     texts = ["red", "a photo of", "blue circle", "green", "a", "square red"] * 3
     expected = np.concatenate([model.encode_text(text) for text in texts])
     assert expected.shape == (18, DIM)
@@ -672,7 +672,7 @@ def test_classify_takes_embeddings_and_label_banks(model: DualEncoder) -> None:
         model.classify(frame(0), "animals")
 
 
-def test_label_embeddings_are_kept_for_the_last_sets(tiny_bundle: Bundle) -> None:
+def test_label_embeddings_are_cached_for_the_last_sets(tiny_bundle: Bundle) -> None:
     sessions = fake_sessions()
     model = encoder(tiny_bundle, sessions)
     calls = sessions["text_encoder"].calls
@@ -749,7 +749,7 @@ def test_space_is_none_where_the_roles_differ(tiny_bundle: Bundle) -> None:
     assert DualEncoder(tiny_bundle, sessions, variants).space is None
 
 
-def test_closed_model_does_not_answer(tiny_bundle: Bundle) -> None:
+def test_a_closed_model_refuses(tiny_bundle: Bundle) -> None:
     with mmedge.load(tiny_bundle.path) as model:
         model.encode_image(frame())
     model.close()

@@ -62,7 +62,7 @@ def test_tokens_are_those_of_transformers(name: str, gpt2_bundle: Path, gpt2_fol
             assert len({token for row in got for token in row}) > 5
 
 
-def test_a_row_of_a_batch_is_what_it_is_alone(gpt2_bundle: Path) -> None:
+def test_a_row_of_a_batch_equals_the_row_alone(gpt2_bundle: Path) -> None:
     with mmedge.load(gpt2_bundle, precision="fp32") as model:
         assert isinstance(model, Generator)
         together = model.generate(PROMPTS, max_new_tokens=8)
@@ -87,7 +87,7 @@ def test_a_token_that_ends_a_text_is_the_last_one(gpt2_bundle: Path, tmp_path: P
     assert len(got[0]) <= 4
 
 
-def test_what_does_not_fit_is_an_error(gpt2_bundle: Path) -> None:
+def test_a_mismatch_is_an_error(gpt2_bundle: Path) -> None:
     with Generator.load(gpt2_bundle, precision="int8") as model:
         with pytest.raises(InputError, match=f"the model has {GPT2_CONTEXT}"):
             model.generate(["a text"], max_new_tokens=GPT2_CONTEXT)

@@ -59,14 +59,14 @@ def test_variants_really_differ(tiny_bundle: Bundle) -> None:
     assert 0 < difference < 0.05
 
 
-def test_unknown_precision_or_role_lists_what_there_is(tiny_bundle: Bundle) -> None:
+def test_an_unknown_precision_or_role_lists_the_known_ones(tiny_bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"no variant 'int4', expected one of \['fp32', 'int8-d"):
         mmedge.load(tiny_bundle.path, precision="int4")
     with pytest.raises(InputError, match=r"\['audio_encoder'\], expected some of \['image_enc"):
         mmedge.load(tiny_bundle.path, precision={"audio_encoder": "fp32"})
 
 
-def test_what_is_said_of_images_reaches_the_processor(tiny_bundle: Bundle) -> None:
+def test_image_options_reach_the_processor(tiny_bundle: Bundle) -> None:
     options = {"channels": "bgr", "alpha": "drop", "max_pixels": 99}
     with mmedge.load(tiny_bundle.path, backend="fake", **options) as model:
         assert model.image_processor.options == ImageOptions(**options)
@@ -112,7 +112,7 @@ def test_a_model_that_load_did_not_make_cannot_be_sent(tiny_bundle: Bundle) -> N
         pickle.dumps(DualEncoder(tiny_bundle, {}, {}))
 
 
-def test_roles_limit_what_is_loaded(tiny_bundle: Bundle) -> None:
+def test_roles_limit_loading(tiny_bundle: Bundle) -> None:
     with mmedge.load(tiny_bundle.path, roles=["text_encoder"]) as model:
         assert list(model.sessions) == ["text_encoder"]
         assert model.encode_text("red").shape == (1, 4)

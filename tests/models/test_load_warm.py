@@ -89,9 +89,7 @@ def registered(slow: Path) -> Iterator[Path]:
     sys.modules.pop("slow_backend", None)
 
 
-def test_it_answers_at_once_and_the_engines_take_over(
-    tiny_bundle: Bundle, registered: Path
-) -> None:
+def test_it_runs_at_once_and_the_engines_take_over(tiny_bundle: Bundle, registered: Path) -> None:
     seen: list[tuple[str, str]] = []
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     with mmedge.load(
@@ -154,7 +152,7 @@ def test_calls_go_on_through_the_swap(tiny_bundle: Bundle, registered: Path) -> 
         np.testing.assert_allclose(answer, expected, atol=1e-6)
 
 
-def test_a_failed_build_is_told_and_the_first_backend_goes_on(
+def test_a_failed_build_is_reported_and_the_first_backend_goes_on(
     tiny_bundle: Bundle, registered: Path
 ) -> None:
     (registered / "fails").touch()

@@ -44,7 +44,7 @@ def test_overlap_is_that_of_counted_squares(seed: int) -> None:
 
 
 @given(SEEDS, st.sampled_from([0.0, 0.3, 0.5, 1.0]))
-def test_what_is_kept_covers_what_is_dropped(seed: int, threshold: float) -> None:
+def test_the_front_covers_dropped_variants(seed: int, threshold: float) -> None:
     boxes = drawn(seed, 12)
     rng = np.random.default_rng(seed)
     scores, classes = rng.integers(0, 6, 12) / 5, rng.integers(0, 2, 12)
@@ -67,7 +67,7 @@ def test_boxes_are_scaled_and_clipped_to_the_frame() -> None:
     )
 
 
-def test_what_lies_in_the_padding_or_scores_too_little_is_left_out() -> None:
+def test_boxes_in_the_padding_or_of_low_score_are_left_out() -> None:
     boxes = corners(np.array([[0.5, 0.25, 0.2, 0.2], [0.5, 0.8, 0.2, 0.2], [0.2, 0.2, 0.1, 0.1]]))
     scores, classes = np.array([0.6, 0.9, 0.7], np.float32), np.array([1, 0, 0])
     options = {"size": (200, 100), "square": True, "overlap": None}

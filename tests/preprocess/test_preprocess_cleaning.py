@@ -47,7 +47,7 @@ def test_each_way_of_cleaning(how: Cleaning, expected: str) -> None:
 
 
 @given(st.text(max_size=30), st.sampled_from(["lower", "whitespace", "canonicalize"]))
-def test_cleaned_text_has_one_space_at_a_time_and_stays_as_it_is(text: str, how: Cleaning) -> None:
+def test_cleaning_leaves_single_spaces_and_is_idempotent(text: str, how: Cleaning) -> None:
     cleaned = clean(text, how)
     assert cleaned is not None
     assert cleaned == " ".join(cleaned.split())

@@ -287,7 +287,7 @@ def test_tensors_are_read_as_their_arrays() -> None:
         decode_image(torch.zeros(8, 8, 3, device="meta"))
 
 
-def test_a_pil_image_whose_file_was_closed_says_so(tmp_path: Path) -> None:
+def test_a_pil_image_whose_file_was_closed_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     for mode in ("RGB", "RGBA", "P"):
         Image.fromarray(pixels()).convert(mode).save(path)
@@ -368,7 +368,7 @@ def test_a_jpeg_of_several_images_is_decoded_at_a_fraction_too() -> None:
 @pytest.mark.parametrize(
     ("least_side", "size"), [(50, (100, 75)), (150, (200, 150)), (400, (800, 600))]
 )
-def test_a_jpeg_below_the_limit_is_shrunk_if_asked(
+def test_a_jpeg_below_the_limit_is_shrunk_on_request(
     progressive: bool, least_side: int, size: tuple[int, int]
 ) -> None:
     data = large_jpeg(progressive=progressive)

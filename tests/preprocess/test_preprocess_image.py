@@ -158,7 +158,7 @@ def test_array_of_frames_is_a_batch() -> None:
     np.testing.assert_array_equal(prepared(processor, frames), prepared(processor, list(frames)))
 
 
-def test_output_size_says_what_is_known() -> None:
+def test_output_size_is_none_if_unknown() -> None:
     assert ImageProcessor(clip_config(40, 32)).output_size == (32, 32)
     assert ImageProcessor(siglip_config(24, 48)).output_size == (24, 48)
     assert prepared(ImageProcessor(siglip_config(24, 48)), [drawn(9, 9)]).shape == (1, 3, 24, 48)
@@ -210,7 +210,7 @@ def test_a_long_thin_image_does_not_fill_the_memory() -> None:
         ImageProcessor(ImageConfig(steps=clip_config().steps[:2]))([strip])
 
 
-def test_a_large_jpeg_gives_what_the_whole_one_gives() -> None:
+def test_a_large_jpeg_equals_the_fully_decoded_one() -> None:
     y, x = np.mgrid[0:1200, 0:1600]
     waves = 127 + 120 * np.sin(x / 90) * np.cos(y / 70)
     array = np.stack([waves, x * 255 / 1599, y * 255 / 1199], -1).astype(np.uint8)

@@ -106,7 +106,7 @@ def test_only_the_inputs_of_the_graph_are_made(tokenizer_file: Path) -> None:
     assert processor(["the cat"]).keys() == {"tokens"}
 
 
-def test_what_the_file_says_of_padding_and_truncation_is_overruled(
+def test_padding_and_truncation_of_the_file_are_overridden(
     tokenizer_file: Path, tmp_path: Path
 ) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

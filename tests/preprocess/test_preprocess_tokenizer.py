@@ -129,13 +129,13 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("parts", REFUSED.values(), ids=list(REFUSED))
-def test_what_has_no_bound_is_refused(tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_unbounded_axes_are_refused(tmp_path: Path, parts: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json: .*onvert the model again"):
         BoundedTokenizer(written(tmp_path, document(**parts)), 16)
 
 
 @pytest.mark.parametrize("content", [[], 1, None, "text", {}, {"model": []}, {"model": {}}])
-def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: object) -> None:
+def test_other_files_are_no_tokenizer(tmp_path: Path, content: object) -> None:
     with pytest.raises(BundleError, match="tokenizer"):
         BoundedTokenizer(written(tmp_path, content), 16)
 
@@ -303,7 +303,7 @@ def test_a_table_that_leads_out_of_itself_is_an_error(tmp_path: Path) -> None:
         tokenizer.encode(["a"])
 
 
-def test_what_interrupts_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupts_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = BoundedTokenizer(written(tmp_path, document()), 16)
 
     class Interrupted:
@@ -371,7 +371,7 @@ MODELS = st.sampled_from(
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_what_is_taken_stays_within_its_bounds(
+def test_samples_stay_within_their_bounds(
     tmp_path: Path,
     normalizers: list[Any],
     pre_tokenizers: list[Any],

@@ -117,7 +117,7 @@ def test_every_kind_of_figure_can_be_gated(
     assert got is failed
 
 
-def test_a_figure_that_is_not_there_is_an_error_that_lists_what_is(
+def test_a_missing_figure_is_an_error_that_lists_the_others(
     sample_profile: Profile,
 ) -> None:
     with pytest.raises(ProfileError, match=r"no figure 'image_encoder\.p96_ms'") as caught:

@@ -27,7 +27,7 @@ def test_status_is_read_in_bytes() -> None:
     assert reading.source == "/proc/self/status"
 
 
-def test_old_kernels_do_not_tell_anonymous_memory() -> None:
+def test_old_kernels_do_not_report_anonymous_memory() -> None:
     assert parse_memory(STATUS.replace("RssAnon", "Other")).anonymous_bytes is None
 
 
@@ -47,7 +47,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc (Linux)")
-def test_what_a_process_reports_is_what_it_allocated() -> None:
+def test_a_process_reports_its_allocated_memory() -> None:
     code = (
         "held = bytearray(b'x') * 100_000_000; del held; kept = bytearray(b'x') * 50_000_000;"
         "print(open('/proc/self/status').read())"
@@ -97,7 +97,7 @@ def test_a_process_holds_one_role_and_nothing_of_the_profiler(
     assert "torch" not in modules
 
 
-def test_a_process_that_fails_tells_why(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_failed_process_gives_its_reason(tiny_bundle: Bundle, tmp_path: Path) -> None:
     task = cold_task(tiny_bundle, "image_encoder", tmp_path / "frame.jpg")
     (tiny_bundle.path / "image_encoder" / "int8-dynamic.onnx").write_bytes(b"")
     with pytest.raises(ProfileError, match=r"exit code 1: .*IntegrityError.*int8-dynamic\.onnx"):

@@ -64,7 +64,7 @@ def test_there_is_a_cell_for_every_combination(full: Profile) -> None:
     assert keys[0] == "image_encoder.fp32.b1.t1"
 
 
-def test_a_cell_says_how_often_it_ran_and_nothing_that_this_does_not_support(
+def test_a_cell_reports_its_runs_and_only_supported_figures(
     full: Profile,
 ) -> None:
     for cell in full.cells:
@@ -205,9 +205,7 @@ def test_an_engine_would_be_built_for_the_largest_batch(
     assert [options.axes for _, options in spy.opened] == [{"batch": Axis(1, 1, 40)}] * 3
 
 
-def test_what_is_asked_for_is_what_runs(
-    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_chosen_variant_runs(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy()
     monkeypatch.setattr(cells_module, "open_variant", spy.open_variant)
     config = bare(
@@ -246,7 +244,7 @@ def test_too_many_threads_are_warned_of(tiny_bundle: Bundle) -> None:
         ({"baseline": "nowhere"}, ProfileError, "nowhere does not exist"),
     ],
 )
-def test_what_cannot_be_measured_is_told_at_once(
+def test_an_unmeasurable_metric_is_refused_at_once(
     tiny_bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
     fields: dict[str, object],
@@ -261,14 +259,14 @@ def test_what_cannot_be_measured_is_told_at_once(
         profile(tiny_bundle, bare(**fields))
 
 
-def test_a_gate_that_needs_more_runs_than_allowed_is_told(tiny_bundle: Bundle) -> None:
+def test_a_gate_that_needs_more_runs_than_allowed_is_reported(tiny_bundle: Bundle) -> None:
     budget = QUICK.model_copy(update={"max_runs": 99})
     config = bare(budget=budget.model_dump(), gates=("image_encoder.p95_ms > 1",))
     with pytest.raises(ProfileError, match="needs 100 runs, the limit is 99"):
         profile(tiny_bundle, config)
 
 
-def test_a_bundle_that_cannot_be_opened_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_an_unreadable_bundle_is_reported(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not exist"):
         profile(tmp_path / "none.mmedge", BARE)
     (tiny_bundle.path / "golden.npz").unlink()
@@ -318,7 +316,7 @@ def test_an_onnx_file_is_compared_with_the_role_that_takes_its_inputs(
     }
 
 
-def test_a_baseline_that_fits_nothing_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_baseline_without_a_match_is_reported(tiny_bundle: Bundle, tmp_path: Path) -> None:
     model = tmp_path / "plain.onnx"
     model.write_bytes(image_encoder_onnx())
     with pytest.raises(ProfileError, match=r"plain\.onnx: its inputs.*pixel_values.*of a role"):

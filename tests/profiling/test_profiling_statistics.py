@@ -77,7 +77,7 @@ def test_the_interval_is_the_tightest_that_the_binomial_allows(n: int, percent: 
         assert below(int(high) - 1) >= 0.975 - 1e-9 > below(int(high) - 2) - 2e-9
 
 
-def test_the_interval_covers_the_true_quantile_as_often_as_it_says() -> None:
+def test_the_interval_of_a_quantile_has_its_nominal_coverage() -> None:
     random = np.random.default_rng(7)
     truth = -math.log(1 - 0.9)  # p90 of the exponential distribution
     hits = 0

@@ -22,7 +22,7 @@ def sleeping_session(latency_ms: float) -> FakeSession:
     return FakeSession((spec,), (spec,), latency_ms=latency_ms)
 
 
-def test_a_run_of_known_length_is_reported_as_long_as_the_outside_clock_says() -> None:
+def test_a_run_of_known_length_agrees_with_an_outside_clock() -> None:
     session = sleeping_session(20.0)
     feed = {"x": np.ones((1, 2), np.float32)}
     budget = AT_ONCE.model_copy(update={"min_runs": 12})

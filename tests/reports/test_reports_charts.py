@@ -72,7 +72,7 @@ PLOTS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_a_plot_is_xml_with_a_name_for_who_cannot_see_it(plot: str) -> None:
+def test_a_plot_is_xml_with_an_accessible_name(plot: str) -> None:
     root = ET.fromstring(PLOTS[plot]("Latency"))  # noqa: S314, our own
     assert root.get("role") == "img"
     assert (root.get("aria-label") or "").startswith("Latency")
@@ -81,7 +81,7 @@ def test_a_plot_is_xml_with_a_name_for_who_cannot_see_it(plot: str) -> None:
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_whatever_stands_in_a_name_is_text(plot: str) -> None:
+def test_names_are_escaped(plot: str) -> None:
     drawn = PLOTS[plot](HOSTILE)
     assert "<script" not in drawn
     root = ET.fromstring(drawn)  # noqa: S314, our own

@@ -104,7 +104,7 @@ def test_formats_differ_in_colour_and_in_words() -> None:
 
 
 @pytest.mark.parametrize("errors", [(None, None), (0.0, 0.0), (None, 0.0)], ids=str)
-def test_what_was_not_measured_or_is_zero_draws_no_nonsense(
+def test_missing_or_zero_figures_are_not_drawn(
     errors: tuple[float | None, ...],
 ) -> None:
     html = render_nodes(table(*(entry(f"n{i}", e) for i, e in enumerate(errors))))
@@ -114,7 +114,7 @@ def test_what_was_not_measured_or_is_zero_draws_no_nonsense(
 
 
 @pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
-def test_a_graph_narrowed_as_a_whole_is_not_said_to_lack_explain(narrow: str) -> None:
+def test_a_graph_narrowed_as_a_whole_needs_no_explain(narrow: str) -> None:
     island = entry("b", None, precision="float32")
     html = render_nodes(table(entry("a", None, precision=narrow), island))
     assert "--explain" not in html

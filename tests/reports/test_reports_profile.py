@@ -53,7 +53,7 @@ def test_the_figures_are_on_the_page(gated: Profile) -> None:
         assert words in text, words
 
 
-def test_a_percentile_without_support_is_a_dash_that_says_why(gated: Profile) -> None:
+def test_a_percentile_without_support_is_a_dash_with_a_reason(gated: Profile) -> None:
     page = render_profile(gated)
     assert page.count('title="needs 500 runs, has 140"') == len(gated.cells)
     assert "needs 100 runs" not in page
@@ -74,7 +74,7 @@ def test_there_is_a_plot_of_everything(gated: Profile) -> None:
         assert start in titles
 
 
-def test_whatever_comes_from_the_bundle_is_text(gated: Profile) -> None:
+def test_strings_of_the_bundle_are_escaped(gated: Profile) -> None:
     document = json.loads(gated.model_dump_json())
 
     def poison(value: object) -> object:
@@ -99,7 +99,7 @@ def test_whatever_comes_from_the_bundle_is_text(gated: Profile) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["stages", "cold starts", "gates and warnings", "quality"])
-def test_what_was_not_measured_is_left_out(sample_profile: Profile, left_out: str) -> None:
+def test_unmeasured_figures_are_left_out(sample_profile: Profile, left_out: str) -> None:
     none: dict[str, object] = {"cold_start": None, "memory": None}
     if left_out == "quality":
         none = {"cosine_mean": None, "cosine_p1": None}
@@ -145,7 +145,7 @@ def test_the_page_as_a_browser_shows_it(gated: Profile, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_browser_would_tell_of_a_page_that_loads_something(tmp_path: Path) -> None:
+def test_the_browser_reports_a_page_that_loads_something(tmp_path: Path) -> None:
     head = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">'
     seen = browse(f'{head}<svg></svg><img src="image.png"><script>1</script>', tmp_path)
     assert any("Content Security Policy" in line for line in seen.console)

@@ -61,7 +61,7 @@ def labels(root: ET.Element) -> dict[str, tuple[float, float]]:
     return {str(each.text): (float(each.get("x", 0)), float(each.get("y", 0))) for each in found}
 
 
-def test_marks_stand_where_their_figures_say() -> None:
+def test_marks_are_placed_by_their_figures() -> None:
     root = plot(mark("1", 100, 0.0, "front"), mark("2", 50, 0.01, "front"), mark("3", 50, 0.005))
     first, second = (
         (float(each.get("cx", 0)), float(each.get("cy", 0)))
@@ -76,7 +76,7 @@ def test_marks_stand_where_their_figures_say() -> None:
     assert first[1] > second[1]  # less loss lies lower
 
 
-def test_the_front_is_a_staircase_of_what_was_kept() -> None:
+def test_the_front_is_a_staircase() -> None:
     root = plot(
         mark("1", 100, 0.0, "front"),
         mark("2", 60, 0.006, "front"),  # as dear as it is lossy: beaten by 3
@@ -140,7 +140,7 @@ def test_a_loss_far_beyond_the_budget_is_an_arrow_and_presses_nothing_flat() -> 
     assert not of_class(without, "polygon", "s5")
 
 
-def test_a_cost_far_beyond_what_was_kept_is_an_arrow() -> None:
+def test_a_cost_far_beyond_the_front_is_an_arrow() -> None:
     root = plot(mark("1", 100, 0.0, "chosen"), mark("2", 5000, 0.001))
     assert [each.findtext("title") for each in of_class(root, "polygon", "s5")] == ["2: variant 2"]
     (diamond,) = of_class(root, "polygon", "ring")
@@ -206,7 +206,7 @@ def test_every_candidate_is_in_the_table_with_its_reason(tiny_bundle: Bundle) ->
     assert page.count("<svg ") == 2
 
 
-def test_plots_tell_what_they_show_to_who_cannot_see_them(tiny_bundle: Bundle) -> None:
+def test_plots_have_accessible_descriptions(tiny_bundle: Bundle) -> None:
     page = render_search(told(tiny_bundle, image_encoder=large_search()), {})
     said = re.findall(r'<svg [^>]*role="img" aria-label="([^"]*)"', page)
     assert [text.split(". ")[0] for text in said] == [
@@ -231,7 +231,7 @@ def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
     assert "Loss against size" not in text
 
 
-def test_fp32_alone_is_told(tiny_bundle: Bundle) -> None:
+def test_fp32_alone_is_reported(tiny_bundle: Bundle) -> None:
     text = read(render_search(told(tiny_bundle, text_encoder=nothing_gained()), {})).text
     assert "Chosen: fp32no candidate within the budget is faster or smaller" in text
     assert "size relative to fp32" not in text
@@ -244,7 +244,7 @@ def test_fp32_is_drawn_though_it_was_not_compared_with_itself(tiny_bundle: Bundl
     assert "1: fp32, chosen: it is" in page
 
 
-def test_whatever_comes_from_the_bundle_is_text(tiny_bundle: Bundle) -> None:
+def test_strings_of_the_bundle_are_escaped(tiny_bundle: Bundle) -> None:
     first = candidate("fp32", "chosen", HOSTILE, drop=figure(0), ms=10, backend=HOSTILE)
     fields = dict.fromkeys(("metric", "processor", "data"), HOSTILE)
     manifest = told(tiny_bundle, image_encoder=search(first, **fields))

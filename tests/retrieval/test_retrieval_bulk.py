@@ -59,7 +59,7 @@ def test_every_file_is_embedded_once(index: Index, photos: list[str]) -> None:
     check(index, photos)
 
 
-def test_a_second_run_does_only_what_changed(index: Index, photos: list[str]) -> None:
+def test_a_second_run_handles_only_changes(index: Index, photos: list[str]) -> None:
     embed_files(index, photos[:7], workers=1, batch=4)
     Image.new("RGB", (8, 8), (9, 9, 200)).save(photos[3])
     index.add(vectors=np.ones(4), ids=photos[8], sources=photos[8])  # of no known file
@@ -182,7 +182,7 @@ def test_a_bundle_that_cannot_be_loaded_ends_the_run(
         embed_files(index, photos, workers=2)
 
 
-def test_what_drawing_files_raises_is_raised(index: Index, photos: list[str]) -> None:
+def test_errors_while_drawing_files_are_raised(index: Index, photos: list[str]) -> None:
     def files() -> Iterator[str]:
         yield from photos[:4]
         raise OSError("the disk is gone")

@@ -71,7 +71,7 @@ def test_a_deletion_made_elsewhere_is_forgotten_where_nothing_is_pushed(tmp_path
         assert len(store) == 0
 
 
-def test_who_reads_on_after_a_forgotten_deletion_is_told(tmp_path: Path) -> None:
+def test_a_reader_is_warned_after_a_forgotten_deletion(tmp_path: Path) -> None:
     with filled(tmp_path / "a.index", 5) as index:
         before = index.changes(None, 3)[-1].cursor
         index.delete("item4")

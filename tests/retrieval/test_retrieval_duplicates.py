@@ -59,7 +59,7 @@ def test_the_newest_near_item_of_the_same_source() -> None:
     assert near_recent(new, {}, 1.0) == {"nowhere again": "nowhere"}
 
 
-def test_what_left_the_window_is_not_compared() -> None:
+def test_items_outside_the_window_are_not_compared() -> None:
     axes = np.eye(RECENT + 1, dtype=np.float32)
     items = [Item(str(place), axes[place : place + 1]) for place in range(RECENT + 1)]
     again = Item("again", axes[:1])

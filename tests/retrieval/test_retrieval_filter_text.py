@@ -57,7 +57,7 @@ def test_parse(text: str, where: Filter) -> None:
 
 
 @given(filters)
-def test_what_is_written_is_read_again(where: Filter) -> None:
+def test_written_data_is_read_back(where: Filter) -> None:
     assert repr(parse_filter(filter_text(where))) == repr(where)
 
 

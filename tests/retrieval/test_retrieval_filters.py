@@ -116,7 +116,7 @@ def nested(depth: int) -> Filter:
         (In("n", tuple(range(MAX_VALUES + 1))), "30,000"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(where: Filter, message: str) -> None:
+def test_incomparable_outputs_are_refused(where: Filter, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_filter(where)
 

@@ -31,13 +31,13 @@ def test_weights_are_shares() -> None:
     np.testing.assert_allclose(again, got, rtol=1e-6)
 
 
-def test_what_is_unlike_is_taken_away() -> None:
+def test_unlike_items_are_removed() -> None:
     got = combine_queries(unit([[1, 1, 0, 0]]), [1.0], AXES[1:3], 0.5)
     half = 2**-0.5
     np.testing.assert_allclose(got, unit([half, half - 0.25, -0.25, 0]), rtol=1e-6)
 
 
-def test_an_item_that_is_like_what_is_not_wanted_falls_behind() -> None:
+def test_an_item_like_the_unwanted_query_falls_behind() -> None:
     red_mug, blue_mug = unit([1, 0.9, 0, 0]), unit([1, 0, 0.9, 0])
     items = np.stack([blue_mug, red_mug])
     mug, blue = unit([[1, 0.1, 0.2, 0]]), unit([[0, 0, 1, 0]])

@@ -42,7 +42,7 @@ def normalised(given: np.ndarray) -> np.ndarray:
     return given / np.linalg.norm(given, axis=-1, keepdims=True)
 
 
-def test_what_is_added_is_found_after_opening_again(tmp_path: Path) -> None:
+def test_added_items_are_found_after_reopening(tmp_path: Path) -> None:
     given = vectors(50)
     with Index.create(tmp_path / "a.index", dim=DIM) as index:
         returned = index.add(
@@ -110,7 +110,7 @@ def test_delete_and_add_again(index: Index) -> None:
     assert index.search(given[3], 1)[0].id == "item3"
 
 
-def test_update_changes_what_is_given_and_no_more(index: Index) -> None:
+def test_update_changes_only_the_given_fields(index: Index) -> None:
     given = vectors(3)
     index.add(vectors=given[:2], ids=["a", "b"], times=[1, 2], metadata=[{"n": 1}, {"n": 2}])
     (before,) = index.get("a")
@@ -266,7 +266,7 @@ ZERO[2] = 0
         ({"texts": "a red mug"}, RetrievalError, "no bundle"),
     ],
 )
-def test_what_cannot_be_added(
+def test_items_that_cannot_be_added(
     index: Index, given: dict[str, object], error: type[MmedgeError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -287,7 +287,7 @@ def test_what_cannot_be_added(
         (7, 3, InputError),
     ],
 )
-def test_what_cannot_be_searched(
+def test_queries_that_cannot_be_searched(
     index: Index, query: object, k: int, error: type[MmedgeError]
 ) -> None:
     with pytest.raises(error):
@@ -313,7 +313,7 @@ def test_create_takes_a_free_place_and_one_of_bundle_and_dim(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.index"]
 
 
-def test_a_closed_index_says_so(index: Index) -> None:
+def test_a_closed_index_is_an_error(index: Index) -> None:
     index.close()
     index.close()
     for call in (lambda: len(index), lambda: index.search(vectors(1), 1), index.flush):
@@ -405,7 +405,7 @@ def test_ready_vectors_name_their_space(tiny_bundle: Bundle, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("space", ["", "a\x00b", "x" * 1025, "\ud800", 5])
-def test_a_space_that_cannot_be_kept_is_refused(space: Any, tmp_path: Path) -> None:
+def test_a_space_that_cannot_be_stored_is_refused(space: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="space: got"):
         Index.create(tmp_path / "a.index", dim=8, space=space)
     assert not (tmp_path / "a.index").exists()

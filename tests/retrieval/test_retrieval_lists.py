@@ -79,7 +79,7 @@ def segment(index: Index) -> nearest.Segment:
         return view.segments[0]
 
 
-def test_the_recall_that_was_asked_for_is_reached_with_few_lists(index: Index) -> None:
+def test_the_target_recall_is_reached_with_few_lists(index: Index) -> None:
     listed = segment(index)
     assert listed.lists is not None
     assert listed.widths is not None
@@ -132,7 +132,7 @@ def test_lists_that_hold_too_few_are_followed_by_a_whole_scan(index: Index) -> N
     assert [match.id for match in index.search(query, 10, recall=0.5)] == ["0008"]
 
 
-def test_what_is_added_and_deleted_later_counts_at_once(index: Index) -> None:
+def test_later_changes_count_at_once(index: Index) -> None:
     index.delete(["0005"])
     index.add(vectors=VECTORS[5:6], ids=["again"])
     found = [match.id for match in index.search(VECTORS[5], 3, recall=0.9)]
@@ -196,7 +196,7 @@ def test_damaged_widths_are_refused(text: str) -> None:
         Widths.from_json(text)
 
 
-def test_widths_keep_what_they_say() -> None:
+def test_widths_are_kept() -> None:
     widths = Widths({"text": {10: ((1, 0.5), (4, 0.97)), 100: ((4, 0.9),)}}, {"text": 30})
     assert Widths.from_json(widths.to_json()) == widths
     assert widths.lists("text", 0.95, 10) == 4
@@ -350,5 +350,5 @@ def test_an_index_without_lists_gets_none_by_a_migration(
         (Query("red", unlike="blue"), "several"),
     ],
 )
-def test_a_mixture_is_of_no_kind_that_is_measured(query: object, kind: str | None) -> None:
+def test_a_mixture_is_no_measured_kind(query: object, kind: str | None) -> None:
     assert query_kind(query) == kind

@@ -85,6 +85,6 @@ def test_the_parts_of_all_queries_are_embedded_together() -> None:
         (Query(["a", "b"], weights=[1, 0]), InputError, "positive"),
     ],
 )
-def test_what_cannot_be_searched_for(query: Any, error: type[InputError], message: str) -> None:
+def test_wrong_searches(query: Any, error: type[InputError], message: str) -> None:
     with pytest.raises(error, match=message):
         embedded_queries(query, Embed(), DIM)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def assert_same(got: Nearest, expected: Nearest) -> None:
     st.floats(0, 1),
     st.integers(0, 2**16),
 )
-def test_a_scan_finds_what_a_plain_product_finds(
+def test_a_scan_equals_a_plain_product(
     engine: str, rows: int, dim: int, k: int, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)

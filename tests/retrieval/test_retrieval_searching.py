@@ -78,7 +78,7 @@ def test_a_tight_filter_loses_nothing(large: Index) -> None:
         parse_filter("tags in (rare, none) or place < 50"),
     ],
 )
-def test_a_filter_finds_the_nearest_of_what_it_allows(large: Index, where: Filter) -> None:
+def test_a_filter_finds_the_nearest_allowed_items(large: Index, where: Filter) -> None:
     queries = random_unit(3, 2)
     everything = large.search(queries, COUNT)
     allowed = {match.id for match in large.search(queries[0], COUNT, where=where)}
@@ -96,7 +96,7 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
 
 @settings(max_examples=60, deadline=None)
 @given(filters, st.lists(items.filter(lambda item: bool(item.id)), max_size=3))
-def test_a_search_finds_what_the_definition_finds(
+def test_a_search_agrees_with_the_definition(
     changing: Index, where: Filter, stored: list[Item]
 ) -> None:
     """One index, changed from example to example, so that kept filters follow."""
@@ -156,7 +156,7 @@ def test_near_duplicates_make_room_for_others(index: Index) -> None:
     assert all(match.score > 0.99 for match in index.search(AXES[0], 10))
 
 
-def test_a_wall_is_added_once_and_what_is_skipped_is_named(index: Index) -> None:
+def test_a_wall_is_added_once_and_skipped_items_are_named(index: Index) -> None:
     wall = AXES[0] + 0.01 * random_unit(20, 4)
     for place in range(10):
         added = index.add(vectors=wall[place], ids=f"a{place}", sources="cam0", skip_near=0.97)
@@ -202,7 +202,7 @@ def test_a_query_of_several_parts(index: Index) -> None:
         Query([])
 
 
-def test_words_find_what_vectors_do_not(index: Index) -> None:
+def test_words_find_items_that_vectors_miss(index: Index) -> None:
     texts = [f"frame {place}" for place in range(400)]
     texts[300] = "the lost umbrella"
     vectors = AXES[0] + 0.2 * random_unit(400, 6)

@@ -46,7 +46,7 @@ def test_a_push_then_a_pull_copies_everything() -> None:
     assert contents(one) == contents(store) == contents(two)
 
 
-def test_a_second_push_sends_only_what_changed() -> None:
+def test_a_second_push_sends_only_changes() -> None:
     index, store = filled(10), MemoryStore(DIM)
     push(index, store)
     assert push(index, store) == Synced()
@@ -158,7 +158,7 @@ def test_a_link_that_drops_at_any_call_loses_nothing(copy: Callable[..., Synced]
 
 
 @pytest.mark.parametrize("copy", [push, pull])
-def test_a_cursor_that_cannot_be_kept_loses_nothing(copy: Callable[..., Synced]) -> None:
+def test_a_cursor_that_cannot_be_saved_loses_nothing(copy: Callable[..., Synced]) -> None:
     for point in range(20):
         index, store = filled(7, deleted=2), MemoryStore(DIM)
         if copy is pull:

@@ -91,7 +91,7 @@ def test_an_export_does_not_hold_all_in_memory(tmp_path: Path, suffix: str) -> N
     assert most < 2 * width * count  # its vectors
 
 
-def test_a_moment_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_moment_is_unchanged(tmp_path: Path) -> None:
     with varied(tmp_path) as index, Index.open(tmp_path / "a.index") as writer:
         with index.moment() as moment:
             before = [item.id for item in moment.items()]

@@ -136,7 +136,7 @@ def test_a_bad_page_is_found_and_the_rest_recovered(folder: Path, page: int) -> 
         assert bool(missing) <= bool(done.lost)
 
 
-def test_a_truncated_record_is_said_to_be_damaged(folder: Path) -> None:
+def test_a_truncated_record_is_reported_as_damaged(folder: Path) -> None:
     data = (folder / RECORD).read_bytes()
     (folder / RECORD).write_bytes(data[: len(data) // 2 // 8192 * 8192])
     with pytest.raises(IndexCorruptedError, match="--repair"):
@@ -147,7 +147,7 @@ def test_a_truncated_record_is_said_to_be_damaged(folder: Path) -> None:
         assert index.verify().problems == ()
 
 
-def test_what_is_no_index(tmp_path: Path) -> None:
+def test_paths_that_are_no_index(tmp_path: Path) -> None:
     with pytest.raises(RetrievalError, match="does not exist"):
         Index.open(tmp_path / "none.index")
     with pytest.raises(RetrievalError, match=r"without record\.sqlite"):
@@ -263,7 +263,7 @@ def test_a_read_only_folder_is_searched_and_not_written(folder: Path) -> None:
         folder.chmod(0o755)
 
 
-def test_a_child_after_a_fork_is_told_to_open_it_again(folder: Path) -> None:
+def test_a_forked_child_must_open_it_again(folder: Path) -> None:
     with Index.open(folder) as index:
         reading, writing = os.pipe()
         if (child := os.fork()) == 0:

@@ -98,13 +98,13 @@ FULL = Item(
 )
 
 
-def test_it_says_what_it_holds(store: VectorStore) -> None:
+def test_the_repr_describes_the_content(store: VectorStore) -> None:
     assert (store.dim, len(store)) == (DIM, 0)
     assert store.space == (None if isinstance(store, Index) else "space")
     assert store.identity
 
 
-def test_an_item_comes_back_as_it_went_in(store: VectorStore) -> None:
+def test_an_item_is_returned_unchanged(store: VectorStore) -> None:
     assert store.upsert([FULL]) == 1
     (got,) = store.get([FULL.id])
     assert got is not None
@@ -117,14 +117,14 @@ def test_an_item_comes_back_as_it_went_in(store: VectorStore) -> None:
     assert len(store) == 1
 
 
-def test_get_keeps_the_order_and_says_none(store: VectorStore) -> None:
+def test_get_keeps_the_order_with_none_for_missing_items(store: VectorStore) -> None:
     store.upsert([item("a"), item("b")])
     got = store.get(["b", "nowhere", "a"])
     assert [one and one.id for one in got] == ["b", None, "a"]
     assert store.get([]) == []
 
 
-def test_what_was_written_is_there_when_opened_again(reopen: Open) -> None:
+def test_written_data_is_there_after_reopening(reopen: Open) -> None:
     first = reopen()
     first.upsert([item("a"), item("b")])
     first.delete(["b"], revision=2, origin="a")
@@ -188,7 +188,7 @@ def test_a_deletion_follows_the_revisions(store: VectorStore) -> None:
     assert store.upsert([item("a", 5, "zz")]) == 0
 
 
-def test_the_deletion_of_what_is_not_there_yet_is_remembered(store: VectorStore) -> None:
+def test_the_deletion_of_a_missing_item_is_remembered(store: VectorStore) -> None:
     assert store.delete(["a"], revision=5, origin="m") == 0
     assert store.upsert([item("a", 4)]) == 0
     assert store.upsert([item("a", 6)]) == 1
@@ -261,7 +261,7 @@ def test_an_item_of_several_vectors_is_one_hit(store: VectorStore) -> None:
     assert {hit.id for hit in store.search(frames[17:18], 3)[0]} == {"photo", "other"}
 
 
-def test_a_hit_says_what_the_item_is(store: VectorStore) -> None:
+def test_a_hit_describes_its_item(store: VectorStore) -> None:
     store.upsert([FULL])
     ((hit,),) = store.search(FULL.vectors[1:2], 3)
     assert (hit.id, hit.part, hit.time, hit.source, hit.text) == (
@@ -274,7 +274,7 @@ def test_a_hit_says_what_the_item_is(store: VectorStore) -> None:
     assert dict(hit.metadata) == dict(FULL.metadata)
 
 
-def test_an_update_leaves_nothing_of_what_was(store: VectorStore) -> None:
+def test_an_update_replaces_everything(store: VectorStore) -> None:
     store.upsert([Item("a", unit(1, 4), metadata={"n": 1}, revision=1)])
     store.upsert([Item("a", unit(2, 2), metadata={"n": 2}, revision=2)])
     assert store.search(unit(1), 5, where=Eq("n", 1)) == [[]]
@@ -331,7 +331,7 @@ ITEMS = [
     ],
     ids=repr,
 )
-def test_a_filter_finds_what_it_means(filtered: VectorStore, where: Filter) -> None:
+def test_a_filter_finds_the_matching_items(filtered: VectorStore, where: Filter) -> None:
     expected = {one.id for one in ITEMS if matches(where, one)}
     assert {hit.id for hit in filtered.search(unit(0), 10, where=where)[0]} == expected
 
@@ -354,7 +354,7 @@ REVISIONS = itertools.count(2**60, 1_000)
 
 @given(st.data())
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_filter_finds_what_it_means(empty: VectorStore, data: st.DataObject) -> None:
+def test_any_filter_finds_the_matching_items(empty: VectorStore, data: st.DataObject) -> None:
     """Over random items and filters, hostile texts among them."""
     vectors = unit(9, 4)
     revision = next(REVISIONS)

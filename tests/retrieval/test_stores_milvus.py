@@ -88,7 +88,7 @@ def test_a_server_that_is_down_is_named() -> None:
         MilvusStore(f"http://127.0.0.1:{port}", "items", dim=DIM, timeout_s=2)
 
 
-def test_a_server_that_says_nothing_is_given_up() -> None:
+def test_a_silent_server_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(BackendUnavailableError, match=r"within 0\.5 s.*timeout_s"):
@@ -160,7 +160,7 @@ def test_another_programs_collection_is_refused_and_left_alone(address: str) -> 
     client.close()
 
 
-def test_what_the_server_says_is_passed_on(address: str) -> None:
+def test_the_servers_message_is_passed_on(address: str) -> None:
     with MilvusStore(address, "items", dim=DIM) as store:
         client = pymilvus.MilvusClient(address)
         client.drop_collection("items")
@@ -169,7 +169,7 @@ def test_what_the_server_says_is_passed_on(address: str) -> None:
         client.close()
 
 
-def test_a_closed_store_says_so(address: str) -> None:
+def test_a_closed_store_is_an_error(address: str) -> None:
     store = MilvusStore(address, "items", dim=DIM)
     store.close()
     with pytest.raises(RetrievalError, match="is closed"):

@@ -181,7 +181,7 @@ def gapped(count: int, dim: int, seed: int) -> tuple[Float32Array, Float32Array,
 
 
 @pytest.mark.parametrize("recall", [0.9, 0.95, 0.99])
-def test_the_graph_finds_what_is_asked_for(
+def test_the_graph_finds_the_queried_items(
     filled: tuple[MilvusStore, Float32Array], recall: float
 ) -> None:
     store, images = filled

@@ -35,7 +35,7 @@ def test_embeddings_are_unit_vectors_that_depend_on_their_own_row_alone() -> Non
     assert len({row.tobytes() for row in together}) == 5
 
 
-def test_answers_are_the_same_in_every_session_and_change_with_any_input() -> None:
+def test_outputs_are_the_same_in_every_session_and_change_with_any_input() -> None:
     feed = feed_of(2)
     first = FakeSession(INPUTS, OUTPUTS).run(feed)
     again = FakeSession(INPUTS, OUTPUTS).run(feed)

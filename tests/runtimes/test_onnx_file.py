@@ -19,7 +19,7 @@ from mmedge.runtimes.onnx_file import ExternalData, check_external_data, read_on
 from mmedge.specs import Array
 
 
-def test_reads_what_onnx_reads(tmp_path: Path) -> None:
+def test_reads_models_as_onnx_does(tmp_path: Path) -> None:
     model = save_embedder(tmp_path / "m.onnx")
     truth = onnx.load(model)
 
@@ -149,7 +149,7 @@ def test_signed_quantization_is_seen(
         ("another", "true", False),
     ],
 )
-def test_paired_weights_are_told_by_the_metadata(
+def test_paired_weights_are_marked_in_the_metadata(
     key: str, value: str, paired: bool, tmp_path: Path
 ) -> None:
     tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
@@ -341,7 +341,7 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("what", BEYOND)
-def test_what_is_beyond_the_bounds_is_refused(what: str, tmp_path: Path) -> None:
+def test_values_beyond_the_bounds_are_refused(what: str, tmp_path: Path) -> None:
     data, reason = BEYOND[what]
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(BackendError, match=rf"m\.onnx: not a readable ONNX model.*{reason}"):

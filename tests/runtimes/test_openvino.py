@@ -43,7 +43,7 @@ def opened(model: Path, **options: Any) -> OpenVinoSession:
 # Settings
 
 
-def test_the_engine_is_asked_for_low_latency_in_the_precision_of_the_graph(tmp_path: Path) -> None:
+def test_the_engine_is_set_to_low_latency_in_the_precision_of_the_graph(tmp_path: Path) -> None:
     with opened(save_embedder(tmp_path / "m.onnx")) as session:
         asked = session._engine.get_property
         assert asked("PERFORMANCE_HINT") == "LATENCY"
@@ -76,7 +76,7 @@ def test_an_option_that_it_has_not_is_refused(options: dict[str, Any], tmp_path:
     assert not Path("traces").exists()
 
 
-def test_idle_workers_sleep_whatever_spin_says(tmp_path: Path) -> None:
+def test_idle_workers_sleep_with_any_spin(tmp_path: Path) -> None:
     with opened(save_embedder(tmp_path / "m.onnx"), spin=False) as session:
         np.testing.assert_allclose(
             session.run(feed_of(2))["y"], embed(feed_of(2))["y"], rtol=1e-5, atol=1e-6
@@ -201,7 +201,7 @@ def test_a_new_process_prints_nothing_and_sends_nothing(tmp_path: Path) -> None:
     assert stand_in == "openvino.tools.ovc.telemetry_stub"
 
 
-def test_the_version_is_told_without_loading_the_engine() -> None:
+def test_the_version_is_read_without_loading_the_engine() -> None:
     code = (
         "import sys; from mmedge.runtimes import openvino as ours;"
         "print(ours.BACKEND.engine_version(), 'openvino' in sys.modules)"
@@ -296,7 +296,7 @@ def test_read_only_inputs_are_read_in_place(tmp_path: Path) -> None:
         np.testing.assert_allclose(binding.run()["y"], embed(feed)["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_that_began_before_closing_ends_with_its_answer(
+def test_a_run_that_began_before_closing_returns_its_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = opened(save_embedder(tmp_path / "m.onnx"))
@@ -398,7 +398,7 @@ def test_every_upstream_exception_is_mapped(upstream: type[Exception]) -> None:
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("std::bad_alloc"), RuntimeError("Failed to allocate 8")]
 )
-def test_out_of_memory_says_so(error: Exception) -> None:
+def test_out_of_memory_is_reported(error: Exception) -> None:
     with pytest.raises(BackendError, match=r"out of memory\. Use a smaller batch"):
         failing_session(error).run(feed_of(1))
 
@@ -408,7 +408,7 @@ def test_outputs_that_the_engine_changed_are_refused() -> None:
         failing_session(RuntimeError(), outputs=1)
 
 
-def test_the_embedder_is_what_its_numpy_twin_says(tmp_path: Path) -> None:
+def test_the_embedder_equals_its_numpy_version(tmp_path: Path) -> None:
     feed: dict[str, Array] = {"x": np.zeros((1, WIDTH), np.float32), "gate": np.array([2])}
     with opened(save_embedder(tmp_path / "m.onnx")) as session:
         norm = session.run(feed)["norm"]

@@ -49,7 +49,7 @@ def test_specs_are_those_of_the_graph(session: Session) -> None:
 
 
 @pytest.mark.parametrize("batch", range(1, 6))
-def test_answers_at_every_batch(session: Session, batch: int) -> None:
+def test_outputs_at_every_batch(session: Session, batch: int) -> None:
     feed = feed_of(batch)
 
     got = session.run(feed)
@@ -60,7 +60,7 @@ def test_answers_at_every_batch(session: Session, batch: int) -> None:
     _assert_answers(got, feed)
 
 
-def test_answers_belong_to_the_caller(session: Session) -> None:
+def test_outputs_belong_to_the_caller(session: Session) -> None:
     feed = feed_of(3)
     first = session.run(feed)
     kept = {name: array.copy() for name, array in first.items()}
@@ -122,7 +122,7 @@ def _read_only(array: Array) -> Array:
 
 
 @pytest.mark.parametrize("lay_out", [_strided, _unaligned, _read_only, np.asfortranarray])
-def test_memory_layout_does_not_change_the_answer(
+def test_memory_layout_does_not_change_the_outputs(
     session: Session, lay_out: Callable[[Array], Array]
 ) -> None:
     feed = feed_of(4)
@@ -202,7 +202,7 @@ def test_leaving_the_context_closes_and_lets_errors_through(session: Session) ->
         session.run(feed_of(1))
 
 
-def test_threads_get_the_answers_of_one_thread(session: Session) -> None:
+def test_threads_get_the_outputs_of_one_thread(session: Session) -> None:
     feeds = [feed_of(1 + n % 5, seed=n) for n in range(64)]
     alone = [session.run(feed) for feed in feeds]
 
@@ -215,7 +215,7 @@ def test_threads_get_the_answers_of_one_thread(session: Session) -> None:
 
 
 @pytest.mark.parametrize("bound", [False, True], ids=["run", "binding"])
-def test_closing_while_others_run_gives_answers_or_backend_errors(
+def test_closing_while_others_run_gives_outputs_or_backend_errors(
     session: Session, bound: bool
 ) -> None:
     begun = threading.Barrier(5)
@@ -258,7 +258,7 @@ def test_closing_one_session_leaves_another_of_the_same_graph(
         _assert_answers(other.run(feed_of(2)), feed_of(2))
 
 
-def test_placement_says_what_runs(session: Session) -> None:
+def test_placement_names_backend_and_device(session: Session) -> None:
     placement = session.placement
 
     assert backend(placement.backend).name == placement.backend

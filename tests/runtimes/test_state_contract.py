@@ -67,7 +67,7 @@ def same(got: Array, expected: Array) -> None:
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(1, (4, 1, 1, 2)), (3, (1, 1, 8)), (2, (5,))])
-def test_parts_give_what_the_whole_gives(
+def test_parts_equal_the_whole(
     session: Session, toy: Toy, batch: int, parts: tuple[int, ...]
 ) -> None:
     x = sequences(batch, sum(parts))
@@ -80,9 +80,7 @@ def test_parts_give_what_the_whole_gives(
     assert run.length == (sum(parts) if toy.state.length else 0)
 
 
-def test_outputs_belong_to_the_caller_and_two_runs_to_nobody_else(
-    session: Session, toy: Toy
-) -> None:
+def test_outputs_belong_to_the_caller_and_runs_are_independent(session: Session, toy: Toy) -> None:
     one, other = sequences(2, 6), sequences(2, 6, seed=1)
     given = toy.constants(2)
     first, second = start(session, toy, 2), start(session, toy, 2)
@@ -149,7 +147,7 @@ def test_a_saved_state_begins_another_run(session: Session, toy: Toy, capacity: 
         np.testing.assert_array_equal(saved[name], array)
 
 
-def test_what_is_refused_leaves_the_run_as_it_was(session: Session, toy: Toy) -> None:
+def test_a_refused_step_leaves_the_run_unchanged(session: Session, toy: Toy) -> None:
     x, given = sequences(2, 8), toy.constants(2)
     run = start(session, toy, 2, capacity=8)
     good = feed(toy, x[:, :3], 0, 8)
@@ -185,7 +183,7 @@ def test_arrays_that_are_not_contiguous_are_taken(session: Session, toy: Toy) ->
     same(steps(run, toy, x, (3, 1)), toy.whole(x, toy.constants(3)))
 
 
-def test_what_is_closed_refuses(session: Session, toy: Toy) -> None:
+def test_a_closed_run_refuses(session: Session, toy: Toy) -> None:
     good = feed(toy, sequences(1, 2), 0)
     run, other = start(session, toy, 1), start(session, toy, 1)
 
@@ -215,7 +213,7 @@ OPERATIONS = st.lists(
 
 @pytest.mark.parametrize("name", ["ort", "openvino", "trt", "fake"])
 @pytest.mark.parametrize("kind", TOYS)
-def test_any_order_of_operations_gives_what_the_whole_gives(
+def test_any_order_of_operations_equals_the_whole(
     name: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     toy = TOYS[kind]

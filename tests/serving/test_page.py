@@ -177,7 +177,7 @@ def test_an_image_is_chosen_dropped_or_pasted(watched: Watched, photos: dict[str
     watched.status("Items of the index")
 
 
-def test_what_is_no_image_is_refused_readably(watched: Watched, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_readably(watched: Watched, tmp_path: Path) -> None:
     watched.open()
     (tmp_path / "notes.txt").write_text("x")
     watched.page.set_input_files("#file", tmp_path / "notes.txt")
@@ -357,7 +357,7 @@ def test_an_index_of_vectors_shows_metadata(browser: Any, tmp_path: Path) -> Non
         watched.page.context.close()
 
 
-def test_an_empty_index_says_how_to_fill_it(browser: Any) -> None:
+def test_an_empty_index_names_the_command_that_fills_it(browser: Any) -> None:
     with serving(app_of(MemoryStore(2), None, [])) as address:
         watched = Watched(browser, address)
         watched.open()

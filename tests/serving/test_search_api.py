@@ -118,7 +118,7 @@ def test_a_text_joins_an_image_or_an_item(client: TestClient, model: DualEncoder
     assert client.post("/api/search", json=several).json()["results"] == by_item["results"]
 
 
-def test_what_is_not_wanted_falls(client: TestClient, store: MemoryStore) -> None:
+def test_unwanted_items_rank_lower(client: TestClient, store: MemoryStore) -> None:
     vector = [1.0, 1.0, 1.0, 1.0]
     plain = client.post("/api/search", json={"vector": vector}).json()["results"]
     worst = ids(client.post("/api/search", json={"vector": vector, "unlike": [plain[0]["id"]]}))
@@ -203,7 +203,7 @@ def test_a_page_of_items_ends_where_a_filter_passes_little(tmp_path: Path) -> No
     assert rest["next"] is None
 
 
-def test_the_statistics_say_how_it_can_be_searched(client: TestClient, model: DualEncoder) -> None:
+def test_the_statistics_name_the_search_methods(client: TestClient, model: DualEncoder) -> None:
     found = client.get("/api/stats").json()
     assert found == {
         "name": "photos.index",
@@ -308,7 +308,7 @@ def test_vectors_that_cannot_be_compared_are_refused(
         ("/redoc", 404),
     ],
 )
-def test_what_is_not_there_is_a_problem(client: TestClient, path: str, status: int) -> None:
+def test_a_missing_item_is_a_problem(client: TestClient, path: str, status: int) -> None:
     problem(client.get(path), status)
 
 

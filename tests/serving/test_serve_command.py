@@ -207,7 +207,7 @@ def test_images_of_an_indexed_folder_are_shown(tiny_bundle: Bundle, tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", ["absent", "folder", "file.index", "tiny.mmedge"])
-def test_what_is_no_index_is_named(what: str, tmp_path: Path, tiny_bundle: Bundle) -> None:
+def test_a_path_that_is_no_index_is_named(what: str, tmp_path: Path, tiny_bundle: Bundle) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.index").write_text("x")
     with pytest.raises(InputError, match=rf"{re.escape(what)}.*Expected an index"):

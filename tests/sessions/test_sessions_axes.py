@@ -20,7 +20,7 @@ def test_a_batch_is_what_is_encoded_at_once(tiny_bundle: Bundle) -> None:
         assert axes == {"batch": Axis(1, 1, most)}
 
 
-def test_other_axes_are_bounded_as_the_manifest_says(tiny_bundle: Bundle) -> None:
+def test_other_axes_have_the_bounds_of_the_manifest(tiny_bundle: Bundle) -> None:
     axes = dynamic_axes(tiny_bundle.manifest, "text_encoder", batch=64)
     assert axes == {"batch": Axis(1, 1, 64), "sequence": Axis(1, 6, 6)}
 

@@ -197,7 +197,7 @@ def verify(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_verify_refuses_what_cannot_encode(what: str, tiny_bundle: Bundle) -> None:
+def test_verify_refuses_bundles_that_cannot_encode(what: str, tiny_bundle: Bundle) -> None:
     change, field = BROKEN[what]
     change(tiny_bundle.path)
     with pytest.raises(MmedgeError, match=field) as caught:
@@ -262,7 +262,7 @@ def places(node: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | i
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_what_verify_accepts_can_encode(data: st.DataObject, tiny_bundle: Bundle) -> None:
+def test_verified_bundles_can_encode(data: st.DataObject, tiny_bundle: Bundle) -> None:
     """Whatever value of the manifest is replaced: an MmedgeError, or a bundle that works."""
     manifest = tiny_bundle.path / "manifest.json"
     original = manifest.read_bytes()

@@ -79,7 +79,7 @@ def test_the_fastest_is_measured_once_and_remembered(tiny_bundle: Bundle, races:
     assert len(races.contestants) == 2
 
 
-def test_a_choice_says_why_and_what_was_measured(tiny_bundle: Bundle, races: Races) -> None:
+def test_a_choice_has_its_reason_and_measurements(tiny_bundle: Bundle, races: Races) -> None:
     expected = Choice(
         OPENVINO, "measured: 50% less time than onnxruntime", {ORT: 10.0, OPENVINO: 5.0}
     )
@@ -122,7 +122,7 @@ def test_one_backend_alone_is_taken_without_measuring(
     assert not list(several_backends.rglob("*.json"))
 
 
-def test_without_any_backend_the_error_says_what_to_install(
+def test_without_any_backend_the_error_names_the_package(
     tiny_bundle: Bundle, races: Races, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each in (ort, openvino):
@@ -244,7 +244,7 @@ def spoil(bundle: Bundle, *backends: str) -> Any:
     return spoilt
 
 
-def test_what_disagrees_with_the_golden_vectors_is_out(
+def test_a_backend_that_disagrees_with_the_golden_vectors_is_excluded(
     tiny_bundle: Bundle, races: Races, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "replay", spoil(tiny_bundle, OPENVINO))
@@ -362,7 +362,7 @@ def test_a_choice_is_found_again_in_any_order_of_the_files(several_backends: Pat
     "change",
     ["files", "threads", "device", "option", "processor", "processors", "engine", "gone engine"],
 )
-def test_whatever_a_choice_depends_on_is_asked_for(
+def test_a_choice_depends_on_all_of_its_inputs(
     change: str, several_backends: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember_choice(HASHES, SessionOptions(), CHOICE)
@@ -479,7 +479,7 @@ def test_verify_replays_in_the_backend_that_is_named(tiny_bundle: Bundle) -> Non
     assert {result.placement.backend for result in results} == {OPENVINO}
 
 
-def test_verify_leaves_out_what_the_backend_has_no_layout_for(tiny_bundle: Bundle) -> None:
+def test_verify_skips_variants_without_a_layout_for_the_backend(tiny_bundle: Bundle) -> None:
     for role in ("image_encoder", "text_encoder"):
         model = tiny_bundle.variant(role, "int8").models["portable"]
         steps = ("roles", role, "variants", 1, "models")

@@ -98,7 +98,7 @@ def test_backends_are_measured_within_a_limit(
         assert model.encode_text("red").shape == (1, 4)
 
 
-def test_what_does_not_end_is_out_and_the_rest_is_measured(
+def test_a_backend_that_never_ends_is_excluded(
     tiny_bundle: Bundle, several_backends: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MMEDGE_TIME_LIMIT_S", "7")
@@ -130,7 +130,7 @@ def test_what_does_not_end_is_out_and_the_rest_is_measured(
         (0.5, 0.6, -1.0, 1, True),  # so much faster that it does not matter
     ],
 )
-def test_what_is_in_doubt_is_not_remembered(
+def test_uncertain_choices_are_not_remembered(
     low: float, high: float, busy: float, races: int, remembered: bool,
     tiny_bundle: Bundle, several_backends: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -69,7 +69,7 @@ def recipe(bundle: Bundle, **settings: object) -> Bundle:
         ({}, None),
     ],
 )
-def test_what_a_recipe_keeps_from_an_engine(
+def test_recipes_that_cannot_be_built(
     settings: dict[str, object], why: str | None, tiny_bundle: Bundle
 ) -> None:
     bundle = recipe(tiny_bundle, **settings)
@@ -96,7 +96,7 @@ def test_onnxruntimes_own_operators_are_no_engine(method: str, tiny_bundle: Bund
 
 
 @needs_rtx
-def test_a_plan_tells_of_every_variant(tiny_bundle: Bundle) -> None:
+def test_a_plan_has_every_variant(tiny_bundle: Bundle) -> None:
     bundle = recipe(tiny_bundle, method="StaticInt8", activations="uint8")
     states = told(bundle, ADA)
     assert list(states) == [
@@ -164,7 +164,7 @@ def test_a_misspelt_axis_is_refused(tiny_bundle: Bundle) -> None:
 
 
 @needs_rtx
-def test_any_is_what_can_run_the_variant(tiny_bundle: Bundle) -> None:
+def test_any_means_gpus_that_can_run_the_variant(tiny_bundle: Bundle) -> None:
     edit_manifest(
         tiny_bundle.path, "roles", "image_encoder", "variants", 1, "precision", value="fp8"
     )
@@ -202,7 +202,7 @@ def test_without_a_gpu_something_has_to_be_named(tiny_bundle: Bundle) -> None:
         plan_engines(tiny_bundle, "tensorrt-rtx")
 
 
-def test_a_flavour_that_is_not_installed_is_told(tiny_bundle: Bundle) -> None:
+def test_a_flavour_that_is_not_installed_is_an_error(tiny_bundle: Bundle) -> None:
     with pytest.raises(BackendUnavailableError, match="TensorRT is not installed"):
         plan_engines(tiny_bundle, "tensorrt")
 
@@ -225,7 +225,7 @@ def test_a_plan_for_elsewhere_needs_neither_library_nor_gpu(tiny_bundle: Bundle)
 
 
 @needs_rtx
-def test_a_plan_for_elsewhere_tells_that_there_is_no_gpu(tiny_bundle: Bundle) -> None:
+def test_a_plan_for_another_machine_reports_the_missing_gpu(tiny_bundle: Bundle) -> None:
     plan = plan_engines(tiny_bundle, "tensorrt-rtx", elsewhere=True)
     assert {engine.state for engine in plan.engines} == {"elsewhere"}
     assert "no NVIDIA driver" in plan.engines[0].reason
@@ -238,7 +238,7 @@ def test_the_flavour_that_is_taken_unless_one_is_named(monkeypatch: pytest.Monke
 
 
 @needs_rtx
-def test_what_was_built_is_found_and_not_built_again(tiny_bundle: Bundle) -> None:
+def test_a_cached_engine_is_not_built_again(tiny_bundle: Bundle) -> None:
     options = replace(ADA, roles=("image_encoder",), precisions=("fp32",))
     plan = plan_engines(tiny_bundle, "tensorrt-rtx", options)
     (engine,) = plan.in_state("build")

@@ -48,7 +48,7 @@ def option(
         (SERVER, "onnxruntime/cpu onnxruntime/cuda openvino/cpu tensorrt/cuda"),
     ],
 )
-def test_what_hardware_can_never_have_has_no_column(
+def test_impossible_backends_have_no_column(
     tmp_path: Path, described: Described, expected: str
 ) -> None:
     found = columns(look_at_machine(described.host(tmp_path)))
@@ -79,7 +79,7 @@ def test_an_orin_builds_its_engine_first(tiny_bundle: Bundle, tmp_path: Path) ->
     assert option(found, "tensorrt", "cuda").state == "ready"
 
 
-def test_a_closed_environment_on_a_jetson_is_told_how_to_see_tensorrt(
+def test_an_environment_on_a_jetson_without_system_packages(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     tensorrt = option(options(tiny_bundle, THOR, tmp_path), "tensorrt", "cuda")
@@ -190,7 +190,7 @@ def test_one_role_that_cannot_run_is_too_many(tiny_bundle: Bundle, tmp_path: Pat
     assert not runs_here(found)
 
 
-def test_the_cache_of_this_machine_is_asked(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_cache_of_this_machine_is_read(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """No GPU here: the backends answer that nothing is prepared, and do not raise."""
     machine = look_at_machine(DESKTOP.host(tmp_path / "root"))
     assert option(judge(tiny_bundle, machine), "tensorrt-rtx", "cuda").state == "build"

@@ -40,7 +40,7 @@ def test_one_precision(precision: str, tiny_bundle: Bundle) -> None:
         verify_bundle(tiny_bundle, precision="int4")
 
 
-def test_other_answers_do_not_pass(tiny_bundle: Bundle) -> None:
+def test_other_outputs_do_not_pass(tiny_bundle: Bundle) -> None:
     results = verify_bundle(tiny_bundle, backend="fake")
     assert [result.passed for result in results] == [False] * 4
     assert all(result.cosine_min < 0.9 for result in results)

@@ -91,7 +91,7 @@ def test_the_engine_takes_over_once_it_is_right(bench: Bench) -> None:
     bench.session.close()
 
 
-def test_an_engine_that_answers_otherwise_is_refused(
+def test_an_engine_with_other_outputs_is_refused(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     def liar() -> Session:
@@ -117,7 +117,7 @@ def test_an_engine_that_answers_otherwise_is_refused(
     bench.session.close()
 
 
-def test_a_build_that_fails_says_why_and_the_first_goes_on(bench: Bench) -> None:
+def test_a_failed_build_gives_its_reason_and_the_first_backend_goes_on(bench: Bench) -> None:
     bench.failure = EngineBuildError("node 'n' (op Foo) is not taken")
     warming = WarmingUp([bench.warming_role()])
     assert not warming.wait(30)
@@ -126,7 +126,7 @@ def test_a_build_that_fails_says_why_and_the_first_goes_on(bench: Bench) -> None
     bench.session.close()
 
 
-def test_a_mistake_in_the_thread_is_told_too(bench: Bench) -> None:
+def test_an_error_in_the_thread_is_reported(bench: Bench) -> None:
     def broken() -> Session:
         raise ZeroDivisionError("oh")
 

@@ -91,7 +91,7 @@ def test_layers_that_read_one_tensor_share_a_quantizer() -> None:
     assert learned["q"].high == pytest.approx(1.0, rel=0.02)
 
 
-def test_what_is_kept_and_what_has_no_range_stay_in_float() -> None:
+def test_excluded_layers_and_layers_without_a_range_stay_in_float() -> None:
     module = _Attention()
     ranges = every_range()
     del ranges["out"]
@@ -109,7 +109,7 @@ def test_the_module_itself_is_not_changed() -> None:
     assert torch.equal(module(x), before)
 
 
-def test_names_that_no_layer_bears_are_told_and_keep_their_range() -> None:
+def test_names_without_a_layer_are_reported_and_keep_their_range() -> None:
     ranges = every_range() | {"elsewhere": Range(-7.0, 7.0)}
     student = FakeQuantized(_Attention(), ranges, [torch.zeros(1, 3, 4)])
     assert student.untouched == ("elsewhere",)

@@ -18,7 +18,7 @@ def test_the_joint_embedding_loss_sums_squared_distances() -> None:
     assert float(joint_embedding_loss(f, g)) == 10.0
 
 
-def test_the_contrastive_loss_is_what_the_formula_says() -> None:
+def test_the_contrastive_loss_equals_the_formula() -> None:
     z = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
     other = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     # Cosines: first row 1 and 0.6, second row 0 and 0.8; the partner stands on the diagonal.
@@ -28,7 +28,7 @@ def test_the_contrastive_loss_is_what_the_formula_says() -> None:
     assert got == pytest.approx((first + second) / 2, abs=1e-6)
 
 
-def test_embeddings_that_are_all_alike_cannot_be_told_apart() -> None:
+def test_identical_embeddings_cannot_be_ranked() -> None:
     same = torch.ones(5, 3)
     assert float(contrastive_loss(same, same, 0.07)) == pytest.approx(math.log(5), abs=1e-5)
 
@@ -39,7 +39,7 @@ def test_a_swapped_partner_costs_more() -> None:
 
 
 @pytest.mark.parametrize("shapes", [((2, 3), (3, 3)), ((3,), (3,))])
-def test_what_is_not_paired_is_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_unpaired_weights_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     one, other = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ShapeError, match="Embed the same samples"):
         joint_embedding_loss(one, other)

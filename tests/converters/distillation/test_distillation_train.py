@@ -93,7 +93,7 @@ def torch_answers(module: nn.Module, feeds: Feeds, name: str) -> Array:
 
 
 @pytest.mark.parametrize("role", ["image_encoder", "text_encoder"])
-def test_the_int8_graph_answers_as_the_student_did(
+def test_the_int8_graph_equals_the_student(
     roles: Mapping[str, RoleSpec], role: str, tmp_path: Path
 ) -> None:
     spec = roles[role]
@@ -220,7 +220,7 @@ def test_the_module_given_is_not_changed(small: RoleSpec) -> None:
     assert all(torch.equal(one, before[name]) for name, one in small.module.state_dict().items())
 
 
-def test_each_step_is_told(small: RoleSpec) -> None:
+def test_each_step_is_reported(small: RoleSpec) -> None:
     calls: list[tuple[int, int]] = []
     distill(small, RANGES, vectors(50), QUICK, advance=lambda *args: calls.append(args))
     assert calls == [(step, 12) for step in range(1, 13)]
@@ -237,7 +237,7 @@ def test_too_few_samples_are_refused(small: RoleSpec, count: int) -> None:
         distill(small, RANGES, vectors(count), QUICK)
 
 
-def test_a_stream_that_ends_is_told_from_one_that_starts_again(small: RoleSpec) -> None:
+def test_a_stream_that_ends_differs_from_one_that_restarts(small: RoleSpec) -> None:
     readings = iter([40, 40, 40, 20])
 
     def start() -> Iterator[dict[str, Array]]:

@@ -19,7 +19,7 @@ def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     assert figure.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(1)
     share, trials = 0.8, 200
     covered = 0

@@ -37,7 +37,7 @@ def test_the_same_boxes_agree_in_any_order() -> None:
     assert share(BOXES[order], CLASSES[order]) == (pytest.approx(1), pytest.approx(1))
 
 
-def test_what_is_missing_counts_by_its_score() -> None:
+def test_missing_items_count_by_their_score() -> None:
     assert share(BOXES[1:], CLASSES[1:]) == (pytest.approx(0.4), pytest.approx(0.4))
     assert share(BOXES, np.array([1, 1, 0])) == (pytest.approx(0.4), pytest.approx(0.4))
     moved = BOXES.copy()

@@ -178,7 +178,7 @@ def test_more_noise_is_worse_by_every_metric(modality: Modality) -> None:
         assert last.low > 0, name
 
 
-def test_a_rotated_space_answers_alike_alone_and_not_together() -> None:
+def test_a_rotated_space_agrees_alone_but_not_together() -> None:
     fp32, known = scene(60)
     rotation = np.linalg.qr(np.random.default_rng(3).normal(size=(16, 16)))[0]
     turned = (fp32.items @ rotation).astype(np.float32)
@@ -371,7 +371,7 @@ def test_the_interval_of_a_drop_is_that_of_paired_samples() -> None:
     assert lost.high - lost.low < unpaired / 2
 
 
-def test_a_drop_of_agreement_is_what_is_missing_to_one() -> None:
+def test_a_drop_of_agreement_is_one_minus_agreement() -> None:
     fp32, known = scene(40)
     candidate = replace(fp32, items=noisy(fp32.items, 0.2, 4))
     quality = evaluate_variant(fp32, candidate, Modality.IMAGE, known, data="")
@@ -381,7 +381,7 @@ def test_a_drop_of_agreement_is_what_is_missing_to_one() -> None:
     assert (lost.value, lost.low, lost.high) == expected
 
 
-def test_a_metric_that_cannot_be_told_says_which_can() -> None:
+def test_an_unavailable_metric_is_an_error_that_lists_the_others() -> None:
     fp32, known = scene(4)
     quality = evaluate_variant(fp32, fp32, Modality.IMAGE, known, data="four images")
     with pytest.raises(CalibrationError, match=r"'recall@5'.* four images.* recall@1, zero-shot"):

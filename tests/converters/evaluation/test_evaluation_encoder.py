@@ -106,7 +106,7 @@ def test_classes_are_compared_with_fp32_and_with_the_labels() -> None:
     assert evaluation.drop("accuracy", quality).value == pytest.approx(2 / 15)
 
 
-def test_of_logits_the_class_alone_is_kept() -> None:
+def test_only_the_class_of_logits_is_stored() -> None:
     evaluation, logits = encoding([]), np.eye(4, dtype=np.float32)[[2, 0]]
     assert evaluation.keep(logits, Compare.TOKENS).tolist() == [2, 0]
     assert evaluation.keep(logits, Compare.ROWS) is logits

@@ -91,7 +91,7 @@ def test_without_anything_relevant_there_is_no_hit() -> None:
     assert ranks.hits(5).tolist() == [0, 1]
 
 
-def test_what_is_broken_is_not_found_and_finds_nothing() -> None:
+def test_broken_vectors_neither_match_nor_find() -> None:
     vectors = at_degrees(0, 10, 20, 30)
     broken = vectors.copy()
     broken[0], broken[3] = np.nan, 0

@@ -57,7 +57,7 @@ def copy(folder: Path, tmp_path: Path, **changes: object) -> Path:
     return out
 
 
-def test_towers_answer_as_the_whole_model_does(described: Described) -> None:
+def test_towers_equal_the_whole_model(described: Described) -> None:
     roles = {name: make() for name, make in described.spec.roles.items()}
     kind = described.spec.kind
     assert isinstance(kind, DualEncoderKind)
@@ -77,7 +77,7 @@ def test_towers_answer_as_the_whole_model_does(described: Described) -> None:
     torch.testing.assert_close(logits, whole[f"logits_per_{item}"], atol=1e-4, rtol=1e-5)
 
 
-def test_specs_say_what_is_dynamic(described: Described) -> None:
+def test_specs_name_dynamic_axes(described: Described) -> None:
     specs = {name: make() for name, make in described.spec.roles.items()}
     text = specs["text_encoder"]
     sequence: int | str = SIGLIP_CONTEXT if described.family == "siglip" else "sequence"
@@ -146,7 +146,7 @@ def test_a_preprocessing_that_differs_is_refused(described: Described, tmp_path:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["eos", "legacy-eos-2"])
-def test_what_stands_behind_the_end_token_cannot_matter(
+def test_tokens_after_the_end_token_have_no_effect(
     legacy: bool, clip_folder: Path, tmp_path: Path
 ) -> None:
     folder = write_clip(tmp_path / "legacy", eos_token_id=2) if legacy else clip_folder

@@ -233,7 +233,7 @@ def operators(path: Path) -> Counter[str]:
         ("siglip", {"vision_cfg": {"timm_pool": "token"}}, "has no pooling 'token'"),
     ],
 )  # fmt: skip
-def test_what_mmedge_does_not_have_is_refused_by_name(
+def test_unsupported_settings_are_refused_by_name(
     name: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path, name, **changes)

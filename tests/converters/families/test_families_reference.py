@@ -24,7 +24,7 @@ def check(described: Described, out: Path, role: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "clap"])
-def test_every_role_gives_what_the_reference_gives(
+def test_every_role_equals_the_reference(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     described = describe(request.getfixturevalue(f"{family}_folder"))
@@ -54,7 +54,7 @@ def test_a_mask_that_the_tokenizer_does_not_give_is_not_fed(
     check(described, tmp_path / "out", "text_encoder")
 
 
-def test_another_model_is_told_apart(clip_folder: Path, tmp_path: Path) -> None:
+def test_another_model_differs(clip_folder: Path, tmp_path: Path) -> None:
     described = describe(clip_folder)
 
     class Other(torch.nn.Module):

@@ -99,9 +99,7 @@ def test_parity_holds_at_other_sizes(exported: Path, worker: Worker) -> None:
     require_parity("scale", parity)
 
 
-def test_other_weights_break_parity_and_the_figures_are_told(
-    exported: Path, worker: Worker
-) -> None:
+def test_other_weights_break_parity_with_figures(exported: Path, worker: Worker) -> None:
     other = Scale()
     with torch.no_grad():
         other.weight += 0.3
@@ -115,7 +113,7 @@ def test_other_weights_break_parity_and_the_figures_are_told(
         require_parity("scale", close)
 
 
-def test_an_answer_of_another_shape_breaks_parity(exported: Path, worker: Worker) -> None:
+def test_an_output_of_another_shape_breaks_parity(exported: Path, worker: Worker) -> None:
     spec = spec_of(Scale())
     probe = probe_role(spec)[0]
     short = replace(probe, expected={"y": probe.expected["y"][:1]})
@@ -123,7 +121,7 @@ def test_an_answer_of_another_shape_breaks_parity(exported: Path, worker: Worker
         measure_parity("scale", graph, spec, [short])
 
 
-def test_an_answer_that_is_not_finite_breaks_parity(exported: Path, worker: Worker) -> None:
+def test_an_output_that_is_not_finite_breaks_parity(exported: Path, worker: Worker) -> None:
     spec = spec_of(Scale())
     probe = probe_role(spec)[0]
     bad = {"x": np.full_like(probe.feed["x"], np.inf)}

@@ -67,7 +67,7 @@ def test_an_overflow_is_named_where_it_happens() -> None:
     assert first_nan_module(tower, [torch.ones(1, 4)]) == "'second'"
 
 
-def test_no_submodule_is_blamed_for_what_is_done_between_them() -> None:
+def test_no_submodule_is_blamed_for_ops_between_them() -> None:
     assert first_nan_module(Tower(), [torch.zeros(1, 4)]) == "its output"
 
 
@@ -85,7 +85,7 @@ def test_the_first_nan_of_a_graph_is_named(exported: Path) -> None:
     assert first_nan(exported, {"x": np.zeros((1, 4), np.float32)}) == "y"
 
 
-def test_evaluation_data_that_fp32_has_no_answer_for_is_an_error(exported: Path) -> None:
+def test_evaluation_data_without_fp32_outputs_is_an_error(exported: Path) -> None:
     torch.manual_seed(0)
     rows = np.ones((4, 4), np.float32)
     rows[2] = 0

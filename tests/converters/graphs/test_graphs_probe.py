@@ -79,7 +79,7 @@ with probing.open_probe(Path(sys.argv[1]), [], lambda *_: {}):
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(model: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_unless_in_use(model: Path) -> None:
     before = files(model)
     with subprocess.Popen([sys.executable, "-c", _HANG, model], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

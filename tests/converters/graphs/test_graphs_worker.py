@@ -144,7 +144,7 @@ def test_a_crash_is_an_error_and_the_next_graph_has_another_process(
     assert worker.pid != pid
 
 
-def test_a_crash_on_opening_tells_what_was_said_last(
+def test_a_crash_on_opening_reports_the_last_message(
     model: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     crash_on("bad*", tmp_path, monkeypatch)

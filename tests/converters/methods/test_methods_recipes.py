@@ -109,14 +109,14 @@ def test_order_and_defaults_do_not_matter(spelled: str, canonical: str) -> None:
     assert recipe == parse_recipe(canonical)
 
 
-def test_what_is_kept_and_trained_stands_in_the_recipe() -> None:
+def test_the_recipe_has_excluded_layers_and_training() -> None:
     recipe = parse_recipe("int8-static-mse-distilled-keep3")
     assert (recipe.excluded, recipe.distilled) == (3, True)
     assert recipe.settings()["distilled"] is True
     assert (FP32.excluded, FP32.distilled, FP32.settings()) == (0, False, {"method": "export"})
 
 
-def test_settings_tell_where_layouts_differ() -> None:
+def test_settings_show_where_layouts_differ() -> None:
     settings = parse_recipe("int8-static-equalized").settings()
     assert settings["method"] == "StaticInt8"
     assert settings["form"] == "operators, qdq (portable)"

@@ -87,7 +87,7 @@ def p_error(matrix: Float32Array, quantized: GroupedValues) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4])
-def test_hqq_errs_less_in_what_it_minimises(bits: Bits, symmetric: bool) -> None:
+def test_hqq_reduces_the_error_that_it_minimises(bits: Bits, symmetric: bool) -> None:
     matrix = weights(128, 64)
     nearest = round_to_nearest(matrix, bits, 32, symmetric=symmetric)
     fitted = hqq(matrix, bits, 32, symmetric=symmetric)
@@ -176,7 +176,7 @@ def test_sizes_are_those_of_what_is_stored() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused(broken: float) -> None:
+def test_values_that_are_not_finite_are_refused(broken: float) -> None:
     matrix = weights()
     moment = np.eye(96, dtype=np.float32)
     moment[2, 2] = broken

@@ -140,7 +140,7 @@ def kept_inside(model: ir.Model) -> None:
     [(read_above, 2), (keys_alone, 0), (lengths_differ, 0), (kept_inside, 0)],
 )
 @pytest.mark.parametrize("name", TOWERS)
-def test_what_looks_like_a_past_keeps_its_numbers(
+def test_inputs_that_look_like_a_past_keep_their_numbers(
     name: str, change: Callable[[ir.Model], None], with_past: int, tmp_path: Path
 ) -> None:
     make, heads = TOWERS[name]

@@ -86,7 +86,7 @@ def test_every_pass_is_registered_in_a_layout() -> None:
 
 @pytest.mark.parametrize("step", PASSES)
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_pass_keeps_interface_and_answers(
+def test_a_pass_keeps_interface_and_outputs(
     step: type[ir.passes.PassBase], tower: str, tmp_path: Path
 ) -> None:
     source = before(step, tower, tmp_path)
@@ -110,7 +110,7 @@ def test_a_pass_keeps_interface_and_answers(
 
 @pytest.mark.parametrize("step", PASSES)
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_pass_says_whether_it_changed_the_graph_and_is_done_at_once(
+def test_a_pass_reports_changes_and_is_idempotent(
     step: type[ir.passes.PassBase], tower: str, tmp_path: Path
 ) -> None:
     source = before(step, tower, tmp_path)

@@ -96,7 +96,7 @@ def test_each_block_has_its_groups_in_every_layout(tower: str, layout: str, tmp_
 @pytest.mark.parametrize("layout", ["portable", "onnxruntime"])
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("insert", [False, True])
-def test_scaled_towers_answer_the_same_to_the_bit(
+def test_scaled_towers_give_bitwise_equal_outputs(
     tower: str, layout: str, insert: bool, tmp_path: Path
 ) -> None:
     # By name, from the portable layout, as the pipeline does.
@@ -254,7 +254,7 @@ NORM_SHAPES: dict[str, tuple[int, ...]] = {"g": (8,), "b": (8,)}
         ),
     ],
 )
-def test_what_cannot_be_folded_says_why_and_is_refused(
+def test_unfoldable_adapters_are_refused_with_a_reason(
     nodes: list[onnx.NodeProto],
     outputs: list[str],
     shapes: dict[str, tuple[int, ...]],

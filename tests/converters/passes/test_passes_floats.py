@@ -173,7 +173,7 @@ def test_without_data_overflow_of_values_is_not_seen_and_the_check_names_the_nod
     assert sorted(big.parent.iterdir()) == before
 
 
-def test_agreement_answers_with_the_smallest_cosine(tower: tuple[Path, str]) -> None:
+def test_agreement_is_the_smallest_cosine(tower: tuple[Path, str]) -> None:
     path, kind = tower
     for made in (to_float16(path).model, to_bfloat16(path)):
         out = save(made, path.with_name("narrow.onnx"))
@@ -182,7 +182,7 @@ def test_agreement_answers_with_the_smallest_cosine(tower: tuple[Path, str]) -> 
         require_agreement(path, out, lambda: iter(()))
 
 
-def test_an_answer_that_is_only_off_is_refused_too(image: Path) -> None:
+def test_an_inaccurate_output_is_refused(image: Path) -> None:
     other, node = scaled(image, FC1, -3.0)
     with pytest.raises(QuantizationError, match=rf"is off is '.*made by MatMul '{node.name}'"):
         require_agreement(image, other, feeds())
@@ -349,7 +349,7 @@ def test_bfloat16_needs_no_islands_where_half_precision_does(image: Path) -> Non
     assert require_agreement(big, out, feeds()) > 0.999
 
 
-def test_onnxruntime_on_cpu_says_that_it_cannot_run_bfloat16(image: Path) -> None:
+def test_onnxruntime_on_cpu_refuses_bfloat16(image: Path) -> None:
     out = save(to_bfloat16(image), image.with_name("brain.onnx"))
     with pytest.raises(BackendError, match="Could not find an implementation"):
         run(out, images(1))
@@ -364,7 +364,7 @@ def float8(path: Path, kind: str, keep: tuple[str, ...] = ()) -> ir.Model:
     return model
 
 
-def test_fp8_computes_what_the_format_says(tmp_path: Path) -> None:
+def test_fp8_computes_in_the_format(tmp_path: Path) -> None:
     """Both factors rounded to three binary digits over one scale each, summed in float."""
     rng = np.random.default_rng(2)
     weight = rng.standard_normal((8, 8)).astype(np.float32)
@@ -399,7 +399,7 @@ def test_fp8_keeps_the_embedding(tower: tuple[Path, str]) -> None:
     assert cosine(run(out, feed), run(path, feed)) > 0.985
 
 
-def test_fp8_leaves_what_is_kept_and_the_embedding_in_float(image: Path) -> None:
+def test_fp8_leaves_excluded_layers_and_the_embedding_in_float(image: Path) -> None:
     linears = find_linears(ir.load(image).graph)
     name = linears[1].name
     model = float8(image, "image", (name,))

@@ -178,7 +178,7 @@ def test_an_index_of_one_axis_keeps_the_axis_of_the_token(
     assert made.shape == (3, 1, WIDTH)
 
 
-def test_what_is_broadcast_over_the_tokens_is_not_cut(
+def test_tensors_broadcast_over_the_tokens_are_not_cut(
     laid_out: Callable[[Path], ir.Model], tmp_path: Path
 ) -> None:
     graph = Graph(0)

@@ -65,7 +65,7 @@ def test_affine_parameters_hold_zero_exactly(given: Range, scale: float, zero_po
 
 
 @pytest.mark.parametrize("form", ["dynamic", "operators", "qdq"])
-def test_every_form_answers_nearly_as_float(form: str, layout: Path, tmp_path: Path) -> None:
+def test_every_form_is_close_to_float(form: str, layout: Path, tmp_path: Path) -> None:
     model = ir.load(layout)
     Int8Linears(form, wide_ranges(model))(model)  # type: ignore[arg-type]
     feed = images(4)
@@ -84,7 +84,7 @@ def test_operators_and_qdq_are_the_same_numbers(layout: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("form", ["dynamic", "operators", "qdq"])
-def test_paired_weights_answer_the_same_with_every_kernel(
+def test_paired_weights_give_the_same_outputs_with_every_kernel(
     form: str, layout: Path, tmp_path: Path
 ) -> None:
     """On a processor without VNNI the two kernels differ; elsewhere there is but one."""

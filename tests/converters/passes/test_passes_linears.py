@@ -74,7 +74,7 @@ def run(model: Path, feed: dict[str, Array]) -> Array:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_layer_reads_what_became_of_the_one_before(method: str, tmp_path: Path) -> None:
+def test_a_layer_reads_the_output_of_the_quantized_one_before(method: str, tmp_path: Path) -> None:
     source = chained(tmp_path / "float.onnx")
     model = ir.load(source)
     METHODS[method]()(model)

@@ -119,7 +119,7 @@ def test_both_forms_are_the_same_weights(
 
 @pytest.mark.parametrize("form", ["operators", "blocked"])
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_towers_answer_nearly_as_float(form: Form, tower: str, tmp_path: Path) -> None:
+def test_towers_are_close_to_float(form: Form, tower: str, tmp_path: Path) -> None:
     make, feed = (image_tower, images(4)) if tower == "image" else (text_tower, texts(4, 9))
     source = make(tmp_path / "tower.onnx")
     model = ir.load(source)
@@ -169,7 +169,7 @@ def test_placeholders_have_the_size_of_quantized_values(
     assert sizes[0] == sizes[1]
 
 
-def test_kept_layers_and_bits_of_their_own(tmp_path: Path) -> None:
+def test_excluded_layers_and_bits_per_layer(tmp_path: Path) -> None:
     model = ir.load(text_tower(tmp_path / "text.onnx"))
     plain = WeightOnlyLinears("operators", bits=4, group_size=32)
     plain(model)
@@ -281,7 +281,7 @@ def test_gptq_needs_its_moments_and_errs_less_with_them(tmp_path: Path) -> None:
         WeightOnlyLinears("operators", rounding="gptq")(ir.load(source))
 
 
-def test_blocked_leaves_what_an_engine_would_fold(tmp_path: Path) -> None:
+def test_blocked_leaves_layers_that_an_engine_would_fold(tmp_path: Path) -> None:
     reasons = {}
     for inputs in (32, 48, 75):
         model = ir.load(linear_graph(tmp_path / f"{inputs}.onnx", weights(inputs, 24)))
@@ -313,7 +313,7 @@ def test_blocked_is_int4_with_several_blocks_and_no_zero_point(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (4, 256)])
-def test_blocked_refuses_what_engines_do_not_have(bits: Bits, group_size: int) -> None:
+def test_blocked_refuses_settings_that_engines_lack(bits: Bits, group_size: int) -> None:
     with pytest.raises(QuantizationError, match="The blocked form: got"):
         WeightOnlyLinears("blocked", bits=bits, group_size=group_size)
 

@@ -61,7 +61,7 @@ def test_the_mean_shift_of_quantized_activations_goes_too() -> None:
     )
 
 
-def test_what_int8_holds_exactly_keeps_its_bias() -> None:
+def test_exact_int8_weights_keep_their_bias() -> None:
     exact = held("layer.weight", (QUANTIZED * 0.5).astype(np.float32))
     quantized, scales = quantize_weight(np.vstack([QUANTIZED * 0.5, np.full((1, 6), 63.5)]), axis=1)
     assert (scales == 0.5).all()
@@ -69,7 +69,7 @@ def test_what_int8_holds_exactly_keeps_its_bias() -> None:
     np.testing.assert_array_equal(same, BIAS)
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_a_mismatch_is_refused_by_name() -> None:
     mean = X.mean(0)
     with pytest.raises(QuantizationError, match=r"'layer': got .*expected"):
         corrected_bias(layer(), QUANTIZED.T, SCALES, mean)

@@ -25,7 +25,7 @@ def model(tmp_path: Path) -> Path:
     return image_tower(tmp_path / "image.onnx")
 
 
-def test_every_linear_layer_is_told_in_order(model: Path) -> None:
+def test_every_linear_layer_is_reported_in_order(model: Path) -> None:
     graph = ir.load(model).graph
     layers = plan_layers(graph, ())
     assert [layer.name for layer in layers] == [linear.name for linear in find_linears(graph)]
@@ -40,7 +40,7 @@ def test_a_table_is_a_layer(tmp_path: Path) -> None:
     assert (table.x, table.reason) == ("", "")
 
 
-def test_a_convolution_stays_in_float_and_says_why(tmp_path: Path) -> None:
+def test_a_convolution_stays_in_float_with_a_reason(tmp_path: Path) -> None:
     model = convolution_tower(tmp_path / "image.onnx")
     entries = quantize(model, tmp_path / "q.onnx", DynamicInt8())
     (patches,) = [entry for entry in entries if entry.op_type == "Conv"]
@@ -49,7 +49,7 @@ def test_a_convolution_stays_in_float_and_says_why(tmp_path: Path) -> None:
     assert "convolution" in patches.reason
 
 
-def test_what_is_kept_says_so_and_what_is_quantized_has_its_figures(model: Path) -> None:
+def test_excluded_layers_have_a_reason_and_quantized_layers_figures(model: Path) -> None:
     keep = (find_linears(ir.load(model).graph)[2].name,)
     entries = quantize(model, model.with_name("q.onnx"), StaticInt8(keep=keep), calibration=feeds)
     by_name = {entry.name: entry for entry in entries}
@@ -76,6 +76,6 @@ def test_dynamic_layers_have_no_range(tmp_path: Path) -> None:
     assert {entry.precision for entry in entries if not entry.reason} == {"int8"}
 
 
-def test_halves_are_told_too(model: Path) -> None:
+def test_fp16_is_described(model: Path) -> None:
     entries = quantize(model, model.with_name("q.onnx"), Float16(), calibration=feeds)
     assert {entry.precision for entry in entries if not entry.reason} == {"float16"}

@@ -89,7 +89,7 @@ def test_quantizing_twice_gives_the_same_bytes(layout: Path) -> None:
     assert Path(f"{first}.data").read_bytes() == Path(f"{second}.data").read_bytes()
 
 
-def test_the_layer_that_takes_more_bits_says_why(layout: Path) -> None:
+def test_the_layer_with_more_bits_has_a_reason(layout: Path) -> None:
     entries = quantize(layout, layout.with_name("q.onnx"), WeightOnly(group_size=16))
     reasons = {entry.precision: entry.reason for entry in entries}
     assert reasons == {"int4": "", "int8": "makes the embedding"}
@@ -161,9 +161,7 @@ def test_an_activation_that_is_not_finite_is_named(layout: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_one_value_that_is_not_finite_is_found_wherever_it_stands(
-    value: float, layout: Path
-) -> None:
+def test_one_value_that_is_not_finite_is_found_anywhere(value: float, layout: Path) -> None:
     """ONNX Runtime's ReduceMin and ReduceMax pass over a NaN unless it comes first."""
     names = quantizable_inputs(ir.load(layout))
     for place in (1, 777, -1):

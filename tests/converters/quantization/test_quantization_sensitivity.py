@@ -167,7 +167,7 @@ def test_only_the_node_in_question_is_quantized(layout: Path) -> None:
     np.testing.assert_allclose(found, exact, rtol=0.02, atol=2e-7)
 
 
-def test_embedding_tables_are_measured_and_kept_like_layers(tmp_path: Path) -> None:
+def test_embedding_tables_are_measured_and_excluded_like_layers(tmp_path: Path) -> None:
     model = laid_out(text_tower(tmp_path / "text.onnx"))
     (table,) = quantizable_tables(ir.load(model).graph)
     errors = measure_sensitivity(model, DynamicInt8(), text_feeds, samples=SAMPLES)
@@ -193,7 +193,7 @@ def test_every_method_that_goes_layer_by_layer_is_measured(
     assert all(0 < error < 0.1 for error in errors.values())
 
 
-def test_what_keep_names_is_float_throughout(outlier: tuple[Path, str]) -> None:
+def test_excluded_layers_are_float_throughout(outlier: tuple[Path, str]) -> None:
     model, name = outlier
     config = StaticInt8(keep=(name,))
     errors = measure_errors(model, config, feeds, samples=2, alone=False)
@@ -277,7 +277,7 @@ def test_costs_weigh_and_equals_keep_their_order() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_ranked_is_named(
+def test_unrankable_nodes_are_named(
     errors: dict[str, float], costs: dict[str, float] | None
 ) -> None:
     with pytest.raises(QuantizationError, match="Cannot rank 'a'"):

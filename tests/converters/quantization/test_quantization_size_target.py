@@ -84,7 +84,7 @@ def lowered(entries: tuple[NodeEntry, ...], precision: str = "int2") -> list[str
     return [entry.name for entry in entries if entry.precision == precision]
 
 
-def test_the_layer_that_matters_least_is_lowered_and_it_is_said_why(tower: Path) -> None:
+def test_the_least_sensitive_layer_is_lowered_with_a_reason(tower: Path) -> None:
     out = tower.with_name("few.onnx")
     plain = share_at(tower, INT4)
     config = replace(INT4, at_most=plain - 0.001)
@@ -107,7 +107,7 @@ def test_the_layer_that_matters_least_is_lowered_and_it_is_said_why(tower: Path)
     assert [entry.reason for entry in told if entry.precision == "int2"] == ["2 bits by name"]
 
 
-def test_what_is_chosen_hurts_less_than_its_opposite(tower: Path) -> None:
+def test_the_chosen_layers_hurt_less_than_the_others(tower: Path) -> None:
     plain, all_names = share_at(tower, INT4), [x.name for x in find_linears(ir.load(tower).graph)]
     least = share_at(tower, replace(INT4, lowered=tuple(all_names[:-1])))
     config = replace(INT4, at_most=(plain + least) / 2)
@@ -178,7 +178,7 @@ def test_a_table_is_lowered_too(tmp_path: Path) -> None:
         assert (few.run(feed)["embeds"] * full.run(feed)["embeds"]).sum(1).min() > 0.8
 
 
-def test_a_target_out_of_reach_is_refused_with_what_is_reached(tower: Path) -> None:
+def test_an_unreachable_target_is_refused_with_the_smallest_size(tower: Path) -> None:
     with pytest.raises(
         QuantizationError,
         match=r"cannot be reached: got 0\.\d+ of fp16 .* all 13 layers .* 2 bits, expected at most "
@@ -224,7 +224,7 @@ def test_the_blocked_form_has_no_target(settings: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_a_variant_tells_which_layers_were_lowered(tower: Path, explain: bool) -> None:
+def test_a_variant_names_its_lowered_layers(tower: Path, explain: bool) -> None:
     feed = images(2)
     with open_session(tower) as session:
         expected = session.run(feed)

@@ -105,7 +105,7 @@ def test_an_adapter_alone_is_no_model(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_plain_lora_is_refused(
+def test_only_plain_lora_adapters_are_accepted(
     change: dict[str, Any], folder: Path, factors: dict[str, np.ndarray]
 ) -> None:
     write(folder, {**SETTINGS, **change}, factors)

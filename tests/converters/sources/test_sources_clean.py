@@ -46,7 +46,7 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(old | values))
 
 
-def test_what_names_code_or_files_is_without_effect(folder: Path, clip_folder: Path) -> None:
+def test_settings_that_name_code_or_files_have_no_effect(folder: Path, clip_folder: Path) -> None:
     honest = open_source(str(clip_folder))
     for name in SETTINGS:
         edit(folder / name, **CODE)

@@ -84,7 +84,7 @@ def test_a_part_that_is_no_object(part: str, value: object, folder: Path) -> Non
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "gptq", "awq", "compressed-tensors"])
 @pytest.mark.parametrize("part", [None, "text_config"])
-def test_quantized_weights_are_refused_with_the_way_out(
+def test_quantized_weights_are_refused_with_a_fix(
     part: str | None, method: str, folder: Path
 ) -> None:
     quantized = {"quantization_config": {"quant_method": method, "bits": 4}}
@@ -123,7 +123,7 @@ def test_a_file_that_holds_no_object(
     "file",
     ["config.json", "model.safetensors", "more.safetensors", "tokenizer.json", "merges.txt"],
 )
-def test_what_is_no_regular_file_is_not_opened(
+def test_only_regular_files_are_opened(
     file: str, kind: str, clip_folder: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")

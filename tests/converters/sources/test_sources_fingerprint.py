@@ -114,7 +114,7 @@ def test_the_same_model_is_one_space(
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_what_computes_otherwise_is_another_space(
+def test_other_computations_are_another_space(
     case: str, clip_folder: Path, base_space: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "model")

@@ -62,7 +62,7 @@ def test_open_clips_own_weights_come_first(folder: Path) -> None:
     assert open_source(str(folder)).weight_files[0].name == "model.safetensors"
 
 
-def test_a_decoder_that_is_left_out_is_told(folder: Path) -> None:
+def test_a_decoder_that_is_left_out_is_reported(folder: Path) -> None:
     save_file({"text_decoder.x": np.zeros(1, np.float32)}, folder / "open_clip_model.safetensors")
     (note,) = open_source(str(folder)).notes
     assert "text decoder" in note

@@ -73,7 +73,7 @@ def test_another_spectrogram_is_refused(
         ("whisper", {"chunk_length": 10**9}, "chunk_length|cannot be loaded"),
     ],
 )
-def test_settings_that_cannot_be_kept_are_named(
+def test_settings_that_cannot_be_stored_are_named(
     name: str, changes: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     source = source_of(tmp_path, EXTRACTORS[name](), **changes)

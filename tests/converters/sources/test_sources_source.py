@@ -103,7 +103,7 @@ def test_a_folder_without_a_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": 3}'])
-def test_a_config_that_says_nothing(folder: Path, content: str) -> None:
+def test_an_empty_config(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(SourceError, match=r"config\.json"):
         open_source(str(folder))
@@ -118,13 +118,13 @@ def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_architecture_is_named_with_what_is_supported(folder: Path) -> None:
+def test_an_unknown_architecture_is_named_with_the_supported_ones(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "perceptron"}')
     with pytest.raises(SourceError, match=r"'perceptron'.*Supported: .*clip, .*siglip"):
         family_of(open_source(str(folder)))
 
 
-def test_remote_code_is_not_run_and_said_so(folder: Path) -> None:
+def test_remote_code_is_not_run(folder: Path) -> None:
     config = {"model_type": "clip", "auto_map": {"AutoModel": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (note,) = open_source(str(folder)).notes

@@ -281,7 +281,7 @@ def test_of_no_tensors_there_is_nothing_to_measure(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 0), (3, 7), (599, 2)])
-def test_what_is_not_finite_is_found_and_named(
+def test_values_that_are_not_finite_are_found_and_named(
     value: float, place: tuple[int, int], identity: Path
 ) -> None:
     broken = VALUES.copy()

@@ -233,7 +233,7 @@ def test_a_layer_of_zeros_is_left_alone(what: str, tmp_path: Path) -> None:
     assert group.error_before == 0
 
 
-def test_a_fixed_strength_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_fixed_strength_is_used_unchanged(tmp_path: Path) -> None:
     parts = case()
     (group,) = decide(tmp_path, parts, Equalization(1.0)).groups
     assert group.strength == 1.0
@@ -246,7 +246,7 @@ def test_a_fixed_strength_is_taken_as_it_is(tmp_path: Path) -> None:
     assert group.reason == "its channels are even"
 
 
-def test_layers_kept_in_float_do_not_count_but_move_with_their_group(tmp_path: Path) -> None:
+def test_excluded_layers_do_not_count_but_move_with_their_group(tmp_path: Path) -> None:
     portable = with_outliers("image", tmp_path)
     groups = find_groups(ir.load(portable).graph)
     qkv = tuple(linear.name for linear in groups[1].linears)
@@ -277,7 +277,7 @@ def test_moments_held_a_few_at_a_time_give_the_same_scales(
         np.testing.assert_array_equal(one_by_one[name], scales)
 
 
-def test_what_is_left_alone_has_a_reason(tmp_path: Path) -> None:
+def test_unquantized_layers_have_a_reason(tmp_path: Path) -> None:
     scales = choose_scales(with_outliers("text", tmp_path), stream("text"), Equalization())
     reasons = [group.reason for group in scales.groups if group.scales is None]
     assert len(reasons) == 3

@@ -160,7 +160,7 @@ def test_each_side_is_cut_by_itself() -> None:
     assert error(values, got) < error(values, chosen(values, "mse", symmetric=True), symmetric=True)
 
 
-def test_a_symmetric_range_of_what_stands_on_one_side_counts_that_side() -> None:
+def test_a_symmetric_range_of_one_sided_values_counts_that_side() -> None:
     values = DISTRIBUTIONS["relu"]
     for method in METHODS:
         got = chosen(values, method, symmetric=True)
@@ -176,7 +176,7 @@ def test_the_zeros_of_a_relu_do_not_decide_the_entropy() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_values_are_both_kept(method: RangeMethod) -> None:
+def test_two_values_are_both_stored(method: RangeMethod) -> None:
     got = chosen(np.array([-2.0, 3.0]), method)
     assert got.low == pytest.approx(-2, abs=0.05)
     assert got.high == pytest.approx(3, abs=0.05)

@@ -106,7 +106,7 @@ def test_agreement_with_fp32_is_of_one_role_alone(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_what_is_placed_in_the_bundle_stays_in_the_work_folder(
+def test_files_of_the_bundle_stay_in_the_work_folder(
     links: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -36,7 +36,7 @@ def test_fp32_alone_is_chosen() -> None:
     }
 
 
-def test_the_front_is_what_nothing_beats_cheapest_first() -> None:
+def test_the_front_is_not_dominated_and_sorted_by_cost() -> None:
     trials = [
         fp32_trial(),
         trial("fp16", 0.001, 0.8),
@@ -63,7 +63,7 @@ def test_the_budget_is_the_most_that_may_be_lost(drop: float | None, kept: bool)
     assert within(trial("int8-dynamic", drop, 0.5), BUDGET) is kept
 
 
-def test_a_budget_of_nothing_takes_what_loses_nothing() -> None:
+def test_a_budget_of_zero_takes_a_lossless_variant() -> None:
     trials = [fp32_trial(), trial("int8-dynamic", 0.0, 0.5), trial("fp16", 0.001, 0.4)]
     assert names(trials, Budget("recall@1", 0.0, "latency")) == ["int8-dynamic", "fp32"]
 
@@ -78,7 +78,7 @@ def test_a_budget_of_nothing_takes_what_loses_nothing() -> None:
         (1.00, 0.001, 980, False),
     ],
 )
-def test_what_gains_too_little_is_dropped(
+def test_a_variant_that_gains_too_little_is_dropped(
     ratio: float,
     width: float,
     size_bytes: int,
@@ -111,7 +111,7 @@ def test_of_costs_about_equal_the_nearer_to_fp32_is_chosen() -> None:
     assert told["fp16"][1] == "within the budget, nearer to fp32 than int8-dynamic"
 
 
-def test_between_equal_drops_the_cosine_tells() -> None:
+def test_the_cosine_breaks_ties_of_equal_drops() -> None:
     trials = [
         fp32_trial(),
         trial("int8-static", 0.0, 0.40, cosine=0.97),
@@ -132,7 +132,7 @@ def test_exact_equals_are_both_kept_and_one_is_chosen() -> None:
     assert sorted(told) == ["chosen", "front", "front"]
 
 
-def test_what_was_not_timed_cannot_be_chosen_for_latency() -> None:
+def test_an_untimed_variant_cannot_be_chosen_for_latency() -> None:
     trials = [fp32_trial(), trial("bf16", 0.0001, None, 500)]
     assert choose(pareto_front(trials, BUDGET), "latency").name == "fp32"
     assert verdicts(trials)["bf16"][0] == "dropped"
@@ -156,7 +156,7 @@ def test_energy_that_was_not_measured_gains_nothing() -> None:
     assert choose(pareto_front(trials, ENERGY), "energy").name == "fp32"
 
 
-def test_what_holds_beside_the_other_roles_may_not_be_the_best_alone() -> None:
+def test_the_best_pair_may_differ_from_the_best_alone() -> None:
     trials = [fp32_trial(), trial("fp16", 0.001, 0.8), trial("int8-dynamic", 0.005, 0.4)]
     judged = judge_trials(trials, BUDGET, trials[1])
     assert [one.verdict for one in judged] == ["front", "chosen", "front"]

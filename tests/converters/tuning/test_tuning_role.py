@@ -134,7 +134,7 @@ def test_where_the_plain_methods_hold_nothing_else_is_tried(tmp_path: Path) -> N
     assert tried(tmp_path, {}) == PLAIN
 
 
-def test_without_calibration_only_what_needs_none_is_tried(tmp_path: Path) -> None:
+def test_without_calibration_only_methods_that_need_none_are_tried(tmp_path: Path) -> None:
     lossy = dict.fromkeys(["fp16", "int8-dynamic"], (0.3, 0.4, 0.9))
     assert tried(tmp_path, lossy, calibrated=False) == ["fp16", "int8-dynamic"]
 
@@ -146,7 +146,7 @@ def test_paired_weights_are_tried_beside_dynamic_int8_where_they_pay(tmp_path: P
     assert names[5:7] == ["int8-dynamic-equalized", "int8-dynamic-equalized-paired"]
 
 
-def test_size_tries_what_makes_small(tmp_path: Path) -> None:
+def test_the_size_objective_tries_small_recipes(tmp_path: Path) -> None:
     names = tried(tmp_path, {}, Budget("recall@1", 0.01, "size"))
     assert {"int8-weight-g128", "int4-g128", "int4-g64-hqq", "int4-g128-gptq"} < set(names)
 
@@ -181,19 +181,19 @@ def test_a_half_of_the_budget_used_calls_for_equalization(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("share", "equalized"), [(0.8, True), (0.45, False)])
-def test_what_is_near_but_costs_more_than_int8_does_not_stand_for_it(
+def test_a_costlier_variant_does_not_replace_int8(
     share: float, equalized: bool, tmp_path: Path
 ) -> None:
     outcomes = dict.fromkeys(PLAIN, (0.3, 0.4, 0.9)) | {"fp16": (0.0, share, 1.0)}
     assert (EQUALIZED[0] in tried(tmp_path, outcomes)) == equalized
 
 
-def test_what_is_near_but_hardly_faster_does_not_end_the_search(tmp_path: Path) -> None:
+def test_a_hardly_faster_variant_does_not_end_the_search(tmp_path: Path) -> None:
     slow = dict.fromkeys(PLAIN, (0.0, 0.95, 0.9999))
     assert tried(tmp_path, slow)[: len(PLAIN + EQUALIZED)] == PLAIN + EQUALIZED
 
 
-def test_what_loses_least_is_refined_until_it_holds(tmp_path: Path) -> None:
+def test_the_best_candidate_is_refined_until_the_budget_holds(tmp_path: Path) -> None:
     lossy: dict[str, tuple[float, float, float]] = dict.fromkeys(PLAIN + EQUALIZED, (0.3, 0.4, 0.9))
     lossy["fp16"] = (0.0, 1.1, 1.0)
     lossy["int8-static-mse"] = (0.03, 0.4, 0.99)
@@ -204,7 +204,7 @@ def test_what_loses_least_is_refined_until_it_holds(tmp_path: Path) -> None:
     assert tried(tmp_path, lossy) == PLAIN + EQUALIZED + refined
 
 
-def test_layers_are_kept_no_longer_once_that_costs_more_than_fp32(tmp_path: Path) -> None:
+def test_no_layers_are_excluded_once_that_costs_more_than_fp32(tmp_path: Path) -> None:
     lossy: dict[str, tuple[float, float, float]] = dict.fromkeys(PLAIN + EQUALIZED, (0.3, 0.4, 0.9))
     lossy["int8-dynamic"] = (0.03, 0.4, 0.99)
     lossy["int8-dynamic-keep1"] = (0.02, 0.8, 0.99)
@@ -224,7 +224,7 @@ def test_where_nothing_holds_distillation_comes_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [QuantizationError("no such op"), BackendError("crashed")])
-def test_what_cannot_be_made_is_told_and_the_search_goes_on(
+def test_a_failed_candidate_is_reported_and_the_search_goes_on(
     error: Exception, tmp_path: Path
 ) -> None:
     with opened(tmp_path) as store:
@@ -320,7 +320,7 @@ def test_one_role_that_gains_is_enough() -> None:
     assert no_candidate_message(searches, BUDGET) is None
 
 
-def test_the_record_says_what_was_asked_and_measured() -> None:
+def test_the_record_has_settings_and_measurements() -> None:
     trials = [fp32_trial(), trial("int8-dynamic", 0.001, 0.4), trial("bf16", None, failure="no")]
     record = describe_search(trials, BUDGET, trials[1])
     assert (record.metric, record.max_drop, record.objective) == ("recall@1", 0.01, "latency")

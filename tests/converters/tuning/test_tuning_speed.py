@@ -58,7 +58,7 @@ def test_a_candidate_is_compared_with_fp32(fp32: Runner, tmp_path: Path) -> None
     assert found.latency_ms > 0
 
 
-def test_a_candidate_that_answers_otherwise_is_not_timed(fp32: Runner, tmp_path: Path) -> None:
+def test_a_candidate_with_other_outputs_is_not_timed(fp32: Runner, tmp_path: Path) -> None:
     test = SpeedTest(fp32, FEED, GOLDEN)
     other = image_tower(tmp_path / "other.onnx", seed=3)
     assert test.candidate(runner(other, fp32.golden["embeds"])) is None
@@ -73,7 +73,7 @@ def test_a_candidate_that_no_engine_opens_is_not_timed(fp32: Runner, tmp_path: P
     assert test.candidate(Runner({}, fp32.golden, 0.999)) is None
 
 
-def test_fp32_that_answers_otherwise_is_an_error(fp32: Runner) -> None:
+def test_fp32_with_other_outputs_is_an_error(fp32: Runner) -> None:
     spoiled = Runner(fp32.models, {"embeds": -fp32.golden["embeds"]}, 0.999)
     with pytest.raises(BackendError, match="fp32"):
         SpeedTest(spoiled, FEED, GOLDEN).fp32()

@@ -61,7 +61,7 @@ def load(folder: Path) -> Trial | None:
         return store.load(ROLE, RECIPE, lost)
 
 
-def test_what_was_written_is_found_again(work: Path) -> None:
+def test_written_data_is_found_again(work: Path) -> None:
     found = load(work)
     assert found is not None
     assert found.built is not None
@@ -102,7 +102,7 @@ def test_layers_that_a_size_target_lowered_are_found_again(work: Path) -> None:
     assert found.recipe == made.recipe
 
 
-def test_the_drop_is_what_is_asked_for(work: Path) -> None:
+def test_the_drop_has_the_given_size(work: Path) -> None:
     found = load(work)
     assert found is not None
     assert found.drop == quality(0.004).drops["recall@1"]
@@ -119,9 +119,7 @@ def test_a_failure_is_found_again(work: Path) -> None:
         assert store.load("text_encoder", recipe, lost) is None
 
 
-def test_files_are_hashed_once_however_often_they_are_asked_for(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_hashed_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
 
     def noted(path: Path) -> str:
@@ -183,9 +181,7 @@ def _empty(path: Path) -> None:
         f"{NAME}.nodes.json",
     ],
 )
-def test_what_is_not_as_it_was_written_is_made_again(
-    name: str, damage: Callable[[Path], None], work: Path
-) -> None:
+def test_a_changed_cache_is_rebuilt(name: str, damage: Callable[[Path], None], work: Path) -> None:
     damage(work / ROLE / name)
     assert load(work) is None
 

@@ -88,7 +88,7 @@ def taught_nothing(
 
 
 @pytest.mark.parametrize("start", ["int8-static", "int8-static-equalized"])
-def test_a_student_starts_as_what_it_is_named_after(
+def test_a_student_starts_with_the_weights_of_its_recipe(
     start: str, builder: VariantBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmedge.converters.variants.builder.distill", taught_nothing)

@@ -130,7 +130,7 @@ def test_inputs_on_the_device_are_not_copied(
     assert fake_gpu.cuda.copied["to device"] == feed["gate"].nbytes
 
 
-def test_answers_on_the_device_are_the_callers(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+def test_outputs_on_the_device_belong_to_the_caller(fake_gpu: FakeGpu, tmp_path: Path) -> None:
     session, feed = fake_gpu.embedder(tmp_path), feed_of(3)
     first = session.run_device(feed)
     binding = session.bind_device(on_device(fake_gpu, feed))
@@ -162,7 +162,7 @@ def test_answers_on_the_device_are_the_callers(fake_gpu: FakeGpu, tmp_path: Path
         ({"typestr": "what"}, InputError, "'x': its __cuda_array_interface__ cannot be read"),
     ],
 )
-def test_what_cannot_be_read_where_it_lies_is_refused(
+def test_device_arrays_that_cannot_be_read_in_place(
     change: dict[str, Any],
     kind: type[InputError],
     says: str,

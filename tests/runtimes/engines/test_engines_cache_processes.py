@@ -204,7 +204,7 @@ def test_a_kill_while_writing_leaves_the_old_engine_or_the_new(
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_prune_removes_what_a_kill_left(tmp_path: Path, cache: EngineCache, death: str) -> None:
+def test_prune_removes_leftovers_of_a_kill(tmp_path: Path, cache: EngineCache, death: str) -> None:
     with child(store_and_die, tmp_path, death) as (process, _):
         ended(process)
     assert len(cache.prune().removed) == (0 if DEATHS[death] else 1)

@@ -189,7 +189,7 @@ def test_compute_beside_the_gpu_is_a_placement_error(op: str) -> None:
         ort_engine.read_placement(onnxruntime, native, "cuda", MODEL)
 
 
-def test_a_node_on_an_accelerator_that_was_not_asked_for_is_a_placement_error() -> None:
+def test_a_node_on_another_accelerator_is_a_placement_error() -> None:
     with pytest.raises(PlacementError, match=r"4 nodes.*'qkv'.*CUDA"):
         ort_engine.read_placement(
             onnxruntime, _cuda_native(("a", "Shape"), ("b", "Add")), "cpu", MODEL
@@ -203,7 +203,7 @@ def test_a_provider_that_the_engine_dropped_is_unavailable() -> None:
         ort_engine.read_placement(onnxruntime, native, "cuda", MODEL)
 
 
-def test_an_engine_that_does_not_tell_placement_gives_no_counts() -> None:
+def test_an_engine_without_placement_gives_no_counts() -> None:
     native = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     placement = ort_engine.read_placement(
@@ -262,7 +262,7 @@ def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPa
         (0, r"'cuda': there is no NVIDIA GPU here.*built without CUDA.*device 'cpu'"),
     ],
 )
-def test_cuda_on_a_cpu_build_says_whether_a_package_or_a_gpu_is_missing(
+def test_cuda_on_a_cpu_build_names_the_missing_package_or_gpu(
     gpus: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_engine, "cuda_device_count", lambda: gpus)
@@ -370,7 +370,7 @@ def _string_input(path: Path) -> Path:
         (_string_input, "'x' has ONNX element type 8.*Convert"),
     ],
 )
-def test_a_graph_that_the_engine_refuses_says_why(
+def test_a_graph_that_the_engine_refuses_gives_the_reason(
     write: Callable[[Path], Path],
     says: str,
     tmp_path: Path,
@@ -395,7 +395,7 @@ def _save_repeat(path: Path) -> Path:
     )
 
 
-def test_out_of_memory_says_so_and_the_session_lives_on(
+def test_out_of_memory_is_reported_and_the_session_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one = np.ones(1, np.float32)
@@ -545,7 +545,7 @@ def test_on_a_gpu_every_run_sends_the_inputs_again(device: str, expected: int) -
         ("aarch64", "", False),
     ],
 )
-def test_int8_is_asked_to_be_exact_where_the_fast_kernel_saturates(
+def test_int8_is_exact_where_the_fast_kernel_saturates(
     machine: str, flags: str, saturates: bool, tmp_path: Path
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
@@ -553,7 +553,7 @@ def test_int8_is_asked_to_be_exact_where_the_fast_kernel_saturates(
     assert int8_saturates(machine, cpuinfo) is saturates
 
 
-def test_a_processor_that_does_not_tell_is_taken_to_saturate(tmp_path: Path) -> None:
+def test_an_unknown_processor_is_assumed_to_saturate(tmp_path: Path) -> None:
     assert int8_saturates("x86_64", tmp_path / "missing") is True
 
 
@@ -604,9 +604,7 @@ def test_a_weight_of_two_products_runs_with_a_warning_where_sums_cannot_be_exact
     session.close()
 
 
-def test_signed_int8_run_where_exact_sums_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signed_int8_runs_with_exact_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime 1.32 fails on a lookup in a table with large values, on a CPU without VNNI."""
     monkeypatch.setattr(ort, "int8_saturates", lambda: True)
     quantized = np.array([[-128, 127], [1, 2], [100, -100]], np.int8)

@@ -79,7 +79,7 @@ def test_a_buffer_is_written_where_it_lies(tmp_path: Path) -> None:
         assert np.abs(buffer.numpy()[:, 4]).max() > 0
 
 
-def test_a_failing_step_is_told_and_leaves_the_state(
+def test_a_failing_step_is_reported_and_leaves_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, run = opened(IN_PLACE, tmp_path)

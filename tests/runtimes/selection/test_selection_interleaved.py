@@ -116,7 +116,7 @@ def test_no_round_begins_once_the_time_is_up(seconds: float | None, rounds: int)
     assert len(results["b"].latencies_ms) == rounds
 
 
-def test_a_clock_that_stands_still_gives_equal_calls() -> None:
+def test_a_stopped_clock_gives_equal_calls() -> None:
     results = time_interleaved({"a": lambda: None, "b": lambda: None}, rounds=2, clock=lambda: 7)
     assert results["b"].ratio == 1
     assert results["b"].latency_min_ms == 0

@@ -61,7 +61,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "model.onnx"
 
 
-def test_progress_comes_through_and_what_was_made_stays(model: Path) -> None:
+def test_progress_is_passed_on_and_results_stay(model: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     options = SessionOptions(device="cuda:1", axes={"batch": Axis(1, 2, 8)})
 
@@ -106,7 +106,7 @@ def test_stopping_ends_the_worker(model: Path) -> None:
         os.kill(int(written.read_text()), 0)
 
 
-def test_a_worker_ends_with_the_process_that_asked(model: Path) -> None:
+def test_a_worker_ends_with_its_parent(model: Path) -> None:
     code = (
         "from mmedge.runtimes.backends import BACKENDS; BACKENDS['slow'] = 'slow_backend:BACKEND'\n"
         "import pathlib, sys; from mmedge.runtimes.selection.preparing import prepare_apart\n"

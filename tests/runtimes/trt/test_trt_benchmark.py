@@ -19,7 +19,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path: Path) -> None:
+def test_without_a_gpu_it_measures_nothing(tmp_path: Path) -> None:
     if Path("/proc/driver/nvidia").exists() or not cuda.bindings_installed():
         pytest.skip("there is a driver, or no cuda-bindings")
     output = tmp_path / "gpu.json"

@@ -65,7 +65,7 @@ def assert_embedded(got: Any, feed: Any) -> None:
         np.testing.assert_allclose(got[name], expected, rtol=2e-3, atol=2e-3)  # TF32 products
 
 
-def test_graphs_of_many_shapes_answer_right(session: TrtSession) -> None:
+def test_graphs_of_many_shapes(session: TrtSession) -> None:
     for round_ in range(4):
         for batch in range(1, 9):
             feed = feed_of(batch, round_)
@@ -93,7 +93,7 @@ def test_memory_is_given_back(flavour: str, tmp_path: Path) -> None:
     assert free[-1] >= free[1] - (1 << 20)
 
 
-def test_answers_of_one_run_are_inputs_of_another(flavour: str, tmp_path: Path) -> None:
+def test_outputs_of_one_run_are_inputs_of_another(flavour: str, tmp_path: Path) -> None:
     model = save(
         tmp_path / "twice.onnx",
         [helper.make_node("Add", ["x", "x"], ["y"])],

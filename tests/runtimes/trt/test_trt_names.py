@@ -110,7 +110,7 @@ def test_tensorrt_rtx_has_the_names_that_are_used(library: LoadedFlavour) -> Non
     assert {name for name, _ in lacking} <= {"NetworkDefinitionCreationFlag", "ITimingCache"}
 
 
-def test_the_list_is_of_what_is_used() -> None:
+def test_every_listed_name_is_used() -> None:
     assert [word for _, word in (*PAIRS, *STAND_INS) if not re.search(rf"\b{word}\b", SOURCE)] == []
 
 
@@ -163,7 +163,7 @@ def test_cudas_bindings_take_what_mmedge_passes() -> None:
                 assert int(getattr(getattr(real, name), word)) == int(number)
 
 
-def test_the_library_itself_says_why_a_plan_is_refused(library: LoadedFlavour) -> None:
+def test_the_library_itself_gives_the_reason_for_a_refused_plan(library: LoadedFlavour) -> None:
     device: Any = SimpleNamespace(
         index=0, properties=SimpleNamespace(name="a GPU", compute_capability="8.9")
     )
@@ -187,7 +187,7 @@ def test_the_librarys_output_allocator_can_be_made(library: LoadedFlavour) -> No
 
 
 @pytest.mark.usefixtures("library")
-def test_without_a_gpu_a_session_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_a_session_is_an_error(tmp_path: Path) -> None:
     if Path("/proc/driver/nvidia").exists() or not cuda.bindings_installed():
         pytest.skip("there is a driver, or no cuda-bindings")
     model = save_embedder(tmp_path / "m.onnx")

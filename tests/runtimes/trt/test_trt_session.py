@@ -72,7 +72,7 @@ def test_tensorrt_rtx_makes_its_own_graphs(
 @pytest.mark.parametrize(
     "refused_by", ["capture", "cudaGraphInstantiate", "cudaStreamBeginCapture"]
 )
-def test_what_cannot_be_captured_runs_without_a_graph_and_is_logged(
+def test_a_failed_capture_runs_without_a_graph_and_is_logged(
     refused_by: str, fake_gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_gpu.cuda.refuse_capture = refused_by == "capture"
@@ -107,7 +107,7 @@ def test_closing_gives_everything_back(fake_gpu: FakeGpu, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("scratch", ["most", "needed"])
-def test_out_of_memory_says_what_was_needed_and_what_was_free(
+def test_out_of_memory_reports_needed_and_free_sizes(
     scratch: str, fake_gpu: FakeGpu, tmp_path: Path
 ) -> None:
     cuda = fake_gpu.cuda
@@ -126,7 +126,7 @@ def test_out_of_memory_says_what_was_needed_and_what_was_free(
         fake_gpu.embedder(tmp_path)
 
 
-def test_a_run_that_fails_says_why_and_the_next_runs(fake_gpu: FakeGpu, tmp_path: Path) -> None:
+def test_a_failed_run_gives_its_reason_and_the_next_runs(fake_gpu: FakeGpu, tmp_path: Path) -> None:
     with fake_gpu.embedder(tmp_path, contexts=1) as session:
         for _ in range(2):
             fake_gpu.library.fail_runs = 1
