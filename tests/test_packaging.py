@@ -374,6 +374,6 @@ def test_a_workstation_converts_at_both_ends_of_the_ranges(
 
     names = "fp32,fp16,bf16,int8-dynamic,int8-static,int8-weight,int4,fp8"
     options = ["-o", "tiny.mmedge", "--precision", names, "--calibration", str(photo_folder)]
-    told = json.loads(run("mmedge", "convert", str(clip_folder), *options, "--json"))
-    assert {entry["variant"] for entry in told["variants"]} == set(names.split(","))
+    reported = json.loads(run("mmedge", "convert", str(clip_folder), *options, "--json"))
+    assert {entry["variant"] for entry in reported["variants"]} == set(names.split(","))
     run("mmedge", "verify", "tiny.mmedge")

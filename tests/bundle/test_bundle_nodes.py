@@ -73,9 +73,9 @@ FAULTS: dict[str, tuple[tuple[str | int, ...], object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("steps", "value", "said"), FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize(("steps", "value", "text"), FAULTS.values(), ids=FAULTS.keys())
 def test_contradictions_are_refused_with_their_place(
-    steps: tuple[str | int, ...], value: object, said: str, tiny_bundle: Bundle
+    steps: tuple[str | int, ...], value: object, text: str, tiny_bundle: Bundle
 ) -> None:
     document = table().model_dump(mode="json")
     place: Any = document
@@ -86,12 +86,12 @@ def test_contradictions_are_refused_with_their_place(
     with pytest.raises(ManifestError) as caught:
         bundle.nodes(bundle.variant("image_encoder", "int8-dynamic"))
     message = str(caught.value)
-    assert said in message
+    assert text in message
     assert "int8-dynamic.nodes.json" in message
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "text"),
     [
         (b"", "not JSON"),
         (b"\xff{}", "not UTF-8"),
@@ -103,9 +103,9 @@ def test_contradictions_are_refused_with_their_place(
     ],
     ids=["empty", "encoding", "nan", "twice", "deep", "list", "large"],
 )
-def test_other_files_are_no_table(data: bytes, said: str, tiny_bundle: Bundle) -> None:
+def test_other_files_are_no_table(data: bytes, text: str, tiny_bundle: Bundle) -> None:
     bundle = add_nodes(tiny_bundle, data)
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(ManifestError, match=text):
         bundle.nodes(bundle.variant("image_encoder", "int8-dynamic"))
 
 

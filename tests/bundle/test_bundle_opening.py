@@ -209,7 +209,7 @@ def test_other_types_are_no_path(path: object) -> None:
 
 
 def test_an_unknown_variant_is_an_error_that_lists_the_others(tiny_bundle: Bundle) -> None:
-    told = tiny_bundle.no_variant("fp23", ["image_encoder", "text_encoder"])
-    assert "image_encoder: fp32" in told
-    assert "text_encoder: fp32" in told
-    assert "Did you mean fp32?" in told
+    reported = tiny_bundle.no_variant("fp23", ["image_encoder", "text_encoder"])
+    assert "image_encoder: fp32" in reported
+    assert "text_encoder: fp32" in reported
+    assert "Did you mean fp32?" in reported

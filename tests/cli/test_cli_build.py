@@ -50,8 +50,10 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[EngineRequest]:
         asked.append(request)
         if model.parent.name == "text_encoder":
             raise EngineBuildError(f"{model}: the library will not.")
-        told = read_onnx_file(model)
-        return BuiltEngine(b"plan" * 500, told.inputs, told.outputs, LAYERS, 61.5, ("a \x1b[2J b",))
+        graph = read_onnx_file(model)
+        return BuiltEngine(
+            b"plan" * 500, graph.inputs, graph.outputs, LAYERS, 61.5, ("a \x1b[2J b",)
+        )
 
     monkeypatch.setattr(opening, "build_engine", build)
     return asked
@@ -179,7 +181,7 @@ def test_options_become_the_request(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--target", "cuda"], "expected tensorrt or tensorrt-rtx"),
         (["--batch", "8,1,1"], "1 <= MIN <= OPT <= MAX"),
@@ -193,15 +195,15 @@ def test_options_become_the_request(
     ],
 )
 def test_wrong_usage(
-    options: list[str], told: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(capsys, str(tiny_bundle.path), *options)
     assert code == 2
-    assert told in " ".join(err.replace("│", " ").split())
+    assert message in " ".join(err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--target", "tensorrt-rtx", "--compute-capability", "8.7"], "Jetson Orin"),
         (
@@ -215,11 +217,11 @@ def test_wrong_usage(
     ],
 )
 def test_bad_input(
-    options: list[str], told: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, str(tiny_bundle.path), *options)
     assert (code, out) == (1, "")
-    assert told in err
+    assert message in err
 
 
 def test_an_unwritable_cache_is_reported_before_the_build(

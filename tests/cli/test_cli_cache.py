@@ -119,15 +119,15 @@ def test_prune_removes_engines_of_other_versions(
     filled: EngineCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = run(capsys, "prune", "--dry-run")
-    told = "built for tensorrt 10.3, this is 10.7"
+    message = "built for tensorrt 10.3, this is 10.7"
     assert code == 0
     assert out.splitlines()[0].startswith("clip.mmedge/image_encoder/fp16.onnx: would be removed,")
-    assert told in out
+    assert message in out
     assert "1 engine would be removed" in out
     assert len(filled.entries()) == 3
     code, out, _ = run(capsys, "prune")
     assert code == 0
-    assert told in out
+    assert message in out
     assert "1 engine removed" in out
     assert "2 engines kept" in out
     # That of a flavour that is not installed may have been built for elsewhere.

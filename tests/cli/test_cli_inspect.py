@@ -87,8 +87,8 @@ def test_a_recipe_is_described_once_for_both_roles(
     for role in ("image_encoder", "text_encoder"):
         edit_manifest(tiny_bundle.path, "roles", role, "variants", 1, "recipe", value=recipe)
     lines = [" ".join(line.split()) for line in printed(capsys, str(tiny_bundle.path)).splitlines()]
-    said = "method StaticInt8, bias correction, equalization, keep layers.0.fc1, layers.1.fc1"
-    assert lines.count(f"int8-dynamic portable: {said}") == 1
+    message = "method StaticInt8, bias correction, equalization, keep layers.0.fc1, layers.1.fc1"
+    assert lines.count(f"int8-dynamic portable: {message}") == 1
     edit_manifest(tiny_bundle.path, "roles", "text_encoder", "variants", 1, "recipe", value={})
     text = printed(capsys, str(tiny_bundle.path))
     assert "image_encoder/int8-dynamic" in text

@@ -42,7 +42,7 @@ NODES = (
 )
 
 
-def tell(bundle: Bundle, nodes: tuple[NodeEntry, ...] = NODES) -> Bundle:
+def report(bundle: Bundle, nodes: tuple[NodeEntry, ...] = NODES) -> Bundle:
     table = NodeTable(role="image_encoder", variant="int8-dynamic", nodes=nodes, samples=8)
     return add_nodes(bundle, table)
 
@@ -50,7 +50,7 @@ def tell(bundle: Bundle, nodes: tuple[NodeEntry, ...] = NODES) -> Bundle:
 def test_in_a_pipe_each_node_is_one_line_with_all_of_it(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = printed(capsys, str(tell(tiny_bundle).path), "--nodes")
+    text = printed(capsys, str(report(tiny_bundle).path), "--nodes")
     lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
     for expected in (
         "image_encoder/int8-dynamic",
@@ -75,7 +75,7 @@ def test_a_narrow_terminal_groups_by_block_and_loses_nothing(
     columns: int,
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = printed(capsys, str(tell(tiny_bundle).path), "--nodes")
+    text = printed(capsys, str(report(tiny_bundle).path), "--nodes")
     lines = text.splitlines()
     assert max(map(len, lines)) <= columns
     assert "…" not in text
@@ -90,7 +90,7 @@ def test_a_narrow_terminal_groups_by_block_and_loses_nothing(
 
 
 def test_json_is_the_tables(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    document = json.loads(printed(capsys, str(tell(tiny_bundle).path), "--nodes", "--json"))
+    document = json.loads(printed(capsys, str(report(tiny_bundle).path), "--nodes", "--json"))
     assert document["path"] == str(tiny_bundle.path)
     (table,) = document["nodes"]
     again = NodeTable.model_validate_json(json.dumps(table), strict=True)
@@ -101,7 +101,7 @@ def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = "\x1b]0;owned\x07[red]x[/red]\nforged 1.0 line"
-    bundle = tell(tiny_bundle, (entry(evil, op_type="\x1b[2J", reason=evil),))
+    bundle = report(tiny_bundle, (entry(evil, op_type="\x1b[2J", reason=evil),))
     safe = "\\x1b]0;owned\\x07[red]x[/red]\\nforged 1.0 line"
     for columns in (None, "60"):
         if columns is not None:
@@ -114,7 +114,7 @@ def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
 
 
 def test_role_and_variant_choose(tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(tell(tiny_bundle).path)
+    path = str(report(tiny_bundle).path)
     for chosen in (
         ["--role", "image_encoder"],
         ["--variant", "int8-dynamic"],
@@ -125,7 +125,7 @@ def test_role_and_variant_choose(tiny_bundle: Bundle, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "message"),
     [
         (["--role", "text_encoder"], "no node table of fp32, int8-dynamic"),
         (["--variant", "fp32"], "no node table of fp32"),
@@ -136,12 +136,12 @@ def test_role_and_variant_choose(tiny_bundle: Bundle, capsys: pytest.CaptureFixt
     ids=str,
 )
 def test_missing_items_are_reported(
-    chosen: list[str], said: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+    chosen: list[str], message: str, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = run(capsys, str(tell(tiny_bundle).path), "--nodes", *chosen)
+    code, out, err = run(capsys, str(report(tiny_bundle).path), "--nodes", *chosen)
     assert code == 1
     assert out == ""
-    assert said in re.sub(r"\s+", " ", err)
+    assert message in re.sub(r"\s+", " ", err)
 
 
 def test_a_bundle_without_tables_names_the_command_for_them(

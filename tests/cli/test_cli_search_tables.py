@@ -25,7 +25,7 @@ JOINT = (
 LONGEST = "int8-static-mse-equalized-corrected-keep8"
 
 
-def tell(bundle: Bundle, record: SearchRecord, role: str = "image_encoder") -> Bundle:
+def report(bundle: Bundle, record: SearchRecord, role: str = "image_encoder") -> Bundle:
     value = record.model_dump(mode="json")
     edit_manifest(bundle.path, "roles", role, "search", value=value)
     return bundle
@@ -42,7 +42,7 @@ def lines_at(width: int, record: SearchRecord) -> list[str]:
 def test_in_a_pipe_a_candidate_is_one_line_with_its_reason(
     tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = printed(capsys, str(tell(tiny_bundle, small_search()).path))
+    text = printed(capsys, str(report(tiny_bundle, small_search()).path))
     lines = squeezed(text.splitlines())
     for expected in (
         "Search: image_encoder",
@@ -64,13 +64,13 @@ def test_in_a_pipe_a_candidate_is_one_line_with_its_reason(
 def test_every_width_holds_all_of_it(width: int, record: SearchRecord) -> None:
     lines = lines_at(width, record)
     assert max(map(len, lines)) <= width
-    told = "".join("".join(lines).split())
+    message = "".join("".join(lines).split())
     for one in record.candidates:
-        assert one.reason.replace(" ", "") in told
-        assert f"{one.variant}{OUTCOMES[one.verdict]}".replace(" ", "") in told
+        assert one.reason.replace(" ", "") in message
+        assert f"{one.variant}{OUTCOMES[one.verdict]}".replace(" ", "") in message
         if one.speed is not None:
-            assert f"{one.speed.ratio.value:.2f}" in told
-    assert "…" not in told
+            assert f"{one.speed.ratio.value:.2f}" in message
+    assert "…" not in message
 
 
 def test_eighty_columns_keep_the_figures_of_a_candidate_on_a_line() -> None:
@@ -105,8 +105,8 @@ def test_energy_has_a_column_where_it_was_measured() -> None:
 )
 def test_a_loss_has_as_many_decimals_as_the_budget_asks_for(max_drop: float, shown: str) -> None:
     first = candidate("fp32", "chosen", "it is", drop=figure(0.000123))
-    told = lines_at(200, search(first, max_drop=max_drop))
-    assert any(re.search(rf"chosen\s+{re.escape(shown)}", line) for line in told)
+    message = lines_at(200, search(first, max_drop=max_drop))
+    assert any(re.search(rf"chosen\s+{re.escape(shown)}", line) for line in message)
 
 
 def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
@@ -114,7 +114,7 @@ def test_names_and_reasons_cannot_steer_the_terminal_or_the_markup(
 ) -> None:
     evil = "\x1b]0;owned\x07[red]x[/red]\nforged line"
     first = candidate("fp32", "chosen", evil, ms=10, backend=evil)
-    tell(tiny_bundle, search(first, processor=evil, data=evil, metric=evil))
+    report(tiny_bundle, search(first, processor=evil, data=evil, metric=evil))
     for columns in (None, "60"):
         if columns is not None:
             monkeypatch.setenv("COLUMNS", columns)
@@ -139,7 +139,7 @@ def test_a_page_of_it(
 ) -> None:
     node = NodeEntry(name="proj", op_type="Gemm", precision="int8", shape=(2, 2))
     table = NodeTable(role="image_encoder", variant="int8-dynamic", nodes=(node,))
-    tell(add_nodes(tiny_bundle, table), small_search())
+    report(add_nodes(tiny_bundle, table), small_search())
     file = tmp_path / "search.html"
     text = printed(capsys, str(tiny_bundle.path), "--html", str(file))
     assert "Search: image_encoder" in text

@@ -381,7 +381,7 @@ def run(*arguments: str | Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "fault"),
     [
         (("--precision", "auto,fp16"), "auto cannot be combined: got 'auto,fp16'"),
         (("--precision", "auto", "--max-drop", "1.5"), "--max-drop: got 1.5"),
@@ -403,7 +403,7 @@ def run(*arguments: str | Path) -> int:
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     options: tuple[str, ...],
-    told: str,
+    fault: str,
     clip_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -424,7 +424,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert run("convert", clip_folder, "-o", out, "-q", *words) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: ")
-    assert told in error
+    assert fault in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert not out.parent.exists() or list(out.parent.iterdir()) == []

@@ -51,7 +51,7 @@ def test_a_role_without_a_precision_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precisions", "told"),
+    ("precisions", "message"),
     [
         (("image_encoder:int3",), "Unknown precision: got 'int3'"),
         (("image_encoder:",), "Unknown precision: got ''"),
@@ -59,8 +59,8 @@ def test_a_role_without_a_precision_is_named() -> None:
         (("image_encoder:auto", "text_encoder:fp16"), "auto cannot be combined"),
     ],
 )
-def test_a_precision_of_a_role_is_checked_as_any(precisions: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ConversionError, match=told):
+def test_a_precision_of_a_role_is_checked_as_any(precisions: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
         asked(*precisions)
 
 
@@ -79,7 +79,7 @@ def test_a_budget_without_a_search_is_refused(others: dict[str, Any], option: st
 
 
 @pytest.mark.parametrize(
-    ("precisions", "default", "told"),
+    ("precisions", "default", "message"),
     [
         (("fp32", "fp16"), "int8", r"--default: got 'int8', expected one of .*fp32, fp16"),
         (("fp32", "int8"), "int8-dynamc", r"Did you mean int8-dynamic\?"),
@@ -87,9 +87,9 @@ def test_a_budget_without_a_search_is_refused(others: dict[str, Any], option: st
     ],
 )
 def test_a_default_that_is_not_made_is_refused_before_any_work(
-    precisions: tuple[str, ...], default: str, told: str
+    precisions: tuple[str, ...], default: str, message: str
 ) -> None:
-    with pytest.raises(ConversionError, match=told):
+    with pytest.raises(ConversionError, match=message):
         asked(*precisions, default=default)
 
 

@@ -143,7 +143,7 @@ def test_full_size_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             }
             # q, k, v, output and two of the MLP in 12 blocks, and the patches of an image
             assert len(products) == 72 + (engine.role == "image_encoder")
-            assert not [told for told in built.record.warnings if "run in float" in told]
+            assert not [text for text in built.record.warnings if "run in float" in text]
             assert counts["fp16"] > 12
         else:
             assert next(iter(counts)) == engine.precision.value

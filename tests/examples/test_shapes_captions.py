@@ -62,8 +62,8 @@ def _assert_true(text: str, scene: Scene) -> None:
         assert len(things) == _COUNTS[match["count"]], text
         row, column = _ROW.search(after), _COLUMN.search(after)
         if row:
-            said = "top" if row[1] in ("top", "upper") else "bottom"
-            assert {t.zone[0] for t in things} == {said}, text
+            message = "top" if row[1] in ("top", "upper") else "bottom"
+            assert {t.zone[0] for t in things} == {message}, text
         if column:
             assert {t.zone[1] for t in things} == {column[1]}, text
         # Behind a place, a relation follows a comma: "at the top, left of a red star".
@@ -73,9 +73,9 @@ def _assert_true(text: str, scene: Scene) -> None:
             assert {relation(a, b) for a in things for b in others} == {between}, text
         it = _RELATION_IT.match(after)
         if it:
-            said = {"over": "above", "under": "below"}.get(it[1], it[1])
+            message = {"over": "above", "under": "below"}.get(it[1], it[1])
             first = _meant(mentions[0][0], scene)
-            assert {relation(a, b) for a in things for b in first} == {said}, text
+            assert {relation(a, b) for a in things for b in first} == {message}, text
 
 
 def test_captions_are_true_and_name_everything_with_its_size() -> None:

@@ -89,8 +89,8 @@ class Repository:
                 feed = {
                     key: tensors[value] for key, value in step.input_map.items() if value in tensors
                 }
-                answers = self.infer(step.model_name, **feed)
-                tensors |= {value: answers[key] for key, value in step.output_map.items()}
+                outputs = self.infer(step.model_name, **feed)
+                tensors |= {value: outputs[key] for key, value in step.output_map.items()}
             return {output.name: tensors[output.name] for output in config.output}
         folder = self.path / model / "1"
         if config.backend == "python":

@@ -115,11 +115,11 @@ def test_graphs_return_the_raw_vectors(tiny_bundle: Bundle, out: Path) -> None:
             str(out / graph.onnx), providers=["CPUExecutionProvider"]
         )
         feed = {vector.name: read(out, vector) for vector in graph.vectors.inputs}
-        answers = session.run([vector.name for vector in graph.vectors.outputs], feed)
-        for vector, answer in zip(graph.vectors.outputs, answers, strict=True):
+        results = session.run([vector.name for vector in graph.vectors.outputs], feed)
+        for vector, result in zip(graph.vectors.outputs, results, strict=True):
             expected = read(out, vector)
             assert expected.shape[0] == graph.vectors.samples
-            assert np.abs(answer - expected).max() <= graph.vectors.tolerance.max_abs_error
+            assert np.abs(result - expected).max() <= graph.vectors.tolerance.max_abs_error
 
 
 def test_external_data_comes_along(bundle_with_data: Bundle, out: Path) -> None:
@@ -206,11 +206,11 @@ def test_engines_lie_beside_their_graph(tiny_bundle: Bundle, out: Path) -> None:
     document = export_engine_folder(
         tiny_bundle, out, select(tiny_bundle, roles=["image_encoder"]), engines=lambda _: [engine()]
     )
-    (told,) = document.graphs[0].engines
-    assert (out / told.file).read_bytes() == b"a plan"
-    assert told.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
-    assert told.compute_capability == "8.9+12.0"
-    assert told.profiles[0]["pixel_values"].max == (4, 3, 8, 8)
+    (engine,) = document.graphs[0].engines
+    assert (out / engine.file).read_bytes() == b"a plan"
+    assert engine.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
+    assert engine.compute_capability == "8.9+12.0"
+    assert engine.profiles[0]["pixel_values"].max == (4, 3, 8, 8)
 
 
 def test_an_axis_that_nothing_bounds_is_an_error(tiny_bundle: Bundle, out: Path) -> None:
@@ -276,21 +276,21 @@ def test_the_program_of_the_docs_detects_wrong_outputs(
     tolerance = graph.vectors.tolerance
     limits = [str(tolerance.cosine_min), str(tolerance.max_abs_error)]
 
-    def told(answer: Array) -> Any:
-        (out / "answer.bin").write_bytes(answer.tobytes())
+    def compare(result: Array) -> Any:
+        (out / "answer.bin").write_bytes(result.tobytes())
         width = str(vector.shape[-1])
         command = [str(compare), str(out / vector.file), str(out / "answer.bin"), width, *limits]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     expected = read(out, vector)
-    assert told(expected).returncode == 0
-    assert told(expected + np.float32(5e-4)).returncode == 0
-    off = told(expected + np.float32(0.01))
+    assert compare(expected).returncode == 0
+    assert compare(expected + np.float32(5e-4)).returncode == 0
+    off = compare(expected + np.float32(0.01))
     assert off.returncode == 1
     assert "0.01" in off.stdout
-    assert told(expected[:, ::-1].copy()).returncode == 1
-    assert told(np.full_like(expected, np.nan)).returncode == 1
-    assert told(expected[:1]).returncode == 2
+    assert compare(expected[:, ::-1].copy()).returncode == 1
+    assert compare(np.full_like(expected, np.nan)).returncode == 1
+    assert compare(expected[:1]).returncode == 2
 
 
 def test_io_json_is_plain_json(tiny_bundle: Bundle, out: Path) -> None:

@@ -102,13 +102,13 @@ def test_a_role_without_any_graph_that_can_be_exported(tiny_bundle: Bundle) -> N
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "message"),
     [({"precisions": ["int4"]}, "no variant 'int4'"), ({"roles": ["audio"]}, "no role 'audio'")],
 )
 def test_wrong_names_list_the_right_ones(
-    tiny_bundle: Bundle, wanted: dict[str, list[str]], said: str
+    tiny_bundle: Bundle, wanted: dict[str, list[str]], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         names(tiny_bundle, **wanted)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "image_encoder" in str(caught.value)

@@ -71,20 +71,20 @@ def test_images_and_frames_give_mmedge_s_embeddings(
     with mmedge.load(tiny_bundle.path) as model:
         expected = model.encode_image(images)
     files = strings(*(png(frame) for frame in images))
-    for answer in (
+    for output in (
         repository.infer("encode_image", image=files),
         repository.infer("encode_image", frame=images),
     ):
-        assert list(answer) == ["embedding"]
-        np.testing.assert_allclose(answer["embedding"], expected, atol=1e-6)
+        assert list(output) == ["embedding"]
+        np.testing.assert_allclose(output["embedding"], expected, atol=1e-6)
 
 
 def test_texts_give_mmedge_s_embeddings(repository: Repository, tiny_bundle: Bundle) -> None:
     texts = ["a red circle", "a photo of a green square"]
     with mmedge.load(tiny_bundle.path) as model:
         expected = model.encode_text(texts)
-    answer = repository.infer("encode_text", text=strings(*(text.encode() for text in texts)))
-    np.testing.assert_allclose(answer["embedding"], expected, atol=1e-6)
+    output = repository.infer("encode_text", text=strings(*(text.encode() for text in texts)))
+    np.testing.assert_allclose(output["embedding"], expected, atol=1e-6)
 
 
 def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> None:
@@ -96,8 +96,8 @@ def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> N
 
     def shape(words: int) -> tuple[int, ...]:
         text = " ".join(["red"] * words).encode()
-        answer = repository.infer("text_encoder_preprocessing", text=strings(text))
-        return answer["input_ids"].shape
+        output = repository.infer("text_encoder_preprocessing", text=strings(text))
+        return output["input_ids"].shape
 
     assert [shape(words) for words in (1, 6, 7, 14, 15, 40)] == [
         (1, 8), (1, 8), (1, 16), (1, 16), (1, 20), (1, 20),
@@ -105,7 +105,7 @@ def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "said"),
+    ("model", "inputs", "message"),
     [
         ("encode_image", {"image": strings(b"nothing")}, "not an image"),
         ("encode_image", {"image": strings(png(frames(1)[0])), "frame": frames(1)}, "Got both"),
@@ -114,9 +114,9 @@ def test_texts_of_like_length_get_one_shape(tiny_bundle: Bundle, out: Path) -> N
     ],
 )
 def test_an_unusable_item_is_an_error_of_its_request(
-    repository: Repository, model: str, inputs: dict[str, Array], said: str
+    repository: Repository, model: str, inputs: dict[str, Array], message: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         repository.infer(model, **inputs)
 
 
@@ -151,9 +151,9 @@ def test_a_device_is_a_kind_of_instance(
 def test_external_data_lies_beside_its_model(bundle_with_data: Bundle, out: Path) -> None:
     export_triton(bundle_with_data, out, select(bundle_with_data))
     assert (out / "image_encoder/1/fp32.onnx.data").is_file()
-    answer = load_repository(out).infer("encode_image", frame=frames(1))
+    output = load_repository(out).infer("encode_image", frame=frames(1))
     with mmedge.load(bundle_with_data.path) as model:
-        np.testing.assert_allclose(answer["embedding"], model.encode_image(frames(1)), atol=1e-6)
+        np.testing.assert_allclose(output["embedding"], model.encode_image(frames(1)), atol=1e-6)
 
 
 def test_a_fixed_batch_is_part_of_the_shape(tiny_bundle: Bundle, out: Path) -> None:

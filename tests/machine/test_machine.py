@@ -171,7 +171,7 @@ def test_cuda_is_not_queried_without_a_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"commands": {}, "files": dict(DESKTOP.files)}, "Install NVIDIA's driver"),
         ({"commands": {}, "files": dict(DESKTOP.files) | {".dockerenv": ""}}, "--gpus all"),
@@ -188,13 +188,13 @@ def test_cuda_is_not_queried_without_a_driver(tmp_path: Path) -> None:
     ],
 )
 def test_oddities_are_reported_with_a_fix(
-    tmp_path: Path, change: dict[str, object], said: str
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     described = replace(DESKTOP, **change)  # type: ignore[arg-type]
     if "commands" in change:
         files = {k: v for k, v in described.files.items() if "driver" not in k}
         described = replace(described, files=files)
-    assert any(said in note for note in look(described, tmp_path).notes)
+    assert any(message in note for note in look(described, tmp_path).notes)
 
 
 def test_this_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

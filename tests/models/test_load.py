@@ -231,16 +231,16 @@ def test_layout_suits_backend_and_device(
 
 
 def test_loading_from_several_threads(tiny_bundle: Bundle) -> None:
-    answers: list[np.ndarray[Any, Any]] = []
+    outputs: list[np.ndarray[Any, Any]] = []
 
     def work() -> None:
         with mmedge.load(tiny_bundle.path) as model:
-            answers.append(model.encode_text("red"))
+            outputs.append(model.encode_text("red"))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == 4
-    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert len(outputs) == 4
+    assert all(np.array_equal(output, outputs[0]) for output in outputs)

@@ -127,13 +127,13 @@ def test_calls_go_on_through_the_swap(tiny_bundle: Bundle, registered: Path) -> 
     ) as model:
         expected = model.encode_text("red circle")
         stop = threading.Event()
-        answers: list[np.ndarray] = []
+        outputs: list[np.ndarray] = []
         errors: list[BaseException] = []
 
         def ask() -> None:
             try:
                 while not stop.is_set():
-                    answers.append(model.encode_text("red circle"))
+                    outputs.append(model.encode_text("red circle"))
             except BaseException as error:
                 errors.append(error)
                 raise
@@ -147,9 +147,9 @@ def test_calls_go_on_through_the_swap(tiny_bundle: Bundle, registered: Path) -> 
         for thread in threads:
             thread.join()
     assert not errors
-    assert answers
-    for answer in answers:
-        np.testing.assert_allclose(answer, expected, atol=1e-6)
+    assert outputs
+    for output in outputs:
+        np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
 def test_a_failed_build_is_reported_and_the_first_backend_goes_on(

@@ -53,8 +53,8 @@ def clip_reference(image: Image.Image, edge: int = 224, crop: int = 224) -> Arra
     reference = CLIPImageProcessorPil(
         size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop}
     )
-    answer: Array = reference(image, return_tensors="np")["pixel_values"]
-    return answer
+    output: Array = reference(image, return_tensors="np")["pixel_values"]
+    return output
 
 
 def drawn(height: int, width: int, mode: str = "RGB") -> Image.Image:

@@ -27,7 +27,7 @@ NODES = {
 }
 
 
-def told(bundle: Bundle, **records: SearchRecord) -> Manifest:
+def with_records(bundle: Bundle, **records: SearchRecord) -> Manifest:
     """The bundle's manifest, with what was searched for each role."""
     manifest = bundle.manifest
     roles = {
@@ -184,7 +184,7 @@ def test_a_single_mark_and_no_loss_at_all_can_be_drawn(budget: float, y: float) 
 
 def test_every_candidate_is_in_the_table_with_its_reason(tiny_bundle: Bundle) -> None:
     record = large_search()
-    page = render_search(told(tiny_bundle, image_encoder=record), NODES)
+    page = render_search(with_records(tiny_bundle, image_encoder=record), NODES)
     text = re.sub(r"\s+", " ", read(page).text)
     for index, one in enumerate(record.candidates):
         assert f"{index + 1} {one.variant}{OUTCOMES[one.verdict]}{one.reason}" in text
@@ -207,22 +207,22 @@ def test_every_candidate_is_in_the_table_with_its_reason(tiny_bundle: Bundle) ->
 
 
 def test_plots_have_accessible_descriptions(tiny_bundle: Bundle) -> None:
-    page = render_search(told(tiny_bundle, image_encoder=large_search()), {})
-    said = re.findall(r'<svg [^>]*role="img" aria-label="([^"]*)"', page)
-    assert [text.split(". ")[0] for text in said] == [
+    page = render_search(with_records(tiny_bundle, image_encoder=large_search()), {})
+    message = re.findall(r'<svg [^>]*role="img" aria-label="([^"]*)"', page)
+    assert [text.split(". ")[0] for text in message] == [
         "Loss against latency: image_encoder",
         "Loss against size: image_encoder",
     ]
     assert (
         "14 candidates, 4 kept; recall@1 loss against fp32 over time relative to fp32 (104 ms)"
-        in said[0]
+        in message[0]
     )
 
 
 def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
     first = candidate("fp32", "chosen", "it is", drop=figure(0), ms=100, energy_mj=2345.0)
     record = search(first, objective="energy", energy_counter="RAPL: package-0")
-    page = render_search(told(tiny_bundle, image_encoder=record), {})
+    page = render_search(with_records(tiny_bundle, image_encoder=record), {})
     text = read(page).text
     assert "RAPL: package-0, including the idle machine" in text
     assert "Loss against energy: image_encoder" in text
@@ -232,14 +232,14 @@ def test_energy_is_drawn_where_it_was_measured(tiny_bundle: Bundle) -> None:
 
 
 def test_fp32_alone_is_reported(tiny_bundle: Bundle) -> None:
-    text = read(render_search(told(tiny_bundle, text_encoder=nothing_gained()), {})).text
+    text = read(render_search(with_records(tiny_bundle, text_encoder=nothing_gained()), {})).text
     assert "Chosen: fp32no candidate within the budget is faster or smaller" in text
     assert "size relative to fp32" not in text
 
 
 def test_fp32_is_drawn_though_it_was_not_compared_with_itself(tiny_bundle: Bundle) -> None:
     first = candidate("fp32", "chosen", "it is", size_mb=10)
-    page = render_search(told(tiny_bundle, text_encoder=search(first)), {})
+    page = render_search(with_records(tiny_bundle, text_encoder=search(first)), {})
     assert page.count("<svg ") == 1
     assert "1: fp32, chosen: it is" in page
 
@@ -247,7 +247,7 @@ def test_fp32_is_drawn_though_it_was_not_compared_with_itself(tiny_bundle: Bundl
 def test_strings_of_the_bundle_are_escaped(tiny_bundle: Bundle) -> None:
     first = candidate("fp32", "chosen", HOSTILE, drop=figure(0), ms=10, backend=HOSTILE)
     fields = dict.fromkeys(("metric", "processor", "data"), HOSTILE)
-    manifest = told(tiny_bundle, image_encoder=search(first, **fields))
+    manifest = with_records(tiny_bundle, image_encoder=search(first, **fields))
     roles = {HOSTILE: manifest.roles["image_encoder"]}
     provenance = manifest.provenance.model_copy(
         update={"source": HOSTILE, "command": HOSTILE, "created": HOSTILE}
@@ -272,7 +272,7 @@ def test_without_a_search_the_page_is_on_nodes(tiny_bundle: Bundle) -> None:
 
 
 def test_the_profile_has_the_search_too(sample_profile: Profile, tiny_bundle: Bundle) -> None:
-    roles = told(tiny_bundle, image_encoder=small_search()).roles
+    roles = with_records(tiny_bundle, image_encoder=small_search()).roles
     page = render_profile(sample_profile, roles=roles)
     assert "Search: image_encoder" in read(page).text
     assert "no backend here runs it" in page
@@ -282,7 +282,9 @@ def test_the_profile_has_the_search_too(sample_profile: Profile, tiny_bundle: Bu
 
 @pytest.mark.timeout(300)
 def test_the_page_as_a_browser_shows_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    manifest = told(tiny_bundle, image_encoder=large_search(), text_encoder=nothing_gained())
+    manifest = with_records(
+        tiny_bundle, image_encoder=large_search(), text_encoder=nothing_gained()
+    )
     page = render_search(manifest, NODES)
     seen = browse(page, tmp_path)
     assert seen.console == []

@@ -123,7 +123,7 @@ def test_latency_is_slept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "output",
     [
         {"y": np.ones((2, 4), np.float32)},
         {"y": np.ones((2, 4)), "norm": np.ones((2, 1), np.float32)},
@@ -131,8 +131,8 @@ def test_latency_is_slept(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["missing", "dtype", "rank"],
 )
-def test_a_function_that_breaks_the_specs_is_named(answer: dict[str, Array]) -> None:
-    session = FakeSession(INPUTS, OUTPUTS, lambda _: answer)
+def test_a_function_that_breaks_the_specs_is_named(output: dict[str, Array]) -> None:
+    session = FakeSession(INPUTS, OUTPUTS, lambda _: output)
 
     with pytest.raises(BackendError, match=r"Fake output '(y|norm)'.*expected (y|norm) float32"):
         session.run(feed_of(2))

@@ -144,9 +144,9 @@ def product_precisions(session: OpenVinoSession) -> Counter[str]:
     """Return in which precision the engine runs the matrix products, and how many of them."""
     kinds: Counter[str] = Counter()
     for node in session._engine.get_runtime_model().get_ops():
-        told = node.get_rt_info()
-        if told["layerType"].astype(str) in ("FullyConnected", "MatMul"):
-            kinds[told["runtimePrecision"].astype(str)] += 1
+        info = node.get_rt_info()
+        if info["layerType"].astype(str) in ("FullyConnected", "MatMul"):
+            kinds[info["runtimePrecision"].astype(str)] += 1
     return kinds
 
 

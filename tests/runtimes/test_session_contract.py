@@ -37,7 +37,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
     made.close()
 
 
-def _assert_answers(got: dict[str, Array], feed: dict[str, Array]) -> None:
+def _assert_outputs(got: dict[str, Array], feed: dict[str, Array]) -> None:
     for name, expected in embed(feed).items():
         np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-5)
 
@@ -57,7 +57,7 @@ def test_outputs_at_every_batch(session: Session, batch: int) -> None:
     assert list(got) == ["y", "norm"]
     assert got["y"].shape == (batch, DIM)
     assert got["y"].dtype == np.float32
-    _assert_answers(got, feed)
+    _assert_outputs(got, feed)
 
 
 def test_outputs_belong_to_the_caller(session: Session) -> None:
@@ -70,11 +70,11 @@ def test_outputs_belong_to_the_caller(session: Session) -> None:
         np.testing.assert_array_equal(array, kept[name])
         assert not np.shares_memory(array, second[name])
         array[:] = 0.0  # writeable, and nothing of the session's
-    _assert_answers(session.run(feed), feed)
+    _assert_outputs(session.run(feed), feed)
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "says"),
+    ("change", "kind", "message"),
     [
         (lambda feed: feed.pop("gate"), InputError, "gate"),
         (lambda feed: feed.update(other=feed["x"]), InputError, "other"),
@@ -95,14 +95,14 @@ def test_a_wrong_feed_is_refused(
     method: str,
     change: Callable[[dict[str, Array]], object],
     kind: type[InputError],
-    says: str,
+    message: str,
 ) -> None:
     feed = feed_of(2)
     change(feed)
 
-    with pytest.raises(kind, match=says):
+    with pytest.raises(kind, match=message):
         getattr(session, method)(feed)
-    _assert_answers(session.run(feed_of(2)), feed_of(2))
+    _assert_outputs(session.run(feed_of(2)), feed_of(2))
 
 
 def _strided(array: Array) -> Array:
@@ -128,7 +128,7 @@ def test_memory_layout_does_not_change_the_outputs(
     feed = feed_of(4)
     odd = {name: lay_out(array) for name, array in feed.items()}
 
-    _assert_answers(session.run(odd), feed)
+    _assert_outputs(session.run(odd), feed)
     for name, array in odd.items():
         np.testing.assert_array_equal(array, feed[name])
 
@@ -140,16 +140,16 @@ def test_a_binding_reads_and_writes_the_same_memory_every_time(session: Session)
     binding = session.bind(buffers)
     addresses = {name: array.ctypes.data for name, array in binding.outputs.items()}
     outputs = dict(binding.outputs)
-    answers = binding.run()
+    results = binding.run()
 
     assert all(binding.inputs[name] is buffers[name] for name in buffers)
-    _assert_answers(dict(answers), feed)
+    _assert_outputs(dict(results), feed)
     for name, array in other.items():
         buffers[name][...] = array  # not told to the binding: it must look at this memory
-    answers = binding.run()
-    _assert_answers(dict(answers), other)
+    results = binding.run()
+    _assert_outputs(dict(results), other)
     for name, address in addresses.items():
-        assert answers[name] is outputs[name]
+        assert results[name] is outputs[name]
         assert binding.outputs[name] is outputs[name]
         assert outputs[name].ctypes.data == address
 
@@ -163,7 +163,7 @@ def test_bindings_and_runs_do_not_disturb_each_other(session: Session) -> None:
             binding.run()
             session.run(feed_of(5))
         for feed, binding in zip(feeds, bindings, strict=True):
-            _assert_answers(dict(binding.outputs), feed)
+            _assert_outputs(dict(binding.outputs), feed)
 
 
 @pytest.mark.parametrize("lay_out", [_strided, _unaligned, np.asfortranarray])
@@ -255,7 +255,7 @@ def test_closing_one_session_leaves_another_of_the_same_graph(
     model = save_embedder(tmp_path / "other" / "model.onnx")
     with open_session(model, options=SessionOptions(threads=1)) as other:
         session.close()
-        _assert_answers(other.run(feed_of(2)), feed_of(2))
+        _assert_outputs(other.run(feed_of(2)), feed_of(2))
 
 
 def test_placement_names_backend_and_device(session: Session) -> None:
@@ -354,7 +354,7 @@ def _damage(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         ("missing", "no such model file"),
         ("folder", "no such model file"),
@@ -370,11 +370,11 @@ def _damage(kind: str, folder: Path) -> Path:
     ],
 )
 def test_a_file_that_cannot_be_opened_is_named(
-    name: str, kind: str, says: str, tmp_path: Path
+    name: str, kind: str, message: str, tmp_path: Path
 ) -> None:
     model = _damage(kind, tmp_path)
 
-    with pytest.raises(BackendError, match=says) as caught:
+    with pytest.raises(BackendError, match=message) as caught:
         _open(model, name)
     assert str(model) in str(caught.value)
 

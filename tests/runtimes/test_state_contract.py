@@ -253,7 +253,7 @@ def fake(toy: Toy) -> FakeSession:
 
 
 @pytest.mark.parametrize(
-    ("toy", "how", "says"),
+    ("toy", "how", "message"),
     [
         (ENCODED, {"given": {}}, r"given: memory float32\(.*missing, which encoder makes"),
         (ENCODED, {"given": ENCODED.constants(3)}, "'memory': got .* Axis 'batch' is 2 elsewhere"),
@@ -274,13 +274,13 @@ def fake(toy: Toy) -> FakeSession:
         ),
     ],
 )
-def test_a_start_that_cannot_be_is_refused(toy: Toy, how: dict[str, Any], says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_a_start_that_cannot_be_is_refused(toy: Toy, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         start(fake(toy), toy, 2, **how)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "says"),
+    ("tensor", "message"),
     [
         (StateTensor("past", "present.0.key", "append", 1), "no 'past', expected"),
         (StateTensor("past.0.key", "present", "append", 1), "no 'present', expected"),
@@ -291,8 +291,8 @@ def test_a_start_that_cannot_be_is_refused(toy: Toy, how: dict[str, Any], says: 
         (StateTensor("past.0.key", "present.0.key", "append", 2), "axis 2 has a fixed size"),
     ],
 )
-def test_a_state_of_another_graph_is_refused(tensor: StateTensor, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_a_state_of_another_graph_is_refused(tensor: StateTensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         fake(APPENDED).start(State((tensor,), "past", 8))
 
 

@@ -45,8 +45,8 @@ class Races:
     def __call__(self, calls: Mapping[str, Callable[[], Any]], **_: object) -> dict[str, Any]:
         self.contestants.append(list(calls))
         for call in calls.values():
-            (answer,) = call().values()
-            assert len(answer) == 1  # one golden input
+            (output,) = call().values()
+            assert len(output) == 1  # one golden input
         return {
             name: InterleavedTiming(10 * ratio, 10 * ratio, ratio, ratio, ratio, (10 * ratio,))
             for name, ratio in zip(calls, (1.0, self.ratio), strict=False)

@@ -176,10 +176,10 @@ def test_of_several_processes_one_measures_and_all_take_its_result(
 ) -> None:
     command = [sys.executable, "-c", _LOADER, str(tiny_bundle.path)]
     loaders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [line for loader in loaders for line in loader.communicate()[0].splitlines()]
+    lines = [line for loader in loaders for line in loader.communicate()[0].splitlines()]
     assert [loader.returncode for loader in loaders] == [0, 0, 0]
-    assert told.count("measures") == 1
-    assert len(set(told)) == 2  # and all three the same backend
+    assert lines.count("measures") == 1
+    assert len(set(lines)) == 2  # and all three the same backend
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def _workstation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("mmedge.runtimes.trt.backend.Device", NoDevice)
 
 
-def told(bundle: Bundle, options: PlanOptions) -> dict[str, tuple[str, str]]:
+def states_of(bundle: Bundle, options: PlanOptions) -> dict[str, tuple[str, str]]:
     plan = plan_engines(bundle, "tensorrt-rtx", options)
     return {engine.label: (engine.state, engine.reason) for engine in plan.engines}
 
@@ -98,7 +98,7 @@ def test_onnxruntimes_own_operators_are_no_engine(method: str, tiny_bundle: Bund
 @needs_rtx
 def test_a_plan_has_every_variant(tiny_bundle: Bundle) -> None:
     bundle = recipe(tiny_bundle, method="StaticInt8", activations="uint8")
-    states = told(bundle, ADA)
+    states = states_of(bundle, ADA)
     assert list(states) == [
         "image_encoder/fp32",
         "image_encoder/int8-dynamic",
@@ -147,7 +147,7 @@ def test_axes_can_be_given_a_set_for_each_profile(tiny_bundle: Bundle) -> None:
 @needs_rtx
 def test_roles_and_precisions_are_chosen_by_name_and_by_kind(tiny_bundle: Bundle) -> None:
     def labels(**chosen: tuple[str, ...]) -> list[str]:
-        return list(told(tiny_bundle, replace(ADA, **chosen)))  # type: ignore[arg-type]
+        return list(states_of(tiny_bundle, replace(ADA, **chosen)))  # type: ignore[arg-type]
 
     assert labels(roles=("text_encoder",), precisions=("int8",)) == ["text_encoder/int8-dynamic"]
     assert labels(precisions=("fp32",)) == ["image_encoder/fp32", "text_encoder/fp32"]
@@ -160,7 +160,7 @@ def test_roles_and_precisions_are_chosen_by_name_and_by_kind(tiny_bundle: Bundle
 @needs_rtx
 def test_a_misspelt_axis_is_refused(tiny_bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"no input has a dynamic axis 'bach'.*batch"):
-        told(tiny_bundle, replace(ADA, axes=({"bach": Axis(1, 1, 1)},)))
+        states_of(tiny_bundle, replace(ADA, axes=({"bach": Axis(1, 1, 1)},)))
 
 
 @needs_rtx
@@ -183,7 +183,7 @@ def test_a_gpu_that_cannot_run_a_variant_refuses_that_one_alone(tiny_bundle: Bun
     edit_manifest(
         tiny_bundle.path, "roles", "image_encoder", "variants", 1, "precision", value="int4"
     )
-    states = told(open_bundle(tiny_bundle.path), PlanOptions(compute_capabilities=("7.5",)))
+    states = states_of(open_bundle(tiny_bundle.path), PlanOptions(compute_capabilities=("7.5",)))
     assert states["image_encoder/fp32"][0] == "build"
     state, reason = states["image_encoder/int8-dynamic"]
     assert state == "refused"
@@ -193,7 +193,7 @@ def test_a_gpu_that_cannot_run_a_variant_refuses_that_one_alone(tiny_bundle: Bun
 @needs_rtx
 def test_an_unknown_capability_is_an_error_for_all(tiny_bundle: Bundle) -> None:
     with pytest.raises(EngineBuildError, match="Jetson Orin"):
-        told(tiny_bundle, PlanOptions(compute_capabilities=("8.7",)))
+        states_of(tiny_bundle, PlanOptions(compute_capabilities=("8.7",)))
 
 
 @needs_rtx

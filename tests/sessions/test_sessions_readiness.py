@@ -123,7 +123,7 @@ def test_cuda_that_does_not_start(tiny_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "described", "place", "state", "said"),
+    ("precision", "described", "place", "state", "message"),
     [
         ("fp8", ORIN, ("tensorrt", "cuda"), "no", "Orin (compute capability 8.7) has no fp8"),
         ("fp8", THOR, ("tensorrt", "cuda"), "needs", "TensorRT"),
@@ -139,12 +139,12 @@ def test_precisions_that_not_everything_computes(
     described: Described,
     place: tuple[str, str],
     state: str,
-    said: str,
+    message: str,
 ) -> None:
     edit_manifest(tiny_bundle.path, *IMAGE, 0, "precision", value=precision)
     found = option(options(open_bundle(tiny_bundle.path), described, tmp_path), *place)
     assert found.state == state
-    assert said in found.reason
+    assert message in found.reason
 
 
 def test_a_graph_of_onnx_runtime_s_operators(tiny_bundle: Bundle, tmp_path: Path) -> None:

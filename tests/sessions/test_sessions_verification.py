@@ -87,7 +87,7 @@ def test_unknown_backend_is_an_error(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "golden", "cosine", "error"),
+    ("output", "golden", "cosine", "error"),
     [
         ([[1, 0], [0, 2]], [[1, 0], [0, 1]], 1.0, 1.0),
         ([[0, 0]], [[0, 0]], 1.0, 0.0),
@@ -98,8 +98,8 @@ def test_unknown_backend_is_an_error(tiny_bundle: Bundle) -> None:
         ([[1, 0, 0]], [[1, 0]], math.nan, math.nan),
     ],
 )
-def test_comparison(answer: Array, golden: Array, cosine: float, error: float) -> None:
-    got = _compare({"y": np.array(answer, np.float32)}, {"y": np.array(golden, np.float32)})
+def test_comparison(output: Array, golden: Array, cosine: float, error: float) -> None:
+    got = _compare({"y": np.array(output, np.float32)}, {"y": np.array(golden, np.float32)})
     np.testing.assert_allclose(got, (cosine, error), atol=1e-7)
 
 

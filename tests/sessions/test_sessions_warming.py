@@ -60,9 +60,9 @@ class Bench:
             lambda session: replay(session, self.golden, ROLE, self.variant, None),
         )
 
-    def answer(self) -> np.ndarray:
-        (answers,) = self.session.run(self.golden.inputs[ROLE]).values()
-        return answers
+    def output(self) -> np.ndarray:
+        (results,) = self.session.run(self.golden.inputs[ROLE]).values()
+        return results
 
 
 @pytest.fixture

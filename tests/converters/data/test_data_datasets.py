@@ -91,8 +91,8 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 def test_data_of_another_kind_is_named(tmp_path: Path) -> None:
     for name in ("a.csv", "b.CSV", "c.txt", "README"):
         (tmp_path / name).write_text("no image")
-    said = r"no images or sounds but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.avif"
-    with pytest.raises(CalibrationError, match=said):
+    text = r"no images or sounds but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.avif"
+    with pytest.raises(CalibrationError, match=text):
         read_dataset(tmp_path)
 
 

@@ -80,13 +80,13 @@ def ranges_of(spec: RoleSpec, feeds: Feeds) -> dict[str, Range]:
             handles.append(
                 layer.register_forward_pre_hook(lambda _, args, known=known: note(known, args[0]))
             )
-    torch_answers(spec.module, feeds, spec.inputs[0].name)
+    torch_outputs(spec.module, feeds, spec.inputs[0].name)
     for handle in handles:
         handle.remove()
     return seen
 
 
-def torch_answers(module: nn.Module, feeds: Feeds, name: str) -> Array:
+def torch_outputs(module: nn.Module, feeds: Feeds, name: str) -> Array:
     with torch.no_grad():
         rows = [module(torch.from_numpy(feed[name])).numpy() for feed in feeds()]
     return np.concatenate(rows)
@@ -112,7 +112,7 @@ def test_the_int8_graph_equals_the_student(
     student = FakeQuantized(
         distilled.spec.module, distilled.ranges, [torch.from_numpy(sample[name])]
     )
-    expected = torch_answers(student.module, feeds, name)
+    expected = torch_outputs(student.module, feeds, name)
     layout = layout_of(distilled.spec, tmp_path / "trained")
     assert {one.name for one in quantizable_linears(ir.load(layout).graph)} == set(ranges)
     for form in ("operators", "qdq"):
@@ -123,7 +123,7 @@ def test_the_int8_graph_equals_the_student(
         cosines = (got * expected).sum(axis=1)
         assert cosines.min() > 0.9999
     # Without the rounding it is another function: the test above can tell.
-    floating = torch_answers(distilled.spec.module, feeds, name)
+    floating = torch_outputs(distilled.spec.module, feeds, name)
     assert (floating * expected).sum(axis=1).min() < 0.9999
 
 

@@ -150,8 +150,8 @@ def test_a_crash_on_opening_reports_the_last_message(
     crash_on("bad*", tmp_path, monkeypatch)
     with worker.open(model, "role/fp32"):
         bad = save_graph(tmp_path / "bad.onnx")
-        told = r"crashed \(SIGSEGV\): this is the end of bad.onnx"
-        with pytest.raises(BackendError, match=told), worker.open(bad, "role/fp16"):
+        message = r"crashed \(SIGSEGV\): this is the end of bad.onnx"
+        with pytest.raises(BackendError, match=message), worker.open(bad, "role/fp16"):
             pass
 
 

@@ -148,7 +148,7 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("int3", "Unknown precision: got 'int3', expected auto, int8, fp32"),
         ("int8-statik", "Did you mean int8-static or"),
@@ -172,10 +172,10 @@ def test_what_needs_calibration(name: str, needs: bool) -> None:
         ("int8-static-keep1-keep2", "keep is given twice"),
     ],
 )
-def test_other_names_are_refused(name: str, told: str) -> None:
+def test_other_names_are_refused(name: str, message: str) -> None:
     with pytest.raises(ConversionError) as refused:
         parse_recipe(name)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -191,15 +191,15 @@ def test_a_group_that_no_runtime_takes_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("int4-at0", "at_most: got 0, expected a share"),
         ("int4-at100", "at_most: got 1, expected a share"),
         ("int4-blocked-at25", "got the blocked form, which has no 2 bits"),
     ],
 )
-def test_a_size_target_that_cannot_be_is_refused(name: str, told: str) -> None:
-    with pytest.raises(QuantizationError, match=told):
+def test_a_size_target_that_cannot_be_is_refused(name: str, message: str) -> None:
+    with pytest.raises(QuantizationError, match=message):
         parse_recipe(name)
 
 

@@ -30,7 +30,7 @@ def save(
     graph: Graph, result: str, path: Path, shape: list[str | int], inputs: Iterable[str] = ("x",)
 ) -> Path:
     """Write a graph over x (batch, TOKENS, WIDTH) whose answer is `result`."""
-    graph.nodes.append(helper.make_node("Identity", [result], ["y"], "answer"))
+    graph.nodes.append(helper.make_node("Identity", [result], ["y"], "returned"))
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", TOKENS, WIDTH])
         for name in inputs
@@ -76,8 +76,8 @@ def test_a_mask_for_all_queries_is_left_to_the_nodes(
 ) -> None:
     """ONNX Runtime's kernel refuses it; one mask a head it takes."""
     graph = Graph(0)
-    answer = graph.attention("x", graph.weight(*shape, scale=1.0))
-    source = save(graph, answer, tmp_path / "given.onnx", ["batch", TOKENS, WIDTH])
+    returned = graph.attention("x", graph.weight(*shape, scale=1.0))
+    source = save(graph, returned, tmp_path / "given.onnx", ["batch", TOKENS, WIDTH])
     model = fused(source)
     assert operators(model)["Attention"] == (shape[2] == TOKENS)
     made = run(model, tokens(), tmp_path)

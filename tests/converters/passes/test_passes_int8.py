@@ -75,12 +75,12 @@ def test_every_form_is_close_to_float(form: str, layout: Path, tmp_path: Path) -
 
 
 def test_operators_and_qdq_are_the_same_numbers(layout: Path, tmp_path: Path) -> None:
-    answers = []
+    results = []
     for form in ("operators", "qdq"):
         model = ir.load(layout)
         Int8Linears(form, wide_ranges(model))(model)  # type: ignore[arg-type]
-        answers.append(run(save(model, tmp_path / f"{form}.onnx"), images(4)))
-    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+        results.append(run(save(model, tmp_path / f"{form}.onnx"), images(4)))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["dynamic", "operators", "qdq"])
@@ -88,16 +88,16 @@ def test_paired_weights_give_the_same_outputs_with_every_kernel(
     form: str, layout: Path, tmp_path: Path
 ) -> None:
     """On a processor without VNNI the two kernels differ; elsewhere there is but one."""
-    answers = []
+    results = []
     for paired in (False, True):  # what asks for exact sums: the processor, or nothing
         model = ir.load(layout)
         Int8Linears(form, wide_ranges(model), paired=True)(model)  # type: ignore[arg-type]
         assert model.metadata_props == {PAIRED_KEY: "true"}
         if not paired:
             model.metadata_props.clear()
-        answers.append(run(save(model, tmp_path / f"{paired}.onnx"), images(4)))
-    np.testing.assert_array_equal(answers[0], answers[1])
-    cosine = (answers[1] * run(layout, images(4))).sum(axis=1)
+        results.append(run(save(model, tmp_path / f"{paired}.onnx"), images(4)))
+    np.testing.assert_array_equal(results[0], results[1])
+    cosine = (results[1] * run(layout, images(4))).sum(axis=1)
     assert cosine.min() > 0.99
 
 

@@ -107,14 +107,14 @@ def test_both_forms_are_the_same_weights(
 ) -> None:
     weight = weights(128, 24)
     x = np.eye(128, dtype=np.float32)  # 1 and 0 are exact at every accuracy: the answer is Wq
-    answers = {}
+    results = {}
     for form in ("operators", "blocked"):
         model = ir.load(linear_graph(tmp_path / "float.onnx", weight, transposed=transposed))
         WeightOnlyLinears(form, bits=bits, group_size=32, symmetric=symmetric)(model)  # type: ignore[arg-type]
-        answers[form] = run(save(model, tmp_path / f"{form}.onnx"), {"x": x}, "y")
+        results[form] = run(save(model, tmp_path / f"{form}.onnx"), {"x": x}, "y")
     quantized = round_to_nearest(weight, bits, 32, symmetric=symmetric)
-    np.testing.assert_allclose(answers["blocked"], np.maximum(quantized.matrix(), 0), atol=1e-7)
-    np.testing.assert_allclose(answers["operators"], answers["blocked"], atol=1e-6)
+    np.testing.assert_allclose(results["blocked"], np.maximum(quantized.matrix(), 0), atol=1e-7)
+    np.testing.assert_allclose(results["operators"], results["blocked"], atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["operators", "blocked"])

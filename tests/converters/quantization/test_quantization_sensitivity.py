@@ -222,8 +222,8 @@ def test_a_crash_of_the_engine_names_the_layer_and_leaves_nothing(
     crash_on(".graph.*", tmp_path, monkeypatch)
     before = {path.name for path in layout.parent.iterdir()}
     name = re.escape(quantizable_nodes(layout, DynamicInt8())[0])
-    told = rf"with only '{name}' quantized: onnxruntime crashed \(SIGSEGV\)"
-    with pytest.raises(BackendError, match=told):
+    message = rf"with only '{name}' quantized: onnxruntime crashed \(SIGSEGV\)"
+    with pytest.raises(BackendError, match=message):
         measure_sensitivity(layout, DynamicInt8(), feeds, samples=2)
     assert {path.name for path in layout.parent.iterdir()} == before
 

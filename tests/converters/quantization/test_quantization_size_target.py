@@ -102,9 +102,9 @@ def test_the_least_sensitive_layer_is_lowered_with_a_reason(tower: Path) -> None
             assert entry.reason == ("makes the embedding" if entry.precision == "int8" else "")
     # The same layers by name, without data.
     again = tower.with_name("again.onnx")
-    told = quantize(tower, again, replace(INT4, lowered=tuple(lowered(entries))))
+    found = quantize(tower, again, replace(INT4, lowered=tuple(lowered(entries))))
     assert share(again, tower) == share(out, tower)
-    assert [entry.reason for entry in told if entry.precision == "int2"] == ["2 bits by name"]
+    assert [entry.reason for entry in found if entry.precision == "int2"] == ["2 bits by name"]
 
 
 def test_the_chosen_layers_hurt_less_than_the_others(tower: Path) -> None:

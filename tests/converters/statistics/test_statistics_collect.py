@@ -240,11 +240,11 @@ def test_memory_does_not_grow_with_the_data(tower: Path, monkeypatch: pytest.Mon
         most = max(most, len(alive))
 
     def watched(probe: Probe, feed: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-        answers = run(probe, feed)
-        for found in answers.values():
+        results = run(probe, feed)
+        for found in results.values():
             for array in found.values():
                 watch(array)
-        return answers
+        return results
 
     def most_alive(count: int) -> int:
         nonlocal most
@@ -313,9 +313,9 @@ def test_activations_never_leave_the_engine(tower: Path, monkeypatch: pytest.Mon
     run = Probe.run
 
     def watched(probe: Probe, feed: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-        answers = run(probe, feed)
-        sizes.update(array.size for found in answers.values() for array in found.values())
-        return answers
+        results = run(probe, feed)
+        sizes.update(array.size for found in results.values() for array in found.values())
+        return results
 
     monkeypatch.setattr(Probe, "run", watched)
     names = names_of(tower)

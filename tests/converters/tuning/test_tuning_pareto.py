@@ -46,14 +46,14 @@ def test_the_front_is_not_dominated_and_sorted_by_cost() -> None:
         trial("bf16", None, failure="no kernel for bfloat16"),
     ]
     assert names(trials) == ["int8-dynamic", "fp16", "fp32"]
-    told = verdicts(trials)
-    assert told["fp32"] == ("front", "the reference")
-    assert told["int8-dynamic"][0] == "chosen"
-    assert told["int8-dynamic"][1].startswith("within the budget, 0.40 of fp32's time, 1.00 of")
-    assert told["fp16"] == ("front", "within the budget, nearer to fp32 than int8-dynamic")
-    assert told["int8-static"] == ("dropped", "int8-dynamic is faster and loses no more")
-    assert told["int8-static-mse"] == ("dropped", "loses 0.5000 of recall@1, more than 0.01")
-    assert told["bf16"] == ("dropped", "no kernel for bfloat16")
+    judged = verdicts(trials)
+    assert judged["fp32"] == ("front", "the reference")
+    assert judged["int8-dynamic"][0] == "chosen"
+    assert judged["int8-dynamic"][1].startswith("within the budget, 0.40 of fp32's time, 1.00 of")
+    assert judged["fp16"] == ("front", "within the budget, nearer to fp32 than int8-dynamic")
+    assert judged["int8-static"] == ("dropped", "int8-dynamic is faster and loses no more")
+    assert judged["int8-static-mse"] == ("dropped", "loses 0.5000 of recall@1, more than 0.01")
+    assert judged["bf16"] == ("dropped", "no kernel for bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -86,15 +86,15 @@ def test_a_variant_that_gains_too_little_is_dropped(
 ) -> None:
     one = trial("int8-dynamic", 0.001, None, size_bytes)
     one = Trial(one.recipe, None, one.quality, one.drop, size_bytes, speed(ratio, width), "", 0.0)
-    told = verdicts([fp32_trial(), one], SIZE)["int8-dynamic"]
-    assert told[1].startswith("no gain: ") is not gains
+    judged = verdicts([fp32_trial(), one], SIZE)["int8-dynamic"]
+    assert judged[1].startswith("no gain: ") is not gains
 
 
 def test_smaller_and_slower_is_no_gain_for_latency_and_one_for_size() -> None:
     trials = [fp32_trial(), trial("int4", 0.001, 1.2, 250)]
     assert verdicts(trials)["int4"] == ("dropped", "fp32 is faster and loses no more")
-    told = verdicts(trials, SIZE)["int4"]
-    assert told == ("chosen", "within the budget, 1.20 of fp32's time, 0.25 of its size")
+    judged = verdicts(trials, SIZE)["int4"]
+    assert judged == ("chosen", "within the budget, 1.20 of fp32's time, 0.25 of its size")
 
 
 def test_of_costs_about_equal_the_nearer_to_fp32_is_chosen() -> None:
@@ -106,9 +106,9 @@ def test_of_costs_about_equal_the_nearer_to_fp32_is_chosen() -> None:
     ]
     kept = pareto_front(trials, BUDGET)
     assert choose(kept, "latency").name == "int8-dynamic"
-    told = verdicts(trials)
-    assert told["int8-static"] == ("front", "int8-dynamic costs about as much and loses less")
-    assert told["fp16"][1] == "within the budget, nearer to fp32 than int8-dynamic"
+    judged = verdicts(trials)
+    assert judged["int8-static"] == ("front", "int8-dynamic costs about as much and loses less")
+    assert judged["fp16"][1] == "within the budget, nearer to fp32 than int8-dynamic"
 
 
 def test_the_cosine_breaks_ties_of_equal_drops() -> None:
@@ -117,9 +117,9 @@ def test_the_cosine_breaks_ties_of_equal_drops() -> None:
         trial("int8-static", 0.0, 0.40, cosine=0.97),
         trial("int8-dynamic", 0.0, 0.40, cosine=0.99),
     ]
-    told = verdicts(trials)
-    assert told["int8-dynamic"][0] == "chosen"
-    assert told["int8-static"][0] == "dropped"
+    judged = verdicts(trials)
+    assert judged["int8-dynamic"][0] == "chosen"
+    assert judged["int8-static"][0] == "dropped"
 
 
 def test_a_gain_of_the_task_counts_as_no_loss() -> None:
@@ -128,8 +128,8 @@ def test_a_gain_of_the_task_counts_as_no_loss() -> None:
 
 def test_exact_equals_are_both_kept_and_one_is_chosen() -> None:
     trials = [fp32_trial(), trial("int8-static", 0.001, 0.4), trial("int8-dynamic", 0.001, 0.4)]
-    told = [verdict for verdict, _ in verdicts(trials).values()]
-    assert sorted(told) == ["chosen", "front", "front"]
+    judged = [verdict for verdict, _ in verdicts(trials).values()]
+    assert sorted(judged) == ["chosen", "front", "front"]
 
 
 def test_an_untimed_variant_cannot_be_chosen_for_latency() -> None:
@@ -145,10 +145,10 @@ def test_energy_chooses_by_energy() -> None:
         trial("int8-static", 0.001, 0.4, energy_mj=60.0),
         trial("int8-dynamic", 0.002, 0.5, energy_mj=50.0),
     ]
-    told = verdicts(trials, ENERGY)
-    assert told["int8-dynamic"][0] == "chosen"
-    assert told["int8-dynamic"][1].endswith("50 mJ a call")
-    assert told["int8-static"][0] == "front"
+    judged = verdicts(trials, ENERGY)
+    assert judged["int8-dynamic"][0] == "chosen"
+    assert judged["int8-dynamic"][1].endswith("50 mJ a call")
+    assert judged["int8-static"][0] == "front"
 
 
 def test_energy_that_was_not_measured_gains_nothing() -> None:

@@ -48,12 +48,12 @@ class Workshop:
         self.outcomes = {"fp32": (0.0, 1.0, 1.0), **outcomes}
         self.folder = folder
         self.made: list[str] = []
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.there: list[str] = []
         self.energy_mj: float | None = None
 
     def progress(self, name: str, there: bool) -> None:
-        self.told.append(name)
+        self.reports.append(name)
         self.there += [name] * there
 
     def build(self, recipe: Recipe) -> BuiltVariant:
@@ -125,7 +125,7 @@ def tried(
     with opened(tmp_path) as store:
         shop = Workshop(outcomes, tmp_path)
         trials = run(shop, store, budget, calibrated=calibrated, paired=paired)
-    assert [one.name for one in trials] == shop.told
+    assert [one.name for one in trials] == shop.reports
     assert trials[0].name == "fp32"
     return [one.name for one in trials[1:]]
 
@@ -234,8 +234,8 @@ def test_a_failed_candidate_is_reported_and_the_search_goes_on(
     assert failed.failure == str(error)
     assert [one.name for one in trials[1:]] == PLAIN
     record = describe_search(trials, BUDGET, choose(pareto_front(trials, BUDGET), "latency"))
-    told = next(one for one in record.candidates if one.variant == "int8-static")
-    assert (told.verdict, told.reason) == ("dropped", str(error))
+    reports = next(one for one in record.candidates if one.variant == "int8-static")
+    assert (reports.verdict, reports.reason) == ("dropped", str(error))
 
 
 def test_data_that_cannot_be_used_ends_the_search(tmp_path: Path) -> None:

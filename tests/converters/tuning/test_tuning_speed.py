@@ -22,13 +22,13 @@ from mmedge.specs import Array
 FEED, GOLDEN = images(1), images(4, seed=8)
 
 
-def answer(model: Path) -> Array:
+def output(model: Path) -> Array:
     with open_session(model) as session:
         return session.run(GOLDEN)["embeds"]
 
 
 def runner(model: Path, golden: Array | None = None) -> Runner:
-    known = answer(model) if golden is None else golden
+    known = output(model) if golden is None else golden
     return Runner({"portable": model}, {"embeds": known}, 0.999)
 
 

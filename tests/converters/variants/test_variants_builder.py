@@ -46,7 +46,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RoleSpec:
     return fed_by_caller(replace(known, module=with_weights(known.module, drawn)))
 
 
-told_steps: list[tuple[str, int, int]] = []
+reported_steps: list[tuple[str, int, int]] = []
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def builder(spec: RoleSpec, tmp_path: Path) -> Iterator[VariantBuilder]:
             spec,
             inputs,
             calibration,
-            report=lambda *step: told_steps.append(step),
+            report=lambda *step: reported_steps.append(step),
         )
-        told_steps.clear()
+        reported_steps.clear()
         yield made
         made.close()
 
@@ -95,7 +95,7 @@ def test_a_student_starts_with_the_weights_of_its_recipe(
     plain = builder.build(parse_recipe(start))
     before = {path.name for path in tmp_path.iterdir()}
     student = builder.build(parse_recipe(f"{start}-distilled"))
-    assert told_steps == [(f"Train image_encoder {start}-distilled", 3, 9)]
+    assert reported_steps == [(f"Train image_encoder {start}-distilled", 3, 9)]
     assert (student.recipe.distilled, student.recipe.variant) == (True, f"{start}-distilled")
     assert student.models.keys() == plain.models.keys() == {"onnxruntime", "portable"}
     np.testing.assert_array_equal(student.collected["embedding"], plain.collected["embedding"])

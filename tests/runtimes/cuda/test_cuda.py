@@ -151,7 +151,7 @@ def test_outputs_on_the_device_belong_to_the_caller(fake_gpu: FakeGpu, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "says"),
+    ("change", "kind", "message"),
     [
         ({"strides": (4, 32)}, InputError, r"'x': its elements .* not contiguous.*contiguous"),
         ({"data": 4}, InputError, r"'x': starts at 0x.*256 bytes.*clone"),
@@ -165,7 +165,7 @@ def test_outputs_on_the_device_belong_to_the_caller(fake_gpu: FakeGpu, tmp_path:
 def test_device_arrays_that_cannot_be_read_in_place(
     change: dict[str, Any],
     kind: type[InputError],
-    says: str,
+    message: str,
     session: TrtSession,
     fake_gpu: FakeGpu,
 ) -> None:
@@ -178,7 +178,7 @@ def test_device_arrays_that_cannot_be_read_in_place(
         change = {"data": (at, False)}
     x.interface |= change
     for run in (session.run_device, session.bind_device):
-        with pytest.raises(kind, match=says):
+        with pytest.raises(kind, match=message):
             run(given)
     with pytest.raises(InputError, match="'x': got"):
         session.run_device(given | {"x": [1.0]})

@@ -256,19 +256,19 @@ def test_a_gpu_build_without_a_gpu_has_the_cpu_only(monkeypatch: pytest.MonkeyPa
     "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this is a GPU build"
 )
 @pytest.mark.parametrize(
-    ("gpus", "says"),
+    ("gpus", "message"),
     [
         (1, r"'cuda': the installed .* built without CUDA.*mmedge\[gpu\]"),
         (0, r"'cuda': there is no NVIDIA GPU here.*built without CUDA.*device 'cpu'"),
     ],
 )
 def test_cuda_on_a_cpu_build_names_the_missing_package_or_gpu(
-    gpus: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpus: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_engine, "cuda_device_count", lambda: gpus)
     model = save_embedder(tmp_path / "m.onnx")
 
-    with pytest.raises(BackendUnavailableError, match=says):
+    with pytest.raises(BackendUnavailableError, match=message):
         open_session(model, options=SessionOptions(device="cuda"))
 
 
@@ -362,7 +362,7 @@ def _string_input(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("write", "says"),
+    ("write", "message"),
     [
         (_unknown_operator, "an operator that this build lacks.*Teleport"),
         (_unknown_domain, r"an operator that this build lacks.*star\.fleet:Teleport"),
@@ -372,13 +372,13 @@ def _string_input(path: Path) -> Path:
 )
 def test_a_graph_that_the_engine_refuses_gives_the_reason(
     write: Callable[[Path], Path],
-    says: str,
+    message: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     model = write(tmp_path / "m.onnx")
 
-    with pytest.raises(BackendError, match=says) as caught:
+    with pytest.raises(BackendError, match=message) as caught:
         open_session(model)
     assert str(model) in str(caught.value)
     assert "onnxruntime_src" not in str(caught.value)

@@ -16,7 +16,7 @@ from mmedge.runtimes.selection.hot_swap import HotSwapSession
 from mmedge.specs import Array, TensorSpec
 
 
-class Told(FakeSession):
+class Recorded(FakeSession):
     """A fake whose answers tell which one gave them, and that can be held up."""
 
     def __init__(self, number: float) -> None:
@@ -43,7 +43,7 @@ def number(session: HotSwapSession) -> float:
 
 
 def test_calls_after_a_swap_run_in_the_new_engine() -> None:
-    first, second = Told(1), Told(2)
+    first, second = Recorded(1), Recorded(2)
     with HotSwapSession(first) as session:
         assert number(session) == 1
         session.swap(second)
@@ -53,7 +53,7 @@ def test_calls_after_a_swap_run_in_the_new_engine() -> None:
 
 
 def test_a_call_ends_in_the_engine_in_which_it_began() -> None:
-    first, second = Told(1), Told(2)
+    first, second = Recorded(1), Recorded(2)
     first.go_on.clear()
     with HotSwapSession(first) as session, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(number, session)
@@ -67,7 +67,7 @@ def test_a_call_ends_in_the_engine_in_which_it_began() -> None:
 
 
 def test_no_call_of_many_threads_is_dropped_and_each_thread_sees_engines_in_order() -> None:
-    engines = [Told(n) for n in range(8)]
+    engines = [Recorded(n) for n in range(8)]
     session = HotSwapSession(engines[0])
     done = threading.Event()
 
@@ -84,16 +84,16 @@ def test_no_call_of_many_threads_is_dropped_and_each_thread_sees_engines_in_orde
             assert engine_before.backend == "fake"
             session.swap(engine)
         done.set()
-        for answers in (each.result(60) for each in callers):
-            assert answers == sorted(answers)
-            assert answers[-1] == 7
+        for outputs in (each.result(60) for each in callers):
+            assert outputs == sorted(outputs)
+            assert outputs[-1] == 7
     assert all(engine.closed for engine in engines[:-1])
     session.close()
     assert engines[-1].closed
 
 
 def test_a_binding_stays_with_its_engine_and_keeps_it_open() -> None:
-    first, second = Told(1), Told(2)
+    first, second = Recorded(1), Recorded(2)
     session = HotSwapSession(first)
     binding = session.bind(feed_of(2))
     session.swap(second)
@@ -106,17 +106,17 @@ def test_a_binding_stays_with_its_engine_and_keeps_it_open() -> None:
 
 
 def test_a_failed_bind_holds_nothing() -> None:
-    first = Told(1)
+    first = Recorded(1)
     session = HotSwapSession(first)
     with pytest.raises(InputError):
         session.bind({})
-    session.swap(Told(2))
+    session.swap(Recorded(2))
     assert first.closed
     session.close()
 
 
 def test_an_engine_of_other_specs_is_refused_and_closed() -> None:
-    first = Told(1)
+    first = Recorded(1)
     session = HotSwapSession(first)
     other = FakeSession((TensorSpec("z", np.dtype("float32"), ("batch", 2)),), OUTPUTS)
     with pytest.raises(BackendError, match=r"takes z float32\(batch, 2\), expected"):
@@ -132,16 +132,16 @@ def test_names_of_dynamic_axes_may_differ() -> None:
         TensorSpec(s.name, s.dtype, tuple("n" if isinstance(n, str) else n for n in s.shape))
         for s in INPUTS
     )
-    session = HotSwapSession(Told(1))
+    session = HotSwapSession(Recorded(1))
     session.swap(FakeSession(renamed, OUTPUTS, embed))
     assert session.inputs == renamed
     session.close()
 
 
 def test_a_swap_after_closing_closes_the_newcomer() -> None:
-    session = HotSwapSession(Told(1))
+    session = HotSwapSession(Recorded(1))
     session.close()
-    late = Told(2)
+    late = Recorded(2)
     with pytest.raises(BackendError, match="closed"):
         session.swap(late)
     assert late.closed

@@ -65,7 +65,7 @@ def test_progress_is_passed_on_and_results_stay(model: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     options = SessionOptions(device="cuda:1", axes={"batch": Axis(1, 2, 8)})
 
-    prepare_apart("slow", model, options, progress=lambda *told: seen.append(told))
+    prepare_apart("slow", model, options, progress=lambda *step: seen.append(step))
 
     assert seen == [("parse", 1, 1), (f"build for cuda:1 {options.axes}", 3, 7)]
     assert int(model.with_suffix(".made").read_text()) > os.nice(0)  # at a lower priority
@@ -79,11 +79,11 @@ def test_an_error_keeps_its_kind_and_its_words(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [("crash", "SIGSEGV"), ("killed", "SIGKILL, perhaps out of memory"), ("bug", "a mistake")],
 )
-def test_a_worker_that_dies_is_only_an_error(kind: str, says: str, model: Path) -> None:
-    with pytest.raises(BackendError, match=says) as caught:
+def test_a_worker_that_dies_is_only_an_error(kind: str, message: str, model: Path) -> None:
+    with pytest.raises(BackendError, match=message) as caught:
         prepare_apart("slow", model.with_stem(kind), SessionOptions())
     assert f"{kind}.onnx" in str(caught.value)
 

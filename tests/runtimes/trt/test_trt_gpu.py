@@ -117,9 +117,9 @@ def test_torch_tensors_go_in_and_come_out_without_a_copy(session: TrtSession) ->
         pytest.skip("needs torch with CUDA")
     feed = feed_of(3)
     given = {name: torch.as_tensor(array, device="cuda") for name, array in feed.items()}
-    answers = session.run_device(given)
-    out = torch.as_tensor(answers["y"], device="cuda")
-    assert out.data_ptr() == answers["y"].address
+    outputs = session.run_device(given)
+    out = torch.as_tensor(outputs["y"], device="cuda")
+    assert out.data_ptr() == outputs["y"].address
     np.testing.assert_allclose(out.cpu().numpy(), embed(feed)["y"], rtol=2e-3, atol=2e-3)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -150,13 +150,13 @@ def test_cudas_bindings_take_what_mmedge_passes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _CALLS], check=True, capture_output=True, text=True, timeout=60
     )
-    answers = json.loads(done.stdout)
+    outputs = json.loads(done.stdout)
     real, fake = cuda.load_bindings(), vars(FakeCuda)
     functions = {name for name in fake if name.startswith("cuda") and callable(fake[name])}
     functions -= {name for name in functions if isinstance(fake[name], type)}
-    assert set(answers) == functions
-    assert {code for code, _ in answers.values()} == {0, 35}  # cudaErrorInsufficientDriver
-    assert {name: n for name, (_, n) in answers.items() if n > 1} == {"cudaMemGetInfo": 2}
+    assert set(outputs) == functions
+    assert {code for code, _ in outputs.values()} == {0, 35}  # cudaErrorInsufficientDriver
+    assert {name: n for name, (_, n) in outputs.items() if n > 1} == {"cudaMemGetInfo": 2}
     for name, value in fake.items():
         if isinstance(value, type):
             for word, number in value.__members__.items():  # type: ignore[attr-defined]

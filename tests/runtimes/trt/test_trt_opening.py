@@ -59,7 +59,7 @@ def test_without_cudas_bindings_the_wheel_is_named(
 
 
 @pytest.mark.parametrize(
-    ("driver", "devices", "device", "says"),
+    ("driver", "devices", "device", "reason"),
     [
         (0, 1, "cuda", "no NVIDIA driver.*JetPack.*--gpus all"),
         (11080, 1, "cuda", r"too old: it supports CUDA 11\.8.*Update the driver\.$"),
@@ -76,10 +76,10 @@ def test_without_cudas_bindings_the_wheel_is_named(
     ],
 )
 def test_a_driver_or_gpu_that_is_missing_is_named(
-    driver: int, devices: int, device: str, says: str, model: Path, fake_gpu: FakeGpu
+    driver: int, devices: int, device: str, reason: str, model: Path, fake_gpu: FakeGpu
 ) -> None:
     fake_gpu.cuda.driver, fake_gpu.cuda.devices = driver, devices
-    with pytest.raises(BackendUnavailableError, match=says):
+    with pytest.raises(BackendUnavailableError, match=reason):
         fake_gpu.open(model, device=device)
     known = ("cuda", "cuda:1", "cuda:2")[:devices] if driver == 13000 else ()
     assert TRT.available_devices() == known
@@ -103,10 +103,10 @@ def test_an_engine_is_built_once(
 
     monkeypatch.setattr(opening, "build_engine", build)
     caplog.set_level(logging.INFO, "mmedge.engines")
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     assert not TRT.is_prepared(model, CUDA)
-    TRT.prepare(model, CUDA, lambda *step: told.append(step))
-    assert told == [("tactics", step, 3) for step in range(3)]
+    TRT.prepare(model, CUDA, lambda *step: reports.append(step))
+    assert reports == [("tactics", step, 3) for step in range(3)]
     lines = [line for line in caplog.messages if "building for TensorRT: tactics" in line]
     assert lines == [f"{model}: building for TensorRT: tactics, 0 of 3"]  # then every 10 s
     assert TRT.is_prepared(model, CUDA)
@@ -246,9 +246,9 @@ def test_kernels_compiled_by_tensorrt_rtx_are_cached(
 def test_a_bundle_loads_and_verifies_on_a_gpu(tiny_bundle: Bundle, fake_gpu: FakeGpu) -> None:
     texts = ["a red circle", "blue"]
     with mmedge.load(tiny_bundle.path, device="gpu", backend="tensorrt", precision="fp32") as gpu:
-        answers = gpu.encode_text(texts)
+        outputs = gpu.encode_text(texts)
     with mmedge.load(tiny_bundle.path, device="cpu", precision="fp32") as cpu:
-        assert answers == pytest.approx(cpu.encode_text(texts), abs=1e-5)
+        assert outputs == pytest.approx(cpu.encode_text(texts), abs=1e-5)
     assert fake_gpu.built[1].profiles[0].ranges["input_ids"].max[0] == 32
     results = verify_bundle(tiny_bundle, device="gpu", precision="fp32", backend="tensorrt")
     assert [result.passed for result in results] == [True, True]

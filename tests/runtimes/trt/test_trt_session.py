@@ -18,7 +18,7 @@ from mmedge.runtimes.session import Session
 from mmedge.specs import Array
 
 
-def assert_answers(session: Session, batch: int, seed: int = 0) -> None:
+def assert_outputs(session: Session, batch: int, seed: int = 0) -> None:
     feed = feed_of(batch, seed)
     assert_embedded(session.run(feed), feed)
 
@@ -31,17 +31,17 @@ def assert_embedded(got: Mapping[str, Array], feed: Mapping[str, Array]) -> None
 def test_from_the_third_call_on_a_call_is_one_launch(fake_gpu: FakeGpu, tmp_path: Path) -> None:
     calls = fake_gpu.cuda.calls
     with fake_gpu.embedder(tmp_path) as session:
-        assert_answers(session, 3)  # piece by piece
+        assert_outputs(session, 3)  # piece by piece
         assert (calls["cudaMemcpyAsync"], calls["cudaGraphLaunch"]) == (4, 0)
-        assert_answers(session, 3, seed=1)  # captured, and launched
+        assert_outputs(session, 3, seed=1)  # captured, and launched
         before = calls.copy()
         for seed in range(2, 6):
-            assert_answers(session, 3, seed)
+            assert_outputs(session, 3, seed)
         done = {name: count for name, count in (calls - before).items() if "Device" not in name}
         assert done == {"cudaGraphLaunch": 4, "cudaStreamSynchronize": 4}
-        assert_answers(session, 8)  # every buffer moves: what was captured reads the old ones
+        assert_outputs(session, 8)  # every buffer moves: what was captured reads the old ones
         assert len(fake_gpu.cuda.launchable) == 0
-        assert_answers(session, 3)
+        assert_outputs(session, 3)
 
 
 def test_each_shape_has_its_graph_and_the_least_used_goes(
@@ -49,10 +49,10 @@ def test_each_shape_has_its_graph_and_the_least_used_goes(
 ) -> None:
     with fake_gpu.embedder(tmp_path, graphs=2) as session:
         for batch in (8, 1, 8, 1, 8, 1):  # the largest first, so that no buffer moves
-            assert_answers(session, batch, seed=batch)
+            assert_outputs(session, batch, seed=batch)
         assert fake_gpu.library.done == {"contexts": 2, "runs": 2, "captured": 2}
         for batch in (8, 2, 8, 1):  # 1 was used least recently, and is made anew
-            assert_answers(session, batch)
+            assert_outputs(session, batch)
         assert fake_gpu.library.done == {"contexts": 2, "runs": 4, "captured": 2}
 
 
@@ -63,7 +63,7 @@ def test_tensorrt_rtx_makes_its_own_graphs(
     for flavour, library in fake_gpu.libraries.items():
         with fake_gpu.embedder(tmp_path, flavour=flavour, graphs=graphs) as session:
             for batch in (2, 1, 2, 1, 2, 1):
-                assert_answers(session, batch)
+                assert_outputs(session, batch)
         ours = flavour == "tensorrt"
         assert library.done["captured"] == (captured if ours else 0)
         assert library.graphs == ([] if ours else [graphs > 0])
@@ -80,9 +80,9 @@ def test_a_failed_capture_runs_without_a_graph_and_is_logged(
     fake_gpu.cuda.failures[refused_by] = unsupported
     with fake_gpu.embedder(tmp_path) as session:
         for seed in range(5):
-            assert_answers(session, 3, seed)
-        (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-        assert "no CUDA graph for inputs of ((3, 8), (3,))" in told
+            assert_outputs(session, 3, seed)
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert "no CUDA graph for inputs of ((3, 8), (3,))" in warning
         assert fake_gpu.cuda.calls["cudaGraphLaunch"] == 0
         fake_gpu.cuda.graphs.clear()  # of the instantiation that failed
 
@@ -90,17 +90,17 @@ def test_a_failed_capture_runs_without_a_graph_and_is_logged(
 def test_closing_gives_everything_back(fake_gpu: FakeGpu, tmp_path: Path) -> None:
     session = fake_gpu.embedder(tmp_path)
     binding = session.bind(feed_of(2))
-    assert_answers(session, 3)
+    assert_outputs(session, 3)
     outputs = binding.outputs["y"]
-    answer = outputs.copy()
+    output = outputs.copy()
     session.close()
     assert fake_gpu.cuda.used() == 0
-    np.testing.assert_array_equal(outputs, answer)  # an array never loses its memory
+    np.testing.assert_array_equal(outputs, output)  # an array never loses its memory
     assert fake_gpu.cuda.used(HOST) > 0
     del outputs, binding
     assert fake_gpu.cuda.left() == {}
     forgotten = fake_gpu.embedder(tmp_path)
-    assert_answers(forgotten, 3)
+    assert_outputs(forgotten, 3)
     del forgotten
     gc.collect()
     assert fake_gpu.cuda.left() == {}
@@ -115,12 +115,12 @@ def test_out_of_memory_reports_needed_and_free_sizes(
         cuda.memory_bytes = cuda.used() + 2000  # a context and the inputs, no more
         with pytest.raises(BackendError) as caught:
             session.run(feed_of(8))
-        said = str(caught.value)
-        assert "Out of memory on cuda:0 (Fake GPU 0)" in said
-        assert "MiB needed for activations of" in said
-        assert "MiB are free. Use a smaller batch" in said
+        text = str(caught.value)
+        assert "Out of memory on cuda:0 (Fake GPU 0)" in text
+        assert "MiB needed for activations of" in text
+        assert "MiB are free. Use a smaller batch" in text
         cuda.memory_bytes *= 100
-        assert_answers(session, 8)  # what was made half was given back
+        assert_outputs(session, 8)  # what was made half was given back
     cuda.memory_bytes = 100
     with pytest.raises(BackendError, match=r"Out of memory.*the engine of .*model\.onnx"):
         fake_gpu.embedder(tmp_path)
@@ -134,7 +134,7 @@ def test_a_failed_run_gives_its_reason_and_the_next_runs(fake_gpu: FakeGpu, tmp_
                 BackendError, match=r"m.*\.onnx: TensorRT 10\.3\.0: the run failed: "
             ):
                 session.run(feed_of(2))
-        assert_answers(session, 2)
+        assert_outputs(session, 2)
         binding = session.bind(feed_of(2))
         fake_gpu.cuda.failures["cudaGraphLaunch"] = [cudaError_t.cudaErrorInvalidValue]
         with pytest.raises(BackendError, match="cudaGraphLaunch: cudaErrorInvalidValue: error 1"):
@@ -150,7 +150,7 @@ def test_another_gpu_and_sleeping_callers(fake_gpu: FakeGpu, tmp_path: Path) -> 
     cuda = fake_gpu.cuda
     cuda.devices = 2
     with fake_gpu.embedder(tmp_path, device="cuda:1", spin=False) as session:
-        assert_answers(session, 2)
+        assert_outputs(session, 2)
         assert cuda.current == 0  # the thread's own device is left alone
         assert session.placement.device == "cuda:1"
         assert (cuda.calls["cudaEventSynchronize"], cuda.calls["cudaStreamSynchronize"]) == (1, 0)
