@@ -91,12 +91,12 @@ def _rounded(weights: Array, step: float | None) -> Array:
 
 
 def encode_image(pixel_values: Array, step: float | None = None) -> Array:
-    """What the image encoder answers: (B, 3, 8, 8) -> (B, DIM), L2-normalised."""
+    """The image encoder: (B, 3, 8, 8) -> (B, DIM), L2-normalised."""
     return _normalised(pixel_values.mean(axis=(2, 3)) @ image_weights(step))
 
 
 def encode_text(input_ids: Array, step: float | None = None) -> Array:
-    """What the text encoder answers: (B, T) -> (B, DIM), L2-normalised."""
+    """The text encoder: (B, T) -> (B, DIM), L2-normalised."""
     return _normalised(text_weights(step)[input_ids].sum(axis=1))
 
 
@@ -161,7 +161,7 @@ def tokenizer_json() -> str:
 
 
 def golden_vectors() -> Golden:
-    """Two inputs for each role, the second text padded, and every variant's answers."""
+    """Two inputs for each role, the second text padded, and every variant's outputs."""
     rng = np.random.default_rng(3)
     pixel_values = rng.standard_normal((2, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
     input_ids = np.array([[1, 5, 8, 2], [1, 7, 2, 0]], np.int64)

@@ -44,7 +44,7 @@ def _nothing_to_choose(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def several_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Both engines stand to be chosen from, and nothing is remembered; return the cache folder."""
+    """Both engines are available, and no choice is remembered; return the cache folder."""
     monkeypatch.setenv("MMEDGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("mmedge.sessions.choice._BUSY", math.inf)  # the machine may be
     return tmp_path / "cache"

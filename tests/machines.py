@@ -1,6 +1,6 @@
-"""Machines that are not here: a few files and answers each, written by hand.
+"""Described machines: a few files and command outputs each, written by hand.
 
-What a file or command says on such a machine is written as its documentation tells it; none was
+Files and command outputs follow the documentation of such a machine; none was
 copied from a real one.
 """
 
@@ -31,7 +31,7 @@ class Described:
         engines: Versions of installed engines, by backend.
         probes: What engines say of themselves.
         packages: Versions of installed distributions.
-        architecture: As `uname -m` tells it.
+        architecture: As `uname -m` prints it.
         processors: How many this process may use.
         environment: Environment variables.
         python: The Python that runs mmedge.
@@ -87,7 +87,7 @@ def meminfo(total_gib: float, free_gib: float) -> str:
 
 
 def deb(**packages: str) -> str:
-    """A dpkg status file of installed packages; _ stands for -."""
+    """A dpkg status file of installed packages; _ means -."""
     return "\n\n".join(
         f"Package: {name.replace('_', '-')}\nStatus: install ok installed\nVersion: {version}"
         for name, version in packages.items()
@@ -232,7 +232,7 @@ BARE = Described(
     probes={"onnxruntime": CPU_PROVIDERS},
     packages={"onnxruntime": "1.23.2"},
 )
-"""A computer without anything, and a file system that tells next to nothing."""
+"""A computer without anything, and an almost empty file system."""
 
 MACHINES: dict[str, Described] = {
     "orin": ORIN,

@@ -197,7 +197,7 @@ def test_the_command_removes_an_empty_entry_of_the_search_path(
 
 
 def test_every_child_is_started_in_one_way() -> None:
-    """Whoever names this Python's executable builds a command of his own."""
+    """Only code that names this Python's executable builds its own command."""
     sources = {
         file.relative_to(ROOT).as_posix(): file.read_text("utf-8")
         for tree in ("mmedge", "converters", "runtimes")

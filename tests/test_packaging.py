@@ -201,7 +201,7 @@ def test_the_metadata_keeps_the_workstation_in_an_extra(device: Environment) -> 
 
 
 def test_no_build_of_onnx_runtime_is_a_dependency(wheel: Path) -> None:
-    """They share one module, so whoever needs another than ours could not install it."""
+    """They share one module, so users who need another than ours could not install it."""
     builds = {"onnxruntime", "onnxruntime-gpu"}
     found = {}
     for extra in ("", "cpu", "gpu", "convert", "openvino", "cuda", "tensorrt-rtx"):
@@ -306,7 +306,7 @@ def converted(
 
 
 def declared(wheel: Path) -> list[Requirement]:
-    """What a wheel says that it needs."""
+    """The requirements of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = archive.read(name).decode("utf-8")

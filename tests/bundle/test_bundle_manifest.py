@@ -1,4 +1,4 @@
-"""What a manifest must hold to be believed, and what is said when it does not."""
+"""Valid manifests, and the errors of invalid ones."""
 
 from __future__ import annotations
 

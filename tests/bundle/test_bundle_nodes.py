@@ -1,4 +1,4 @@
-"""Node tables: what a bundle tells of its nodes, and what is refused."""
+"""Node tables of a bundle, and damaged ones."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[EngineRequest]:
-    """What is asked of a builder that builds at once, and fails on text encoders."""
+    """Requests to a builder that builds at once, and fails on text encoders."""
     asked: list[EngineRequest] = []
 
     def build(model: Path, request: EngineRequest, **_: Any) -> BuiltEngine:
@@ -77,7 +77,7 @@ def test_an_engine_is_really_built_and_then_found(
     assert code == 0
     assert err.startswith(
         "image_encoder/fp32, for 8.9 ...\n"
-    )  # a line an engine, where nobody watches
+    )  # a line per engine without a terminal
     assert "TensorRT-RTX" in out.splitlines()[0]
     assert "fp32" in out
     assert " built" in out

@@ -117,7 +117,7 @@ def test_a_warning_is_one_line_without_code() -> None:
         text=True,
         timeout=120,
     )
-    # A library's of another kind is for whoever mends it.
+    # Other warnings of a library are for developers.
     assert done.stderr == "Warning: RuntimeWarning\nthere.py:3: UserWarning: UserWarning\n"
 
 

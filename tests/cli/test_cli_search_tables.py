@@ -1,4 +1,4 @@
-"""What `inspect` says of a search: in a terminal, in a pipe, as a page."""
+"""`inspect` on a search: in a terminal, in a pipe, as a page."""
 
 from __future__ import annotations
 

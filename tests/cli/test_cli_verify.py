@@ -22,7 +22,7 @@ def verify(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object,
 
 
 def shift_golden(bundle: Bundle, by: float) -> None:
-    """Move the golden answers of one variant, and let the manifest know of the new file."""
+    """Move the golden outputs of one variant, and update the manifest."""
     golden = bundle.golden()
     embedding = golden.outputs["text_encoder"]["int8-dynamic"]["embedding"]
     texts = {

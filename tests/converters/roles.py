@@ -29,7 +29,7 @@ def role(
     sample: Callable[[Mapping[str, int], int], dict[str, torch.Tensor]],
     **settings: object,
 ) -> RoleSpec:
-    """Return a role; its outputs are compared by rows unless told otherwise."""
+    """Return a role; its outputs are compared by rows by default."""
     known: dict[str, object] = {
         "axes": {"batch": Axis(1, 1, 8)},
         "trace_sizes": {"batch": 2},

@@ -41,7 +41,7 @@ ROLES = ("image_encoder", "text_encoder")
 
 @pytest.fixture(scope="module")
 def asked(clip_folder: Path, photo_folder: Path, evaluation_folder: Path) -> ConvertConfig:
-    """By size, whose figures do not depend on the machine's mood; to nowhere."""
+    """By size, whose figures do not depend on the machine's load; to nowhere."""
     return ConvertConfig(
         str(clip_folder),
         Path("nowhere"),

@@ -1,4 +1,4 @@
-"""What is asked of a conversion: precisions by role, and what belongs to a search alone."""
+"""Conversion settings: precisions by role, and options for a search only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What conversion makes becomes engines of TensorRT-RTX, in the precision that was asked for.
+"""Converted graphs build with TensorRT-RTX, in their precision.
 
 tests/converters/test_engine_forms.py holds the graphs to the form; here they are really built.
 """

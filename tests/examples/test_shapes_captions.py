@@ -1,4 +1,4 @@
-"""Captions are true: what a caption says is read back from it and compared with the scene."""
+"""Captions are true: parsed and compared with the scene."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_prompts_carry_the_right_article() -> None:
     assert len({label_prompt(label) for label in LABELS}) == len(LABELS)
 
 
-def test_generate_writes_pictures_and_captions(
+def test_generate_writes_images_and_captions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gallery"
@@ -151,8 +151,8 @@ def test_generate_writes_pictures_and_captions(
         assert set(line) == {"image", "caption", "label"}
         assert line["caption"] == text
         assert line["label"] == scene.label
-        with Image.open(out / line["image"]) as picture:
-            assert (picture.size, picture.mode, picture.format) == ((96, 72), "RGB", "PNG")
+        with Image.open(out / line["image"]) as image:
+            assert (image.size, image.mode, image.format) == ((96, 72), "RGB", "PNG")
 
 
 @pytest.mark.parametrize("size", ["big", "12", "640x", "5000"])

@@ -79,7 +79,7 @@ class Repository:
     batches: dict[str, list[int]] = field(default_factory=dict)
 
     def infer(self, model: str, **inputs: Array) -> dict[str, Array]:
-        """Answer one request, as a client would get it; an error of the model is a RuntimeError."""
+        """Return the response to one request; an error of the model is a RuntimeError."""
         config = self.configs[model]
         self._check_request(config, inputs)
         self.batches.setdefault(model, []).append(len(next(iter(inputs.values()))))

@@ -1,4 +1,4 @@
-"""The folder for trtexec and C++: everything that io.json says is so."""
+"""The folder for trtexec and C++: io.json matches its files."""
 
 from __future__ import annotations
 
@@ -277,9 +277,9 @@ def test_the_program_of_the_docs_detects_wrong_outputs(
     limits = [str(tolerance.cosine_min), str(tolerance.max_abs_error)]
 
     def compare(result: Array) -> Any:
-        (out / "answer.bin").write_bytes(result.tobytes())
+        (out / "output.bin").write_bytes(result.tobytes())
         width = str(vector.shape[-1])
-        command = [str(compare), str(out / vector.file), str(out / "answer.bin"), width, *limits]
+        command = [str(compare), str(out / vector.file), str(out / "output.bin"), width, *limits]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     expected = read(out, vector)

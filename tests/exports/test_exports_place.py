@@ -135,7 +135,7 @@ def test_weights_stay_beside_their_model(
 def test_a_bundle_that_verify_refuses_is_not_exported(
     tiny_bundle: Bundle, out: Path, export: Callable[[Bundle, Path], object]
 ) -> None:
-    """A file of no role, and of no use to the export: verify is asked all the same."""
+    """A file of no role, which the export does not use: verify runs all the same."""
     (tiny_bundle.path / "unlisted").write_bytes(CODE)
     with pytest.raises(IntegrityError, match="not listed"):
         export(tiny_bundle, out)

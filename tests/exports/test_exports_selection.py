@@ -1,4 +1,4 @@
-"""Which graphs are exported, and what is said where that is not what was asked for."""
+"""Which graphs are exported, and warnings about the others."""
 
 from __future__ import annotations
 

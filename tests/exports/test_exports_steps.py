@@ -1,4 +1,4 @@
-"""Preprocessing as io.json tells it, done again from its words and numbers alone."""
+"""Preprocessing repeated from the steps in io.json alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Triton repository: valid by the protocol's schema, and its answers are mmedge's own."""
+"""A Triton repository: valid by the protocol's schema, with mmedge's outputs."""
 
 from __future__ import annotations
 

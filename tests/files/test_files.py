@@ -91,7 +91,7 @@ def run_writer(place: Path, first: str) -> int:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where a folder with the content OLD stands, its name as awkward as names get."""
+    """A folder with the content OLD and an awkward name."""
     place = tmp_path / "clip [v1].*.mmedge"
     fill(place, OLD)
     return place

@@ -1,4 +1,4 @@
-"""JSON from others: read within bounds, or refused by the one error that was asked for."""
+"""JSON of unknown origin: read within bounds, or refused by the given error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DualEncoder on a tiny bundle whose answers are known, and on fakes that remember their calls."""
+"""DualEncoder on a tiny bundle with known outputs, and on fakes that record their calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""load(warm=...): one backend answers while engines are made in a process of their own."""
+"""load(warm=...): one backend runs while another process builds engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmedge.errors import BackendUnavailableError, InputError, IntegrityError
 from mmedge.runtimes import BACKENDS
 from mmedge.sessions.warming import WarmingState
 
-# Stands for TensorRT: "builds" by writing a file, then computes in ONNX Runtime.
+# Replaces TensorRT: "builds" by writing a file, then computes in ONNX Runtime.
 _BACKEND = '''
 """An engine for tests: made by prepare, opened only once it is there."""
 import os, pathlib, time

@@ -85,7 +85,7 @@ def write_clip(
 
     Args:
         folder: Where to write.
-        eos_token_id: What config.json says; None for the tokenizer's own.
+        eos_token_id: As in config.json; None for the tokenizer's own.
         seed: Of the weights.
         vocab_size: Rows of the token embedding; None for the tokenizer's own.
     """
@@ -431,7 +431,7 @@ def write_rt_detr(folder: Path, *, seed: int = 0) -> Path:
 
 
 def _spread(model: torch.nn.Module) -> None:
-    """Make weights as large as trained ones, so that answers differ from input to input."""
+    """Make weights as large as trained ones, so that outputs differ from input to input."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

@@ -1,4 +1,4 @@
-"""profile(): every figure is there, says what it is, and comes from what really ran."""
+"""profile(): every figure is there, named, and measured."""
 
 from __future__ import annotations
 

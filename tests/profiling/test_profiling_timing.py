@@ -1,4 +1,4 @@
-"""The clock agrees with one that stands outside, and calls are interleaved."""
+"""The clock agrees with an outside one, and calls are interleaved."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Seen:
     image: Image.Image
 
 
-# The report stands in frames as wide as a telephone and as a desk. It forbids scripts, so the page
+# The report is shown in frames as wide as a phone and a desktop. It forbids scripts, so the page
 # around it measures. Labels in a plot have to lie within it.
 OUTER = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0"><pre id="found"></pre>
 <script>

@@ -52,7 +52,7 @@ def of_class(root: ET.Element, tag: str, word: str) -> list[ET.Element]:
 
 
 def labels(root: ET.Element) -> dict[str, tuple[float, float]]:
-    """Where the numbers of the marks stand: the left end of their baseline."""
+    """Positions of the marks' numbers: the left end of their baseline."""
     found = [
         each
         for each in root.iter("text")

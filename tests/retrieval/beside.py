@@ -88,27 +88,27 @@ class Reader:
 
     def __init__(self, progress: Progress, seed: int) -> None:
         self._progress, self._plan, self._last = progress, Plan(seed), progress.done()
-        self.outputs = 0
+        self.answers = 0
         self.states: set[int] = set()
 
     def check(self, index: Index) -> None:
         """Ask the next of some questions in turn."""
-        question = _QUESTIONS[self.outputs % len(_QUESTIONS)]
+        question = _QUESTIONS[self.answers % len(_QUESTIONS)]
         ask, expected = question(self._plan.state(self._last))
         oldest = max(self._progress.done(), self._last)
-        output = ask(index)
+        answer = ask(index)
         newest = self._progress.begun()
         self._last = next(
             (
                 number
                 for number in range(oldest, newest + 1)
-                if expected(self._plan.state(number)) == output
+                if expected(self._plan.state(number)) == answer
             ),
             -1,
         )
-        assert self._last >= 0, f"{question.__name__}: {output} in no state {oldest} to {newest}"
+        assert self._last >= 0, f"{question.__name__}: {answer} in no state {oldest} to {newest}"
         self.states.add(self._last)
-        self.outputs += 1
+        self.answers += 1
 
 
 def _everything(_: State) -> Question:
@@ -171,13 +171,13 @@ def _values(matches: Iterable[Match], *, scores: bool = True) -> State:
     return found
 
 
-def main(path: str, seed: str, outputs: str, states: str) -> None:
+def main(path: str, seed: str, answers: str, states: str) -> None:
     reader = Reader(Progress(Path(path)), int(seed))
-    while reader.answers < int(outputs) or len(reader.states) < int(states):
+    while reader.answers < int(answers) or len(reader.states) < int(states):
         with Index.open(Path(path), read_only=True) as index:  # opened again and again
             for _ in range(5 * len(_QUESTIONS)):
                 reader.check(index)
-    sys.stdout.write(json.dumps({"outputs": reader.answers, "states": len(reader.states)}))
+    sys.stdout.write(json.dumps({"answers": reader.answers, "states": len(reader.states)}))
 
 
 if __name__ == "__main__":

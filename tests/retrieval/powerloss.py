@@ -47,7 +47,7 @@ class Disk:
         self.root = folder
         self.names = {p: File(p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
         self.sure = dict(self.names)
-        self.message = b""
+        self.said = b""
         self._open: dict[int, File | Path] = {}
         self._place: dict[int, int] = {}
 
@@ -69,7 +69,7 @@ class Disk:
             return self._named(call, paths, arguments, int(result))
         number = int(re.match(rb"\d+", arguments)[0])  # type: ignore[index]
         if number == 1 and call == b"write":
-            self.message += texts[0]
+            self.said += texts[0]
         file = self._open.get(number)
         if call == b"close":
             self._open.pop(number, None)

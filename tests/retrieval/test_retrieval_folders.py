@@ -62,10 +62,10 @@ class Photos:
         options = ["--prune", "-m", str(self._bundle), "-o", str(self.index)]
         return [sys.executable, str(WRITER), str(self.folder), *options]
 
-    def check(self, message: list[dict[str, Any]]) -> None:
+    def check(self, said: list[dict[str, Any]]) -> None:
         """Compare the index with the files and with what a run said before it was killed."""
-        written = {name for line in message if line["call"] != "delete" for name in line["ids"]}
-        deleted = {name for line in message if line["call"] == "delete" for name in line["ids"]}
+        written = {name for line in said if line["call"] != "delete" for name in line["ids"]}
+        deleted = {name for line in said if line["call"] == "delete" for name in line["ids"]}
         with Index.open(self.index, read_only=True) as index:
             items = {item.id: item for item in index.items()}
             assert len(index) == len(items)
@@ -108,9 +108,9 @@ def kill_rounds(photos: Photos, files: int, rounds: int, writes: int, changed: i
         count, delay_s = photos.rng.integers(0, writes + 1), photos.rng.uniform(0, 0.05)
         if count == 0:
             delay_s *= 20  # while it starts
-        message = killed_run(photos.command(), int(count), float(delay_s))
+        said = killed_run(photos.command(), int(count), float(delay_s))
         if photos.index.exists():
-            photos.check(message)
+            photos.check(said)
         for name in photos.some(changed):
             photos.write(name)
         photos.remove(photos.some(1)[0])
@@ -119,8 +119,8 @@ def kill_rounds(photos: Photos, files: int, rounds: int, writes: int, changed: i
         before = dict(photos.held)
         done = subprocess.run([*photos.command(), "--json"], check=True, stdout=subprocess.PIPE)
         lines = done.stdout.splitlines()
-        message = [line for line in lines if line.startswith(b'{"call"')]
-        photos.check([json.loads(line) for line in message])
+        said = [line for line in lines if line.startswith(b'{"call"')]
+        photos.check([json.loads(line) for line in said])
         assert {name: digest for name, (_, digest) in photos.held.items()} == photos.now
     assert photos.held == before
     (counts,) = json.loads(b"".join(lines))["sources"]

@@ -37,9 +37,9 @@ def first_state(folder: Path) -> tuple[Index, Plan, Progress]:
 
 @pytest.mark.parametrize("count", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
 def test_processes_read_committed_states(tmp_path: Path, count: int) -> None:
-    outputs, states = 60, 8
+    answers, states = 60, 8
     index, plan, progress = first_state(tmp_path / "a.index")
-    command = [sys.executable, beside.__file__, index.path, str(SEED), str(outputs), str(states)]
+    command = [sys.executable, beside.__file__, index.path, str(SEED), str(answers), str(states)]
     with index:
         readers = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_processes_read_committed_states(tmp_path: Path, count: int) -> None:
     for reader, (out, errors) in zip(readers, ended, strict=True):
         assert reader.returncode == 0, errors
         seen = json.loads(out)
-        assert seen["outputs"] >= outputs
+        assert seen["answers"] >= answers
         assert seen["states"] >= states
 
 

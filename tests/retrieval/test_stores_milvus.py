@@ -177,7 +177,7 @@ def test_a_closed_store_is_an_error(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "says"),
     [
         (Item("a", VECTOR, text="x" * 70_000), "65,000"),
         (Item("a", VECTOR, metadata={"n": float("nan")}), "JSON"),
@@ -189,20 +189,18 @@ def test_a_closed_store_is_an_error(address: str) -> None:
         (Item("a", VECTOR[:0]), "shape"),
     ],
 )
-def test_an_item_that_cannot_be_stored_is_refused(address: str, bad: Item, message: str) -> None:
+def test_an_item_that_cannot_be_stored_is_refused(address: str, bad: Item, says: str) -> None:
     with MilvusStore(address, "items", dim=DIM) as store:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=says):
             store.upsert([item("good"), bad])
         assert len(store) == 0
 
 
 @pytest.mark.parametrize(
-    ("k", "recall", "message"), [(0, 0.9, "k: got 0"), (1, 0.0, "recall"), (1, 1.1, "recall")]
+    ("k", "recall", "says"), [(0, 0.9, "k: got 0"), (1, 0.0, "recall"), (1, 1.1, "recall")]
 )
-def test_a_search_that_cannot_be_is_refused(
-    address: str, k: int, recall: float, message: str
-) -> None:
-    with MilvusStore(address, "items", dim=DIM) as store, pytest.raises(InputError, match=message):
+def test_a_search_that_cannot_be_is_refused(address: str, k: int, recall: float, says: str) -> None:
+    with MilvusStore(address, "items", dim=DIM) as store, pytest.raises(InputError, match=says):
         store.search(VECTOR, k, recall=recall)
 
 

@@ -1,4 +1,4 @@
-"""What is the fake's own: made-up answers, memory of calls, failures on demand."""
+"""The fake: synthetic outputs, recorded calls, failures on demand."""
 
 from __future__ import annotations
 

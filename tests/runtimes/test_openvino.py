@@ -355,7 +355,7 @@ class FailingRequest:
 
 
 class FailingCompiled:
-    """Stands for a compiled model whose every run raises."""
+    """A compiled model whose every run raises."""
 
     def __init__(self, error: Exception, outputs: int = 2) -> None:
         self._error = error

@@ -145,7 +145,7 @@ def test_a_binding_reads_and_writes_the_same_memory_every_time(session: Session)
     assert all(binding.inputs[name] is buffers[name] for name in buffers)
     _assert_outputs(dict(results), feed)
     for name, array in other.items():
-        buffers[name][...] = array  # not told to the binding: it must look at this memory
+        buffers[name][...] = array  # the binding must read this memory
     results = binding.run()
     _assert_outputs(dict(results), other)
     for name, address in addresses.items():

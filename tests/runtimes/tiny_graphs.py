@@ -35,7 +35,7 @@ def feed_of(batch: int, seed: int = 0) -> dict[str, Array]:
 
 
 def embed(feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Answer as the embedder does."""
+    """Return the embedder's outputs."""
     projected = (feed["x"] @ WEIGHT + BIAS) * feed["gate"][:, None].astype(np.float32)
     norm = np.sqrt((projected * projected).sum(axis=1, keepdims=True))
     return {"y": projected / norm, "norm": norm}

@@ -1,4 +1,4 @@
-"""How large the dynamic axes of a role are said to get."""
+"""Bounds of a role's dynamic axes."""
 
 from __future__ import annotations
 

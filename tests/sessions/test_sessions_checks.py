@@ -252,7 +252,7 @@ HOSTILE += [[], {}, [2**70], ["", ""], {"x": 1}, [[[[]]]], "\u2028", "x" * 2000]
 
 
 def places(node: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Return where every value of a document stands."""
+    """Return the place of every value of a document."""
     found = [path] if path else []
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):

@@ -36,7 +36,7 @@ ort, openvino, rtx = backend(ORT), backend(OPENVINO), backend(RTX)
 
 
 class Races:
-    """Stands for time_interleaved(): every call runs once, with an arranged result."""
+    """Replaces time_interleaved(): every call runs once, with a set result."""
 
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
@@ -55,7 +55,7 @@ class Races:
 
 @pytest.fixture
 def races(several_backends: Path, monkeypatch: pytest.MonkeyPatch) -> Races:
-    """OpenVINO takes half the time, until a test says otherwise."""
+    """OpenVINO takes half the time by default."""
     made = Races(0.5)
     monkeypatch.setattr(choosing, "time_interleaved", made)
     return made
@@ -152,7 +152,7 @@ def test_candidates_by_device(
 
 
 class Engines:
-    """Stands for TensorRT: its engine is there or not, and what it opens runs in the fake."""
+    """Replaces TensorRT: its engine exists or not, and sessions run in the fake."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prepared = True
@@ -229,7 +229,7 @@ def test_gpu_is_another_word_for_cuda(word: str, device: str) -> None:
 
 
 def spoil(bundle: Bundle, *backends: str) -> Any:
-    """Make the sessions of some backends answer something else."""
+    """Make the sessions of some backends return other outputs."""
     replay = choosing.replay
 
     def spoilt(session: Any, golden: Golden, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What of a bundle runs on a machine that is not here, what it needs, and what mends it."""
+"""What of a bundle runs on a described machine, what it needs, and the fix."""
 
 from __future__ import annotations
 
@@ -191,6 +191,6 @@ def test_one_role_that_cannot_run_is_too_many(tiny_bundle: Bundle, tmp_path: Pat
 
 
 def test_the_cache_of_this_machine_is_read(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """No GPU here: the backends answer that nothing is prepared, and do not raise."""
+    """Without a GPU the backends report nothing as prepared, and do not raise."""
     machine = look_at_machine(DESKTOP.host(tmp_path / "root"))
     assert option(judge(tiny_bundle, machine), "tensorrt-rtx", "cuda").state == "build"

@@ -1,4 +1,4 @@
-"""verify_bundle: golden answers replayed, and differences noticed."""
+"""verify_bundle: golden vectors replayed, and differences found."""
 
 from __future__ import annotations
 

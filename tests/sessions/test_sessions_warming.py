@@ -1,4 +1,4 @@
-"""Making engines in the background: what answers when, and what becomes of a bad one."""
+"""Background builds: which session runs when, and bad engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLE = "image_encoder"
 
 
 class Bench:
-    """A role whose first session is ONNX Runtime's and whose engine is what a test says."""
+    """A role whose first session is ONNX Runtime's and whose engine a test sets."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.variant = bundle.variant(ROLE, "fp32")
@@ -75,14 +75,14 @@ def test_the_engine_takes_over_once_it_is_right(bench: Bench) -> None:
     bench.go_on.clear()
     warming = WarmingUp([bench.warming_role()], lambda _, state: seen.append(state))
     assert bench.building.wait(30)
-    before = bench.answer()  # answers while the engine is being built
+    before = bench.output()  # runs while the engine is built
     assert warming.states[ROLE].stage == "building"
     assert not warming.wait(0.01)
     bench.go_on.set()
     assert warming.wait(30)
 
     assert bench.session._last is bench.engines[0]
-    np.testing.assert_allclose(bench.answer(), before, atol=1e-6)
+    np.testing.assert_allclose(bench.output(), before, atol=1e-6)
     stages = list(dict.fromkeys(state.stage for state in seen))
     assert stages == ["building", "checking", "ready"]
     assert WarmingState("building", "build", 1, 2) in seen
@@ -113,7 +113,7 @@ def test_an_engine_with_other_outputs_is_refused(
     assert bench.session.placement.backend == "onnxruntime"
     with pytest.raises(BackendError, match="closed"):
         bench.engines[0].run(bench.golden.inputs[ROLE])
-    assert bench.answer().shape[1] == DIM
+    assert bench.output().shape[1] == DIM
     bench.session.close()
 
 
@@ -122,7 +122,7 @@ def test_a_failed_build_gives_its_reason_and_the_first_backend_goes_on(bench: Be
     warming = WarmingUp([bench.warming_role()])
     assert not warming.wait(30)
     assert warming.states[ROLE] == WarmingState("failed", "node 'n' (op Foo) is not taken")
-    assert bench.answer().shape[1] == DIM
+    assert bench.output().shape[1] == DIM
     bench.session.close()
 
 

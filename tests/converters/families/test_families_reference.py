@@ -17,7 +17,7 @@ from mmedge.errors import ParityError, SourceError
 
 
 def check(described: Described, out: Path, role: str, **changes: Any) -> None:
-    """Compare a role, changed as told, with its reference."""
+    """Compare a changed role with its reference."""
     spec = replace(described.spec.roles[role](), **changes)
     reference = described.spec.references[role]
     check_reference(described.source, role, spec, described.freeze(out), reference)

@@ -1,4 +1,4 @@
-"""Graphs in a worker: they answer as in this process, and a crash there is an error here."""
+"""Graphs in a worker: outputs as in this process, and a crash is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes by name: what a name stands for, and which names are refused."""
+"""Recipes by name, and wrong names."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def keys_alone(model: ir.Model) -> None:
 
 
 def lengths_differ(model: ir.Model) -> None:
-    """Nothing tells that the values' past is as long as the keys'."""
+    """Nothing shows that the values' past is as long as the keys'."""
     for joined in concats(model)[1::2]:
         past = joined.inputs[0]
         assert past is not None
@@ -131,7 +131,7 @@ def lengths_differ(model: ir.Model) -> None:
 
 
 def kept_inside(model: ir.Model) -> None:
-    """Nobody reads what is joined: a prefix that was learnt, say."""
+    """The joined tensors are not read, as with a learnt prefix."""
     del model.graph.outputs[1:]
 
 

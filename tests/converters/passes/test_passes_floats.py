@@ -1,4 +1,4 @@
-"""Half precision, bfloat16, fp8: what stays in float32 and why, how near the answers stay."""
+"""Half precision, bfloat16, fp8: what stays in float32 and why, how near the outputs stay."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TOKENS = 6
 def save(
     graph: Graph, result: str, path: Path, shape: list[str | int], inputs: Iterable[str] = ("x",)
 ) -> Path:
-    """Write a graph over x (batch, TOKENS, WIDTH) whose answer is `result`."""
+    """Write a graph over x (batch, TOKENS, WIDTH) with the output `result`."""
     graph.nodes.append(helper.make_node("Identity", [result], ["y"], "returned"))
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", TOKENS, WIDTH])

@@ -1,4 +1,4 @@
-"""The passes that bring a tower into ONNX Runtime's layout change no answer."""
+"""The passes for ONNX Runtime's layout change no output."""
 
 from __future__ import annotations
 

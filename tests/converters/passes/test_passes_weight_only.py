@@ -106,7 +106,7 @@ def test_both_forms_are_the_same_weights(
     bits: Bits, symmetric: bool, transposed: bool, tmp_path: Path
 ) -> None:
     weight = weights(128, 24)
-    x = np.eye(128, dtype=np.float32)  # 1 and 0 are exact at every accuracy: the answer is Wq
+    x = np.eye(128, dtype=np.float32)  # 1 and 0 are exact at every accuracy: the output is Wq
     results = {}
     for form in ("operators", "blocked"):
         model = ir.load(linear_graph(tmp_path / "float.onnx", weight, transposed=transposed))

@@ -1,4 +1,4 @@
-"""What became of each layer is told for every layer that there is."""
+"""The layer report covers every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedding space: told apart by what computes, and by nothing else."""
+"""The fingerprint of an embedding space depends on what computes, and nothing else."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_channels_and_moments_weigh_batches_by_their_rows(identity: Path) -> Non
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_engine_counts_as_numpy_does(symmetric: bool, identity: Path) -> None:
-    """A percentile of an even spread tells every bin's count."""
+    """A percentile of an even spread needs every bin's count."""
     values = np.linspace(-3, 1, 80_000, dtype=np.float32).reshape(-1, 8)
     got = collect_ranges(
         identity, ["x"], cut(values, [4000, 6000]), method="percentile", symmetric=symmetric

@@ -57,7 +57,7 @@ def with_outliers(tower: str, folder: Path) -> Path:
 
 
 def cosine_of_int8(model: Path, tower: str, *, dynamic: bool) -> float:
-    """Return the smallest cosine of int8's answers to those of the float graph."""
+    """Return the smallest cosine of int8's outputs to those of the float graph."""
     graph = ir.load(model)
     ranges = collect_ranges(model, quantizable_inputs(graph), stream(tower))
     Int8Linears("dynamic" if dynamic else "operators", ranges)(graph)
@@ -217,7 +217,7 @@ def test_dead_activations_and_dead_weights_decide_nothing(tmp_path: Path) -> Non
     (group,) = decide(tmp_path, parts, Equalization()).groups
     assert group.scales is not None
     assert np.isfinite(group.scales).all()
-    # The large one that nobody reads no longer takes the range.
+    # The unread large one no longer sets the range.
     largest = np.abs(parts["x"] * parts["gain"]).max(0) / group.scales
     assert largest[5] <= 2 * np.delete(largest, 5).max()
     assert group.error_after < group.error_before / 100

@@ -33,7 +33,7 @@ def lost(metric: str, found: Quality | None) -> Figure:
 
 
 class Workshop:
-    """Makes, judges and times candidates as a table of outcomes says.
+    """Makes, judges and times candidates from a table of outcomes.
 
     An outcome is (drop, share of fp32's time, cosine), or an error to raise.
     """

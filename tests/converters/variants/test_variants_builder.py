@@ -110,7 +110,7 @@ def test_a_student_starts_with_the_weights_of_its_recipe(
 
 
 def test_equalization_is_what_makes_the_two_starts_differ(builder: VariantBuilder) -> None:
-    """Else the test above could not tell a student that starts from the wrong one."""
+    """Otherwise the test above could not detect a student that starts from the wrong one."""
     plain, equalized = (
         ir.load(builder.build(parse_recipe(name)).models["onnxruntime"]).graph.initializers
         for name in ("int8-static", "int8-static-equalized")

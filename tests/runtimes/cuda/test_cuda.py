@@ -94,7 +94,7 @@ def assert_embedded(got: Any, feed: dict[str, Array]) -> None:
 
 
 class Dlpack:
-    """An array on the fake GPU that offers __dlpack__ alone, as DLPack's specification says."""
+    """An array on the fake GPU with __dlpack__ only, as DLPack's specification has it."""
 
     def __init__(self, held: OnDevice, kind: int = 2) -> None:
         self.held, self.kind = held, kind

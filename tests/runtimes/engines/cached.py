@@ -1,4 +1,4 @@
-"""Keys, engines and processes for tests of the engine cache; the plans are made-up bytes."""
+"""Keys, engines and processes for tests of the engine cache; the plans are synthetic bytes."""
 
 from __future__ import annotations
 

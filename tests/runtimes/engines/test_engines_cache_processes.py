@@ -42,7 +42,7 @@ PROCESSES.set_forkserver_preload(["mmedge.runtimes.engines.store"])
 def child(
     target: Callable[..., None], *arguments: object
 ) -> Iterator[tuple[BaseProcess, Connection]]:
-    """A process that runs a function of a folder, and what it says; killed in the end."""
+    """A process that runs a function of a folder, and its pipe; killed in the end."""
     here, there = PROCESSES.Pipe()
     process = PROCESSES.Process(target=target, args=(arguments[0], there, *arguments[1:]))
     process.start()
@@ -154,7 +154,7 @@ def test_a_killed_build_does_not_block_the_next(tmp_path: Path, cache: EngineCac
     assert isinstance(cache.find(key()), Miss)
 
     def fail(_: str) -> None:
-        pytest.fail("there is nobody to wait for")
+        pytest.fail("there is no builder to wait for")
 
     assert cache.get_or_build(key(), built, on_wait=fail).plan == PLAN
 
@@ -196,7 +196,7 @@ def test_a_kill_while_writing_leaves_the_old_engine_or_the_new(
         miss = cache.find(key())
         assert isinstance(miss, Miss)
         assert miss.kind == "absent"
-    # Whoever writes next tidies up.
+    # The next writer tidies up.
     third = cache.store(key(), built(b"a third plan"))
     assert sorted(cache.folder.iterdir()) == sorted(
         [third.path, cache.folder / f"{key_digest(key())}.json"]

@@ -140,7 +140,7 @@ def test_a_trace_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -
 
 @pytest.mark.skipif(
     not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
-    reason="this onnxruntime does not tell placement",
+    reason="this onnxruntime does not report placement",
 )
 def test_placement_counts_the_nodes_of_each_provider(tmp_path: Path) -> None:
     with open_session(save_embedder(tmp_path / "m.onnx")) as session:
@@ -154,7 +154,7 @@ def test_placement_counts_the_nodes_of_each_provider(tmp_path: Path) -> None:
 
 
 def _cuda_native(*cpu_nodes: tuple[str, str], providers: tuple[str, ...] | None = None) -> Any:
-    """Return what a CUDA session of two nodes and some CPU nodes tells of itself."""
+    """Return the report of a CUDA session of two nodes and some CPU nodes."""
     parts = [
         SimpleNamespace(
             ep_name=provider,
@@ -292,7 +292,7 @@ def test_every_upstream_exception_is_caught() -> None:
 
 
 class _FailingNative:
-    """Stands for an engine whose every run raises."""
+    """An engine whose every run raises."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error

@@ -17,7 +17,7 @@ from mmedge.specs import Array, TensorSpec
 
 
 class Recorded(FakeSession):
-    """A fake whose answers tell which one gave them, and that can be held up."""
+    """A fake whose outputs identify it, and that can be held up."""
 
     def __init__(self, number: float) -> None:
         super().__init__(INPUTS, OUTPUTS, self._answer)

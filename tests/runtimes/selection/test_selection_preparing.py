@@ -20,7 +20,7 @@ from mmedge.specs import Axis
 
 # A backend registered at run time; the worker imports it through PYTHONPATH.
 _BACKEND = '''
-"""Behaves as its model's name says."""
+"""Behaves as its model is named."""
 import os, signal, sys, time
 from mmedge.errors import EngineBuildError
 from mmedge.runtimes.backends import Backend

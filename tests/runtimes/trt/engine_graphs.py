@@ -158,11 +158,11 @@ def fusion_head(path: Path, *, dtype: str = "float16") -> Path:
     x = net.node("Add", "tokens", net.node("Mul", fused, gate))
     axes = net.constant([1], np.int64)
     pooled = net.node("ReduceMean", net.norm(x), axes, keepdims=0)
-    net.linear(pooled, WIDTH, 10, out="answers")
+    net.linear(pooled, WIDTH, 10, out="logits")
     return net.save(
         path,
         {"tokens": ("batch", "sequence", WIDTH), "patches": ("batch", "patches", WIDTH)},
-        {"answers": ("batch", 10)},
+        {"logits": ("batch", 10)},
     )
 
 

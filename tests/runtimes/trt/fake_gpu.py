@@ -52,7 +52,7 @@ class FakeGpu:
         return self.libraries["tensorrt"]
 
     def build(self, model: Path, request: EngineRequest, **_: object) -> BuiltEngine:
-        """Stand for mmedge.runtimes.trt.build.build_engine."""
+        """Replace mmedge.runtimes.trt.build.build_engine."""
         self.built.append(request)
         graph = read_onnx_file(model)
         plan = fake_plan(model, request, on_host=self.on_host)

@@ -67,7 +67,7 @@ class FakeTensorRT(ModuleType):
     ExecutionContextAllocationStrategy = enum.Enum("Strategy", "STATIC USER_MANAGED")
     CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
     ILogger = IOutputAllocator = Logger
-    Builder = OnnxParser = None  # for whoever asks whether they are there
+    Builder = OnnxParser = None  # checked for presence only
 
     def __init__(self, cuda: FakeCuda, name: str = "tensorrt", version: str = "10.3.0") -> None:
         super().__init__(name)

@@ -189,7 +189,7 @@ def test_quantized_weights_are_found_through_data_movement() -> None:
         ("Requested amount of GPU memory (9 bytes) could not be allocated", "free memory"),
         ("Cannot compile for target(s) sm75: HW-specific datatypes: int4", "another variant"),
         ("cudaError 35: CUDA driver version is insufficient", "check nvidia-smi"),
-        ("Something that nobody has seen", "nobody has seen"),
+        ("Something never seen", "never seen"),
     ],
 )
 def test_the_reason_of_a_failed_build_and_its_fix(message: str, fix: str) -> None:

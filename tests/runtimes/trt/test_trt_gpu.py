@@ -1,4 +1,4 @@
-"""On a GPU: what the fake cannot show. The contract suite runs there too."""
+"""On a GPU, beside the contract suite: what the fake cannot show."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def on_gpu(flavour: str) -> Iterator[None]:
     try:
         yield
     except EngineBuildError as error:
-        # TensorRT-RTX serves desktop GPUs alone; what it says of another is to be read in -ra.
+        # TensorRT-RTX supports desktop GPUs only; -ra shows its message for another.
         pytest.skip(f"{Device(0).properties}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""The names of TensorRT and CUDA that mmedge uses are there: by the real bindings."""
+"""Names of TensorRT and CUDA that mmedge uses, in the real bindings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ USED = {
     "TensorLocation": "HOST",
     "ExecutionContextAllocationStrategy": "USER_MANAGED",
 }
-# Asked for only where it is there -> what is taken in its place; "" where that is refused.
+# Used only if present -> the substitute; "" for an error.
 STAND_INS = {
     ("ICudaEngine", "device_memory_size_v2"): "device_memory_size",
     ("IExecutionContext", "set_device_memory"): "device_memory",
@@ -78,7 +78,7 @@ def library() -> LoadedFlavour:
 
 @pytest.mark.parametrize("version", NAMES["versions"])
 def test_every_tensorrt_has_the_names_that_are_used(version: str) -> None:
-    """By what checks/tensorrt_names.py wrote down of TensorRT's own bindings."""
+    """From the list of TensorRT's bindings that checks/tensorrt_names.py wrote."""
 
     def has(name: str, word: str) -> bool:
         return version not in NAMES["lacking"][name].get(word, [version])
@@ -114,7 +114,7 @@ def test_every_listed_name_is_used() -> None:
     assert [word for _, word in (*PAIRS, *STAND_INS) if not re.search(rf"\b{word}\b", SOURCE)] == []
 
 
-# Every call as mmedge makes it, handles null: without a driver the bindings answer, and do nothing.
+# Every call as mmedge makes it, with null handles: without a driver the bindings only return.
 _CALLS = """
 import json
 from cuda.bindings import runtime as r
@@ -136,11 +136,11 @@ calls = [
     ("cudaStreamEndCapture", 0), ("cudaGraphInstantiate", graph, 0), ("cudaGraphDestroy", graph),
     ("cudaGraphLaunch", launched, 0), ("cudaGraphExecDestroy", launched),
 ]
-answers = {}
+results = {}
 for name, *arguments in calls:
     code, *values = getattr(r, name)(*arguments)
-    answers[name] = [int(code), len(values)]
-print(json.dumps(answers))
+    results[name] = [int(code), len(values)]
+print(json.dumps(results))
 """
 
 
