@@ -12,7 +12,7 @@ from bundles import text_encoder_onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_graphs import INPUTS, OUTPUTS, WEIGHT, save, save_embedder
+from tiny_graphs import INPUTS, OUTPUTS, WEIGHT, save, save_embedder, tensor_info
 
 from mmedge.errors import BackendError
 from mmedge.runtimes.onnx_file import ExternalData, check_external_data, read_onnx_file
@@ -44,11 +44,11 @@ def test_the_opset_is_that_of_the_default_domain(tmp_path: Path) -> None:
 
 def test_shapes_of_every_kind(tmp_path: Path) -> None:
     inputs = [
-        helper.make_tensor_value_info("fixed", TensorProto.INT8, [1, 300, 70000]),
-        helper.make_tensor_value_info("unknown", TensorProto.BOOL, ["n", None, -1, ""]),
-        helper.make_tensor_value_info("sums", TensorProto.INT64, ["past+sequence", "4"]),
-        helper.make_tensor_value_info("scalar", TensorProto.DOUBLE, []),
-        helper.make_tensor_value_info("überlänge", TensorProto.UINT16, ["größe"]),
+        tensor_info("fixed", [1, 300, 70000], TensorProto.INT8),
+        tensor_info("unknown", ["n", None, -1, ""], TensorProto.BOOL),
+        tensor_info("sums", ["past+sequence", "4"], TensorProto.INT64),
+        tensor_info("scalar", [], TensorProto.DOUBLE),
+        tensor_info("überlänge", ["größe"], TensorProto.UINT16),
     ]
     nodes = [helper.make_node("Identity", [i.name], [f"y{n}"]) for n, i in enumerate(inputs)]
     outputs = [
@@ -98,8 +98,8 @@ def test_float16_is_seen_wherever_it_is(where: str, tmp_path: Path) -> None:
     model = save(
         tmp_path / "m.onnx",
         [helper.make_node("Cast", ["x"], ["y"], to=kind("output"))],
-        [helper.make_tensor_value_info("x", kind("input"), ["n"])],
-        [helper.make_tensor_value_info("y", kind("output"), ["n"])],
+        [tensor_info("x", ["n"], kind("input"))],
+        [tensor_info("y", ["n"], kind("output"))],
         {"W": weight},
     )
 
@@ -112,10 +112,10 @@ def test_float8_is_seen(dtype: str, tmp_path: Path) -> None:
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
     ]
-    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    ends = [tensor_info(name, [2]) for name in ("x", "y")]
     zero = np.zeros((), getattr(ml_dtypes, dtype, dtype))
     constants = {"scale": np.array(1, np.float32), "zero": zero}
-    model = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], constants)
+    model = save(tmp_path / "m.onnx", nodes, ends[:1], ends[1:], constants)
 
     assert read_onnx_file(model).has_fp8 is (dtype != "int8")
 
@@ -135,8 +135,8 @@ def test_signed_quantization_is_seen(
         nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]))
     else:
         nodes.append(helper.make_node("Add", ["x", "quantized"], ["y"]))
-    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
-    model = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], constants)
+    ends = [tensor_info(name, [2]) for name in ("x", "y")]
+    model = save(tmp_path / "m.onnx", nodes, ends[:1], ends[1:], constants)
 
     assert read_onnx_file(model).signed_int8 is signed
 
@@ -152,9 +152,9 @@ def test_signed_quantization_is_seen(
 def test_paired_weights_are_marked_in_the_metadata(
     key: str, value: str, paired: bool, tmp_path: Path
 ) -> None:
-    tensor = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    ends = [tensor_info(name, [2]) for name in ("x", "y")]
     nodes = [helper.make_node("Neg", ["x"], ["y"])]
-    path = save(tmp_path / "m.onnx", nodes, tensor[:1], tensor[1:], {})
+    path = save(tmp_path / "m.onnx", nodes, ends[:1], ends[1:], {})
     model = onnx.load(path)
     helper.set_model_props(model, {"author": "someone", key: value})
     onnx.save(model, path)
@@ -189,7 +189,7 @@ def _hide_external_tensor(path: Path, *, sparse: bool) -> None:
     save(
         path,
         [helper.make_node("If", ["go"], ["y"], then_branch=branch, else_branch=branch)],
-        [helper.make_tensor_value_info("go", TensorProto.BOOL, [])],
+        [tensor_info("go", [], TensorProto.BOOL)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
     )
 

@@ -15,8 +15,21 @@ import numpy as np
 import onnx
 import openvino
 import pytest
-from onnx import TensorProto, helper
-from tiny_graphs import BIAS, INPUTS, OUTPUTS, WEIGHT, WIDTH, embed, feed_of, save, save_embedder
+from onnx import helper
+from tiny_graphs import (
+    BIAS,
+    INPUTS,
+    OUTPUTS,
+    WEIGHT,
+    WIDTH,
+    embed,
+    feed_of,
+    save,
+    save_embedder,
+    save_repeat,
+    save_unary,
+    tensor_info,
+)
 
 from mmedge.errors import BackendError, BackendUnavailableError, InputError, PlacementError
 from mmedge.runtimes import SessionOptions, base, open_session
@@ -26,12 +39,7 @@ from mmedge.runtimes.openvino import OpenVinoSession
 from mmedge.runtimes.session import Placement
 from mmedge.specs import Array
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 MODEL = Path("models/tiny.onnx")
-
-
-def info(name: str, kind: int, shape: list[int | str | None]) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def opened(model: Path, **options: Any) -> OpenVinoSession:
@@ -128,8 +136,8 @@ def save_qdq(path: Path) -> Path:
             helper.make_node("DequantizeLinear", ["W", "sw", "zw"], ["wd"], axis=1),
             helper.make_node("MatMul", ["xd", "wd"], ["y"], name="product"),
         ],
-        [info("x", FLOAT, ["batch", WIDTH])],
-        [info("y", FLOAT, ["batch", WEIGHT.shape[1]])],
+        [tensor_info("x", ["batch", WIDTH])],
+        [tensor_info("y", ["batch", WEIGHT.shape[1]])],
         {
             "W": np.round(WEIGHT / scale).astype(np.int8),
             "sw": scale,
@@ -239,28 +247,13 @@ def test_a_version_that_overwrites_inputs_is_refused(
 )
 def test_every_dtype_goes_in_and_comes_out(dtype: str, tmp_path: Path) -> None:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    model = save(
-        tmp_path / "m.onnx",
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [info("x", kind, ["rows", 2])],
-        [info("y", kind, ["rows", 2])],
-    )
+    model = save_unary(tmp_path / "m.onnx", "Identity", kind, ["rows", 2])
     x = np.array([[0, 1], [1, 0], [1, 1]], dtype)
     with opened(model) as session:
         assert session.inputs[0].dtype == dtype
         for got in (session.run({"x": x})["y"], session.bind({"x": x}).run()["y"]):
             assert got.dtype == dtype
             np.testing.assert_array_equal(got, x)
-
-
-def save_repeat(path: Path) -> Path:
-    """Write y = x repeated `count` times: an output axis that no input names."""
-    return save(
-        path,
-        [helper.make_node("Expand", ["x", "count"], ["y"])],
-        [info("x", FLOAT, [1]), info("count", INT64, [1])],
-        [info("y", FLOAT, [None])],
-    )
 
 
 def test_an_output_axis_that_no_input_names(tmp_path: Path) -> None:
@@ -318,12 +311,7 @@ def test_a_run_that_began_before_closing_returns_its_outputs(
 
 
 def test_an_unknown_operator_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = save(
-        tmp_path / "m.onnx",
-        [helper.make_node("Teleport", ["x"], ["y"], name="beam")],
-        [info("x", FLOAT, ["n"])],
-        [info("y", FLOAT, ["n"])],
-    )
+    model = save_unary(tmp_path / "m.onnx", "Teleport")
     with pytest.raises(BackendError, match=r"operator that OpenVINO lacks.*Teleport") as caught:
         opened(model)
     assert str(model) in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,6 +71,40 @@ def save(
     return path
 
 
+def tensor_info(name: str, shape: Sequence[int | str | None], kind: int = TensorProto.FLOAT) -> Any:
+    """Return an input or output of a graph."""
+    return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+def save_unary(
+    path: Path,
+    op: str,
+    kind: int = TensorProto.FLOAT,
+    shape: Sequence[int | str | None] = ("n",),
+    *,
+    opset: int = 20,
+) -> Path:
+    """Write y = op(x)."""
+    node = helper.make_node(op, ["x"], ["y"], name="only")
+    return save(
+        path, [node], [tensor_info("x", shape, kind)], [tensor_info("y", shape, kind)], opset=opset
+    )
+
+
+def save_repeat(path: Path) -> Path:
+    """Write y = x repeated `count` times: an output axis that no input names."""
+    inputs = [tensor_info("x", [1]), tensor_info("count", [1], TensorProto.INT64)]
+    node = helper.make_node("Expand", ["x", "count"], ["y"])
+    return save(path, [node], inputs, [tensor_info("y", [None])])
+
+
+def save_nonzero(path: Path) -> Path:
+    """Write the indices of nonzero values: an output whose size depends on values."""
+    node = helper.make_node("NonZero", ["x"], ["where"])
+    where = tensor_info("where", [1, None], TensorProto.INT64)
+    return save(path, [node], [tensor_info("x", ["batch"])], [where])
+
+
 def save_embedder(path: Path, *, external: str | None = None) -> Path:
     """Write y = L2norm((x @ W + b) * gate), norm beside it: INPUTS to OUTPUTS."""
     return save(
@@ -83,14 +118,8 @@ def save_embedder(path: Path, *, external: str | None = None) -> Path:
             helper.make_node("ReduceL2", ["gated", "last"], ["norm"], name="length", keepdims=1),
             helper.make_node("Div", ["gated", "norm"], ["y"], name="divide"),
         ],
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH]),
-            helper.make_tensor_value_info("gate", TensorProto.INT64, ["batch"]),
-        ],
-        [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", DIM]),
-            helper.make_tensor_value_info("norm", TensorProto.FLOAT, ["batch", 1]),
-        ],
+        [tensor_info("x", ["batch", WIDTH]), tensor_info("gate", ["batch"], TensorProto.INT64)],
+        [tensor_info("y", ["batch", DIM]), tensor_info("norm", ["batch", 1])],
         {"W": WEIGHT, "b": BIAS, "last": np.array([1], np.int64)},
         external=external,
     )

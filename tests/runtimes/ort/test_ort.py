@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from tiny_graphs import feed_of, save, save_embedder
+from tiny_graphs import feed_of, save, save_embedder, save_repeat, save_unary, tensor_info
 
 from mmedge.errors import (
     BackendError,
@@ -44,10 +45,6 @@ UPSTREAM = [
     if isinstance(found, type) and issubclass(found, Exception)
 ]
 MODEL = Path("models/tiny.onnx")
-
-
-def _info(name: str, kind: int, shape: list[int | str | None]) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def _native_options(session: object) -> Any:
@@ -97,8 +94,8 @@ def test_a_float16_graph_stays_at_the_extended_level_unless_told(tmp_path: Path)
     model = save(
         tmp_path / "half.onnx",
         [helper.make_node("MatMul", ["x", "W"], ["y"])],
-        [_info("x", TensorProto.FLOAT16, ["batch", 2])],
-        [_info("y", TensorProto.FLOAT16, ["batch", 2])],
+        [tensor_info("x", ["batch", 2], TensorProto.FLOAT16)],
+        [tensor_info("y", ["batch", 2], TensorProto.FLOAT16)],
         {"W": np.eye(2, dtype=np.float16) * 2},
     )
     levels = onnxruntime.GraphOptimizationLevel
@@ -325,49 +322,24 @@ def test_every_upstream_exception_is_mapped(upstream: type[Exception]) -> None:
         assert isinstance(caught.value.__cause__, upstream)
 
 
-def _unknown_operator(path: Path) -> Path:
-    return save(
-        path,
-        [helper.make_node("Teleport", ["x"], ["y"], name="beam")],
-        [_info("x", TensorProto.FLOAT, ["n"])],
-        [_info("y", TensorProto.FLOAT, ["n"])],
-    )
-
-
 def _unknown_domain(path: Path) -> Path:
-    model = onnx.load(_unknown_operator(path))
+    model = onnx.load(save_unary(path, "Teleport"))
     model.graph.node[0].domain = "star.fleet"
     model.opset_import.append(helper.make_opsetid("star.fleet", 1))
     onnx.save(model, path)
     return path
 
 
-def _future_opset(path: Path) -> Path:
-    return save(
-        path,
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [_info("x", TensorProto.FLOAT, ["n"])],
-        [_info("y", TensorProto.FLOAT, ["n"])],
-        opset=99,
-    )
-
-
-def _string_input(path: Path) -> Path:
-    return save(
-        path,
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [_info("x", TensorProto.STRING, ["n"])],
-        [_info("y", TensorProto.STRING, ["n"])],
-    )
-
-
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_unknown_operator, "an operator that this build lacks.*Teleport"),
+        (partial(save_unary, op="Teleport"), "an operator that this build lacks.*Teleport"),
         (_unknown_domain, r"an operator that this build lacks.*star\.fleet:Teleport"),
-        (_future_opset, "written for a newer ONNX.*Opset 99"),
-        (_string_input, "'x' has ONNX element type 8.*Convert"),
+        (partial(save_unary, op="Identity", opset=99), "written for a newer ONNX.*Opset 99"),
+        (
+            partial(save_unary, op="Identity", kind=TensorProto.STRING),
+            "'x' has ONNX element type 8.*Convert",
+        ),
     ],
 )
 def test_a_graph_that_the_engine_refuses_gives_the_reason(
@@ -385,21 +357,11 @@ def test_a_graph_that_the_engine_refuses_gives_the_reason(
     assert capfd.readouterr() == ("", "")
 
 
-def _save_repeat(path: Path) -> Path:
-    """Write y = x repeated `count` times: an output axis that no input names."""
-    return save(
-        path,
-        [helper.make_node("Expand", ["x", "count"], ["y"])],
-        [_info("x", TensorProto.FLOAT, [1]), _info("count", TensorProto.INT64, [1])],
-        [_info("y", TensorProto.FLOAT, [None])],
-    )
-
-
 def test_out_of_memory_is_reported_and_the_session_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     one = np.ones(1, np.float32)
-    with open_session(_save_repeat(tmp_path / "m.onnx")) as session:
+    with open_session(save_repeat(tmp_path / "m.onnx")) as session:
         with pytest.raises(BackendError, match=r"m\.onnx: the run failed: out of memory"):
             session.run({"x": one, "count": np.array([10**14])})
         assert session.run({"x": one, "count": np.array([3])})["y"].shape == (3,)
@@ -455,12 +417,7 @@ def test_the_engine_gets_contiguous_aligned_memory_only(bad: Array) -> None:
 
 
 def test_unnamed_axes_get_a_name_of_their_own(tmp_path: Path) -> None:
-    model = save(
-        tmp_path / "m.onnx",
-        [helper.make_node("Relu", ["x"], ["y"])],
-        [_info("x", TensorProto.FLOAT, [None, None])],
-        [_info("y", TensorProto.FLOAT, [None, None])],
-    )
+    model = save_unary(tmp_path / "m.onnx", "Relu", shape=[None, None])
     with open_session(model) as session:
         assert session.inputs[0].shape == ("x.0", "x.1")
         assert session.run({"x": np.ones((2, 5), np.float32)})["y"].shape == (2, 5)
@@ -472,12 +429,7 @@ def test_unnamed_axes_get_a_name_of_their_own(tmp_path: Path) -> None:
 )
 def test_every_dtype_runs_and_binds(dtype: str, tmp_path: Path) -> None:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    model = save(
-        tmp_path / "m.onnx",
-        [helper.make_node("Identity", ["x"], ["y"])],
-        [_info("x", kind, ["n"])],
-        [_info("y", kind, ["n"])],
-    )
+    model = save_unary(tmp_path / "m.onnx", "Identity", kind)
     x = np.array([0, 1, 1, 0], dtype)
     with open_session(model) as session:
         assert session.inputs[0].dtype == x.dtype
@@ -487,7 +439,7 @@ def test_every_dtype_runs_and_binds(dtype: str, tmp_path: Path) -> None:
 
 def test_an_output_axis_that_no_input_names_is_found_by_running(tmp_path: Path) -> None:
     feed = {"x": np.full(1, 7, np.float32), "count": np.array([3])}
-    with open_session(_save_repeat(tmp_path / "m.onnx")) as session:
+    with open_session(save_repeat(tmp_path / "m.onnx")) as session:
         binding = session.bind(feed)
 
         assert binding.outputs["y"].shape == (3,)
@@ -593,8 +545,8 @@ def test_a_weight_of_two_products_runs_with_a_warning_where_sums_cannot_be_exact
             helper.make_node("MatMulInteger", ["x2", "w"], ["b"]),
             helper.make_node("Add", ["a", "b"], ["y"]),
         ],
-        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["n", 4]) for name in ("x", "x2")],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 4])],
+        [tensor_info(name, ["n", 4], TensorProto.UINT8) for name in ("x", "x2")],
+        [tensor_info("y", ["n", 4], TensorProto.INT32)],
         {"w": np.full((4, 4), 100, np.int8)},
     )
     with pytest.warns(RuntimeWarning, match=r"two products share a weight.*int8-dynamic-paired"):
@@ -615,8 +567,8 @@ def test_signed_int8_runs_with_exact_sums(tmp_path: Path, monkeypatch: pytest.Mo
             helper.make_node("DequantizeLinear", ["quantized", "scales"], ["table"], axis=0),
             helper.make_node("Gather", ["table", "x"], ["y"], axis=0),
         ],
-        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [tensor_info("x", ["n"], TensorProto.INT64)],
+        [tensor_info("y", ["n", 2])],
         {"quantized": quantized, "scales": scales},
     )
     with open_session(model) as session:
@@ -644,8 +596,8 @@ def test_fp8_is_no_business_of_the_passes_for_int8(
             helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dequantized"]),
             helper.make_node("MatMul", ["dequantized", "weight"], ["y"]),
         ],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [tensor_info("x", ["n", 2])],
+        [tensor_info("y", ["n", 2])],
         {
             "scale": np.array(1, np.float32),
             "zero": np.zeros((), dtype),

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
-from tiny_graphs import embed, feed_of, save, save_embedder
+from onnx import helper
+from tiny_graphs import embed, feed_of, save, save_embedder, save_nonzero, tensor_info
 
 from mmedge.errors import EngineBuildError, ShapeError
 from mmedge.runtimes import EngineOptions, SessionOptions, backend
@@ -97,8 +97,8 @@ def test_outputs_of_one_run_are_inputs_of_another(flavour: str, tmp_path: Path) 
     model = save(
         tmp_path / "twice.onnx",
         [helper.make_node("Add", ["x", "x"], ["y"])],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [tensor_info("x", ["batch", 64])],
+        [tensor_info("y", ["batch", 64])],
     )
     with open_on_gpu(flavour, model) as session:
         x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
@@ -130,12 +130,7 @@ def test_torch_tensors_go_in_and_come_out_without_a_copy(session: TrtSession) ->
 
 
 def test_an_output_is_as_large_as_its_values_make_it(flavour: str, tmp_path: Path) -> None:
-    model = save(
-        tmp_path / "nonzero.onnx",
-        [helper.make_node("NonZero", ["x"], ["where"])],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])],
-        [helper.make_tensor_value_info("where", TensorProto.INT64, [1, None])],
-    )
+    model = save_nonzero(tmp_path / "nonzero.onnx")
     with open_on_gpu(flavour, model) as session:
         for ones in (2, 6, 0, 3):
             x = np.array([1] * ones + [0] * (6 - ones), np.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_gpu import AXES, FakeGpu
 from onnx import TensorProto, helper
-from tiny_graphs import INPUTS, embed, feed_of, save, save_embedder
+from tiny_graphs import INPUTS, embed, feed_of, save, save_embedder, tensor_info
 
 import mmedge
 from mmedge.bundle import Bundle
@@ -209,9 +209,8 @@ def test_an_engine_of_another_graph_is_refused(
     name: str, kind: int, width: int, tmp_path: Path, fake_gpu: FakeGpu, monkeypatch: Any
 ) -> None:
     def graph(file: str, name: str, kind: int, width: int) -> Path:
-        infos = [helper.make_tensor_value_info(n, kind, ["batch", width]) for n in (name, "y")]
-        node = helper.make_node("Relu", [name], ["y"])
-        return save(tmp_path / file, [node], infos[:1], infos[1:])
+        ends = [tensor_info(n, ["batch", width], kind) for n in (name, "y")]
+        return save(tmp_path / file, [helper.make_node("Relu", [name], ["y"])], ends[:1], ends[1:])
 
     other = graph("other.onnx", name, kind, width)
     monkeypatch.setattr(

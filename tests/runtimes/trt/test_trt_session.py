@@ -11,7 +11,7 @@ import pytest
 from fake_cuda import HOST, cudaError_t
 from fake_gpu import FakeGpu
 from onnx import TensorProto, helper
-from tiny_graphs import embed, feed_of, save
+from tiny_graphs import embed, feed_of, save, save_nonzero, tensor_info
 
 from mmedge.errors import BackendError
 from mmedge.runtimes.session import Session
@@ -157,12 +157,7 @@ def test_another_gpu_and_sleeping_callers(fake_gpu: FakeGpu, tmp_path: Path) -> 
 
 
 def test_outputs_whose_size_depends_on_values(fake_gpu: FakeGpu, tmp_path: Path) -> None:
-    model = save(
-        tmp_path / "nonzero.onnx",
-        [helper.make_node("NonZero", ["x"], ["where"])],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])],
-        [helper.make_tensor_value_info("where", TensorProto.INT64, [1, None])],
-    )
+    model = save_nonzero(tmp_path / "nonzero.onnx")
     with fake_gpu.open(model) as session:
         for ones in (2, 6, 0, 3, 3, 3):
             feed = {"x": np.array([1] * ones + [0] * (6 - ones), np.float32)}
@@ -185,10 +180,10 @@ def test_shapes_may_follow_from_values_on_the_host(fake_gpu: FakeGpu, tmp_path: 
             helper.make_node("Tile", ["x", "times"], ["y"]),
         ],
         [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2]),
-            helper.make_tensor_value_info("n", TensorProto.INT64, [1]),
+            tensor_info("x", [1, 2]),
+            tensor_info("n", [1], TensorProto.INT64),
         ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["from n", 2])],
+        [tensor_info("y", ["from n", 2])],
         {"one": np.array([1], np.int64)},
     )
     fake_gpu.on_host = ("n",)
