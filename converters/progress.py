@@ -28,4 +28,4 @@ Progress: TypeAlias = Callable[[ProgressEvent], None]
 
 
 def ignore_progress(event: ProgressEvent) -> None:
-    """Ignore an event: the callback of a conversion that reports to nobody."""
+    """Ignore an event: the callback of a conversion without progress."""

@@ -21,7 +21,7 @@ MmedgeError
 │   └── ParityError              the converted model's outputs differ from the original's
 ├── BackendError
 │   ├── BackendUnavailableError  the engine is not installed or refuses to start
-│   ├── PlacementError           what would run is not what was asked for
+│   ├── PlacementError           what would run is not what was requested
 │   ├── TimeLimitError           a graph did not end in time
 │   └── EngineMismatchError      an engine of another version, device or model
 ├── StorageError                 the disk is full, read-only, or otherwise in the way

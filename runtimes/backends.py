@@ -243,7 +243,7 @@ class Backend(Protocol):
     ) -> None:
         """Do slow work ahead of opening a graph, such as building its engine.
 
-        The result lies in the cache folder, where open_session finds it.
+        The result is stored in the cache folder, where open_session finds it.
 
         Args:
             model: The ONNX file.

@@ -239,7 +239,7 @@ class _Reader:
     def _fields(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield (number, begin, end) for messages and bytes, (number, value, -1) for integers."""
         if end < 0:
-            raise ValueError(f"a number stands where a message is expected: {begin}")
+            raise ValueError(f"a number is where a message is expected: {begin}")
         at = begin
         while at < end:
             self._steps += 1

@@ -104,7 +104,7 @@ class Placement:
 
     Attributes:
         backend: Name in BACKENDS.
-        device: The device asked for, which holds every node but those in `exceptions`.
+        device: The device requested, which holds every node but those in `exceptions`.
         engine: Engine and version, e.g. "onnxruntime 1.32.0".
         providers: Nodes by execution provider; empty if the engine does not report it.
         exceptions: Nodes that run elsewhere by design (shape arithmetic on the CPU of a GPU

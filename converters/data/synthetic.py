@@ -38,7 +38,7 @@ def synthetic_items(config: ProcessorConfig, count: int, seed: int, folder: Path
 def synthetic_images(count: int, seed: int) -> list[Array]:
     """Return images of smooth random colour with fine noise: (256, 256, 3) uint8 each.
 
-    Most of a photograph's energy lies in its low frequencies, and so does theirs; white noise would
+    Like photographs, they have most energy at low frequencies; white noise would
     become an even grey in the resize.
     """
     images = []

@@ -163,7 +163,7 @@ class Retrieval(Evaluation):
         return task_quality(self._embeddings(reference), ours, self._labels).drops
 
     def interchangeable(self, quality: Quality) -> bool:
-        """Return whether a variant's embeddings may stand in one index with those of fp32."""
+        """Return whether a variant's embeddings can share an index with those of fp32."""
         return interchangeable(quality)
 
     def _embeddings(self, collected: Mapping[str, Collected]) -> Embeddings:

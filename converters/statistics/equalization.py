@@ -58,7 +58,7 @@ class GroupScales:
         strength: The a that they come from; None where nothing was changed.
         inserted: Whether they need a Mul in the graph, as nothing could take them in.
         error_before: Predicted squared error of the outputs, relative to their energy, averaged
-            over the layers that are quantized; NaN where it was not asked for.
+            over the layers that are quantized; NaN where it was not requested.
         error_after: The same with the scales.
         reason: Reason without scales, else "".
     """

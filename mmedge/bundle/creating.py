@@ -28,7 +28,7 @@ def create_bundle(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
 
     Args:
         path: Where the bundle is to stand; the name ends in ".mmedge".
-        overwrite: Replace the bundle that stands there.
+        overwrite: Overwrite an existing bundle.
 
     Raises:
         BundleError: If the name does not end in ".mmedge", if something that is not a bundle

@@ -117,7 +117,7 @@ class Role(BaseModel):
         axes: Bounds of the inputs' dynamic axes, by name.
         state: What its calls hand to each other, None where they share nothing.
         variants: Highest fidelity first.
-        default: Name of the variant that is loaded where none is asked for.
+        default: Name of the variant that is loaded where none is requested.
         search: What a search tried.
     """
 

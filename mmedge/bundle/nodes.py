@@ -49,7 +49,7 @@ class NodeEntry(BaseModel):
         weight_error: ||W - Wq||_F / ||W||_F, None where it was not measured.
         output_error: 1 - mean cosine with the fp32 embedding where only this node is quantized,
             on calibration data; None where it was not measured.
-        reason: Why the node has a higher precision than was asked for, or a lower one; "" where it
+        reason: Why the node has a higher precision than was requested, or a lower one; "" where it
             has that.
     """
 

@@ -105,10 +105,10 @@ def build(  # noqa: PLR0913, PLR0917, one parameter an option
 ) -> None:
     """Build engines of a bundle into the engine cache, where `load` finds them.
 
-    The precision stands in each variant's graph; --plan shows which variants become engines, and
-    how to convert the others. What is in the cache already is not built again.
+    Each variant's graph sets its precision; --plan shows which variants become engines, and how to
+    convert the others. Cached engines are not built again.
 
-    Exits with 1 if a build fails; the others are built all the same.
+    Exits with 1 if a build fails; the other engines are still built.
     """
     from mmedge.bundle import open_bundle
     from mmedge.cli.output import print_json

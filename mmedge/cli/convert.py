@@ -58,7 +58,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     default: Annotated[
         str | None,
         typer.Option(
-            help="Variant or precision to load where none is asked for; [ROLE:]NAME, a,b,c.",
+            help="Variant or precision to load by default; [ROLE:]NAME, a,b,c.",
             show_default="the fastest within the accuracy budget",
         ),
     ] = None,

@@ -110,7 +110,7 @@ def domains_missing(sys: Path) -> str:
         return f"RAPL: {file} cannot be read ({fault})."
     return (
         f"RAPL: {file} is readable by root only. Run as root, or allow it until reboot: sudo "
-        f"chmod a+r {sys / 'class/powercap/intel-rapl*/energy_uj'} (whoever reads it learns "
+        f"chmod a+r {sys / 'class/powercap/intel-rapl*/energy_uj'} (readers learn "
         "something of what others compute)."
     )
 

@@ -82,7 +82,7 @@ def export_engine_folder(
     Raises:
         IntegrityError: If a file of the bundle is missing or changed.
         BundleError: If a dynamic axis of a graph is bounded by nothing.
-        StorageError: If the folder cannot be written, or something stands there.
+        StorageError: If the folder cannot be written, or something else is there.
     """
     golden = bundle.golden()
     manifest = bundle.manifest

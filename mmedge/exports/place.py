@@ -88,7 +88,7 @@ class ExportFolder:
             relative: POSIX path from the folder.
 
         Returns:
-            Paths of the external data from the folder. Their names stand in the model, so they
+            Paths of the external data from the folder. The model contains their names, so they
             are kept.
 
         Raises:
@@ -144,19 +144,19 @@ def fresh_folder(
     Raises:
         IntegrityError: If a file of the bundle is missing, changed or not listed: see verify_files.
         BundleError: If a processor cannot be opened.
-        StorageError: If an export stands there and may not be replaced, if something else stands
+        StorageError: If an export exists there and may not be replaced, if something else is
             there, or if the disk is full or the place cannot be written.
     """
     if os.path.lexists(out):
         empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
         if not empty and (out.is_symlink() or not (out / marker).is_file()):
             raise StorageError(
-                f"Cannot export to {out}: something that mmedge export did not write stands there, "
+                f"Cannot export to {out}: mmedge export did not write what is there, "
                 "and is left alone. Remove it, or choose another folder."
             )
         if not empty and not overwrite:
             raise StorageError(
-                f"Cannot export to {out}: an export stands there. Pass --overwrite to replace it, "
+                f"Cannot export to {out}: an export exists there. Pass --overwrite to replace it, "
                 "or choose another folder."
             )
     verify_files(bundle)

@@ -57,7 +57,7 @@ def select(
         In the order of the manifest, no graph twice.
 
     Raises:
-        InputError: If there is no such role, if no role has a precision that is asked for, or if
+        InputError: If there is no such role, if no role has a precision that is requested, or if
             a role has no variant that can be exported.
     """
     wanted = tuple(dict.fromkeys(roles)) if roles is not None else tuple(bundle.manifest.roles)

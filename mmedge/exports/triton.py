@@ -100,7 +100,7 @@ def export_triton(
         InputError: If a role is given twice, or an engine is not for Triton.
         IntegrityError: If a file of the bundle is missing or changed.
         BundleError: If a dynamic axis of a graph is bounded by nothing.
-        StorageError: If the folder cannot be written, or something stands there.
+        StorageError: If the folder cannot be written, or something else is there.
     """
     engines = engines or {}
     _check(selections, engines)

@@ -45,7 +45,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         private: Whether only its owner may read and write it, whatever the umask allows.
 
     Raises:
-        StorageError: If the disk is full, the place cannot be written, or what stands there is no
+        StorageError: If the disk is full, the place cannot be written, or what is there is no
             regular file.
     """
     with atomic_file(path, private=private) as file:
@@ -95,7 +95,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         StorageError: If the disk is full, the place cannot be written, something other than a
-            folder stands there, or a folder does and `replace` is False.
+            folder is there, or a folder is and `replace` is False.
     """
     path = path.absolute()
     with storage_errors(path):
@@ -136,7 +136,7 @@ def _check_place(path: Path, *, replace: bool) -> None:
     if not stat.S_ISDIR(mode):
         what = "a link" if stat.S_ISLNK(mode) else "a file"
         raise StorageError(
-            f"Cannot write {path}: {what} stands where a folder is to be. Remove it, or choose "
+            f"Cannot write {path}: {what} is where a folder is to be. Remove it, or choose "
             "another name."
         )
     if not replace:

@@ -1,6 +1,6 @@
 """Folders that only their owner may write, since files loaded from them can run code.
 
-TensorRT runs what a plan says, so whoever can write a plan can run code as the user who loads it.
+TensorRT executes plans, so anyone who can write a plan can run code as the user who loads it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def check_private(folder: Path) -> bool:
         ) from error
     if not stat.S_ISDIR(status.st_mode):
         raise StorageError(
-            f"Cannot use the engine cache {folder}: a file stands where a folder is needed. Remove "
+            f"Cannot use the engine cache {folder}: a file is where a folder is needed. Remove "
             "it, or set MMEDGE_CACHE_DIR to another folder."
         )
     if not _trusted(status.st_uid):
@@ -93,7 +93,7 @@ def check_private(folder: Path) -> bool:
         mode = above.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise UnsafeFolderError(
-                f"The engine cache {folder} lies in {above}, where everybody may put another "
+                f"The engine cache {folder} is in {above}, where everybody can put another "
                 f"folder in its place (mode {stat.S_IMODE(mode):04o}): engines run code. Run "
                 f"'chmod o-w {above}', or set MMEDGE_CACHE_DIR to a folder of your own."
             )

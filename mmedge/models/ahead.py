@@ -1,4 +1,4 @@
-"""Calls made in threads ahead of whoever needs their results."""
+"""Calls made in threads before their results are needed."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def load_as(  # noqa: PLR0913, what load takes
                 session, choices[role] = open_fastest(bundle, role, variant, settled)
             else:
                 session = open_in_time(bundle, role, variant, backend, settled)
-                choices[role] = Choice(backend, "asked for")
+                choices[role] = Choice(backend, "requested")
             sessions[role] = session
             stack.callback(session.close)
         model = found(bundle, sessions, variants, choices)
@@ -115,7 +115,7 @@ def _load_warm(
         graph_of(bundle, variant, name, options.device)  # raised now, not in the background
     device = "cuda" if options.device == "cuda:0" else options.device
     if device not in module_of(name).available_devices():
-        # Opening raises the error: another device was not asked for permanently.
+        # Opening raises the error: another device was not requested permanently.
         open_variant(
             bundle, next(iter(variants.values())), backend_name=name, options=options
         ).close()

@@ -83,7 +83,7 @@ def chosen_run(runs: Mapping[str, Run], given: Given, name: str | None = None) -
     Args:
         runs: By name; the first that fits is taken.
         given: The inputs, none of which may stay unused.
-        name: The one that was asked for; None for any.
+        name: The one that was requested; None for any.
 
     Raises:
         InputError: If none fits; what each takes is listed.

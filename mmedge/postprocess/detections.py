@@ -23,7 +23,7 @@ class Detections:
         boxes: (N, 4) float32: left, top, right, bottom in pixels of the frame, inside of it.
         scores: (N,) float32 in [0, 1].
         labels: (N,) str.
-        class_id: (N,) int64, the label's position among those asked for, or among the model's.
+        class_id: (N,) int64, the label's position among those requested, or among the model's.
     """
 
     boxes: Float32Array

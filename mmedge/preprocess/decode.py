@@ -130,7 +130,7 @@ def decode_image(
     """Return an image as an upright RGB image.
 
     Of an animation the first frame is taken. The EXIF orientation is applied to files and bytes; a
-    PIL image is taken as it stands. An RGB image is returned as it is, not copied. See to_rgb for
+    PIL image is used unchanged. An RGB image is returned as it is, not copied. See to_rgb for
     greyscale of more than 8 bits.
 
     Args:

@@ -33,12 +33,12 @@ def choose_variants(bundle: Bundle, config: ProfileConfig) -> dict[str, list[Var
     """Return the variants to measure, by role, in the bundle's order.
 
     A precision takes every variant that has it, a name that variant alone. A role that has none
-    of what was asked for is left out, as long as another has it, and so is a variant without a
+    of what was requested is left out, as long as another has it, and so is a variant without a
     layout for the backend.
 
     Raises:
-        InputError: If the bundle has no role of a name that was asked for.
-        ProfileError: If no role has a precision that was asked for, or the backend takes none of
+        InputError: If the bundle has no role of a name that was requested.
+        ProfileError: If no role has a precision that was requested, or the backend takes none of
             what has it.
     """
     roles = config.roles or tuple(bundle.manifest.roles)

@@ -97,7 +97,7 @@ class Inputs:
             wanted: As in ProfileConfig.
 
         Returns:
-            Distinct lengths in the order asked for; (None,) for a role that takes no text.
+            Distinct lengths in the order requested; (None,) for a role that takes no text.
 
         Raises:
             ProfileError: If a length is longer than the model takes, or differs from the one that

@@ -2,7 +2,7 @@
 
 A figure of a cell is named by role, variant, `b` batch, `t` threads, for text `s` sequence length,
 and the metric. The variant may be left out, which means every variant that was measured. So may
-batch, threads and sequence, which means the first of each that was asked for. What holds whatever
+batch, threads and sequence, which means the first of each that was requested. What holds whatever
 the batch (cold start, memory, size, stages) is named by role, variant and metric alone.
 """
 

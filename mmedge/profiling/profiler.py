@@ -93,8 +93,8 @@ def profile(
 
     Raises:
         BundleError: If the bundle cannot be opened.
-        InputError: If it has no role of a name that was asked for.
-        ProfileError: If something asked for cannot be measured, or a gate cannot be read or names
+        InputError: If it has no role of a name that was requested.
+        ProfileError: If something requested cannot be measured, or a gate cannot be read or names
             a figure that will not be there; raised before anything is measured where possible.
         BackendError: If the engine or the device is missing, or fails.
         TimeLimitError: If a graph takes too long for its golden inputs; nothing is measured then.

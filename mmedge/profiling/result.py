@@ -128,7 +128,7 @@ class Cell(BaseModel):
         latency: Of one run, i.e. of the whole batch.
         throughput_per_s: Samples a second, batch / mean latency.
         placement: What really ran.
-        baseline: None where none was asked for or none fits the role.
+        baseline: None where none was requested or none fits the role.
         noise: Why the figures are to be doubted; empty when they are not.
     """
 

@@ -1,8 +1,8 @@
 """Backend choice: the fastest one for a variant on this machine, measured once and cached.
 
 Only where two or more installed backends can run a variant is there anything to measure. Each of
-them opens it and runs the golden inputs; what lies outside the variant's tolerance is out. The
-rest run in turns for about half a second on one golden input, with the caller's own options, and
+them opens it and runs the golden inputs; outputs outside the variant's tolerance exclude a backend.
+The rest run interleaved for about half a second on one golden input, with the caller's options, and
 the fastest stays open. ONNX Runtime, which the bundle was made with, keeps its place unless another
 is at least 3 % faster. The measurement runs in a process of its own, with a time limit for each
 backend; one measurement at a time on this machine, and the others take its result. What a busy
@@ -90,7 +90,7 @@ def engine_backend() -> str:
 def candidates(variant: Variant, device: str) -> tuple[str, ...]:
     """Return the installed backends with a layout of a variant for a device, cached best first.
 
-    No engine is loaded to tell.
+    Loads no engine.
     """
     return tuple(
         name

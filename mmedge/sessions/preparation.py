@@ -100,7 +100,7 @@ class EnginePlan:
         backend: That builds.
         version: Of its installed library, None if there is none.
         device: Number of the GPU that is built for, where no compute capability is named.
-        engines: One for each variant that was asked for, in the bundle's order.
+        engines: One for each variant that was requested, in the bundle's order.
     """
 
     backend: str

@@ -268,7 +268,7 @@ class Device:
         return found is not None and found.type == host
 
     def holds(self, address: int) -> bool:
-        """Return whether memory that the GPU can read lies on this device."""
+        """Return whether an address is memory on this device that the GPU can read."""
         found = self._attributes(address)
         kinds = self._runtime.cudaMemoryType
         return found is not None and (

@@ -39,7 +39,7 @@ class EngineBuilder(Protocol):
         """Return the target compute capabilities, ascending; empty means this machine's GPU.
 
         Args:
-            named: See EngineRequest; "any" stands for all that can compute `precision`.
+            named: See EngineRequest; "any" means all that can compute `precision`.
             precision: What the graph computes in.
 
         Raises:

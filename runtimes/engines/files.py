@@ -1,7 +1,7 @@
 """Files of the engine cache: entries are read, written and removed as a whole.
 
 An entry is two files in one folder, `DIGEST.json`, the record, and `DIGEST.HASH.plan`, the engine,
-where DIGEST stands for the key and HASH for the plan. The plan is written first: an entry is there
+with DIGEST of the key and HASH of the plan. The plan is written first: an entry is there
 once its record is, so a kill at any moment leaves the old entry or the new one.
 """
 

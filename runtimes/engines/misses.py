@@ -75,13 +75,13 @@ def differences(built: EngineKey, wanted: EngineKey) -> list[str]:
         )
     elif had.compute_capabilities != now.compute_capabilities:
         differences.append(
-            f"built for {_targets(had.compute_capabilities)}, asked for "
+            f"built for {_targets(had.compute_capabilities)}, requested "
             f"{_targets(now.compute_capabilities)}"
         )
     differences += _profile_differences(had.profiles, now.profiles)
     before_settings, after_settings = asdict(had.settings), asdict(now.settings)
     differences += [
-        f"built with {name} {before_settings[name]}, asked for {after_settings[name]}"
+        f"built with {name} {before_settings[name]}, requested {after_settings[name]}"
         for name in before_settings
         if before_settings[name] != after_settings[name]
     ]
@@ -96,7 +96,7 @@ def _profile_differences(
     built: tuple[ShapeProfile, ...], wanted: tuple[ShapeProfile, ...]
 ) -> list[str]:
     if len(built) != len(wanted):
-        return [f"built with {len(built)} shape profiles, asked for {len(wanted)}"]
+        return [f"built with {len(built)} shape profiles, requested {len(wanted)}"]
     differences = []
     for number, (before, after) in enumerate(zip(built, wanted, strict=True)):
         where = f" (profile {number})" if len(built) > 1 else ""

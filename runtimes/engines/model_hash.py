@@ -2,8 +2,8 @@
 
 Hashing costs about a second a gigabyte, at every start. So a hash is remembered together with what
 the file system says of the files: as long as device, inode, size and both times are the same, it
-holds. The time of change cannot be set by whoever replaces a file, so a copy that keeps size and
-time of modification is told apart.
+holds. A program cannot set the time of change, so a replaced file of the same size and
+time of modification is detected.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class PruneRule:
     """Which engines to remove: those that match any field.
 
     Attributes:
-        stale: Damaged ones (every plan is read to tell), what killed builds left, and those that
+        stale: Damaged ones (every plan is read), leftovers of killed builds, and those that
             `versions` makes useless.
         versions: Installed versions by backend: engines of another version of these backends are
             stale.

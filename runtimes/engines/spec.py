@@ -133,7 +133,7 @@ class EngineKey:
 
     Attributes:
         model_sha256: Over the ONNX file and its external data.
-        request: What was asked for.
+        request: What was requested.
         version: Of the library, such as "10.3.0.26".
         cuda: Version of the CUDA runtime, "" where the engine does not depend on it.
         driver: Version of the driver, "" where there is none (a build without a GPU).

@@ -1,7 +1,7 @@
 """Engine cache: engines are keyed by everything they depend on, and built once.
 
 A plan is loaded only if its hash matches its record and the record belongs to the key that
-was asked for. A plan can run code in TensorRT, so the folder must be writable by its owner only; it
+was requested. A plan can run code in TensorRT, so the folder must be writable by its owner only; it
 is made so, and refused otherwise.
 """
 
@@ -75,7 +75,7 @@ class EngineCache:
 
         Args:
             model: The ONNX file; its external data is hashed with it.
-            request: What is asked for.
+            request: What is requested.
             host: What builds; its GPU is not looked at where the request names targets.
 
         Raises:

@@ -148,7 +148,7 @@ class OrtBackend(Backend):
 
         Raises:
             BackendUnavailableError: If onnxruntime or the device is missing.
-            PlacementError: If nodes would run elsewhere than on the device asked for.
+            PlacementError: If nodes would run elsewhere than on the device requested.
             BackendError: If the file is missing, damaged, or refused by the engine.
             StorageError: If `options.profile_to` cannot be made.
 
@@ -167,7 +167,7 @@ class OrtBackend(Backend):
         exact = saturates and not graph.paired
         # ONNX Runtime 1.32 fuses a blocked DequantizeLinear and a float16 product,
         # and at the extended level that gives other outputs. Up to 1.31 it makes int8 operators of
-        # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are asked for, it turns
+        # Q/DQ in fp8, and refuses its own graph. Where exact int8 sums are requested, it turns
         # signed Q/DQ into unsigned, and then refuses the graph or fails in a call.
         disable_qdq_fusion = graph.has_fp16 or graph.has_fp8 or (graph.signed_int8 and saturates)
 

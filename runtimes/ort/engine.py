@@ -222,7 +222,7 @@ def read_placement(engine: ModuleType, native: Any, device: str, model: Path) ->
     """Read the placement from the engine, and reject nodes on other devices.
 
     Raises:
-        BackendUnavailableError: If the engine dropped the provider that was asked for.
+        BackendUnavailableError: If the engine dropped the provider that was requested.
         PlacementError: If a node that is not shape arithmetic would run elsewhere.
     """
     wanted = _CPU if device == "cpu" else CUDA_PROVIDER
@@ -255,8 +255,8 @@ def _exceptions(
 
     Args:
         nodes: (provider, node name, operator) of every node.
-        wanted: The provider that was asked for.
-        device: The device that was asked for.
+        wanted: The provider that was requested.
+        device: The device that was requested.
         model: For the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Interleaved benchmark: calls are timed in turns, so that load drift cancels out.
+"""Interleaved benchmark: calls alternate, so that load drift cancels out.
 
 In every round each contestant has one turn, in random order, and is compared with the first one
 within that round: both saw the same load and the same clock frequency. A turn is one run that is

@@ -323,7 +323,7 @@ def make_link(place: Path) -> None:
 def test_a_file_is_left_alone(tmp_path: Path, make: Callable[[Path], None], what: str) -> None:
     place = tmp_path / "place"
     make(place)
-    with pytest.raises(StorageError, match=f"{what} stands where"), atomic_directory(place):
+    with pytest.raises(StorageError, match=f"{what} is where"), atomic_directory(place):
         pytest.fail("the block must not run")
     assert place.is_symlink() == (what == "a link")
     assert list(tmp_path.iterdir()) == [place]
@@ -333,7 +333,7 @@ def test_a_file_is_left_alone(tmp_path: Path, make: Callable[[Path], None], what
 def test_a_place_below_a_file_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     place = tmp_path / below
-    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+    with pytest.raises(StorageError, match="a file is where a folder is needed"):
         write_atomic(place, b"")
     with pytest.raises(StorageError), atomic_directory(place):
         pytest.fail("the block must not run")

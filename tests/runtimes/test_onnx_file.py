@@ -325,7 +325,7 @@ BEYOND = {
     "a length of 2^64": (b"\x3a" + b"\x80" * 9 + b"\x02", "longer than 64 bits"),
     "a number of 30 bytes": (b"\x08" + b"\xff" * 30 + b"\x01", "longer than 64 bits"),
     "a number that is cut off": (b"\x08\xff", "is cut off"),
-    "a number for a graph": (b"\x38\x07", "a number stands where"),
+    "a number for a graph": (b"\x38\x07", "a number is where"),
     "a number for a name": (_message(0x3A, b"\x5a\x02\x08\x07"), "a name at byte 7 is none"),
     "two graphs": (b"\x3a\x00" * 2, "two graphs"),
     "no graph": (b"\x08\x01", "no graph"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["OBJECTNESS", "DetectorKind"]
 
 OBJECTNESS = "objectness"
-"""Output that tells how much a patch is like an object; not every open detector has one."""
+"""Output with the objectness of each patch; not every open detector has one."""
 
 _OPEN = ("class_embeddings", "boxes", "shift", "scale")
 _CLOSED = ("logits", "boxes")

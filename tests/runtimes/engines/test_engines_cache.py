@@ -132,17 +132,17 @@ MISSES: dict[str, tuple[EngineKey, str]] = {
     ),
     "shapes": (
         replace(key(), request=replace(key().request, profiles=(profile(32),))),
-        r"built for 'x' from \(1, 3\) over .* to \(8, 3\), asked for .* to \(32, 3\)",
+        r"built for 'x' from \(1, 3\) over .* to \(8, 3\), requested .* to \(32, 3\)",
     ),
     "profiles": (
         replace(key(), request=replace(key().request, profiles=(profile(1), profile(8)))),
-        "built with 1 shape profiles, asked for 2",
+        "built with 1 shape profiles, requested 2",
     ),
     "settings": (
         replace(
             key(), request=replace(key().request, settings=BuildSettings(workspace_bytes=1 << 20))
         ),
-        "built with workspace_bytes 1073741824, asked for 1048576",
+        "built with workspace_bytes 1073741824, requested 1048576",
     ),
     "two": (
         replace(key(version="10.7.0.23"), cuda="13.0"),
