@@ -206,11 +206,11 @@ def test_engines_lie_beside_their_graph(tiny_bundle: Bundle, out: Path) -> None:
     document = export_engine_folder(
         tiny_bundle, out, select(tiny_bundle, roles=["image_encoder"]), engines=lambda _: [engine()]
     )
-    (engine,) = document.graphs[0].engines
-    assert (out / engine.file).read_bytes() == b"a plan"
-    assert engine.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
-    assert engine.compute_capability == "8.9+12.0"
-    assert engine.profiles[0]["pixel_values"].max == (4, 3, 8, 8)
+    (described,) = document.graphs[0].engines
+    assert (out / described.file).read_bytes() == b"a plan"
+    assert described.file == "image_encoder/fp32.tensorrt-rtx-1.7.1.sm89_120.engine"
+    assert described.compute_capability == "8.9+12.0"
+    assert described.profiles[0]["pixel_values"].max == (4, 3, 8, 8)
 
 
 def test_an_axis_that_nothing_bounds_is_an_error(tiny_bundle: Bundle, out: Path) -> None:
@@ -276,21 +276,21 @@ def test_the_program_of_the_docs_detects_wrong_outputs(
     tolerance = graph.vectors.tolerance
     limits = [str(tolerance.cosine_min), str(tolerance.max_abs_error)]
 
-    def compare(result: Array) -> Any:
+    def run_on(result: Array) -> Any:
         (out / "output.bin").write_bytes(result.tobytes())
         width = str(vector.shape[-1])
         command = [str(compare), str(out / vector.file), str(out / "output.bin"), width, *limits]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     expected = read(out, vector)
-    assert compare(expected).returncode == 0
-    assert compare(expected + np.float32(5e-4)).returncode == 0
-    off = compare(expected + np.float32(0.01))
+    assert run_on(expected).returncode == 0
+    assert run_on(expected + np.float32(5e-4)).returncode == 0
+    off = run_on(expected + np.float32(0.01))
     assert off.returncode == 1
     assert "0.01" in off.stdout
-    assert compare(expected[:, ::-1].copy()).returncode == 1
-    assert compare(np.full_like(expected, np.nan)).returncode == 1
-    assert compare(expected[:1]).returncode == 2
+    assert run_on(expected[:, ::-1].copy()).returncode == 1
+    assert run_on(np.full_like(expected, np.nan)).returncode == 1
+    assert run_on(expected[:1]).returncode == 2
 
 
 def test_io_json_is_plain_json(tiny_bundle: Bundle, out: Path) -> None:
