@@ -110,7 +110,7 @@ def _profile_differences(
                 )
             else:
                 differences.append(
-                    f"built for '{name}' from {had.min} over {had.opt} to {had.max}, asked "
-                    f"for {now.min} over {now.opt} to {now.max}{where}"
+                    f"built for '{name}' from {had.min} over {had.opt} to {had.max}, "
+                    f"requested {now.min} over {now.opt} to {now.max}{where}"
                 )
     return differences
