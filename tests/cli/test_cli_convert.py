@@ -43,7 +43,7 @@ def converted(
 
 
 @pytest.fixture
-def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[ConvertConfig]:
+def configs(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[ConvertConfig]:
     """Make the command report the converted bundle without converting; the calls it made."""
     manifest = open_bundle(converted[0]).manifest
     calls: list[ConvertConfig] = []
@@ -95,11 +95,13 @@ def told(converted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[C
     return calls
 
 
-def test_quiet_prints_nothing(told: list[ConvertConfig], capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(
+    configs: list[ConvertConfig], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", "--skip-bad", "--seed", "3") == 0
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
-    (config,) = told
+    (config,) = configs
     assert config == ConvertConfig("a/b", Path("x.mmedge"), ("fp32", "int8"), skip_bad=True, seed=3)
 
 
@@ -110,10 +112,10 @@ VERDICT = (
 
 
 def test_the_summary_is_a_line_a_variant_and_a_verdict(
-    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+    configs: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "--precision", "int8, fp16") == 0
-    assert told[0].precisions == ("int8", "fp16")
+    assert configs[0].precisions == ("int8", "fp16")
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     (head,) = [line.split() for line in lines if line.startswith(" variant ")]
@@ -132,7 +134,7 @@ def test_the_summary_is_a_line_a_variant_and_a_verdict(
 
 
 def test_a_timing_that_other_work_disturbed_shows_its_interval(
-    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+    configs: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = request.convert(ConvertConfig("a/b", Path("x.mmedge")))
     chosen = report.defaults["image_encoder"]
@@ -143,7 +145,7 @@ def test_a_timing_that_other_work_disturbed_shows_its_interval(
 
 
 def test_verbose_prints_every_metric(
-    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+    configs: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "--verbose") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -168,40 +170,40 @@ def test_verbose_prints_every_metric(
     ],
 )
 def test_a_budget_asks_for_a_search(
-    told: list[ConvertConfig], options: tuple[str, ...], precisions: tuple[str, ...]
+    configs: list[ConvertConfig], options: tuple[str, ...], precisions: tuple[str, ...]
 ) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0
-    assert told[0].precisions == precisions
-    assert (told[0].max_drop, told[0].objective) == (0.01, "latency")
+    assert configs[0].precisions == precisions
+    assert (configs[0].max_drop, configs[0].objective) == (0.01, "latency")
 
 
-def test_the_jpeg_draft_is_asked_for(told: list[ConvertConfig]) -> None:
+def test_the_jpeg_draft_is_passed_on(configs: list[ConvertConfig]) -> None:
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", "--jpeg-draft", "auto") == 0
-    assert told[0].jpeg_draft == "auto"
+    assert configs[0].jpeg_draft == "auto"
 
 
-def test_the_default_and_the_targets_are_passed_on(told: list[ConvertConfig]) -> None:
+def test_the_default_and_the_targets_are_passed_on(configs: list[ConvertConfig]) -> None:
     options = ("--precision", "fp32", "--default", "fp32", "--target", "cpu, tensorrt")
     assert run("convert", "a/b", "-o", "x.mmedge", "-q", *options) == 0
-    assert (told[0].default, told[0].targets) == ("fp32", ("cpu", "tensorrt"))
+    assert (configs[0].default, configs[0].targets) == ("fp32", ("cpu", "tensorrt"))
 
 
 def test_a_budget_beside_named_precisions_is_refused_and_not_forgotten(
-    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
+    configs: list[ConvertConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--precision", "int8", "--max-drop", "0.01", "--objective", "latency")
     assert run("convert", "a/b", "-o", "x.mmedge", *options) == 1
     assert capsys.readouterr().err.startswith("Error: --max-drop, --objective: for --precision")
-    assert told == []
+    assert configs == []
 
 
 def test_a_page_that_would_be_empty_is_refused_before_any_work(
-    told: list[ConvertConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    configs: list[ConvertConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     options = ("--precision", "fp32", "--html", tmp_path / "x.html")
     assert run("convert", "a/b", "-o", "x.mmedge", *options) == 1
     assert "fp32 alone has neither" in capsys.readouterr().err
-    assert told == []
+    assert configs == []
 
 
 def test_json_is_json_and_nothing_else(converted: tuple[Path, str]) -> None:

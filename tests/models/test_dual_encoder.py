@@ -82,11 +82,11 @@ def widths(session: FakeSession) -> list[tuple[int, ...]]:
 
 
 def test_one_image_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Path) -> None:
-    image = frame()
-    image = Image.fromarray(image)
+    pixels = frame()
+    image = Image.fromarray(pixels)
     path = tmp_path / "image.png"
     image.save(path)
-    expected = expected_embedding(model, image)
+    expected = expected_embedding(model, pixels)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     sources = [
@@ -98,10 +98,10 @@ def test_one_image_of_any_kind_gives_one_row(model: DualEncoder, tmp_path: Path)
         bytearray(buffer.getvalue()),
         buffer,
         image,
-        torch.from_numpy(image),
-        torch.from_numpy(model.image_processor([image])["pixel_values"]),
-        image,
-        model.image_processor([image])["pixel_values"],
+        torch.from_numpy(pixels),
+        torch.from_numpy(model.image_processor([pixels])["pixel_values"]),
+        pixels,
+        model.image_processor([pixels])["pixel_values"],
     ]
     for source in sources:
         got = model.encode_image(source)
@@ -613,14 +613,14 @@ def test_sounds_of_every_kind_are_encoded(tiny_bundle: Bundle) -> None:
 
 
 def test_similarity_takes_inputs_or_their_embeddings(model: DualEncoder) -> None:
-    images, texts = [frame(0), frame(1)], ["red", "green", "blue"]
-    images, words = model.encode_image(images), model.encode_text(texts)
+    frames, texts = [frame(0), frame(1)], ["red", "green", "blue"]
+    images, words = model.encode_image(frames), model.encode_text(texts)
     expected = images @ words.T
     assert expected.shape == (2, 3)
     assert np.abs(expected).max() <= 1 + 1e-6
+    np.testing.assert_allclose(model.similarity(frames, texts), expected, atol=1e-6)
     np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-6)
-    np.testing.assert_allclose(model.similarity(images, texts), expected, atol=1e-6)
-    np.testing.assert_allclose(model.similarity(images, words), expected, atol=1e-6)
+    np.testing.assert_allclose(model.similarity(frames, words), expected, atol=1e-6)
     np.testing.assert_allclose(model.similarity(frame(0), "red"), expected[:1, :1], atol=1e-6)
 
 
@@ -770,17 +770,17 @@ def test_error_of_the_engine_passes_through(tiny_bundle: Bundle) -> None:
 
 
 def test_threads_share_a_model(model: DualEncoder) -> None:
-    images = [frame(seed) for seed in range(12)]
+    frames = [frame(seed) for seed in range(12)]
     texts = ["red", "a photo of", "blue circle", "green square", "a", "of"] * 2
-    images, words = model.encode_image(images), model.encode_text(texts)
+    images, words = model.encode_image(frames), model.encode_text(texts)
 
     def work(index: int) -> tuple[Array, Array, Array]:
         start = index % 6
         labels = [texts[start], "photo"]
         return (
-            model.encode_image(images[start : start + 5], batch_size=2),
+            model.encode_image(frames[start : start + 5], batch_size=2),
             model.encode_text(texts[start : start + 5], batch_size=2),
-            model.classify(images[start], labels, template="{}").probabilities,
+            model.classify(frames[start], labels, template="{}").probabilities,
         )
 
     alone = [work(index) for index in range(6)]

@@ -233,7 +233,7 @@ def test_a_jpeg_draft_is_decoded_to_at_least_twice_the_target() -> None:
         (1100, 1024): (138, 128),
         (8000, 200): (8000, 200),
     }.items():
-        scene = picture(12, 10).resize(size, Image.Resampling.BICUBIC)
+        scene = drawn(12, 10).resize(size, Image.Resampling.BICUBIC)
         files = {}
         for form in ("JPEG", "PNG"):
             buffer = io.BytesIO()
