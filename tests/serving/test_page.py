@@ -191,7 +191,7 @@ def test_a_file_that_is_no_image_is_refused_readably(watched: Watched, tmp_path:
     watched.shows()
 
 
-def test_a_late_answer_does_not_replace_a_refusal(watched: Watched, tmp_path: Path) -> None:
+def test_a_late_response_does_not_replace_a_refusal(watched: Watched, tmp_path: Path) -> None:
     watched.open()
     held: list[Any] = []
 

@@ -100,7 +100,7 @@ def change(section: str, key: str, value: object) -> Callable[[dict[str, Any]], 
         (change("annotations", "bbox", [1, 2, 1e400, 4]), "Infinity|expected .left|finite"),
     ],
 )
-def test_what_is_no_coco_file_is_refused(
+def test_other_json_is_no_coco_file(
     changed: Callable[[dict[str, Any]], None], reason: str, tmp_path: Path
 ) -> None:
     content = document()

@@ -90,7 +90,7 @@ def test_threads_below_one_are_refused(threads: int) -> None:
         SessionOptions(threads=threads)
 
 
-def test_a_float16_graph_stays_at_the_extended_level_unless_told(tmp_path: Path) -> None:
+def test_a_float16_graph_stays_at_the_extended_level_by_default(tmp_path: Path) -> None:
     model = save(
         tmp_path / "half.onnx",
         [helper.make_node("MatMul", ["x", "W"], ["y"])],
