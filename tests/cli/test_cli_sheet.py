@@ -63,7 +63,9 @@ def test_a_hit_in_a_video_is_the_frame_that_was_found(index: Index, tmp_path: Pa
         assert difference(sheet, column, seed % 3 + 1) > 24
 
 
-def test_tiles_without_an_image_give_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_without_an_image_give_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bad.mcap").write_bytes(b"no recording")
     (tmp_path / "v.mp4").write_bytes(b"no video")
     frame = {"topic": "/cam", "position": 7}
