@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +22,7 @@ import numpy as np
 from interleaved import ratio
 from record import argument_parser, record
 from retrieval_data import Data, generate
-from retrieval_engines import ENGINES, TARGETS, K, Search, recall_of, true_nearest
+from retrieval_engines import ENGINES, TARGETS, K, Search, recall_of, true_nearest, write_fields
 
 from mmedge.specs import Array, Float32Array
 
@@ -52,13 +51,7 @@ def main() -> None:
 def _built(
     place: Path, names: list[str], data: Data, truth: dict[str, Array]
 ) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], tuple[Search, int]]]:
-    fields = place / "fields.sqlite"
-    connection = sqlite3.connect(fields)
-    connection.execute("CREATE TABLE items(key INTEGER PRIMARY KEY, field TEXT)")
-    connection.executemany(
-        "INSERT INTO items VALUES (?, ?)", ((key, "x") for key in range(len(data.vectors)))
-    )
-    connection.commit()
+    fields = write_fields(place / "fields.sqlite", len(data.vectors))
     rows: dict[str, dict[str, Any]] = {}
     chosen: dict[tuple[str, str], tuple[Search, int]] = {}
     for number, name in enumerate(names):

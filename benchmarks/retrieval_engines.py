@@ -13,7 +13,10 @@ import numpy as np
 from mmedge.retrieval.index import Index
 from mmedge.specs import Array, Float32Array, Modality
 
-__all__ = ["ENGINES", "TARGETS", "Engine", "K", "Search", "recall_of", "true_nearest"]
+__all__ = [
+    "ENGINES", "TARGETS", "Engine", "Hnsw", "HnswFp32", "Ivf", "IvfFp16", "K", "Search",
+    "recall_of", "true_nearest", "write_fields",
+]  # fmt: skip
 
 K = 10
 TARGETS = {"image": 0.98, "text": 0.95}
@@ -108,10 +111,13 @@ class Ivf(Engine):
         vectors.astype(np.float16).tofile(self.folder / "f16")
         self.exact = np.memmap(self.folder / "f16", np.float16, "r", shape=vectors.shape)
 
+    def asked(self, width: int) -> Any:  # noqa: ANN401, faiss has no types
+        """Return search parameters for `width` lists."""
+        return self.faiss.SearchParametersIVF(nprobe=width)
+
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Search `width` lists."""
-        asked = self.faiss.SearchParametersIVF(nprobe=width)
-        _, (found,) = self.index.search(query[None], self.refined * K, params=asked)
+        _, (found,) = self.index.search(query[None], self.refined * K, params=self.asked(width))
         found = found[found >= 0]
         order = np.argsort(-(self.exact[found].astype(np.float32) @ query))[:K]
         return self.named(found[order])
@@ -132,9 +138,12 @@ class IvfFp16(Ivf):
 
 
 class Hnsw(Engine):
-    """Faiss HNSW over int8 codes."""
+    """Faiss HNSW over int8 codes, re-ranked in float32."""
 
     widths = (16, 32, 64, 96, 128, 192, 256, 384, 512, 800, 1200, 2000)
+    factory = "HNSW32_SQ8"
+    construction = 100
+    refined = 4
 
     def build(self, vectors: Float32Array) -> None:
         """Build in memory."""
@@ -142,20 +151,31 @@ class Hnsw(Engine):
 
         faiss.omp_set_num_threads(1)
         self.faiss = faiss
-        index = faiss.index_factory(vectors.shape[1], "HNSW32_SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 100
+        index = faiss.index_factory(vectors.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = self.construction
         index.train(vectors)
         index.add(vectors)
         faiss.write_index(index, str(self.folder / "ann"))
         self.index = index
         self.exact = vectors
 
+    def asked(self, width: int) -> Any:  # noqa: ANN401, faiss has no types
+        """Return search parameters for efSearch `width`."""
+        return self.faiss.SearchParametersHNSW(efSearch=width)
+
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Search with efSearch `width`."""
-        asked = self.faiss.SearchParametersHNSW(efSearch=width)
-        _, (found,) = self.index.search(query[None], 4 * K, params=asked)
+        _, (found,) = self.index.search(query[None], self.refined * K, params=self.asked(width))
         found = found[found >= 0]
         return self.named(found[np.argsort(-(self.exact[found] @ query))[:K]])
+
+
+class HnswFp32(Hnsw):
+    """Faiss HNSW over float32 vectors, as MilvusStore creates it."""
+
+    factory = "HNSW16_Flat"
+    construction = 200
+    refined = 1
 
 
 class Usearch(Engine):
@@ -378,6 +398,7 @@ ENGINES: dict[str, type[Engine]] = {
     "faiss IVF RaBitQ": IvfRabitq,
     "faiss IVF fp16": IvfFp16,
     "faiss HNSW SQ8": Hnsw,
+    "faiss HNSW fp32": HnswFp32,
     "usearch HNSW fp16": Usearch,
     "zvec HNSW int8": Zvec,
     "turbovec 4-bit": Turbovec,
@@ -400,3 +421,14 @@ def true_nearest(vectors: Float32Array, queries: Float32Array) -> Array:
     """Return the (Q, K) places of the vectors nearest to queries, unordered."""
     similarity = queries @ vectors.T
     return np.argpartition(-similarity, K, axis=1)[:, :K]
+
+
+def write_fields(path: Path, count: int) -> Path:
+    """Write an SQLite file with a field for each of the items 0 to count - 1; return its path."""
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE items(key INTEGER PRIMARY KEY, field TEXT)")
+    rows = ((key, "x") for key in range(count))
+    connection.executemany("INSERT INTO items VALUES (?, ?)", rows)
+    connection.commit()
+    connection.close()
+    return path

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import retrieval_table
 import weight_only_table
 from presenting import load, ratio_cell, table
 from record import RESULTS
@@ -285,6 +286,8 @@ _DOCUMENTS: dict[str, Callable[[], str]] = {
     "README.md": summary,
     "docs/benchmarks.md": section,
     "docs/cpu-speed.md": speed_page,
+    "docs/retrieval.md": retrieval_table.readers_section,
+    "docs/scale.md": retrieval_table.scale_section,
     "docs/weight-only.md": weight_only_table.page,
 }
 

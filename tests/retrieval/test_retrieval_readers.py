@@ -18,7 +18,8 @@ from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
 
 SEED = 5
-LIMIT_S = 240.0  # for a machine that has much else to do
+LIMIT_S = 840.0  # for a machine that has much else to do
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def first_state(folder: Path) -> tuple[Index, Plan, Progress]:
 
 @pytest.mark.parametrize("count", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
 def test_processes_read_committed_states(tmp_path: Path, count: int) -> None:
-    answers, states = 60, 8
+    answers, states = 40, 6
     index, plan, progress = first_state(tmp_path / "a.index")
     command = [sys.executable, beside.__file__, index.path, str(SEED), str(answers), str(states)]
     with index:
@@ -69,7 +70,7 @@ def test_threads_of_one_handle_read_committed_states(tmp_path: Path) -> None:
     def read() -> None:
         reader = Reader(progress, SEED)
         try:
-            while (reader.answers < 200 or len(reader.states) < 8) and time.monotonic() < until:
+            while (reader.answers < 100 or len(reader.states) < 6) and time.monotonic() < until:
                 reader.check(index)
         except BaseException as error:  # noqa: BLE001, shown below
             errors.append(error)
