@@ -91,7 +91,12 @@ def test_images_are_cropped_as_convnext_s_processor_does(
 @pytest.mark.parametrize(
     ("file", "changes", "expected"),
     [
-        ("config.json", {"depths": [1]}, "hidden_sizes: .*expected one for each of the 1 stages"),
+        ("config.json", {"depths": [1]}, "config.json: transformers rejects it .out_features"),
+        (
+            "config.json",
+            {"depths": [1], "out_features": ["stage1"], "out_indices": [1]},
+            "hidden_sizes: .*expected one for each of the 1 stages",
+        ),
         ("config.json", {"depths": [1, 1 << 40]}, "depths: .*expected integers from 1 to 1024"),
         ("config.json", {"depths": [1, 3]}, "the checkpoint lacks"),
         ("config.json", {"hidden_sizes": [32, 65]}, "the weights do not fit config.json"),
