@@ -80,7 +80,9 @@ class Compare(str, Enum):
     TOKENS = "tokens"
     """By the index of the largest value along the last axis: logits over a vocabulary."""
     NONE = "none"
-    """Not compared: state, which later calls verify, and rows that may stand in any order."""
+    """Not compared: state, which later calls verify."""
+    UNORDERED = "unordered"
+    """Not compared or verified: rows that another processor may give in another order."""
 
 
 Dim: TypeAlias = int | str

@@ -66,9 +66,12 @@ class Dataset:
         return tuple(dict.fromkeys(s.caption for s in self.samples if s.caption is not None))
 
     def items(self, modality: Modality) -> tuple[Path | str, ...]:
-        """Return the values of a modality, in the order of the samples."""
+        """Return the values of a modality, in the order of the samples.
+
+        Texts are the captions; where there are none, the labels of the true boxes.
+        """
         if modality is Modality.TEXT:
-            return self.captions
+            return self.captions or self.categories
         column = {Modality.IMAGE: "image", Modality.AUDIO: "audio"}.get(modality)
         if column is None:
             return ()

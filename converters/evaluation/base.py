@@ -208,7 +208,8 @@ class Evaluation(ABC):
         kept: dict[str, list[Array]] = {}
         for feed in feeds:
             for name, output in run(feed).items():
-                if (compare := spec.compared(name)) is not Compare.NONE:
+                compare = spec.compared(name)
+                if compare not in (Compare.NONE, Compare.UNORDERED):
                     kept.setdefault(name, []).append(self.keep(output, compare))
             advance()
         return {name: np.concatenate(rows) for name, rows in kept.items()}

@@ -35,8 +35,7 @@ class RoleSpec:
         trace_sizes: Sizes to trace with; 2 or more, since 0 and 1 are specialised.
         proof_sizes: Further sizes at which the exported graph must agree with the module.
         feeds: Where each input comes from, by name.
-        compare: How each output is compared, by name; NONE for those that are not named, whose
-            rows may stand in any order.
+        compare: How each output is compared, by name; NONE for those that are not named.
         state: What calls hand to each other.
     """
 
@@ -64,10 +63,9 @@ class RoleSpec:
 
     @property
     def verified(self) -> frozenset[str]:
-        """Outputs that must agree with the source's: those that are compared, and the state."""
-        state = () if self.state is None else self.state.tensors
-        compared = {name for name, how in self.compare.items() if how is not Compare.NONE}
-        return frozenset(compared | {t.output for t in state if t.output is not None})
+        """Outputs that must agree with the source's, state included."""
+        names = (item.name for item in self.outputs)
+        return frozenset(n for n in names if self.compared(n) is not Compare.UNORDERED)
 
 
 @dataclass(frozen=True)

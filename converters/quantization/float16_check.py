@@ -11,10 +11,11 @@ import onnx_ir as ir
 from mmedge.bundle.differences import cosines
 from mmedge.converters.graphs.probe import written_beside
 from mmedge.converters.graphs.worker import Worker, lent
+from mmedge.converters.passes.linears import COMPARE_KEY
 from mmedge.converters.passes.narrowing import ComputeInFloat32
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
-from mmedge.specs import Array
+from mmedge.specs import Array, Compare
 
 __all__ = ["emulate_narrow_floats", "require_agreement"]
 
@@ -36,8 +37,9 @@ def require_agreement(
     Args:
         reference: ONNX file in float32.
         model: ONNX file of the same inputs and outputs, made from it by a pass that keeps the names
-            of values, such as NarrowFloats. Half types are emulated, each value rounded: ONNX
-            Runtime on CPU may leave roundings out, or have no kernel.
+            of values, such as NarrowFloats; outputs without an order are not compared. Half types
+            are emulated, each value rounded: ONNX Runtime on CPU may leave roundings out, or have
+            no kernel.
         feeds: Starts the stream of feeds; a few are enough.
         cosine_min: Smallest cosine between the outputs of one sample.
         worker: None starts one.
@@ -52,6 +54,8 @@ def require_agreement(
         BackendError: If ONNX Runtime refuses the graph, or crashes.
     """
     smallest: float | None = None
+    marks = {v.name: v.metadata_props.get(COMPARE_KEY) for v in ir.load(reference).graph.outputs}
+    ordered = [name for name, mark in marks.items() if name and mark != Compare.UNORDERED.value]
     with (
         lent(worker) as runs,
         written_beside(emulate_narrow_floats(model), model.parent) as emulated,
@@ -60,7 +64,7 @@ def require_agreement(
     ):
         for feed in feeds():
             expected, got = expects.run(feed), candidate.run(feed)
-            cosine = min(_cosine(expected[name], got[name]) for name in expected)
+            cosine = min(_cosine(expected[name], got[name]) for name in ordered)
             if not cosine >= cosine_min:
                 place = _first_off(reference, model, feed, cosine_min, runs)
                 raise QuantizationError(

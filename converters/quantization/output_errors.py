@@ -99,7 +99,9 @@ def compared_outputs(model: Path) -> dict[str, Compare]:
     """
     outputs = ir.load(model).graph.outputs
     marks = {value.name or "": value.metadata_props.get(COMPARE_KEY, "rows") for value in outputs}
-    return {name: Compare(mark) for name, mark in marks.items() if mark != Compare.NONE.value}
+    compared = {name: Compare(mark) for name, mark in marks.items()}
+    left_out = (Compare.NONE, Compare.UNORDERED)
+    return {name: how for name, how in compared.items() if how not in left_out}
 
 
 def _run(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detections import same_boxes
 from PIL import Image
 from transformers import AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
@@ -18,7 +19,7 @@ from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImagePr
 import mmedge
 from mmedge.bundle import open_bundle
 from mmedge.errors import ImageError, InputError, TextError
-from mmedge.models import Detections, Detector, verify_bundle
+from mmedge.models import Detector, verify_bundle
 from mmedge.models.running import Given, Settings, chosen_run
 from mmedge.postprocess.boxes import iou
 from mmedge.runtimes import backend
@@ -84,13 +85,6 @@ def expected_of(
     return boxes[order], scores[order], classes[order]
 
 
-def same(got: Detections, expected: Sequence[Array]) -> None:
-    boxes, scores, classes = expected
-    np.testing.assert_allclose(got.scores, scores, atol=1e-4)
-    np.testing.assert_allclose(got.boxes, boxes, atol=1e-2)
-    np.testing.assert_array_equal(got.class_id, classes)
-
-
 @pytest.mark.parametrize("engine", BACKENDS)
 def test_boxes_and_scores_are_those_of_transformers(
     engine: str, name: str, folder: Path, bundle: Path
@@ -105,10 +99,10 @@ def test_boxes_and_scores_are_those_of_transformers(
             with torch.inference_mode():
                 outputs = model(**given, **pixels)
             expected = expected_of(name, folder, outputs, image, 0.2)
-            same(found, expected)
-            same(detector.detect(image, LABELS, threshold=0.2), expected)
+            same_boxes(found, expected)
+            same_boxes(detector.detect(image, LABELS, threshold=0.2), expected)
             assert len(found) > 5
-            assert found.labels.tolist() == [LABELS[i] for i in expected[2]]
+            assert found.labels.tolist() == [LABELS[i] for i in found.class_id]
     assert len({label for found in together for label in found.labels}) > 1
 
 
@@ -124,7 +118,7 @@ def test_an_image_is_the_query_that_transformers_makes_of_it(
             query_pixel_values=processor(example, return_tensors="pt")["pixel_values"],
         )
     outputs.pred_boxes = outputs.target_pred_boxes
-    same(
+    same_boxes(
         detector.detect(image, like=example, threshold=0.1),
         expected_of(name, folder, outputs, image, 0.1),
     )
@@ -184,7 +178,7 @@ def test_images_come_from_anywhere_and_in_any_batch(detector: Detector, tmp_path
     exif = turned.getexif()
     exif[0x0112] = 6  # upright after a quarter turn clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    same(
+    same_boxes(
         detector.detect(tmp_path / "turned.png", LABELS),
         (expected[0].boxes, expected[0].scores, expected[0].class_id),
     )

@@ -13,6 +13,7 @@ from converted import SCENE_LABELS, write_scenes
 from mmedge.converters.data.coco import Objects, read_coco
 from mmedge.converters.data.datasets import read_dataset
 from mmedge.errors import CalibrationError
+from mmedge.specs import Modality
 
 
 def document() -> dict[str, Any]:
@@ -70,7 +71,7 @@ def test_a_folder_may_hold_one(tmp_path: Path) -> None:
     data, whole = read_dataset(path), read_dataset(path.parent)
     assert data.samples == whole.samples
     assert (data.name, whole.name) == ("annotations.json", "scenes")
-    assert data.categories == SCENE_LABELS
+    assert data.categories == data.items(Modality.TEXT) == SCENE_LABELS
     assert all(sample.objects is not None and sample.objects.boxes for sample in data.samples)
     moved = json.loads(path.read_text(encoding="utf-8"))
     moved["annotations"][0]["bbox"][0] += 1

@@ -56,6 +56,7 @@ def test_the_summary_is_of_queries_in_any_order() -> None:
     ("file", "changes", "reason"),
     [
         ("config.json", {"id2label": {"0": "a", "2": "b"}}, "id2label has the ids|is .5, 16."),
+        ("config.json", {"learn_initial_query": True}, "learn_initial_query.*cannot run it"),
         ("preprocessor_config.json", {"size": {"longest_edge": 64}}, "size"),
         ("preprocessor_config.json", {"do_pad": True}, "mmedge pads images for OWLv2 alone"),
     ],
