@@ -243,12 +243,15 @@ def _read_blocks(tower: Fields, heads: int, tensors: int, *, quick_gelu: bool) -
     }  # fmt: skip
     if isinstance(approximate, (list, dict)) or approximate not in activations:
         raise tower.error("act_kwargs", 'approximate "tanh" or "none"')
+    hidden = int(width * tower.number("mlp_ratio", 0, 1 << 10))
+    if hidden < 1:
+        raise tower.error("mlp_ratio", f"at least 1 / {width}")
     norm = Fields(tower.file, {"eps": _only(tower, "norm_kwargs", "eps")}, tower.path)
     return BlockConfig(
         width=width,
         layers=tower.integer("layers", 1, tensors),
         heads=heads,
-        hidden=int(width * tower.number("mlp_ratio", 0, 1 << 10)),
+        hidden=hidden,
         activation="quick_gelu" if quick_gelu else activations[approximate],
         eps=1e-5 if norm.values["eps"] is None else norm.number("eps", 0, 1),
         layer_scale=tower.values["ls_init_value"] is not None,

@@ -19,7 +19,7 @@ import pytest
 import regex
 import torch
 from describing import Described, describe
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from open_clip_cases import (
     CASES,
@@ -41,8 +41,8 @@ import mmedge
 from mmedge.bundle import open_bundle
 from mmedge.bundle.kinds import DualEncoderKind
 from mmedge.converters import ConvertConfig, convert
-from mmedge.converters.families import open_clip_timm
-from mmedge.converters.families.open_clip import _outline
+from mmedge.converters.families import open_clip_config, open_clip_timm
+from mmedge.converters.families.open_clip import _PREPROCESSING, _outline, _read_preprocessing
 from mmedge.converters.families.open_clip_config import read_model_config
 from mmedge.converters.families.open_clip_convnext import CONVNEXT, ConvNextArchitecture
 from mmedge.converters.families.open_clip_timm import TimmArchitecture
@@ -377,7 +377,7 @@ def test_a_vocabulary_of_another_kind_is_refused(
         describe(folder)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     # Letters that every version of Unicode in use has.
     text=st.text(st.characters(max_codepoint=0x1FFF, exclude_categories=["Cn"]), max_size=30)
@@ -402,3 +402,41 @@ def split() -> pre_tokenizers.PreTokenizer:
         document = json.loads(clip_bpe_json(path, ROWS)[0])
     pattern = document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
     return pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_of_any_key_is_read_or_refused(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["vit", "eva02", "coca", "siglip", "clipa"]))
+    config = json.loads(json.dumps(CASES[name]))
+    part, defaults = data.draw(
+        st.sampled_from(
+            [
+                (config["model_cfg"], open_clip_config._MODEL_DEFAULTS),
+                (config["model_cfg"]["vision_cfg"], open_clip_config._VISION_DEFAULTS),
+                (config["model_cfg"]["text_cfg"], open_clip_config._TEXT_DEFAULTS),
+                (config["preprocess_cfg"], _PREPROCESSING),
+            ]
+        )
+    )
+    key = data.draw(st.sampled_from(sorted({*defaults, "nothing"})))
+    part[key] = data.draw(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+        | st.lists(st.integers(-1, 40), max_size=4)
+        | st.dictionaries(st.sampled_from(["eps", "clean", "a"]), st.integers(), max_size=2)
+    )  # fmt: skip
+    if key == "hf_model_name":
+        return  # its files are read
+    shapes = {name: tuple(shape) for name, shape in RECORD[name]["shapes"].items()}
+    source = Source(
+        Path("/nowhere"), name, None, config, (), shapes, config_file="open_clip_config.json"
+    )
+    try:
+        model = read_model_config(source.fields, len(shapes))
+        _read_preprocessing(source, model.vision.image_size)
+        _outline(source, model)
+    except SourceError as error:
+        refused = str(error)
+    else:
+        refused = None
+    assert refused is None or "open_clip_config.json" in refused
