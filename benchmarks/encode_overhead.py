@@ -43,7 +43,7 @@ def main() -> None:
             roles=["image_encoder"],
             options=options,
         ) as model:
-            bare = _native(model.sessions["image_encoder"])
+            bare = native(model.sessions["image_encoder"])
             calls = {
                 "bare": partial(bare.run, None, {"pixel_values": pixels}),
                 "encode_image": partial(model.encode_image, pixels),
@@ -53,7 +53,7 @@ def main() -> None:
         tiny = _tiny_graph(Path(folder) / "tiny.onnx")
         small = np.ones((1, 4), np.float32)
         with open_session(tiny, options=options) as session:
-            bare = _native(session)
+            bare = native(session)
             calls = {
                 "bare": partial(bare.run, None, {"x": small}),
                 "session.run": partial(session.run, {"x": small}),
@@ -68,7 +68,7 @@ def main() -> None:
     record(arguments.output, results)
 
 
-def _native(session: Session) -> Any:  # noqa: ANN401, onnxruntime is untyped
+def native(session: Session) -> Any:  # noqa: ANN401, onnxruntime is untyped
     """Return the engine's own session inside one of ours."""
     if not isinstance(session, OrtSession):
         raise TypeError(f"got {type(session).__name__}, expected OrtSession")
