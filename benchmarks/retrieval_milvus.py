@@ -59,6 +59,8 @@ def _searches(client: Any, data: Data) -> list[dict[str, Any]]:  # noqa: ANN401,
             client.insert(name, [{"key": key, "vector": vector} for key, vector in some])
         client.flush(name)
         segments = _wait(client, name, len(data.vectors))
+        # Waits until all that was inserted is seen.
+        client.search(name, data=[data.vectors[0]], limit=1, consistency_level="Strong")
         truth = true_nearest(data.vectors, data.queries["text"])
         return [
             {"size": len(data.vectors), "segments": segments, "width": width}
