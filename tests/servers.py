@@ -55,11 +55,15 @@ def server_address() -> str:
     venv = os.environ.get("MMEDGE_TEST_MILVUS_VENV")
     if not venv:
         pytest.skip("no Milvus server: set MMEDGE_TEST_MILVUS or MMEDGE_TEST_MILVUS_VENV")
-    return _started(venv)
+    address = _started(venv)
+    if address is None:
+        pytest.fail(f"The Milvus server of {venv} did not start. Is another one running here?")
+    return address
 
 
 @functools.cache
-def _started(venv: str) -> str:
+def _started(venv: str) -> str | None:
+    """The address of a new server; None if it does not start, which is tried once."""
     folder = Path(tempfile.mkdtemp(prefix="milvus-"))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -80,7 +84,9 @@ def _started(venv: str) -> str:
             time.sleep(0.5)
         else:
             return address
-    raise RuntimeError(f"The Milvus server of {venv} did not start; see {folder}/log.")
+    atexit.unregister(_kill)
+    _kill(server, folder)
+    return None
 
 
 def _kill(server: subprocess.Popen[bytes], folder: Path) -> None:
