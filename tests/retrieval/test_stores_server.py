@@ -207,5 +207,11 @@ def filled() -> Iterator[tuple[MilvusStore, Float32Array]]:
             store.upsert([Item(str(start + n), part[n : n + 1], revision=1) for n in range(2_000)])
         client = store._rows._client
         client.flush(collection)
+        until = time.monotonic() + 300
+        while client.describe_index(collection, "vector")["indexed_rows"] < len(images):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        # What was loaded before is searched without the graph for a while.
+        client.release_collection(collection)
         client.load_collection(collection)
         yield store, images
