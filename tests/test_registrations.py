@@ -48,6 +48,16 @@ def test_a_family_is_one_file_and_one_line(name: str) -> None:
     assert others == ([shared.relative_to(ROOT).as_posix()] if name == "onnx" else [])
 
 
+def test_every_family_has_its_row_in_the_docs() -> None:
+    page = (ROOT / "docs" / "families.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*families/(test_\w+\.py)\) \|$", page, re.MULTILINE)
+    assert {name for name, _ in rows} == FAMILIES.keys() - {"onnx"}, (
+        "Run python checks/family_table.py, which converts each and writes docs/families.md."
+    )
+    for _, test in rows:
+        assert (ROOT / "tests" / "converters" / "families" / test).is_file()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_is_three_files_and_three_lines(kind: str) -> None:
     section = ROOT / "mmedge" / "bundle" / "kinds" / f"{kind}.py"

@@ -23,7 +23,7 @@ def families(json: JsonOption = False) -> None:
         print_json([{"name": name, "summary": summary} for name, summary in found.items()])
         return
     stdout_console().print(table("family", "models", rows=found.items()))
-    typer.echo("docs/sources.md says what each needs.")
+    typer.echo("docs/sources.md says what each needs, docs/families.md what was tried.")
 
 
 def _summary(module: str) -> str:
