@@ -147,8 +147,8 @@ def _indexing() -> list[str]:
         "Indexing a folder of JPEGs with ViT-B/32 in int8, from files to durable items: throughput "
         "over that of the encoder alone, on ready tensors at its best batch. "
         f"{host['processors_usable']} CPUs, {results['rounds']} interleaved rounds at a load "
-        f"average of {host['load_average_1min']:.0f}, so that wall times scatter and the CPU times "
-        "count. What decoding and resizing take of the CPUs the encoder cannot have: the bound is "
+        f"average of {host['load_average_1min']:.0f}. What decoding and resizing take of the CPUs "
+        "the encoder cannot have: the bound is "
         "the encoder's CPU time over the sum. With the encoder on one CPU, as behind an "
         "accelerator, the others decode."
     )
