@@ -59,6 +59,12 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "siglip": tiny_models.write_siglip,
     "vit": tiny_models.write_vit,
 }
+# Tests that stand under another name than their family's.
+_TESTS = {
+    **dict.fromkeys(tiny_bert_text.MODELS, "families_bert_text"),
+    **dict.fromkeys(("clip", "siglip"), "families"),
+    "owlv2": "families_owlvit",
+}
 _HEAD = """# Families
 
 Made by `python checks/family_table.py`: each family at a tiny size with random weights is
@@ -82,19 +88,20 @@ def row(name: str, place: Path) -> str:
     manifest = open_bundle(bundle).manifest
     errors = [each.parity.max_abs_error for each in report.variants if each.parity is not None]
     ran = {role: ["fp32"] for role in manifest.roles}
-    engines = [_engine(bundle, "fp32")]
+    engines = "fp32" if _builds(bundle) else "none"
     for precision in PRECISIONS:
         tried = place / f"{precision}.mmedge"
         for role in _convertible(source, tried, precision, tuple(manifest.roles)):
             ran[role].append(precision)
+    test = f"test_{_TESTS.get(name, f'families_{name}')}.py"
     cells = (
         f"`{name}`",
         manifest.kind.type,
         ", ".join(manifest.roles),
         f"{max(errors):.0e}",
         _common(ran),
-        ", ".join(filter(None, engines)) or "none",
-        f"[{_test(name)}](../tests/converters/families/{_test(name)})",
+        engines,
+        f"[{test}](../tests/converters/families/{test})",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -138,28 +145,16 @@ def _common(ran: dict[str, list[str]]) -> str:
     return ", ".join(common + some)
 
 
-def _engine(bundle: Path, precision: str) -> str | None:
-    """Return the precision if TensorRT-RTX builds engines of all roles in it."""
-    command = [sys.executable, "-m", "mmedge", "build", str(bundle), "--precision", precision]
+def _builds(bundle: Path) -> bool:
+    """Return whether TensorRT-RTX builds engines of all roles in fp32."""
+    command = [sys.executable, "-m", "mmedge", "build", str(bundle), "--precision", "fp32"]
     environment = os.environ | {"MMEDGE_CACHE_DIR": str(bundle.parent / "cache")}
     done = subprocess.run(
         [*command, *_ENGINE], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        print(f"  engines, {precision}: {done.stderr.strip()[-300:]}", file=sys.stderr)
-    return None if done.returncode else precision
-
-
-def _test(name: str) -> str:
-    """Return the file name of a family's test."""
-    if name in tiny_bert_text.MODELS:
-        return "test_families_bert_text.py"
-    own = {"clip": "test_families.py", "siglip": "test_families.py", "owlv2": "owlvit"}
-    return (
-        own[name]
-        if own.get(name, "").endswith(".py")
-        else (f"test_families_{own.get(name, name)}.py")
-    )
+        print(f"  engines: {done.stderr.strip()[-300:]}", file=sys.stderr)
+    return not done.returncode
 
 
 def main() -> None:
