@@ -13,6 +13,8 @@ from converted import write_images, write_sounds
 import mmedge
 from mmedge.bundle import Bundle
 from mmedge.cli import main
+from mmedge.cli.run import _write
+from mmedge.models.running import Made
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
@@ -112,6 +114,15 @@ def test_a_text_is_continued(gpt2_bundle: Path, capsys: pytest.CaptureFixture[st
     (row,) = results(capsys, gpt2_bundle, *asked)["results"]
     with mmedge.load(gpt2_bundle) as model:
         assert [row["continuation"]] == model.generate(["a red"], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "a/b", "../a"])
+def test_any_name_of_an_output_can_be_written(name: str, tmp_path: Path) -> None:
+    made = Made([], {name: np.arange(3)})
+    _write(tmp_path / "made.npz", made)
+    assert [each.name for each in tmp_path.iterdir()] == ["made.npz"]
+    with np.load(tmp_path / "made.npz") as file:
+        assert file[name].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
