@@ -87,11 +87,10 @@ async function show() {
   try {
     if (browsing) await browse();
     else found(await askedFor(query));
+    busy(null);
   } catch (error) {
-    if (error.name === "AbortError") return;
-    failed(error);
+    if (error.name !== "AbortError") failed(error);
   }
-  busy(null);
 }
 
 function busy(words) {
