@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast, overload
 
 import numpy as np
 
 from mmedge.bundle.kinds import DetectorKind
 from mmedge.bundle.kinds.detector import OBJECTNESS
-from mmedge.bundle.manifest import Manifest, Variant
-from mmedge.bundle.opening import Bundle
+from mmedge.bundle.manifest import Manifest
 from mmedge.errors import InputError
 from mmedge.models.base import Model, Stages
 from mmedge.models.batches import encode_ids, token_ids
@@ -25,9 +25,6 @@ from mmedge.postprocess.scores import best_classes, best_queries, query_patch
 from mmedge.preprocess.decode import ImageSource, frame_size
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor
-from mmedge.runtimes.selection.remembered import Choice
-from mmedge.runtimes.session import Session
-from mmedge.sessions.warming import WarmingUp
 from mmedge.specs import Array, Float32Array, Modality, did_you_mean
 
 __all__ = ["MAX_LABELS", "Detections", "Detector"]
@@ -64,16 +61,9 @@ class Detector(Model):
 
     kind = "detector"
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        sessions: Mapping[str, Session],
-        variants: Mapping[str, Variant],
-        choices: Mapping[str, Choice] | None = None,
-        warming: WarmingUp | None = None,
-    ) -> None:
-        super().__init__(bundle, sessions, variants, choices, warming)
-        self._kept = EmbeddingCache()
+    @cached_property
+    def _kept(self) -> EmbeddingCache:
+        return EmbeddingCache()
 
     @property
     def labels(self) -> tuple[str, ...]:

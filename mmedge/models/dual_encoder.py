@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 
 from mmedge.bundle.kinds import DualEncoderKind
-from mmedge.bundle.manifest import Variant
-from mmedge.bundle.opening import Bundle
 from mmedge.errors import BundleError, DTypeError, InputError, ShapeError
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
@@ -20,9 +19,6 @@ from mmedge.models.classification import (
 )
 from mmedge.models.embedding import EmbeddingModel, Images, Texts
 from mmedge.models.running import Given, Made, Run, Settings
-from mmedge.runtimes.selection.remembered import Choice
-from mmedge.runtimes.session import Session
-from mmedge.sessions.warming import WarmingUp
 from mmedge.specs import Array, Float32Array
 
 __all__ = ["DualEncoder"]
@@ -37,16 +33,9 @@ class DualEncoder(EmbeddingModel):
 
     kind = "dual_encoder"
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        sessions: Mapping[str, Session],
-        variants: Mapping[str, Variant],
-        choices: Mapping[str, Choice] | None = None,
-        warming: WarmingUp | None = None,
-    ) -> None:
-        super().__init__(bundle, sessions, variants, choices, warming)
-        self._prompt_embeddings = EmbeddingCache()
+    @cached_property
+    def _prompt_embeddings(self) -> EmbeddingCache:
+        return EmbeddingCache()
 
     @property
     def _section(self) -> DualEncoderKind:
