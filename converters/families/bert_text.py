@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.loading import read_part
 from mmedge.converters.families.towers import ImageTextFamily, Tower, text_role
-from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
     backend_json,
@@ -19,7 +17,7 @@ from mmedge.converters.sources.tokenizer import (
     longest_text,
     tokenizer_fields,
 )
-from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.config import TextConfig
 
 __all__ = ["BertTextFamily"]
 
@@ -56,15 +54,6 @@ class BertTextFamily(ImageTextFamily):
     def dim(self, model: Any) -> int:  # noqa: ANN401, transformers is untyped
         """Return the width of the text projection."""
         return int(model.text_projection.out_features)
-
-    def head(self, model: Any) -> ContrastiveHead:  # noqa: ANN401
-        """Return a softmax over labels."""
-        return ContrastiveHead(activation="softmax", logit_scale=float(model.logit_scale.exp()))
-
-    def image_config(self, source: Source) -> ImageConfig:
-        """Return the source's own preprocessing."""
-        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        return read_image_preprocessing(source, side)
 
     def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
         """Return truncation to the model's positions and padding to the longest text of a call."""

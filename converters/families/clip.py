@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.loading import read_part
 from mmedge.converters.families.towers import ImageTextFamily, TextEncoder, Tower, text_role
 from mmedge.converters.sources.config import foreign_errors
-from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
     backend_json,
@@ -19,7 +17,7 @@ from mmedge.converters.sources.tokenizer import (
     longest_text,
 )
 from mmedge.errors import SourceError
-from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.config import TextConfig
 
 __all__ = ["FAMILY", "METACLIP_2"]
 
@@ -46,15 +44,6 @@ class Clip(ImageTextFamily):
         """Return the width of the projection, if any, else of the tower."""
         projected = hasattr(model, "visual_projection") or hasattr(model, "text_projection")
         return int(model.config.projection_dim if projected else model.config.hidden_size)
-
-    def head(self, model: Any) -> ContrastiveHead:  # noqa: ANN401
-        """Return a softmax over labels."""
-        return ContrastiveHead(activation="softmax", logit_scale=float(model.logit_scale.exp()))
-
-    def image_config(self, source: Source) -> ImageConfig:
-        """Return the source's own preprocessing."""
-        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
-        return read_image_preprocessing(source, side)
 
     def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
         """Return truncation to the context length and padding to the longest text of a call."""

@@ -7,7 +7,6 @@ from typing import Any
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.loading import read_part
 from mmedge.converters.families.towers import ImageTextFamily, TextEncoder, Tower, text_role
-from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -54,7 +53,7 @@ class Siglip(ImageTextFamily):
         vision = read_part(source, "vision_config")
         if vision.values.get("vision_use_head", True) is not True:
             raise vision.error("vision_use_head", "true: the head's output is the embedding")
-        return read_image_preprocessing(source, vision.integer("image_size", 1, 1 << 14))
+        return super().image_config(source)
 
     def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
         """Return padding to the context length, which the model was trained with."""

@@ -17,7 +17,8 @@ from torch import nn
 from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.families.base import ModelSpec, RoleSpec
-from mmedge.converters.families.loading import DUAL_ENCODER_TASK, load_model
+from mmedge.converters.families.loading import DUAL_ENCODER_TASK, load_model, read_part
+from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.preprocess.config import ImageConfig, ProcessorConfig, TextConfig
@@ -125,13 +126,14 @@ class ImageTextFamily(ABC):
     def dim(self, model: Any) -> int:  # noqa: ANN401, transformers is untyped
         """Return D of the embedding."""
 
-    @abstractmethod
     def head(self, model: Any) -> ContrastiveHead:  # noqa: ANN401
-        """Return how similarities become scores."""
+        """Return how similarities become scores: by a softmax over labels."""
+        return ContrastiveHead(activation="softmax", logit_scale=float(model.logit_scale.exp()))
 
-    @abstractmethod
     def image_config(self, source: Source) -> ImageConfig:
-        """Return the preprocessing of images."""
+        """Return the preprocessing of images: the source's own."""
+        side = read_part(source, "vision_config").integer("image_size", 1, 1 << 14)
+        return read_image_preprocessing(source, side)
 
     @abstractmethod
     def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
