@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from converted import write_images
 from PIL import Image
 
-from mmedge import cli
 from mmedge.bundle import Bundle
 from mmedge.retrieval.index import Index
 
@@ -32,15 +32,6 @@ def photos(tmp_path: Path) -> Path:
 def made(photos: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> Path:
     run(capsys, "index", "add", "photos", "-m", "tiny.mmedge", "-o", "p.index")
     return Path("p.index")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        cli.main(arguments)
-    out, err = capsys.readouterr()
-    assert done.value.code == code, err
-    return out if code == 0 else err
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

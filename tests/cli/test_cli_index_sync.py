@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from servers import new_name, server_address
 
-from mmedge import cli
 from mmedge.retrieval.index import Index
 
 pytest.importorskip("pymilvus")
@@ -30,15 +30,6 @@ def remote(
         return server_address(), "-c", new_name()
     pytest.importorskip("milvus_lite")
     return "store.db", "--collection", "photos"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as done:
-        cli.main(arguments)
-    out, err = capsys.readouterr()
-    assert done.value.code == code, err
-    return out if code == 0 else err
 
 
 def counts(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, int, int]:

@@ -6,23 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 from converted import write_images, write_sounds
 
 import mmedge
 from mmedge.bundle import Bundle
-from mmedge.cli import main
 from mmedge.cli.run import _write
 from mmedge.models.running import Made
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
-    with pytest.raises(SystemExit) as done:
-        main(["run", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert (done.value.code or 0) == code, captured.err
-    return captured.err if code else captured.out
+    return commands.run(capsys, "run", *arguments, code=code)
 
 
 def results(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

@@ -68,40 +68,27 @@ def test_rgb_and_bgr_frames_are_the_same_image(stride: int | None) -> None:
 def test_yuv_frames_become_rgb_by_their_standard(
     matrix: Any, full_range: bool, stride: int | None
 ) -> None:
+    def check(rows: Any, form: Any) -> None:
+        data = rows.tobytes() if stride is None else padded(rows, stride)
+        declared = {"stride": stride, "matrix": matrix, "full_range": full_range}
+        frame = RawFrame(data, form, WIDTH, HEIGHT, **declared)
+        expected = yuv_to_rgb(yuv, matrix, full_range=full_range)
+        np.testing.assert_allclose(pixels(frame), expected, atol=0.51)
+
     packed = noise(HEIGHT, WIDTH * 2)
     yuv = np.empty((HEIGHT, WIDTH, 3))
     for y in range(HEIGHT):
         for x in range(WIDTH):
             pair = packed[y, x // 2 * 4 : x // 2 * 4 + 4]
             yuv[y, x] = pair[0 if x % 2 == 0 else 2], pair[1], pair[3]
-    frame = RawFrame(
-        packed.tobytes() if stride is None else padded(packed, stride),
-        "yuyv",
-        WIDTH,
-        HEIGHT,
-        stride=stride,
-        matrix=matrix,
-        full_range=full_range,
-    )
-    expected = yuv_to_rgb(yuv, matrix, full_range=full_range)
-    np.testing.assert_allclose(pixels(frame), expected, atol=0.51)
+    check(packed, "yuyv")
 
     planes = noise(HEIGHT * 3 // 2, WIDTH)
     for y in range(HEIGHT):
         for x in range(WIDTH):
             chroma = planes[HEIGHT + y // 2, x // 2 * 2 : x // 2 * 2 + 2]
             yuv[y, x] = planes[y, x], chroma[0], chroma[1]
-    frame = RawFrame(
-        planes.tobytes() if stride is None else padded(planes, stride),
-        "nv12",
-        WIDTH,
-        HEIGHT,
-        stride=stride,
-        matrix=matrix,
-        full_range=full_range,
-    )
-    expected = yuv_to_rgb(yuv, matrix, full_range=full_range)
-    np.testing.assert_allclose(pixels(frame), expected, atol=0.51)
+    check(planes, "nv12")
 
 
 @pytest.mark.parametrize(
