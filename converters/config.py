@@ -65,6 +65,8 @@ class ConvertConfig:
             evaluation data has captions, zero-shot or accuracy where it has labels, and else
             class-agreement of classifiers, or cosine-p1.
         objective: For "auto": what is to be made small.
+        taps: Hidden states that become outputs of the encoders, for heads: "patches", "tokens",
+            "patches@2" behind the second block.
         jpeg_draft: "auto" decodes large JPEG files at a fraction of their size if that loses no
             more than the accuracy budget on the evaluation data; "off" decodes them whole.
     """
@@ -87,6 +89,7 @@ class ConvertConfig:
     metric: str | None = None
     objective: Objective = "latency"
     jpeg_draft: JpegDraft = "off"
+    taps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("out", "calibration", "evaluate"):

@@ -16,6 +16,7 @@ from mmedge.converters.described import Described
 from mmedge.converters.evaluation.base import Subject, open_evaluation
 from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.reference import check_reference
+from mmedge.converters.families.taps import with_taps
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.methods.recipes import FP32, Recipe
 from mmedge.converters.progress import Progress, ProgressEvent
@@ -110,7 +111,7 @@ def _open(
     config: ConvertConfig, folder: Path, described: Described, data: Data, progress: Progress
 ) -> Job:
     """Freeze the preprocessing, open the evaluation and reject invalid requests."""
-    model = described.model
+    model = with_taps(described.model, config.taps)
     progress(ProgressEvent("Check the preprocessing", 0, 1))
     compared = model.reference_processors and described.source.weight_files
     source = described.source if compared else None

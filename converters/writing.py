@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmedge.bundle import Golden, describe_files, save_golden, write_manifest
+from mmedge.bundle.kinds import EmbeddingKind
 from mmedge.bundle.manifest import Manifest
 from mmedge.converters.config import recipes
 from mmedge.converters.provenance import describe_provenance
@@ -73,6 +74,7 @@ def write_bundle(
                 job.space,
                 job.folder,
                 files,
+                _taps(job, name),
             )
             for name, role in roles.items()
         },
@@ -109,6 +111,18 @@ def write_bundle(
         for variant in role.variants
     )
     return manifest, lines
+
+
+def _taps(job: Job, role: str) -> dict[str, str]:
+    """Return the end of the fingerprints of a role's taps, by output: "patches@3"."""
+    kind = job.model.kind
+    if not isinstance(kind, EmbeddingKind):
+        return {}
+    return {
+        name: f"{name.partition('@')[0]}@{tap.blocks}"
+        for name, tap in kind.taps.items()
+        if tap.role == role
+    }
 
 
 def _remove_unused(job: Job, kept: Mapping[str, list[BuiltVariant]]) -> None:

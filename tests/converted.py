@@ -31,6 +31,7 @@ __all__ = [
     "sentence_bundle",
     "sentence_folder",
     "siglip_folder",
+    "tapped_bundle",
     "vit_bundle",
     "vit_folder",
     "write_images",
@@ -135,6 +136,17 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models.tiny_models import write_clip
 
     return write_clip(tmp_path_factory.mktemp("sources") / "tiny-clip")
+
+
+@pytest.fixture(scope="session")
+def tapped_bundle(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny CLIP with taps, in fp32 and int8-dynamic; not to be changed."""
+    from mmedge.converters import ConvertConfig, convert
+
+    out = tmp_path_factory.mktemp("tapped") / "clip.mmedge"
+    precisions = ("fp32", "int8-dynamic")
+    convert(ConvertConfig(str(clip_folder), out, precisions, taps=("patches", "tokens")))
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ class Evaluation(ABC):
         for feed in feeds:
             for name, output in run(feed).items():
                 compare = spec.compared(name)
-                if compare not in (Compare.NONE, Compare.UNORDERED):
+                if name not in spec.tapped and compare not in (Compare.NONE, Compare.UNORDERED):
                     kept.setdefault(name, []).append(self.keep(output, compare))
             advance()
         return {name: np.concatenate(rows) for name, rows in kept.items()}

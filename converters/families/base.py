@@ -17,7 +17,27 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Family", "ModelSpec", "RoleSpec"]
+__all__ = ["Family", "ModelSpec", "RoleSpec", "TapPoint"]
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """States between the blocks of a module, which heads can read.
+
+    Attributes:
+        blocks: Path of the list of blocks in the module.
+        count: How many blocks there are.
+        shape: (tokens, width) of the states without the batch axis; tokens may be an axis.
+        skip: Leading states that are left out.
+        mask: Makes the mask of the states (B, S) bool from the module's inputs; None where all
+            of them count.
+    """
+
+    blocks: str
+    count: int
+    shape: tuple[int | str, int]
+    skip: int = 0
+    mask: Callable[..., torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,8 @@ class RoleSpec:
         feeds: Where each input comes from, by name.
         compare: How each output is compared, by name; NONE for those that are not named.
         state: What calls hand to each other.
+        taps: Taps that a conversion can add as outputs, by name.
+        tapped: Outputs that are such taps, with their masks; evaluations do not collect them.
     """
 
     module: nn.Module | None
@@ -50,6 +72,8 @@ class RoleSpec:
     compare: Mapping[str, Compare]
     graph: Path | None = None
     state: State | None = None
+    taps: Mapping[str, TapPoint] = field(default_factory=dict)
+    tapped: frozenset[str] = frozenset()
 
     @property
     def processors(self) -> tuple[str, ...]:

@@ -69,16 +69,19 @@ class Clip(ImageTextFamily):
         tokenizer = load_tokenizer(source)
         config = getattr(model.config, "text_config", model.config)
 
+        eos = int(config.eos_token_id)
+        end = int(config.vocab_size) - 1 if eos == _LEGACY_EOS else eos
+
         def close(ids: torch.Tensor) -> None:
             """End every row with the token that the tower pools at, and nowhere else."""
-            eos = int(config.eos_token_id)
-            end = int(config.vocab_size) - 1 if eos == _LEGACY_EOS else eos
             ids[ids == end] = 0 if end else 1
             ids[:, -1] = end
 
         encoder = TextEncoder(model)
         return Tower(
-            role=lambda: text_role(encoder, config, dim, dynamic_sequence=True, close=close),
+            role=lambda: text_role(
+                encoder, config, dim, dynamic_sequence=True, close=close, end=end
+            ),
             processor=self.text_config(source, tokenizer),
             reference=getattr(model, "get_text_features", model.forward),
             files={"tokenizer.json": backend_json(source, tokenizer).encode()},

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmedge.bundle.kinds import ContrastiveHead
-from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.converters.families.base import ModelSpec, RoleSpec, TapPoint
 from mmedge.converters.families.open_clip_config import (
     ModelConfig,
     Sides,
@@ -33,6 +33,7 @@ from mmedge.converters.families.open_clip_modules import (
     unpack,
 )
 from mmedge.converters.families.open_clip_timm import TIMM, TimmVisionTower
+from mmedge.converters.families.taps import block_tap, ends_at, unpadded
 from mmedge.converters.families.towers import (
     IMAGE_BATCH,
     TEXT_BATCH,
@@ -68,6 +69,7 @@ _TEXT_KEYS = ("positional_embedding", "token_embedding", "transformer", "ln_fina
 _INNER = "text.transformer."
 _USUAL_TOKENS = 16
 _LISTED = 8
+_BLOCKS = "tower.transformer.resblocks"  # of open_clip's own towers
 
 
 class _DualEncoder(nn.Module):
@@ -379,7 +381,37 @@ def _image_role(module: nn.Module, config: ModelConfig) -> RoleSpec:
         sample=sample,
         trace_sizes={"batch": 2},
         proof_sizes=({"batch": 1}, {"batch": 3}),
+        taps=_patches(module, config),
     )
+
+
+def _patches(module: nn.Module, config: ModelConfig) -> dict[str, TapPoint]:
+    """Return the tap of a vision transformer; none of other towers."""
+    tower, (height, width) = module.tower, config.vision.image_size
+    if isinstance(tower, NativeVisionTower):
+        rows, columns = tower.config.patch_size
+        shape = ((height // rows) * (width // columns), tower.config.blocks.width)
+        return block_tap(module, _BLOCKS, shape, skip=1)
+    if isinstance(tower, TimmVisionTower):
+        trunk = tower.trunk
+        shape = (trunk.grid[0] * trunk.grid[1], trunk.shape.width)
+        return block_tap(module, "tower.trunk.blocks", shape, skip=int(trunk.shape.class_token))
+    return {}
+
+
+def _tokens(
+    module: nn.Module, config: ModelConfig, tokens: int | str, end: int
+) -> dict[str, TapPoint]:
+    """Return the tap of a text tower; none where a class token stands among its tokens."""
+    tower = module.tower
+    if isinstance(tower, NativeTextTower) and not config.text.class_token:
+        return block_tap(module, _BLOCKS, (tokens, config.text.blocks.width), mask=ends_at(end))
+    if isinstance(tower, HuggingFaceTextTower):
+        architecture = cast(Any, config.text_architecture)
+        shape = (tokens, int(architecture.hidden_size))
+        mask = unpadded(int(architecture.pad_token_id))
+        return block_tap(module, "tower.transformer.encoder.layer", shape, mask=mask)
+    return {}
 
 
 def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextConfig) -> RoleSpec:
@@ -418,6 +450,7 @@ def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextCon
         sample=sample,
         trace_sizes=traced,
         proof_sizes=tuple({"batch": batch, **each} for batch in (1, 3) for each in sequences),
+        taps=_tokens(module, config, "sequence" if dynamic else longest, end),
     )
 
 

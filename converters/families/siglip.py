@@ -77,8 +77,12 @@ class Siglip(ImageTextFamily):
         config = getattr(model.config, "text_config", model.config)
         content = (unigram_json if processor.cleaning else backend_json)(source, tokenizer)
         masked, encoder = processor.attention_mask is not None, TextEncoder(model)
+        closing = tokenizer.eos_token_id
+        end = processor.pad_id if closing is None else int(closing)
         return Tower(
-            role=lambda: text_role(encoder, config, dim, dynamic_sequence=False, masked=masked),
+            role=lambda: text_role(
+                encoder, config, dim, dynamic_sequence=False, masked=masked, end=end
+            ),
             processor=processor,
             reference=getattr(model, "get_text_features", model.forward),
             files={"tokenizer.json": content.encode()},

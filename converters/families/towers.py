@@ -16,8 +16,9 @@ from torch import nn
 
 from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.tensors import ProcessorFeed
-from mmedge.converters.families.base import ModelSpec, RoleSpec
+from mmedge.converters.families.base import ModelSpec, RoleSpec, TapPoint
 from mmedge.converters.families.loading import DUAL_ENCODER_TASK, load_model, read_part
+from mmedge.converters.families.taps import block_tap, ends_at
 from mmedge.converters.sources.reference_processors import read_image_preprocessing
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import load_tokenizer
@@ -41,6 +42,7 @@ __all__ = [
 IMAGE_BATCH = Axis(1, 1, 8)
 TEXT_BATCH = Axis(1, 1, 32)
 _USUAL_TOKENS = 16  # of a caption or a label
+_LAYERS = "tower.encoder.layers"  # blocks of transformers' towers
 
 
 class _ImageEncoder(nn.Module):
@@ -181,7 +183,7 @@ def dual_encoder(
     )
 
 
-def embedding_role(
+def embedding_role(  # noqa: PLR0913, what a role is made of
     module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     dim: int,
@@ -191,6 +193,7 @@ def embedding_role(
     sample: Callable[[Mapping[str, int], int], dict[str, torch.Tensor]],
     trace_sizes: Mapping[str, int],
     proof_sizes: tuple[Mapping[str, int], ...],
+    taps: Mapping[str, TapPoint] | None = None,
 ) -> RoleSpec:
     """Describe an encoder with one output `embedding` (batch, dim) float32, L2-normalised.
 
@@ -203,6 +206,7 @@ def embedding_role(
         sample: See RoleSpec.
         trace_sizes: See RoleSpec.
         proof_sizes: See RoleSpec.
+        taps: See RoleSpec.
     """
     return RoleSpec(
         module=module,
@@ -214,6 +218,7 @@ def embedding_role(
         proof_sizes=proof_sizes,
         feeds={item.name: ProcessorFeed(processor=processor) for item in inputs},
         compare={"embedding": Compare.ROWS},
+        taps=taps or {},
     )
 
 
@@ -228,6 +233,9 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
     normalized: Any = NormalizedVisionConfig(config)
     side = int(normalized.image_size)
     shape = ("batch", int(normalized.num_channels), side, side)
+    patches = (side // int(getattr(config, "patch_size", side))) ** 2
+    tower = getattr(module, "tower", None)
+    skip = int(hasattr(getattr(tower, "embeddings", None), "class_embedding"))
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = DummyVisionInputGenerator(
@@ -246,6 +254,7 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
         sample=sample,
         trace_sizes={"batch": 2},
         proof_sizes=({"batch": 1}, {"batch": 3}),
+        taps=block_tap(module, _LAYERS, (patches, int(normalized.hidden_size)), skip=skip),
     )
 
 
@@ -258,6 +267,7 @@ def text_role(
     close: Callable[[torch.Tensor], None] | None = None,
     masked: bool = False,
     longest: int | None = None,
+    end: int | None = None,
 ) -> RoleSpec:
     """Describe a text tower.
 
@@ -270,6 +280,8 @@ def text_role(
         close: Writes the closing token into sampled ids (B, T), in place.
         masked: The module takes an attention mask.
         longest: Most tokens of a text; None for as many as the configuration has positions.
+        end: The token that closes a text, for the mask of its states where no attention mask is
+            taken; None offers no tap.
     """
     normalized: Any = NormalizedTextConfig(config)
     longest = longest or int(config.max_position_embeddings)
@@ -309,6 +321,9 @@ def text_role(
         proof_sizes=tuple(
             {"batch": batch, **sequence} for batch in (1, 3) for sequence in sequences
         ),
+        taps={}
+        if end is None
+        else block_tap(module, _LAYERS, (shape[1], int(normalized.hidden_size)), mask=ends_at(end)),
     )
 
 

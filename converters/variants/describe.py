@@ -76,6 +76,7 @@ def describe_role(
     space: str,
     folder: Path,
     files: Mapping[str, FileEntry],
+    taps: Mapping[str, str],
 ) -> Role:
     """Describe a role for the manifest, highest fidelity first.
 
@@ -87,6 +88,7 @@ def describe_role(
         space: Embedding-space fingerprint of fp32.
         folder: The bundle.
         files: Its files.
+        taps: What the fingerprint of a tap ends with, by output.
     """
     spec = role.spec
     embeds = Compare.ROWS in spec.compare.values()
@@ -95,7 +97,10 @@ def describe_role(
         quality = role.qualities[variant.recipe.variant]
         alike = quality is None or evaluation.interchangeable(quality)
         own = space if alike else f"{space}+{variant.recipe.variant}"
-        return _describe(variant, quality, own if embeds else None, folder, files)
+        described = _describe(variant, quality, own if embeds else None, folder, files)
+        return described.model_copy(
+            update={"taps": {name: f"{own}/{tap}" for name, tap in taps.items()}}
+        )
 
     def fidelity(variant: BuiltVariant) -> tuple[int, float]:
         quality = role.qualities[variant.recipe.variant]

@@ -25,6 +25,7 @@ from mmedge.bundle.tensors import (
     RoleName,
     StateEntry,
     StateFeed,
+    TensorName,
 )
 from mmedge.bundle.tuning import SearchRecord
 from mmedge.preprocess.config import ProcessorConfig
@@ -76,6 +77,8 @@ class Variant(BaseModel):
         opset: Opset of the default ONNX domain.
         space: Embedding-space fingerprint; variants that share it may be mixed. None where no
             output is an embedding.
+        taps: Fingerprint of each tap that heads read, by output: the embedding space, the tap's
+            name and the blocks before it.
         parity: Against the PyTorch original.
         quality: Against the fp32 variant; None for fp32 itself where no task was measured.
         tolerance: For the golden vectors.
@@ -92,6 +95,7 @@ class Variant(BaseModel):
     size_bytes: int = Field(ge=0)
     opset: int = Field(ge=1, le=1000)
     space: str | None = None
+    taps: dict[TensorName, str] = Field(default_factory=dict)
     parity: Parity | None = None
     quality: Quality | None = None
     tolerance: Tolerance

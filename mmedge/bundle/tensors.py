@@ -31,6 +31,7 @@ __all__ = [
     "StateFeed",
     "StateTensorEntry",
     "TensorEntry",
+    "TensorName",
 ]
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

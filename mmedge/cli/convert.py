@@ -129,6 +129,14 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
             "loss on JPEG files of --evaluate or --calibration is within the accuracy budget."
         ),
     ] = "off",
+    taps: Annotated[
+        str,
+        typer.Option(
+            help="Hidden states that heads read, a,b,c: patches, tokens (before the last block), "
+            "patches@2 (behind the second).",
+            show_default="none",
+        ),
+    ] = "",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable samples.")] = False,
     json: JsonOption = False,
     verbose: Annotated[
@@ -167,6 +175,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         metric=metric,
         objective=ConvertConfig.objective if objective is None else cast("Objective", objective),
         jpeg_draft=cast("JpegDraft", jpeg_draft),
+        taps=tuple(name.strip() for name in taps.split(",") if name.strip()),
     )
     if html is not None:
         _check_html(html, config)

@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 
 from mmedge.bundle.kinds import DualEncoderKind
-from mmedge.errors import BundleError, DTypeError, InputError, ShapeError
+from mmedge.bundle.kinds.embedding import EMBEDDING
+from mmedge.errors import BundleError, DTypeError, InputError, ShapeError, SpaceMismatchError
 from mmedge.models.classification import (
     DEFAULT_TEMPLATE,
     Classification,
@@ -18,8 +19,9 @@ from mmedge.models.classification import (
     probabilities,
 )
 from mmedge.models.embedding import EmbeddingModel, Images, Texts
+from mmedge.models.features import Features
 from mmedge.models.running import Given, Made, Run, Settings
-from mmedge.specs import Array, Float32Array
+from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["DualEncoder"]
 
@@ -43,31 +45,38 @@ class DualEncoder(EmbeddingModel):
         assert isinstance(kind, DualEncoderKind)  # noqa: S101, the registry's
         return kind
 
-    def similarity(self, images: Images, texts: Texts | Float32Array) -> Float32Array:
+    def similarity(
+        self, images: Images | Features, texts: Texts | Float32Array | Features
+    ) -> Float32Array:
         """Return the cosine similarity of every image with every text.
 
         Args:
-            images: Images, or their embeddings (N, D) float32 from encode_image.
-            texts: Texts, or their embeddings (M, D) float32 from encode_text.
+            images: Images, their features, or their embeddings (N, D) float32 from encode_image.
+            texts: Texts, their features, or their embeddings (M, D) float32 from encode_text.
 
         Returns:
             (N, M) float32 in [-1, 1].
 
         Raises:
             InputError: As for encode_image and encode_text, and if embeddings have another D.
+            SpaceMismatchError: If features are of another encoder.
         """
         similarities: Float32Array = self._image_embeddings(images) @ self._text_embeddings(texts).T
         return similarities
 
     def classify(
-        self, images: Images, labels: Sequence[str] | str, *, template: str = DEFAULT_TEMPLATE
+        self,
+        images: Images | Features,
+        labels: Sequence[str] | str,
+        *,
+        template: str = DEFAULT_TEMPLATE,
     ) -> Classification:
         """Classify images by labels, zero-shot.
 
         The embeddings of the last 8 sets of labels are cached.
 
         Args:
-            images: Images, or their embeddings (N, D) float32 from encode_image.
+            images: Images, their features, or their embeddings (N, D) float32 from encode_image.
             labels: L labels, or the name of one of the bundle's label banks.
             template: The text that is encoded for a label, "{}" standing for it.
 
@@ -77,6 +86,7 @@ class DualEncoder(EmbeddingModel):
         Raises:
             InputError: As for encode_image and encode_text, if a label is empty or given twice, if
                 there is no such label bank, or the template has no "{}".
+            SpaceMismatchError: If features are of another encoder.
             BundleError: If the bundle has no contrastive head.
         """
         head = self._section.contrastive_head
@@ -103,12 +113,26 @@ class DualEncoder(EmbeddingModel):
         found = self.classify(list(given.images), list(given.texts), template="{}")
         return found.named(given.images, settings.k)
 
-    def _image_embeddings(self, images: Images) -> Float32Array:
+    def _image_embeddings(self, images: Images | Features) -> Float32Array:
+        if isinstance(images, Features):
+            return self._features_embeddings(images, Modality.IMAGE)
         if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim < 3:
             return self._checked_embeddings(images)
         return self.encode_image(images)
 
-    def _text_embeddings(self, texts: Texts | Float32Array) -> Float32Array:
+    def _features_embeddings(self, features: Features, modality: Modality) -> Float32Array:
+        expected = self.spaces.get(self._role(modality))
+        got = features.spaces.get(EMBEDDING)
+        if features.modality is not modality or got != expected:
+            raise SpaceMismatchError(
+                f"Features: got {features.modality.value} features of '{got}', expected "
+                f"{modality.value} features of '{expected}'. Extract them with this model."
+            )
+        return features.embedding
+
+    def _text_embeddings(self, texts: Texts | Float32Array | Features) -> Float32Array:
+        if isinstance(texts, Features):
+            return self._features_embeddings(texts, Modality.TEXT)
         if isinstance(texts, np.ndarray) and texts.dtype.kind not in "OU":
             return self._checked_embeddings(texts)
         return self.encode_text(cast(Texts, texts))

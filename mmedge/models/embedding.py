@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TypeAlias, cast
@@ -19,6 +19,7 @@ from mmedge.errors import (
 from mmedge.models.base import Model, Stages
 from mmedge.models.batches import EncodedFiles, Skipped, encode_ids, token_ids
 from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
+from mmedge.models.features import Features, features_of, tap_spaces
 from mmedge.models.images import (
     checked_paths,
     image_batches,
@@ -61,7 +62,8 @@ class EmbeddingModel(Model):
     @property
     def spaces(self) -> Mapping[str, str | None]:
         """Embedding-space fingerprint of the running variant, by role name."""
-        return {role: variant.space for role, variant in self._variants.items()}
+        roles = set(self.encoders.values())
+        return {role: one.space for role, one in self._variants.items() if role in roles}
 
     @property
     def space(self) -> str | None:
@@ -137,21 +139,95 @@ class EmbeddingModel(Model):
         skipped: list[Skipped] | None,
     ) -> Float32Array:
         """Return one output of the image encoder, by its position; see encode_image."""
+        name = self.manifest.roles[self._role(Modality.IMAGE)].outputs[output].name
+        runs = self._image_runs(images, batch_size, channels, max_pixels, skipped)
+        parts = [run[name].astype(np.float32, copy=False) for run in runs]
+        if not parts and not skipped:
+            raise InputError("Images: got none, expected at least one.")
+        return self._joined(parts, Modality.IMAGE, output)
+
+    def _image_runs(
+        self,
+        images: Images,
+        batch_size: int | None,
+        channels: Channels | None,
+        max_pixels: int | None,
+        skipped: list[Skipped] | None,
+    ) -> Iterator[dict[str, Array]]:
+        """Yield the outputs of the image encoder for each batch; see encode_image."""
         processor = self.image_processor.with_options(channels=channels, max_pixels=max_pixels)
-        size = self._batch_size(self._role(Modality.IMAGE), batch_size)
+        role = self._role(Modality.IMAGE)
+        size = self._batch_size(role, batch_size)
         several = image_sources(images)
         if several is None and skipped is None:  # one image, named without a position
-            return self._rows(Modality.IMAGE, processor([cast(ImageSource, images)]), output)
+            yield self._run(role, processor([cast(ImageSource, images)]))
+            return
         if isinstance(several, np.ndarray) and several.dtype != np.uint8:
             ready = preprocessed_batches(several, size)
         else:
             sources = [cast(ImageSource, images)] if several is None else several
             ready = image_batches(sources, processor, size, skipped, batches_ahead=self._ahead)
         with closing(ready) as batches:
-            parts = [self._run_image(batch, output) for batch in batches]
-        if not parts and not skipped:
-            raise InputError("Images: got none, expected at least one.")
-        return self._joined(parts, Modality.IMAGE, output)
+            for batch in batches:
+                yield self._run(role, {processor.config.input: batch})
+
+    def extract(
+        self,
+        images: Images,
+        *,
+        time: float | None = None,
+        batch_size: int | None = None,
+        channels: Channels | None = None,
+        max_pixels: int | None = None,
+    ) -> Features:
+        """Run the image encoder once and return its taps, which any number of heads read.
+
+        Args:
+            images: As for encode_image.
+            time: When they were taken, in seconds of one clock, for heads that limit the skew of
+                their inputs.
+            batch_size: As for encode_image.
+            channels: As for encode_image.
+            max_pixels: As for encode_image.
+
+        Raises:
+            ImageError: If an image cannot be read; its path or position is named.
+            InputError: If there is no image, or one of a wrong type, shape or dtype.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        runs = self._image_runs(images, batch_size, channels, max_pixels, None)
+        return self._features(Modality.IMAGE, runs, time)
+
+    def extract_text(
+        self, texts: Texts, *, time: float | None = None, batch_size: int | None = None
+    ) -> Features:
+        """Run the text encoder once and return its taps.
+
+        Args:
+            texts: As for encode_text.
+            time: As for extract.
+            batch_size: As for encode_text.
+
+        Raises:
+            TextError: If there is no text, or one is empty, enormous or not valid Unicode.
+            InputError: If the model has no text encoder.
+            BackendError: If the engine fails, or the encoder is closed.
+        """
+        role, processor = self._role(Modality.TEXT), self.text_processor
+        size = self._batch_size(role, batch_size)
+        given = [texts] if isinstance(texts, str) else list(checked_texts(texts))
+        starts = range(0, len(given), size)
+        runs = (self._run(role, processor(given[at : at + size])) for at in starts)
+        return self._features(Modality.TEXT, runs, time)
+
+    def _features(
+        self, modality: Modality, runs: Iterable[Mapping[str, Array]], time: float | None
+    ) -> Features:
+        role = self._role(modality)
+        self._session(role)
+        first = self.manifest.roles[role].outputs[0].name
+        spaces = tap_spaces(self._section, role, self._variants[role])
+        return features_of(runs, self._section, role, first, spaces, modality, time)
 
     def encode_image_files(
         self,
