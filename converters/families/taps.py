@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -169,14 +170,14 @@ def with_taps(model: ModelSpec, wanted: Sequence[str]) -> ModelSpec:
     return replace(
         model,
         kind=model.kind.model_copy(update={"taps": taps}),
-        roles={
-            role: (lambda make=make, role=role: _tapped(make(), role, chosen))
-            for role, make in model.roles.items()
-        },
+        roles={role: partial(_tapped, make, role, chosen) for role, make in model.roles.items()},
     )
 
 
-def _tapped(spec: RoleSpec, role: str, chosen: Mapping[str, tuple[str, TapPoint, int]]) -> RoleSpec:
+def _tapped(
+    make: Callable[[], RoleSpec], role: str, chosen: Mapping[str, tuple[str, TapPoint, int]]
+) -> RoleSpec:
+    spec = make()
     own = {name: (point, n) for name, (owner, point, n) in chosen.items() if owner == role}
     if not own:
         return spec
