@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmedge.bundle.creating import check_target
 from mmedge.converters.config import ConvertConfig
 from mmedge.converters.data.datasets import Dataset, read_dataset
+from mmedge.converters.families import check_supported
 from mmedge.converters.progress import Progress, ProgressEvent, ignore_progress
 from mmedge.converters.report import ConversionReport
 from mmedge.converters.sources.source import Source, is_hub_id, open_source
@@ -57,4 +58,9 @@ def read_data(config: ConvertConfig) -> dict[str, Dataset]:
 
 def _open(config: ConvertConfig, report: Progress) -> Source:
     report(ProgressEvent("Open the source", 0, 1))
-    return open_source(config.source, config.revision, merge_adapter=config.merge_adapter)
+    return open_source(
+        config.source,
+        config.revision,
+        merge_adapter=config.merge_adapter,
+        check=check_supported,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
@@ -10,9 +11,10 @@ from mmedge.errors import SourceError
 
 if TYPE_CHECKING:
     from mmedge.converters.families.base import Family
+    from mmedge.converters.sources.config import Fields
     from mmedge.converters.sources.source import Source
 
-__all__ = ["ENTRY_POINTS", "FAMILIES", "family_of", "offered"]
+__all__ = ["ENTRY_POINTS", "FAMILIES", "MODEL_TYPES", "check_supported", "family_of", "offered"]
 
 # One line a family: its module and the object in it.
 FAMILIES: dict[str, str] = {
@@ -34,8 +36,26 @@ FAMILIES: dict[str, str] = {
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",
 }
+# Values of `model_type` that a family takes, where they are not just its name.
+MODEL_TYPES: dict[str, tuple[str, ...]] = {
+    "causal_lm": (
+        "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt",
+        "qwen2", "qwen3",
+    ),
+    "clip": ("clip", "clip_text_model", "clip_vision_model"),
+    "dinov2": ("dinov2", "dinov2_with_registers",),
+    "metaclip_2": ("metaclip_2", "metaclip_2_text_model", "metaclip_2_vision_model"),
+    "sentence_transformers": (
+        "bert", "camembert", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta",
+    ),
+    "siglip": ("siglip", "siglip_text_model", "siglip_vision_model"),
+}  # fmt: skip
 ENTRY_POINTS = "mmedge.families"
 """Entry-point group through which other packages offer families: name = "module:object"."""
+
+_NEAREST, _ALIKE = 4, 0.6
+# Families for the end of a class's name in `architectures`.
+_HEADS = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForImageClassification": "vit"}
 
 
 def offered() -> dict[str, str]:
@@ -43,18 +63,53 @@ def offered() -> dict[str, str]:
     return FAMILIES | {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
 
 
+def check_supported(config: Fields) -> None:
+    """Check that a family takes an architecture, without importing any.
+
+    Families of other packages are not known before they are imported, so with one installed nothing
+    is refused here.
+
+    Raises:
+        SourceError: If none does; the nearest that one takes are named.
+    """
+    name = config.text("model_type")
+    if name in _types() or offered().keys() != FAMILIES.keys():
+        return
+    raise _unsupported(str(config.file), name, _nearest(name, config.values.get("architectures")))
+
+
+def _types() -> list[str]:
+    return [kind for family in FAMILIES for kind in MODEL_TYPES.get(family, (family,))]
+
+
+def _nearest(name: str, classes: object) -> list[str]:
+    """Return the architectures most like one: by name, then those of the same kind of class."""
+    found = difflib.get_close_matches(name, _types(), _NEAREST, _ALIKE)
+    stems = classes if isinstance(classes, list) else []
+    for end, family in _HEADS.items():
+        if any(str(each).endswith(end) for each in stems):
+            found += MODEL_TYPES.get(family, (family,))
+    return list(dict.fromkeys(found))
+
+
+def _unsupported(source: str, name: str, nearest: list[str]) -> SourceError:
+    hint = f"The nearest that it can: {', '.join(nearest)}. " if nearest else ""
+    return SourceError(
+        f"{source} is of the architecture {name[:80]!r}, which mmedge cannot convert. {hint}"
+        f"Supported families: {', '.join(sorted(offered()))}."
+    )
+
+
 def family_of(source: Source) -> Family:
     """Return the family that a source belongs to.
 
     Raises:
-        SourceError: If there is none; the message names the supported ones.
+        SourceError: If there is none; the message names the nearest and the supported ones.
     """
     for place in offered().values():
         module, name = place.split(":")
         family = cast("Family", getattr(importlib.import_module(module), name))
         if family.matches(source):
             return family
-    raise SourceError(
-        f"{source.name} is of the architecture '{source.model_type}', which mmedge cannot convert. "
-        f"Supported: {', '.join(sorted(offered()))}."
-    )
+    nearest = _nearest(source.model_type, source.config.get("architectures"))
+    raise _unsupported(source.name, source.model_type, nearest)

@@ -1,4 +1,7 @@
-"""Causal language models of transformers: GPT-2, LLaMA, Qwen2."""
+"""Causal language models of transformers that export alike.
+
+GPT-2, OPT, GPT-NeoX, Falcon, LLaMA (SmolLM among them), Mistral, Qwen2, Qwen3, Gemma 1 to 3.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from mmedge.bundle.kinds import GeneratorKind
+from mmedge.converters.families import MODEL_TYPES
 from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.families.decoders import decoder_role
 from mmedge.converters.families.loading import load_model, read_architecture
@@ -24,29 +28,28 @@ from mmedge.specs import Task
 
 __all__ = ["FAMILY"]
 
-_TYPES = ("gpt2", "llama", "qwen2")
 _TASK = "text-generation"  # optimum's name
 _GENERATION = "generation_config.json"
 
 
 class CausalLM:
-    """Decoders with a KV cache of which every layer sees the whole past."""
+    """Decoders with a KV cache."""
 
     name = "causal_lm"
 
     def matches(self, source: Source) -> bool:
         """Return whether a source is one of the architectures."""
-        return source.model_type in _TYPES
+        return source.model_type in MODEL_TYPES[self.name]
 
     def load(self, source: Source) -> nn.Module:
         """Load the model in fp32.
 
         Raises:
-            SourceError: If layers see a sliding window, or the weights do not fit the architecture.
+            SourceError: If positions are ALiBi's, or the weights do not fit the architecture.
         """
-        if source.fields.flag("use_sliding_window"):
-            advice = "Layers with a sliding window are not supported."
-            raise source.fields.error("use_sliding_window", "false", advice)
+        if source.fields.flag("alibi"):
+            advice = "ALiBi is not supported: convert a Falcon with rotary positions."
+            raise source.fields.error("alibi", "false", advice)
         return load_model(source, _TASK)
 
     def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:

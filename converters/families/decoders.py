@@ -18,18 +18,25 @@ __all__ = ["Decoder", "decoder_role"]
 
 _BATCH = Axis(1, 1, 8)
 _USUAL_PAST = 64
+_SLIDING = "sliding_attention"
 
 
 class Decoder(nn.Module):
     """A causal language model of transformers over a flat KV cache.
 
     Args:
-        model: A `...ForCausalLM` (transformers is untyped). Every layer sees the whole past.
+        model: A `...ForCausalLM` (transformers is untyped). A layer with a sliding window keeps the
+            whole past too, and sees a part of it.
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401
         super().__init__()
         self.model = model
+        self.additive = model.config._attn_implementation == "eager"
+        kinds = getattr(model.config, "layer_types", None) or ()
+        every = not kinds and getattr(model.config, "sliding_window", None) is not None
+        self.window = model.config.sliding_window if every or _SLIDING in kinds else None
+        self.kinds = kinds
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
@@ -56,9 +63,14 @@ class Decoder(nn.Module):
         # Padding sees itself: a row of the softmax that is all masked is NaN, or anything.
         shown = (attention_mask != 0)[:, None, None, :] | (columns == rows)
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        whole = shown & (columns <= rows)
+        masks: Any = self._form(whole)
+        if self.window is not None:
+            near = self._form(whole & (columns > rows - self.window))
+            masks = {"full_attention": masks, _SLIDING: near} if self.kinds else near
         output = self.model(
             input_ids=input_ids,
-            attention_mask=shown & (columns <= rows),
+            attention_mask=masks,
             position_ids=positions.narrow(1, held, new),
             past_key_values=cache,
             use_cache=True,
@@ -66,22 +78,27 @@ class Decoder(nn.Module):
         layers = output.past_key_values.layers
         return (output.logits, *(part for one in layers for part in (one.keys, one.values)))
 
+    def _form(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return a mask in the form that the model's attention takes: bool, or added to scores."""
+        if not self.additive:
+            return mask
+        return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+
 
 def decoder_role(model: Any, *, processor: str = "text") -> RoleSpec:  # noqa: ANN401
     """Describe a causal language model.
 
     Args:
-        model: A `...ForCausalLM` (transformers is untyped). Every layer sees the whole past.
+        model: A `...ForCausalLM` (transformers is untyped).
         processor: Makes the token ids and their mask.
     """
     config = model.config
     longest, vocabulary = int(config.max_position_embeddings), int(config.vocab_size)
     layers = range(int(config.num_hidden_layers))
     names = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    with torch.inference_mode():  # heads of the cache: architectures differ in what they join to it
+        one = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True)
+    heads, size = (int(one.past_key_values.layers[0].keys.shape[axis]) for axis in (1, 3))
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ _OPEN_CLIP_WEIGHTS = (
 _PREFIXES = ("local-dir:", "hf-hub:")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What is fetched from a hub: weights as safetensors, configuration, tokenizer. Never code.
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 # Of subfolders, those of sentence-transformers' modules alone: "1_Pooling".
 _UNWANTED = ["[!0-9]*/*", "*/*/*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -107,7 +107,13 @@ class Source:
         return str(self.config["model_type"])
 
 
-def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool = False) -> Source:
+def open_source(
+    spec: str,
+    revision: str | None = None,
+    *,
+    merge_adapter: bool = False,
+    check: Callable[[Fields], None] | None = None,
+) -> Source:
     """Open a local folder, or fetch a hub repository, and check that it can be converted.
 
     Args:
@@ -115,6 +121,7 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
             exists wins. With the prefix `local-dir:` or `hf-hub:`, in open_clip's format.
         revision: Branch, tag or commit of the hub repository; None takes its default branch.
         merge_adapter: Merge the LoRA adapter beside the weights.
+        check: Called with config.json before weights are fetched or read; refuses by an error.
 
     Raises:
         SourceError: If the source does not exist or cannot be fetched, has no configuration, has
@@ -132,12 +139,15 @@ def open_source(spec: str, revision: str | None = None, *, merge_adapter: bool =
             )
         if path.suffix == ".onnx":
             return _read_graph(path, _local_name(spec))
+        _check_config(path, check)
         return _read_folder(path, _local_name(spec), None, merge_adapter=merge_adapter)
     if not is_hub_id(spec):
         raise SourceError(
             f"No such folder: {spec}. Pass a folder in transformers' or open_clip's format, or a "
             "hub id such as openai/clip-vit-base-patch32, or an .onnx file."
         )
+    if check is not None:
+        _check_config(_fetch(spec, revision, [_CONFIG, _OPEN_CLIP_CONFIG]), check)
     folder = _fetch(spec, revision)
     return _read_folder(folder, spec, folder.name, merge_adapter=merge_adapter)
 
@@ -171,8 +181,15 @@ def _local_name(spec: str) -> str:
     return path.resolve().name if path.as_posix() == "." else path.as_posix()
 
 
-def _fetch(repository: str, revision: str | None) -> Path:
-    """Download the needed files of a hub repository; the snapshot folder is named by its commit."""
+def _check_config(folder: Path, check: Callable[[Fields], None] | None) -> None:
+    """Check the config.json of a folder in transformers' format, where it has one."""
+    path = folder / _CONFIG
+    if check is not None and path.is_file() and not (folder / _OPEN_CLIP_CONFIG).is_file():
+        check(read_fields(path))
+
+
+def _fetch(repository: str, revision: str | None, wanted: Sequence[str] = _WANTED) -> Path:
+    """Download files of a hub repository; the snapshot folder is named by its commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -189,7 +206,10 @@ def _fetch(repository: str, revision: str | None) -> Path:
     try:
         with storage_errors(Path(HF_HUB_CACHE)):
             folder = snapshot_download(
-                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                repository,
+                revision=revision,
+                allow_patterns=list(wanted),
+                ignore_patterns=_UNWANTED,
             )
     except GatedRepoError as error:
         why = "the repository is gated. Accept its terms on the hub and log in with `hf auth login`"

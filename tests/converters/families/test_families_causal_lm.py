@@ -63,12 +63,3 @@ def test_settings_come_from_the_generation_config(gpt2_folder: Path, tmp_path: P
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 999}))
     with quiet_libraries(), pytest.raises(SourceError, match="eos_token_id"):
         family.describe(source, family.load(source))
-
-
-def test_a_sliding_window_is_refused(gpt2_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(gpt2_folder, tmp_path / "copy")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "use_sliding_window": True}))
-    source = open_source(str(folder))
-    with pytest.raises(SourceError, match="use_sliding_window"):
-        family_of(source).load(source)

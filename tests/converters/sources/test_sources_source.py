@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -11,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
-from mmedge.converters.families import family_of
+from mmedge.converters.families import FAMILIES, MODEL_TYPES, check_supported, family_of
 from mmedge.converters.sources.source import open_source
 from mmedge.errors import SourceError
 
@@ -120,8 +125,73 @@ def test_truncated_weights_are_named(folder: Path, keep: int) -> None:
 
 def test_an_unknown_architecture_is_named_with_the_supported_ones(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "perceptron"}')
-    with pytest.raises(SourceError, match=r"'perceptron'.*Supported: .*clip, .*siglip"):
+    with pytest.raises(SourceError, match=r"'perceptron'.*Supported families: .*clip, .*siglip"):
         family_of(open_source(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "classes", "nearest"),
+    [
+        ("mixtral", ["MixtralForCausalLM"], "mistral, .*qwen3"),
+        ("phi3", ["Phi3ForCausalLM"], "llama"),
+        ("siglip2", None, "siglip"),
+        ("a-new-thing", 3, None),
+    ],
+)
+def test_an_architecture_is_refused_by_config_json_alone(
+    folder: Path, model_type: str, classes: object, nearest: str | None
+) -> None:
+    config = {"model_type": model_type, "architectures": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match=f"'{model_type}', which mmedge cannot") as caught:
+        open_source(str(folder), check=check_supported)
+    found = re.search(r"nearest that it can: (.*)\. Supported", str(caught.value))
+    assert (found is None) == (nearest is None)
+    assert nearest is None or (found and re.search(nearest, found[1]))
+
+
+def test_the_check_imports_no_torch(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "phi3"}')
+    script = (
+        "import sys\n"
+        "from mmedge.converters import ConvertConfig, convert\n"
+        "try:\n"
+        "    convert(ConvertConfig(sys.argv[1], sys.argv[1] + '.mmedge'))\n"
+        "except Exception as error:\n"
+        "    print(error, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot convert" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+
+
+def test_the_listed_types_are_those_that_families_take(folder: Path) -> None:
+    source = open_source(str(folder))
+    (folder / "modules.json").write_text("[]")
+    for family, place in FAMILIES.items():
+        module, name = place.split(":")
+        one = getattr(importlib.import_module(module), name)
+        for kind in MODEL_TYPES.get(family, (family,)):
+            graph = folder if kind == "onnx" else None
+            assert one.matches(replace(source, config={"model_type": kind}, graph=graph)), kind
+
+
+def test_a_hub_id_is_refused_before_its_weights_are_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "config.json").write_text('{"model_type": "phi3"}')
+    asked: list[list[str]] = []
+
+    def fetch(_repository: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(SourceError, match="phi3"):
+        open_source("someone/phi", check=check_supported)
+    assert asked == [["config.json", "open_clip_config.json"]]
 
 
 def test_remote_code_is_not_run(folder: Path) -> None:
