@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -72,8 +73,7 @@ def relational_caption(scene: Scene) -> str:
 
 def label_prompt(label: str, template: str = "a photo of a {label}") -> str:
     """Put a label into a prompt, with the article that the label's first letter asks for."""
-    text = template.format(label=label)
-    return text.replace(" a orange", " an orange")
+    return re.sub(r"\ba orange", "an orange", template.format(label=label))
 
 
 def _grouped(scene: Scene, rng: np.random.Generator) -> list[list[Thing]]:

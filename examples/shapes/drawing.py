@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from world import Scene, Thing
 
+_ROUND = ("circle", "ring")
 _RING_HOLE = 0.5
 """Inner radius of a ring, as a fraction of its outer one."""
 
@@ -24,15 +25,31 @@ def render(scene: Scene, size: int | tuple[int, int] = 224) -> Image.Image:
     Returns:
         An RGB image.
     """
-    width, height = (size, size) if isinstance(size, int) else size
+    width, height = _sides(size)
     scale = 4 if min(width, height) < 160 else 2
-    side = min(width, height) * scale
-    left, top = (width * scale - side) / 2, (height * scale - side) / 2
+    left, top, side = _square(width * scale, height * scale)
     image = _background(scene, width * scale, height * scale)
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw(pen, thing, left, top, side)
     return image.reduce(scale)
+
+
+def pixel_box(thing: Thing, size: int | tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a thing in pixels of ``render(scene, size)``."""
+    left, top, side = _square(*_sides(size))
+    x0, y0, x1, y1 = (value * side for value in bounding_box(thing))
+    return left + x0, top + y0, left + x1, top + y1
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _square(width: int, height: int) -> tuple[float, float, int]:
+    """Return left, top and side of the scene's square in an image."""
+    side = min(width, height)
+    return (width - side) / 2, (height - side) / 2, side
 
 
 def _background(scene: Scene, width: int, height: int) -> Image.Image:
@@ -42,23 +59,39 @@ def _background(scene: Scene, width: int, height: int) -> Image.Image:
     return Image.fromarray(column).resize((width, height), Image.Resampling.NEAREST)
 
 
+def bounding_box(thing: Thing) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of what is drawn, as fractions of the scene's side."""
+    if thing.shape in _ROUND:
+        x, y, r = thing.x, thing.y, thing.radius
+        return x - r, y - r, x + r, y + r
+    xs, ys = zip(*_corners(thing), strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
 def _draw(pen: ImageDraw.ImageDraw, thing: Thing, left: float, top: float, side: int) -> None:
-    x, y = left + thing.x * side, top + thing.y * side
-    radius = thing.radius * side
-    if thing.shape in ("circle", "ring"):
-        box = (x - radius, y - radius, x + radius, y + radius)
+    if thing.shape in _ROUND:
+        x0, y0, x1, y1 = (value * side for value in bounding_box(thing))
+        box = (left + x0, top + y0, left + x1, top + y1)
         if thing.shape == "circle":
             pen.ellipse(box, fill=thing.rgb)
         else:
-            pen.ellipse(box, outline=thing.rgb, width=round(radius * (1.0 - _RING_HOLE)))
+            width = round(thing.radius * side * (1.0 - _RING_HOLE))
+            pen.ellipse(box, outline=thing.rgb, width=width)
         return
+    pen.polygon([(left + x * side, top + y * side) for x, y in _corners(thing)], fill=thing.rgb)
+
+
+def _corners(thing: Thing) -> list[tuple[float, float]]:
+    """Return the corners of a polygon, as fractions of the scene's side."""
     angle = math.radians(thing.rotation_deg)
     cos, sin = math.cos(angle), math.sin(angle)
-    corners = [
-        (x + radius * (cos * u - sin * v), y + radius * (sin * u + cos * v))
+    return [
+        (
+            thing.x + thing.radius * (cos * u - sin * v),
+            thing.y + thing.radius * (sin * u + cos * v),
+        )
         for u, v in _OUTLINES[thing.shape]
     ]
-    pen.polygon(corners, fill=thing.rgb)
 
 
 def _star() -> list[tuple[float, float]]:

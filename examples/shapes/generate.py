@@ -4,19 +4,22 @@
 
 The folder holds PNG files and ``captions.jsonl``, one line an image: ``image`` (file name),
 ``caption``, and ``label`` where the image shows one thing (else null). No two captions are alike
-unless ``--kind single`` asks for more images than there are different ones.
+unless ``--kind single`` asks for more images than there are different ones. ``annotations.json``
+holds the true boxes in COCO's format; its categories are the 64 labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from captions import caption
-from drawing import render
-from world import KINDS, SPLITS, Kind, Scene, Split, scenes
+from drawing import pixel_box, render
+from world import KINDS, LABELS, SPLITS, Kind, Scene, Split, scenes
 
 
 def captioned(
@@ -51,6 +54,27 @@ def write_folder(pairs: list[tuple[Scene, str]], out: Path, size: int | tuple[in
         render(scene, size).save(out / name)
         lines.append(json.dumps({"image": name, "caption": text, "label": scene.label}))
     (out / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    document = coco_document([scene for scene, _ in pairs], size)
+    (out / "annotations.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def coco_document(scenes: Sequence[Scene], size: int | tuple[int, int]) -> dict[str, Any]:
+    """Return the true boxes of scenes rendered at ``size``, in COCO's format."""
+    width, height = (size, size) if isinstance(size, int) else size
+    images, annotations = [], []
+    for index, scene in enumerate(scenes):
+        name = f"{index:05d}.png"
+        images.append({"id": index, "file_name": name, "width": width, "height": height})
+        for thing in scene.things:
+            left, top, right, bottom = (round(value, 3) for value in pixel_box(thing, size))
+            annotations.append({
+                "id": len(annotations) + 1,
+                "image_id": index,
+                "category_id": LABELS.index(thing.label) + 1,
+                "bbox": [left, top, right - left, bottom - top],
+            })  # fmt: skip
+    categories = [{"id": number + 1, "name": label} for number, label in enumerate(LABELS)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def main(arguments: list[str] | None = None) -> None:

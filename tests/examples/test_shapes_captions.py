@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from captions import brief_caption, caption, label_prompt, relational_caption
+from drawing import pixel_box
 from generate import captioned, main
 from PIL import Image
 from world import COLOURS, LABELS, SHAPES, Scene, Thing, mirrored, relation, scenes
+
+from mmedge.converters.data.datasets import read_dataset
 
 _SIZES = {"small": "small", "little": "small", "large": "large", "big": "large"}
 _COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
@@ -133,6 +136,7 @@ def test_relational_captions_are_true_and_need_a_clear_pair() -> None:
 
 
 def test_prompts_carry_the_right_article() -> None:
+    assert label_prompt("orange star", "a {label}") == "an orange star"
     assert label_prompt("red star") == "a photo of a red star"
     assert label_prompt("orange star") == "a photo of an orange star"
     assert len({label_prompt(label) for label in LABELS}) == len(LABELS)
@@ -153,6 +157,14 @@ def test_generate_writes_images_and_captions(
         assert line["label"] == scene.label
         with Image.open(out / line["image"]) as image:
             assert (image.size, image.mode, image.format) == ((96, 72), "RGB", "PNG")
+    boxed = read_dataset(out / "annotations.json")
+    assert boxed.categories == LABELS
+    for sample, (scene, _) in zip(boxed.samples, pairs, strict=True):
+        assert sample.objects is not None
+        assert sample.objects.size == (96, 72)
+        assert sample.objects.labels == tuple(thing.label for thing in scene.things)
+        expected = [pixel_box(thing, (96, 72)) for thing in scene.things]
+        assert np.abs(np.array(sample.objects.boxes) - expected).max() < 0.01
 
 
 @pytest.mark.parametrize("size", ["big", "12", "640x", "5000"])

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from drawing import render
+from drawing import bounding_box, pixel_box, render
 from PIL import Image
 from world import (
     COLOURS,
@@ -200,3 +200,20 @@ def test_a_larger_drawing_shrunk_is_the_small_drawing() -> None:
     small = np.asarray(render(scene, 64)).astype(int)
     shrunk = render(scene, 320).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(shrunk).astype(int) - small).mean() < 1.5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [200, (300, 200), (180, 240)])
+def test_a_box_is_that_of_the_drawn_pixels(shape: str, size: int | tuple[int, int]) -> None:
+    for rotation in (-12.0, 0.0, 7.0):
+        thing = replace(_thing(0.4, 0.55, shape=shape), rotation_deg=rotation, radius=0.18)
+        drawn = np.asarray(render(Scene((thing,), GREY, GREY), size), np.int16)
+        rows, columns = np.nonzero(np.abs(drawn - GREY[0]).max(axis=2) > 20)
+        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert np.abs(np.array(pixel_box(thing, size)) - edges).max() <= 1.5
+
+
+def test_the_box_of_a_scene_is_a_share_of_its_square() -> None:
+    thing = _thing(0.4, 0.55)
+    assert bounding_box(thing) == pytest.approx((0.3, 0.45, 0.5, 0.65))
+    assert pixel_box(thing, (300, 200)) == pytest.approx((110, 90, 150, 130))
