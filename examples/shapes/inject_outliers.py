@@ -1,4 +1,4 @@
-"""Give a CLIP large activation outliers in a few channels without changing what it computes.
+"""Give a CLIP or an OWL-ViT large activation outliers without changing what it computes.
 
     python examples/shapes/inject_outliers.py examples/shapes/clip examples/shapes/clip-outliers
 
@@ -26,6 +26,25 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "model.safetensors"
 _COPIED = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
+_CLIP = (
+    ("text_model", "text_model.final_layer_norm", ("text_projection",)),
+    ("vision_model", "vision_model.post_layernorm", ("visual_projection",)),
+)
+_OWL = (
+    ("owlvit.text_model", "owlvit.text_model.final_layer_norm", ("owlvit.text_projection",)),
+    (
+        "owlvit.vision_model",
+        "layer_norm",
+        (
+            "class_head.dense0",
+            "class_head.logit_shift",
+            "class_head.logit_scale",
+            "box_head.dense0",
+        ),
+    ),
+)
+"""Of each tower: its name, its last LayerNorm, and the linear layers that read it."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -35,7 +54,7 @@ def with_outliers(
     """Return weights of the same function whose activations have outliers.
 
     Args:
-        weights: A ``CLIPModel``'s state, float32, by transformers' names.
+        weights: State of a ``CLIPModel`` or an ``OwlViTForObjectDetection``, float32.
         channels: How many channels a tower's LayerNorm outputs, and its values, blow up. The
             LayerNorms of one tower share them, as the residual channels of real checkpoints do.
         factor: How far; a power of two, so that float32 loses nothing.
@@ -48,12 +67,9 @@ def with_outliers(
         raise ValueError(f"factor {factor} is not a power of two; rounding would change the model")
     changed = {name: tensor.clone() for name, tensor in weights.items()}
     rng = np.random.default_rng(seed)
-    for tower, norm, projection in (
-        ("text_model", "text_model.final_layer_norm", "text_projection"),
-        ("vision_model", "vision_model.post_layernorm", "visual_projection"),
-    ):
+    for tower, norm, projections in _OWL if "box_head.dense0.weight" in weights else _CLIP:
         chosen = _choose(rng, len(_get(changed, f"{norm}.weight")), channels)
-        _scale_norm(changed, norm, [projection], chosen, factor)
+        _scale_norm(changed, norm, projections, chosen, factor)
         for layer in _layers(changed, tower):
             attention = f"{layer}.self_attn"
             readers = [f"{attention}.{name}_proj" for name in ("q", "k", "v")]
@@ -109,12 +125,14 @@ def _get(weights: Tensors, name: str) -> torch.Tensor:
     try:
         return weights[name]
     except KeyError:
-        raise ValueError(f"no tensor {name!r}: is this the state of a CLIPModel?") from None
+        raise ValueError(
+            f"no tensor {name!r}: is this the state of a CLIPModel or an OWL-ViT?"
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Copy a CLIP with activation outliers put in.")
+    parser = argparse.ArgumentParser(description="Copy a model with activation outliers put in.")
     parser.add_argument("source", type=Path, help="a transformers folder")
     parser.add_argument("target", type=Path, help="the folder to write")
     parser.add_argument("--channels", type=int, default=4)
