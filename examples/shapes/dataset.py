@@ -21,7 +21,7 @@ IMAGE_SIZE = 64
 PATCH_SIZE = 8
 CAPTIONS_PER_SCENE = 5
 _CHUNK = 500
-_RENDER_SIZES = ((128, 0.25), (224, 0.5), (320, 0.25))
+RENDER_SIZES = ((128, 0.25), (224, 0.5), (320, 0.25))
 """Sides at which training scenes are drawn before the resize, and their shares."""
 
 
@@ -106,7 +106,7 @@ def _render_all(folder: Path, count: int, seed: int) -> None:
 
 def _render_chunk(job: tuple[int, int, int]) -> Dataset:
     seed, start, size = job
-    sides, shares = zip(*_RENDER_SIZES, strict=True)
+    sides, shares = zip(*RENDER_SIZES, strict=True)
     pixels, patches, texts = [], [], []
     scene: Scene | None = None
     for index in range(start, start + size):
