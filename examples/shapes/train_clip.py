@@ -38,6 +38,7 @@ from dataset import load_images, load_or_render, model_pixels
 from drawing import render
 from metrics import recall_at_k
 from naming import PATCH_HEADS, patch_loss, patches_worth_seeing, window_around_a_thing
+from optimising import Optimiser
 from small_clip import (
     WIDTH,
     build_model,
@@ -129,18 +130,12 @@ class Trainer:
         """Set up training of ``model`` at a peak learning rate."""
         self.model = model
         self.patch_head = torch.nn.Linear(WIDTH, sum(PATCH_HEADS))
-        self._masters = [*model.parameters(), *self.patch_head.parameters()]
+        masters = [*model.parameters(), *self.patch_head.parameters()]
         self.twin = copy.deepcopy(model).bfloat16()
         self._twin_head = copy.deepcopy(self.patch_head).bfloat16()
-        self._twins = [*self.twin.parameters(), *self._twin_head.parameters()]
+        twins = [*self.twin.parameters(), *self._twin_head.parameters()]
         self._peak = learning_rate
-        plain = [p for p in self._masters if p.ndim < 2]
-        decayed = [p for p in self._masters if p.ndim >= 2]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-            lr=learning_rate,
-            betas=(0.9, 0.98),
-        )
+        self.optimiser = Optimiser(masters, twins, learning_rate)
 
     def name_patches(self, batch: Batch, rng: np.random.Generator, progress: float) -> float:
         """Make one step of naming patches around one thing an image; return the loss.
@@ -150,7 +145,7 @@ class Trainer:
             rng: Where chance comes from.
             progress: How much of this stage is done, 0 to 1.
         """
-        self._set_rate(2.0 * self._peak * min(1.0, progress * 10 + 0.01))
+        self.optimiser.set_rate(2.0 * self._peak * min(1.0, progress * 10 + 0.01))
         window = torch.from_numpy(window_around_a_thing(batch.patches.numpy(), rng))
         states = early_states(self.twin, batch.pixels, window)[:, 1:]
         loss = self._naming_loss(states, batch.patches.gather(1, window))
@@ -167,7 +162,9 @@ class Trainer:
             progress: How much of this stage is done, 0 to 1.
         """
         warm_up = min(1.0, progress * 50 + 0.01)
-        self._set_rate(self._peak * warm_up * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+        self.optimiser.set_rate(
+            self._peak * warm_up * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        )
         kept = None
         if progress < _ALL_PATCHES_FROM:
             kept = torch.from_numpy(patches_worth_seeing(batch.patches.numpy(), rng))
@@ -186,30 +183,12 @@ class Trainer:
     def _naming_loss(self, states: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
         return patch_loss(self._twin_head(states).float().flatten(0, 1), kinds.flatten())
 
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-
     def refresh(self) -> None:
         """Copy the float32 weights to the twin."""
-        with torch.no_grad():
-            for master, twin in zip(self._masters, self._twins, strict=True):
-                twin.copy_(master)
+        self.optimiser.refresh()
 
     def _apply(self) -> None:
-        for master, twin in zip(self._masters, self._twins, strict=True):
-            if twin.grad is not None:
-                master.grad, twin.grad = twin.grad.float(), None
-        grads = [master.grad for master in self._masters if master.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        parts = torch.split(flat, [grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
-        torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimiser.apply()
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=_MAX_LOGIT_SCALE)
         self.refresh()
@@ -310,7 +289,7 @@ def _save(
     state = {
         "model": trainer.model.state_dict(),
         "head": trainer.patch_head.state_dict(),
-        "optimiser": trainer.optimiser.state_dict(),
+        "optimiser": trainer.optimiser.adam.state_dict(),
         "step": step,
         "spent_s": spent_s,
     }
@@ -323,7 +302,7 @@ def _restore(trainer: Trainer, state_file: Path) -> tuple[int, float]:
     state = torch.load(state_file, weights_only=True)
     trainer.model.load_state_dict(state["model"])
     trainer.patch_head.load_state_dict(state["head"])
-    trainer.optimiser.load_state_dict(state["optimiser"])
+    trainer.optimiser.adam.load_state_dict(state["optimiser"])
     trainer.refresh()
     return int(state["step"]), float(state["spent_s"])
 
