@@ -140,7 +140,7 @@ def clip_rows(seed: int, count: int, work: Path) -> list[Row]:
     rows, data = [], calibration_scenes(work, "captions.jsonl")
     for name, control in (("clip", False), ("clip-outliers", True)):
         report = convert_source(SHAPES / name, work, ["int8-static"], data)
-        figures = [recall(report.path, each) for each in ("fp32", "int8-static")]
+        fp32, int8 = (recall(report.path, each) for each in ("fp32", "int8-static"))
         found = control and caught(report, "int8-static")
-        rows.append(Row(name, "recall@1", "int8-static", count, *figures, 0.9, control, found))
+        rows.append(Row(name, "recall@1", "int8-static", count, fp32, int8, 0.9, control, found))
     return rows

@@ -61,7 +61,8 @@ def write_folder(pairs: list[tuple[Scene, str]], out: Path, size: int | tuple[in
 def coco_document(scenes: Sequence[Scene], size: int | tuple[int, int]) -> dict[str, Any]:
     """Return the true boxes of scenes rendered at ``size``, in COCO's format."""
     width, height = (size, size) if isinstance(size, int) else size
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, scene in enumerate(scenes):
         name = f"{index:05d}.png"
         images.append({"id": index, "file_name": name, "width": width, "height": height})
