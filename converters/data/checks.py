@@ -109,6 +109,7 @@ def check_dataset(
 
 def _content(sample: Sample) -> bytes:
     """Return a hash of a sample's content, as read by a processor."""
+    from mmedge.preprocess.video_file import spread_frames
     from mmedge.preprocess.waveform import load_waveform
 
     digest = hashlib.sha256()
@@ -116,7 +117,10 @@ def _content(sample: Sample) -> bytes:
         digest.update(decode_image(sample.image, least_side=_LEAST_SIDE).tobytes())
     if sample.audio is not None:
         digest.update(load_waveform(sample.audio, 16_000).tobytes())
-    if sample.image is None and sample.audio is None:
+    if sample.video is not None:
+        (frame,) = spread_frames(sample.video, 1)
+        digest.update(frame.tobytes())
+    if sample.image is None and sample.audio is None and sample.video is None:
         digest.update((sample.caption or "").encode())
     return digest.digest()
 

@@ -17,6 +17,7 @@ from mmedge.files import sha256_file
 from mmedge.files.json_file import parse_json
 from mmedge.files.npz_file import read_npz
 from mmedge.preprocess.decode import IMAGE_SUFFIXES
+from mmedge.preprocess.video_file import VIDEO_SUFFIXES
 from mmedge.specs import Array, Modality
 
 __all__ = ["CAPTIONS_NAME", "LABELS", "Dataset", "Sample", "read_dataset"]
@@ -27,7 +28,8 @@ LABELS = "labels"
 
 _SOUNDS = frozenset({".wav", ".flac", ".ogg"})
 _MOST_NAMED = 3
-_FIELDS = ("image", "audio", "caption", "label")
+_MEDIA = ("image", "audio", "video")
+_FIELDS = (*_MEDIA, "caption", "label")
 
 
 # What zipfile, zlib and numpy raise where an archive or a header in it is damaged.
@@ -42,6 +44,7 @@ class Sample:
     caption: str | None = None
     label: str | None = None
     objects: Objects | None = None
+    video: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,9 @@ class Dataset:
         """
         if modality is Modality.TEXT:
             return self.captions or self.categories
-        column = {Modality.IMAGE: "image", Modality.AUDIO: "audio"}.get(modality)
-        if column is None:
+        if modality.value not in _MEDIA:
             return ()
-        return tuple(item for s in self.samples if (item := getattr(s, column)) is not None)
+        return tuple(item for s in self.samples if (item := getattr(s, modality.value)) is not None)
 
     def __len__(self) -> int:
         return len(self.samples) or len(next(iter(self.arrays.values()), ()))
@@ -96,7 +98,8 @@ class Dataset:
         """Return one hash over the content of every sample, in their order."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            files = [None if p is None else sha256_file(p) for p in (sample.image, sample.audio)]
+            paths = [sample.image, sample.audio, *([sample.video] if sample.video else [])]
+            files = [None if path is None else sha256_file(path) for path in paths]
             boxes = () if sample.objects is None else (asdict(sample.objects),)
             digest.update(json.dumps([*files, sample.caption, sample.label, *boxes]).encode())
         for name, array in sorted(self.arrays.items()):
@@ -106,14 +109,15 @@ class Dataset:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a folder of images or sounds, or a .jsonl, COCO or .npz file.
+    """Read a folder of images, sounds or videos, or a .jsonl, COCO or .npz file.
 
     A folder may hold `captions.jsonl`, or a COCO file named `annotations.json` or
     `_annotations.coco.json`, see read_coco.
 
-    A line of a .jsonl file is an object with `image` or `audio` (paths relative to the file),
-    `caption` and `label`, each optional, but one of the first three. Without one, every image or
-    audio file below the folder is taken, sorted by path; they are not opened here. An .npz file
+    A line of a .jsonl file is an object with `image`, `audio` or `video` (paths relative to the
+    file), `caption` and `label`, each optional, but one of the first four. Without one, every image
+    below the folder is taken, or else every audio file, or every video, sorted by path; they are
+    not opened here. An .npz file
     holds arrays by input of the graph, (N, ...), and optionally `labels` (N,).
 
     Raises:
@@ -121,8 +125,8 @@ def read_dataset(path: Path) -> Dataset:
     """
     if not path.exists():
         raise CalibrationError(
-            f"No such folder or file: {path}. Pass a folder of images or sounds, a .jsonl file, a "
-            "COCO file or an .npz file."
+            f"No such folder or file: {path}. Pass a folder of images, sounds or videos, a .jsonl "
+            "file, a COCO file or an .npz file."
         )
     if path.suffix == ".npz":
         return Dataset(path.resolve().name, arrays=_read_arrays(path))
@@ -141,10 +145,14 @@ def read_dataset(path: Path) -> Dataset:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         samples = tuple(Sample(image=f) for f in files if f.suffix.lower() in IMAGE_SUFFIXES)
         samples = samples or tuple(Sample(audio=f) for f in files if f.suffix.lower() in _SOUNDS)
+        samples = samples or tuple(
+            Sample(video=f) for f in files if f.suffix.lower() in VIDEO_SUFFIXES
+        )
     if not samples:
         raise CalibrationError(
-            f"{path} holds no images or sounds{_describe_other_files(path)}; expected "
-            f"{', '.join(sorted(IMAGE_SUFFIXES | _SOUNDS))}. Pass a folder that does."
+            f"{path} holds no images, sounds or videos{_describe_other_files(path)}; expected "
+            f"{', '.join(sorted(IMAGE_SUFFIXES | _SOUNDS | VIDEO_SUFFIXES))}. Pass a folder that "
+            "does."
         )
     return Dataset(path.resolve().name, samples)
 
@@ -192,11 +200,11 @@ def _read_lines(path: Path) -> Iterator[Sample]:
 
 def _sample(path: Path, place: str, line: str) -> Sample:
     entry = parse_json(line.encode(), place, error=CalibrationError)
-    if not isinstance(entry, dict) or not entry.keys() & {"image", "audio", "caption"}:
+    if not isinstance(entry, dict) or not entry.keys() & {*_MEDIA, "caption"}:
         got = f"fields {', '.join(sorted(entry)) or 'none'}" if isinstance(entry, dict) else line
         raise CalibrationError(
-            f"{place}: got {got[:80]}, expected an object with 'image' or 'audio' (a path) or "
-            "'caption'."
+            f"{place}: got {got[:80]}, expected an object with 'image', 'audio' or 'video' (a "
+            "path) or 'caption'."
         )
     if unknown := sorted(entry.keys() - set(_FIELDS)):
         raise CalibrationError(
@@ -209,7 +217,7 @@ def _sample(path: Path, place: str, line: str) -> Sample:
             got = type(value).__name__
             raise CalibrationError(f"{place}: '{name}' is {got}, expected a string.")
         values[name] = value
-    image, audio = (
-        None if file is None else path.parent / file for file in (values["image"], values["audio"])
+    image, audio, video = (
+        None if values[name] is None else path.parent / str(values[name]) for name in _MEDIA
     )
-    return Sample(image, audio, values["caption"], values["label"])
+    return Sample(image, audio, values["caption"], values["label"], video=video)

@@ -62,6 +62,8 @@ def missing_data(spec: RoleSpec, samples: Samples) -> str | None:
             return {"text": "captions"}.get(feed.processor, f"{feed.processor} samples")
         if isinstance(feed, CallerFeed) and name not in samples.arrays:
             return f"an array '{name}'"
+        if isinstance(feed, RoleFeed) and feed.role not in samples.outputs:
+            return f"an output '{feed.output}' of {feed.role}"
     return None
 
 

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmedge.preprocess.config import AudioConfig, ProcessorConfig, TextConfig, VectorConfig
+from mmedge.preprocess.config import (
+    AudioConfig,
+    ProcessorConfig,
+    TextConfig,
+    VectorConfig,
+    VideoConfig,
+)
 from mmedge.preprocess.tokenizer import BoundedTokenizer
 from mmedge.specs import Array
 
@@ -100,9 +106,20 @@ def _vectors(config: VectorConfig, count: int, seed: int, _: Path) -> list[Array
     return list(drawn.astype(np.float32))
 
 
+def _videos(config: VideoConfig, count: int, seed: int, _: Path) -> list[Array]:
+    """Return videos of smooth random colour that moves sideways: (frames, 256, 256, 3) uint8."""
+    images = synthetic_images(count, seed)
+    steps = np.random.default_rng([seed, 6]).integers(2, 40, count)
+    return [
+        np.stack([np.roll(image, number * step, axis=1) for number in range(config.frames)])
+        for image, step in zip(images, steps, strict=True)
+    ]
+
+
 _SYNTHETIC: Mapping[str, Callable[[Any, int, int, Path], Sequence[Any]]] = {
     "image": lambda _config, count, seed, _folder: synthetic_images(count, seed),
     "text": _texts,
     "audio": _sounds,
     "vector": _vectors,
+    "video": _videos,
 }

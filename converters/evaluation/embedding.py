@@ -136,17 +136,25 @@ class Retrieval(Evaluation):
             if data is not None and captions:
                 return f"{data.name}: {len(captions)} captions"
             return f"synthetic: {SYNTHETIC} texts of random vocabulary"
-        noise = "noise images" if item is Modality.IMAGE else "sounds"
+        names = {Modality.IMAGE: "noise images", Modality.VIDEO: "videos"}
+        noise = names.get(item or Modality.IMAGE, "sounds")
         if data is None or item is None or not data.items(item):
             return f"synthetic: {SYNTHETIC} {noise}"
-        plural = {Modality.IMAGE: "images", Modality.AUDIO: "sounds"}.get(item, "samples")
+        names = {Modality.IMAGE: "images", Modality.AUDIO: "sounds", Modality.VIDEO: "videos"}
+        plural = names.get(item, "samples")
         return f"{data.name}: {len(data.items(item))} {plural}"
 
     def quality(
         self, role: str, spec: RoleSpec, reference: Mapping[str, Collected], candidate: Collected
     ) -> Quality:
-        """Compare a variant of one encoder with fp32."""
-        modality = next(m for m, name in self._kind.encoders.items() if name == role)
+        """Compare a variant of one encoder, or of the prompter, with fp32."""
+        modality = next((m for m, name in self._kind.encoders.items() if name == role), None)
+        if modality is None:
+            theirs, ours = (
+                self._prompted(reference, rows) for rows in (reference[role], candidate)
+            )
+            pairs = f"{len(ours.texts)} pairs of a text and a video"
+            return evaluate_variant(theirs, ours, Modality.TEXT, self._labels, data=pairs)
         return evaluate_variant(
             self._embeddings(reference),
             self._embeddings({**reference, role: candidate}),
@@ -165,6 +173,11 @@ class Retrieval(Evaluation):
     def interchangeable(self, quality: Quality) -> bool:
         """Return whether a variant's embeddings can share an index with those of fp32."""
         return interchangeable(quality)
+
+    def _prompted(self, reference: Mapping[str, Collected], prompted: Collected) -> Embeddings:
+        """Return embeddings with each text adapted to its video; classes are left as they are."""
+        rows = _only_output(prompted).reshape(-1, self._kind.embedding_dim)
+        return replace(self._embeddings(reference), texts=rows)
 
     def _embeddings(self, collected: Mapping[str, Collected]) -> Embeddings:
         """Split the text embeddings into texts and class texts."""

@@ -35,6 +35,7 @@ FAMILIES: dict[str, str] = {
     "sentence_transformers": "mmedge.converters.families.sentence_transformers:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
     "vit": "mmedge.converters.families.vit:FAMILY",
+    "xclip": "mmedge.converters.families.xclip:FAMILY",
 }
 # Values of `model_type` that a family takes, where they are not just its name.
 MODEL_TYPES: dict[str, tuple[str, ...]] = {

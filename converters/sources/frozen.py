@@ -20,6 +20,7 @@ _HERE = "mmedge.converters.sources.reference_processors"
 CHECKS: dict[str, str] = {
     "image": f"{_HERE}:check_image_preprocessing",
     "text": f"{_HERE}:check_text_preprocessing",
+    "video": f"{_HERE}:check_video_preprocessing",
     "audio": "mmedge.converters.sources.reference_audio:check_audio_preprocessing",
 }
 """Function by the `type` of a processor that compares it with the source's own; a type without one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,19 @@ from mmedge.converters.sources.tokenizer import load_tokenizer
 from mmedge.errors import ExportError, SourceError
 from mmedge.preprocess import ImageProcessor, TextProcessor
 from mmedge.preprocess.cleaning import clean
-from mmedge.preprocess.config import AudioConfig, ImageConfig, ProcessorConfig, TextConfig
+from mmedge.preprocess.config import (
+    AudioConfig,
+    ImageConfig,
+    ProcessorConfig,
+    TextConfig,
+    VideoConfig,
+)
 from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Pad, Rescale, Resize
 
 __all__ = [
     "check_image_preprocessing",
     "check_text_preprocessing",
+    "check_video_preprocessing",
     "read_image_preprocessing",
     "reference_inputs",
 ]
@@ -159,6 +166,11 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
         images = _probe_images()
         with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
             return images, _load_image_processor(source)(images, return_tensors="pt")
+    if isinstance(config, VideoConfig):
+        # The frames of one video are prepared as the images of one batch.
+        frames = [_probe_images()[n % len(_PROBE_SIZES)] for n in range(config.frames)]
+        with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
+            return [frames], _load_image_processor(source)([frames], return_tensors="pt")
     if isinstance(config, AudioConfig):
         return audio_reference_inputs(source, config)
     if isinstance(config, TextConfig):
@@ -185,6 +197,19 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
     Raises:
         ExportError: If a pixel differs by more than one step of uint8.
     """
+    _check_frames(source, config, lambda given: given["pixel_values"])
+
+
+def check_video_preprocessing(source: Source, config: VideoConfig, folder: Path) -> None:  # noqa: ARG001
+    """Compare the frozen preprocessing of frames with transformers' Pillow processor of videos.
+
+    Raises:
+        ExportError: If a pixel differs by more than one step of uint8.
+    """
+    _check_frames(source, config.image, lambda given: given["pixel_values"][0])
+
+
+def _check_frames(source: Source, config: ImageConfig, shown: Callable[[Any], Any]) -> None:
     reference = _load_image_processor(source)
     ours = ImageProcessor(config)
     # One step of uint8 after rescale and normalize: rounding in the resize may differ.
@@ -197,7 +222,7 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
         images[-1].putalpha(Image.linear_gradient("L").resize(images[-1].size))
     for (height, width), image in zip(_PROBE_SIZES, images, strict=True):
         with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
-            expected = np.asarray(reference(image, return_tensors="np")["pixel_values"])
+            expected = np.asarray(shown(reference(image, return_tensors="np")))
         got = ours([image])[config.input]
         if got.shape != expected.shape:
             raise ExportError(

@@ -83,7 +83,7 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
     from mmedge.errors import InputError
     from mmedge.media.recordings import is_recording
     from mmedge.media.vectors import VECTOR_SUFFIXES
-    from mmedge.media.video import VIDEO_SUFFIXES
+    from mmedge.preprocess.video_file import VIDEO_SUFFIXES
 
     for source in sources:
         if not source.exists():

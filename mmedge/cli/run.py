@@ -31,6 +31,9 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     audio: Annotated[
         list[Path] | None, typer.Option(help="Audio file.", show_default=False)
     ] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="Video file.", show_default=False)
+    ] = None,
     feed: Annotated[
         Path | None,
         typer.Option(help="Arrays by input of the graph, .npz.", show_default=False),
@@ -63,9 +66,9 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a bundle on images, texts, sounds or arrays.
+    """Run a bundle on images, texts, sounds, videos or arrays.
 
-    Each of these options may be given several times. An image with texts is classified by them;
+    Each of these options may be given several times. An image or video with texts is classified;
     an image alone gets the checkpoint's own labels, if it has any, and an embedding otherwise.
     """
     import mmedge
@@ -75,7 +78,7 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     if output is not None and output.suffix != ".npz":
         raise typer.BadParameter(f"--output: got {output.name!r}, expected a name ending in .npz.")
     arrays = {} if feed is None else _arrays(feed)
-    given = Given(image or (), text or (), audio or (), arrays)
+    given = Given(image or (), text or (), audio or (), video or (), arrays)
     with mmedge.load(bundle, device=device, precision=precision, backend=backend) as model:
         runs = model.runs
         name = chosen_run(runs, given, task)

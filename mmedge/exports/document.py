@@ -15,7 +15,13 @@ from mmedge.bundle.manifest import FileEntry
 from mmedge.bundle.paths import BundlePath
 from mmedge.bundle.quality import Tolerance
 from mmedge.bundle.tensors import AxisName, AxisSize, TensorEntry
-from mmedge.preprocess.config import AudioConfig, ImageConfig, TextConfig, VectorConfig
+from mmedge.preprocess.config import (
+    AudioConfig,
+    ImageConfig,
+    TextConfig,
+    VectorConfig,
+    VideoConfig,
+)
 from mmedge.specs import Axis, Modality, Precision
 
 __all__ = [
@@ -227,6 +233,8 @@ class IoDocument(BaseModel):
         audio: How sounds become inputs, by the formulas that io.schema.json gives with each step;
             None where nothing takes sounds.
         vectors: How vectors of numbers become inputs.
+        video: How videos become inputs: the steps of `image` for each frame, (batch, frames, 3,
+            height, width); None where nothing takes videos.
         scores: How cosines of an image's and a text's embedding become probabilities.
         classes: How the output `logits` becomes probabilities of labels.
         files: Size and sha256 of every other file of the folder.
@@ -243,6 +251,7 @@ class IoDocument(BaseModel):
     text: TextSteps | None = None
     audio: AudioConfig | None = None
     vectors: tuple[VectorConfig, ...] = ()
+    video: VideoConfig | None = None
     scores: ContrastiveHead | None = None
     classes: ClassHead | None = None
     files: dict[BundlePath, FileEntry]

@@ -34,6 +34,7 @@ from mmedge.preprocess.config import (
     ProcessorConfig,
     TextConfig,
     VectorConfig,
+    VideoConfig,
 )
 from mmedge.runtimes.engines.spec import EngineKey
 from mmedge.sessions.axes import dynamic_axes
@@ -103,6 +104,7 @@ def export_engine_folder(
             ),
             audio=next((c for c in configs if isinstance(c, AudioConfig)), None),
             vectors=tuple(c for c in configs if isinstance(c, VectorConfig)),
+            video=next((c for c in configs if isinstance(c, VideoConfig)), None),
             scores=kind.contrastive_head if isinstance(kind, DualEncoderKind) else None,
             classes=kind.class_head if isinstance(kind, EncoderKind) else None,
             files=describe_files(folder.path),

@@ -19,15 +19,12 @@ import numpy as np
 
 from mmedge.closing import Closing
 from mmedge.errors import InputError
-from mmedge.media.frames import Frame, require
-from mmedge.preprocess.decode import MAX_PIXELS, ImageSource
+from mmedge.media.frames import Frame
+from mmedge.preprocess.decode import ImageSource
+from mmedge.preprocess.video_file import decoding, open_video
 from mmedge.specs import Array, Modality
 
-__all__ = ["VIDEO_SUFFIXES", "Choosing", "Video"]
-
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
-)
+__all__ = ["Choosing", "Video"]
 
 _SIDE = 16
 
@@ -66,27 +63,9 @@ class Video(Closing):
     """
 
     def __init__(self, path: Path, choosing: Choosing | None = None) -> None:
-        self._av = require("av", f"{path}: videos")
         self._path = path
         self._choosing = choosing or Choosing()
-        if not path.is_file():
-            raise InputError(f"{path}: no such file. Check the path.")
-        try:
-            self._container = self._av.open(str(path))
-        except (self._av.FFmpegError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a video that can be read ({error}).") from error
-        streams = self._container.streams.video
-        if not streams:
-            self._container.close()
-            raise InputError(f"{path}: has no video stream.")
-        self._stream = streams[0]
-        self._stream.thread_type = "AUTO"
-        if self._stream.width * self._stream.height > MAX_PIXELS:
-            self._container.close()
-            raise InputError(
-                f"{path}: {self._stream.width}x{self._stream.height} pixels, more than the "
-                f"{MAX_PIXELS} allowed. Scale it down first."
-            )
+        self._container, self._stream = open_video(path)
 
     @property
     def name(self) -> str:
@@ -159,12 +138,10 @@ class Video(Closing):
 
     def _decoded(self) -> Iterator[tuple[float, Any]]:
         base = self._stream.start_time or 0
-        try:
+        with decoding(self._path):
             for frame in self._container.decode(self._stream):
                 if frame.pts is not None:
                     yield float((frame.pts - base) * self._stream.time_base), frame
-        except (self._av.FFmpegError, ValueError) as error:
-            raise InputError(f"{self._path}: damaged ({error}). Copy it again.") from error
 
 
 def _difference(one: Array, other: Array) -> float:

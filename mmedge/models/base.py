@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mmedge.models.running import Run
     from mmedge.preprocess.image import ImageProcessor
+    from mmedge.preprocess.video import VideoProcessor
     from mmedge.runtimes.session import SessionOptions
     from mmedge.sessions.warming import WarmingReport
 
@@ -171,8 +172,9 @@ class Model(Closing):
         """Store image options, and how to load the same model again."""
         self._reopen = reopen
         for name, processor in self._processors.items():
-            if processor.modality is Modality.IMAGE:
-                self._processors[name] = cast("ImageProcessor", processor).with_options(
+            if processor.modality in (Modality.IMAGE, Modality.VIDEO):
+                shown = cast("ImageProcessor | VideoProcessor", processor)
+                self._processors[name] = shown.with_options(
                     channels=images.channels, alpha=images.alpha, max_pixels=images.max_pixels
                 )
 

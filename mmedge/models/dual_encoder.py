@@ -1,14 +1,14 @@
-"""DualEncoder: images, texts and audio in one embedding space."""
+"""DualEncoder: images, texts, audio and videos in one embedding space."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import cast
 
 import numpy as np
 
-from mmedge.bundle.kinds import DualEncoderKind
+from mmedge.bundle.kinds import ContrastiveHead, DualEncoderKind
 from mmedge.bundle.kinds.embedding import EMBEDDING
 from mmedge.errors import BundleError, DTypeError, InputError, ShapeError, SpaceMismatchError
 from mmedge.models.classification import (
@@ -21,6 +21,7 @@ from mmedge.models.classification import (
 from mmedge.models.embedding import EmbeddingModel, Images, Texts
 from mmedge.models.features import Features
 from mmedge.models.running import Given, Made, Run, Settings
+from mmedge.preprocess.video import VideoSource
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["DualEncoder"]
@@ -37,6 +38,10 @@ class DualEncoder(EmbeddingModel):
 
     @cached_property
     def _prompt_embeddings(self) -> EmbeddingCache:
+        return EmbeddingCache()
+
+    @cached_property
+    def _projected_prompts(self) -> EmbeddingCache:
         return EmbeddingCache()
 
     @property
@@ -89,27 +94,94 @@ class DualEncoder(EmbeddingModel):
             SpaceMismatchError: If features are of another encoder.
             BundleError: If the bundle has no contrastive head.
         """
+        head, (chosen, prompts) = self._head(), self._prompts(labels, template)
+        label_embeddings = self._prompt_embeddings.get(prompts, self.encode_text)
+        similarities = self._image_embeddings(images) @ label_embeddings.T
+        return Classification(chosen, probabilities(similarities, head))
+
+    def classify_video(
+        self,
+        videos: VideoSource | Iterable[VideoSource],
+        labels: Sequence[str] | str,
+        *,
+        template: str = "{}",
+        batch_size: int | None = None,
+    ) -> Classification:
+        """Classify videos by labels, zero-shot.
+
+        A model with a prompter (X-CLIP) adapts the labels' embeddings to each video first, so that
+        its scores are not those of encode_video and encode_text.
+
+        Args:
+            videos: As for encode_video.
+            labels: L labels, or the name of one of the bundle's label banks.
+            template: The text that is encoded for a label, "{}" standing for it.
+            batch_size: Videos that run through the graph at once; None takes the bundle's own.
+
+        Returns:
+            The labels and their probabilities, (N, L).
+
+        Raises:
+            InputError: As for encode_video and classify.
+            BundleError: If the bundle has no contrastive head.
+        """
+        head, (chosen, prompts) = self._head(), self._prompts(labels, template)
+        name, prompter = self._output_name(Modality.VIDEO), self._section.prompter
+        if prompter is None:
+            rows = self._prompt_embeddings.get(prompts, self.encode_text)
+        else:
+            outputs = self.manifest.roles[self._role(Modality.TEXT)].outputs
+            output = [entry.name for entry in outputs].index("projected")
+            rows = self._projected_prompts.get(prompts, partial(self._text_rows, output))
+        parts = []
+        for made in self._video_outputs(videos, batch_size):
+            videos_now = made[name].astype(np.float32, copy=False)
+            if prompter is None:
+                parts.append(videos_now @ rows.T)
+            else:
+                texts = self._prompted(prompter, rows, made["context"])
+                parts.append(np.einsum("nd,nld->nl", videos_now, texts))
+        return Classification(chosen, probabilities(np.concatenate(parts), head))
+
+    def _prompted(self, prompter: str, rows: Float32Array, context: Array) -> Float32Array:
+        """Return labels' embeddings for each video, (N, L, D), from rows (L, D)."""
+        name = self.manifest.roles[prompter].outputs[0].name
+        size = self.manifest.roles[prompter].axes["labels"].max
+        parts = [
+            self._run(prompter, {"projected": rows[start : start + size], "context": context})
+            for start in range(0, len(rows), size)
+        ]
+        return np.concatenate([part[name] for part in parts], axis=1).astype(np.float32, copy=False)
+
+    def _head(self) -> ContrastiveHead:
         head = self._section.contrastive_head
         if head is None:
             raise BundleError(
                 f"{self._bundle.path}: has no contrastive head, so its similarities cannot be "
                 "turned into probabilities. Use similarity."
             )
+        return head
+
+    def _prompts(
+        self, labels: Sequence[str] | str, template: str
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return labels, and the texts that are encoded for them."""
         chosen = self._label_bank(labels) if isinstance(labels, str) else tuple(labels)
-        prompts = label_prompts(chosen, template)
-        label_embeddings = self._prompt_embeddings.get(prompts, self.encode_text)
-        similarities = self._image_embeddings(images) @ label_embeddings.T
-        return Classification(chosen, probabilities(similarities, head))
+        return chosen, label_prompts(chosen, template)
 
     @property
     def runs(self) -> Mapping[str, Run]:
-        """Classify images by texts, where there is a head for it; else and beside it, embed."""
-        both = frozenset({"images", "texts"})
+        """Classify images or videos by texts, where there is a head for it; else embed."""
+        item = "videos" if Modality.VIDEO in self.encoders else "images"
+        both = frozenset({item, "texts"})
         if self._section.contrastive_head is None or len(self.sessions) < len(both):
             return super().runs
         return {"classify": Run(self._run_classify, both, both), **super().runs}
 
     def _run_classify(self, given: Given, settings: Settings) -> Made:
+        if given.videos:
+            found = self.classify_video(list(given.videos), list(given.texts))
+            return found.named(given.videos, settings.k)
         found = self.classify(list(given.images), list(given.texts), template="{}")
         return found.named(given.images, settings.k)
 

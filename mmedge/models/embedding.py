@@ -1,4 +1,4 @@
-"""EmbeddingModel: encoders of images, texts and audio, without their heads."""
+"""EmbeddingModel: encoders of images, texts, audio and videos, without their heads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from mmedge.bundle.kinds import EmbeddingKind
 from mmedge.bundle.manifest import Manifest
-from mmedge.errors import (
-    InputError,
-    TextError,
-)
-from mmedge.models.base import Model, Stages
+from mmedge.errors import InputError, TextError
+from mmedge.models.base import Stages
 from mmedge.models.batches import EncodedFiles, Skipped, encode_ids, token_ids
 from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
+from mmedge.models.encoding import EncodingModel
 from mmedge.models.features import Features, features_of, tap_spaces
 from mmedge.models.images import (
     checked_paths,
@@ -31,7 +28,8 @@ from mmedge.preprocess.crops import Crops
 from mmedge.preprocess.decode import Channels, ImageSource
 from mmedge.preprocess.image import ImageProcessor
 from mmedge.preprocess.text import TextProcessor, checked_texts
-from mmedge.preprocess.waveform import AudioSource, is_audio_source
+from mmedge.preprocess.video import VideoSource
+from mmedge.preprocess.waveform import AudioSource
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["EmbeddingModel", "Images", "Texts"]
@@ -41,8 +39,16 @@ Images: TypeAlias = ImageSource | Iterable[ImageSource]
 
 Texts: TypeAlias = str | Iterable[str]
 
+# Fields of Given by modality.
+_GIVEN = {
+    Modality.IMAGE: "images",
+    Modality.TEXT: "texts",
+    Modality.AUDIO: "audio",
+    Modality.VIDEO: "videos",
+}
 
-class EmbeddingModel(Model):
+
+class EmbeddingModel(EncodingModel):
     """Base of the kinds whose roles embed: `DualEncoder` and `Encoder`.
 
     Every method may be called from several threads at once: sessions and processors hold no state
@@ -53,28 +59,6 @@ class EmbeddingModel(Model):
     embedding depends slightly on what it is batched with; batch_size=1 gives what its quality was
     measured on. No other variant does, static int8 included, beyond rounding.
     """
-
-    @property
-    def encoders(self) -> Mapping[Modality, str]:
-        """The encoders' roles by modality."""
-        return self._section.encoders
-
-    @property
-    def spaces(self) -> Mapping[str, str | None]:
-        """Embedding-space fingerprint of the running variant, by role name."""
-        roles = set(self.encoders.values())
-        return {role: one.space for role, one in self._variants.items() if role in roles}
-
-    @property
-    def space(self) -> str | None:
-        """Embedding-space fingerprint shared by all roles, None if they differ."""
-        spaces = set(self.spaces.values())
-        return spaces.pop() if len(spaces) == 1 else None
-
-    @property
-    def embedding_dim(self) -> int:
-        """D, the length of an embedding."""
-        return self._section.embedding_dim
 
     @property
     def image_processor(self) -> ImageProcessor:
@@ -139,7 +123,7 @@ class EmbeddingModel(Model):
         skipped: list[Skipped] | None,
     ) -> Float32Array:
         """Return one output of the image encoder, by its position; see encode_image."""
-        name = self.manifest.roles[self._role(Modality.IMAGE)].outputs[output].name
+        name = self._output_name(Modality.IMAGE, output)
         runs = self._image_runs(images, batch_size, channels, max_pixels, skipped)
         parts = [run[name].astype(np.float32, copy=False) for run in runs]
         if not parts and not skipped:
@@ -330,52 +314,25 @@ class EmbeddingModel(Model):
                 position is named.
             BackendError: If the engine fails, or the encoder is closed.
         """
+        return self._text_rows(0, texts, batch_size, skipped)
+
+    def _text_rows(
+        self,
+        output: int,
+        texts: Texts,
+        batch_size: int | None = None,
+        skipped: list[Skipped] | None = None,
+    ) -> Float32Array:
+        """Return one output of the text encoder, by its position; see encode_text."""
         processor = self.text_processor
         size = self._batch_size(self._role(Modality.TEXT), batch_size)
         several = [texts] if isinstance(texts, str) else checked_texts(texts)
-        run = partial(self._rows, Modality.TEXT)
+        run = partial(self._rows, Modality.TEXT, output=output)
         with closing(token_ids(several, processor, skipped)) as chunks:
             parts = [encode_ids(ids, processor, size, run) for ids in chunks]
         if not parts and not skipped:
             raise TextError("Texts: got none, expected at least one.")
-        return self._joined(parts, Modality.TEXT)
-
-    def _joined(
-        self, parts: Sequence[Float32Array], modality: Modality, output: int = 0
-    ) -> Float32Array:
-        if len(parts) == 1:
-            return parts[0]
-        width = int(self.manifest.roles[self._role(modality)].outputs[output].shape[1])
-        return np.concatenate(parts or [np.empty((0, width), np.float32)])
-
-    def encode_audio(
-        self, sounds: AudioSource | Iterable[AudioSource], *, batch_size: int | None = None
-    ) -> Float32Array:
-        """Encode audio.
-
-        Args:
-            sounds: One sound or several: paths, bytes or file objects of audio files, or
-                (samples, rate) pairs.
-            batch_size: Sounds that run through the graph at once; None takes the bundle's own.
-
-        Returns:
-            (N, D) float32, L2-normalised; (1, D) for one sound.
-
-        Raises:
-            AudioError: If a sound cannot be read; its position is named.
-            InputError: If there is no sound, or the model has no audio encoder.
-            BackendError: If the engine fails, or the encoder is closed.
-        """
-        processor = self._processor(self._role(Modality.AUDIO))
-        size = self._batch_size(self._role(Modality.AUDIO), batch_size)
-        items = [sounds] if is_audio_source(sounds) else list(cast("Iterable[AudioSource]", sounds))
-        if not items:
-            raise InputError("Audio: got none, expected at least one.")
-        starts = range(0, len(items), size)
-        parts = [
-            self._rows(Modality.AUDIO, processor(items[start : start + size])) for start in starts
-        ]
-        return np.concatenate(parts)
+        return self._joined(parts, Modality.TEXT, output)
 
     def prepare(
         self, modality: Modality, item: object, *, shrink: bool = False
@@ -384,7 +341,7 @@ class EmbeddingModel(Model):
 
         Args:
             modality: Of the encoder.
-            item: An image, a sound or a text.
+            item: An image, a sound, a text or a video.
             shrink: Decode a large JPEG at a fraction of its size: see decode_image.
 
         Raises:
@@ -413,8 +370,7 @@ class EmbeddingModel(Model):
     @property
     def runs(self) -> Mapping[str, Run]:
         """Embed what the encoders take."""
-        names = {Modality.IMAGE: "images", Modality.TEXT: "texts", Modality.AUDIO: "audio"}
-        takes = frozenset(names[each] for each in self.encoders)
+        takes = frozenset(_GIVEN[each] for each in self.encoders)
         return {"embed": Run(self._run_embed, frozenset(), takes)}
 
     def _run_embed(self, given: Given, settings: Settings) -> Made:  # noqa: ARG002
@@ -424,6 +380,7 @@ class EmbeddingModel(Model):
             "images": lambda: self.encode_image(list(given.images)),
             "texts": lambda: self.encode_text(list(given.texts)),
             "audio": lambda: self.encode_audio(list(given.audio)),
+            "videos": lambda: self.encode_video(list(given.videos)),
         }
         for name in sorted(given.names):
             made[name] = encode[name]()
@@ -433,16 +390,18 @@ class EmbeddingModel(Model):
 
     @classmethod
     def stage_names(cls, manifest: Manifest, role: str) -> tuple[str, ...]:
-        """Return the stage names of encode_image, encode_text or encode_audio."""
+        """Return the stage names of the call that encodes the role's modality."""
         return STAGE_NAMES.get(manifest.modality(role), ())
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
-        """Return encode_image, encode_text or encode_audio on a sample."""
+        """Return the call that encodes a sample of the role's modality."""
         modality = self.manifest.modality(role)
         if modality is Modality.IMAGE:
             return lambda: self.encode_image(cast(ImageSource, sample))
         if modality is Modality.TEXT:
             return lambda: self.encode_text(str(sample))
+        if modality is Modality.VIDEO:
+            return lambda: self.encode_video(cast(VideoSource, sample))
         return lambda: self.encode_audio(cast(AudioSource, sample))
 
     def stages(self, role: str, sample: object) -> Stages | None:
@@ -454,23 +413,3 @@ class EmbeddingModel(Model):
 
     def _run_image(self, tensor: Float32Array, output: int = 0) -> Float32Array:
         return self._rows(Modality.IMAGE, {self.image_processor.config.input: tensor}, output)
-
-    def _rows(self, modality: Modality, feed: Mapping[str, Array], output: int = 0) -> Float32Array:
-        """Run an encoder and return one of its outputs; the first is the embedding."""
-        role = self._role(modality)
-        rows: Float32Array = self._run(role, feed)[self.manifest.roles[role].outputs[output].name]
-        return rows.astype(np.float32, copy=False)
-
-    def _role(self, modality: Modality) -> str:
-        """Return the role of a modality.
-
-        Raises:
-            InputError: If the model has none.
-        """
-        return self.encoders.get(modality, f"{modality.value}_encoder")
-
-    @property
-    def _section(self) -> EmbeddingKind:
-        kind = self.manifest.kind
-        assert isinstance(kind, EmbeddingKind)  # noqa: S101, the registry's
-        return kind

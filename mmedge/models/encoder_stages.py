@@ -18,6 +18,7 @@ STAGE_NAMES: Mapping[Modality | None, tuple[str, ...]] = {
     Modality.IMAGE: ("decode", "resize", "normalize", "inference"),
     Modality.TEXT: ("tokenize", "inference"),
     Modality.AUDIO: ("log-mel", "inference"),
+    Modality.VIDEO: ("frames", "inference"),
 }
 
 

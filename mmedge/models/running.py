@@ -20,12 +20,14 @@ class Given:
         images: Image files.
         texts: Texts: to embed, or labels, or prompts, as the run says.
         audio: Audio files.
+        videos: Video files.
         arrays: Arrays by input of the graph.
     """
 
     images: Sequence[Path] = ()
     texts: Sequence[str] = ()
     audio: Sequence[Path] = ()
+    videos: Sequence[Path] = ()
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     @property

@@ -1,4 +1,4 @@
-"""Preprocessing of images, texts, audio and vectors, equal to the reference processors."""
+"""Preprocessing of images, texts, audio, vectors and videos, equal to the reference processors."""
 
 from mmedge.preprocess.camera import RawFrame
 from mmedge.preprocess.config import (
@@ -7,6 +7,7 @@ from mmedge.preprocess.config import (
     ProcessorConfig,
     TextConfig,
     VectorConfig,
+    VideoConfig,
 )
 from mmedge.preprocess.decode import (
     MAX_PIXELS,
@@ -33,6 +34,7 @@ __all__ = [
     "TextConfig",
     "TextProcessor",
     "VectorConfig",
+    "VideoConfig",
     "decode_image",
     "image_files",
     "open_processor",

@@ -28,6 +28,7 @@ __all__ = [
     "ProcessorConfig",
     "TextConfig",
     "VectorConfig",
+    "VideoConfig",
 ]
 
 _Step = TypeVar("_Step", bound=Step)
@@ -216,6 +217,43 @@ class VectorConfig(BaseModel):
         return ()
 
 
+class VideoConfig(BaseModel):
+    """From a video to `(batch, frames, 3, height, width)` float32.
+
+    Attributes:
+        input: Graph input that takes the tensor.
+        frames: Frames of a video; of a file, the middle one of each of so many equal parts.
+        steps: Of each frame: see ImageConfig.
+    """
+
+    model_config = _FROZEN
+    type: Literal["video"] = "video"
+    input: _Input = "pixel_values"
+    frames: int = Field(ge=1, le=1024)
+    steps: tuple[ImageStep, ...]
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> VideoConfig:
+        _ = self.image
+        return self
+
+    @property
+    def image(self) -> ImageConfig:
+        """The preprocessing of a frame."""
+        return ImageConfig(input=self.input, steps=self.steps)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Graph inputs made by the processor."""
+        return (self.input,)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Bundle files read by the processor."""
+        return ()
+
+
 ProcessorConfig: TypeAlias = Annotated[
-    ImageConfig | TextConfig | AudioConfig | VectorConfig, Field(discriminator="type")
+    ImageConfig | TextConfig | AudioConfig | VectorConfig | VideoConfig,
+    Field(discriminator="type"),
 ]

@@ -17,6 +17,7 @@ PROCESSORS: dict[str, str] = {
     "text": "mmedge.preprocess.text:TextProcessor",
     "audio": "mmedge.preprocess.audio:AudioProcessor",
     "vector": "mmedge.preprocess.vector:VectorProcessor",
+    "video": "mmedge.preprocess.video:VideoProcessor",
 }
 """Module and class by the `type` of a configuration."""
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mmedge.bundle.golden import Golden
 from mmedge.bundle.opening import Bundle
 from mmedge.errors import ProfileError
-from mmedge.preprocess.config import TextConfig
+from mmedge.preprocess.config import TextConfig, VideoConfig
 from mmedge.preprocess.text import TextProcessor
 from mmedge.specs import Array, Modality
 
@@ -46,7 +46,7 @@ def frame_jpeg() -> bytes:
 
 
 def sample_of(bundle: Bundle, role: str) -> object | None:
-    """Return one raw input of a role: an image file, a text, a sound; None for other roles."""
+    """Return one raw input of a role: an image file, a text, a sound, frames; None for others."""
     modality = bundle.manifest.modality(role)
     if modality is Modality.IMAGE:
         return frame_jpeg()
@@ -55,7 +55,8 @@ def sample_of(bundle: Bundle, role: str) -> object | None:
     if modality is Modality.AUDIO:
         time = np.arange(_RATE * 3) / _RATE
         return 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32), _RATE
-    return None
+    config = bundle.manifest.processors.get(bundle.manifest.processor_of(role) or "")
+    return [frame_jpeg()] * config.frames if isinstance(config, VideoConfig) else None
 
 
 def text_config(bundle: Bundle, role: str) -> TextConfig | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mmedge.closing import Closing
 from mmedge.media.recordings import Recording
-from mmedge.media.video import VIDEO_SUFFIXES, Video
+from mmedge.media.video import Video
 from mmedge.preprocess.decode import ImageSource
+from mmedge.preprocess.video_file import VIDEO_SUFFIXES
 from mmedge.retrieval.items import Match
 
 __all__ = ["HitFrames"]

@@ -394,7 +394,7 @@ def run(*arguments: str | Path) -> int:
         (("--precision", "int8-static-mse-entropy"), "exclude each other"),
         (("--precision", "int4-g33"), "group_size: got 33"),
         (("--precision", "int8-static-mse"), "needs calibration data"),
-        (("--precision", "auto", "--calibration", "EMPTY"), "holds no images or sounds"),
+        (("--precision", "auto", "--calibration", "EMPTY"), "holds no images, sounds or videos"),
         (("--precision", "auto", "--calibration", "SOUNDS"), "not a WAV file"),
         (("--precision", "auto", "--calibration", "CORRUPT"), "Remove the file"),
         (("--precision", "auto", "--calibration", "ALIKE"), "all 3 samples are the same"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmedge.bundle.kinds.embedding import EmbeddingKind, Label
-from mmedge.specs import Task
+from mmedge.bundle.tensors import RoleFeed, RoleName
+from mmedge.specs import Compare, Modality, Task
 
 if TYPE_CHECKING:
     from mmedge.bundle.manifest import Manifest
@@ -39,11 +40,20 @@ class DualEncoderKind(EmbeddingKind):
     Attributes:
         contrastive_head: None where the model has none, as where one encoder stands alone.
         label_banks: Lists of labels by name.
+        prompter: Role that adapts the embeddings of labels to a video before they are compared with
+            the video's (X-CLIP): inputs `projected` (labels, D), of the text encoder, and `context`
+            (batch, P, D), of the video encoder; output (batch, labels, D). None where labels are
+            compared as they are.
     """
 
     type: Literal["dual_encoder"] = "dual_encoder"
     contrastive_head: ContrastiveHead | None = None
     label_banks: dict[str, Labels] = Field(default_factory=dict)
+    prompter: RoleName | None = None
+
+    def role_names(self) -> tuple[str, ...]:
+        """Return the encoders' roles, and the prompter if there is one."""
+        return (*super().role_names(), *(() if self.prompter is None else (self.prompter,)))
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield the embedding's size, how cosines become scores, and the label banks."""
@@ -63,3 +73,25 @@ class DualEncoderKind(EmbeddingKind):
         if Task.ZERO_SHOT_CLASSIFICATION in manifest.tasks and self.contrastive_head is None:
             raise ValueError("zero-shot classification needs a contrastive_head")
         super().check(manifest)
+        if self.prompter is not None:
+            self._check_prompter(self.prompter, manifest)
+
+    def _check_prompter(self, name: str, manifest: Manifest) -> None:
+        role = manifest.roles[name]
+        fed = {entry.name: entry.feed for entry in role.inputs}
+        expected = {
+            "projected": self.encoders.get(Modality.TEXT),
+            "context": self.encoders.get(Modality.VIDEO),
+        }
+        given = {key: isinstance(f, RoleFeed) and (f.role, f.output) for key, f in fed.items()}
+        if given != {key: (encoder, key) for key, encoder in expected.items()}:
+            raise ValueError(
+                f"{name}: expected inputs 'projected' of the text encoder and 'context' of the "
+                "video encoder"
+            )
+        output = role.outputs[0]
+        if output.compare is not Compare.ROWS or output.shape[2:] != (self.embedding_dim,):
+            raise ValueError(
+                f"{name}: its first output is {output.shape} compared by {output.compare.value}, "
+                f"expected embeddings (batch, labels, {self.embedding_dim}) compared by rows"
+            )

@@ -22,7 +22,7 @@ from mmedge.converters.request import read_data
 from mmedge.errors import CalibrationError
 from mmedge.preprocess import ImageConfig, ImageProcessor
 from mmedge.preprocess.steps import Decode, Rescale, Resize
-from mmedge.specs import Array, TensorSpec
+from mmedge.specs import Array, Modality, TensorSpec
 
 PROCESSOR = ImageProcessor(
     ImageConfig(
@@ -58,8 +58,8 @@ def test_captions_and_labels_are_read_from_the_folder_or_the_file(tmp_path: Path
     [
         ("{", "not JSON"),
         ("[" * 100_000, "nested deeper than 64 levels"),
-        ("[]", r"got \[\], expected an object with 'image' or 'audio'"),
-        ('{"label": "x"}', "got fields label, expected an object with 'image' or 'audio'"),
+        ("[]", r"got \[\], expected an object with 'image', 'audio' or 'video'"),
+        ('{"label": "x"}', "got fields label, expected an object with 'image', 'audio' or 'video'"),
         ('{"image": "a.png", "captoin": "x"}', "unknown field 'captoin'"),
         ('{"image": "a.png", "label": 3}', "'label' is int"),
     ],
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="No such folder or file"):
         read_dataset(tmp_path / "nowhere")
-    with pytest.raises(CalibrationError, match="holds no images or sounds"):
+    with pytest.raises(CalibrationError, match="holds no images, sounds or videos"):
         read_dataset(tmp_path)
     (tmp_path / "x.csv").write_text("a")
     with pytest.raises(CalibrationError, match=r"a \.jsonl file"):
@@ -91,7 +91,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 def test_data_of_another_kind_is_named(tmp_path: Path) -> None:
     for name in ("a.csv", "b.CSV", "c.txt", "README"):
         (tmp_path / name).write_text("no image")
-    text = r"no images or sounds but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.avif"
+    text = (
+        r"no images, sounds or videos but 4 other files \(2 of \.csv, 1 of [^)]+\); expected \.avi"
+    )
     with pytest.raises(CalibrationError, match=text):
         read_dataset(tmp_path)
 
@@ -260,3 +262,18 @@ def test_any_damage_of_an_archive_is_found_or_harmless(save: Any, tmp_path: Path
         path.write_bytes(damaged)
         with suppress(CalibrationError):  # and nothing else
             read_dataset(path)
+
+
+def test_videos_are_a_column_and_a_folder(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a.webm", "note.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    folder = read_dataset(tmp_path)
+    assert folder.items(Modality.VIDEO) == (tmp_path / "a.webm", tmp_path / "b.mp4")
+    assert folder.items(Modality.IMAGE) == ()
+    path = tmp_path / "videos.jsonl"
+    path.write_text('{"video": "b.mp4", "caption": "a dog runs", "label": "dog"}\n')
+    listed = read_dataset(path)
+    assert listed.samples == (Sample(video=tmp_path / "b.mp4", caption="a dog runs", label="dog"),)
+    before = listed.sha256()
+    (tmp_path / "b.mp4").write_bytes(b"another")
+    assert listed.sha256() != before

@@ -1,0 +1,119 @@
+"""Video files: opening, and frames at even distances. Needs PyAV, of the extra [media]."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmedge.errors import InputError
+from mmedge.preprocess.decode import MAX_PIXELS
+from mmedge.specs import Array
+
+__all__ = ["VIDEO_SUFFIXES", "decoding", "open_video", "spread", "spread_frames"]
+
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
+)
+
+
+def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Any, Any]:
+    """Open a video file.
+
+    Args:
+        path: The file.
+        max_pixels: Videos of more pixels a frame are refused.
+
+    Returns:
+        PyAV's container, to be closed, and its first video stream.
+
+    Raises:
+        InputError: If it is no video that can be read, or PyAV is not installed.
+    """
+    av = _pyav(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Check the path.")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a video that can be read ({error}).") from error
+    reason = None
+    if not container.streams.video:
+        reason = "has no video stream"
+    else:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        if stream.width * stream.height > max_pixels:
+            reason = (
+                f"{stream.width}x{stream.height} pixels, more than the {max_pixels} allowed. Scale "
+                "it down first"
+            )
+    if reason is not None:
+        container.close()
+        raise InputError(f"{path}: {reason}.")
+    return container, stream
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what PyAV raises while it decodes a file into an InputError that names it."""
+    try:
+        yield
+    except (_pyav(path).FFmpegError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}). Copy it again.") from error
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Return the middle frame of each of `count` equal parts of `total` frames."""
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
+def spread_frames(path: Path, count: int, max_pixels: int = MAX_PIXELS) -> list[Array]:
+    """Return frames of a video file at even distances: the middle one of each equal part.
+
+    The file is read twice: once to count its frames, without decoding, and once up to the last
+    frame that is needed.
+
+    Args:
+        path: The file.
+        count: Frames.
+        max_pixels: See open_video.
+
+    Returns:
+        (H, W, 3) uint8 RGB each, `count` of them.
+
+    Raises:
+        InputError: If it cannot be read, or has fewer frames.
+    """
+    container, stream = open_video(path, max_pixels)
+    with container, decoding(path):
+        total = sum(one.size > 0 and not one.is_discard for one in container.demux(stream))
+    if total < count:
+        raise InputError(
+            f"{path}: {total} frames, the model takes {count}. Pass a longer video, or the frames "
+            "themselves."
+        )
+    wanted = set(spread(count, total))
+    frames: list[Array] = []
+    decoded = 0
+    container, stream = open_video(path, max_pixels)
+    with container, decoding(path):
+        for frame in container.decode(stream):
+            decoded += 1
+            if decoded - 1 in wanted:
+                frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == count:
+                    return frames
+    raise InputError(f"{path}: damaged, {decoded} of {total} frames can be decoded. Copy it again.")
+
+
+def _pyav(path: Path) -> Any:  # noqa: ANN401, a module
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise InputError(
+            f"{path}: videos: the package av is not installed. Install it with: "
+            'pip install "mmedge[media]"'
+        ) from error
