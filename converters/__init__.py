@@ -9,7 +9,9 @@ from mmedge.telemetry import disable_telemetry
 
 if TYPE_CHECKING:
     from mmedge.converters.config import ConvertConfig
-    from mmedge.converters.modules import convert_head, convert_module
+    from mmedge.converters.fusing import fuse_head
+    from mmedge.converters.heads import HeadSpec, SensorInput, TapInput
+    from mmedge.converters.modules import convert_module
     from mmedge.converters.progress import Progress, ProgressEvent
     from mmedge.converters.report import ConversionReport
     from mmedge.converters.request import convert
@@ -17,21 +19,27 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversionReport",
     "ConvertConfig",
+    "HeadSpec",
     "Progress",
     "ProgressEvent",
+    "SensorInput",
+    "TapInput",
     "convert",
-    "convert_head",
     "convert_module",
+    "fuse_head",
 ]
 
 _HOMES = {
     "ConversionReport": "report",
     "ConvertConfig": "config",
+    "HeadSpec": "heads",
     "Progress": "progress",
     "ProgressEvent": "progress",
+    "SensorInput": "heads",
+    "TapInput": "heads",
     "convert": "request",
-    "convert_head": "modules",
     "convert_module": "modules",
+    "fuse_head": "fusing",
 }
 
 

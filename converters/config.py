@@ -14,9 +14,11 @@ from mmedge.specs import Precision, did_you_mean
 
 __all__ = [
     "AUTO",
+    "HEAD_FILE",
     "TARGETS",
     "ConvertConfig",
     "JpegDraft",
+    "check_head_options",
     "recipes",
     "reject_search_options",
     "short_names",
@@ -32,6 +34,8 @@ _SETS: dict[tuple[str, str], tuple[str, ...]] = {
     ("tensorrt", "int4"): ("int4-blocked-half",),
 }
 """Precisions of each short name, by target; int8-static only with calibration data."""
+HEAD_FILE = "head.json"
+"""What describes a head in its folder."""
 AUTO = "auto"
 """The precision that starts a search."""
 TARGETS = ("cpu", "tensorrt")
@@ -283,3 +287,27 @@ def recipes(config: ConvertConfig, role: str | None = None) -> tuple[Recipe, ...
 
 def _has_data(recipe: Recipe, config: ConvertConfig) -> bool:
     return config.calibration is not None or not recipe.needs_calibration
+
+
+def check_head_options(config: ConvertConfig, on: Sequence[Path], *, fuse: bool) -> bool:
+    """Return whether the source is a head, and check that it has an encoder.
+
+    Args:
+        config: The configuration.
+        on: Bundles of encoders that were given.
+        fuse: Whether one graph is wanted.
+
+    Raises:
+        ConversionError: If a head has no encoder, or another model has one.
+    """
+    is_head = (Path(config.source) / HEAD_FILE).is_file()
+    if is_head and not on:
+        raise ConversionError(
+            f"{config.source} is a head. Name the bundle of the encoder that it reads: --on BUNDLE."
+        )
+    if not is_head and (on or fuse):
+        raise ConversionError(
+            f"--on and --fuse are for heads, but {config.source} has no {HEAD_FILE}. Leave them "
+            "out, or see docs/heads.md."
+        )
+    return is_head

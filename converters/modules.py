@@ -1,26 +1,32 @@
-"""convert_module() and convert_head(): bundles of a user's own PyTorch modules."""
+"""convert_module(): bundles of a user's own PyTorch modules, heads among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmedge.bundle.kinds import FusedKind, Kind, ModuleKind
-from mmedge.bundle.kinds.fused import Tap
+import numpy as np
+import torch
+
+from mmedge.bundle.kinds import FusedKind, ModuleKind
+from mmedge.bundle.kinds.heads import HeadSection
 from mmedge.bundle.tensors import CallerFeed, Feed
 from mmedge.converters.described import Described
 from mmedge.converters.families.base import ModelSpec, RoleSpec
 from mmedge.converters.families.onnx_graph import draw_inputs, usual_axes
+from mmedge.converters.graphs.parity import probe_role
+from mmedge.converters.heads.base import HeadSpec, head_sample, role_name
 from mmedge.converters.pipeline import convert_model
 from mmedge.converters.progress import ignore_progress
 from mmedge.converters.request import read_data
 from mmedge.converters.sources.fingerprint import tensors_sha256
 from mmedge.converters.sources.source import Source
+from mmedge.errors import ConversionError
 from mmedge.specs import Axis, Compare, State, TensorSpec
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from mmedge.converters.config import ConvertConfig
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from mmedge.converters.report import ConversionReport
     from mmedge.preprocess.config import ProcessorConfig
 
-__all__ = ["convert_head", "convert_module"]
+__all__ = ["convert_head_role", "convert_module"]
 
 
 def convert_module(  # noqa: PLR0913, what a graph is made from
@@ -43,9 +49,10 @@ def convert_module(  # noqa: PLR0913, what a graph is made from
     compare: Mapping[str, Compare] | None = None,
     processors: Mapping[str, ProcessorConfig] | None = None,
     state: State | None = None,
+    head: HeadSpec | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a PyTorch module to a bundle of kind `module`.
+    """Convert a PyTorch module to a bundle of kind `module`, or of kind `fused` if it is a head.
 
     Args:
         module: Takes the inputs in their order; returns one tensor or a tuple in the outputs'.
@@ -60,6 +67,8 @@ def convert_module(  # noqa: PLR0913, what a graph is made from
         compare: How outputs are compared, by name; None compares all by values.
         processors: Preprocessing by name, for inputs fed by one.
         state: What calls hand to each other.
+        head: Which inputs are taps of encoders or arrays of sensors, for a head. Evaluation data
+            may hold `labels` then, for accuracy.
         progress: Progress callback.
 
     Raises:
@@ -81,61 +90,73 @@ def convert_module(  # noqa: PLR0913, what a graph is made from
         compare=compare or {item.name: Compare.VALUES for item in outputs},
         state=state,
     )
-    return _convert(module, config, ModuleKind(), "module", role, processors or {}, progress)
+    weights = tensors_sha256(module)
+    if head is not None:
+        return convert_head_role(role, config, head, weights, progress)
+    model = ModelSpec(ModuleKind(), (), {"module": lambda: role}, processors or {})
+    return _convert(config, model, weights, progress)
 
 
-def convert_head(
-    module: nn.Module,
+def convert_head_role(
+    role: RoleSpec,
     config: ConvertConfig,
-    *,
-    taps: Mapping[str, tuple[Tap, int]],
-    output: TensorSpec,
-    labels: Sequence[str] = (),
+    head: HeadSpec,
+    weights_sha256: str,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a head over embeddings to a bundle of kind `fused`.
+    """Convert a described head to a bundle of kind `fused`.
 
     Args:
-        module: Takes embeddings (N, D) float32 in the order of `taps`; returns scores.
-        config: Settings; `source` is a name for the provenance. Calibration and evaluation data
-            are .npz files with embeddings by input, and `labels` for accuracy.
-        taps: The encoder's modality and space, and D, by input of the head.
-        output: Spec of the scores.
-        labels: Names of the classes along the scores' last axis.
+        role: Its graph; every input is given by the caller.
+        config: Settings.
+        head: What it reads.
+        weights_sha256: Hash of its weights.
         progress: Progress callback.
 
     Raises:
         ConversionError, BackendError, BundleError, StorageError: As for `convert`.
     """
-    inputs = tuple(
-        TensorSpec(name, output.dtype, ("batch", width)) for name, (_, width) in taps.items()
-    )
-    axes = usual_axes(inputs)
-    role = RoleSpec(
-        module=module.eval(),
-        inputs=inputs,
-        outputs=(output,),
-        axes=axes,
-        sample=lambda sizes, seed: draw_inputs(inputs, sizes, seed),
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1}, {"batch": 3}),
-        feeds={item.name: CallerFeed() for item in inputs},
-        compare={output.name: Compare.VALUES},
-    )
-    kind = FusedKind(taps={name: tap for name, (tap, _) in taps.items()}, labels=tuple(labels))
-    return _convert(module, config, kind, kind.head, role, {}, progress)
+    name = role_name(config.out.stem)
+    section = head.section(role.inputs, name)
+    spec = replace(role, sample=head_sample(role.sample, section))
+    _check_marginalized(spec, section, config.seed)
+    kind = FusedKind(role=name, head=section)
+    model = ModelSpec(kind, (), {name: lambda: spec}, {}, head.files(name))
+    return _convert(config, model, weights_sha256, progress)
 
 
 def _convert(
-    module: nn.Module,
-    config: ConvertConfig,
-    kind: Kind,
-    name: str,
-    role: RoleSpec,
-    processors: Mapping[str, ProcessorConfig],
-    progress: Progress | None,
+    config: ConvertConfig, model: ModelSpec, weights_sha256: str, progress: Progress | None
 ) -> ConversionReport:
-    source = Source(Path(), config.source, None, {"model_type": kind.type}, (), {})
-    model = ModelSpec(kind, (), {name: lambda: role}, processors)
-    described = Described(source, kind.type, model, tensors_sha256(module))
+    source = Source(Path(), config.source, None, {"model_type": model.kind.type}, (), {})
+    described = Described(source, model.kind.type, model, weights_sha256)
     return convert_model(config, read_data(config), lambda: described, progress or ignore_progress)
+
+
+def _check_marginalized(spec: RoleSpec, section: HeadSection, seed: int) -> None:
+    """Check that an input that is said to be absent changes nothing.
+
+    Args:
+        spec: The head.
+        section: What it reads.
+        seed: Of the inputs that it is run on.
+
+    Raises:
+        ConversionError: If outputs depend on the value of an absent input.
+        BackendError: If the head is a graph that ONNX Runtime cannot run.
+    """
+    if section.present is None:
+        return
+    feed = spec.sample(spec.trace_sizes, seed)
+    for at, name in enumerate(section.marginalized):
+        present = torch.ones_like(feed[section.present])
+        present[:, at] = False
+        values = (torch.zeros_like(feed[name]), torch.ones_like(feed[name]) * 3)
+        feeds = [{**feed, section.present: present, name: value} for value in values]
+        left, right = (probe.expected for probe in probe_role(spec, feeds))
+        if any(not np.array_equal(left[key], right[key]) for key in left):
+            raise ConversionError(
+                f"Head input '{name}' is marginalized, but the outputs depend on its value where "
+                f"'{section.present}' says that it is absent. Mask it in the module "
+                "(torch.where(present, expert, 0)), or choose another policy."
+            )

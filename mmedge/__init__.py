@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         Encoder,
         verify_bundle,
     )
+    from mmedge.models.features import Features
+    from mmedge.models.fused import load_head
+    from mmedge.models.heads import HeadOutput, Stamped
     from mmedge.models.load import load
     from mmedge.retrieval.index import Index
     from mmedge.retrieval.items import Match
@@ -35,12 +38,16 @@ __all__ = [
     "DualEncoder",
     "EncodedFiles",
     "Encoder",
+    "Features",
+    "HeadOutput",
     "Index",
     "Match",
     "MmedgeError",
     "SessionOptions",
+    "Stamped",
     "__version__",
     "load",
+    "load_head",
     "open_bundle",
     "verify_bundle",
 ]
@@ -54,11 +61,15 @@ _HOMES = {
     "DualEncoder": "mmedge.models",
     "EncodedFiles": "mmedge.models",
     "Encoder": "mmedge.models",
+    "Features": "mmedge.models.features",
+    "HeadOutput": "mmedge.models.heads",
     "Index": "mmedge.retrieval.index",
     "Match": "mmedge.retrieval.items",
     "MmedgeError": "mmedge.errors",
     "SessionOptions": "mmedge.runtimes.session",
+    "Stamped": "mmedge.models.heads",
     "load": "mmedge.models.load",
+    "load_head": "mmedge.models.fused",
     "open_bundle": "mmedge.bundle",
     "verify_bundle": "mmedge.models",
 }

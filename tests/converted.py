@@ -32,6 +32,7 @@ __all__ = [
     "sentence_folder",
     "siglip_folder",
     "tapped_bundle",
+    "toy_head_bundle",
     "vit_bundle",
     "vit_folder",
     "write_images",
@@ -147,6 +148,14 @@ def tapped_bundle(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     precisions = ("fp32", "int8-dynamic")
     convert(ConvertConfig(str(clip_folder), out, precisions, taps=("patches", "tokens")))
     return out
+
+
+@pytest.fixture(scope="session")
+def toy_head_bundle(tapped_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy head on the tapped tiny CLIP, in fp32; not to be changed."""
+    from toy_heads import write_toy_head
+
+    return write_toy_head(tapped_bundle, tmp_path_factory.mktemp("heads") / "toy.mmedge")
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,8 @@ _CONVERTERS = (
     {"pipeline"},
     {"request"},
     {"modules"},
+    {"fusing"},
+    {"head_folders"},
 )
 _below: set[str] = set()
 for _names in _CONVERTERS:

@@ -212,7 +212,7 @@ class Evaluation(ABC):
                 if name not in spec.tapped and compare not in (Compare.NONE, Compare.UNORDERED):
                     kept.setdefault(name, []).append(self.keep(output, compare))
             advance()
-        return {name: np.concatenate(rows) for name, rows in kept.items()}
+        return {name: _joined(rows) for name, rows in kept.items()}
 
     def keep(self, output: Array, compare: Compare) -> Array:  # noqa: ARG002
         """Return the collected part of one output, rows first."""
@@ -247,6 +247,18 @@ class Evaluation(ABC):
 
     def _data_name(self) -> str:
         return "synthetic samples" if self.subject.data is None else self.subject.data.name
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """Join samples; outputs with a dynamic axis are padded with zeros, which change no figure."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    longest = np.max([part.shape for part in parts], axis=0)
+    pads = [
+        [(0, 0), *((0, most - got) for most, got in zip(longest[1:], part.shape[1:], strict=True))]
+        for part in parts
+    ]
+    return np.concatenate([np.pad(part, pad) for part, pad in zip(parts, pads, strict=True)])
 
 
 def _ones(spec: RoleSpec) -> dict[str, int]:

@@ -30,16 +30,19 @@ class Probe:
     expected: Mapping[str, Array]
 
 
-def probe_role(spec: RoleSpec) -> tuple[Probe, ...]:
-    """Run the source at the traced sizes and at every other checked size.
+def probe_role(
+    spec: RoleSpec, feeds: Sequence[dict[str, torch.Tensor]] | None = None
+) -> tuple[Probe, ...]:
+    """Run the source on feeds, by default of the traced sizes and of every other checked size.
 
     Raises:
         ExportError: If an output of the source is not finite; the first such part is
             named.
         BackendError: If the source is a graph that ONNX Runtime cannot run.
     """
-    sizes = (spec.trace_sizes, *spec.proof_sizes)
-    feeds = [spec.sample(each, seed) for seed, each in enumerate(sizes, start=1)]
+    if feeds is None:
+        sizes = (spec.trace_sizes, *spec.proof_sizes)
+        feeds = [spec.sample(each, seed) for seed, each in enumerate(sizes, start=1)]
     if spec.module is None:
         return tuple(_probe_graph(spec, feeds))
     return tuple(_probe_module(spec, spec.module, feed) for feed in feeds)

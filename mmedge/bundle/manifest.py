@@ -245,6 +245,8 @@ class Manifest(BaseModel):
 
     def _references(self) -> Iterator[tuple[str, str]]:
         yield "golden", self.golden
+        for path in self.kind.files():
+            yield "file of the kind", path
         for name, config in self.processors.items():
             for path in config.files:
                 yield f"file of processor {name!r}", path
@@ -292,11 +294,14 @@ class Manifest(BaseModel):
         return self
 
     def processor_of(self, role: str) -> str | None:
-        """Return the name of the processor that feeds a role, None if there is none."""
-        for entry in self.roles[role].inputs:
-            if isinstance(entry.feed, ProcessorFeed):
-                return entry.feed.processor
-        return None
+        """Return the name of the first processor that feeds a role, None if there is none."""
+        return next(iter(self.processors_of(role)), None)
+
+    def processors_of(self, role: str) -> tuple[str, ...]:
+        """Return the names of the processors that feed a role, each once."""
+        feeds = (entry.feed for entry in self.roles[role].inputs)
+        names = (feed.processor for feed in feeds if isinstance(feed, ProcessorFeed))
+        return tuple(dict.fromkeys(names))
 
     def modality(self, role: str) -> Modality | None:
         """Return the modality of a role's processor, None if it has none."""

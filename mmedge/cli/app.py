@@ -22,6 +22,7 @@ _COMMANDS = (
     "doctor",
     "export",
     "families",
+    "heads",
     "index",
     "inspect",
     "profile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mmedge.bundle.tuning import Objective
     from mmedge.cli.progress import Steps
     from mmedge.converters.config import ConvertConfig, JpegDraft
-    from mmedge.converters.progress import ProgressEvent
+    from mmedge.converters.progress import Progress, ProgressEvent
     from mmedge.converters.report import ConversionReport
 
 __all__ = ["convert", "verdict_line"]
@@ -38,7 +39,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     source: Annotated[
         str,
         typer.Argument(
-            help="Model: a folder of transformers or open_clip, a hub id or an ONNX file.",
+            help="Model: a folder of transformers or open_clip, a hub id or an ONNX file; or a "
+            "folder with a head (head.json).",
             show_default=False,
         ),
     ],
@@ -52,7 +54,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
             "int8-dynamic, int8-static, int8-weight, int4. Most take settings, as in "
             "int8-static-mse-equalized or int4-g64-gptq. ROLE:METHOD applies to one role, as in "
             "fp32,image_encoder:int8-static,text_encoder:fp16. See docs/quantization.md.",
-            show_default="auto with --max-drop, --metric or --objective, else fp32,int8",
+            show_default="auto with --max-drop, --metric or --objective, else fp32,int8; small "
+            "heads fp32",
         ),
     ] = None,
     default: Annotated[
@@ -129,6 +132,16 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
             "loss on JPEG files of --evaluate or --calibration is within the accuracy budget."
         ),
     ] = "off",
+    on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="For a head: bundle of the encoder that it reads; several for several encoders.",
+            show_default=False,
+        ),
+    ] = None,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="For a head: one graph of the encoder and the head.")
+    ] = False,
     taps: Annotated[
         str,
         typer.Option(
@@ -152,7 +165,8 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     of_search = {"--max-drop": max_drop, "--metric": metric, "--objective": objective}
     given = [option for option, value in of_search.items() if value is not None]
     if precision is None:
-        precision = AUTO if given else _LADDER
+        plain = bool(on) and not _is_large_head(source)
+        precision = AUTO if given else "fp32" if plain else _LADDER
     precisions = tuple(name.strip() for name in precision.split(",") if name.strip())
     if AUTO not in precisions:
         reject_search_options(given, precisions)
@@ -179,8 +193,7 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
     )
     if html is not None:
         _check_html(html, config)
-    from mmedge.converters.request import convert as run
-
+    run = _head_conversion(config, on or (), fuse=fuse)
     if quiet or json:
         report = run(config)
     else:
@@ -198,6 +211,29 @@ def convert(  # noqa: PLR0913, PLR0917, one parameter an option
         print_json(report.to_json())
     elif not quiet:
         _print(report, verbose=verbose)
+
+
+def _is_large_head(source: str) -> bool:
+    from mmedge.converters.head_folders import is_large
+
+    return is_large(source)
+
+
+def _head_conversion(
+    config: ConvertConfig, on: Sequence[Path], *, fuse: bool
+) -> Callable[..., ConversionReport]:
+    """Return the function that converts a source: a model, or a head on encoders."""
+    from mmedge.converters.config import check_head_options
+    from mmedge.converters.request import convert as run
+
+    if not check_head_options(config, on, fuse=fuse):
+        return run
+    from mmedge.converters.head_folders import convert_head_folder
+
+    def convert_head(config: ConvertConfig, progress: Progress | None = None) -> ConversionReport:
+        return convert_head_folder(config, on, fuse=fuse, progress=progress)
+
+    return convert_head
 
 
 def _show(steps: Steps, event: ProgressEvent) -> None:

@@ -82,11 +82,9 @@ class Model(Closing):
         self._choices = dict(choices or {})
         self._warming = warming
         self._reopen: Callable[[], Model] | None = None
-        names = {bundle.manifest.processor_of(role) for role in sessions} - {None}
+        names = {name for role in sessions for name in bundle.manifest.processors_of(role)}
         self._processors: dict[str, Processor] = {
-            name: open_processor(bundle.manifest.processors[name], bundle.path)
-            for name in names
-            if name is not None
+            name: open_processor(bundle.manifest.processors[name], bundle.path) for name in names
         }
 
     @classmethod

@@ -174,7 +174,7 @@ class DualEncoder(EmbeddingModel):
         """Classify images or videos by texts, where there is a head for it; else embed."""
         item = "videos" if Modality.VIDEO in self.encoders else "images"
         both = frozenset({item, "texts"})
-        if self._section.contrastive_head is None or len(self.sessions) < len(both):
+        if self._section.contrastive_head is None or len(self.taps) < len(both):
             return super().runs
         return {"classify": Run(self._run_classify, both, both), **super().runs}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from mmedge.models.batches import EncodedFiles, Skipped, encode_ids, token_ids
 from mmedge.models.encoder_stages import STAGE_NAMES, encoder_stages
 from mmedge.models.encoding import EncodingModel
 from mmedge.models.features import Features, features_of, tap_spaces
+from mmedge.models.heads import Head, head_in
 from mmedge.models.images import (
     checked_paths,
     image_batches,
@@ -59,6 +60,21 @@ class EmbeddingModel(EncodingModel):
     embedding depends slightly on what it is batched with; batch_size=1 gives what its quality was
     measured on. No other variant does, static int8 included, beyond rounding.
     """
+
+    @property
+    def taps(self) -> Mapping[Modality, Mapping[str, str]]:
+        """Fingerprint of each tap of the encoders that are loaded, by modality."""
+        return {
+            modality: tap_spaces(self._section, role, self._variants[role])
+            for modality, role in self.encoders.items()
+            if role in self._variants
+        }
+
+    @cached_property
+    def heads(self) -> Mapping[str, Head]:
+        """Heads in the same bundle that are loaded, by role, bound to this model."""
+        found = {r: h for r, h in self._section.heads.items() if r in self._sessions}
+        return {role: head_in(self, role, section, self._run) for role, section in found.items()}
 
     @property
     def image_processor(self) -> ImageProcessor:
@@ -394,8 +410,10 @@ class EmbeddingModel(EncodingModel):
         return STAGE_NAMES.get(manifest.modality(role), ())
 
     def call(self, role: str, sample: object) -> Callable[[], object] | None:
-        """Return the call that encodes a sample of the role's modality."""
+        """Return the call that encodes a sample of the role's modality; None for a head."""
         modality = self.manifest.modality(role)
+        if modality is None:
+            return None
         if modality is Modality.IMAGE:
             return lambda: self.encode_image(cast(ImageSource, sample))
         if modality is Modality.TEXT:

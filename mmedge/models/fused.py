@@ -1,102 +1,127 @@
-"""FusedModel: a head over the embeddings of encoders from other bundles."""
+"""FusedModel: a head over the taps of encoders from other bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmedge.bundle.kinds import FusedKind
-from mmedge.errors import InputError, SpaceMismatchError
+from mmedge.bundle.opening import open_bundle
+from mmedge.errors import BundleError, InputError
 from mmedge.models.base import Model
 from mmedge.models.embedding import EmbeddingModel
-from mmedge.specs import Array, Float32Array, Modality
+from mmedge.models.heads import Given, Head, HeadOutput, check_binding, learned_defaults
 
-__all__ = ["FusedModel"]
+if TYPE_CHECKING:
+    from mmedge.runtimes.session import SessionOptions
+
+__all__ = ["FusedModel", "load_head"]
 
 
 class FusedModel(Model):
-    """A head over embeddings, with its encoders.
+    """A head in a bundle of its own.
 
-    head = FusedModel.load("relations.mmedge").on(clip)
-    head.predict({"image": frame, "text": "the red star is left of the blue circle"})
+    rel = mmedge.load_head("relations.mmedge", on=clip)
+    rel(clip.extract(frame), "the red star is left of the blue circle").scores
     """
 
     kind = "fused"
 
-    _encoder: EmbeddingModel | None = None
+    _head: Head | None = None
+    _encoders: tuple[EmbeddingModel, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (*super().__reduce__(), {"_encoder": self._encoder})
+        return (*super().__reduce__(), {"_encoders": self._encoders})
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names along the last axis of the scores; empty if unnamed."""
-        return self._section.labels
+        return self._section.head.labels
 
-    def on(self, encoder: EmbeddingModel) -> FusedModel:
-        """Set the encoder whose embeddings the head reads, and return the head.
+    def on(self, *encoders: EmbeddingModel) -> FusedModel:
+        """Set the encoders whose taps the head reads, and return the head.
 
-        The head does not close it.
+        The head does not close them.
 
         Raises:
-            SpaceMismatchError: If the head was trained on embeddings of another space.
-            InputError: If the encoder lacks a modality.
+            SpaceMismatchError: If a tap is of another encoder, preprocessing or place.
+            InputError: If no encoder is of a modality that the head reads.
         """
-        for name, tap in self._section.taps.items():
-            role = encoder.encoders.get(tap.modality)
-            if role is None or role not in encoder.spaces:
-                raise InputError(
-                    f"Head input '{name}' takes {tap.modality.value} embeddings; the encoder has "
-                    f"{[modality.value for modality in encoder.encoders]}."
-                )
-            if encoder.spaces[role] != tap.space:
-                raise SpaceMismatchError(
-                    f"Head input '{name}' takes embeddings of the space '{tap.space}', the "
-                    f"encoder's are of '{encoder.spaces[role]}'. Load the encoder that the head "
-                    "was trained on."
-                )
-        self._encoder = encoder
+        check_binding(self.manifest.name, self._section.head, encoders)
+        self._encoders, self._head = encoders, None
         return self
 
-    def __call__(self, embeddings: Mapping[str, Float32Array]) -> Float32Array:
-        """Return the head's first output.
+    @property
+    def head(self) -> Head:
+        """The head, bound to its encoders."""
+        if self._head is None:
+            section = self._section
+            self._head = Head(
+                self.manifest.name,
+                section.head,
+                self.manifest.roles[section.role],
+                lambda feed: self._run(section.role, feed),
+                learned_defaults(self._bundle, section.head.defaults),
+                self._encoders,
+            )
+        return self._head
 
-        Args:
-            embeddings: (N, D) float32 by input of the head.
+    def __call__(self, *given: Given) -> HeadOutput:
+        """Run the head; see Head.
 
         Raises:
-            InputError: If an input is missing, unknown, or of another shape.
+            SpaceMismatchError: If features are of another encoder, tap or preprocessing.
+            InputError: If an input is missing, unknown, too old or of another shape.
             BackendError: If the engine fails, or the model is closed.
         """
-        outputs = self._run(self._section.head, embeddings)
-        return outputs[self.manifest.roles[self._section.head].outputs[0].name]
-
-    def predict(self, inputs: Mapping[str, Any]) -> Float32Array:
-        """Encode raw inputs and return the head's first output.
-
-        Args:
-            inputs: Images or texts, as the encoder takes them, by input of the head.
-
-        Raises:
-            InputError: If no encoder is set, or an input is missing or unknown.
-        """
-        encoder = self._encoder
-        if encoder is None:
-            raise InputError("The head has no encoder. Set it with on(encoder).")
-        taps = self._section.taps
-        if unknown := sorted(inputs.keys() - taps.keys()):
-            raise InputError(f"Unknown input '{unknown[0]}', expected {sorted(taps)}.")
-        encode: dict[Modality, Callable[[Any], Array]] = {
-            Modality.IMAGE: encoder.encode_image,
-            Modality.TEXT: encoder.encode_text,
-        }
-        made: dict[str, Array] = {
-            name: encode[taps[name].modality](value) for name, value in inputs.items()
-        }
-        return self(made)
+        return self.head(*given)
 
     @property
     def _section(self) -> FusedKind:
         kind = self.manifest.kind
         assert isinstance(kind, FusedKind)  # noqa: S101, the registry's
         return kind
+
+
+def load_head(
+    path: Path | str,
+    *,
+    on: EmbeddingModel | Sequence[EmbeddingModel],
+    device: str | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    options: SessionOptions | None = None,
+) -> FusedModel:
+    """Load a head and bind it to the encoders that it was trained on.
+
+    Args:
+        path: The head's bundle.
+        on: The encoder, or several where the head reads more than one.
+        device: As for mmedge.load.
+        precision: As for mmedge.load.
+        backend: As for mmedge.load.
+        options: As for mmedge.load.
+
+    Returns:
+        The head. Close it, or use it in a `with` block; the encoders stay open.
+
+    Raises:
+        SpaceMismatchError: If a tap that it reads is of another encoder, preprocessing or place.
+            Nothing has run then.
+        BundleError: If the bundle cannot be opened or trusted, or is no head.
+        InputError: If no encoder is of a modality that the head reads.
+        BackendError: If the backend or the device is missing.
+    """
+    encoders = (on,) if isinstance(on, EmbeddingModel) else tuple(on)
+    if not all(isinstance(each, EmbeddingModel) for each in encoders) or not encoders:
+        raise InputError("load_head: on= takes an encoder from mmedge.load, or several.")
+    bundle = open_bundle(path)
+    kind = bundle.manifest.kind
+    if not isinstance(kind, FusedKind):
+        raise BundleError(f"{bundle.path} is a {kind.type} bundle, no head. Use mmedge.load.")
+    check_binding(bundle.manifest.name, kind.head, encoders)
+    model = FusedModel.load(
+        path, device=device, precision=precision, backend=backend, options=options
+    )
+    return model.on(*encoders)

@@ -12,17 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import mmedge
-from mmedge.bundle import open_bundle, verify_files
+from mmedge.bundle import Bundle, open_bundle, verify_files
 from mmedge.bundle.kinds import FusedKind, ModuleKind
-from mmedge.bundle.kinds.fused import Tap
 from mmedge.cli import main
-from mmedge.converters import ConvertConfig, convert_head, convert_module
-from mmedge.errors import InputError, SourceError, SpaceMismatchError
+from mmedge.converters import ConvertConfig, HeadSpec, TapInput, convert_module
+from mmedge.errors import InputError, SourceError
 from mmedge.models.dual_encoder import DualEncoder
-from mmedge.models.fused import FusedModel
 from mmedge.models.module import Module
 from mmedge.sessions.verification import verify_bundle
-from mmedge.specs import Array, Compare, Modality, TensorSpec
+from mmedge.specs import Array, Compare, TensorSpec
 
 FLOAT = np.dtype(np.float32)
 
@@ -220,31 +218,29 @@ class Fused(nn.Module):
         return hidden
 
 
-def convert_fused(folder: Path, space: str) -> tuple[Path, Fused]:
+def convert_fused(folder: Path, on: Path) -> tuple[Path, Fused]:
     module = Fused()
     rows = save_rows(folder / "rows.npz", 100, 4, image=4, text=4)
     with torch.inference_mode():
         labels = module(*(torch.from_numpy(array) for array in rows.values())).argmax(-1).numpy()
     np.savez(folder / "rows.npz", labels=labels, **rows)
     out = folder / "head.mmedge"
-    convert_head(
+    convert_module(
         module,
         ConvertConfig("head", out, ("fp32", "int8"), calibration=folder / "rows.npz"),
-        taps={
-            name: (Tap(modality=modality, space=space), 4)
-            for name, modality in (("image", Modality.IMAGE), ("text", Modality.TEXT))
-        },
-        output=TensorSpec("scores", FLOAT, ("batch", 3)),
-        labels=("yes", "no", "unclear"),
+        inputs=[TensorSpec(name, FLOAT, ("batch", 4)) for name in ("image", "text")],
+        outputs=[TensorSpec("scores", FLOAT, ("batch", 3))],
+        head=HeadSpec(
+            on=on,
+            inputs={name: TapInput(modality=name) for name in ("image", "text")},
+            labels=("yes", "no", "unclear"),
+        ),
     )
     return out, module
 
 
-def test_a_fused_head_reads_an_encoders_embeddings(tmp_path: Path, tiny_bundle: object) -> None:
-    from mmedge.bundle import Bundle
-
-    assert isinstance(tiny_bundle, Bundle)
-    path, module = convert_fused(tmp_path, "tiny-0001")
+def test_a_head_on_embeddings_is_quantized_and_judged(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    path, module = convert_fused(tmp_path, tiny_bundle.path)
     bundle = open_bundle(path)
     assert isinstance(bundle.manifest.kind, FusedKind)
     for name in ("int8-dynamic", "int8-static"):
@@ -253,27 +249,13 @@ def test_a_fused_head_reads_an_encoders_embeddings(tmp_path: Path, tiny_bundle: 
         assert quality.figures["accuracy"].value > 0.8
         assert quality.drops["accuracy"].value < 0.2
     frame = np.full((9, 12, 3), 90, np.uint8)
-    with DualEncoder.load(tiny_bundle.path) as clip, FusedModel.load(path) as head:
+    with (
+        DualEncoder.load(tiny_bundle.path, precision="fp32") as clip,
+        mmedge.load_head(path, on=clip, precision="int8-dynamic") as head,
+    ):
         assert head.labels == ("yes", "no", "unclear")
-        with pytest.raises(InputError, match=r"no encoder.*on\(encoder\)"):
-            head.predict({"image": frame, "text": "a red circle"})
-        scores = head.on(clip).predict({"image": frame, "text": "a red circle"})
+        scores = head(clip.extract(frame), "a red circle").scores
         embedded = clip.encode_image(frame), clip.encode_text("a red circle")
-        with pytest.raises(InputError, match="Unknown input 'sound'"):
-            head.predict({"sound": frame})
     with torch.inference_mode():
         expected = module(*(torch.from_numpy(array) for array in embedded)).numpy()
     np.testing.assert_allclose(scores, expected, atol=0.3)
-
-
-def test_an_encoder_of_another_space_is_refused(tmp_path: Path, tiny_bundle: object) -> None:
-    from mmedge.bundle import Bundle
-
-    assert isinstance(tiny_bundle, Bundle)
-    path, _ = convert_fused(tmp_path, "another-space")
-    with (
-        DualEncoder.load(tiny_bundle.path) as clip,
-        FusedModel.load(path, precision="fp32") as head,
-        pytest.raises(SpaceMismatchError, match="'another-space', the encoder's are of 'tiny"),
-    ):
-        head.on(clip)

@@ -101,9 +101,9 @@ def test_a_fused_head_is_sent_with_its_encoder(tiny_bundle: Bundle) -> None:
     head._reopen = bare_head
     with mmedge.load(tiny_bundle.path) as encoder:
         assert isinstance(encoder, DualEncoder)
-        head._encoder = encoder
+        head._encoders = (encoder,)
         copied = pickle.loads(pickle.dumps(head))  # noqa: S301, our own bytes
-        with copied._encoder as other:
+        with copied._encoders[0] as other:
             np.testing.assert_array_equal(other.encode_text("red"), encoder.encode_text("red"))
 
 

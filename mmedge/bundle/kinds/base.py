@@ -22,6 +22,10 @@ class KindBase(BaseModel):
         """Return the roles that this kind of model uses; a bundle holds these and no others."""
         raise NotImplementedError
 
+    def files(self) -> Iterator[str]:
+        """Yield the files of the bundle that the section names."""
+        yield from ()
+
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield what `mmedge inspect` shows of the section: name and value."""
         yield from ()

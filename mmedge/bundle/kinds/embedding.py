@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from mmedge.bundle.kinds.base import KindBase
+from mmedge.bundle.kinds.heads import HeadSection
 from mmedge.bundle.tensors import RoleName, TensorName
 from mmedge.specs import Compare, Modality
 
@@ -45,24 +46,33 @@ class EmbeddingKind(KindBase):
         embedding_dim: D of the embedding space.
         taps: Further outputs of the encoders that heads read, by output; the embedding itself is
             one without an entry.
+        heads: Heads on the encoders, by role.
     """
 
     encoders: dict[Modality, RoleName] = Field(min_length=1)
     embedding_dim: int = Field(ge=1, le=1 << 20)
     taps: dict[TensorName, TapEntry] = Field(default_factory=dict)
+    heads: dict[RoleName, HeadSection] = Field(default_factory=dict)
 
     def role_names(self) -> tuple[str, ...]:
-        """Return the encoders' roles."""
-        return tuple(self.encoders.values())
+        """Return the encoders' roles and those of the heads."""
+        return (*self.encoders.values(), *self.heads)
+
+    def files(self) -> Iterator[str]:
+        """Yield the files of learned defaults."""
+        yield from (head.defaults for head in self.heads.values() if head.defaults is not None)
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield the embedding's size."""
         yield "embedding", f"{self.embedding_dim} dimensions"
         for name, tap in self.taps.items():
             yield f"tap {name}", f"{tap.role} behind {tap.blocks} blocks"
+        for name, head in self.heads.items():
+            for fact, value in head.facts():
+                yield f"{name} {fact}", value
 
     def check(self, manifest: Manifest) -> None:
-        """Check embedding sizes and the encoders' modalities.
+        """Check embedding sizes, the encoders' modalities, taps and heads.
 
         Raises:
             ValueError: If they contradict each other.
@@ -78,6 +88,8 @@ class EmbeddingKind(KindBase):
                     f"{output.compare.value}, expected embeddings (batch, {self.embedding_dim}) "
                     "compared by rows"
                 )
+        for name, head in self.heads.items():
+            head.check(name, manifest.roles[name])
         for name, tap in self.taps.items():
             if tap.role not in self.encoders.values():
                 raise ValueError(f"tap {name!r} is of {tap.role!r}, which is no encoder")

@@ -1,0 +1,118 @@
+"""Safetensors files: named arrays of numbers and a few texts, read and written without torch.
+
+A file is 8 bytes with the length of its header, the header in JSON, and the arrays, one after the
+other. Nothing in it is executed; offsets are checked against the file before anything is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmedge.errors import MmedgeError
+from mmedge.files.atomic import write_atomic
+from mmedge.files.json_file import parse_json, read_file
+
+__all__ = ["MAX_BYTES", "pack_safetensors", "read_safetensors", "write_safetensors"]
+
+Array: TypeAlias = NDArray[Any]
+
+MAX_BYTES = 1 << 30
+"""Largest file that is read."""
+
+_HEADER_BYTES = 1 << 24
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
+
+
+def write_safetensors(
+    path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays to a file, whole or not at all; the same arrays give the same bytes.
+
+    Args:
+        path: The file.
+        arrays: By name.
+        metadata: Texts by name.
+
+    Raises:
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    write_atomic(path, pack_safetensors(arrays, metadata))
+
+
+def pack_safetensors(
+    arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the content of a file; see write_safetensors."""
+    header: dict[str, object] = {"__metadata__": dict(sorted((metadata or {}).items()))}
+    blobs: list[bytes] = []
+    at = 0
+    for name, array in sorted(arrays.items()):
+        plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        blobs.append(plain.tobytes())
+        header[name] = {
+            "dtype": _NAMES[plain.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + len(blobs[-1])],
+        }
+        at += len(blobs[-1])
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(blobs)
+
+
+def read_safetensors(
+    path: Path, *, error: Callable[[str], MmedgeError]
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a file: its arrays and texts by name.
+
+    Args:
+        path: The file.
+        error: Makes the error from the reason why it cannot be read.
+
+    Raises:
+        MmedgeError: From `error`, if it cannot be read, is damaged, or is too large.
+    """
+    data = read_file(path, max_bytes=MAX_BYTES, error=error)
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or not 2 <= length <= min(_HEADER_BYTES, len(data) - 8):
+        raise error(f"{path}: is no safetensors file. Write it again.")
+    header = parse_json(data[8 : 8 + length], path, error=error)
+    if not isinstance(header, dict):
+        raise error(f"{path}: its header is no JSON object. Write it again.")
+    given = header.pop("__metadata__", {})
+    if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
+        raise error(f"{path}: its metadata are not texts by name. Write it again.")
+    body = memoryview(data)[8 + length :]
+    return {name: _array(path, name, entry, body, error) for name, entry in header.items()}, given
+
+
+def _array(
+    path: Path,
+    name: str,
+    entry: object,
+    body: memoryview,
+    error: Callable[[str], MmedgeError],
+) -> Array:
+    fields = entry if isinstance(entry, dict) else {}
+    code, shape, place = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    sizes = shape if isinstance(shape, list) else [-1]
+    ends = place if isinstance(place, list) and len(place) == 2 else [-1, -1]
+    whole = all(type(each) is int and each >= 0 for each in (*sizes, *ends))
+    if not whole or not isinstance(code, str) or code not in _DTYPES or len(sizes) > 16:
+        raise error(f"{path}: '{name}' has a damaged header. Write it again.")
+    dtype = np.dtype(_DTYPES[code])
+    start, end = ends
+    if not start <= end <= len(body) or end - start != math.prod(sizes) * dtype.itemsize:
+        raise error(f"{path}: '{name}' lies outside the file or has another size. Write it again.")
+    return np.frombuffer(body[start:end], dtype).reshape(sizes)
