@@ -18,8 +18,10 @@ from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.reference import check_reference
 from mmedge.converters.families.taps import with_taps
 from mmedge.converters.graphs.export import export_role
+from mmedge.converters.methods.configs import DynamicInt8, StaticInt8
 from mmedge.converters.methods.recipes import FP32, Recipe
 from mmedge.converters.progress import Progress, ProgressEvent
+from mmedge.converters.quantization.sensitivity import quantizable_nodes
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.report import ConversionReport, RoleDefault
 from mmedge.converters.sources.frozen import embedding_space, freeze
@@ -147,7 +149,7 @@ def _build(job: Job) -> _Made:
         spec = make()
         plan, left_out = plan_role(job.config, job.data, name, spec, job.processors)
         notes += left_out
-        roles[name] = _build_role(job, name, spec, plan, fp32)
+        roles[name] = _build_role(job, name, spec, plan, fp32, notes)
         fp32[name] = roles[name].variants[0]
         # Free the weights: from here on only the description of a role is needed.
         specs[name] = replace(spec, module=None)
@@ -171,6 +173,7 @@ def _build_role(
     spec: RoleSpec,
     plan: Sequence[Recipe],
     before: Mapping[str, BuiltVariant],
+    notes: list[str],
 ) -> BuiltRole:
     portable = job.folder / name / "fp32.onnx"
     job.stage(f"Export {name}")
@@ -178,9 +181,27 @@ def _build_role(
     with closing(job.builder(name, spec, lay_out(portable), before)) as builder:
         variants = []
         for recipe in (FP32, *(recipe for recipe in plan if recipe != FP32)):
+            named = recipe.variant in job.config.of_role(name)
+            if not named and _takes_nothing(recipe, plan, portable):
+                notes.append(
+                    f"{name}: no {recipe.variant}, which takes products with a constant matrix; "
+                    "the graph has none."
+                )
+                continue
             job.stage(f"Make {name} {recipe.variant}")
             variants.append(builder.build(recipe))
     return BuiltRole(replace(spec, module=None), builder.inputs.golden, tuple(variants))
+
+
+def _takes_nothing(recipe: Recipe, plan: Sequence[Recipe], model: Path) -> bool:
+    """Return whether dynamic int8 has nothing to quantize, and static int8 of the plan has."""
+    static = [m for other in plan for m in other.methods.values() if isinstance(m, StaticInt8)]
+    return any(
+        isinstance(method, DynamicInt8)
+        and not quantizable_nodes(model, method)
+        and any(quantizable_nodes(model, other) for other in static)
+        for method in recipe.methods.values()
+    )
 
 
 def _search(job: Job, kept: ExitStack) -> _Made:

@@ -97,11 +97,11 @@ class DynamicInt8:
 
 @dataclass(frozen=True, slots=True)
 class StaticInt8:
-    """Int8 matrix products whose activation scales come from calibration.
+    """Int8 matrix products and convolutions whose activation scales come from calibration.
 
     Attributes:
-        form: "operators" for ONNX Runtime on CPU, "qdq" for engines; the same numbers, see
-            passes/int8.py.
+        form: "operators" for ONNX Runtime on CPU, "qdq" for engines; the same numbers but around
+            convolutions, see passes/int8.py and passes/int8_convolutions.py.
         activations: "uint8" for CPUs, "int8" (symmetric) for TensorRT. Signed activations are ten
             times slower in ONNX Runtime on x86, so they are in QDQ form only.
         ranges: Calibration method of activation ranges.

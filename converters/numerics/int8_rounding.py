@@ -36,6 +36,15 @@ class Range:
         scale = _storable((high - low) / 255.0)
         return scale, int(np.clip(round(-low / scale), 0, 255))
 
+    def symmetric(self, *, half: bool = False) -> float:
+        """Return the scale of int8 with zero point 0.
+
+        Args:
+            half: One that float16 holds.
+        """
+        scale = _storable(max(abs(self.low), abs(self.high)) / 127.0)
+        return float(half_scales(np.array([scale], np.float32))[0]) if half else scale
+
 
 def calibrated_range(ranges: Mapping[str, Range], x: ir.Value) -> Range:
     """Return the range of an activation.

@@ -94,7 +94,7 @@ class Float8Linears(ir.passes.InPlacePass):
         if not chosen:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all are "
-                "excluded. Convolutions stay in float. "
+                "excluded. fp8 leaves convolutions in float. "
                 "Convert this role with fp32 or fp16."
             )
         activations: dict[ir.Value, ir.Value] = {}

@@ -32,9 +32,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mmedge.converters.numerics.int8_rounding import (
     Range,
-    _storable,
     calibrated_range,
-    half_scales,
     quantize_weight,
     relative_error,
 )
@@ -154,8 +152,8 @@ class Int8Linears(ir.passes.InPlacePass):
         if not linears and not tables:
             raise QuantizationError(
                 "Nothing to quantize: the graph has no product with a constant matrix, or all of "
-                "them are to stay in float. Convolutions stay in float. "
-                "Convert this role with fp32 or fp16."
+                "them are excluded. Convolutions are quantized by int8-static alone, with "
+                "calibration data. Pass --calibration DIR, or convert this role with fp32 or fp16."
             )
         for linear in linears:
             self._rewrite(graph, linear)
@@ -278,10 +276,7 @@ class Int8Linears(ir.passes.InPlacePass):
 
     def _parameters(self, x: ir.Value) -> tuple[float, int]:
         found = calibrated_range(self._ranges, x)
-        if self._symmetric:
-            scale = _storable(max(abs(found.low), abs(found.high)) / 127.0)
-            return float(half_scales(np.array([scale], np.float32))[0]) if self._half else scale, 0
-        return found.affine()
+        return (found.symmetric(half=self._half), 0) if self._symmetric else found.affine()
 
     def _table(self, graph: ir.Graph, gather: ir.Node) -> float:
         """Store an embedding table in int8, one scale for each row; return the relative error."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from mmedge.converters.passes.attention import FuseAttention
+from mmedge.converters.passes.batch_norm import FoldBatchNorm
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.errors import ConversionError
@@ -21,6 +22,7 @@ __all__ = ["ONNXRUNTIME_PASSES", "PORTABLE_PASSES", "to_onnxruntime_layout"]
 # In order, on what torch exported: standard operators still, so that every layout and precision
 # holds the same weights.
 PORTABLE_PASSES: tuple[type[ir.passes.PassBase], ...] = (
+    FoldBatchNorm,
     PatchEmbeddingAsMatMul,
     SelectTokenEarly,
 )

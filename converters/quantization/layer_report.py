@@ -9,10 +9,11 @@ import onnx_ir as ir
 
 from mmedge.bundle.nodes import NodeEntry
 from mmedge.converters.numerics.int8_rounding import Range
+from mmedge.converters.passes.convolutions import find_convolutions, float_reason
 from mmedge.converters.passes.float16 import Fp32Op
 from mmedge.converters.passes.int8 import quantizable_tables
 from mmedge.converters.passes.linears import EXCLUDED, find_linears, makes_embedding
-from mmedge.converters.passes.matching import is_op, sizes
+from mmedge.converters.passes.matching import sizes
 
 __all__ = ["Layer", "describe_layers", "plan_layers", "report_fp32_ops"]
 
@@ -36,12 +37,15 @@ class Layer:
     reason: str
 
 
-def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
+def plan_layers(
+    graph: ir.Graph, keep: Collection[str], *, convolutions: bool = False
+) -> tuple[Layer, ...]:
     """Return every layer with weights, with its reason to stay in float, in graph order.
 
     Args:
         graph: In float.
         keep: Names of excluded layers.
+        convolutions: Whether the method takes convolutions.
     """
     found: dict[tuple[str, bool], Layer] = {}  # a tied table has the same name
     for name, lookups in quantizable_tables(graph).items():
@@ -52,17 +56,11 @@ def plan_layers(graph: ir.Graph, keep: Collection[str]) -> tuple[Layer, ...]:
         x = linear.x.name or ""
         layer = Layer(linear.name, linear.node.op_type, linear.shape, x, reason)
         found[linear.name, False] = layer
-    for node in graph:
-        shape = sizes(node.inputs[1]) if is_op(node, "Conv") else None
-        weight = node.inputs[1] if shape is not None else None
-        if weight is not None and shape is not None and weight.is_initializer():
-            columns, *kernel = (size or 1 for size in shape)
-            rows = 1
-            for size in kernel:
-                rows *= size
-            name = (weight.name or "").removesuffix(".weight")
-            reason = "a convolution; the method takes matrix products"
-            found[name, False] = Layer(name, "Conv", (rows, columns), "", reason)
+    for one in find_convolutions(graph):
+        reason = "a convolution; the method takes matrix products"
+        if convolutions:
+            reason = float_reason(one, keep, EXCLUDED)
+        found[one.name, False] = Layer(one.name, "Conv", one.shape, one.x.name or "", reason)
     return tuple(found.values())
 
 

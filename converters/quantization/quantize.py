@@ -45,6 +45,7 @@ from mmedge.converters.quantization.size_target import (
     require_size,
     weight_only_pass,
 )
+from mmedge.converters.quantization.static_int8 import quantized_values, to_static_int8
 from mmedge.converters.statistics.calibrator import Calibrator
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, QuantizationError
@@ -160,11 +161,13 @@ class _Quantizer:
                 for linear in find_linears(graph.graph)
                 if linear.name in self.given
             }
-        names = quantizable_inputs(graph, config.keep)
+        if isinstance(config, StaticInt8):
+            names, what = quantized_values(graph, config), "Static int8"
+        else:
+            names, what = quantizable_inputs(graph, config.keep), "fp8"
         if not names:
             return {}
         symmetric = isinstance(config, Float8) or config.activations == "int8"
-        what = "Static int8" if isinstance(config, StaticInt8) else "fp8"
         return self.needed(what).ranges(path, names, config.ranges, symmetric=symmetric)
 
     def with_float_precision(self, graph: ir.Model, source: Path, rest: Rest) -> ir.Model:
@@ -213,19 +216,13 @@ def _(config: StaticInt8, made: _Quantizer) -> ir.Model:
         calibrator = made.needed("Equalization")
         path = calibrator.equalized(path, config.equalization, config.activations)
     graph = ir.load(path)
+    # Distillation has trained linear layers alone.
+    convolutions = made.given is None
     ranges = made.ranges(path, graph, config)
-    plan = plan_layers(graph.graph, config.keep)
-    step = Int8Linears(
-        config.form,
-        ranges,
-        symmetric_activations=config.activations == "int8",
-        half=config.rest == "float16",
-        keep=config.keep,
-        paired=config.paired,
-        biases=_corrected(made, path, graph, config) if config.bias_correction else None,
-    )
-    step(graph)
-    made.entries = describe_layers(plan, "int8", step.weight_errors, ranges)
+    plan = plan_layers(graph.graph, config.keep, convolutions=convolutions)
+    biases = _corrected(made, path, graph, config) if config.bias_correction else None
+    errors = to_static_int8(graph, config, ranges, biases=biases, convolutions=convolutions)
+    made.entries = describe_layers(plan, "int8", errors, ranges)
     return made.with_float_precision(graph, path, config.rest)
 
 

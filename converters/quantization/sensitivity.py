@@ -32,17 +32,19 @@ from mmedge.converters.methods.configs import (
     StaticInt8,
     WeightOnly,
 )
+from mmedge.converters.passes.convolutions import Convolution, find_convolutions
 from mmedge.converters.passes.int8 import (
     Int8Linears,
-    quantizable_inputs,
     quantizable_linears,
     quantizable_tables,
 )
-from mmedge.converters.passes.linears import find_linears
+from mmedge.converters.passes.int8_convolutions import quantizable_convolutions
+from mmedge.converters.passes.linears import Linear, find_linears
 from mmedge.converters.passes.weight_only import moment_inputs
 from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, output_errors
 from mmedge.converters.quantization.quantize import quantize
 from mmedge.converters.quantization.size_target import weight_only_pass
+from mmedge.converters.quantization.static_int8 import quantized_values, to_static_int8
 from mmedge.converters.statistics.collect import Feeds, collect_moments, collect_ranges
 from mmedge.errors import QuantizationError
 from mmedge.specs import Float32Array
@@ -80,11 +82,12 @@ def quantizable_nodes(model: Path, config: QuantizationConfig) -> tuple[str, ...
     graph = ir.load(model).graph
     linears = [linear.name for linear in quantizable_linears(graph, method.keep)]
     tables = () if isinstance(method, Float8) else quantizable_tables(graph, method.keep)
-    return tuple(dict.fromkeys([*tables, *linears]))
+    kernels = quantizable_convolutions(graph, method.keep) if isinstance(method, StaticInt8) else ()
+    return tuple(dict.fromkeys([*tables, *(kernel.name for kernel in kernels), *linears]))
 
 
 def weight_bytes(model: Path) -> dict[str, int]:
-    """Return the float32 size of each linear layer and large embedding table, by name.
+    """Return the float32 size of each linear layer, convolution and large embedding table, by name.
 
     It is in proportion to the operations of a layer too, where all layers see as many rows.
     """
@@ -93,9 +96,8 @@ def weight_bytes(model: Path) -> dict[str, int]:
         name: int(np.prod(_shape(lookups[0].inputs[0]))) * 4
         for name, lookups in quantizable_tables(graph).items()
     }
-    return sizes | {
-        linear.name: linear.shape[0] * linear.shape[1] * 4 for linear in find_linears(graph)
-    }
+    layers: list[Linear | Convolution] = [*find_linears(graph), *find_convolutions(graph)]
+    return sizes | {layer.name: layer.shape[0] * layer.shape[1] * 4 for layer in layers}
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
@@ -258,19 +260,18 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
             _write, model, lambda keep: weight_only_pass(replace(method, keep=keep), moments)
         )
     if isinstance(method, StaticInt8) and not method.bias_correction:
-        inputs = quantizable_inputs(ir.load(model), method.keep)
+        inputs = quantized_values(ir.load(model), method)
         symmetric = method.activations == "int8"
         ranges = (
             collect_ranges(model, inputs, calibration, method=method.ranges, symmetric=symmetric)
             if inputs
             else {}
         )
-        form = method.form
-        return partial(
-            _write,
-            model,
-            lambda keep: Int8Linears(form, ranges, symmetric_activations=symmetric, keep=keep),
-        )
+
+        def static(keep: tuple[str, ...]) -> Callable[[ir.Model], object]:
+            return lambda graph: to_static_int8(graph, replace(method, keep=keep), ranges)
+
+        return partial(_write, model, static)
 
     def write(path: Path, keep: tuple[str, ...]) -> None:
         settings = replace(method, keep=keep)
@@ -283,7 +284,7 @@ def _writer(model: Path, config: QuantizationConfig, calibration: Feeds) -> _Wri
 
 def _write(
     model: Path,
-    rewrite: Callable[[tuple[str, ...]], ir.passes.InPlacePass],
+    rewrite: Callable[[tuple[str, ...]], Callable[[ir.Model], object]],
     path: Path,
     keep: tuple[str, ...],
 ) -> None:

@@ -5,12 +5,13 @@ tests/converters/test_engine_forms.py holds the graphs to the form; here they ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from converted import write_images
-from towers import image_tower, images, text_tower, texts
+from towers import convolution_network, image_tower, images, text_tower, texts
 
 from mmedge.bundle import open_bundle
 from mmedge.converters.config import ConvertConfig
@@ -35,6 +36,7 @@ AXES = {"batch": Axis(1, 1, 8), "sequence": Axis(1, 16, 77)}
 TOWERS = {
     "image": (image_tower, lambda seed: images(3, seed)),
     "text": (text_tower, lambda seed: texts(3, 9, seed)),
+    "network": (convolution_network, lambda seed: images(3, seed)),
 }
 
 
@@ -81,6 +83,17 @@ def test_float_towers(kind: str, recipe: str, float_dtype: str, tmp_path: Path) 
     # The normalization of the embedding stays in float32, and no product with it.
     products = [layer for layer in built.layers if layer.kind == "gemm"]
     assert {layer.precision for layer in products} == {float_dtype}
+
+
+def test_convolutions_are_int8(tmp_path: Path) -> None:
+    built = build(graph("network", "int8-static-symmetric-half", tmp_path), "8.9")
+    kernels = [layer for layer in built.layers if layer.kind == "correlation"]
+    precisions = Counter(layer.precision for layer in kernels)
+    # Those that stay in float: the depthwise one and the one of a single place.
+    assert precisions == {"int8": 7, "fp16": 2}
+    # A residual addition reads int8 values.
+    added = [layer for layer in built.layers if any("add_" in node for node in layer.nodes)]
+    assert {layer.precision for layer in added} == {"int8"}
 
 
 @pytest.mark.parametrize(

@@ -325,3 +325,54 @@ def texts(batch: int, length: int, seed: int = 6) -> dict[str, Array]:
     for row, text in enumerate(ids):
         text[max(1, length - 1 - row)] = VOCABULARY - 1
     return {"input_ids": ids}
+
+
+def convolution_network(path: Path, *, norm: str = "affine", seed: int = 3) -> Path:
+    """Write a convolutional encoder: stem, residual block, depthwise and gated block, mean.
+
+    Args:
+        path: ONNX file to write.
+        norm: After a convolution: "affine" (Mul and Add, as of a frozen batch norm), "batch"
+            (BatchNormalization) or "none".
+        seed: Of the weights.
+    """
+    graph = Graph(seed)
+
+    def convolve(
+        x: str, inputs: int, outputs: int, size: int, *, relu: bool = True, **attributes: object
+    ) -> str:
+        wide = 1.4 / (inputs * size * size) ** 0.5
+        kernel = graph.weight(outputs, inputs, size, size, scale=wide)
+        y = graph.node(
+            "Conv", x, kernel, kernel_shape=[size, size], pads=[size // 2] * 4, **attributes
+        )
+        factor = 1 + 0.2 * graph.rng.standard_normal(outputs)
+        shift, mean = 0.1 * graph.rng.standard_normal((2, outputs))
+        if norm == "affine":
+            by_channel = (1, outputs, 1, 1)
+            y = graph.node("Mul", y, graph.constant(factor.reshape(by_channel)))
+            y = graph.node("Add", graph.constant(shift.reshape(by_channel)), y)
+        elif norm == "batch":
+            statistics = (factor, shift, mean, np.full(outputs, 0.8))
+            y = graph.node("BatchNormalization", y, *map(graph.constant, statistics), epsilon=1e-3)
+        return graph.node("Relu", y) if relu else y
+
+    def silu(x: str) -> str:
+        return graph.node("Mul", x, graph.node("Sigmoid", x))
+
+    x = convolve("pixel_values", 3, 16, 3, strides=[2, 2])
+    x = graph.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    narrow = convolve(convolve(x, 16, 8, 1), 8, 8, 3)
+    x = graph.node("Relu", graph.node("Add", convolve(narrow, 8, 16, 1, relu=False), x))
+    wide = silu(convolve(x, 16, 24, 1, relu=False))
+    wide = silu(convolve(wide, 1, 24, 3, relu=False, group=24))
+    axes = graph.constant([2, 3], "int64")
+    gate = convolve(graph.node("ReduceMean", wide, axes, keepdims=1), 24, 24, 1, relu=False)
+    wide = graph.node("Mul", wide, graph.node("Sigmoid", gate))
+    x = graph.node("Add", convolve(wide, 24, 16, 1, relu=False), x)
+    x = convolve(x, 16, WIDTH, 1)
+    graph.embed(graph.node("ReduceMean", x, axes, keepdims=0))
+    image = helper.make_tensor_value_info(
+        "pixel_values", TensorProto.FLOAT, ["batch", 3, IMAGE, IMAGE]
+    )
+    return graph.save(path, [image])

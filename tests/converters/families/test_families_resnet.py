@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from describing import describe
 from families.image_models import check_agrees_with_transformers, check_is_judged_by_its_classes
 from models.tiny_models import RESNET_SIDE
-from transformers import ResNetForImageClassification, ResNetModel
+from transformers import (
+    ConvNextImageProcessorPil,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+)
 
 from mmedge import Encoder
-from mmedge.errors import SourceError
+from mmedge.bundle import open_bundle
+from mmedge.bundle.nodes import load_nodes
+from mmedge.converters import ConvertConfig, convert
+from mmedge.converters.graphs.export import export_role
+from mmedge.converters.methods.configs import StaticInt8
+from mmedge.converters.quantization.quantize import quantize
+from mmedge.converters.quiet import quiet_libraries
+from mmedge.errors import QuantizationError, SourceError
 from mmedge.preprocess.config import ImageConfig
 from mmedge.preprocess.steps import Crop, Resize
+from mmedge.runtimes.backends import open_session
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +57,71 @@ def test_variants_are_judged_by_their_classes(
 ) -> None:
     model = ResNetForImageClassification.from_pretrained(resnet_folder).eval()
     check_is_judged_by_its_classes(resnet_bundle, resnet_folder, evaluation_folder, model)
+
+
+def test_int8_reaches_the_convolutions(resnet_bundle: Path) -> None:
+    bundle = open_bundle(resnet_bundle)
+    variant = bundle.variant("image_encoder", "int8-static")
+    table = load_nodes(bundle.file(str(variant.nodes)))
+    kinds = Counter((node.op_type, node.precision) for node in table.nodes)
+    assert kinds == {("Conv", "int8"): 12, ("Gemm", "int8"): 1}
+    assert set(variant.models) == {"onnxruntime", "portable"}
+
+
+def test_int8_of_an_encoder_without_a_head_is_static_alone(
+    resnet_folder: Path, photo_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    ResNetModel.from_pretrained(resnet_folder).save_pretrained(source)
+    shutil.copy(resnet_folder / "preprocessor_config.json", source)
+    named = ConvertConfig(str(source), tmp_path / "a.mmedge", precisions=("fp32", "int8"))
+    with pytest.raises(QuantizationError, match="int8-static alone"):
+        convert(named)
+    report = convert(replace(named, calibration=photo_folder))
+    assert [variant.variant for variant in report.variants] == ["fp32", "int8-static"]
+    assert any("no int8-dynamic" in note for note in report.notes)
+
+
+@pytest.mark.slow
+def test_int8_of_a_real_size_resnet_agrees_with_fp32(tmp_path: Path) -> None:
+    """Weights are random, batch norms settled on images: it shows the arithmetic, no accuracy."""
+    torch.manual_seed(0)
+    model = ResNetModel(ResNetConfig()).train()
+    rng = np.random.default_rng(0)
+
+    def images(count: int) -> list[dict[str, np.ndarray]]:
+        coarse = rng.standard_normal((count, 1, 3, 7, 7)).astype(np.float32)
+        smooth = coarse.repeat(32, axis=3).repeat(32, axis=4)
+        noise = rng.standard_normal(smooth.shape).astype(np.float32)
+        return [{"pixel_values": image} for image in smooth + 0.3 * noise]
+
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.momentum = None  # the mean over all batches
+        model(torch.from_numpy(np.concatenate([x["pixel_values"] for x in images(16)])))
+    model.eval().save_pretrained(tmp_path)
+    processor = {"size": {"shortest_edge": 224}, "crop_pct": 0.875}
+    ConvNextImageProcessorPil(**processor).save_pretrained(tmp_path)
+    spec = describe(tmp_path).spec.roles["image_encoder"]()
+    fp32 = tmp_path / "fp32.onnx"
+    with quiet_libraries():
+        export_role("image_encoder", spec, fp32)
+    calibration, held_out = images(16), images(8)
+
+    def run(path: Path) -> np.ndarray:
+        with open_session(path) as session:
+            return np.concatenate([session.run(feed)["embedding"] for feed in held_out])
+
+    expected = run(fp32)
+    for form in ("operators", "qdq"):
+        config = StaticInt8(form=form)  # type: ignore[arg-type]
+        entries = quantize(fp32, tmp_path / f"{form}.onnx", config, calibration=lambda: calibration)
+        assert Counter(entry.precision for entry in entries) == {"int8": 53}
+        got = run(tmp_path / f"{form}.onnx")
+        assert (got * expected).sum(axis=1).min() > 0.97
+        # Each embedding is nearest to its own image's.
+        assert ((got @ expected.T).argmax(axis=1) == np.arange(len(held_out))).all()
 
 
 def test_an_encoder_alone_embeds_by_its_mean(resnet_folder: Path, tmp_path: Path) -> None:

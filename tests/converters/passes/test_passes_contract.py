@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from towers import (
     continued,
+    convolution_network,
     convolution_tower,
     decoder_tower,
     grouped_tower,
@@ -26,6 +27,7 @@ from mmedge.converters.passes import ONNXRUNTIME_PASSES, PORTABLE_PASSES
 from mmedge.converters.passes.equalization import ScaleChannels
 from mmedge.converters.passes.float8 import Float8Linears
 from mmedge.converters.passes.int8 import Int8Linears
+from mmedge.converters.passes.int8_convolutions import Int8Convolutions
 from mmedge.converters.passes.narrowing import ComputeInFloat32, NarrowFloats
 from mmedge.converters.passes.weight_only import WeightOnlyLinears
 from mmedge.runtimes.backends import open_session
@@ -36,6 +38,7 @@ from mmedge.specs import Axis, TensorSpec
 PASSES = (*PORTABLE_PASSES, *ONNXRUNTIME_PASSES)
 TOWERS = {
     "image": convolution_tower,
+    "network": convolution_network,
     "text": text_tower,
     "decoder": decoder_tower,
     "grouped": grouped_tower,
@@ -44,6 +47,7 @@ TOWERS = {
 SIZES = ((1, 4, 0), (3, 5, 0), (1, 1, 6), (3, 1, 4), (2, 3, 2))
 FEEDS = {
     "image": [images(1), images(3)],
+    "network": [images(1), images(3)],
     "text": [texts(1, 2), texts(3, 9)],
     "decoder": [continued(*sizes) for sizes in SIZES],
     "grouped": [continued(*sizes, kv_heads=2) for sizes in SIZES],
@@ -52,6 +56,7 @@ FEEDS = {
 QUANTIZATION = {
     ComputeInFloat32,
     Float8Linears,
+    Int8Convolutions,
     Int8Linears,
     NarrowFloats,
     WeightOnlyLinears,
