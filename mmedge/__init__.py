@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Encoder,
         verify_bundle,
     )
+    from mmedge.models.banks import PrototypeBank
     from mmedge.models.features import Features
     from mmedge.models.fused import load_head
     from mmedge.models.heads import HeadOutput, Stamped
@@ -43,6 +44,7 @@ __all__ = [
     "Index",
     "Match",
     "MmedgeError",
+    "PrototypeBank",
     "SessionOptions",
     "Stamped",
     "__version__",
@@ -66,6 +68,7 @@ _HOMES = {
     "Index": "mmedge.retrieval.index",
     "Match": "mmedge.retrieval.items",
     "MmedgeError": "mmedge.errors",
+    "PrototypeBank": "mmedge.models.banks",
     "SessionOptions": "mmedge.runtimes.session",
     "Stamped": "mmedge.models.heads",
     "load": "mmedge.models.load",

@@ -29,6 +29,7 @@ PUBLIC = [
     "Index",
     "Match",
     "MmedgeError",
+    "PrototypeBank",
     "SessionOptions",
     "Stamped",
     "__version__",
