@@ -17,10 +17,13 @@ from mmedge.converters.families.loading import load_model, read_architecture
 from mmedge.converters.sources.config import Fields, read_fields
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
+    CHAT_TEMPLATE,
     backend_json,
+    chat_template,
     check_tokenizer,
     load_tokenizer,
     longest_text,
+    template_tokens,
     tokenizer_fields,
 )
 from mmedge.preprocess.config import TextConfig
@@ -68,12 +71,15 @@ class CausalLM:
         # Without a padding token any will do: padding is masked.
         pads = _ids(settings, "pad_token_id", rows) or _ids(config, "pad_token_id", rows) or eos_ids
         pad_id = (*pads, 0)[0]
+        template = chat_template(source, tokenizer)
         return ModelSpec(
             kind=GeneratorKind(
                 eos_ids=eos_ids,
                 bos_id=begin[0] if begin else None,
                 pad_id=pad_id,
                 max_length=length,
+                chat_template=None if template is None else CHAT_TEMPLATE,
+                template_tokens={} if template is None else template_tokens(tokenizer),
             ),
             tasks=(Task.TEXT_GENERATION,),
             roles={"decoder": lambda: decoder_role(causal)},
@@ -85,7 +91,10 @@ class CausalLM:
                     pad_id=pad_id,
                 )
             },
-            files={"tokenizer.json": backend_json(source, tokenizer).encode()},
+            files={
+                "tokenizer.json": backend_json(source, tokenizer).encode(),
+                **({} if template is None else {CHAT_TEMPLATE: template.encode()}),
+            },
         )
 
 

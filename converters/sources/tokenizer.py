@@ -13,11 +13,24 @@ from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 from mmedge.files.json_file import read_file, read_json
 
-__all__ = ["backend_json", "check_tokenizer", "load_tokenizer", "longest_text", "tokenizer_fields"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "backend_json",
+    "chat_template",
+    "check_tokenizer",
+    "load_tokenizer",
+    "longest_text",
+    "template_tokens",
+    "tokenizer_fields",
+]
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File of a source, and of its bundle, that holds the chat template."""
 
 _ADVICE = "Put tokenizer.json, or the vocabulary files of transformers, into the folder."
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _MAX_BYTES = 64 << 20
+_MAX_TEMPLATE_BYTES = 1 << 20
 
 
 def load_tokenizer(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
@@ -93,6 +106,41 @@ def tokenizer_fields(source: Source, tokenizer: Any) -> Fields:  # noqa: ANN401
     """Return a loaded tokenizer's settings, for typed reading."""
     values = {key: getattr(tokenizer, key, None) for key in ("model_max_length", "pad_token_id")}
     return Fields(source.folder / "tokenizer_config.json", values)
+
+
+def chat_template(source: Source, tokenizer: Any) -> str | None:  # noqa: ANN401
+    """Return the chat template of a source, the default one of several; None for none.
+
+    Raises:
+        SourceError: If it is larger than 1 MiB, or not UTF-8.
+    """
+    path = source.folder / CHAT_TEMPLATE
+    if path.is_file():  # it counts before the settings' own, as in transformers
+        data = read_file(path, max_bytes=_MAX_TEMPLATE_BYTES, error=SourceError)
+        try:
+            return data.decode("utf-8") or None
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path} is not UTF-8. Save it again.") from error
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str) or not found:
+        return None
+    if len(found.encode()) > _MAX_TEMPLATE_BYTES:
+        raise SourceError(
+            f"{source.name}: its chat template is larger than {_MAX_TEMPLATE_BYTES} bytes. Remove "
+            "it, or use a shorter one."
+        )
+    return found
+
+
+def template_tokens(tokenizer: Any) -> dict[str, str]:  # noqa: ANN401, transformers is untyped
+    """Return the special tokens that a chat template may use, by name."""
+    return {
+        name: str(token)
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
 
 
 def longest_text(source: Source, tokenizer: Any, context: int) -> int:  # noqa: ANN401

@@ -18,6 +18,7 @@ __all__ = ["app", "run"]
 _COMMANDS = (
     "build",
     "cache",
+    "chat",
     "convert",
     "doctor",
     "export",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ __all__ = [
     "plain",
     "print_error",
     "print_json",
+    "print_pieces",
     "print_warning",
     "stdout_console",
 ]
@@ -57,6 +59,13 @@ def print_json(document: object) -> None:
     """Print a document to stdout as JSON only; non-finite numbers become null."""
     text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
     sys.stdout.write(text + "\n")
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """Print pieces of a text to stdout as they come, control characters escaped but for tabs."""
+    for piece in pieces:
+        sys.stdout.write("\t".join(map(plain, piece.split("\t"))))
+        sys.stdout.flush()
 
 
 def _finite(value: object) -> object:

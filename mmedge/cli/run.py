@@ -40,7 +40,7 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="embed, classify, ...", show_default="what fits the inputs"),
+        typer.Option(help="embed, classify, complete, ...", show_default="what fits the inputs"),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Labels an image, at most.")] = 5,
     threshold: Annotated[
@@ -48,8 +48,11 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
         typer.Option(min=0.0, max=1.0, help="Score of a detection.", show_default="the model's"),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of a generated text, in tokens.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1, help="Length of a generated text, in tokens.", show_default="up to 128"
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision or variant.", show_default="the bundle's")
     ] = None,
@@ -70,9 +73,10 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
 
     Each of these options may be given several times. An image or video with texts is classified;
     an image alone gets the checkpoint's own labels, if it has any, and an embedding otherwise.
+    A generator continues each text, and prints it as it comes.
     """
     import mmedge
-    from mmedge.cli.output import print_json
+    from mmedge.cli.output import print_json, print_pieces
     from mmedge.models.running import Given, Settings, chosen_run
 
     if output is not None and output.suffix != ".npz":
@@ -82,7 +86,12 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     with mmedge.load(bundle, device=device, precision=precision, backend=backend) as model:
         runs = model.runs
         name = chosen_run(runs, given, task)
-        made = runs[name].call(given, Settings(k, threshold, max_new_tokens))
+        settings = Settings(k, threshold, max_new_tokens)
+        stream = runs[name].stream
+        if stream is not None and not json and output is None:
+            print_pieces(stream(given, settings))
+            return
+        made = runs[name].call(given, settings)
     if output is not None:
         _write(output, made)
     if json:

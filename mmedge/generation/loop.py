@@ -1,107 +1,101 @@
-"""Greedy generation: a prefill, then one token of every row per step."""
+"""The loop of a generation: a prefill, then one token of every row per step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mmedge.errors import InputError, ShapeError
-from mmedge.runtimes.session import Session
-from mmedge.specs import Array, Float32Array, State
+from mmedge.errors import InputError
+from mmedge.generation.decoding import Decoding, pad_left
+from mmedge.generation.lookup import guess
+from mmedge.generation.options import GenerationOptions
+from mmedge.generation.rows import Row
+from mmedge.specs import Array, Float32Array
 
-__all__ = ["LogitsHook", "generate", "pad_left"]
-
-LogitsHook: TypeAlias = Callable[[Array, Float32Array], Float32Array]
-"""Takes the tokens of each row so far (B, N) int64, prompt included, and the logits of the next one
-(B, V) float32; returns the logits to choose from."""
-
-IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+__all__ = ["check_length", "generate", "prefill"]
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Array, Array]:
-    """Return token ids (B, T) int64, padded on the left, and the attention mask (B, T) int64.
+def check_length(prompt: int, options: GenerationOptions, largest: int) -> None:
+    """Check that a prompt and the new tokens fit, before the first one is computed.
 
     Raises:
-        InputError: If there are no rows, or one is empty.
+        InputError: If they do not.
     """
-    if not rows or not all(len(row) for row in rows):
-        raise InputError("Prompts: got an empty one or none at all, expected a token in each.")
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_id, np.int64)
-    mask = np.zeros((len(rows), longest), np.int64)
-    for at, row in enumerate(rows):
-        ids[at, longest - len(row) :] = row
-        mask[at, longest - len(row) :] = 1
-    return ids, mask
+    needed = prompt + options.most - 1  # the last token is chosen but not run
+    if needed > largest:
+        raise InputError(
+            f"The prompt of {prompt} tokens and {options.most} new ones need {needed} "
+            f"positions, the model has {largest}. Shorten the prompt, or ask for at most "
+            f"{max(0, largest + 1 - prompt)} new tokens."
+        )
+
+
+def prefill(decoding: Decoding, prompts: Sequence[Sequence[int]], pad_id: int) -> Float32Array:
+    """Run what the state lacks of the prompts and return the last logits (B, V)."""
+    ids, mask = pad_left([row[decoding.length :] for row in prompts], pad_id)
+    return decoding.step(ids, mask)[:, -1]
 
 
 def generate(
-    session: Session,
-    state: State,
-    ids: Array,
-    mask: Array,
-    *,
-    max_new_tokens: int,
-    eos_ids: Collection[int] = (),
-    pad_id: int = 0,
-    hook: LogitsHook | None = None,
-) -> Array:
-    """Continue every row greedily until its end token.
+    decoding: Decoding, rows: Sequence[Row], options: GenerationOptions, *, pad_id: int = 0
+) -> Iterator[None]:
+    """Continue every row until it ends.
 
     Args:
-        session: Inputs `input_ids` and `attention_mask`, output `logits` (B, T, V), and the state.
-        state: Of the session's graph.
-        ids: (B, T) int64, the prompts, padded on the left.
-        mask: (B, T) int64, 0 where a row is padded.
-        max_new_tokens: Largest number of tokens to add.
-        eos_ids: Tokens that end a row.
-        pad_id: Stands behind the end of a row.
-        hook: Changes the logits before the choice.
+        decoding: The batch. What its state holds is the beginning of every prompt.
+        rows: With their prompts.
+        options: Settings.
+        pad_id: Pads prompts, and is fed in the place of rows that have ended.
 
-    Returns:
-        The new tokens (B, N) int64, N up to `max_new_tokens`: each row up to and with the token
-        that ends it, then `pad_id`.
+    Yields:
+        After each step: the rows have their new tokens.
 
     Raises:
-        InputError: If shapes do not fit, a row is empty, or prompt and new tokens exceed the
-            state's capacity.
+        InputError: If the state is full, or lookup is asked for with several rows.
         BackendError: If the session fails.
     """
-    _check_prompt(ids, mask, max_new_tokens, state.capacity)
-    batch = len(ids)
-    tokens, running = ids, np.ones(batch, bool)
-    ends = np.fromiter(eos_ids, np.int64)
-    feed = {IDS: ids, MASK: mask}
-    with session.start(state, batch=batch) as run:
-        for _ in range(max_new_tokens):
-            logits = np.asarray(run.step(feed)[LOGITS][:, -1], np.float32)
-            if hook is not None:
-                logits = hook(tokens, logits)
-            chosen = np.where(running, logits.argmax(axis=-1), pad_id)[:, None]
-            tokens = np.concatenate([tokens, chosen], axis=1)
-            running &= ~np.isin(chosen[:, 0], ends)
-            if not running.any():
-                break
-            feed = {IDS: chosen, MASK: np.pad(feed[MASK], ((0, 0), (0, 1)), constant_values=1)}
-    return tokens[:, ids.shape[1] :]
+    if options.lookup and len(rows) > 1:
+        raise InputError(f"lookup: got {len(rows)} prompts, expected one. Generate them in turn.")
+    logits = prefill(decoding, [row.prompt for row in rows], pad_id)[:, None]
+    draft: list[int] = []
+    while True:
+        if options.cancelled is not None and options.cancelled():
+            for row in rows:
+                if row.finish is None:
+                    row.piece = ""
+                    row.end("cancelled")
+            yield
+            return
+        if options.lookup:
+            yield from _verified(decoding, rows[0], logits[0], draft)
+        else:
+            for row, scores in zip(rows, logits[:, -1], strict=True):
+                row.piece = ""
+                if row.finish is None:
+                    row.take(scores)
+            yield
+        if all(row.finish is not None for row in rows):
+            return
+        draft = _draft(rows[0], options) if options.lookup else []
+        ids = [[pad_id if row.finish else row.made[-1], *draft] for row in rows]
+        logits = decoding.step(np.array(ids, np.int64))
 
 
-def _check_prompt(ids: Array, mask: Array, max_new_tokens: int, capacity: int | None) -> None:
-    if ids.ndim != 2 or not ids.size or ids.shape != mask.shape:
-        raise ShapeError(
-            f"Prompts: got ids {ids.shape} and mask {mask.shape}, expected (rows, tokens) for both."
-        )
-    if not mask[:, -1].all():
-        raise InputError("Prompts: a row ends in padding. Pad on the left, as pad_left does.")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens: got {max_new_tokens}, expected at least 1.")
-    # The last token is chosen but not run.
-    needed = ids.shape[1] + max_new_tokens - 1
-    if capacity is not None and needed > capacity:
-        raise InputError(
-            f"The prompt of {ids.shape[1]} tokens and {max_new_tokens} new ones need {needed} "
-            f"positions, the model has {capacity}. Shorten the prompt, or ask for at most "
-            f"{max(0, capacity + 1 - ids.shape[1])} new tokens."
-        )
+def _draft(row: Row, options: GenerationOptions) -> list[int]:
+    left = options.most - len(row.made) - 1
+    return guess([*row.prompt, *row.made], min(options.lookup, left)) if left > 0 else []
+
+
+def _verified(
+    decoding: Decoding, row: Row, logits: Float32Array, draft: Sequence[int]
+) -> Iterator[None]:
+    """Take tokens while they are those of the draft, and one more; drop the rest of the state."""
+    held = decoding.length - len(draft)
+    scores: Array = logits[len(logits) - len(draft) - 1 :]
+    for at, one in enumerate(scores):
+        token = row.take(np.asarray(one, np.float32))
+        yield
+        if row.finish is not None or at == len(draft) or token != draft[at]:
+            decoding.truncate(held + at)
+            return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -43,12 +43,12 @@ class Settings:
     Attributes:
         k: Labels an image, at most.
         threshold: Score from which on a detection is returned; None for the model's own.
-        max_new_tokens: Length of a generated text, at most.
+        max_new_tokens: Length of a generated text, at most; None for the model's usual.
     """
 
     k: int = 5
     threshold: float | None = None
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,13 @@ class Run:
         call: Does it.
         needs: Fields of Given that it cannot do without; none if any of `takes` will do.
         takes: All fields of Given that it uses.
+        stream: Yields its text as it comes; None where it has none.
     """
 
     call: Callable[[Given, Settings], Made]
     needs: frozenset[str]
     takes: frozenset[str]
+    stream: Callable[[Given, Settings], Iterator[str]] | None = None
 
 
 def chosen_run(runs: Mapping[str, Run], given: Given, name: str | None = None) -> str:

@@ -84,6 +84,22 @@ class TextProcessor:
         """
         return self._tokenizer.encode(texts)
 
+    def prompt(self, text: str, *, special: bool = True) -> list[int]:
+        """Return all token ids of a text, however many.
+
+        Args:
+            text: Not empty.
+            special: Whether to add the tokenizer's special tokens.
+
+        Raises:
+            TextError: As for tokenize.
+            BundleError: If the tokenizer fails on it.
+        """
+        checked = self.check(text, 0)
+        (ids,) = self._tokenizer.encode([checked], special=special, truncate=False)
+        check_tokens(ids, 0)
+        return ids
+
     def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Array]:
         """Pad token ids into the graph's input arrays.
 

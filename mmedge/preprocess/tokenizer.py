@@ -101,7 +101,8 @@ class BoundedTokenizer:
             )
         # Padding and truncation in the file are ignored: the manifest defines them.
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.no_truncation()
+        self._max_length, self._room = max_length, max_length - special
 
     def vocabulary(self, *, added: bool = True) -> dict[str, int]:
         """Return the ids by token.
@@ -112,18 +113,34 @@ class BoundedTokenizer:
         with _panics(self._failed):
             return dict(self._tokenizer.get_vocab(with_added_tokens=added))
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, special tokens included, truncated.
+    def encode(
+        self, texts: Sequence[str], *, special: bool = True, truncate: bool = True
+    ) -> list[list[int]]:
+        """Return the token ids of each text.
 
         Args:
             texts: Each of max_text_bytes at most.
+            special: Whether to add the special tokens of the file's post-processor.
+            truncate: Whether to cut texts to max_length, in front of the closing special token.
 
         Raises:
             BundleError: If the tokenizer fails on one of them.
         """
         with _panics(self._failed):
-            encodings = self._tokenizer.encode_batch_fast(list(texts))
-            return [encoding.ids for encoding in encodings]
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+            ids: list[list[int]] = [encoding.ids for encoding in found]
+            for at, row in enumerate(ids):
+                if truncate and len(row) > self._max_length:
+                    whole = self._tokenizer.encode(texts[at], add_special_tokens=False)
+                    whole.truncate(self._room if special else self._max_length)
+                    ids[at] = self._tokenizer.post_process(whole, None, special).ids
+            return ids
+
+    def token(self, index: int) -> str | None:
+        """Return the token of an id, None where there is none."""
+        with _panics(self._failed):
+            found: str | None = self._tokenizer.id_to_token(index)
+            return found
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each row of token ids, without special tokens.

@@ -1,57 +1,19 @@
-"""The greedy loop over a model that counts: what it feeds, and when it stops."""
+"""The loop over a model that counts: what it feeds, and when it stops."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from generation.counting import END, PAD, run
 
-from mmedge.closing import Closing
 from mmedge.errors import InputError
-from mmedge.generation import generate, pad_left
-from mmedge.runtimes.session import Session
-from mmedge.specs import Array, State
-
-WORDS, END, PAD = 10, 7, 9
-STATE = State(tensors=(), length="past", capacity=12)
-
-
-class Counting(Closing):
-    """A session and its run: after n comes n + 1; rows and positions are checked."""
-
-    def __init__(self) -> None:
-        self.feeds: list[Mapping[str, Array]] = []
-        self.closed = False
-        self.length = 0
-
-    def start(self, state: State, *, batch: int = 1, **_other: Any) -> Counting:
-        assert state is STATE
-        self.batch = batch
-        return self
-
-    def step(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
-        ids, mask = feed["input_ids"], feed["attention_mask"]
-        assert ids.dtype == mask.dtype == np.int64
-        assert mask.shape == (self.batch, self.length + ids.shape[1])
-        self.feeds.append(feed)
-        self.length += ids.shape[1]
-        logits = np.zeros((*ids.shape, WORDS), np.float32)
-        np.put_along_axis(logits, (ids[..., None] + 1) % WORDS, 1.0, axis=-1)
-        return {"logits": logits}
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def run(rows: list[list[int]], **options: Any) -> tuple[Array, Counting]:
-    model = Counting()
-    ids, mask = pad_left(rows, PAD)
-    defaults: dict[str, Any] = {"max_new_tokens": 4, "eos_ids": [END], "pad_id": PAD}
-    made = generate(cast(Session, model), STATE, ids, mask, **(defaults | options))
-    assert model.closed
-    return made, model
+from mmedge.generation.decoding import pad_left
+from mmedge.generation.lookup import guess
+from mmedge.generation.options import GenerationOptions
+from mmedge.specs import Float32Array
 
 
 def test_prompts_are_padded_on_the_left() -> None:
@@ -67,45 +29,110 @@ def test_an_empty_prompt_is_refused(rows: list[list[int]]) -> None:
 
 
 def test_the_prompt_is_run_once_and_then_each_token() -> None:
-    made, model = run([[1, 2], [3]])
-    assert made.tolist() == [[3, 4, 5, 6], [4, 5, 6, END]]
+    rows, model = run([[1, 2], [3]])
+    assert [row.made for row in rows] == [[3, 4, 5, 6], [4, 5, 6, END]]
+    assert [row.finish for row in rows] == ["length", "end"]
     assert [feed["input_ids"].shape for feed in model.feeds] == [(2, 2), (2, 1), (2, 1), (2, 1)]
     assert model.feeds[-1]["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
 
 
 def test_a_row_that_has_ended_is_padded_until_the_last_one_ends() -> None:
-    made, model = run([[5], [3]], max_new_tokens=8)
-    assert made.tolist() == [[6, END, PAD, PAD], [4, 5, 6, END]]
+    rows, model = run([[5], [3]], max_new_tokens=8)
+    assert [row.made for row in rows] == [[6, END], [4, 5, 6, END]]
     assert len(model.feeds) == 4  # not a step more
+    assert model.feeds[-1]["input_ids"].tolist() == [[PAD], [6]]
 
 
 def test_without_an_end_it_stops_at_the_number_of_tokens() -> None:
-    made, _model = run([[6]], eos_ids=(), max_new_tokens=3)
-    assert made.tolist() == [[7, 8, 9]]
+    (row,), _model = run([[6]], eos_ids=(), max_new_tokens=3)
+    assert (row.made, row.finish) == ([7, 8, 9], "length")
 
 
-def test_a_hook_sees_the_tokens_and_changes_the_choice() -> None:
+def test_an_id_that_stops() -> None:
+    (row,), _model = run([[2]], stop_ids=(4,))
+    assert (row.made, row.finish) == ([3, 4], "stop")
+
+
+def test_a_processor_sees_the_tokens_and_changes_the_choice() -> None:
     seen = []
 
-    def never_four(tokens: Array, logits: Array) -> Array:
-        seen.append(tokens.tolist())
-        logits[:, 4] = -np.inf
+    def never_four(prompt: Sequence[int], made: Sequence[int], logits: Float32Array) -> Any:
+        seen.append((list(prompt), list(made)))
+        logits = logits.copy()
+        logits[4] = -np.inf
         return logits
 
-    made, _model = run([[2]], hook=never_four, max_new_tokens=3)
-    assert made.tolist() == [[3, 0, 1]]
-    assert seen == [[[2]], [[2, 3]], [[2, 3, 0]]]
+    (row,), _model = run([[2]], processors=(never_four,), max_new_tokens=3)
+    assert row.made == [3, 0, 1]
+    assert seen == [([2], []), ([2], [3]), ([2], [3, 0])]
 
 
-def test_a_mismatch_is_refused_before_a_step() -> None:
-    made, _model = run([[1] * 12], max_new_tokens=1)
-    assert made.shape == (1, 1)
+def test_it_is_cancelled_before_the_next_token() -> None:
+    answers = iter([False, False, True])
+    (row,), model = run([[1]], cancelled=lambda: next(answers))
+    assert (row.made, row.finish) == ([2, 3], "cancelled")
+    assert len(model.feeds) == 3
+
+
+def test_what_does_not_fit_is_refused_before_a_step() -> None:
+    (row,), _model = run([[1] * 12], max_new_tokens=1)
+    assert len(row.made) == 1
     with pytest.raises(InputError, match="at most 1 new tokens"):
         run([[1] * 12], max_new_tokens=2)
-    with pytest.raises(InputError, match="at least 1"):
-        run([[1]], max_new_tokens=0)
-    with pytest.raises(InputError, match="Pad on the left"):
-        generate(
-            cast(Session, Counting()), STATE, np.ones((1, 2), np.int64),
-            np.array([[1, 0]]), max_new_tokens=1,
-        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ({"max_new_tokens": True}, "max_new_tokens: got True"),
+        ({"temperature": -1}, "temperature: got -1"),
+        ({"top_p": 1.5}, "top_p: got 1.5"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty: got nan"),
+        ({"stop": "a"}, "stop: got 'a'"),
+        ({"stop": ("",)}, "none empty"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"beams": 2, "temperature": 1.0}, "beams: got 2 with temperature"),
+        ({"beams": 2, "lookup": 4}, "beams: got 2 with lookup"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GenerationOptions(**options)
+
+
+@pytest.mark.parametrize("lookup", [1, 3, 8])
+@pytest.mark.parametrize("prompt", [[1, 2, 3, 4, 1, 2], [5, 5, 5, 0, 0], [3]])
+def test_lookup_takes_what_plain_decoding_takes(prompt: list[int], lookup: int) -> None:
+    (plain,), slow = run([prompt], max_new_tokens=6)
+    (row,), fast = run([prompt], max_new_tokens=6, lookup=lookup)
+    assert (row.made, row.finish) == (plain.made, plain.finish)
+    assert len(fast.feeds) <= len(slow.feeds)
+    if prompt[0] == 1 and lookup == 3:
+        assert len(fast.feeds) < len(slow.feeds)
+
+
+def test_lookup_takes_one_prompt() -> None:
+    with pytest.raises(InputError, match="got 2 prompts"):
+        run([[1], [2]], lookup=2)
+
+
+def test_guesses_are_what_followed_the_latest_place() -> None:
+    assert guess([1, 2, 8, 9, 1, 2, 5, 6, 1, 2], 2) == [5, 6]
+    assert guess([1, 2, 3, 1, 2], 9) == [3, 1, 2]
+    assert guess([1, 2, 3], 4) == []
+    assert guess([], 4) == []
+
+
+def test_draws_are_repeated_with_their_seed_alone() -> None:
+    def draws(seed: int | None) -> list[list[int]]:
+        rows, _model = run([[1], [1]], eos_ids=(), temperature=5.0, max_new_tokens=12, seed=seed)
+        return [row.made for row in rows]
+
+    assert draws(1) == draws(1)
+    assert draws(1) != draws(2)
+    assert draws(1)[0] != draws(1)[1]
+    assert draws(None) != draws(None)
+    assert [row.made for row in run(
+        [[1]], eos_ids=(), temperature=5.0, max_new_tokens=12, seed=1
+    )[0]] == draws(1)[:1]  # fmt: skip

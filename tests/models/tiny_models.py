@@ -53,10 +53,14 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 TEXT_END = "<|endoftext|>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_SIDE, SIGLIP_SIDE, DINOV2_SIDE, RESNET_SIDE, OWL_SIDE = 32, 24, 28, 32, 40
-CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT, BERT_CONTEXT = 20, 12, 48, 40
+CLIP_CONTEXT, SIGLIP_CONTEXT, GPT2_CONTEXT, BERT_CONTEXT = 20, 12, 128, 40
 RT_DETR_SIDE = 64
 CLAP_CONTEXT, CLAP_MELS, CLAP_RATE = 24, 16, 8000
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 _MODELS = "sentence_transformers.models"
 IMAGE_LABELS = ("red circle", "green square", "blue star", "yellow ring", "crane", "crane")
 
@@ -335,12 +339,13 @@ def write_clap(folder: Path, *, fusion: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def write_gpt2(folder: Path, *, seed: int = 0) -> Path:
-    """Write a GPT-2 of random weights with a byte tokenizer, which has no padding token."""
+def write_gpt2(folder: Path, *, seed: int = 6) -> Path:
+    """Write a GPT-2 of random weights with a byte tokenizer of chats, without a padding token."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     vocab = {token: index for index, token in enumerate([*sorted(ByteLevel.alphabet()), TEXT_END])}
     tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[], model_max_length=GPT2_CONTEXT)
+    tokenizer.chat_template = CHAT_TEMPLATE
     end = int(tokenizer.eos_token_id)
     config = GPT2Config(
         n_embd=32,

@@ -307,7 +307,7 @@ def test_interrupts_are_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tokenizer = BoundedTokenizer(written(tmp_path, document()), 16)
 
     class Interrupted:
-        def encode_batch_fast(self, _: object) -> None:
+        def encode_batch_fast(self, _: object, **__: object) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(tokenizer, "_tokenizer", Interrupted())

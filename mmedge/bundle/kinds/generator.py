@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from mmedge.bundle.kinds.base import KindBase
+from mmedge.bundle.paths import BundlePath
 from mmedge.bundle.tensors import RoleName
 from mmedge.specs import Compare
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GeneratorKind"]
 
+_Word = Annotated[str, Field(max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -28,6 +30,9 @@ class GeneratorKind(KindBase):
         bos_id: Token that begins one without a prompt; None where there is none.
         pad_id: Token that fills rows of a batch.
         max_length: Largest number of tokens, prompt included.
+        chat_template: File of the Jinja2 template that makes a prompt of messages; None where the
+            model has none.
+        template_tokens: Special tokens that the template uses, by name ("bos_token").
     """
 
     type: Literal["generator"] = "generator"
@@ -36,6 +41,8 @@ class GeneratorKind(KindBase):
     bos_id: TokenId | None = None
     pad_id: TokenId
     max_length: int = Field(ge=1, le=1 << 24)
+    chat_template: BundlePath | None = None
+    template_tokens: dict[_Word, _Word] = Field(default={}, max_length=100)
 
     def role_names(self) -> tuple[str, ...]:
         """Return the decoder's role."""
@@ -53,6 +60,8 @@ class GeneratorKind(KindBase):
         Raises:
             ValueError: If they contradict each other.
         """
+        if self.chat_template is not None and self.chat_template not in manifest.files:
+            raise ValueError(f"chat template {self.chat_template!r} is not listed in files")
         role = manifest.roles[self.decoder]
         names = {entry.name for entry in role.inputs}
         if missing := sorted({"input_ids", "attention_mask"} - names):
