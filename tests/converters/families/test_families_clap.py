@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +19,24 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 import mmedge
 from mmedge.bundle import open_bundle
 from mmedge.converters.families.reference import check_reference
-from mmedge.errors import InputError, SourceError
+from mmedge.errors import AudioError, InputError, ShapeError, SourceError
 from mmedge.models import verify_bundle
 from mmedge.models.dual_encoder import DualEncoder
 from mmedge.preprocess.waveform import load_waveform
 from mmedge.specs import Array
 
 CAPTIONS = ["a low tone", "a", "a very high tone in noise", "x" * 60]
+
+
+def wav(samples: Array, rate: int) -> bytes:
+    """Return a WAV file of 16 bits; samples (N,) or (N, channels)."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as writer:
+        writer.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(np.rint(samples * 32767).astype("<i2").tobytes())
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +91,56 @@ def test_sounds_are_classified_by_their_embeddings(encoder: DualEncoder) -> None
     np.testing.assert_allclose(found.probabilities.sum(), 1, rtol=1e-6)
     with pytest.raises(InputError, match="holds no image_encoder"):
         encoder.encode_image(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_audio_of_another_rate_embeds_alike(encoder: DualEncoder) -> None:
+    """440 Hz for half a second, sampled at 8 to 48 kHz, in an array and in a file."""
+
+    def tone(rate: int) -> Array:
+        time = np.arange(rate // 2) / rate
+        return np.sin(2 * np.pi * 440 * time).astype(np.float32) * 0.5
+
+    expected = encoder.encode_audio((tone(CLAP_RATE), CLAP_RATE))
+    other = encoder.encode_audio((tone(CLAP_RATE)[::2], CLAP_RATE))  # an octave higher
+    for rate in (11_025, 44_100, 48_000):
+        for source in ((tone(rate), rate), wav(tone(rate), rate)):
+            found = encoder.encode_audio(source)
+            assert float((found @ expected.T).item()) > 0.999
+            assert np.abs(found - expected).max() < 0.2 * np.abs(other - expected).max()
+
+
+def test_channels_of_an_array_are_refused_and_those_of_a_file_averaged(
+    encoder: DualEncoder,
+) -> None:
+    rng = np.random.default_rng(0)
+    channels = (rng.standard_normal((CLAP_RATE // 2, 3)) * 0.1).astype(np.float32)
+    for array in (channels, channels.T):
+        with pytest.raises(ShapeError, match=r"one channel\. Average the channels"):
+            encoder.encode_audio((array, CLAP_RATE))
+    mean = encoder.encode_audio((channels.mean(axis=1), CLAP_RATE))
+    np.testing.assert_allclose(encoder.encode_audio(wav(channels, CLAP_RATE)), mean, atol=2e-3)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_audio_that_is_not_finite_is_refused(encoder: DualEncoder, broken: float) -> None:
+    sound = np.zeros(CLAP_RATE, np.float32)
+    sound[7] = broken
+    with pytest.raises(AudioError, match="NaN or infinite samples"):
+        encoder.encode_audio((sound, CLAP_RATE))
+    fine = (np.ones(CLAP_RATE, np.float32) * 0.1, CLAP_RATE)
+    with pytest.raises(AudioError, match=r"^audio\[1\]: .*NaN or infinite"):
+        encoder.encode_audio([fine, (sound, CLAP_RATE)])
+
+
+def test_silence_embeds_as_with_transformers(encoder: DualEncoder, clap_folder: Path) -> None:
+    silence = np.zeros(CLAP_RATE // 2, np.float32)
+    found = encoder.encode_audio((silence, CLAP_RATE))
+    np.testing.assert_allclose(found, reference_audio(clap_folder, [silence]), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found), 1, rtol=1e-5)
+    tone = (np.sin(np.arange(CLAP_RATE) * 0.3).astype(np.float32), CLAP_RATE)
+    together = encoder.encode_audio([(silence, CLAP_RATE), tone])
+    np.testing.assert_allclose(together[:1], found, atol=1e-5)
+    np.testing.assert_allclose(together[1:], encoder.encode_audio(tone), atol=1e-5)
 
 
 def test_the_bundle_is_verified_and_judged_on_retrieval(clap_bundle: Path) -> None:
