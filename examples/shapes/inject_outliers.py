@@ -1,4 +1,4 @@
-"""Give a CLIP or an OWL-ViT large activation outliers without changing what it computes.
+"""Give a CLIP, an OWL-ViT or a CLAP large activation outliers without changing what it computes.
 
     python examples/shapes/inject_outliers.py examples/shapes/clip examples/shapes/clip-outliers
 
@@ -44,6 +44,15 @@ _OWL = (
     ),
 )
 """Of each tower: its name, its last LayerNorm, and the linear layers that read it."""
+_CLAP = (
+    ("layernorm_before", tuple(f"attention.self.{name}" for name in ("query", "key", "value"))),
+    ("layernorm_after", ("intermediate.dense",)),
+    ("downsample.norm", ("downsample.reduction",)),
+    ("attention.self.value", ("attention.output.dense",)),
+    ("linear1", ("linear2",)),
+)
+"""Layers of a CLAP, and the linear layers that alone read them; a ReLU between lets factors pass.
+The LayerNorms of its text tower are not among them: RoBERTa adds what they return to its input."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,7 +63,7 @@ def with_outliers(
     """Return weights of the same function whose activations have outliers.
 
     Args:
-        weights: State of a ``CLIPModel`` or an ``OwlViTForObjectDetection``, float32.
+        weights: State of a ``CLIPModel``, ``OwlViTForObjectDetection`` or ``ClapModel``, float32.
         channels: How many channels a tower's LayerNorm outputs, and its values, blow up. The
             LayerNorms of one tower share them, as the residual channels of real checkpoints do.
         factor: How far; a power of two, so that float32 loses nothing.
@@ -67,6 +76,9 @@ def with_outliers(
         raise ValueError(f"factor {factor} is not a power of two; rounding would change the model")
     changed = {name: tensor.clone() for name, tensor in weights.items()}
     rng = np.random.default_rng(seed)
+    if "audio_projection.linear1.weight" in weights:
+        _scale_clap(changed, rng, channels, factor)
+        return changed
     for tower, norm, projections in _OWL if "box_head.dense0.weight" in weights else _CLIP:
         chosen = _choose(rng, len(_get(changed, f"{norm}.weight")), channels)
         _scale_norm(changed, norm, projections, chosen, factor)
@@ -79,6 +91,15 @@ def with_outliers(
             _scale_rows(changed, f"{attention}.v_proj", values, factor)
             _get(changed, f"{attention}.out_proj.weight")[:, values] /= factor
     return changed
+
+
+def _scale_clap(weights: Tensors, rng: np.random.Generator, channels: int, factor: float) -> None:
+    for name in sorted(weights):
+        for writer, readers in _CLAP:
+            if name.endswith(f".{writer}.weight"):
+                layer = name.removesuffix(f"{writer}.weight")
+                chosen = _choose(rng, len(weights[name]), channels)
+                _scale_norm(weights, layer + writer, [layer + r for r in readers], chosen, factor)
 
 
 def convert_folder(source: Path, target: Path, *, channels: int, factor: float, seed: int) -> None:
@@ -126,7 +147,7 @@ def _get(weights: Tensors, name: str) -> torch.Tensor:
         return weights[name]
     except KeyError:
         raise ValueError(
-            f"no tensor {name!r}: is this the state of a CLIPModel or an OWL-ViT?"
+            f"no tensor {name!r}: is this the state of a CLIPModel, an OWL-ViT or a CLAP?"
         ) from None
 
 
