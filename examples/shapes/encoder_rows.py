@@ -115,15 +115,15 @@ def calibration_scenes(work: Path, name: str) -> tuple[Path, Path]:
 
 
 def caught(report: ConversionReport, variant: str) -> bool:
-    """Return whether a conversion found a variant's loss, and made it no role's default."""
-    losses = [
-        drop.value
+    """Return whether a conversion found a variant's loss, and did not make it the default there."""
+    bad = {
+        line.role
         for line in report.variants
         if line.variant == variant and line.quality is not None
         for drop in line.quality.drops.values()
-    ]
-    defaults = {default.variant for default in report.defaults.values()}
-    return max(losses, default=0.0) > LARGEST_LOSS and variant not in defaults
+        if drop.value > LARGEST_LOSS
+    }
+    return bool(bad) and all(report.defaults[role].variant != variant for role in bad)
 
 
 def clip_rows(seed: int, count: int, work: Path) -> list[Row]:
