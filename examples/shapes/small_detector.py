@@ -226,5 +226,5 @@ def to_pixels(images: npt.NDArray[np.uint8]) -> torch.Tensor:
     processor = image_processor()
     mean = torch.tensor(processor.image_mean, dtype=torch.float32)
     std = torch.tensor(processor.image_std, dtype=torch.float32)
-    scaled = (torch.from_numpy(images).float() / 255.0 - mean) / std
+    scaled = (torch.tensor(images).float() / 255.0 - mean) / std
     return scaled.permute(0, 3, 1, 2).contiguous()

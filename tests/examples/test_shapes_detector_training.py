@@ -62,7 +62,7 @@ def test_a_mirrored_image_has_mirrored_boxes(tmp_path: Path) -> None:
     assert 0 < turned.sum() < 8
     mirrored = plain[..., [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
     assert np.abs((boxes - mirrored)[turned][real[turned]]).max() < 1e-6
-    unturned = to_pixels(np.array(data.pixels))
+    unturned = to_pixels(data.pixels)
     for row, each in enumerate(turned):
         assert torch.equal(pixels[row], unturned[row].flip(-1) if each else unturned[row])
 
