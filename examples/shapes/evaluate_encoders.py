@@ -16,10 +16,12 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from detector_rows import detector_rows
 from encoder_rows import Row, clip_rows
 
 MODELS: Mapping[str, Callable[[int, int, Path], list[Row]]] = {
     "clip": clip_rows,
+    "detector": detector_rows,
 }
 """Of each model, the function of seed, count and work folder that measures it."""
 

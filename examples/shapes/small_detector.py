@@ -73,7 +73,8 @@ def _start_heads(model: OwlViTForObjectDetection) -> None:
 
 def image_processor() -> OwlViTImageProcessorPil:
     """Return the preprocessing that goes with the model: OWL-ViT's own at 64 pixels."""
-    return OwlViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return OwlViTImageProcessorPil(size=side, crop_size=side)
 
 
 def patch_states(
