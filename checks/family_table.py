@@ -31,6 +31,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "converters")]
 # What writes tiny models for the tests.
 tiny_bert_text: Any = importlib.import_module("models.tiny_bert_text")
 tiny_models: Any = importlib.import_module("models.tiny_models")
+tiny_naflex: Any = importlib.import_module("models.tiny_naflex")
 tiny_video: Any = importlib.import_module("models.tiny_video")
 open_clip_cases: Any = importlib.import_module("families.open_clip_cases")
 
@@ -58,6 +59,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "rt_detr": tiny_models.write_rt_detr,
     "sentence_transformers": tiny_models.write_sentence_transformer,
     "siglip": tiny_models.write_siglip,
+    "siglip2": tiny_naflex.write_naflex,
     "vit": tiny_models.write_vit,
     "xclip": tiny_video.write_xclip,
 }

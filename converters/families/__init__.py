@@ -34,6 +34,7 @@ FAMILIES: dict[str, str] = {
     "rt_detr": "mmedge.converters.families.rt_detr:FAMILY",
     "sentence_transformers": "mmedge.converters.families.sentence_transformers:FAMILY",
     "siglip": "mmedge.converters.families.siglip:FAMILY",
+    "siglip2": "mmedge.converters.families.siglip:NAFLEX",
     "vit": "mmedge.converters.families.vit:FAMILY",
     "xclip": "mmedge.converters.families.xclip:FAMILY",
 }

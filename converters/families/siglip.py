@@ -1,4 +1,4 @@
-"""SigLIP: sigmoid scores, text of fixed length pooled at the last token (Zhai et al., 2023)."""
+"""SigLIP, SigLIP 2: sigmoid scores, text pooled at its last token (Zhai et al., 2023)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.loading import read_part
+from mmedge.converters.families.naflex import naflex_role
 from mmedge.converters.families.towers import ImageTextFamily, TextEncoder, Tower, text_role
+from mmedge.converters.sources.config import Fields
+from mmedge.converters.sources.reference_processors import read_patch_preprocessing
 from mmedge.converters.sources.sentencepiece import is_sentencepiece, unigram_json
 from mmedge.converters.sources.source import Source
 from mmedge.converters.sources.tokenizer import (
@@ -16,8 +19,9 @@ from mmedge.converters.sources.tokenizer import (
     tokenizer_fields,
 )
 from mmedge.preprocess.config import ImageConfig, TextConfig
+from mmedge.preprocess.steps import MAX_PATCHES
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "NAFLEX"]
 
 _MASK = "attention_mask"
 
@@ -29,11 +33,10 @@ class Siglip(ImageTextFamily):
 
     def model_class(self, source: Source) -> str | None:
         """Return the class of one tower."""
-        towers = {
-            "siglip_vision_model": "SiglipVisionModel",
-            "siglip_text_model": "SiglipTextModel",
-        }
-        return towers.get(source.model_type)
+        if source.model_type == self.name:
+            return None
+        part = "Vision" if self._has(source, "vision") else "Text"
+        return f"{self.name.capitalize()}{part}Model"
 
     def dim(self, model: Any) -> int:  # noqa: ANN401, transformers is untyped
         """Return the width of the vision tower, which the text head projects to."""
@@ -50,9 +53,7 @@ class Siglip(ImageTextFamily):
 
     def image_config(self, source: Source) -> ImageConfig:
         """Return the source's own preprocessing."""
-        vision = read_part(source, "vision_config")
-        if vision.values.get("vision_use_head", True) is not True:
-            raise vision.error("vision_use_head", "true: the head's output is the embedding")
+        _check_head(read_part(source, "vision_config"))
         return super().image_config(source)
 
     def text_config(self, source: Source, tokenizer: Any) -> TextConfig:  # noqa: ANN401
@@ -89,4 +90,32 @@ class Siglip(ImageTextFamily):
         )
 
 
+class Naflex(Siglip):
+    """SigLIP 2 NaFlex: images as patches of a budget, at about their own aspect ratio."""
+
+    name = "siglip2"
+
+    def image_config(self, source: Source) -> ImageConfig:
+        """Return the source's own preprocessing, with the budget of its processor."""
+        vision = read_part(source, "vision_config")
+        _check_head(vision)
+        size = vision.integer("patch_size", 1, 1 << 10)
+        return read_patch_preprocessing(source, size, MAX_PATCHES)
+
+    def image_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
+        """Return the image tower, its positions interpolated to each image's patches."""
+        processor = self.image_config(source)
+        return Tower(
+            role=lambda: naflex_role(model, processor, dim),
+            processor=processor,
+            reference=getattr(model, "get_image_features", model.forward),
+        )
+
+
+def _check_head(vision: Fields) -> None:
+    if vision.values.get("vision_use_head", True) is not True:
+        raise vision.error("vision_use_head", "true: the head's output is the embedding")
+
+
 FAMILY = Siglip()
+NAFLEX = Naflex()

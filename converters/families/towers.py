@@ -115,7 +115,7 @@ class ImageTextFamily(ABC):
         dim = self.dim(untyped)
         towers = {}
         if self._has(source, "vision"):
-            towers[Modality.IMAGE] = self._image_tower(source, untyped, dim)
+            towers[Modality.IMAGE] = self.image_tower(source, untyped, dim)
         if self._has(source, "text"):
             towers[Modality.TEXT] = self.text_tower(source, untyped, dim)
         return dual_encoder(towers, dim, self.head(untyped) if len(towers) > 1 else None)
@@ -148,7 +148,8 @@ class ImageTextFamily(ABC):
     def _has(self, source: Source, part: str) -> bool:
         return source.model_type in {self.name, f"{self.name}_{part}_model"}
 
-    def _image_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
+    def image_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
+        """Return the image tower, of one resolution."""
         config = getattr(model.config, "vision_config", model.config)
         return Tower(
             role=lambda: image_role(_ImageEncoder(model), config, dim),

@@ -51,7 +51,8 @@ _PROCESSOR = {
     "crop_size", "data_format", "do_center_crop", "do_convert_rgb", "do_normalize", "do_pad",
     "do_rescale", "do_resize", "feature_extractor_type", "image_mean", "image_processor_type",
     "image_std", "input_data_format", "model_input_names", "pad_size", "resample",
-    "rescale_factor", "size", "crop_pct", "include_top", "rescale_offset",
+    "rescale_factor", "size", "crop_pct", "include_top", "rescale_offset", "max_num_patches",
+    "patch_size",
     # Audio.
     "chunk_length", "chunk_length_s", "dither", "feature_size", "fft_window_size",
     "frequency_max", "frequency_min",

@@ -24,13 +24,24 @@ from mmedge.preprocess.config import (
     TextConfig,
     VideoConfig,
 )
-from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Pad, Rescale, Resize
+from mmedge.preprocess.steps import (
+    Crop,
+    Decode,
+    ImageStep,
+    Normalize,
+    Pad,
+    Patches,
+    Rescale,
+    Resize,
+)
+from mmedge.specs import Array
 
 __all__ = [
     "check_image_preprocessing",
     "check_text_preprocessing",
     "check_video_preprocessing",
     "read_image_preprocessing",
+    "read_patch_preprocessing",
     "reference_inputs",
 ]
 
@@ -93,6 +104,34 @@ def read_image_preprocessing(source: Source, side: int | None) -> ImageConfig:
         steps.append(Rescale(factor=settings.number("rescale_factor", 1e-6, 1e3)))
     steps += _read_normalize(settings)
     return ImageConfig(steps=tuple(steps))
+
+
+def read_patch_preprocessing(source: Source, size: int, most: int) -> ImageConfig:
+    """Freeze the Pillow image processor of SigLIP 2 NaFlex: patches of a budget.
+
+    Args:
+        source: The original.
+        size: Height and width of a patch that the model takes.
+        most: Largest budget.
+
+    Raises:
+        SourceError: If it is missing, or its patches or budget are not such.
+    """
+    values = _load_image_processor(source).to_dict()
+    settings = Fields(source.folder / _FILE, values)
+    if not settings.flag("do_resize"):
+        raise settings.error("do_resize", "true: patches need sides that they divide")
+    if settings.integer("patch_size", 1, 1 << 10) != size:
+        raise settings.error("patch_size", f"{size}, the patch_size of the model")
+    patches = Patches(
+        size=size,
+        count=settings.integer("max_num_patches", 1, most),
+        resample=settings.choice("resample", _RESAMPLE),
+    )
+    steps: list[ImageStep] = [Decode(), patches]
+    if settings.flag("do_rescale"):
+        steps.append(Rescale(factor=settings.number("rescale_factor", 1e-6, 1e3)))
+    return ImageConfig(steps=(*steps, *_read_normalize(settings)))
 
 
 def _read_normalize(settings: Fields) -> list[ImageStep]:
@@ -197,7 +236,7 @@ def check_image_preprocessing(source: Source, config: ImageConfig, folder: Path)
     Raises:
         ExportError: If a pixel differs by more than one step of uint8.
     """
-    _check_frames(source, config, lambda given: given["pixel_values"])
+    _check_frames(source, config, lambda given: given)
 
 
 def check_video_preprocessing(source: Source, config: VideoConfig, folder: Path) -> None:  # noqa: ARG001
@@ -206,7 +245,8 @@ def check_video_preprocessing(source: Source, config: VideoConfig, folder: Path)
     Raises:
         ExportError: If a pixel differs by more than one step of uint8.
     """
-    _check_frames(source, config.image, lambda given: given["pixel_values"][0])
+    name = config.input
+    _check_frames(source, config.image, lambda given: {name: given[name][0]})
 
 
 def _check_frames(source: Source, config: ImageConfig, shown: Callable[[Any], Any]) -> None:
@@ -222,20 +262,28 @@ def _check_frames(source: Source, config: ImageConfig, shown: Callable[[Any], An
         images[-1].putalpha(Image.linear_gradient("L").resize(images[-1].size))
     for (height, width), image in zip(_PROBE_SIZES, images, strict=True):
         with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
-            expected = np.asarray(shown(reference(image, return_tensors="np")))
-        got = ours([image])[config.input]
-        if got.shape != expected.shape:
-            raise ExportError(
-                f"{source.name}: a {width}x{height} image becomes {got.shape}, with transformers "
-                f"{expected.shape}. The preprocessing cannot be frozen."
-            )
-        error = float(np.abs(got - expected).max())
-        if not error <= allowed:
-            raise ExportError(
-                f"{source.name}: a {width}x{height} image differs from transformers' by "
-                f"{error:.3g} after preprocessing, {allowed:.3g} is allowed. The preprocessing "
-                "cannot be frozen."
-            )
+            given = shown(reference(image, return_tensors="np"))
+        for name, got in ours([image]).items():
+            _compare(source, f"{width}x{height}", got, np.asarray(given[name]), allowed)
+
+
+def _compare(source: Source, shown: str, got: Array, expected: Array, allowed: float) -> None:
+    """Check what an image becomes.
+
+    Raises:
+        ExportError: If a value differs by more than is allowed.
+    """
+    if got.shape != expected.shape:
+        raise ExportError(
+            f"{source.name}: a {shown} image becomes {got.shape}, with transformers "
+            f"{expected.shape}. The preprocessing cannot be frozen."
+        )
+    error = float(np.abs(got - expected).max())
+    if not error <= allowed:
+        raise ExportError(
+            f"{source.name}: a {shown} image differs from transformers' by {error:.3g} after "
+            f"preprocessing, {allowed:.3g} is allowed. The preprocessing cannot be frozen."
+        )
 
 
 def _composes_on_white(reference: Any) -> bool:  # noqa: ANN401, transformers is untyped

@@ -13,7 +13,7 @@ from mmedge.preprocess.cleaning import CLEANING_WORDS
 from mmedge.preprocess.config import ImageConfig, TextConfig
 from mmedge.preprocess.decode import decode_image
 from mmedge.preprocess.image import ImageProcessor
-from mmedge.preprocess.steps import Crop, Decode, ImageStep, Pad, Rescale, Resize
+from mmedge.preprocess.steps import Crop, Decode, ImageStep, Pad, Patches, Rescale, Resize
 from mmedge.preprocess.text import TextProcessor
 from mmedge.specs import Array
 
@@ -36,6 +36,9 @@ _TEXTS = (
 )
 
 
+_LAID_OUT = "Lay out as (batch, 3, height, width): all R, then all G, then all B, row by row."
+
+
 def describe_images(config: ImageConfig, folder: ExportFolder) -> ImageSteps:
     """Describe how images become the graph's input, and write an example of it.
 
@@ -47,12 +50,13 @@ def describe_images(config: ImageConfig, folder: ExportFolder) -> ImageSteps:
     frame = example_frame(*(processor.output_size or (64, 64)))
     resized = processor.resize(decode_image(frame))
     tensor = processor([frame])[config.input]
+    patches = config.find(Patches)
     place = f"{VECTORS}/image"
     return ImageSteps(
         config=config,
         words=(
             *map(_words, config.steps),
-            "Lay out as (batch, 3, height, width): all R, then all G, then all B, row by row.",
+            _LAID_OUT if patches is None else _cut_words(config.input, patches),
         ),
         example=ImageExample(
             frame=write_raw(folder, f"{place}/frame.bin", "frame", frame),
@@ -116,6 +120,13 @@ def _words(step: ImageStep) -> str:
             f"orientation of a file. {alpha}; repeat greyscale three times."
             f"{draft * step.jpeg_draft}"
         )
+    if isinstance(step, Patches):
+        return (
+            f"Resize to rows * {step.size} by columns * {step.size} with Pillow's {step.resample} "
+            f"filter, {_KERNELS[step.resample]}, where rows = max(ceil(height * scale / "
+            f"{step.size}), 1), columns likewise, and scale is the largest, to 1e-5, at which rows "
+            f"* columns is {step.count} or less."
+        )
     if isinstance(step, Pad):
         return "Pad with black to a square, at the right or the bottom; boxes are parts of it."
     if isinstance(step, Resize):
@@ -135,6 +146,14 @@ def _words(step: ImageStep) -> str:
     if isinstance(step, Rescale):
         return f"Multiply every value by {step.factor!r}, giving float32."
     return f"In float32, for each of R, G, B: subtract {step.mean!r}, then divide by {step.std!r}."
+
+
+def _cut_words(name: str, step: Patches) -> str:
+    return (
+        f"Cut into patches of {step.size} x {step.size}, row by row, each pixel by pixel as R, G, "
+        f"B: {name} (batch, {step.count}, {3 * step.size**2}), zeros behind the last patch; "
+        f"{step.shapes} (batch, 2) int64 takes rows and columns."
+    )
 
 
 def _resize_words(resize: Resize) -> str:

@@ -299,13 +299,13 @@ class Detector(Model):
         if several is None:  # one image, named without a position
             image = processor.decode(cast(ImageSource, images))
             frames.append(frame_size(image))
-            batches: Iterable[Array] = [processor([image])[processor.config.input]]
+            batches: Iterable[Mapping[str, Array]] = [processor([image])]
         else:
             batches = image_batches(several, processor, batch_size, frames=frames)
         done = 0
         for batch in batches:
-            outputs = self._run(role, {processor.config.input: batch})
-            for row in range(len(batch)):
+            outputs = self._run(role, batch)
+            for row in range(len(batch[processor.config.input])):
                 yield {name: array[row] for name, array in outputs.items()}, frames[done]
                 done += 1
 

@@ -163,13 +163,14 @@ class EmbeddingModel(EncodingModel):
             yield self._run(role, processor([cast(ImageSource, images)]))
             return
         if isinstance(several, np.ndarray) and several.dtype != np.uint8:
-            ready = preprocessed_batches(several, size)
+            arrays = preprocessed_batches(several, size)
+            ready = ({processor.config.input: batch} for batch in arrays)
         else:
             sources = [cast(ImageSource, images)] if several is None else several
             ready = image_batches(sources, processor, size, skipped, batches_ahead=self._ahead)
         with closing(ready) as batches:
             for batch in batches:
-                yield self._run(role, {processor.config.input: batch})
+                yield self._run(role, batch)
 
     def extract(
         self,
@@ -259,7 +260,9 @@ class EmbeddingModel(EncodingModel):
         bad_ones = skipped if skip_bad else None
         ready = image_batches(sources, processor, size, bad_ones, batches_ahead=self._ahead)
         with closing(ready) as batches:
-            embeddings = self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
+            embeddings = self._joined(
+                [self._rows(Modality.IMAGE, batch) for batch in batches], Modality.IMAGE
+            )
         bad = {image.position for image in skipped}
         kept = tuple(name for position, name in enumerate(names) if position not in bad)
         return EncodedFiles(embeddings, kept, tuple(skipped))
@@ -301,7 +304,9 @@ class EmbeddingModel(EncodingModel):
         size = self._batch_size(self._role(Modality.IMAGE), batch_size)
         crops = Crops(processor.decode(image, whole=True), boxes)
         with closing(image_batches(crops, processor, size, batches_ahead=self._ahead)) as batches:
-            return self._joined([self._run_image(batch) for batch in batches], Modality.IMAGE)
+            return self._joined(
+                [self._rows(Modality.IMAGE, batch) for batch in batches], Modality.IMAGE
+            )
 
     def encode_text(
         self,
@@ -429,5 +434,5 @@ class EmbeddingModel(EncodingModel):
             return None
         return encoder_stages(whole, self._processor(role), self._session(role), sample)
 
-    def _run_image(self, tensor: Float32Array, output: int = 0) -> Float32Array:
-        return self._rows(Modality.IMAGE, {self.image_processor.config.input: tensor}, output)
+    def _run_image(self, batch: Mapping[str, Array]) -> Float32Array:
+        return self._rows(Modality.IMAGE, batch)

@@ -46,11 +46,12 @@ def _image_stages(
 ) -> Stages:
     image = processor.decode(sample)
     frames = processor.resize(image)[None]
-    ready = _converted({processor.config.input: processor.normalize(frames)}, session)
+    ready = _converted(processor([image]), session)
+    whole_size = len(processor.config.inputs) == 1
     parts = (
         lambda: processor.decode(sample),
         lambda: processor.resize(image),
-        lambda: processor.normalize(frames),
+        lambda: processor.normalize(frames) if whole_size else processor.cut(frames),
         lambda: session.run(ready),
     )
     shown = f"{image.width}x{image.height} image"

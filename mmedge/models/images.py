@@ -32,7 +32,7 @@ __all__ = ["checked_paths", "image_batches", "image_sources", "preprocessed_batc
 ResultT = TypeVar("ResultT")
 
 # An image prepared, or why it cannot be used; its path; width and height of its frame.
-_Prepared: TypeAlias = tuple[Float32Array | InputError, str, tuple[int, int] | None]
+_Prepared: TypeAlias = tuple[dict[str, Array] | InputError, str, tuple[int, int] | None]
 
 _MAX_HELD_BYTES = 1 << 26  # of a file that is read before its turn
 
@@ -97,7 +97,7 @@ def image_batches(
     *,
     batches_ahead: int = 1,
     frames: list[tuple[int, int]] | None = None,
-) -> Generator[Float32Array, None, None]:
+) -> Generator[dict[str, Array], None, None]:
     """Prepare images, batch by batch, in threads while the caller encodes.
 
     Args:
@@ -110,15 +110,14 @@ def image_batches(
         frames: Takes width and height of each image that is not skipped, before its batch.
 
     Yields:
-        (n, 3, h, w) float32 with n <= batch_size. One buffer serves every batch: each is
-        overwritten by the next. Closing the generator ends the threads.
+        The graph's inputs by name, of n <= batch_size images. One buffer serves every batch: each
+        is overwritten by the next. Closing the generator ends the threads.
 
     Raises:
         InputError: If an image cannot be used; its position is named.
     """
-    size = processor.output_size
     # Without a common size every image is its own batch.
-    buffer = None if size is None else np.empty((batch_size, 3, *size), np.float32)
+    buffers = processor.buffers(batch_size)
     filled = 0
     threads = worker_threads(sources)
     plain = (partial(_prepare, processor, source, _path(source)) for source in sources)
@@ -131,16 +130,17 @@ def image_batches(
                 if skipped is None or not isinstance(prepared, ImageError):
                     raise type(prepared)(f"images[{position}]: {prepared}") from prepared
                 skipped.append(Skipped(position, path, str(prepared)))
-            elif buffer is None:
+            elif buffers is None:
                 yield prepared
             else:
-                buffer[filled] = prepared[0]
+                for name, buffer in buffers.items():
+                    buffer[filled] = prepared[name][0]
                 filled += 1
                 if filled == batch_size:
-                    yield buffer
+                    yield buffers
                     filled = 0
-    if buffer is not None and filled:
-        yield buffer[:filled]
+    if buffers is not None and filled:
+        yield {name: buffer[:filled] for name, buffer in buffers.items()}
 
 
 def _path(source: ImageSource) -> str:
@@ -151,7 +151,7 @@ def _prepare(processor: ImageProcessor, source: ImageSource, path: str) -> _Prep
     """Prepare an image."""
     try:
         image = processor.decode(source)
-        return processor([image])[processor.config.input], path, frame_size(image)
+        return processor([image]), path, frame_size(image)
     except InputError as error:
         return error, path, None
 

@@ -17,6 +17,7 @@ from mmedge.preprocess.steps import (
     LogMel,
     Normalize,
     Pad,
+    Patches,
     Rescale,
     Resize,
     Step,
@@ -35,16 +36,16 @@ _Step = TypeVar("_Step", bound=Step)
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 _Input: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 
-_IMAGE_ORDER = (Decode, Pad, Resize, Crop, Rescale, Normalize)
+_IMAGE_ORDER = (Decode, Pad, Resize, Crop, Patches, Rescale, Normalize)
 
 
 class ImageConfig(BaseModel):
-    """From an image to `(batch, 3, height, width)` float32.
+    """From an image to `(batch, 3, height, width)` float32, or to patches: see Patches.
 
     Attributes:
         input: Graph input that takes the tensor.
         steps: Decode, then at most one each of pad, resize, crop, rescale and normalize, in this
-            order.
+            order; patches stands in place of pad, resize and crop.
     """
 
     model_config = _FROZEN
@@ -64,6 +65,8 @@ class ImageConfig(BaseModel):
         smooth = resize is not None and resize.resample == "gaussian"
         if (smooth and self.find(Crop)) or (self.find(Pad) and not smooth):
             raise ValueError("pad goes with a gaussian resize, and that without a crop")
+        if self.find(Patches) and (resize or self.find(Pad) or self.find(Crop)):
+            raise ValueError("patches go without pad, resize and crop")
         return self
 
     def find(self, kind: builtins.type[_Step]) -> _Step | None:
@@ -73,7 +76,8 @@ class ImageConfig(BaseModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Graph inputs made by the processor."""
-        return (self.input,)
+        patches = self.find(Patches)
+        return (self.input,) if patches is None else (self.input, patches.shapes)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -234,7 +238,8 @@ class VideoConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_steps(self) -> VideoConfig:
-        _ = self.image
+        if len(self.image.inputs) > 1:
+            raise ValueError("patches of frames; expected resize and crop")
         return self
 
     @property

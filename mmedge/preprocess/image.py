@@ -20,7 +20,17 @@ from mmedge.preprocess.decode import (
     decode_image,
     is_image_source,
 )
-from mmedge.preprocess.steps import Alpha, Crop, Decode, Normalize, Pad, Rescale, Resize
+from mmedge.preprocess.patches import cut, patch_grid
+from mmedge.preprocess.steps import (
+    Alpha,
+    Crop,
+    Decode,
+    Normalize,
+    Pad,
+    Patches,
+    Rescale,
+    Resize,
+)
 from mmedge.preprocess.zoom import gaussian_resize
 from mmedge.specs import Array, Float32Array, Modality
 
@@ -56,6 +66,7 @@ class ImageProcessor:
         decode = config.find(Decode) or Decode()
         self._alpha, self._draft = decode.alpha, decode.jpeg_draft
         self._resize, self._crop = config.find(Resize), config.find(Crop)
+        self._patches = config.find(Patches)
         self._fill = 0 if self._crop is None else self._crop.fill
         self._smooth = self._resize is not None and self._resize.resample == "gaussian"
         # A JPEG of twice the size gives the same output as the whole one: a cosine of 1.0000.
@@ -147,6 +158,11 @@ class ImageProcessor:
         if self._smooth and self._resize is not None:
             height, width = self._resize.height, self._resize.width
             return gaussian_resize(np.asarray(image), height, width, square=self.pads)
+        if self._patches is not None:
+            step = self._patches
+            rows, columns = patch_grid(step, *image.size)
+            shown = image.resize((columns * step.size, rows * step.size), _RESAMPLE[step.resample])
+            return np.asarray(shown)
         size = image.size if self._resize is None else _resized(self._resize, image.size)
         box = (0, 0, *size)
         if self._crop is not None:
@@ -196,7 +212,8 @@ class ImageProcessor:
             items: Images, or an array of frames (N, H, W, 3) uint8.
 
         Returns:
-            (N, 3, h, w) float32, C-contiguous, by the configured input.
+            (N, 3, h, w) float32, C-contiguous, by the configured input; for patches, (N, count,
+            values) float32, and (N, 2) int64 by the input of their rows and columns.
 
         Raises:
             InputError: If an image cannot be used (ImageError, ShapeError, DTypeError; see
@@ -209,6 +226,8 @@ class ImageProcessor:
             self.into(items, out)
             return {self.config.input: out}
         frames = [self._frame(image, _place(items, i)) for i, image in enumerate(items)]
+        if self._patches is not None:
+            return self.cut(frames)
         sizes = {frame.shape[:2] for frame in frames}
         if len(sizes) != 1:
             raise ShapeError(
@@ -216,6 +235,32 @@ class ImageProcessor:
                 "neither resizes nor crops to one size. Pass them one by one."
             )
         return {self.config.input: self.normalize(np.stack(frames))}
+
+    def cut(self, frames: Sequence[Array]) -> dict[str, Array]:
+        """Normalise frames of several sizes, as `resize` returns them, and cut them into patches.
+
+        Returns:
+            By graph input: see __call__.
+
+        Raises:
+            InputError: If the model takes no patches.
+        """
+        step = self._patches
+        if step is None:
+            raise InputError("Patches: the model takes images of one size. Use normalize.")
+        made = [cut(step, self.normalize(frame[None])[0]) for frame in frames]
+        patches, shapes = (np.stack(arrays) for arrays in zip(*made, strict=True))
+        return {self.config.input: patches, step.shapes: shapes}
+
+    def buffers(self, count: int) -> dict[str, Array] | None:
+        """Return empty arrays for `count` images by graph input, None if sizes vary."""
+        step, size = self._patches, self.output_size
+        if step is not None:
+            values = np.empty((count, step.count, 3 * step.size**2), np.float32)
+            return {self.config.input: values, step.shapes: np.empty((count, 2), np.int64)}
+        if size is None:
+            return None
+        return {self.config.input: np.empty((count, 3, *size), np.float32)}
 
     def into(self, images: Sequence[ImageSource], out: Float32Array) -> None:
         """Prepare images into a buffer, such as an input of `Session.bind`.
@@ -228,6 +273,8 @@ class ImageProcessor:
             InputError: As for a call, and if `out` does not fit.
         """
         _check_is_sequence(images)
+        if self._patches is not None:
+            raise InputError("Output buffer: the model takes patches. Call the processor instead.")
         if out.dtype != np.float32:
             raise DTypeError(f"Output buffer: got dtype {out.dtype.name}, expected float32.")
         if out.ndim != 4 or out.shape[:2] != (len(images), 3):

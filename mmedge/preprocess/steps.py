@@ -16,6 +16,7 @@ __all__ = [
     "LogMel",
     "Normalize",
     "Pad",
+    "Patches",
     "Resample",
     "Rescale",
     "Resize",
@@ -24,6 +25,9 @@ __all__ = [
 
 MAX_AREA = 1 << 26
 """Largest height x width of a step's output: 192 MiB of RGB."""
+
+MAX_PATCHES = 1 << 14
+"""Largest budget of patches: attention grows with its square."""
 
 Alpha: TypeAlias = Literal["white", "drop"]
 Resample: TypeAlias = Literal[
@@ -118,6 +122,35 @@ class Crop(_Sized):
     fill: int = Field(ge=0, le=255, default=0)
 
 
+class Patches(Step):
+    """To patches, in place of resize and crop, as SigLIP 2 NaFlex takes them.
+
+    Here the image is resized, both sides to multiples of `size`, to the largest scale at which it
+    has `count` patches or fewer. After normalize it is cut: `(batch, count, size * size * 3)`,
+    patches row by row, each pixel by pixel as R, G, B, and zeros behind the last.
+
+    Attributes:
+        size: Height and width of a patch, in pixels.
+        count: Most patches of an image.
+        resample: Pillow's filter of that name, with its antialiasing.
+        shapes: Graph input that takes rows and columns of each image, `(batch, 2)` int64.
+    """
+
+    op: Literal["patches"] = "patches"
+    size: int = Field(ge=1, le=1024)
+    count: int = Field(ge=1, le=MAX_PATCHES)
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    shapes: str = Field(default="spatial_shapes", min_length=1, max_length=256)
+
+    @model_validator(mode="after")
+    def _check_area(self) -> Patches:
+        if self.count * self.size**2 > MAX_AREA:
+            raise ValueError(
+                f"{self.count} patches of {self.size} x {self.size} are more than {MAX_AREA} pixels"
+            )
+        return self
+
+
 class Rescale(Step):
     """From 0..255 to floats.
 
@@ -143,7 +176,7 @@ class Normalize(Step):
 
 
 ImageStep: TypeAlias = Annotated[
-    Decode | Pad | Resize | Crop | Rescale | Normalize, Field(discriminator="op")
+    Decode | Pad | Resize | Crop | Patches | Rescale | Normalize, Field(discriminator="op")
 ]
 
 
