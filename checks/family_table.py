@@ -33,6 +33,7 @@ tiny_bert_text: Any = importlib.import_module("models.tiny_bert_text")
 tiny_models: Any = importlib.import_module("models.tiny_models")
 tiny_naflex: Any = importlib.import_module("models.tiny_naflex")
 tiny_video: Any = importlib.import_module("models.tiny_video")
+tiny_eva_clip: Any = importlib.import_module("models.tiny_eva_clip")
 open_clip_cases: Any = importlib.import_module("families.open_clip_cases")
 
 PRECISIONS = ("fp16", "int8-dynamic")  # those that need no data
@@ -52,6 +53,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "clap": tiny_models.write_clap,
     "clip": tiny_models.write_clip,
     "dinov2": tiny_models.write_dinov2,
+    "eva_clip": tiny_eva_clip.write_eva_clip,
     "open_clip": _write_open_clip,
     "owlv2": partial(tiny_models.write_owl, second=True),
     "owlvit": tiny_models.write_owl,

@@ -25,6 +25,7 @@ FAMILIES: dict[str, str] = {
     "clap": "mmedge.converters.families.clap:FAMILY",
     "clip": "mmedge.converters.families.clip:FAMILY",
     "dinov2": "mmedge.converters.families.dinov2:FAMILY",
+    "eva_clip": "mmedge.converters.families.eva_clip:FAMILY",
     "metaclip_2": "mmedge.converters.families.clip:METACLIP_2",
     "onnx": "mmedge.converters.families.onnx_graph:FAMILY",
     "open_clip": "mmedge.converters.families.open_clip:FAMILY",
@@ -46,11 +47,13 @@ MODEL_TYPES: dict[str, tuple[str, ...]] = {
     ),
     "clip": ("clip", "clip_text_model", "clip_vision_model"),
     "dinov2": ("dinov2", "dinov2_with_registers",),
+    "eva_clip": (),  # `clip`, too: its class decides
     "metaclip_2": ("metaclip_2", "metaclip_2_text_model", "metaclip_2_vision_model"),
     "sentence_transformers": (
         "bert", "camembert", "distilbert", "modernbert", "mpnet", "roberta", "xlm-roberta",
     ),
     "siglip": ("siglip", "siglip_text_model", "siglip_vision_model"),
+    "siglip2": ("siglip2", "siglip2_text_model", "siglip2_vision_model"),
 }  # fmt: skip
 ENTRY_POINTS = "mmedge.families"
 """Entry-point group through which other packages offer families: name = "module:object"."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmedge.converters.families.clip_text import ClipFamily
+from mmedge.converters.sources.source import Source
 
 __all__ = ["FAMILY", "METACLIP_2"]
 
@@ -12,6 +13,10 @@ class Clip(ClipFamily):
 
     name = "clip"
     class_prefix = "CLIP"
+
+    def matches(self, source: Source) -> bool:
+        """Return whether a source is a CLIP; BAAI's EVA-CLIP says so too, and names its class."""
+        return super().matches(source) and source.config.get("architectures") != ["EvaCLIPModel"]
 
 
 class MetaClip2(ClipFamily):

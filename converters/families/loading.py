@@ -14,7 +14,14 @@ from mmedge.converters.sources.config import Fields, foreign_errors
 from mmedge.converters.sources.source import Source
 from mmedge.errors import SourceError
 
-__all__ = ["DUAL_ENCODER_TASK", "load_model", "read_architecture", "read_part"]
+__all__ = [
+    "DUAL_ENCODER_TASK",
+    "check_tensors",
+    "load_model",
+    "read_architecture",
+    "read_part",
+    "read_tensors",
+]
 
 # optimum's name for what dual encoders are loaded for.
 DUAL_ENCODER_TASK = "zero-shot-image-classification"
@@ -25,6 +32,7 @@ _CALL_OPTIONS = {"dtype", "output_attentions", "output_hidden_states", "return_d
 # Tied weights are stored once, and what is missing is reported after loading; beyond this factor
 # config.json is of another model.
 _LARGER = 4
+_LISTED = 8
 
 
 def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
@@ -161,4 +169,50 @@ def _check_complete(source: Source, report: Mapping[str, Any]) -> None:
         raise SourceError(
             f"{source.name}: the weights do not fit config.json: the checkpoint lacks {len(names)} "
             f"tensors ({listed}). Fetch weights and config.json of one revision."
+        )
+
+
+def read_tensors(source: Source) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors by name, as they are; for modules of mmedge.
+
+    Position ids of old releases are left out: they are counted.
+
+    Raises:
+        SourceError: If a file cannot be read, or a tensor is quantized.
+    """
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    with foreign_errors(f"{source.name}: its weights cannot be loaded", "Download them again."):
+        for path in source.weight_files:
+            weights.update(load_file(path))
+    weights = {k: v for k, v in weights.items() if not k.endswith("embeddings.position_ids")}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise SourceError(
+                f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
+                "weights are quantized: pass the model that they were made from."
+            )
+    return weights
+
+
+def check_tensors(source: Source, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Check that a checkpoint holds the model's tensors, in their shapes, and no others.
+
+    Raises:
+        SourceError: If not; the first are named.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = [f"{name} is missing" for name in expected if name not in weights]
+    found += [f"{name} is not in the model" for name in weights if name not in expected]
+    found += [
+        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if found:
+        more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        raise SourceError(
+            f"{source.name}: the weights do not fit {source.config_file}: "
+            f"{'; '.join(found[:_LISTED])}{more}. Fetch both files of one revision."
         )

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.base import ModelSpec, RoleSpec, TapPoint
+from mmedge.converters.families.loading import check_tensors, read_tensors
 from mmedge.converters.families.open_clip_config import (
     ModelConfig,
     Sides,
@@ -43,7 +44,7 @@ from mmedge.converters.families.towers import (
     seeded,
 )
 from mmedge.converters.sources.clip_bpe import clip_bpe_json
-from mmedge.converters.sources.config import Fields, foreign_errors
+from mmedge.converters.sources.config import Fields
 from mmedge.converters.sources.source import OPEN_CLIP, Source
 from mmedge.converters.sources.tokenizer import (
     backend_json,
@@ -68,7 +69,6 @@ _TEXT_KEYS = ("positional_embedding", "token_embedding", "transformer", "ln_fina
               "text_projection", "cls_emb")  # fmt: skip
 _INNER = "text.transformer."
 _USUAL_TOKENS = 16
-_LISTED = 8
 _BLOCKS = "tower.transformer.resblocks"  # of open_clip's own towers
 
 
@@ -121,7 +121,7 @@ class OpenClip:
         _read_tokenizer(source, config)
         model = _outline(source, config)
         weights = _read_weights(source, config)
-        _check_weights(source, model, weights)
+        check_tensors(source, model, weights)
         if isinstance(model.text, HuggingFaceTextTower):
             inner = [name for name in weights if name.startswith(_INNER)]
             model.text.load_transformer(
@@ -324,45 +324,15 @@ def _reads_true_length(text: TextConfig) -> bool:
 
 def _read_weights(source: Source, config: ModelConfig) -> dict[str, torch.Tensor]:
     """Return the checkpoint's tensors by the names of _DualEncoder, in fp32."""
-    from safetensors.torch import load_file
-
-    weights: dict[str, torch.Tensor] = {}
-    with foreign_errors(f"{source.name}: its weights cannot be loaded", "Download them again."):
-        for path in source.weight_files:
-            weights.update(load_file(path))
+    weights = read_tensors(source)
     flat = "positional_embedding" in weights  # class CLIP has the text tower's tensors at the top
     named: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
-        if name == "text.transformer.embeddings.position_ids":  # of old releases, computed since
-            continue
-        if not tensor.is_floating_point():
-            raise SourceError(
-                f"{source.name}: {name} is {tensor.dtype}, expected fp32, fp16 or bf16. The "
-                "weights are quantized: pass the model that they were made from."
-            )
         if config.decoder and name.startswith("text_decoder."):
             continue
         moved = flat and name.split(".", maxsplit=1)[0] in _TEXT_KEYS
         named[f"text.{name}" if moved else name] = tensor.float()
     return named
-
-
-def _check_weights(source: Source, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Check that the checkpoint holds the model's tensors, in their shapes, and no others."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = [f"{name} is missing" for name in expected if name not in weights]
-    found += [f"{name} is not in the model" for name in weights if name not in expected]
-    found += [
-        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if found:
-        more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        raise SourceError(
-            f"{source.name}: the weights do not fit {source.config_file}: "
-            f"{'; '.join(found[:_LISTED])}{more}. Fetch both files of one revision."
-        )
 
 
 def _image_role(module: nn.Module, config: ModelConfig) -> RoleSpec:

@@ -323,12 +323,14 @@ def _steps(config: ProcessorConfig) -> Iterator[str]:
 
 
 def _step(step: ImageStep) -> str:
-    from mmedge.preprocess.steps import Crop, Decode, Pad, Rescale, Resize
+    from mmedge.preprocess.steps import Crop, Decode, Pad, Patches, Rescale, Resize
 
     if isinstance(step, Decode):
         return "alpha on white" if step.alpha == "white" else "alpha dropped"
     if isinstance(step, Pad):
         return "pad to a square"
+    if isinstance(step, Patches):
+        return f"at most {step.count} patches of {step.size} x {step.size} ({step.resample})"
     if isinstance(step, Resize):
         exact = f"{step.height} x {step.width}"
         size = exact if step.mode == "exact" else f"shorter edge {step.height}"

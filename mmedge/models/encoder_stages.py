@@ -51,7 +51,7 @@ def _image_stages(
     parts = (
         lambda: processor.decode(sample),
         lambda: processor.resize(image),
-        lambda: processor.normalize(frames) if whole_size else processor.cut(frames),
+        lambda: processor.normalize(frames) if whole_size else processor.cut([*frames]),
         lambda: session.run(ready),
     )
     shown = f"{image.width}x{image.height} image"

@@ -29,26 +29,27 @@ LOG_MEL = {
     "norm": None,
     "log": "db",
 }
+IMAGE_STEPS: list[dict[str, Any]] = [
+    {"op": "decode"},
+    RESIZE,
+    {"op": "crop", "height": 6, "width": 7},
+    {"op": "rescale", "factor": 1 / 255},
+    NORMALIZE,
+]
+PATCHES = {"op": "patches", "size": 8, "count": 9, "resample": "bilinear"}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "image": {
-        "type": "image",
-        "steps": [
-            {"op": "decode"},
-            RESIZE,
-            {"op": "crop", "height": 6, "width": 7},
-            {"op": "rescale", "factor": 1 / 255},
-            NORMALIZE,
-        ],
-    },
+    "image": {"type": "image", "steps": IMAGE_STEPS},
     "text": {"type": "text", "max_length": 8, "padding": "longest", "pad_id": 0},
     "audio": {"type": "audio", "sampling_rate": 16_000, "steps": [LENGTH, LOG_MEL]},
     "vector": {"type": "vector", "input": "state", "size": 2, "mean": [1, 2], "std": [1, 2]},
+    "video": {"type": "video", "frames": 2, "steps": IMAGE_STEPS},
 }
 SAMPLES: dict[str, Any] = {
     "image": np.zeros((9, 9, 3), np.uint8),
     "text": "a photo",
     "audio": (np.zeros(2000, np.float32), 16_000),
     "vector": [3.0, 4.0],
+    "video": np.zeros((2, 9, 9, 3), np.uint8),
 }
 
 
@@ -104,6 +105,18 @@ REFUSED: list[tuple[str, tuple[str | int, ...], list[Any]]] = [
     ("image", ("steps", 1), [{**RESIZE, "mode": "shortest_edge", "width": 9}]),
     ("image", ("steps",), [[], [RESIZE], [{"op": "decode"}, {"op": "decode"}]]),
     ("image", ("steps",), [[{"op": "decode"}, NORMALIZE, RESIZE], [{"op": "decode"}, LENGTH]]),
+    ("image", ("steps",), [[{"op": "decode"}, RESIZE, PATCHES]]),
+    ("image", ("steps", 2), [PATCHES]),
+    *(
+        ("image", ("steps",), [[{"op": "decode"}, PATCHES | change]])
+        for change in (
+            {"count": 0},
+            {"count": 1_000_000},
+            {"size": 0},
+            {"size": 1024, "count": 16_384},
+            {"resample": "gaussian"},
+        )
+    ),
     ("image", ("unknown",), [1]),
     ("text", ("max_length",), [0, 1_000_001, 2**64]),
     ("text", ("pad_id",), [-1, 2**31, 2**63]),
@@ -122,6 +135,8 @@ REFUSED: list[tuple[str, tuple[str | int, ...], list[Any]]] = [
     ("vector", ("std", 0), [0, 1e-7, *INFINITE]),
     ("vector", ("mean", 0), INFINITE),
     ("vector", ("type",), ["tensor"]),
+    ("video", ("frames",), [0, -1, 1025]),
+    ("video", ("steps",), [[], [RESIZE], [{"op": "decode"}, PATCHES]]),
 ]
 
 

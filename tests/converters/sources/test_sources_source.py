@@ -134,7 +134,7 @@ def test_an_unknown_architecture_is_named_with_the_supported_ones(folder: Path) 
     [
         ("mixtral", ["MixtralForCausalLM"], "mistral, .*qwen3"),
         ("phi3", ["Phi3ForCausalLM"], "llama"),
-        ("siglip2", None, "siglip"),
+        ("siglip_nova", None, "siglip"),
         ("a-new-thing", 3, None),
     ],
 )
