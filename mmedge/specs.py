@@ -169,6 +169,9 @@ class State:
         capacity: Largest length; None where nothing grows.
         batch: Name of the axis whose rows are sequences of their own.
         new: Name of the axis of a call's new positions; a graph that lacks it takes one a call.
+        kept: Name of the axis of the new positions that a call has outputs for. An input (batch,
+            kept), the same in every row, counts them back from the last, which is 0. None where a
+            call has outputs for all.
     """
 
     tensors: tuple[StateTensor, ...]
@@ -176,6 +179,7 @@ class State:
     capacity: int | None = None
     batch: str = "batch"
     new: str = "sequence"
+    kept: str | None = None
 
 
 def as_dim(text: str) -> Dim:

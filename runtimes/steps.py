@@ -41,10 +41,7 @@ def run_steps(session: Session, state: State, feed: Mapping[str, Array]) -> dict
     ]
     with session.start(state, batch=batch, given=given) as run:
         calls = [run.step(part) for part in _parts(specs, state, feed)]
-    axes = {
-        spec.name: spec.shape.index(state.new) if state.new in spec.shape else 0
-        for spec in session.outputs
-    }
+    axes = {spec.name: _positions(spec, state) for spec in session.outputs}
     return {
         name: np.concatenate([call[name] for call in calls], axis=axes[name]) for name in calls[0]
     }
@@ -69,8 +66,17 @@ def _parts(
         yield {spec.name: _cut(spec, state, feed[spec.name], start, stop) for spec in specs}
 
 
+def _positions(spec: TensorSpec, state: State) -> int:
+    """Return the axis of an output's positions, the first where it has none."""
+    names = [name for name in (state.new, state.kept) if name in spec.shape]
+    return spec.shape.index(names[0]) if names else 0
+
+
 def _cut(spec: TensorSpec, state: State, array: Array, start: int, stop: int) -> Array:
     """Slice an input to some positions; axes that include the past start at 0."""
+    if state.kept is not None and state.kept in spec.shape:  # outputs for all of the positions
+        whole = np.arange(stop - start, dtype=spec.dtype)[::-1]
+        return np.ascontiguousarray(np.broadcast_to(whole, (len(array), stop - start)))
     cuts = []
     for dim in spec.shape:
         terms = dim.split(" + ") if isinstance(dim, str) else ()

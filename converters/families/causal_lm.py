@@ -86,6 +86,7 @@ class CausalLM:
             processors={
                 "text": TextConfig(
                     attention_mask="attention_mask",
+                    positions="logit_positions",
                     max_length=longest_text(source, tokenizer, length),
                     padding="longest",
                     pad_id=pad_id,

@@ -39,18 +39,24 @@ class Decoder(nn.Module):
         self.kinds = kinds
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *past: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logit_positions: torch.Tensor,
+        *past: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Continue each row.
 
         Args:
             input_ids: (batch, sequence) int64, the new tokens.
             attention_mask: (batch, past + sequence) int64, 0 where a row is padded (on the left).
+            logit_positions: (batch, kept) int64, the new tokens whose logits are returned, counted
+                back from the last; the first row stands for all.
             past: Key and value of each layer in turn, (batch, heads, past, head_dim) float32; an
                 empty past is a prefill.
 
         Returns:
-            Logits (batch, sequence, vocabulary), then the past with the new keys and values joined
+            Logits (batch, kept, vocabulary), then the past with the new keys and values joined
             to it.
         """
         held, new = past[0].shape[2], input_ids.shape[1]
@@ -74,6 +80,7 @@ class Decoder(nn.Module):
             position_ids=positions.narrow(1, held, new),
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=new - 1 - logit_positions[0],
         )
         layers = output.past_key_values.layers
         return (output.logits, *(part for one in layers for part in (one.keys, one.values)))
@@ -110,6 +117,7 @@ def decoder_role(model: Any, *, processor: str = "text") -> RoleSpec:  # noqa: A
         return {
             "input_ids": torch.randint(vocabulary, (batch, sequence), generator=generator),
             "attention_mask": mask,
+            "logit_positions": torch.arange(sizes["kept"]).flip(0).expand(batch, -1).clone(),
             **{f"past.{name}": torch.randn(shape, generator=generator) for name in names},
         }
 
@@ -118,7 +126,7 @@ def decoder_role(model: Any, *, processor: str = "text") -> RoleSpec:  # noqa: A
         return tuple(TensorSpec(f"{kind}.{name}", np.dtype(np.float32), shape) for name in names)
 
     ids, past = np.dtype(np.int64), caches("past", "past")
-    logits = TensorSpec("logits", np.dtype(np.float32), ("batch", "sequence", vocabulary))
+    logits = TensorSpec("logits", np.dtype(np.float32), ("batch", "kept", vocabulary))
     feeds: dict[str, Feed] = dict.fromkeys((item.name for item in past), StateFeed())
     text = ProcessorFeed(processor=processor)
     return RoleSpec(
@@ -126,21 +134,29 @@ def decoder_role(model: Any, *, processor: str = "text") -> RoleSpec:  # noqa: A
         inputs=(
             TensorSpec("input_ids", ids, ("batch", "sequence")),
             TensorSpec("attention_mask", ids, ("batch", "past + sequence")),
+            TensorSpec("logit_positions", ids, ("batch", "kept")),
             *past,
         ),
         outputs=(logits, *caches("present", "past + sequence")),
         sample=sample,
-        trace_sizes={"batch": 2, "sequence": 3, "past": 5},
+        trace_sizes={"batch": 2, "sequence": 4, "past": 5, "kept": 3},
         proof_sizes=tuple(
-            {"batch": batch, "sequence": sequence, "past": past}
-            for batch, sequence, past in ((1, 4, 0), (3, 4, 0), (1, 1, 5), (3, 1, 4), (2, 3, 2))
+            {"batch": batch, "sequence": sequence, "past": past, "kept": kept}
+            for batch, sequence, past, kept in (
+                (1, 4, 0, 4),
+                (3, 4, 0, 1),
+                (1, 1, 5, 1),
+                (3, 1, 4, 1),
+                (2, 3, 2, 2),
+            )
         ),
         axes={
             "batch": _BATCH,
             "sequence": Axis(1, 1, longest),
+            "kept": Axis(1, 1, longest),
             "past": Axis(0, min(_USUAL_PAST, longest - 1), longest - 1),
         },
-        feeds={"input_ids": text, "attention_mask": text, **feeds},
+        feeds={"input_ids": text, "attention_mask": text, "logit_positions": text, **feeds},
         compare={"logits": Compare.TOKENS},
         state=State(
             tuple(
@@ -148,5 +164,6 @@ def decoder_role(model: Any, *, processor: str = "text") -> RoleSpec:  # noqa: A
             ),
             length="past",
             capacity=longest,
+            kept="kept",
         ),
     )

@@ -178,6 +178,7 @@ class StateEntry(BaseModel):
     capacity: int | None = Field(default=None, ge=1, le=_LARGEST)
     batch: AxisName = "batch"
     new: AxisName = "sequence"
+    kept: AxisName | None = None
 
     @classmethod
     def of(cls, state: State) -> StateEntry:
@@ -193,6 +194,7 @@ class StateEntry(BaseModel):
             capacity=state.capacity,
             batch=state.batch,
             new=state.new,
+            kept=state.kept,
         )
 
     def state(self) -> State:
@@ -203,4 +205,5 @@ class StateEntry(BaseModel):
             self.capacity,
             self.batch,
             self.new,
+            self.kept,
         )

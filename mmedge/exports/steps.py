@@ -211,4 +211,9 @@ def _text_words(config: TextConfig) -> list[str]:
         )
     if config.attention_mask is not None:
         steps.append(f"Set {config.attention_mask} to 1 for tokens and 0 for padding, int64.")
+    if config.positions is not None:
+        steps.append(
+            f"Set {config.positions} to the positions with outputs, counted back from the last, "
+            "int64, the same in each row: 0 for the last alone."
+        )
     return steps

@@ -14,7 +14,7 @@ from mmedge.specs import Array, Float32Array, State
 
 __all__ = ["IDS", "LOGITS", "MASK", "DecoderInputs", "Decoding", "TokenInputs", "pad_left"]
 
-IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+IDS, MASK, LOGITS, POSITIONS = "input_ids", "attention_mask", "logits", "logit_positions"
 
 
 class DecoderInputs(Protocol):
@@ -70,7 +70,8 @@ class Decoding(Closing):
     """One batch of sequences in a decoder's state.
 
     Args:
-        session: Input `attention_mask`, output `logits` (B, T, V), and the state.
+        session: Input `attention_mask`, output `logits` (B, K, V), and the state; where this keeps
+            some positions alone, input `logit_positions` (B, K).
         state: Of the session's graph.
         inputs: Makes the other inputs.
         batch: Number of sequences.
@@ -96,21 +97,23 @@ class Decoding(Closing):
         if held and batch > 1:
             self._run.reorder(np.zeros(batch, np.int64))
         self._mask = np.ones((batch, held), np.int64)
+        self._keeps = state.kept is not None
 
     @property
     def length(self) -> int:
         """Number of positions in the state."""
         return self._run.length
 
-    def step(self, ids: Array, mask: Array | None = None) -> Float32Array:
+    def step(self, ids: Array, mask: Array | None = None, *, last: int = 1) -> Float32Array:
         """Run the decoder on new tokens.
 
         Args:
             ids: (B, T) int64.
             mask: (B, T) int64, 0 where a token is padding; None for none.
+            last: Number of tokens, from the last, whose logits are needed.
 
         Returns:
-            Logits (B, T, V).
+            Logits (B, last, V).
 
         Raises:
             InputError: If they do not fit, or the state is full.
@@ -119,9 +122,11 @@ class Decoding(Closing):
         new = np.ones_like(ids) if mask is None else mask
         whole = np.concatenate([self._mask[:, : self.length], new], axis=1)
         feed = {MASK: whole, **self._inputs.inputs(ids, whole)}
+        if self._keeps:
+            feed[POSITIONS] = np.tile(np.arange(last, dtype=np.int64)[::-1], (len(ids), 1))
         logits = self._run.step(feed)[LOGITS]
         self._mask = whole
-        return np.asarray(logits, np.float32)
+        return np.asarray(logits[:, -last:], np.float32)
 
     def reorder(self, rows: Array) -> None:
         """Let row i continue what was row `rows[i]`."""

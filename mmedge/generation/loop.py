@@ -11,7 +11,7 @@ from mmedge.generation.decoding import Decoding, pad_left
 from mmedge.generation.lookup import guess
 from mmedge.generation.options import GenerationOptions
 from mmedge.generation.rows import Row
-from mmedge.specs import Array, Float32Array
+from mmedge.specs import Float32Array
 
 __all__ = ["check_length", "generate", "prefill"]
 
@@ -79,7 +79,7 @@ def generate(
             return
         draft = _draft(rows[0], options) if options.lookup else []
         ids = [[pad_id if row.finish else row.made[-1], *draft] for row in rows]
-        logits = decoding.step(np.array(ids, np.int64))
+        logits = decoding.step(np.array(ids, np.int64), last=1 + len(draft))
 
 
 def _draft(row: Row, options: GenerationOptions) -> list[int]:
@@ -92,8 +92,7 @@ def _verified(
 ) -> Iterator[None]:
     """Take tokens while they are those of the draft, and one more; drop the rest of the state."""
     held = decoding.length - len(draft)
-    scores: Array = logits[len(logits) - len(draft) - 1 :]
-    for at, one in enumerate(scores):
+    for at, one in enumerate(logits):
         token = row.take(np.asarray(one, np.float32))
         yield
         if row.finish is not None or at == len(draft) or token != draft[at]:

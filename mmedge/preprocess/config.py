@@ -92,6 +92,8 @@ class TextConfig(BaseModel):
         input: Graph input that takes the ids.
         attention_mask: Graph input that takes the mask (1 for a token, 0 for padding), or None
             where the graph has none.
+        positions: Graph input that takes the positions with outputs, counted back from the last;
+            all of them. None where the graph has none.
         tokenizer_file: Path in the bundle of a `tokenizer.json`, special tokens included in its
             post-processor.
         max_length: Tokens, special ones included; longer texts are truncated so that the closing
@@ -110,6 +112,7 @@ class TextConfig(BaseModel):
     type: Literal["text"] = "text"
     input: _Input = "input_ids"
     attention_mask: _Input | None = None
+    positions: _Input | None = None
     tokenizer_file: Annotated[str, Field(min_length=1, max_length=1024)] = "tokenizer.json"
     max_length: int = Field(ge=1, le=1_000_000)
     padding: Literal["longest", "max_length"]
@@ -119,7 +122,8 @@ class TextConfig(BaseModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Graph inputs made by the processor."""
-        return (self.input,) if self.attention_mask is None else (self.input, self.attention_mask)
+        named = (self.input, self.attention_mask, self.positions)
+        return tuple(name for name in named if name is not None)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ class TextProcessor:
         feed: dict[str, Array] = {config.input: padded}
         if config.attention_mask is not None:
             feed[config.attention_mask] = mask
+        if config.positions is not None:
+            feed[config.positions] = np.tile(np.arange(length)[::-1], (len(ids), 1))
         return feed
 
     def __call__(self, items: Iterable[str]) -> dict[str, Array]:

@@ -157,6 +157,8 @@ class Inputs:
         feed: dict[str, Array] = {config.input: np.tile(np.array(row, np.int64), (batch, 1))}
         if config.attention_mask is not None:
             feed[config.attention_mask] = np.ones((batch, sequence), np.int64)
+        if config.positions is not None:
+            feed[config.positions] = np.zeros((batch, 1), np.int64)
         return feed
 
     def _tokenize(self, config: TextConfig, text: str) -> list[int]:

@@ -41,7 +41,8 @@ class ModuleRun(Closing):
         return self
 
     def step(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        inputs = [torch.tensor(feed[name]) for name in ("input_ids", "attention_mask")]
+        names = ("input_ids", "attention_mask", "logit_positions")
+        inputs = [torch.tensor(feed[name]) for name in names]
         with torch.inference_mode():
             logits, *self.past = self.module(*inputs, *self.past)
         return {"logits": logits.numpy()}
@@ -84,7 +85,7 @@ def test_the_best_beam(
     )[:, longest:]
     expected = [[int(token) for token in row if token != pad] for row in made]
     settings = GenerationOptions(max_new_tokens=12, **options)
-    with Decoding(cast(Session, ModuleRun(model)), State(()), batch=3) as decoding:
+    with Decoding(cast(Session, ModuleRun(model)), State((), kept="kept"), batch=3) as decoding:
         got = beam_search(decoding, rows, settings, eos_ids=[pad, *ends], pad_id=pad)
     assert [[token for token in row if token != pad] for row in got] == expected
     assert any(len(row) > 4 for row in got)

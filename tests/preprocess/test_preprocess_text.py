@@ -205,3 +205,11 @@ def test_threads_share_a_processor(tokenizer_file: Path) -> None:
         together = list(pool.map(lambda text: processor.tokenize([text])[0], texts))
     assert together == alone
     assert processor.tokenize(texts) == alone
+
+
+def test_positions_are_counted_back_from_the_last(tokenizer_file: Path) -> None:
+    processor = TextProcessor(config(positions="kept"), tokenizer_file)
+    feed = processor(["a red circle", "a"])
+    length = feed["input_ids"].shape[1]
+    assert feed["kept"].tolist() == [list(range(length))[::-1]] * 2
+    assert set(processor.config.inputs) == feed.keys()

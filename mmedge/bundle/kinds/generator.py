@@ -69,8 +69,8 @@ class GeneratorKind(KindBase):
         logits = next((entry for entry in role.outputs if entry.name == "logits"), None)
         if logits is None or logits.compare is not Compare.TOKENS or len(logits.shape) != 3:
             raise ValueError(
-                f"{self.decoder}: expected an output logits (batch, sequence, vocabulary) compared "
-                "by tokens"
+                f"{self.decoder}: expected an output logits (batch, positions, vocabulary) "
+                "compared by tokens"
             )
         vocabulary = logits.shape[2]
         ids = [*self.eos_ids, self.pad_id, *(() if self.bos_id is None else (self.bos_id,))]

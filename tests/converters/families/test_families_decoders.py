@@ -69,7 +69,7 @@ class ModuleRun:
 
     def __init__(self, spec: RoleSpec, batch: int) -> None:
         self.spec = spec
-        empty = {item.name: item.shape for item in spec.inputs[2:]}
+        empty = {item.name: item.shape for item in spec.inputs[3:]}
         self.past = {
             name: torch.zeros(batch, shape[1], 0, shape[3])  # type: ignore[arg-type]
             for name, shape in empty.items()
@@ -81,6 +81,7 @@ class ModuleRun:
             logits, *present = self.spec.module(
                 torch.tensor(feed["input_ids"]),
                 torch.tensor(feed["attention_mask"]),
+                torch.tensor(feed["logit_positions"]),
                 *self.past.values(),
             )
         self.past = dict(zip(self.past, present, strict=True))
@@ -98,13 +99,16 @@ def check(folder: Path, spec: RoleSpec, model: Path | None) -> None:
             assert spec.state is not None
             session = open_session(model, options=SessionOptions(axes=spec.axes))
         run = ModuleRun(spec, count) if session is None else session.start(spec.state, batch=count)
-        feed = {"input_ids": ids, "attention_mask": mask}
+        last = np.zeros((count, 1), np.int64)
+        feed = {"input_ids": ids, "attention_mask": mask, "logit_positions": last}
         for at in range(NEW_TOKENS):
-            got = run.step(feed)["logits"][:, -1]
+            got = run.step(feed)["logits"]
+            assert got.shape[1] == 1
+            got = got[:, 0]
             np.testing.assert_allclose(got, logits[:, at], atol=1e-4, rtol=1e-5)
             assert got.argmax(-1).tolist() == tokens[:, at].tolist()
             mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
-            feed = {"input_ids": tokens[:, at : at + 1], "attention_mask": mask}
+            feed = {**feed, "input_ids": tokens[:, at : at + 1], "attention_mask": mask}
         if session is not None:
             session.close()
 
