@@ -33,6 +33,7 @@ _CALL_OPTIONS = {"dtype", "output_attentions", "output_hidden_states", "return_d
 # config.json is of another model.
 _LARGER = 4
 _LISTED = 8
+_COUNTED = ("embeddings.position_ids", ".num_batches_tracked")
 
 
 def read_architecture(source: Source) -> Any:  # noqa: ANN401, transformers is untyped
@@ -175,7 +176,8 @@ def _check_complete(source: Source, report: Mapping[str, Any]) -> None:
 def read_tensors(source: Source) -> dict[str, torch.Tensor]:
     """Return a checkpoint's tensors by name, as they are; for modules of mmedge.
 
-    Position ids of old releases are left out: they are counted.
+    Left out are position ids of old releases, which are counted, and the batches that a batch norm
+    has seen.
 
     Raises:
         SourceError: If a file cannot be read, or a tensor is quantized.
@@ -186,7 +188,7 @@ def read_tensors(source: Source) -> dict[str, torch.Tensor]:
     with foreign_errors(f"{source.name}: its weights cannot be loaded", "Download them again."):
         for path in source.weight_files:
             weights.update(load_file(path))
-    weights = {k: v for k, v in weights.items() if not k.endswith("embeddings.position_ids")}
+    weights = {name: one for name, one in weights.items() if not name.endswith(_COUNTED)}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise SourceError(

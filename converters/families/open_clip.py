@@ -27,6 +27,7 @@ from mmedge.converters.families.open_clip_config import (
     read_model_config,
 )
 from mmedge.converters.families.open_clip_convnext import CONVNEXT, ConvNextVisionTower
+from mmedge.converters.families.open_clip_fastvit import FASTVIT, FastVitVisionTower
 from mmedge.converters.families.open_clip_hf import HuggingFaceTextTower, read_text_architecture
 from mmedge.converters.families.open_clip_modules import (
     NativeTextTower,
@@ -188,10 +189,13 @@ def _vision_tower(source: Source, config: ModelConfig) -> nn.Module:
     elif (stages := CONVNEXT.get(name)) is not None:
         pools |= set() if vision.projection is None else {""}
         tower = ConvNextVisionTower(vision, stages, config.dim)
+    elif (fast := FASTVIT.get(name)) is not None:
+        joined = any(".reparam_conv." in each for each in source.shapes)
+        tower = FastVitVisionTower(vision, fast, config.dim, joined=joined)
     else:
         raise SourceError(
             f"{file}, timm_model_name: mmedge has no '{vision.name}' of timm. It has "
-            f"{', '.join({**TIMM, **CONVNEXT})}."
+            f"{', '.join({**TIMM, **CONVNEXT, **FASTVIT})}."
         )
     if vision.pool not in pools:
         raise SourceError(

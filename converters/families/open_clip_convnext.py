@@ -11,7 +11,7 @@ from torch import nn
 from mmedge.converters.families.open_clip_config import TimmVisionConfig
 from mmedge.converters.families.open_clip_timm import adapter
 
-__all__ = ["CONVNEXT", "ConvNextArchitecture", "ConvNextVisionTower"]
+__all__ = ["CONVNEXT", "ChannelNorm", "ConvNextArchitecture", "ConvNextVisionTower"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ CONVNEXT: dict[str, ConvNextArchitecture] = {
 """By timm's names."""
 
 
-class _ChannelNorm(nn.LayerNorm):
+class ChannelNorm(nn.LayerNorm):
     """A layer norm over the channels of (B, C, H, W)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -70,7 +71,7 @@ class _Stage(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if before != width:
             self.downsample = nn.Sequential(
-                _ChannelNorm(before, eps), nn.Conv2d(before, width, 2, stride=2)
+                ChannelNorm(before, eps), nn.Conv2d(before, width, 2, stride=2)
             )
         self.blocks = nn.Sequential(*(_Block(width, eps) for _ in range(depth)))
 
@@ -82,9 +83,7 @@ class _Trunk(nn.Module):
     def __init__(self, shape: ConvNextArchitecture, out: int) -> None:
         super().__init__()
         widths, eps = shape.widths, shape.eps
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 4, stride=4), _ChannelNorm(widths[0], eps)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 4, stride=4), ChannelNorm(widths[0], eps))
         self.stages = nn.Sequential(
             *(
                 _Stage(before, width, depth, eps)

@@ -15,7 +15,17 @@ from torch.nn import functional
 
 from mmedge.converters.families.open_clip_config import BlockConfig, NativeVisionConfig, TextConfig
 
-__all__ = ["NativeTextTower", "NativeVisionTower", "QuickGelu", "attend", "linear", "unpack"]
+__all__ = [
+    "BatchNorm",
+    "ConvNorm",
+    "NativeTextTower",
+    "NativeVisionTower",
+    "QuickGelu",
+    "attend",
+    "convolution",
+    "linear",
+    "unpack",
+]
 
 _ACTIVATIONS = {
     "gelu": nn.GELU,
@@ -324,6 +334,83 @@ class NativeTextTower(nn.Module):
             return x[:, 0 if pool == "first" else -1]
         sought = input_ids if pool == "argmax" else (input_ids == self.config.eos_id).int()
         return x[torch.arange(x.shape[0]), sought.argmax(dim=-1)]
+
+
+class BatchNorm(nn.Module):
+    """The tensors of a batch norm, to be joined with a layer beside it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.register_buffer("running_mean", torch.empty(width))
+        self.register_buffer("running_var", torch.empty(width))
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return its factor and its offset, by channel."""
+        buffers = cast("dict[str, torch.Tensor]", dict(self.named_buffers()))
+        factor = self.weight / (buffers["running_var"] + 1e-5).sqrt()
+        return factor, self.bias - buffers["running_mean"] * factor
+
+
+class ConvNorm(nn.Module):
+    """A convolution and its batch norm, joined by `unpack`.
+
+    Args:
+        before: Channels of the input.
+        width: Channels of the output.
+        kernel: Height and width.
+        stride: Of the convolution.
+        groups: Of the convolution.
+        padding: Of the input; None for half the kernel.
+    """
+
+    def __init__(
+        self,
+        before: int,
+        width: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(
+            before, width, kernel, stride, padding=padding, groups=groups, bias=False
+        )
+        self.bn = BatchNorm(width)
+
+    def joined(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return kernel and bias of both."""
+        factor, offset = self.bn.affine()
+        return self.conv.weight * factor[:, None, None, None], offset
+
+    def unpack(self) -> None:
+        """Turn both into one convolution with a bias."""
+        kernel, bias = self.joined()
+        self.conv = convolution(
+            kernel, bias, int(self.conv.stride[0]), self.conv.groups, int(self.conv.padding[0])
+        )
+        del self.bn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, before, H, W) -> (B, width, ...)."""
+        return cast(torch.Tensor, self.conv(x))
+
+
+def convolution(
+    kernel: torch.Tensor, bias: torch.Tensor, stride: int, groups: int, padding: int | None = None
+) -> nn.Conv2d:
+    """Return a convolution with its own copies of kernel and bias; padding None for half of it."""
+    out, inputs, height, width = kernel.shape
+    padding = height // 2 if padding is None else padding
+    layer = nn.Conv2d(
+        inputs * groups, out, (height, width), stride, padding=padding, groups=groups, device="meta"
+    )
+    layer.weight = nn.Parameter(kernel.detach().clone())
+    layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 def unpack(model: nn.Module) -> None:

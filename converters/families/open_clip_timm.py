@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmedge.converters.families.open_clip_config import Sides, TimmVisionConfig
-from mmedge.converters.families.open_clip_modules import QuickGelu, attend, linear
+from mmedge.converters.families.open_clip_modules import ConvNorm, QuickGelu, attend, linear
 
 __all__ = ["TIMM", "TimmArchitecture", "TimmVisionTower", "adapter"]
 
@@ -45,6 +45,8 @@ class TimmArchitecture:
         rotary_offset: Added to a patch's place.
         rotary_xy: Columns come before rows.
         pool_heads: Of a pooling attention.
+        stem: Three convolutions make the patches (MobileCLIP).
+        class_position: The class token has a position of its own.
     """
 
     patch: int
@@ -65,6 +67,8 @@ class TimmArchitecture:
     rotary_offset: float = 0.0
     rotary_xy: bool = False
     pool_heads: int = 0
+    stem: bool = False
+    class_position: bool = True
 
 
 def _eva02(patch: int, width: int, layers: int, heads: int, hidden: int) -> TimmArchitecture:
@@ -114,6 +118,7 @@ TIMM: dict[str, TimmArchitecture] = {
     "vit_large_patch14_clip_224": _clip(14, 1024, 24, 16, 4096),
     "vit_large_patch14_clip_336": _clip(14, 1024, 24, 16, 4096),
     "vit_huge_patch14_clip_224": _clip(14, 1280, 32, 16, 5120),
+    "vit_base_mci_224": TimmArchitecture(16, 768, 12, 12, 3072, stem=True, class_position=False),
     "vit_base_patch32_siglip_256": _siglip(32, 768, 12, 12, 3072, tanh=True),
     **{f"vit_base_patch16_siglip_{side}": _siglip(*_SIGLIP_B) for side in (224, 256, 384, 512)},
     **{f"vit_large_patch16_siglip_{side}": _siglip(*_SIGLIP_L) for side in (256, 384, 512)},
@@ -265,6 +270,23 @@ class _AttentionPool(nn.Module):
         return cast(torch.Tensor, pooled + self.mlp["fc2"](hidden))
 
 
+def _stem(width: int) -> nn.Sequential:
+    """Return MobileCLIP's convolutions: (B, 3, H, W) -> (B, width, H / 16, W / 16)."""
+    last = nn.ModuleDict({"conv": nn.Conv2d(width // 4, width, 2, stride=2)})
+    return _Stem(
+        ConvNorm(3, width // 4, 4, stride=4, padding=0),
+        ConvNorm(width // 4, width // 4, 2, stride=2, padding=0),
+        last,
+    )
+
+
+class _Stem(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, last = self
+        x = functional.gelu(second(functional.gelu(first(x))))
+        return cast(torch.Tensor, cast(nn.ModuleDict, last)["conv"](x))
+
+
 class _Trunk(nn.Module):
     def __init__(
         self, shape: TimmArchitecture, sides: Sides, *, pool: str, behind: bool, out: int
@@ -272,11 +294,13 @@ class _Trunk(nn.Module):
         super().__init__()
         self.shape, self.pool = shape, pool
         self.grid = (sides[0] // shape.patch, sides[1] // shape.patch)
-        width, places = shape.width, self.grid[0] * self.grid[1] + shape.class_token
+        self.leading = int(shape.class_token and shape.class_position)
+        width, places = shape.width, self.grid[0] * self.grid[1] + self.leading
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if shape.class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, places, width))
         patches = nn.Conv2d(3, width, shape.patch, stride=shape.patch, bias=not shape.norm_before)
-        self.patch_embed = nn.ModuleDict({"proj": patches})
+        made = {"backbone": _stem(width)} if shape.stem else {"proj": patches}
+        self.patch_embed = nn.ModuleDict(made)
         self.norm_pre = nn.LayerNorm(width, shape.eps) if shape.norm_before else nn.Identity()
         self.blocks = nn.ModuleList(_Block(shape) for _ in range(shape.layers))
         # Named by whether timm puts it behind the pooling.
@@ -292,10 +316,12 @@ class _Trunk(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        x = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
-        if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = self.norm_pre(x + self.pos_embed)
+        (embed,) = self.patch_embed.values()
+        x = embed(pixel_values).flatten(2).transpose(1, 2)
+        first = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
+        x = x if self.leading else x + self.pos_embed
+        x = x if first is None else torch.cat([first, x], dim=1)
+        x = self.norm_pre(x + self.pos_embed if self.leading else x)
         turns = (self.cos, self.sin) if self.shape.rotary else None
         for block in self.blocks:
             x = block(x, turns)

@@ -1,8 +1,8 @@
 """Tiny checkpoints in open_clip's format, made alike for the reference and for mmedge.
 
 Weights are drawn by the names and shapes that open_clip itself gave, so that the recorded file
-holds no weights. `python tests/converters/families/open_clip_cases.py` writes that file again,
-where open_clip, timm and ftfy are installed.
+holds no weights. `python tests/converters/families/open_clip_cases.py [CASE ...]` writes that
+file again, where open_clip, timm and ftfy are installed.
 """
 
 # ruff: noqa: RUF001 -- texts that are cleaned
@@ -87,6 +87,21 @@ TIMM: Mapping[str, Mapping[str, Any]] = {
         "class_token": False, "global_pool": "map", "act_layer": "gelu_tanh",
     },
     "tiny_convnext": {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)},
+    "tiny_mci": {
+        "layers": (1, 2, 1, 1), "embed_dims": (8, 16, 32, 64), "mlp_ratios": (3, 3, 3, 3),
+        "se_downsamples": (False, False, True, True), "lkc_use_act": True,
+        "token_mixers": ("repmixer", "repmixer", "repmixer", "attention"),
+    },
+    "tiny_mci_large": {
+        "layers": (1, 1, 1, 1, 1), "embed_dims": (4, 8, 16, 32, 64),
+        "mlp_ratios": (4, 4, 4, 4, 4), "se_downsamples": (False,) * 5, "lkc_use_act": True,
+        "downsamples": (False, True, True, True, True), "stem_use_scale_branch": False,
+        "token_mixers": ("repmixer", "repmixer", "repmixer", "attention", "attention"),
+    },
+    "tiny_mobile_vit": {
+        "img_size": SIDE, "patch_size": 1, "embed_dim": 32, "depth": 2, "num_heads": 4,
+        "no_embed_class": True,
+    },
     "tiny_clip": {
         "img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
         "pre_norm": True, "norm_eps": 1e-5,
@@ -169,6 +184,16 @@ CASES: Mapping[str, dict[str, Any]] = {
     },
     "convnext": _case(_timm("tiny_convnext", "", timm_proj="mlp", image_size=64)),
     "convnext-head": _case(_timm("tiny_convnext", "avg", image_size=64), custom_text=True),
+    **{
+        name: _case(
+            _timm(tower, "avg", image_size=64, timm_drop=0.0, timm_drop_path=0.0),
+            {**_CLIP_TEXT, "no_causal_mask": True},
+            {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"},
+            custom_text=True,
+        )
+        for name, tower in (("mobileclip", "tiny_mci"), ("mobileclip2", "tiny_mci_large"))
+    },
+    "mobileclip-b": _case(_timm("tiny_mobile_vit"), custom_text=True),
     "giant": _case(_timm("tiny_eva_giant"), custom_text=True),
     "giant-projected": _case(_timm("tiny_eva_giant", "", timm_proj="mlp"), custom_text=True),
     "enormous": _case(_timm("tiny_eva_enormous", "avg"), custom_text=True),
@@ -192,6 +217,10 @@ def tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         one = name.endswith((".weight", "gamma", "head_scale")) and len(shape) in (1, 3)
         offset = 2 if name == "logit_scale" else 1 if one else 0
         drawn[name] = np.asarray(values + offset, np.float32)
+        if name.endswith(".running_var"):
+            drawn[name] = np.abs(values) + np.float32(0.5)
+        if name.endswith(".num_batches_tracked"):
+            drawn[name] = np.array(1, np.int64)
     return drawn
 
 
@@ -322,11 +351,40 @@ def _prepare_reference() -> None:
     import timm  # type: ignore[import-not-found]
     from timm.models.convnext import ConvNeXt  # type: ignore[import-not-found]
     from timm.models.eva import Eva  # type: ignore[import-not-found]
+    from timm.models.fastvit import (  # type: ignore[import-not-found]
+        FastVit,
+        LayerNorm2d,
+        RepConditionalPosEnc,
+    )
     from timm.models.vision_transformer import (  # type: ignore[import-not-found]
         VisionTransformer,
     )
+    from timm.models.vision_transformer_hybrid import (  # type: ignore[import-not-found]
+        ConvStem,
+        HybridEmbed,
+    )
 
-    kinds = {"siglip": VisionTransformer, "clip": VisionTransformer, "convnext": ConvNeXt}
+    def fast(**given: Any) -> Any:
+        attends = [mixer == "attention" for mixer in given["token_mixers"]]
+        position = partial(RepConditionalPosEnc, spatial_shape=(7, 7))
+        if len(attends) == 5:
+            given["norm_layer"] = partial(LayerNorm2d, eps=1e-5)
+        given = {key: value for key, value in given.items() if key != "img_size"}
+        return FastVit(pos_embs=tuple(position if each else None for each in attends), **given)
+
+    def mobile(**given: Any) -> Any:
+        stem = ConvStem(
+            channels=(8, 8, 32), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0,
+            act_layer=torch.nn.GELU,
+        )  # fmt: skip
+        return VisionTransformer(
+            embed_layer=partial(HybridEmbed, backbone=stem, proj=False), **given
+        )
+
+    kinds = {
+        "siglip": VisionTransformer, "clip": VisionTransformer, "convnext": ConvNeXt, "mci": fast,
+        "mobile": mobile,
+    }  # fmt: skip
     for name, given in TIMM.items():
         made = kinds.get(name.split("_")[1], Eva)
 
@@ -352,11 +410,13 @@ def _prepare_reference() -> None:
 
 
 def main() -> None:
-    """Record what open_clip gives."""
+    """Record what open_clip gives, for the cases that are named, or for all."""
+    import sys
     import tempfile
 
+    made = json.loads(RECORDED.read_text("utf-8")) if sys.argv[1:] else {}
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: reference(Path(folder) / name, name) for name in CASES}
+        made |= {name: reference(Path(folder) / name, name) for name in sys.argv[1:] or CASES}
     lines = [f'"{name}": {json.dumps(case, separators=(",", ":"))}' for name, case in made.items()]
     RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
