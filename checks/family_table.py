@@ -59,6 +59,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "owlvit": tiny_models.write_owl,
     "resnet": tiny_models.write_resnet,
     "rt_detr": tiny_models.write_rt_detr,
+    "rt_detr_v2": partial(tiny_models.write_rt_detr, second=True),
     "sentence_transformers": tiny_models.write_sentence_transformer,
     "siglip": tiny_models.write_siglip,
     "siglip2": tiny_naflex.write_naflex,
@@ -70,6 +71,7 @@ _TESTS = {
     **dict.fromkeys(tiny_bert_text.MODELS, "families_bert_text"),
     **dict.fromkeys(("clip", "siglip"), "families"),
     "owlv2": "families_owlvit",
+    "rt_detr_v2": "families_rt_detr",
 }
 _HEAD = """# Families
 

@@ -1,4 +1,4 @@
-"""RT-DETR: boxes of fixed classes from a convolutional encoder and queries (Zhao et al., 2023)."""
+"""RT-DETR, RT-DETR v2: boxes of fixed classes from convolutions and queries (Zhao et al., 2023)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmedge.preprocess.config import ImageConfig
 from mmedge.preprocess.steps import Resize
 from mmedge.specs import Compare, Task, TensorSpec
 
-__all__ = ["FAMILY"]
+__all__ = ["RT_DETR", "RT_DETR_V2"]
 
 _THRESHOLD = 0.5  # transformers' own default
 _BEYOND = 1e4  # logit of an anchor outside the image: its sigmoid is 1, and fp16 holds it
@@ -61,7 +61,8 @@ class _Detector(nn.Module):
             inputs_embeds=memory.gather(1, chosen.expand(-1, -1, memory.shape[-1])),
             encoder_hidden_states=source,
             reference_points=points,
-            spatial_shapes=torch.tensor(self.shapes),
+            # Numbers of Python: v2 checks them, and the check would become part of the graph.
+            spatial_shapes=np.array(self.shapes, object),
             spatial_shapes_list=self.shapes,
         )
         logits = decoded.intermediate_logits[:, -1]
@@ -94,19 +95,21 @@ def _summary(logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 class RtDetr:
-    """RT-DETR with any backbone that transformers loads from the checkpoint itself."""
+    """RT-DETR, or v2, with any backbone that transformers loads from the checkpoint itself."""
 
-    name = "rt_detr"
+    def __init__(self, name: str, model_class: str) -> None:
+        self.name = name
+        self._class = model_class
 
     def matches(self, source: Source) -> bool:
-        """Return whether a source is an RT-DETR."""
+        """Return whether a source is of this model type."""
         return source.model_type == self.name
 
     def load(self, source: Source) -> nn.Module:
-        """Load RTDetrForObjectDetection in fp32."""
+        """Load the detector in fp32; an unreadable processor raises."""
         read_image_preprocessing(source, None)
         _labels(source)
-        return load_model(source, model_class="RTDetrForObjectDetection")
+        return load_model(source, model_class=self._class)
 
     def describe(self, source: Source, model: nn.Module | None) -> ModelSpec:
         """Describe the only role and the classes."""
@@ -175,4 +178,5 @@ def _role(model: Any, size: tuple[int, int], classes: int) -> RoleSpec:  # noqa:
     )
 
 
-FAMILY = RtDetr()
+RT_DETR = RtDetr("rt_detr", "RTDetrForObjectDetection")
+RT_DETR_V2 = RtDetr("rt_detr_v2", "RTDetrV2ForObjectDetection")

@@ -41,6 +41,8 @@ from transformers import (
     RTDetrForObjectDetection,
     RTDetrImageProcessorPil,
     RTDetrResNetConfig,
+    RTDetrV2Config,
+    RTDetrV2ForObjectDetection,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -401,9 +403,18 @@ def write_owl(folder: Path, *, second: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def write_rt_detr(folder: Path, *, seed: int = 0) -> Path:
-    """Write an RT-DETR of one decoder layer and five classes, for images of 64 x 64."""
-    config = RTDetrConfig(
+def write_rt_detr(folder: Path, *, second: bool = False, seed: int = 0) -> Path:
+    """Write an RT-DETR of one or two decoder layers and five classes, for images of 64 x 64.
+
+    Args:
+        folder: Where to write.
+        second: RT-DETR v2, which samples otherwise.
+        seed: Of the weights.
+    """
+    kinds: Any = (RTDetrConfig, RTDetrForObjectDetection)
+    if second:
+        kinds = (RTDetrV2Config, RTDetrV2ForObjectDetection)
+    config = kinds[0](
         backbone_config=RTDetrResNetConfig(
             embedding_size=8,
             hidden_sizes=[8, 8, 16, 16],
@@ -418,7 +429,7 @@ def write_rt_detr(folder: Path, *, seed: int = 0) -> Path:
         d_model=16,
         decoder_in_channels=[16, 16, 16],
         decoder_ffn_dim=32,
-        decoder_layers=1,
+        decoder_layers=1 + second,  # v2 ties heads between layers
         decoder_attention_heads=2,
         decoder_n_points=2,
         num_queries=20,
@@ -427,7 +438,7 @@ def write_rt_detr(folder: Path, *, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = RTDetrForObjectDetection(config)
+        model = kinds[1](config)
         _spread(model)
     model.save_pretrained(folder)
     side = {"height": RT_DETR_SIDE, "width": RT_DETR_SIDE}
