@@ -2,7 +2,8 @@
 
 A dual encoder reads one token of its last hidden state. Everything after the last block's keys and
 values works on each token by itself, so the selection of that token can move up to the last block's
-query: the same output without the other tokens' query, output projection and MLP.
+query: the same output without the other tokens' query, output projection and MLP. Of attention in
+another form (queries turned by their places, as EVA's) it moves up to the output.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ _WINDOW = 400  # nodes looked at above the selection: more than any one block ha
 
 
 class SelectTokenEarly(ir.passes.InPlacePass):
-    """Move the selection of one token above the last attention's query.
+    """Move the selection of one token above the last attention's query, or below that attention.
 
-    Requires: attention as torch.onnx.export writes it, or fused (FuseAttention), and a Gather of
-        one index on axis 1, or a GatherND of (batch, token) pairs, as torch writes `x[:, 0]` and
-        `x[arange, position]`.
-    Ensures: the same numbers up to rounding, attention written as it was. Without such an
-    attention, nothing changes.
+    Requires: a Gather of one index on axis 1, or a GatherND of (batch, token) pairs, as torch
+        writes `x[:, 0]` and `x[arange, position]`; above it attention as torch.onnx.export writes
+        it, or fused (FuseAttention), or else products with a constant matrix.
+    Ensures: the same numbers up to rounding, attention written as it was. Where neither attention
+        nor a product would be narrowed, nothing changes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -215,7 +216,8 @@ def _move_up(graph: ir.Graph, select: ir.Node) -> bool:
         if inputs is not None:
             narrowed[node] = inputs
             uses.update((node, index) for index in inputs)
-    if not any(is_op(node, "Attention") or node in attentions for node in narrowed):
+    saved = ("Attention", "MatMul")
+    if not any(node in attentions or any(is_op(node, op) for op in saved) for node in narrowed):
         return False
     token = _Token(graph, select)
     for node in [node for node in order[:at] if node in narrowed]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from towers import (
     IMAGE,
+    MLP,
     WIDTH,
     Graph,
     convolution_tower,
@@ -22,6 +23,7 @@ from towers import (
 
 from mmedge.converters.passes import to_onnxruntime_layout
 from mmedge.converters.passes.attention import FuseAttention
+from mmedge.converters.passes.matching import sizes
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
 from mmedge.errors import ConversionError
@@ -164,9 +166,29 @@ def test_the_last_block_works_on_one_token(
     assert any(node.op_type == selection for node in nodes)
 
 
-def test_without_attention_the_selection_stays(tmp_path: Path) -> None:
+def test_attention_of_another_form_is_left_and_what_follows_it_narrowed(tmp_path: Path) -> None:
+    """As EVA's, whose queries are turned by their places."""
     graph = Graph(0)
-    x = graph.linear(graph.norm("x"), WIDTH, WIDTH)
+    x = graph.norm(graph.attention("x", None, turn=True))
+    x = graph.node("Add", x, graph.linear(graph.linear(x, WIDTH, MLP), MLP, WIDTH))
+    graph.embed(graph.node("Gather", x, graph.constant(1, "int64"), axis=1))
+    x_info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 5, WIDTH])
+    source = graph.save(tmp_path / "given.onnx", [x_info])
+    assert apply(SelectTokenEarly(), source, tmp_path / "made.onnx")
+    feed = {"x": np.random.default_rng(0).standard_normal((3, 5, WIDTH)).astype(np.float32)}
+    with open_session(source) as given, open_session(tmp_path / "made.onnx") as made:
+        np.testing.assert_allclose(made.run(feed)["embeds"], given.run(feed)["embeds"], atol=2e-6)
+    narrow = [
+        node.op_type
+        for node in ir.load(tmp_path / "made.onnx").graph
+        if node.op_type == "MatMul" and (sizes(node.outputs[0]) or (0, 0))[1] == 1
+    ]
+    assert len(narrow) == 3  # the output projection and the MLP
+
+
+def test_without_a_product_the_selection_stays(tmp_path: Path) -> None:
+    graph = Graph(0)
+    x = graph.norm("x")
     graph.embed(graph.node("Gather", x, graph.constant(0, "int64"), axis=1))
     x_info = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 5, WIDTH])
     source = graph.save(tmp_path / "given.onnx", [x_info])
