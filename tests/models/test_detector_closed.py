@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from PIL import Image
 from transformers import RTDetrForObjectDetection, RTDetrImageProcessorPil
 
 from mmedge.bundle import open_bundle
+from mmedge.converters.methods.configs import StaticInt8
+from mmedge.converters.quantization.quantize import quantize
 from mmedge.errors import InputError
 from mmedge.models import Detector, verify_bundle
 from mmedge.models.running import Given, Settings, chosen_run
 from mmedge.postprocess.scores import sigmoid
+from mmedge.preprocess.registry import open_processor
 from mmedge.runtimes import backend
+from mmedge.runtimes.backends import open_session
 from mmedge.specs import Array
 
 LABELS = ("red circle", "green square", "blue star", "crane", "crane")
@@ -91,6 +96,26 @@ def test_int8_runs_and_the_bundle_is_verified(rt_detr_bundle: Path) -> None:
     assert quality.data == "annotations.json: 12 samples"
     # Queries may stand in another order on another processor: their summary is verified.
     assert set(bundle.golden().outputs["image_encoder"]["fp32"]) == {"summary"}
+
+
+def test_static_int8_reaches_the_convolutions(rt_detr_bundle: Path, tmp_path: Path) -> None:
+    """Of the backbone, whose norms are frozen, and of the encoder, gated by SiLU."""
+    bundle = open_bundle(rt_detr_bundle)
+    models = bundle.variant("image_encoder", "fp32").models
+    processor = open_processor(bundle.manifest.processors["image"], rt_detr_bundle)
+    feeds = [processor([image_of(64, 40 + width)]) for width in range(0, 48, 6)]
+    for form, layout in (("operators", "onnxruntime"), ("qdq", "portable")):
+        source, made = bundle.file(models[layout]), tmp_path / f"{form}.onnx"  # type: ignore[index]
+        config = StaticInt8(form=form)  # type: ignore[arg-type]
+        entries = quantize(source, made, config, calibration=lambda: feeds)
+        kinds = Counter((entry.op_type, entry.precision) for entry in entries)
+        assert kinds["Conv", "int8"] == 53
+        assert not kinds["Conv", "float32"]
+        with open_session(source) as fp32, open_session(made) as int8:
+            expected, got = (
+                session.run(processor([IMAGES[0]]))["summary"].ravel() for session in (fp32, int8)
+            )
+        assert got @ expected > 0.97 * np.linalg.norm(got) * np.linalg.norm(expected)
 
 
 def test_the_profile_and_a_run_need_an_image_alone(detector: Detector, tmp_path: Path) -> None:
