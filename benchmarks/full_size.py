@@ -27,7 +27,7 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.request import convert
 from mmedge.specs import Array
 
-__all__ = ["CACHE", "SIZES", "Size", "bundle", "images", "source"]
+__all__ = ["CACHE", "SIZES", "Size", "bundle", "images", "source", "tokenizer"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmedge-benchmarks"
 
@@ -57,7 +57,7 @@ def source(size: Size = "b32") -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     CLIPImageProcessorPil().save_pretrained(partial)
-    _tokenizer(model.config.text_config).save_pretrained(partial)
+    tokenizer(model.config.text_config).save_pretrained(partial)
     partial.rename(folder)
     return folder
 
@@ -77,7 +77,7 @@ def _config(size: Size) -> CLIPConfig:
     return CLIPConfig(vision_config={"patch_size": 32 if size == "b32" else 16})
 
 
-def _tokenizer(config: CLIPTextConfig) -> CLIPTokenizerFast:
+def tokenizer(config: CLIPTextConfig) -> CLIPTokenizerFast:
     """Byte-level tokenizer with CLIP's special tokens at CLIP's ids: length is all that matters."""
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = {letter: index for index, letter in enumerate(letters)}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import real_size_table
 import retrieval_table
 import weight_only_table
 from presenting import load, ratio_cell, table
@@ -67,7 +68,7 @@ def speed_page() -> str:
     lines = [_INTRO]
     for machine, kind in _MACHINES.items():
         lines += ["", *_speed(machine, kind)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *real_size_table.lines()])
 
 
 def summary() -> str:

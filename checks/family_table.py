@@ -78,7 +78,7 @@ _HEAD = """# Families
 Made by `python checks/family_table.py`: each family at a tiny size with random weights is
 converted, every variant replays its golden vectors, and TensorRT-RTX builds its engines for
 compute capability 8.9. So a row says what can be converted and run, and nothing about accuracy or
-speed; [sources.md](sources.md) says what each takes, [benchmarks.md](benchmarks.md) what was
+speed; [sources.md](sources.md) says what each takes, [cpu-speed.md](cpu-speed.md) what was
 measured at real sizes. *Parity* is the largest absolute difference of the exported graph's
 outputs to PyTorch's. The test of a family compares it with the reference implementation from raw
 inputs on.

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
         ("README.md", "| ViT-B/32 image, batch 1 | 0.95 | 0.87 |"),
         ("docs/benchmarks.md", "| mmedge int8 |"),
         ("docs/cpu-speed.md", "| ViT-B/32 image, batch 1 | onnxruntime quantize_dynamic |"),
+        ("docs/cpu-speed.md", "| EVA-02-CLIP B/16 | 1, 1 |"),
         ("docs/retrieval.md", "| 16 | 20 a second | compacts |"),
         ("docs/scale.md", "| 10^9 | HNSW fp32 |"),
         ("docs/weight-only.md", "| int4-g128-gptq-at25 |"),
