@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import draw_detections
 import encoder_rows
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from detector_rows import BAD, DETECTOR, GOAL, REMEDY, detection_figures, write_
 from drawing import render
 from encoder_rows import LARGEST_LOSS, calibration_scenes, caught, convert_source
 from evaluate_encoders import main
+from PIL import Image
 from safetensors.torch import load_file
 from small_detector import to_pixels
 from transformers import CLIPTokenizerFast, OwlViTForObjectDetection, OwlViTImageProcessorPil
@@ -86,6 +88,19 @@ def test_bad_int8_is_caught_and_a_remedy_holds(report: ConversionReport) -> None
     assert not caught(report, REMEDY)
     # Of so few scenes a figure moves more than the goal allows.
     assert remedy["map"] >= fp32["map"] - 2 * LARGEST_LOSS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_found_is_drawn(report: ConversionReport, tmp_path: Path) -> None:
+    out = tmp_path / "found.png"
+    arguments = [str(report.path), "--out", str(out), "--count", "2", "--precision", "fp32"]
+    draw_detections.main([*arguments, "--threshold", "1"])
+    plain = np.asarray(Image.open(out), np.int16)
+    draw_detections.main(arguments)
+    drawn = np.asarray(Image.open(out), np.int16)
+    assert drawn.shape == plain.shape
+    changed = np.abs(drawn - plain).max(axis=2) > 20
+    assert 0.01 < changed.mean() < 0.2
 
 
 @pytest.mark.slow
