@@ -16,7 +16,7 @@ from mmedge.converters.passes.attention_pattern import DecomposedAttention, matc
 from mmedge.converters.passes.building import add_initializer, replace_value
 from mmedge.converters.passes.matching import constant, is_op, producer, rank, scalar
 
-__all__ = ["FuseAttention"]
+__all__ = ["FuseAttention", "raise_opset"]
 
 # Masks a key as surely as -inf does (its exp is exactly 0 next to any real score), and leaves a row
 # whose keys are all masked finite instead of NaN.
@@ -42,7 +42,7 @@ class FuseAttention(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse every match in the main graph."""
-        if any(node.op_type in _CHANGED_MEANING for node in model.graph):
+        if not _can_be_raised(model):
             return ir.passes.PassResult(model, modified=False)
         finite_masks: dict[ir.Value, ir.Value] = {}
         modified, with_past = False, False
@@ -53,10 +53,22 @@ class FuseAttention(ir.passes.InPlacePass):
         if with_past:
             model.graph.sort()  # the joined past may be read above it
         if modified:
-            model.graph.opset_imports[""] = max(_OPSET, model.graph.opset_imports[""])
-            model.ir_version = max(_IR_VERSION, model.ir_version)
+            raise_opset(model)
             RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified)
+
+
+def _can_be_raised(model: ir.Model) -> bool:
+    return not any(node.op_type in _CHANGED_MEANING for node in model.graph)
+
+
+def raise_opset(model: ir.Model) -> bool:
+    """Raise a graph to opset 23; return whether it means the same there, else leave it."""
+    if not _can_be_raised(model):
+        return False
+    model.graph.opset_imports[""] = max(_OPSET, model.graph.opset_imports[""])
+    model.ir_version = max(_IR_VERSION, model.ir_version)
+    return True
 
 
 def _replace(

@@ -14,6 +14,7 @@ from mmedge.converters.passes.attention import FuseAttention
 from mmedge.converters.passes.batch_norm import FoldBatchNorm
 from mmedge.converters.passes.patch_embedding import PatchEmbeddingAsMatMul
 from mmedge.converters.passes.pooled_token import SelectTokenEarly
+from mmedge.converters.passes.rms_norm import FuseRmsNorm
 from mmedge.errors import ConversionError
 from mmedge.files import storage_errors
 
@@ -28,7 +29,7 @@ PORTABLE_PASSES: tuple[type[ir.passes.PassBase], ...] = (
 )
 
 # In order, on the portable layout.
-ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (FuseAttention,)
+ONNXRUNTIME_PASSES: tuple[type[ir.passes.PassBase], ...] = (FuseAttention, FuseRmsNorm)
 
 
 def to_onnxruntime_layout(model: Path, out: Path) -> None:

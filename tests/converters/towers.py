@@ -40,6 +40,14 @@ class Graph:
         self.nodes.append(helper.make_node(op_type, list(inputs), [name], name, **attributes))
         return name
 
+    def rms_norm(self, x: str, epsilon: float = 1e-5) -> str:
+        """Return RMS normalization as torch writes it."""
+        square = self.node("Pow", x, self.constant(2.0))
+        mean = self.node("ReduceMean", square, self.constant([-1], "int64"), keepdims=1)
+        root = self.node("Sqrt", self.node("Add", mean, self.constant(epsilon)))
+        scaled = self.node("Mul", x, self.node("Reciprocal", root))
+        return self.node("Mul", self.weight(WIDTH), scaled)
+
     def norm(self, x: str) -> str:
         scale = self.constant(1 + 0.1 * self.rng.standard_normal(WIDTH))
         return self.node("LayerNormalization", x, scale, self.weight(WIDTH), axis=-1)
@@ -261,7 +269,8 @@ def decoder_tower(
     for layer in range(blocks):
         x = graph.block(x, mask, cache=str(layer), kv_heads=kv_heads, turn=turn)
     turned = graph.node("Transpose", table, perm=[1, 0])
-    graph.nodes.append(helper.make_node("MatMul", [graph.norm(x), turned], ["logits"], "head"))
+    normed = graph.rms_norm(x) if turn else graph.norm(x)
+    graph.nodes.append(helper.make_node("MatMul", [normed, turned], ["logits"], "head"))
     names = [f"{layer}.{part}" for layer in range(blocks) for part in ("key", "value")]
     size = WIDTH // HEADS
     total_name = "past + sequence"
@@ -288,7 +297,7 @@ def decoder_tower(
 
 
 def grouped_tower(path: Path, *, blocks: int = 2) -> Path:
-    """Write a decoder whose queries share heads of keys and values, and are turned by place."""
+    """Write a decoder with shared heads of keys and values, turned queries and an RMS norm."""
     return decoder_tower(path, blocks=blocks, kv_heads=2, turn=True)
 
 

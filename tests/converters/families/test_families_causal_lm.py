@@ -49,7 +49,9 @@ def test_shared_heads_and_turned_positions(tmp_path: Path) -> None:
     fused = ir.load(layouts["onnxruntime"])
     attention = [node for node in fused.graph if node.op_type == "Attention"]
     assert [len(node.outputs) for node in attention] == [3]
-    assert not any(node.op_type in ("Softmax", "Expand") for node in fused.graph)
+    kinds = [node.op_type for node in fused.graph]
+    assert not {"Softmax", "Expand", "Reciprocal"} & set(kinds)
+    assert kinds.count("RMSNormalization") == 3
 
 
 def test_settings_come_from_the_generation_config(gpt2_folder: Path, tmp_path: Path) -> None:
