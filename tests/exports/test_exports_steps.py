@@ -14,7 +14,16 @@ from mmedge.exports.document import VectorFile
 from mmedge.exports.place import ExportFolder
 from mmedge.exports.steps import describe_images, describe_texts, example_frame
 from mmedge.preprocess.config import ImageConfig, TextConfig
-from mmedge.preprocess.steps import Crop, Decode, ImageStep, Normalize, Resample, Rescale, Resize
+from mmedge.preprocess.steps import (
+    Crop,
+    Decode,
+    ImageStep,
+    Normalize,
+    Patches,
+    Resample,
+    Rescale,
+    Resize,
+)
 from mmedge.specs import Array
 
 FLOATS = (Rescale(factor=1 / 255), Normalize(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28)))
@@ -167,3 +176,13 @@ def test_canonicalization_mask_and_fixed_length_are_described(tokenizer: Path) -
     assert "punctuation" in words
     assert "exactly 6 ids" in words
     assert "attention_mask to 1" in words
+
+
+def test_patches_are_described_and_have_an_example(folder: ExportFolder) -> None:
+    patches = Patches(size=8, count=9, resample="bilinear")
+    steps = describe_images(ImageConfig(steps=(Decode(), patches, *FLOATS)), folder)
+    words = " ".join(steps.words)
+    assert "at which rows * columns is 9 or less" in words
+    assert "pixel_values (batch, 9, 192), zeros behind the last patch; spatial_shapes" in words
+    assert "Lay out as (batch, 3, height, width)" not in words
+    assert steps.example.tensor.shape == (1, 9, 192)
