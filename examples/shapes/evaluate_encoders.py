@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from clap_rows import clap_rows
 from detector_rows import detector_rows
 from encoder_rows import Row, clip_rows
 
 MODELS: Mapping[str, Callable[[int, int, Path], list[Row]]] = {
     "clip": clip_rows,
     "detector": detector_rows,
+    "clap": clap_rows,
 }
 """Of each model, the function of seed, count and work folder that measures it."""
 
