@@ -10,6 +10,7 @@ fails is listed with the reason.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import tempfile
@@ -22,7 +23,16 @@ import numpy as np
 from interleaved import ratio
 from record import argument_parser, record
 from retrieval_data import Data, generate
-from retrieval_engines import ENGINES, TARGETS, K, Search, recall_of, true_nearest, write_fields
+from retrieval_engines import (
+    ENGINES,
+    TARGETS,
+    Engine,
+    K,
+    Search,
+    recall_of,
+    true_nearest,
+    write_fields,
+)
 
 from mmedge.specs import Array, Float32Array
 
@@ -35,12 +45,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=20_000, help="stored vectors")
     parser.add_argument("--queries", type=int, default=200, help="queries of each kind")
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated names")
+    parser.add_argument("--keep", type=Path, help="folder of indexes that are built once and kept")
+    parser.add_argument(
+        "--build-only", action="store_true", help="build what is not kept there yet"
+    )
     arguments = parser.parse_args()
+    names = arguments.engines.split(",")
     data = generate(arguments.size, queries=arguments.queries)
-    truth = {kind: true_nearest(data.vectors, each) for kind, each in data.queries.items()}
     results: dict[str, Any] = {"size": arguments.size, "dim": data.vectors.shape[1], "k": K}
-    with tempfile.TemporaryDirectory() as place:
-        rows, chosen = _built(Path(place), arguments.engines.split(","), data, truth)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = arguments.keep or Path(temporary)
+        place.mkdir(exist_ok=True)
+        rows, opened = _opened(place, names, data)
+        if arguments.build_only:
+            return
+        truth = {kind: true_nearest(data.vectors, each) for kind, each in data.queries.items()}
+        chosen = _tuned(rows, opened, data.queries, truth)
         _timed(rows, chosen, data.queries)
     results["engines"] = rows
     for name, row in rows.items():
@@ -48,22 +68,38 @@ def main() -> None:
     record(arguments.output, results)
 
 
-def _built(
-    place: Path, names: list[str], data: Data, truth: dict[str, Array]
-) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str], tuple[Search, int]]]:
-    fields = write_fields(place / "fields.sqlite", len(data.vectors))
+def _opened(
+    place: Path, names: list[str], data: Data
+) -> tuple[dict[str, dict[str, Any]], dict[str, Engine]]:
+    """Build the engines that are not kept in a folder yet, and open all of them."""
+    fields = place / "fields.sqlite"
+    if not fields.exists():
+        write_fields(fields, len(data.vectors))
     rows: dict[str, dict[str, Any]] = {}
-    chosen: dict[tuple[str, str], tuple[Search, int]] = {}
-    for number, name in enumerate(names):
-        folder = place / str(number)
-        folder.mkdir()
+    engines: dict[str, Engine] = {}
+    for name in names:
+        folder = place / name.replace(" ", "_")
+        built = folder.with_suffix(".json")
         engine = ENGINES[name](folder, fields)
         engine.tuning = {kind: each[: len(each) // 2] for kind, each in data.queries.items()}
         gc.collect()
         before, started = _anonymous(), time.perf_counter()
         try:
-            row: dict[str, Any] = {"version": version(engine.package)}
-            engine.build(data.vectors)
+            if not built.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                row: dict[str, Any] = {"version": version(engine.package)}
+                cpu = time.process_time()
+                engine.build(data.vectors)
+                seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+                row |= {"build_s": round(seconds, 1), "build_cpu_s": round(cpu, 1)}
+                row |= {"rows_per_s": round(len(data.vectors) / seconds)}
+                size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+                row["disk_mib"] = round(size / 2**20)
+                built.write_text(json.dumps(row), "utf-8")
+                gc.collect()
+                before = _anonymous()
+            engine.open()
         except PackageNotFoundError as error:
             rows[name] = {"not_measured": f"{error} is not installed"}
             continue
@@ -71,23 +107,34 @@ def _built(
             rows[name] = {"not_measured": f"{type(error).__name__}: {error}"[:300]}
             shutil.rmtree(folder, ignore_errors=True)
             continue
-        seconds = time.perf_counter() - started
-        size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-        row |= {"build_s": round(seconds, 1), "rows_per_s": round(len(data.vectors) / seconds)}
-        row |= {"disk_mib": round(size / 2**20), "anonymous_mib": _anonymous() - before}
+        engine.search(data.queries["image"][0], engine.widths[0])
+        rows[name] = json.loads(built.read_text("utf-8")) | {"anonymous_mib": _anonymous() - before}
+        engines[name] = engine
+        print(name, rows[name], flush=True)
+    return rows, engines
+
+
+def _tuned(
+    rows: dict[str, dict[str, Any]],
+    engines: dict[str, Engine],
+    queries: dict[str, Float32Array],
+    truth: dict[str, Array],
+) -> dict[tuple[str, str], tuple[Search, int]]:
+    """Choose the smallest width of each engine that reaches the wanted recall."""
+    chosen: dict[tuple[str, str], tuple[Search, int]] = {}
+    for name, engine in engines.items():
         for kind, target in TARGETS.items():
-            queries, found = data.queries[kind], truth[kind]
-            half = len(queries) // 2
+            half = len(queries[kind]) // 2
+            search = engine.searcher(kind)
             for width in engine.widths:
-                search = engine.searcher(kind)
-                if recall_of(search, width, queries[:half], found[:half]) >= target:
+                reached = recall_of(search, width, queries[kind][:half], truth[kind][:half])
+                if reached >= target:
                     break
-            recall = recall_of(search, width, queries[half:], found[half:])
-            row |= {f"width_{kind}": width, f"recall_{kind}": round(recall, 4)}
+            recall = recall_of(search, width, queries[kind][half:], truth[kind][half:])
+            rows[name] |= {f"width_{kind}": width, f"recall_{kind}": round(recall, 4)}
             chosen[name, kind] = (search, width)
-        rows[name] = row
-        print(name, row, flush=True)
-    return rows, chosen
+        print(name, rows[name], flush=True)
+    return chosen
 
 
 def _timed(

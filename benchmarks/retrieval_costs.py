@@ -100,6 +100,7 @@ def _measured(kind_of: type[Ivf | Hnsw], sets: list[Data]) -> list[dict[str, Any
             engine = _empty(kind_of, Path(place), len(data.vectors))
             started = time.process_time()
             engine.build(data.vectors)
+            engine.open()
             build_s = (time.process_time() - started) / len(data.vectors)
             vector_bytes = (engine.folder / "ann").stat().st_size / len(data.vectors)
             for kind, queries in data.queries.items():
@@ -215,6 +216,7 @@ def _spread(
         with tempfile.TemporaryDirectory() as place:
             engine = _empty(kind_of, Path(place), len(some))
             engine.build(some)
+            engine.open()
             for kind, queries in data.queries.items():
                 width = max(1, round(widths[kind](len(some))))
                 compared[kind].append([_compared(engine, query, width)[0] for query in queries])

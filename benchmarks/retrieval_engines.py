@@ -45,7 +45,11 @@ class Engine:
         return [each for each in wanted if found[each]]
 
     def build(self, vectors: Float32Array) -> None:
-        """Store the vectors; ids are their positions."""
+        """Store the vectors in the folder; ids are their positions."""
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """Open what was built."""
         raise NotImplementedError
 
     def search(self, query: Float32Array, width: int) -> list[int]:
@@ -66,13 +70,21 @@ class Mmedge(Engine):
 
     def build(self, vectors: Float32Array) -> None:
         """Add the vectors, then put them in lists, measured with the tuning queries."""
-        self.index = Index.create(self.folder / "x.index", dim=vectors.shape[1])
-        for start in range(0, len(vectors), 10_000):
-            some = vectors[start : start + 10_000]
-            names = [str(key) for key in range(start, start + len(some))]
-            fields = [{"field": "x"} for _ in names]
-            self.index.add(vectors=some, ids=names, metadata=fields, durability="batch")
-        self.index.compact(self.tuning)
+        with Index.create(self.folder / "x.index", dim=vectors.shape[1]) as index:
+            for start in range(0, len(vectors), 10_000):
+                some = vectors[start : start + 10_000]
+                names = [str(key) for key in range(start, start + len(some))]
+                fields = [{"field": "x"} for _ in names]
+                index.add(vectors=some, ids=names, metadata=fields, durability="batch")
+            index.compact(self.tuning)
+
+    def open(self) -> None:
+        """Open the index."""
+        self.index = Index.open(self.folder / "x.index", read_only=True)
+
+    def search(self, query: Float32Array, width: int) -> list[int]:
+        """Search as for an image."""
+        return self.searcher("image")(query, width)
 
     def searcher(self, kind: str) -> Search:
         """Return the search for a kind of query."""
@@ -92,11 +104,8 @@ class Ivf(Engine):
     refined = 4
 
     def build(self, vectors: Float32Array) -> None:
-        """Build, write, and open mapped."""
-        faiss: Any = importlib.import_module("faiss")  # its stubs lack what is used here
-
-        faiss.omp_set_num_threads(1)
-        self.faiss = faiss
+        """Build and write."""
+        faiss = _faiss()
         lists = max(16, int(4 * len(vectors) ** 0.5))
         index = faiss.index_factory(
             vectors.shape[1], f"IVF{lists},{self.codes}", faiss.METRIC_INNER_PRODUCT
@@ -106,10 +115,13 @@ class Ivf(Engine):
         index.train(vectors[:: max(1, len(vectors) // (64 * lists))])
         index.add(vectors)
         faiss.write_index(index, str(self.folder / "ann"))
-        del index
-        self.index = faiss.read_index(str(self.folder / "ann"), faiss.IO_FLAG_MMAP)
-        vectors.astype(np.float16).tofile(self.folder / "f16")
-        self.exact = np.memmap(self.folder / "f16", np.float16, "r", shape=vectors.shape)
+        np.save(self.folder / "f16.npy", vectors.astype(np.float16))
+
+    def open(self) -> None:
+        """Open mapped."""
+        self.faiss = _faiss()
+        self.index = self.faiss.read_index(str(self.folder / "ann"), self.faiss.IO_FLAG_MMAP)
+        self.exact = np.load(self.folder / "f16.npy", mmap_mode="r")
 
     def asked(self, width: int) -> Any:  # noqa: ANN401, faiss has no types
         """Return search parameters for `width` lists."""
@@ -138,7 +150,7 @@ class IvfFp16(Ivf):
 
 
 class Hnsw(Engine):
-    """Faiss HNSW over int8 codes, re-ranked in float32."""
+    """Faiss HNSW over int8 codes, re-ranked with mapped fp16 vectors."""
 
     widths = (16, 32, 64, 96, 128, 192, 256, 384, 512, 800, 1200, 2000)
     factory = "HNSW32_SQ8"
@@ -146,18 +158,20 @@ class Hnsw(Engine):
     refined = 4
 
     def build(self, vectors: Float32Array) -> None:
-        """Build in memory."""
-        faiss: Any = importlib.import_module("faiss")  # its stubs lack what is used here
-
-        faiss.omp_set_num_threads(1)
-        self.faiss = faiss
+        """Build in memory and write."""
+        faiss = _faiss()
         index = faiss.index_factory(vectors.shape[1], self.factory, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = self.construction
         index.train(vectors)
         index.add(vectors)
         faiss.write_index(index, str(self.folder / "ann"))
-        self.index = index
-        self.exact = vectors
+        np.save(self.folder / "f16.npy", vectors.astype(np.float16))
+
+    def open(self) -> None:
+        """Read the graph into memory."""
+        self.faiss = _faiss()
+        self.index = self.faiss.read_index(str(self.folder / "ann"))
+        self.exact = np.load(self.folder / "f16.npy", mmap_mode="r")
 
     def asked(self, width: int) -> Any:  # noqa: ANN401, faiss has no types
         """Return search parameters for efSearch `width`."""
@@ -167,7 +181,8 @@ class Hnsw(Engine):
         """Search with efSearch `width`."""
         _, (found,) = self.index.search(query[None], self.refined * K, params=self.asked(width))
         found = found[found >= 0]
-        return self.named(found[np.argsort(-(self.exact[found] @ query))[:K]])
+        order = np.argsort(-(self.exact[found].astype(np.float32) @ query))[:K]
+        return self.named(found[order])
 
 
 class HnswFp32(Hnsw):
@@ -185,12 +200,17 @@ class Usearch(Engine):
     widths = Hnsw.widths
 
     def build(self, vectors: Float32Array) -> None:
-        """Build, save, and view."""
+        """Build and save."""
         from usearch.index import Index
 
         index = Index(ndim=vectors.shape[1], metric="ip", dtype="f16", expansion_add=100)
         index.add(np.arange(len(vectors)), vectors, threads=1)
         index.save(str(self.folder / "ann"))
+
+    def open(self) -> None:
+        """View, which maps the file."""
+        from usearch.index import Index
+
         self.index = Index.restore(str(self.folder / "ann"), view=True)
 
     def search(self, query: Float32Array, width: int) -> list[int]:
@@ -209,7 +229,6 @@ class Zvec(Engine):
         """Insert and optimize."""
         import zvec
 
-        self.zvec = zvec
         zvec.init(query_threads=1, optimize_threads=1, log_level=zvec.LogLevel.ERROR)
         graph = zvec.HnswIndexParam(
             metric_type=zvec.MetricType.IP,
@@ -224,16 +243,23 @@ class Zvec(Engine):
                 zvec.VectorSchema("v", zvec.DataType.VECTOR_FP32, vectors.shape[1], graph),
             ],
         )
-        self.store = zvec.create_and_open(str(self.folder / "store"), schema)
+        store = zvec.create_and_open(str(self.folder / "store"), schema)
         for start in range(0, len(vectors), 500):
-            self.store.insert(
+            store.insert(
                 [
                     zvec.Doc(id=str(key), vectors={"v": vectors[key]}, fields={"field": "x"})
                     for key in range(start, min(start + 500, len(vectors)))
                 ]
             )
-        self.store.flush()
-        self.store.optimize(zvec.OptimizeOption(concurrency=1))
+        store.flush()
+        store.optimize(zvec.OptimizeOption(concurrency=1))
+
+    def open(self) -> None:
+        """Open the store."""
+        import zvec
+
+        self.zvec = zvec
+        self.store = zvec.open(str(self.folder / "store"))
 
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Search with ef `width`."""
@@ -253,12 +279,19 @@ class Turbovec(Engine):
         """Add and prepare."""
         from turbovec import TurboQuantIndex
 
-        self.index = TurboQuantIndex(vectors.shape[1], 4)
-        self.index.add(vectors)
+        index = TurboQuantIndex(vectors.shape[1], 4)
+        index.add(vectors)
+        index.prepare()
+        index.write(str(self.folder / "ann"))
+        np.save(self.folder / "f16.npy", vectors.astype(np.float16))
+
+    def open(self) -> None:
+        """Load the codes."""
+        from turbovec import TurboQuantIndex
+
+        self.index = TurboQuantIndex.load(str(self.folder / "ann"))
         self.index.prepare()
-        self.index.write(str(self.folder / "ann"))
-        vectors.astype(np.float16).tofile(self.folder / "f16")
-        self.exact = np.memmap(self.folder / "f16", np.float16, "r", shape=vectors.shape)
+        self.exact = np.load(self.folder / "f16.npy", mmap_mode="r")
 
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Re-rank the best `width`."""
@@ -282,13 +315,19 @@ class Lancedb(Engine):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         keys = pa.array(np.arange(len(vectors)))
         data = pa.table({"key": keys, "field": pa.array(["x"] * len(vectors)), "vector": flat})
-        self.table = lancedb.connect(self.folder / "store").create_table("t", data)
-        self.table.create_index(
+        table = lancedb.connect(self.folder / "store").create_table("t", data)
+        table.create_index(
             metric="dot",
             vector_column_name="vector",
             index_type="IVF_RQ",
             num_partitions=max(8, int(len(vectors) ** 0.5)),
         )
+
+    def open(self) -> None:
+        """Open the table."""
+        import lancedb
+
+        self.table = lancedb.connect(self.folder / "store").open_table("t")
 
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Search `width` partitions."""
@@ -308,21 +347,31 @@ class SqliteVec(Engine):
 
     def build(self, vectors: Float32Array) -> None:
         """Insert."""
+        self.shared = vectors.mean(axis=0)
+        self.shared /= np.linalg.norm(self.shared)
+        np.save(self.folder / "shared.npy", self.shared)
+        self._connect()
+        codes = f"bit[{vectors.shape[1]}], chunk_size=4096"
+        self.store.execute(f"CREATE VIRTUAL TABLE v USING vec0(e {codes})")
+        rows = ((key, self._code(each)) for key, each in enumerate(vectors, 1))
+        with self.store:
+            self.store.executemany("INSERT INTO v(rowid, e) VALUES (?, vec_bit(?))", rows)
+        self.store.close()
+        np.save(self.folder / "f16.npy", vectors.astype(np.float16))
+
+    def open(self) -> None:
+        """Connect."""
+        self._connect()
+        self.shared = np.load(self.folder / "shared.npy")
+        self.exact = np.load(self.folder / "f16.npy", mmap_mode="r")
+
+    def _connect(self) -> None:
         import apsw  # Python's own sqlite3 is often built without loadable extensions
         import sqlite_vec
 
         self.store = apsw.Connection(str(self.folder / "store"))
         self.store.enable_load_extension(True)
         self.store.load_extension(sqlite_vec.loadable_path())
-        codes = f"bit[{vectors.shape[1]}], chunk_size=4096"
-        self.store.execute(f"CREATE VIRTUAL TABLE v USING vec0(e {codes})")
-        self.shared = vectors.mean(axis=0)
-        self.shared /= np.linalg.norm(self.shared)
-        rows = ((key, self._code(each)) for key, each in enumerate(vectors, 1))
-        with self.store:
-            self.store.executemany("INSERT INTO v(rowid, e) VALUES (?, vec_bit(?))", rows)
-        vectors.astype(np.float16).tofile(self.folder / "f16")
-        self.exact = np.memmap(self.folder / "f16", np.float16, "r", shape=vectors.shape)
 
     def _code(self, vector: Float32Array) -> bytes:
         return np.packbits(vector > self.shared * (self.shared @ vector)).tobytes()
@@ -367,17 +416,24 @@ class Qdrant(Engine):
             max_search_threads=1,
             payload_memory=qdrant.Memory.Cached,
         )
-        self.qdrant = qdrant
-        self.store = qdrant.EdgeShard.create(str(self.folder / "store"), config)
+        store = qdrant.EdgeShard.create(str(self.folder / "store"), config)
         for start in range(0, len(vectors), 1000):
             stop = min(start + 1000, len(vectors))
             points = [
                 qdrant.Point(key, vectors[key].tolist(), {"field": "x"})
                 for key in range(start, stop)
             ]
-            self.store.update(qdrant.UpdateOperation.upsert_points(points))
-        self.store.optimize()
-        self.store.flush()
+            store.update(qdrant.UpdateOperation.upsert_points(points))
+        store.optimize()
+        store.flush()
+        store.close()
+
+    def open(self) -> None:
+        """Load the shard."""
+        import qdrant_edge as qdrant
+
+        self.qdrant = qdrant
+        self.store = qdrant.EdgeShard.load(str(self.folder / "store"))
 
     def search(self, query: Float32Array, width: int) -> list[int]:
         """Search with hnsw_ef `width`."""
@@ -406,6 +462,12 @@ ENGINES: dict[str, type[Engine]] = {
     "sqlite-vec 1-bit": SqliteVec,
     "qdrant-edge HNSW int8": Qdrant,
 }
+
+
+def _faiss() -> Any:  # noqa: ANN401, its stubs lack what is used here
+    faiss = importlib.import_module("faiss")
+    faiss.omp_set_num_threads(1)
+    return faiss
 
 
 def recall_of(search: Search, width: int, queries: Float32Array, truth: Array) -> float:
