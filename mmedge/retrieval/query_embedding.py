@@ -14,7 +14,7 @@ from mmedge.retrieval.inputs import query_vectors
 from mmedge.retrieval.queries import Query
 from mmedge.specs import Float32Array, Modality
 
-__all__ = ["Embed", "embedded_queries", "query_kind"]
+__all__ = ["Embed", "embedded_queries", "is_vector", "query_kind"]
 
 _SEVERAL = "several"  # no kind that is measured
 
@@ -69,20 +69,20 @@ def query_kind(query: object) -> str | None:
         return kinds.pop() if len(kinds) == 1 else _SEVERAL
     if isinstance(query, str):
         return Modality.TEXT.value
-    return None if _is_vector(query) and query.ndim < 3 else Modality.IMAGE.value
+    return None if is_vector(query) else Modality.IMAGE.value
 
 
 def _plain(query: object, embed: Embed, dim: int) -> tuple[Float32Array, bool]:
     if isinstance(query, str):
         return embed(texts=[query]), True
-    if _is_vector(query) and query.ndim < 3:
+    if is_vector(query):
         return query_vectors(query, dim), query.ndim == 1
     if isinstance(query, Sequence) and not isinstance(query, bytes | bytearray | memoryview):
         if not query:
             return np.empty((0, dim), np.float32), False
         if all(isinstance(each, str) for each in query):
             return embed(texts=query), False
-        if all(_is_vector(each) for each in query):
+        if all(_floats(each) for each in query):
             return np.concatenate([query_vectors(each, dim) for each in query]), False
     images = cast(ImageSource, query)
     return embed(images=images), image_sources(images) is None
@@ -94,7 +94,7 @@ def _combined(queries: Sequence[Query], embed: Embed, dim: int) -> Float32Array:
     vectors = np.empty((len(parts), dim), np.float32)
     texts = [place for place, part in enumerate(parts) if isinstance(part, str)]
     images = [place for place, part in enumerate(parts) if not isinstance(part, str)]
-    for place in [place for place in images if _is_vector(parts[place])]:
+    for place in [place for place in images if _floats(parts[place])]:
         vectors[place] = query_vectors(cast(Float32Array, parts[place]), dim)
         images.remove(place)
     if texts:
@@ -112,5 +112,10 @@ def _combined(queries: Sequence[Query], embed: Embed, dim: int) -> Float32Array:
     return np.stack(combined)
 
 
-def _is_vector(part: object) -> TypeGuard[Float32Array]:
+def is_vector(query: object) -> TypeGuard[Float32Array]:
+    """Return whether a query is a vector (D,), or several (Q, D)."""
+    return _floats(query) and query.ndim < 3
+
+
+def _floats(part: object) -> TypeGuard[Float32Array]:
     return isinstance(part, np.ndarray) and part.dtype.kind == "f"

@@ -30,7 +30,7 @@ from mmedge.retrieval.items import Item, Match
 from mmedge.retrieval.moment import Moment
 from mmedge.retrieval.nearest import Probing
 from mmedge.retrieval.queries import Query
-from mmedge.retrieval.query_embedding import embedded_queries, query_kind
+from mmedge.retrieval.query_embedding import embedded_queries, is_vector, query_kind
 from mmedge.retrieval.ranking import Ranking
 from mmedge.retrieval.recency import checked_half_life
 from mmedge.retrieval.record import Record
@@ -292,17 +292,23 @@ class IndexReader(Closing):
             IndexCorruptedError: If the record is damaged.
         """
         k, recall = checked_k(k), checked_recall(recall)
-        about = self._about()
-        check_space(about.space, space, "this query is")
         if half_life_s is not None:
             half_life_s = checked_half_life(half_life_s)
         if distinct is not None:
             distinct = checked_cosine(distinct, "distinct")
         now = time.time()
-        vectors, words, single = embedded_queries(query, self.embed, about.dim)
         kind = query_kind(query) if modality is None else Modality(modality).value
+        embedded = None
+        if not is_vector(query):  # embedded before the transaction, which would be a long one
+            about = self._about()
+            embedded = embedded_queries(query, self.embed, about.dim)
         with self._viewing() as (connection, view):
-            storing.check_unchanged(about, view.about)
+            check_space(view.about.space, space, "this query is")
+            if embedded is None:
+                embedded = embedded_queries(query, self.embed, view.about.dim)
+            else:
+                storing.check_unchanged(about, view.about)
+            vectors, words, single = embedded
             found = search_view(
                 view,
                 connection,

@@ -8,16 +8,17 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from mmedge.errors import IndexCorruptedError
-from mmedge.retrieval.items import Item
+from mmedge.retrieval.items import Item, Metadata
 from mmedge.retrieval.schema import About, read_about
 from mmedge.specs import Float32Array
 
 __all__ = [
+    "Fields",
     "ItemRow",
     "Stored",
     "check_vector",
@@ -26,6 +27,7 @@ __all__ = [
     "item_crc",
     "now_us",
     "read_deletions",
+    "read_fields",
     "read_items",
     "read_stored",
     "read_vectors",
@@ -38,9 +40,8 @@ __all__ = [
 _AT_ONCE = 500  # parameters of one statement
 _T = TypeVar("_T", str, int)
 
-_ITEM_COLUMNS = (
-    "key, id, time, source, text, metadata, content_hash, modality, revision, origin, seq, crc"
-)
+_COVERED_COLUMNS = "id, time, source, text, metadata, content_hash, modality"
+_ITEM_COLUMNS = f"key, {_COVERED_COLUMNS}, revision, origin, seq, crc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class ItemRow:
     item: Item
     modality: str | None
     seq: int
+
+
+Fields: TypeAlias = tuple[str, float | None, str | None, str | None, Metadata]
+"""Id, time, source, text and metadata of an item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,33 +125,45 @@ def read_items(
     for part, marks in _parts(keys):
         sql = f"SELECT {_ITEM_COLUMNS} FROM items WHERE key IN ({marks})"  # noqa: S608
         for values in connection.execute(sql, part):
-            rows[values[0]] = _item_row(values, held.get(values[0], none))
+            key, *covered, revision, origin, seq, crc = values
+            name, seconds, source, text, metadata = _fields(key, covered, crc)
+            digest, modality = covered[5:]
+            vector = held.get(key, none)
+            item = Item(
+                name, vector, seconds, source, text, metadata, digest, int(revision), str(origin)
+            )
+            rows[key] = ItemRow(int(key), item, modality, int(seq))
     return rows
 
 
-def _item_row(values: tuple[object, ...], vectors: Float32Array) -> ItemRow:
-    key, name, seconds, source, text, metadata, digest, modality, revision, origin, seq, crc = (
-        values
-    )
-    if item_crc(values[1:8]) != crc:
-        raise _damaged(f"item {name!r} (key {key})")
-    try:
-        fields = json.loads(str(metadata))
-    except (ValueError, RecursionError):  # the index of a stranger, its checksum made to fit
-        raise _damaged(f"item {name!r} (key {key})") from None
+def read_fields(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int, Fields]:
+    """Return what a match shows of items, by key.
+
+    Args:
+        connection: In a transaction.
+        keys: Of the items; those that are not there are left out.
+
+    Raises:
+        IndexCorruptedError: If a row is damaged.
+    """
+    found: dict[int, Fields] = {}
+    for part, marks in _parts(keys):
+        sql = f"SELECT key, {_COVERED_COLUMNS}, crc FROM items WHERE key IN ({marks})"  # noqa: S608
+        for key, *covered, crc in connection.execute(sql, part):
+            found[key] = _fields(key, covered, crc)
+    return found
+
+
+def _fields(key: int, covered: Sequence[Any], crc: int) -> Fields:
+    """Check and return the fields of an item from the columns that its checksum covers."""
+    name, seconds, source, text, metadata = covered[:5]
     # The checksum proves the types; they were checked when the row was written.
-    item = Item(
-        id=str(name),
-        vectors=vectors,
-        time=seconds,  # type: ignore[arg-type]
-        source=source,  # type: ignore[arg-type]
-        text=text,  # type: ignore[arg-type]
-        metadata=fields,
-        content_hash=digest,  # type: ignore[arg-type]
-        revision=int(revision),  # type: ignore[call-overload]
-        origin=str(origin),
-    )
-    return ItemRow(int(key), item, modality, int(seq))  # type: ignore[call-overload, arg-type]
+    if item_crc(tuple(covered)) == crc:
+        try:
+            return name, seconds, source, text, json.loads(metadata)
+        except (ValueError, TypeError, RecursionError):  # a stranger's, its checksum made to fit
+            pass
+    raise _damaged(f"item {name!r} (key {key})")
 
 
 def read_vectors(

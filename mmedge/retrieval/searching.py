@@ -9,10 +9,10 @@ from functools import partial
 from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval.filter_sql import AllowedItems
 from mmedge.retrieval.filters import Filter, check_fields
-from mmedge.retrieval.items import Item, Match
+from mmedge.retrieval.items import Match
 from mmedge.retrieval.nearest import Probing, nearest_items
 from mmedge.retrieval.ranking import Ranking, rank
-from mmedge.retrieval.rows import read_items
+from mmedge.retrieval.rows import Fields, read_fields
 from mmedge.retrieval.view import View
 from mmedge.specs import Float32Array
 
@@ -62,8 +62,8 @@ def search_view(
         )
         for query, ranking in zip(queries, rankings, strict=True)
     ]
-    keys = {int(key) for hits in found for key in hits.keys}
-    items = {key: row.item for key, row in read_items(record, keys, vectors=False).items()}
+    keys = {key for hits in found for key in hits.keys.tolist()}
+    items = read_fields(record, keys)
     if missing := keys - items.keys():
         raise IndexCorruptedError(
             f"A snapshot holds vectors of {len(missing)} items that the record does not have. Run "
@@ -71,12 +71,15 @@ def search_view(
         )
     return [
         [
-            _match(items[int(key)], float(score), int(part))
-            for key, score, part in zip(hits.keys, hits.scores, hits.parts, strict=True)
+            _match(items[key], score, part)
+            for key, score, part in zip(
+                hits.keys.tolist(), hits.scores.tolist(), hits.parts.tolist(), strict=True
+            )
         ]
         for hits in found
     ]
 
 
-def _match(item: Item, score: float, part: int) -> Match:
-    return Match(item.id, score, item.metadata, item.time, item.source, item.text, part)
+def _match(fields: Fields, score: float, part: int) -> Match:
+    name, seconds, source, text, metadata = fields
+    return Match(name, score, metadata, seconds, source, text, part)
