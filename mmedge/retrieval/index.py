@@ -22,12 +22,12 @@ from mmedge.retrieval.duplicates import checked_cosine, near_recent, recent_item
 from mmedge.retrieval.embedding import Encoder, bundle_space, check_space
 from mmedge.retrieval.inputs import Time, Vectors, checked_ids, checked_space, query_vectors
 from mmedge.retrieval.items import Added, Item, Metadata
+from mmedge.retrieval.measuring import MAX_QUERIES, sample_texts
 from mmedge.retrieval.migrating import Embed, Migration, migrate
 from mmedge.retrieval.reading import IndexReader
 from mmedge.retrieval.record import Durability, Record
 from mmedge.retrieval.schema import MAX_DIM, SNAPSHOTS, About, create_record, read_about
 from mmedge.retrieval.verifying import Verification, verify_index
-from mmedge.retrieval.widths import MAX_QUERIES, sample_texts
 from mmedge.specs import Array, Float32Array, Modality
 
 if TYPE_CHECKING:

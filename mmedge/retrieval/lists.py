@@ -1,32 +1,28 @@
 """Inverted lists: vectors in clusters, of which a search scans the nearest few.
 
 The layout is IVF (Jégou, Douze, Schmid: Product Quantization for Nearest Neighbor Search, 2011,
-section IV) with the vectors themselves in the lists, and no codes: what a list holds is compared
-exactly, so a search misses only what lies in lists that it does not scan. How many lists it takes
-is measured on the user's own data, for each kind of query: a text query does not lie where image
-vectors lie, and needs more of them.
+section IV) with codes of one bit a coordinate; see codes.py. What the codes estimate to be best is
+compared by the vectors themselves. How many lists and candidates it takes is measured on the user's
+own data, for each kind of query: a text query does not lie where image vectors lie, and needs more.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.errors import IndexCorruptedError
-from mmedge.retrieval.scanning import ScanQuery
+from mmedge.retrieval.clustering import cluster
+from mmedge.retrieval.codes import QUERY_BITS, Rotation, encode, rounded_query
+from mmedge.retrieval.scanning import byte_products, differing_bits
 from mmedge.specs import Float32Array
 
-__all__ = ["Lists", "Widths", "build_lists", "list_ranks"]
+__all__ = ["ListQuery", "Lists", "build_lists", "largest"]
 
-_SAMPLES = 64  # vectors a list, that k-means looks at
-_ROUNDS = 8
 _BLOCK = 4096
-_MAX_LISTS = 65_536
-_TEXT_CHARACTERS = 1 << 20
+_AT_ONCE = 1 << 16  # vectors whose estimates are in memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,102 +30,132 @@ class Lists:
     """The clusters of a snapshot, whose vectors lie in the order of the lists.
 
     Attributes:
-        centroids: (C, D) float16.
         starts: (C + 1,) int64, ascending; list i holds the vectors starts[i] to starts[i + 1].
+        rotation: Of vectors, before they are coded.
+        centroids: (C, P) int8, rotated, in units of `step`.
+        step: See centroids.
+        codes: (N, P / 8 + 8) uint8, of each vector the bits and two float32 factors; see
+            codes.encode; may be mapped.
     """
 
-    centroids: NDArray[np.float16]
     starts: NDArray[np.int64]
-
-    def nearest(self, query: ScanQuery, count: int) -> NDArray[np.int64]:
-        """Return the lists whose centroids have the largest products with a query, unordered."""
-        if count >= len(self.centroids):
-            return np.arange(len(self.centroids))
-        products = query.products(self.centroids)
-        return np.argpartition(-products, count - 1)[:count]
+    rotation: Rotation
+    centroids: NDArray[np.int8]
+    step: float
+    codes: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Widths:
-    """How many lists reach which recall, by kind of query and number of matches.
+class ListQuery:
+    """One query, ready for the lists of one snapshot.
+
+    Args:
+        lists: That are searched.
+        vector: (D,) float32.
 
     Attributes:
-        curves: By kind of query ("text", "image", ...), by k: (lists, recall) pairs, ascending; the
-            recall is the queries' mean less one standard error.
-        queries: How many queries of each kind were measured.
+        products: (C,) float32, its inner products with the centroids.
     """
 
-    curves: Mapping[str, Mapping[int, tuple[tuple[int, float], ...]]]
-    queries: Mapping[str, int]
+    __slots__ = ("_lists", "_planes", "_step", "products")
 
-    def lists(self, kind: str | None, recall: float, k: int) -> int | None:
-        """Return the fewest lists that reach a recall; None if only an exact search does.
+    def __init__(self, lists: Lists, vector: Float32Array) -> None:
+        self._lists = lists
+        rotated = lists.rotation.apply(vector[None])[0]
+        self._planes, self._step = rounded_query(rotated)
+        scale = max(float(np.abs(rotated).max()) / 127, float(np.finfo(np.float32).tiny))
+        rounded = np.round(rotated / scale).astype(np.int8)
+        self.products = byte_products(rounded, lists.centroids)
+        self.products *= np.float32(scale * lists.step)
+
+    def nearest(self, count: int) -> NDArray[np.int64]:
+        """Return the lists with the largest products, unordered."""
+        if count >= len(self.products):
+            return np.arange(len(self.products))
+        return np.argpartition(-self.products, count - 1)[:count]
+
+    def estimates(self, chosen: NDArray[np.int64]) -> Float32Array:
+        """Return the estimated products with the vectors of some lists, one list after another."""
+        lists = self._lists
+        starts, ends = lists.starts[chosen], lists.starts[chosen + 1]
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        codes = np.concatenate([lists.codes[start:end] for start, end in spans])
+        bits = differing_bits(self._planes, codes[:, :-8])
+        total = bits[-1]
+        for plane in bits[-2::-1]:  # the highest bits first
+            total <<= 1
+            total += plane
+        found: Float32Array = total.astype(np.float32)
+        found *= np.float32(-self._step)
+        found += np.float32(self._step * ((1 << QUERY_BITS) - 1) / 2 * lists.rotation.length)
+        factors = codes[:, -8:].view(np.float32)
+        found *= factors[:, 0]
+        centroids = np.repeat(self.products[chosen], ends - starts)
+        centroids *= factors[:, 1]
+        found += centroids
+        return found
+
+    def candidates(
+        self,
+        chosen: NDArray[np.int64],
+        count: int,
+        counts: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
+    ) -> NDArray[np.int64]:
+        """Return the places of the vectors in some lists that are estimated to be best, ascending.
 
         Args:
-            kind: Of the query; None for a vector of unknown kind, which gets the most that any kind
-                needs.
-            recall: Share of the true k nearest to find on average.
-            k: Matches.
+            chosen: The lists.
+            count: Places, at most.
+            counts: Returns which of some places count; None if all do.
         """
-        kinds = list(self.curves) if kind is None else [kind]
-        needed: list[int] = []
-        for name in kinds:
-            curves = self.curves.get(name, {})
-            measured = min((size for size in curves if size >= k), default=None)
-            if measured is None:
-                return None
-            enough = [lists for lists, reached in curves[measured] if reached >= recall]
-            if not enough:
-                return None
-            needed.append(min(enough))
-        return max(needed, default=None)
-
-    def to_json(self) -> str:
-        """Return a text for `from_json`."""
-        return json.dumps({"curves": self.curves, "queries": self.queries})
-
-    @classmethod
-    def from_json(cls, text: str) -> Widths:
-        """Read what `to_json` wrote.
-
-        Raises:
-            IndexCorruptedError: If it is something else.
-        """
-        try:
-            if len(text) > _TEXT_CHARACTERS:
-                raise ValueError(f"{len(text)} characters")  # noqa: TRY301
-            read = json.loads(text)
-            curves = {
-                str(kind): {
-                    int(k): tuple((_positive(lists), float(reached)) for lists, reached in curve)
-                    for k, curve in by_k.items()
-                }
-                for kind, by_k in read["curves"].items()
-            }
-            queries = {str(kind): int(count) for kind, count in read["queries"].items()}
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-            ArithmeticError,
-        ) as error:
-            raise IndexCorruptedError(
-                f"The search widths of a snapshot are damaged ({error}). Run 'mmedge index "
-                "compact', which measures them again."
-            ) from error
-        return cls(curves, queries)
+        starts = self._lists.starts
+        sizes = starts[chosen + 1] - starts[chosen]
+        cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _AT_ONCE)) + 1
+        places, values = [], []
+        for some in np.split(chosen, cuts):
+            found = self.estimates(some)
+            ends = np.cumsum(starts[some + 1] - starts[some])
+            if counts is None:
+                best = largest(found, count)
+            else:
+                held = np.flatnonzero(counts(_places(starts, some, ends, np.arange(len(found)))))
+                best = held[largest(found[held], count)]
+            places.append(_places(starts, some, ends, best))
+            values.append(found[best])
+        best = largest(np.concatenate(values), count)
+        return np.sort(np.concatenate(places)[best])
 
 
-def _positive(lists: int) -> int:
-    if int(lists) < 1:
-        raise ValueError(f"{lists} lists")
-    return int(lists)
+def _places(
+    starts: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return the places of vectors from their positions in lists that were scanned."""
+    which = np.searchsorted(ends, found, side="right")
+    return starts[chosen[which] + 1] - ends[which] + found
+
+
+def largest(values: Float32Array, count: int) -> NDArray[np.int64]:
+    """Return the positions of the largest values, unordered.
+
+    numpy's partition of all values takes ten times as long: here the maxima of groups give a bound
+    that at least `count` values reach.
+    """
+    if len(values) <= count:
+        return np.arange(len(values))
+    groups = 8 * count
+    rest = len(values) % groups
+    if len(values) < 2 * groups:
+        return np.argpartition(-values, count - 1)[:count]
+    maxima = values[rest:].reshape(-1, groups).max(axis=0)
+    bound = np.partition(maxima, groups - count)[groups - count]
+    reaching = np.flatnonzero(values >= bound)
+    return reaching[np.argpartition(-values[reaching], count - 1)[:count]]
 
 
 def build_lists(vectors: NDArray[np.float16]) -> tuple[Lists, NDArray[np.int64]]:
-    """Cluster vectors by k-means, the same for the same vectors.
+    """Cluster and code vectors, the same for the same vectors.
 
     Args:
         vectors: (N, D), L2-normalised.
@@ -138,41 +164,13 @@ def build_lists(vectors: NDArray[np.float16]) -> tuple[Lists, NDArray[np.int64]]
         The lists, and the (N,) order in which their vectors lie: place i holds
         vectors[order[i]].
     """
-    count = min(max(1, round(4 * len(vectors) ** 0.5)), _MAX_LISTS, max(1, len(vectors)))
-    random = np.random.default_rng(0)
-    chosen = random.choice(len(vectors), min(len(vectors), _SAMPLES * count), replace=False)
-    sample = vectors[np.sort(chosen)]
-    centroids = sample[random.choice(len(sample), count, replace=False)].astype(np.float32)
-    for _ in range(_ROUNDS):
-        nearest = _assigned(sample, centroids)
-        order = np.argsort(nearest, kind="stable")
-        starts = np.searchsorted(nearest[order], np.arange(count + 1))
-        sizes = np.diff(starts)
-        for number in np.flatnonzero(sizes):
-            members = sample[order[starts[number] : starts[number + 1]]]
-            centroids[number] = members.mean(axis=0, dtype=np.float32)
-        empty = np.flatnonzero(sizes == 0)
-        centroids[empty] = sample[random.choice(len(sample), len(empty), replace=False)]
-    rounded = centroids.astype(np.float16)
-    nearest = _assigned(vectors, rounded.astype(np.float32))
-    order = np.argsort(nearest, kind="stable")
-    starts = np.searchsorted(nearest[order], np.arange(count + 1))
-    return Lists(rounded, starts.astype(np.int64)), order
-
-
-def _assigned(vectors: NDArray[np.float16], centroids: Float32Array) -> NDArray[np.int64]:
-    """Return the centroid nearest to each vector by Euclidean distance."""
-    found = np.empty(len(vectors), np.int64)
-    half = 0.5 * (centroids * centroids).sum(axis=1)
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK].astype(np.float32)
-        found[start : start + _BLOCK] = np.argmax(block @ centroids.T - half, axis=1)
-    return found
-
-
-def list_ranks(lists: Lists, query: ScanQuery, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many lists a search scans before the one that holds each of these places."""
-    products = query.products(lists.centroids)
-    ranks = np.empty(len(products), np.int64)
-    ranks[np.argsort(-products, kind="stable")] = np.arange(len(products))
-    return ranks[np.searchsorted(lists.starts, places, side="right") - 1]
+    rotation = Rotation.random(vectors.shape[1])
+    centroids, step, order, starts = cluster(vectors, rotation)
+    codes = np.empty((len(order), rotation.length // 8 + 8), np.uint8)
+    owners = np.repeat(np.arange(len(centroids)), np.diff(starts))
+    for start in range(0, len(order), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        owner = centroids[owners[some]] * np.float32(step)
+        residuals = rotation.apply(vectors[order[some]].astype(np.float32)) - owner
+        codes[some] = encode(residuals, owner)
+    return Lists(starts, rotation, centroids, step, codes), order

@@ -14,10 +14,10 @@ from mmedge.retrieval import rows, upkeep
 from mmedge.retrieval.embedding import Encoder, Space, bundle_space
 from mmedge.retrieval.inputs import checked_vectors, query_vectors
 from mmedge.retrieval.items import Item
+from mmedge.retrieval.measuring import MAX_QUERIES, sample_texts
 from mmedge.retrieval.record import Record
 from mmedge.retrieval.rows import ItemRow
 from mmedge.retrieval.schema import About, read_about
-from mmedge.retrieval.widths import MAX_QUERIES, sample_texts
 from mmedge.specs import Array, Float32Array, Modality
 
 __all__ = ["Embed", "Migration", "migrate"]

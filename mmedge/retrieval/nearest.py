@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from mmedge.retrieval.exact import Nearest
 from mmedge.retrieval.filter_sql import KeyMask, allowed
-from mmedge.retrieval.lists import Lists
+from mmedge.retrieval.lists import ListQuery, Lists
 from mmedge.retrieval.ranking import Hits
 from mmedge.retrieval.scanning import ScanQuery
 from mmedge.retrieval.view import Segment, View
+from mmedge.retrieval.widths import Width
 from mmedge.specs import Float32Array
 
 __all__ = ["Probing", "nearest_items"]
@@ -33,23 +34,26 @@ class Probing:
     kind: str | None = None
     recall: float = 1.0
 
-    def lists(self, segment: Segment, n: int, mask: KeyMask | None) -> int | None:
-        """Return how many lists of a segment to scan; None for all of its vectors.
+    def width(self, segment: Segment, n: int, mask: KeyMask | None) -> Width | None:
+        """Return how much of a segment to look at; None for all of its vectors.
 
         A filter that allows a share f of the items leaves each list f of its vectors, so 1/f as
         many lists are scanned.
         """
         if segment.lists is None or segment.widths is None or self.recall >= 1:
             return None
-        width = segment.widths.lists(self.kind, self.recall, n)
+        width = segment.widths.width(self.kind, self.recall, n)
         if width is None:
             return None
+        lists = width.lists
         if mask is not None:
             held = np.count_nonzero(mask)
             if held <= _FEW:
                 return None
-            width = round(width * max(1.0, len(segment.rows) / held))
-        return None if 2 * width >= len(segment.lists.centroids) else width
+            lists = round(lists * max(1.0, len(segment.rows) / held))
+        if 2 * lists >= len(segment.lists.centroids):
+            return None
+        return Width(lists, width.candidates)
 
 
 def nearest_items(
@@ -106,9 +110,9 @@ class _Scan:
 
     def best(self, query: ScanQuery, n: int, probing: Probing) -> Nearest:
         """Return the n nearest vectors."""
-        lists, width = self.segment.lists, probing.lists(self.segment, n, self._mask)
+        lists, width = self.segment.lists, probing.width(self.segment, n, self._mask)
         if width is not None and lists is not None:
-            found = self._probe(query, n, lists, lists.nearest(query, width))
+            found = self._probe(query, n, lists, width)
             if len(found.places) == n:
                 return found
         if self._whole is None:
@@ -116,15 +120,18 @@ class _Scan:
             self._whole = (None if counts is None else np.flatnonzero(counts),)
         return query.scan(self.segment.vectors, n, self._whole[0])
 
-    def _probe(self, query: ScanQuery, n: int, lists: Lists, chosen: NDArray[np.int64]) -> Nearest:
-        starts, sizes = lists.starts[chosen], lists.starts[chosen + 1] - lists.starts[chosen]
-        spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-        products = query.products(*(self.segment.vectors[start:end] for start, end in spans))
-        places = np.arange(len(products)) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
+    def _probe(self, query: ScanQuery, n: int, lists: Lists, width: Width) -> Nearest:
+        listed = ListQuery(lists, query.vector)
+        everything = self._alive is None and self._mask is None
+        places = listed.candidates(
+            listed.nearest(width.lists), width.candidates, None if everything else self._counting
+        )
+        vectors = self.segment.vectors
+        return query.nearest(vectors, places, query.products(vectors[places]), n)
+
+    def _counting(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
         counts = self._counts(places)
-        if counts is not None:
-            products, places = products[counts], places[counts]
-        return query.nearest(self.segment.vectors, places, products, n)
+        return np.ones(len(places), np.bool_) if counts is None else counts
 
     def _counts(self, places: slice | NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of some places count; None for all."""

@@ -17,6 +17,7 @@ import numpy as np
 from mmedge.errors import IndexCorruptedError, RetrievalError
 from mmedge.files import atomic_directory
 from mmedge.files.locks import key_lock_in_time
+from mmedge.retrieval.measuring import is_query
 from mmedge.retrieval.rows import item_crc, vector_crc
 from mmedge.retrieval.schema import (
     LOCK,
@@ -29,7 +30,6 @@ from mmedge.retrieval.schema import (
     record_errors,
 )
 from mmedge.retrieval.snapshots import Snapshot, open_snapshot, snapshot_header, vectors_crc
-from mmedge.retrieval.widths import is_query
 
 __all__ = ["salvage_record"]
 

@@ -1,10 +1,9 @@
-"""Inner products of one query with many fp16 vectors."""
+"""Inner products of one query with many vectors, and differing bits of its code with theirs."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,72 @@ from numpy.typing import NDArray
 from mmedge.retrieval import exact
 from mmedge.specs import Float32Array
 
-__all__ = ["ScanQuery", "has_kernels"]
+__all__ = ["ByteRows", "ScanQuery", "byte_products", "differing_bits", "has_kernels"]
 
 _AT_ONCE = 1 << 16  # vectors whose products are in memory, and which a filter may have copied
 _CALL_BYTES = 1 << 20  # of vectors in a call: at 8 MiB numkong 7.8 takes ten times as long a vector
+_ONES = np.array([value.bit_count() for value in range(256)], np.uint8)
 
 
 @functools.cache
-def _kernels() -> Callable[..., Any] | None:
-    """Return numkong's products of fp16 rows, or None where it is not installed."""
+def _kernels() -> Any:  # noqa: ANN401, an extra that need not be there
+    """Return numkong, or None where it is not installed."""
     try:
-        module = importlib.import_module("numkong")
+        return importlib.import_module("numkong")
     except ImportError:
         return None
-    products: Callable[..., Any] = module.cdist
-    return products
 
 
 def has_kernels() -> bool:
-    """Whether vectors are scanned by numkong's kernels; numpy takes some four times as long."""
+    """Whether vectors are scanned by numkong's kernels; numpy takes several times as long."""
     return _kernels() is not None
+
+
+class ByteRows:
+    """Rows of int8, ready for inner products.
+
+    Args:
+        rows: (C, D) int8.
+    """
+
+    def __init__(self, rows: NDArray[np.int8]) -> None:
+        kernels = _kernels()
+        self._packed = None if kernels is None else kernels.dots_pack(rows)
+        self._rows = rows.T.astype(np.float32) if kernels is None else None
+
+    def products(self, vectors: NDArray[np.int8]) -> NDArray[np.int32]:
+        """Return the (N, C) inner products with (N, D) vectors, exact below 2^24."""
+        if self._rows is not None:
+            return (vectors.astype(np.float32) @ self._rows).astype(np.int32)
+        return np.asarray(_kernels().dots_packed(vectors, self._packed))
+
+
+def byte_products(query: NDArray[np.int8], vectors: NDArray[np.int8]) -> Float32Array:
+    """Return the (N,) inner products of a (D,) query with (N, D) vectors, exact below 2^24."""
+    found = np.empty((1, len(vectors)), np.int32)
+    kernels, rows = _kernels(), max(1, _CALL_BYTES // len(query))
+    for first in range(0, len(vectors), rows):
+        some = slice(first, first + rows)
+        if kernels is None:
+            found[0, some] = vectors[some].astype(np.float32) @ query.astype(np.float32)
+        else:
+            kernels.cdist(query[None], vectors[some], "dot", out=found[:, some])
+    products: Float32Array = found[0].astype(np.float32)
+    return products
+
+
+def differing_bits(planes: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Return in how many bits (B, W) packed planes differ from (N, W) packed codes: (B, N)."""
+    found = np.empty((len(planes), len(codes)), np.uint32)
+    kernels, rows = _kernels(), max(1, _CALL_BYTES // planes.shape[1])
+    for first in range(0, len(codes), rows):
+        some = slice(first, first + rows)
+        if kernels is not None:
+            kernels.cdist(planes, codes[some], "hamming", dtype="uint1", out=found[:, some])
+            continue
+        for plane, counts in zip(planes, found[:, some], strict=True):
+            _ONES[codes[some] ^ plane].sum(axis=1, dtype=np.uint32, out=counts)
+    return found
 
 
 class ScanQuery:
@@ -67,7 +112,7 @@ class ScanQuery:
                 continue
             for first in range(0, len(block), rows):
                 some = slice(first, first + rows)
-                kernels(self.rounded, block[some], "dot", out=into[:, some])
+                kernels.cdist(self.rounded, block[some], "dot", out=into[:, some])
         products: Float32Array = found[0]
         return products
 

@@ -6,6 +6,7 @@ planted trigger or view could run on an insert.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from mmedge.errors import IndexCorruptedError, MmedgeError, RetrievalError, StorageError
@@ -35,7 +37,7 @@ __all__ = [
     "record_errors",
 ]
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "record.sqlite"
 SNAPSHOTS = "snapshots"
 LOCK = "lock"
@@ -131,6 +133,11 @@ def read_about(connection: sqlite3.Connection) -> About:
     values = connection.execute(_READ_ABOUT).fetchone()
     if values is None:
         raise IndexCorruptedError("The record has no row in 'about'. " + _REPAIR)
+    return _about(values)
+
+
+@functools.lru_cache(maxsize=8)  # every search reads it, and it seldom changes
+def _about(values: tuple[Any, ...]) -> About:
     named = dict(zip(_ABOUT_COLUMNS, values, strict=True))
     dims = (named["dim"], named["next_dim"] or 1)
     if (

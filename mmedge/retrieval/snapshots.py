@@ -1,13 +1,14 @@
 """Snapshots: immutable files of vectors that searches map into memory.
 
 A file holds a header, the fp16 vectors, and of each the row number, the item key and the part; and
-the inverted lists, if its vectors lie in the order of lists and not of rows. It is
+the inverted lists with their codes, if its vectors lie in the order of lists and not of rows. It is
 written beside its name, synced and moved into place, and never changed. All of it can be made again
 from the record.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import stat
@@ -16,13 +17,14 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import IndexCorruptedError
 from mmedge.files import atomic_file
+from mmedge.retrieval.codes import Rotation
 from mmedge.retrieval.lists import Lists
 from mmedge.specs import Array
 
@@ -37,10 +39,11 @@ __all__ = [
 ]
 
 _MAGIC = b"mmedgef\x00"
-_VERSION = 2
+_VERSION = 3
 _HEADER = struct.Struct("<8sIIQQQQII16s")
 _HEADER_BYTES = 128  # a multiple of the alignment that numpy and SIMD like
 _CRC_BYTES = 8 << 20
+_LARGEST = 1000.0  # number that codes are made with: all are about 1 or less
 
 Block: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float16]
@@ -109,7 +112,9 @@ def write_snapshot(
         columns = [np.concatenate(column) for column in ids]
         first, last = int(columns[0].min()), int(columns[0].max())
         if lists is not None:
-            columns += [lists.starts, lists.centroids]
+            step = np.array([lists.step], np.float32)
+            columns += [lists.starts, lists.rotation.left, lists.rotation.right, step]
+            columns += [lists.centroids, lists.codes]
         for column in columns:
             file.write(column.data)
             ids_crc = zlib.crc32(column.data, ids_crc)
@@ -157,9 +162,11 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
         raise _damaged(path, "has another header than the record says")
     if width != dim or owner != bytes.fromhex(uuid):
         raise _damaged(path, f"is of another index, with {width} dimensions")
+    length = -(-dim // 64)  # of rotated vectors, in rows of 64
     expected = _HEADER_BYTES + count * (2 * dim + 20)
     if list_count:
-        expected += 8 * (list_count + 1) + 2 * dim * list_count
+        expected += 8 * (list_count + 1) + 4 * (64 * 64 + length * length + 1)
+        expected += 64 * length * list_count + count * (8 + 8 * length)
     if status.st_size != expected:
         raise _damaged(path, f"has {status.st_size} bytes, expected {expected}")
     start = _HEADER_BYTES + 2 * dim * count
@@ -175,16 +182,33 @@ def open_snapshot(path: Path, uuid: str, dim: int, crc: int) -> Snapshot:
         raise _damaged(path, "has row numbers out of order")
     if keys.min() < 0 or parts.min() < 0:
         raise _damaged(path, "has a negative item key or part")
-    lists = _lists(path, mapped, start + 20 * count, list_count, dim, count) if list_count else None
+    lists = _lists(path, mapped, start + 20 * count, list_count, length, count)
     return Snapshot(rows, keys, parts, vectors, lists, vectors_crc_)
 
 
-def _lists(path: Path, mapped: mmap.mmap, start: int, lists: int, dim: int, count: int) -> Lists:
-    starts = np.frombuffer(mapped, np.int64, lists + 1, start).copy()
+def _lists(
+    path: Path, mapped: mmap.mmap, start: int, lists: int, length: int, count: int
+) -> Lists | None:
+    if not lists:
+        return None
+
+    def read(dtype: type[np.generic], *shape: int) -> Array:
+        nonlocal start
+        found: NDArray[Any] = np.frombuffer(mapped, dtype, math.prod(shape), start).reshape(shape)
+        start += found.nbytes
+        return found
+
+    starts = read(np.int64, lists + 1).copy()
     if starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
         raise _damaged(path, "has lists out of order")
-    flat = np.frombuffer(mapped, np.float16, lists * dim, start + 8 * (lists + 1))
-    return Lists(flat.copy().reshape(lists, dim), starts)
+    rotation = Rotation(read(np.float32, 64, 64).copy(), read(np.float32, length, length).copy())
+    step = float(read(np.float32, 1)[0])
+    centroids = read(np.int8, lists, 64 * length).copy()
+    codes = read(np.uint8, count, 8 * length + 8)
+    numbers = (rotation.left, rotation.right, np.array(step), codes[:, -8:].view(np.float32))
+    if not all(np.abs(each).max() <= _LARGEST for each in numbers):  # nor if it is NaN
+        raise _damaged(path, "has codes with factors out of range")
+    return Lists(starts, rotation, centroids, step, codes)
 
 
 def snapshot_header(path: Path) -> tuple[str, int, int]:

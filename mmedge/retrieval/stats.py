@@ -11,6 +11,7 @@ import numpy as np
 from mmedge.retrieval.scanning import has_kernels
 from mmedge.retrieval.schema import FORMAT, RECORD, SNAPSHOTS
 from mmedge.retrieval.view import View
+from mmedge.retrieval.widths import Widths
 
 __all__ = ["IndexStats", "SegmentStats", "read_stats"]
 
@@ -85,7 +86,7 @@ def read_stats(connection: sqlite3.Connection, view: View, folder: Path) -> Inde
             0 if each.lists is None else len(each.lists.centroids),
             {}
             if each.widths is None
-            else {kind: each.widths.lists(kind, 0.95, 10) for kind in each.widths.curves},
+            else {kind: _lists(each.widths, kind) for kind in each.widths.curves},
         )
         for each in view.segments
     )
@@ -104,6 +105,11 @@ def read_stats(connection: sqlite3.Connection, view: View, folder: Path) -> Inde
         migrating_to=about.next_space,
         kernels="numkong" if has_kernels() else "numpy",
     )
+
+
+def _lists(widths: Widths, kind: str) -> int | None:
+    width = widths.width(kind, 0.95, 10)
+    return None if width is None else width.lists
 
 
 def _size(path: Path) -> int:

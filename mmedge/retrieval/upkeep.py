@@ -13,12 +13,13 @@ import numpy as np
 from mmedge.errors import StorageError
 from mmedge.files import storage_errors
 from mmedge.retrieval.deletions import forget_deletions
-from mmedge.retrieval.lists import Widths, build_lists
+from mmedge.retrieval.lists import build_lists
+from mmedge.retrieval.measuring import keep_queries, kept_queries, measure_widths
 from mmedge.retrieval.record import LOG, Record
 from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
 from mmedge.retrieval.snapshots import Block, open_snapshot, snapshot_path, write_snapshot
 from mmedge.retrieval.view import Segment, read_blocks
-from mmedge.retrieval.widths import keep_queries, kept_queries, measure_widths
+from mmedge.retrieval.widths import Widths
 from mmedge.specs import Float32Array
 
 __all__ = [

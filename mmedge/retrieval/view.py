@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import IndexCorruptedError
-from mmedge.retrieval.lists import Lists, Widths
+from mmedge.retrieval.lists import Lists
 from mmedge.retrieval.record import LOG
 from mmedge.retrieval.rows import check_vector
 from mmedge.retrieval.schema import SNAPSHOTS, About, read_about
 from mmedge.retrieval.snapshots import Block, open_snapshot, snapshot_path
+from mmedge.retrieval.widths import Widths
 from mmedge.specs import Array
 
 __all__ = ["Bitmap", "Segment", "StaleError", "View", "Views", "read_blocks"]
@@ -62,7 +63,7 @@ class Segment:
         parts: (N,) int32, which of the item's vectors it is.
         number: Of its snapshot; None for the tail, which is behind the last snapshot.
         lists: In which the vectors lie, if an approximate search is possible.
-        widths: How many of these lists reach which recall.
+        widths: Which width of a search reaches which recall.
         order: (N,) int64, places in the order of rows; None where they lie in it.
     """
 
@@ -160,7 +161,7 @@ class Views:
         """
         about = read_about(connection)
         view = self._view
-        if view is not None and view.about == about:
+        if view is not None and (view.about is about or view.about == about):
             return view
         with self._lock:
             view = self._view

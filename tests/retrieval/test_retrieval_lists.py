@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from indexes import two_spaces
 
 from mmedge.bundle import Bundle
@@ -16,12 +19,12 @@ from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval import nearest, upkeep
 from mmedge.retrieval.filters import Eq
 from mmedge.retrieval.index import Index
-from mmedge.retrieval.lists import Lists, Widths, build_lists
+from mmedge.retrieval.lists import ListQuery, build_lists, largest
 from mmedge.retrieval.queries import Query
 from mmedge.retrieval.query_embedding import query_kind
-from mmedge.retrieval.scanning import ScanQuery
 from mmedge.retrieval.schema import RECORD
 from mmedge.retrieval.verifying import verify_index
+from mmedge.retrieval.widths import Width, Widths
 from mmedge.specs import Float32Array
 
 ROWS, DIM = 3000, 32
@@ -42,12 +45,12 @@ def clustered(count: int, seed: int) -> Float32Array:
 VECTORS = clustered(ROWS, 1)
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """An index whose vectors lie in lists."""
-    monkeypatch.setattr(upkeep, "LISTED_ROWS", 1000)
-    monkeypatch.setattr(nearest, "_FEW", 50)
-    with Index.create(tmp_path / "x.index", dim=DIM) as made:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed index whose vectors lie in lists."""
+    path = tmp_path_factory.mktemp("lists") / "x.index"
+    with pytest.MonkeyPatch.context() as patch, Index.create(path, dim=DIM) as made:
+        patch.setattr(upkeep, "LISTED_ROWS", 1000)
         made.add(
             vectors=VECTORS,
             ids=[f"{number:04d}" for number in range(ROWS)],
@@ -56,7 +59,17 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
             ],
         )
         made.compact({"text": unit(clustered(60, 2) + 0.4)})
-        yield made
+    return path
+
+
+@pytest.fixture
+def index(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """A copy of it."""
+    monkeypatch.setattr(upkeep, "LISTED_ROWS", 1000)
+    monkeypatch.setattr(nearest, "_FEW", 50)
+    shutil.copytree(folder, tmp_path / "x.index")
+    with Index.open(tmp_path / "x.index") as opened:
+        yield opened
 
 
 def exact_ids(query: Float32Array, k: int, among: np.ndarray | None = None) -> list[str]:
@@ -83,9 +96,10 @@ def test_the_target_recall_is_reached_with_few_lists(index: Index) -> None:
     listed = segment(index)
     assert listed.lists is not None
     assert listed.widths is not None
-    width = listed.widths.lists("text", 0.95, 10)
+    width = listed.widths.width("text", 0.95, 10)
     assert width is not None
-    assert width < len(listed.lists.centroids) // 4
+    assert width.lists < len(listed.lists.centroids) // 4
+    assert width.candidates < ROWS // 4
     assert recall(index, unit(clustered(60, 3) + 0.4), 0.95, modality="text") >= 0.93
 
 
@@ -104,8 +118,10 @@ def test_an_unknown_kind_takes_the_widest_search(index: Index) -> None:
     widths = segment(index).widths
     assert widths is not None
     assert set(widths.curves) == {"text", "vector"}
-    each = [widths.lists(kind, 0.95, 10) or 0 for kind in widths.curves]
-    assert widths.lists(None, 0.95, 10) == max(each)
+    found = [width for kind in widths.curves if (width := widths.width(kind, 0.95, 10))]
+    assert widths.width(None, 0.95, 10) == Width(
+        max(each.lists for each in found), max(each.candidates for each in found)
+    )
 
 
 @pytest.mark.parametrize("target", [0.5, 0.95])
@@ -170,11 +186,10 @@ def test_equal_vectors_can_be_listed() -> None:
 
 
 def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
-    lists = Lists(VECTORS[:100].astype(np.float16), np.arange(101))
-    query = ScanQuery(VECTORS[500])
-    best = np.argsort(-query.products(lists.centroids))[:7]
-    assert set(lists.nearest(query, 7)) == set(best)
-    assert len(lists.nearest(query, 1000)) == 100
+    lists, _ = build_lists(VECTORS.astype(np.float16))
+    query = ListQuery(lists, VECTORS[5])
+    assert set(query.nearest(7)) == set(np.argsort(-query.products)[:7])
+    assert len(query.nearest(1000)) == len(lists.centroids)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +199,10 @@ def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
         "[]",
         "{}",
         '{"curves": 1, "queries": {}}',
-        '{"curves": {"text": {"10": [[-3, 0.99]]}}, "queries": {}}',
-        '{"curves": {"text": {"10": [[0, 0.99]]}}, "queries": {}}',
-        '{"curves": {"text": {"10": [[1, 1' + "0" * 400 + ']]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[-3, 40, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[3, 0, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[3, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[1, 10, 1' + "0" * 400 + ']]}}, "queries": {}}',
         "[" * 100_000,
         "x" * (1 << 21),
     ],
@@ -197,12 +213,22 @@ def test_damaged_widths_are_refused(text: str) -> None:
 
 
 def test_widths_are_kept() -> None:
-    widths = Widths({"text": {10: ((1, 0.5), (4, 0.97)), 100: ((4, 0.9),)}}, {"text": 30})
+    curves = {10: ((Width(1, 10), 0.5), (Width(4, 20), 0.97)), 100: ((Width(4, 100), 0.9),)}
+    widths = Widths({"text": curves}, {"text": 30})
     assert Widths.from_json(widths.to_json()) == widths
-    assert widths.lists("text", 0.95, 10) == 4
-    assert widths.lists("text", 0.95, 11) is None
-    assert widths.lists("text", 0.95, 101) is None
-    assert widths.lists("image", 0.5, 10) is None
+    assert widths.width("text", 0.95, 10) == Width(4, 20)
+    assert widths.width("text", 0.95, 11) is None
+    assert widths.width("text", 0.95, 101) is None
+    assert widths.width("image", 0.5, 10) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 200), st.integers(0, 2**16))
+def test_the_largest_values_are_found(size: int, count: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 900, size).astype(np.float32)  # with ties
+    found = largest(values, count)
+    assert len(set(found.tolist())) == len(found) == min(size, count)
+    assert sorted(values[found]) == sorted(values)[-count:]
 
 
 def test_an_item_with_almost_all_vectors_can_be_compacted(

@@ -167,7 +167,7 @@ def test_paths_that_are_no_index(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_named(folder: Path) -> None:
     sql(folder, "PRAGMA user_version = 7")
-    with pytest.raises(RetrievalError, match=r"format 7.*reads 1.*Update mmedge"):
+    with pytest.raises(RetrievalError, match=r"format 7.*reads 2.*Update mmedge"):
         Index.open(folder)
     with pytest.raises(RetrievalError, match="format 7"):
         verify_index(folder, repair=True)
