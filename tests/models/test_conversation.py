@@ -29,9 +29,9 @@ def run_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     step = Decoding.step
 
-    def counted(self: Decoding, ids: Any, mask: Any = None) -> Any:
+    def counted(self: Decoding, ids: Any, mask: Any = None, *, last: int = 1) -> Any:
         seen.append(ids.shape[1])
-        return step(self, ids, mask)
+        return step(self, ids, mask, last=last)
 
     monkeypatch.setattr(Decoding, "step", counted)
     return seen
