@@ -23,7 +23,7 @@ TREES["mmedge.runtimes"] = ROOT / "runtimes"
 BASE = {"children", "closing", "errors", "specs", "files", "energy", "notebook", "telemetry"}
 GRAPHS = {f"runtimes.{name}" for name in ("session", "backends", "processor", "onnx_file", "steps")}
 GRAPHS |= {"runtimes"}
-DEVICE = BASE | {"preprocess", "bundle", "runtimes.selection", "runtimes.engines"} | GRAPHS
+DEVICE = BASE | {"ahead", "preprocess", "bundle", "runtimes.selection", "runtimes.engines"} | GRAPHS
 SESSIONS = DEVICE | {"machine", "sessions"}
 MODELS = SESSIONS | {"generation", "postprocess", "models"}
 PLAN = {f"converters.{name}" for name in ("config", "progress", "report", "methods", "provenance")}
@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "telemetry": set(),
     "children": {"telemetry"},
     "preprocess": BASE,
+    "ahead": {"runtimes.processor"},
     "runtimes": GRAPHS,
     "runtimes.session": BASE,
     "runtimes.backends": BASE | {"runtimes.session", "runtimes.engines"},

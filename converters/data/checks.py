@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmedge.ahead import run_ahead, worker_threads
 from mmedge.converters.config import ConvertConfig, recipes, short_names
 from mmedge.converters.data.datasets import Dataset, Sample
 from mmedge.converters.data.feeds import Samples, missing_data
@@ -68,7 +71,7 @@ def check_dataset(
     skip_bad: bool = False,
     advance: Callable[[int, int], None] | None = None,
 ) -> CheckedDataset:
-    """Read every sample once.
+    """Read every sample once, in threads.
 
     Args:
         data: What to check.
@@ -85,26 +88,34 @@ def check_dataset(
     usable: list[Sample] = []
     skipped: list[str] = []
     contents: list[bytes] = []
-    for done, sample in enumerate(data.samples, start=1):
-        try:
-            contents.append(_content(sample))
-        except InputError as error:
-            if not skip_bad:
+    calls = (partial(_read, sample) for sample in data.samples)
+    with closing(run_ahead(calls, threads=worker_threads(data.samples), ahead=1)) as read:
+        for done, (sample, content) in enumerate(zip(data.samples, read, strict=True), start=1):
+            if isinstance(content, bytes):
+                usable.append(sample)
+                contents.append(content)
+            elif skip_bad:
+                skipped.append(str(content))
+            else:
                 raise CalibrationError(
-                    f"{data.name}: {error} Remove the file, or leave such files out with "
+                    f"{data.name}: {content} Remove the file, or leave such files out with "
                     "--skip-bad."
-                ) from error
-            skipped.append(str(error))
-        else:
-            usable.append(sample)
-        if advance is not None:
-            advance(done, len(data.samples))
+                ) from content
+            if advance is not None:
+                advance(done, len(data.samples))
     if not usable:
         raise CalibrationError(
             f"{data.name}: none of its {len(data.samples)} samples can be read. The first: "
             f"{skipped[0]}"
         )
     return CheckedDataset(replace(data, samples=tuple(usable)), tuple(skipped), tuple(contents))
+
+
+def _read(sample: Sample) -> bytes | InputError:
+    try:
+        return _content(sample)
+    except InputError as error:
+        return error
 
 
 def _content(sample: Sample) -> bytes:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmedge.ahead import run_ahead, worker_threads
 from mmedge.bundle.tensors import CallerFeed, ProcessorFeed, RoleFeed, StateFeed
 from mmedge.converters.data.datasets import Dataset
 from mmedge.errors import CalibrationError, InputError
 from mmedge.preprocess.registry import Processor
-from mmedge.specs import Array
+from mmedge.specs import Array, Modality
 
 if TYPE_CHECKING:
     from mmedge.converters.families.base import RoleSpec
@@ -75,6 +78,8 @@ def role_feeds(
 ) -> Iterator[dict[str, Array]]:
     """Yield feeds of a role, in memory that does not grow with the number of samples.
 
+    Images and sounds are decoded in threads, ahead of the caller.
+
     Args:
         spec: The role.
         processors: Open processors by name.
@@ -87,20 +92,26 @@ def role_feeds(
     fixed = [item.shape[0] for item in spec.inputs if item.shape and isinstance(item.shape[0], int)]
     size = int(fixed[0]) if fixed else batch
     count = samples.count(spec)
-    for start in range(0, count - (size - 1 if fixed else 0), size):
-        rows = slice(start, min(start + size, count))
-        try:
-            yield _feed(spec, processors, samples, rows)
-        except InputError as error:
-            raise CalibrationError(f"Samples {start + 1} to {rows.stop}: {error}") from error
+    starts = range(0, count - (size - 1 if fixed else 0), size)
+    calls = (
+        partial(_feed, spec, processors, samples, slice(start, min(start + size, count)))
+        for start in starts
+    )
+    decoded = any(processors[name].modality is not Modality.TEXT for name in spec.processors)
+    threads = worker_threads(starts) if decoded else 0
+    with closing(run_ahead(calls, threads=threads, ahead=1)) as feeds:
+        yield from feeds
 
 
 def _feed(
     spec: RoleSpec, processors: Mapping[str, Processor], samples: Samples, rows: slice
 ) -> dict[str, Array]:
     made: dict[str, Array] = {}
-    for name in spec.processors:
-        made |= processors[name](list(samples.items[name][rows]))
+    try:
+        for name in spec.processors:
+            made |= processors[name](list(samples.items[name][rows]))
+    except InputError as error:
+        raise CalibrationError(f"Samples {rows.start + 1} to {rows.stop}: {error}") from error
     for item in spec.inputs:
         feed = spec.feeds[item.name]
         if isinstance(feed, CallerFeed):

@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
+from mmedge.ahead import run_ahead, worker_threads
 from mmedge.errors import TextError
-from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.preprocess.text import TextProcessor, check_tokens
 from mmedge.specs import Array, Float32Array
 

@@ -13,8 +13,8 @@ from typing import TypeAlias, TypeVar, cast
 import numpy as np
 from PIL import Image
 
+from mmedge.ahead import run_ahead, worker_threads
 from mmedge.errors import DTypeError, ImageError, InputError
-from mmedge.models.ahead import run_ahead, worker_threads
 from mmedge.models.batches import Skipped
 from mmedge.preprocess.camera import RawFrame
 from mmedge.preprocess.decode import (

@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from mmedge.ahead import run_ahead
 from mmedge.errors import InputError
 from mmedge.media.frames import Media
-from mmedge.models.ahead import run_ahead
 from mmedge.models.embedding import EmbeddingModel
 from mmedge.retrieval.throughput import BulkModel
 from mmedge.runtimes.processor import allowed_processors

@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
+from mmedge import ahead
+from mmedge.ahead import run_ahead, worker_threads
 from mmedge.errors import ImageError
-from mmedge.models import ahead
-from mmedge.models.ahead import run_ahead, worker_threads
 
 
 def prepare_threads() -> list[threading.Thread]:
