@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -17,6 +17,7 @@ from mmedge.converters.statistics.collect import (
     collect_channels,
     collect_moments,
     collect_ranges,
+    cut_ranges,
 )
 from mmedge.converters.statistics.equalization import Scales, choose_scales
 from mmedge.converters.statistics.peaks import collect_peaks
@@ -33,17 +34,22 @@ class Calibrator:
 
     A search makes a dozen variants of one graph; most of them need the same ranges. Nothing is
     remembered but statistics, and second moments not even these: they are large.
+
+    The layouts of a role differ in operators alone: a value of one name is the same in all of
+    them, and so are its range and its channels.
     """
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Feeds, layouts: Collection[Path] = ()) -> None:
         """Set the calibration data.
 
         Args:
             feeds: Starts a stream of feeds; called once for each reading of the data.
+            layouts: Graphs that share their statistics: the layouts of one role.
         """
         self._feeds = feeds
-        self._ranges: dict[tuple[Path, RangeMethod, bool], dict[str, Range]] = {}
-        self._channels: dict[Path, dict[str, ChannelStatistics]] = {}
+        self._shared: dict[Path, Hashable] = dict.fromkeys(layouts, "layouts")
+        self._ranges: dict[tuple[Hashable, RangeMethod, bool], dict[str, Range]] = {}
+        self._channels: dict[Hashable, dict[str, ChannelStatistics]] = {}
         self._peaks: dict[Path, dict[str, Peak]] = {}
         self._scales: dict[tuple[Equalization, str], Scales] = {}
         self._equalized: dict[tuple[Path, Equalization, str], Path] = {}
@@ -56,14 +62,21 @@ class Calibrator:
         self, model: Path, names: Sequence[str], method: RangeMethod, *, symmetric: bool
     ) -> dict[str, Range]:
         """Return the ranges of named values; see statistics.collect_ranges."""
-        known = self._ranges.setdefault((model, method, symmetric), {})
+        key = self._shared.get(model, model)
+        extremes = self._ranges.setdefault((key, "minmax", False), {})
+        if missing := _missing(names, extremes):
+            extremes |= collect_ranges(model, missing, self._feeds)
+        if method == "minmax":
+            return {name: extremes[name] for name in names}
+        known = self._ranges.setdefault((key, method, symmetric), {})
         if missing := _missing(names, known):
-            known |= collect_ranges(model, missing, self._feeds, method=method, symmetric=symmetric)
+            found = {name: extremes[name] for name in missing}
+            known |= cut_ranges(model, found, self._feeds, method=method, symmetric=symmetric)
         return {name: known[name] for name in names}
 
     def channels(self, model: Path, names: Sequence[str]) -> dict[str, ChannelStatistics]:
         """Return the channel statistics of named values; see statistics.collect_channels."""
-        known = self._channels.setdefault(model, {})
+        known = self._channels.setdefault(self._shared.get(model, model), {})
         if missing := _missing(names, known):
             known |= collect_channels(model, missing, self._feeds)
         return {name: known[name] for name in names}
@@ -96,6 +109,7 @@ class Calibrator:
             graph = ir.load(model)
             scales.step()(graph)
             self._equalized[key] = out
+            self._shared[out] = (self._shared.get(model, model), config, activations)
             with storage_errors(out):
                 ir.save(graph, out, external_data=f"{out.name}.data")
         return self._equalized[key]

@@ -36,6 +36,7 @@ __all__ = [
     "collect_channels",
     "collect_moments",
     "collect_ranges",
+    "cut_ranges",
 ]
 
 Feeds: TypeAlias = Callable[[], Iterable[Mapping[str, Array]]]
@@ -91,8 +92,31 @@ def collect_ranges(
     if not tensors:
         return {}  # an engine rejects a graph without outputs
     extremes = _extremes(model, tensors, feeds)
+    return cut_ranges(model, extremes, feeds, method=method, symmetric=symmetric)
+
+
+def cut_ranges(
+    model: Path,
+    extremes: Mapping[str, Range],
+    feeds: Feeds,
+    *,
+    method: RangeMethod,
+    symmetric: bool = False,
+) -> dict[str, Range]:
+    """Read the data once more and cut the tails of known extremes off; see collect_ranges.
+
+    Args:
+        model: ONNX file in float32.
+        extremes: Smallest and largest value of each tensor, by name.
+        feeds: Starts the stream of feeds; `minmax` does not.
+        method: How a range is chosen.
+        symmetric: See collect_ranges.
+
+    Raises:
+        QuantizationError: If there is no such tensor.
+    """
     if method == "minmax":
-        return extremes
+        return dict(extremes)
     # Where all values are the same but for rounding, there are no tails to cut off.
     wide = {name: extreme for name, extreme in extremes.items() if not _is_narrow(extreme)}
     histograms = _count(model, wide, feeds, symmetric=symmetric) if wide else {}

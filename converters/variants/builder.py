@@ -179,7 +179,7 @@ class VariantBuilder:
         self._fp32 = fp32
         self.inputs = inputs
         self.worker = Worker()
-        self._calibrator = None if calibration is None else Calibrator(calibration)
+        self._calibrator = None if calibration is None else Calibrator(calibration, fp32.values())
         self.spec = spec
         self._explain = explain and calibration is not None
         self._seed = seed
