@@ -98,6 +98,9 @@ class Evaluation(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     """Metrics by their `mmedge convert --metric` name."""
 
+    batch: ClassVar[int] = 1
+    """Samples in a feed of a graph that computes each sample alone, at most."""
+
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         data = subject.data
@@ -165,16 +168,16 @@ class Evaluation(ABC):
         return f"{data.name}: {self.samples.count(spec)} samples"
 
     def feeds(
-        self, spec: RoleSpec, reference: Mapping[str, Collected]
+        self, spec: RoleSpec, reference: Mapping[str, Collected], *, batched: bool = False
     ) -> Iterator[Mapping[str, Array]]:
-        """Yield the feed of each sample, one at a time, as on a device.
-
-        Dynamic quantization chooses one range for a whole batch, so figures at a larger one would
-        be of another computation.
+        """Yield the feeds of the samples, in their order.
 
         Args:
             spec: The role.
             reference: fp32 outputs of the roles that feed it.
+            batched: Put `batch` samples into a feed, as far as the role's axis allows. For graphs
+                that compute each sample alone: dynamic quantization chooses one range for a
+                whole batch, so its figures at a larger one would be of another computation.
 
         Raises:
             CalibrationError: If a sample cannot be used.
@@ -182,10 +185,12 @@ class Evaluation(ABC):
         samples = self.rows(spec)
         if any(isinstance(feed, RoleFeed) for feed in spec.feeds.values()):
             samples = replace(samples, outputs=reference)
-        return role_feeds(spec, self.subject.processors, samples, batch=1)
+        axis = spec.batch_axis
+        size = min(self.batch, axis.max) if batched and axis is not None else 1
+        return role_feeds(spec, self.subject.processors, samples, batch=size)
 
     def size(self, spec: RoleSpec) -> int:
-        """Return the number of feeds."""
+        """Return the number of samples."""
         return self.rows(spec).count(spec)
 
     def collect(
@@ -202,7 +207,7 @@ class Evaluation(ABC):
             spec: The role.
             run: Runs the graph.
             feeds: From `feeds`.
-            advance: Called after each feed.
+            advance: Called after each sample.
             reference: fp32 outputs of the roles before it.
         """
         kept: dict[str, list[Array]] = {}
@@ -211,7 +216,8 @@ class Evaluation(ABC):
                 compare = spec.compared(name)
                 if name not in spec.tapped and compare not in (Compare.NONE, Compare.UNORDERED):
                     kept.setdefault(name, []).append(self.keep(output, compare))
-            advance()
+            for _ in range(1 if spec.batch_axis is None else len(next(iter(feed.values())))):
+                advance()
         return {name: _joined(rows) for name, rows in kept.items()}
 
     def keep(self, output: Array, compare: Compare) -> Array:  # noqa: ARG002

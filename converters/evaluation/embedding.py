@@ -75,6 +75,7 @@ class Retrieval(Evaluation):
     """Evaluation of dual encoders: agreement, cross-modal retrieval, zero-shot accuracy."""
 
     metrics = METRICS
+    batch = 8
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

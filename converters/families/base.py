@@ -81,6 +81,13 @@ class RoleSpec:
         feeds = (feed.processor for feed in self.feeds.values() if isinstance(feed, ProcessorFeed))
         return tuple(dict.fromkeys(feeds))
 
+    @property
+    def batch_axis(self) -> Axis | None:
+        """The dynamic axis that every input begins with; None where there is no such axis."""
+        first = {item.shape[0] if item.shape else None for item in self.inputs}
+        name = first.pop() if len(first) == 1 else None
+        return self.axes.get(name) if isinstance(name, str) else None
+
     def compared(self, name: str) -> Compare:
         """Return the comparison of an output."""
         return self.compare.get(name, Compare.NONE)

@@ -106,7 +106,7 @@ def _measure(
     reference = {other: role.reference for other, role in roles.items()}
     graph_file = list(fp32.models.values())[running_layout(fp32.models)]
     with worker.open(graph_file, f"{name}/fp32") as graph:
-        feeds = evaluation.feeds(spec, reference)
+        feeds = evaluation.feeds(spec, reference, batched=True)
         outputs = evaluation.collect(spec, graph.run, feeds, lambda: None, reference)
     quality = evaluation.quality(name, spec, reference, outputs)
     metric = job.config.metric or job.evaluation.default_metric()

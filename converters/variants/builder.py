@@ -54,6 +54,7 @@ from mmedge.converters.quantization.size_target import lowered_bits
 from mmedge.converters.statistics.calibrator import Calibrator
 from mmedge.converters.statistics.collect import Feeds
 from mmedge.errors import CalibrationError, ParityError, QuantizationError
+from mmedge.runtimes.onnx_file import read_onnx_file
 from mmedge.specs import Array, Precision
 
 __all__ = [
@@ -229,8 +230,9 @@ class VariantBuilder:
                     state = self.spec.state
                     steps = {} if state is None else graph.run_steps(state, self.inputs.golden)
                     advance = self.inputs.started(recipe.variant)
+                    feeds = self._feeds(batched=not _ranges_of_batch(model))
                     collected = evaluation.collect(
-                        self.spec, graph.run, self._feeds(), advance, self.inputs.reference
+                        self.spec, graph.run, feeds, advance, self.inputs.reference
                     )
                     if not methods:
                         self._require_finite(label, model, collected)
@@ -238,7 +240,7 @@ class VariantBuilder:
             recipe=replace(recipe, methods=methods),
             models=models,
             nodes=nodes,
-            opset=_opset(next(iter(models.values()))),
+            opset=read_onnx_file(next(iter(models.values()))).opset or OPSET,
             parity=_worst(parities),
             golden=golden,
             steps=steps,
@@ -246,8 +248,9 @@ class VariantBuilder:
             duration_s=time.monotonic() - started,
         )
 
-    def _feeds(self) -> Iterable[Mapping[str, Array]]:
-        return self.inputs.evaluation.feeds(self.spec, self.inputs.reference)
+    def _feeds(self, *, batched: bool = False) -> Iterable[Mapping[str, Array]]:
+        evaluation, reference = self.inputs.evaluation, self.inputs.reference
+        return evaluation.feeds(self.spec, reference, batched=batched)
 
     def _require_finite(self, label: str, model: Path, collected: Collected) -> None:
         """Check fp32's outputs for the evaluation data, the reference of all variants."""
@@ -477,10 +480,10 @@ def _worst(parities: Sequence[Parity]) -> Parity:
     )
 
 
-def _opset(model: Path) -> int:
+def _ranges_of_batch(model: Path) -> bool:
+    """Return whether a graph quantizes its activations by the range of the whole batch."""
     import onnx
 
-    for entry in onnx.load(model, load_external_data=False).opset_import:
-        if entry.domain in {"", "ai.onnx"}:
-            return int(entry.version)
-    return OPSET
+    graph = onnx.load(model, load_external_data=False)
+    nodes = (*graph.graph.node, *(node for each in graph.functions for node in each.node))
+    return any(node.op_type.startswith("DynamicQuantize") for node in nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mmedge.converters.families.base import RoleSpec
 from mmedge.converters.families.clip import FAMILY
 from mmedge.converters.graphs.export import export_role
 from mmedge.converters.graphs.parity import probe_role
-from mmedge.converters.methods.recipes import parse_recipe
+from mmedge.converters.methods.recipes import FP32, parse_recipe
 from mmedge.converters.numerics.int8_rounding import Range
 from mmedge.converters.quiet import quiet_libraries
 from mmedge.converters.sources.source import open_source
@@ -123,3 +123,31 @@ def test_equalization_is_what_makes_the_two_starts_differ(builder: VariantBuilde
         and not np.array_equal(value.const_value.numpy(), equalized[name].const_value.numpy())
     ]
     assert len(different) > 10
+
+
+def test_graphs_whose_ranges_are_of_a_batch_run_one_by_one(
+    builder: VariantBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = builder.inputs.evaluation
+    monkeypatch.setattr(type(evaluation), "batch", 3)
+    plain, sizes, steps = evaluation.collect, [], []
+
+    def collect(
+        spec: RoleSpec,
+        run: Callable[..., Mapping[str, Array]],
+        feeds: Iterable[Mapping[str, Array]],
+        advance: Callable[[], None],
+        reference: Mapping[str, Mapping[str, Array]],
+    ) -> dict[str, Array]:
+        read = list(feeds)
+        sizes.append([len(array) for feed in read for array in feed.values()])
+        count: list[None] = []
+        made = plain(spec, run, read, lambda: count.append(None), reference)
+        steps.append(len(count))
+        return made
+
+    monkeypatch.setattr(evaluation, "collect", collect)
+    for recipe in (FP32, parse_recipe("int8-dynamic"), parse_recipe("int8-static")):
+        builder.build(recipe)
+    assert sizes == [[3, 1], [1, 1, 1, 1], [3, 1]]
+    assert steps == [4, 4, 4]
