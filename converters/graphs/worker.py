@@ -21,6 +21,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -32,6 +34,7 @@ from mmedge.children import child_command, child_environment
 from mmedge.closing import Closing
 from mmedge.errors import BackendError, MmedgeError
 from mmedge.runtimes.backends import DEFAULT_BACKEND
+from mmedge.runtimes.selection.interleaved import InterleavedTiming, time_interleaved
 from mmedge.runtimes.selection.limits import time_limit, time_limit_error
 from mmedge.specs import Array, State
 
@@ -82,6 +85,36 @@ class Worker(Closing):
         finally:
             graph.close()
 
+    def time(
+        self,
+        graphs: Mapping[str, IsolatedGraph],
+        feed: Mapping[str, Array],
+        *,
+        rounds: int,
+        seconds: float,
+    ) -> dict[str, InterleavedTiming]:
+        """Time open graphs in the process, interleaved; see time_interleaved.
+
+        Args:
+            graphs: By name; the others are compared with the first.
+            feed: What each is run on.
+            rounds: Maximum rounds.
+            seconds: Time to stop after.
+
+        Raises:
+            BackendError: If a graph fails, or crashes the process.
+        """
+        if self._process is None or not all(graph.alive for graph in graphs.values()):
+            raise BackendError(f"{', '.join(graphs)} cannot be timed: their process has ended.")
+        request = {
+            "do": "time",
+            "graphs": {name: graph.number for name, graph in graphs.items()},
+            "rounds": rounds,
+            "seconds": seconds,
+        }
+        reply, _ = self._process.ask(", ".join(graphs), request, feed)
+        return {name: InterleavedTiming(**timing) for name, timing in reply.items()}
+
     def close(self) -> None:
         """End the process; opening a graph starts another."""
         process, self._process = self._process, None
@@ -100,8 +133,14 @@ class IsolatedGraph:
     def __init__(self, process: _Process, model: Path, label: str, backend_name: str) -> None:
         self._process = process
         self._label = f"{label}: {backend_name}"
-        self._number = next(process.numbers)
+        self.number = next(process.numbers)
+        """Its name in the process."""
         self._ask("open", model=str(model), backend_name=backend_name)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return not self._process.dead
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph; see Session.run.
@@ -128,7 +167,7 @@ class IsolatedGraph:
     def _ask(
         self, what: str, arrays: Mapping[str, Array] | None = None, **settings: str
     ) -> tuple[dict[str, Any], dict[str, Array]]:
-        request = {"do": what, "graph": self._number, **settings}
+        request = {"do": what, "graph": self.number, **settings}
         return self._process.ask(self._label, request, arrays or {})
 
 
@@ -269,10 +308,14 @@ def _serve() -> None:
 
 def _do(
     request: Mapping[str, Any], feed: Mapping[str, Array], sessions: dict[int, Session]
-) -> tuple[dict[str, str], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Array]]:
     from mmedge.converters.graphs.opening import open_graph
     from mmedge.runtimes.steps import run_steps
 
+    if request["do"] == "time":
+        calls = {name: partial(sessions[at].run, feed) for name, at in request["graphs"].items()}
+        limits = {"rounds": request["rounds"], "seconds": request["seconds"]}
+        return {name: asdict(one) for name, one in time_interleaved(calls, **limits).items()}, {}
     number = request["graph"]
     if request["do"] == "open":
         session = open_graph(Path(request["model"]), backend_name=request["backend_name"])

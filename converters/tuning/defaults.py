@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from mmedge.bundle.tuning import Objective
+from mmedge.bundle.tuning import Objective, Speed
 from mmedge.converters.config import recipes
+from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.report import RoleDefault
 from mmedge.converters.tuning.pareto import Budget, Trial, choose, pareto_front, within
 from mmedge.converters.tuning.speed import Runner, SpeedTest
@@ -18,7 +18,7 @@ from mmedge.specs import did_you_mean, first_sample
 
 __all__ = ["choose_defaults", "searched_default"]
 
-_ROUNDS, _SECONDS = 12, 2.0
+_ROUNDS, _SECONDS, _CLEAR_ROUNDS = 12, 2.0, 4
 
 
 def choose_defaults(job: Job, roles: Mapping[str, BuiltRole]) -> dict[str, RoleDefault]:
@@ -36,7 +36,8 @@ def choose_defaults(job: Job, roles: Mapping[str, BuiltRole]) -> dict[str, RoleD
     """
     objective: Objective = "latency" if "cpu" in job.config.targets else "size"
     budget = Budget(job.evaluation.default_metric(), job.config.max_drop, objective)
-    return {name: _choose(job, name, role, budget) for name, role in roles.items()}
+    with Worker() as worker:
+        return {name: _choose(job, name, role, budget, worker) for name, role in roles.items()}
 
 
 def searched_default(fp32: Trial, chosen: Trial, budget: Budget) -> RoleDefault:
@@ -44,14 +45,17 @@ def searched_default(fp32: Trial, chosen: Trial, budget: Budget) -> RoleDefault:
     return _describe(fp32, chosen, budget)
 
 
-def _choose(job: Job, name: str, role: BuiltRole, budget: Budget) -> RoleDefault:
+def _choose(job: Job, name: str, role: BuiltRole, budget: Budget, worker: Worker) -> RoleDefault:
     kept = {recipe.variant for recipe in recipes(job.config, name)}
     named = _named(
         job.config.default_of(name), name, [v for v in role.variants if v.recipe.variant in kept]
     )
     worth_timing = budget.objective == "latency" and (len(kept) > 1 or named)
-    speed = _speed_test(role) if worth_timing else None
-    trials = [_trial(job, role, variant, budget, speed) for variant in role.variants]
+    speeds = _speeds(role, worker) if worth_timing else [None] * len(role.variants)
+    trials = [
+        _trial(job, role, variant, budget, speed)
+        for variant, speed in zip(role.variants, speeds, strict=True)
+    ]
     fp32, pool = trials[0], [trial for trial in trials if trial.name in kept]
     if named is not None:
         return _describe(fp32, next(t for t in pool if t.name == named), budget)
@@ -78,37 +82,38 @@ def _named(default: str | None, role: str, variants: Sequence[BuiltVariant]) -> 
     )
 
 
-def _speed_test(role: BuiltRole) -> SpeedTest:
-    """Return a speed test on one golden sample."""
-    return SpeedTest(
-        Runner.of(role.variants[0]),
-        first_sample(role.spec.inputs, role.golden),
+def _speeds(role: BuiltRole, worker: Worker) -> list[Speed | None]:
+    """Time every variant on one golden sample, fp32 first."""
+    fp32, *others = map(Runner.of, role.variants)
+    feed = first_sample(role.spec.inputs, role.golden)
+    test = SpeedTest(
+        fp32,
+        feed,
         role.golden,
+        worker=worker,
         rounds=_ROUNDS,
         seconds=_SECONDS,
+        clear_rounds=_CLEAR_ROUNDS,
     )
+    try:
+        reference, timed = test.compare(others)
+    except BackendError:  # no backend here agrees with fp32's golden outputs
+        return [None] * len(role.variants)
+    return [reference, *timed]
 
 
 def _trial(
-    job: Job, role: BuiltRole, built: BuiltVariant, budget: Budget, speed: SpeedTest | None
+    job: Job, role: BuiltRole, built: BuiltVariant, budget: Budget, speed: Speed | None
 ) -> Trial:
     quality = role.qualities[built.recipe.variant]
-    trial = Trial(
+    return Trial(
         recipe=built.recipe,
         built=built,
         quality=quality,
         drop=job.evaluation.drop(budget.metric, quality),
         size_bytes=sum(path.stat().st_size for path in files_of(built)),
-        speed=None,
+        speed=speed,
     )
-    if speed is None:
-        return trial
-    is_fp32 = built is role.variants[0]
-    try:
-        timed = speed.fp32() if is_fp32 else speed.candidate(Runner.of(built))
-    except BackendError:
-        timed = None  # no backend here agrees with fp32's golden outputs
-    return replace(trial, speed=timed)
 
 
 def _describe(fp32: Trial, chosen: Trial, budget: Budget) -> RoleDefault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,13 @@ import pytest
 from crashes import crash_on
 from towers import image_tower, images
 
-from mmedge.converters.graphs.opening import open_graph
 from mmedge.converters.graphs.worker import Worker
 from mmedge.converters.tuning import speed as module
 from mmedge.converters.tuning.speed import Runner, SpeedTest, installed_backends
 from mmedge.energy.counter import EnergyCounter
 from mmedge.errors import BackendError
 from mmedge.runtimes.backends import open_session
+from mmedge.runtimes.selection.interleaved import InterleavedTiming
 from mmedge.specs import Array
 
 FEED, GOLDEN = images(1), images(4, seed=8)
@@ -83,12 +83,13 @@ def test_fp32_with_other_outputs_is_an_error(fp32: Runner) -> None:
 def test_every_engine_takes_part(fp32: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     opened: list[str] = []
+    plain = Worker.open
 
-    def noted(model: Path, *, backend_name: str) -> object:
+    def noted(worker: Worker, model: Path, label: str, *, backend_name: str) -> object:
         opened.append(backend_name)
-        return open_graph(model, backend_name=backend_name)
+        return plain(worker, model, label, backend_name=backend_name)
 
-    monkeypatch.setattr(module, "open_graph", noted)
+    monkeypatch.setattr(Worker, "open", noted)
     found = SpeedTest(fp32, FEED, GOLDEN).fp32()
     assert set(opened) == set(installed_backends()) >= {"onnxruntime", "openvino"}
     assert found.backend in opened
@@ -101,11 +102,43 @@ def test_an_engine_that_crashes_on_a_candidate_does_not_time_it(
     pytest.importorskip("openvino")
     crash_on("other.onnx", tmp_path, monkeypatch, backend_name="openvino")
     other = runner(image_tower(tmp_path / "other.onnx", seed=3))
+    third = runner(image_tower(tmp_path / "third.onnx", seed=4))
     with Worker() as worker:
-        test = SpeedTest(fp32, FEED, GOLDEN, worker=worker)
-        found = test.candidate(other)
-    assert found is not None
-    assert found.backend == "onnxruntime"
+        # fp32 goes down with the process and is opened again.
+        reference, timed = SpeedTest(fp32, FEED, GOLDEN, worker=worker).compare([other, third])
+    assert reference.ratio.value == 1
+    assert timed[0] is not None
+    assert timed[0].backend == "onnxruntime"
+    assert timed[1] is not None
+
+
+def test_clear_differences_need_few_rounds(
+    fp32: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ratio = 0.5
+
+    def time(
+        _: Worker, graphs: Mapping[str, object], feed: object, *, rounds: int, seconds: float
+    ) -> dict[str, InterleavedTiming]:
+        assert feed is FEED
+        assert seconds > 0
+        asked.append(rounds)
+        return {
+            name: InterleavedTiming(1.0, 1.0, ratio, ratio - 0.02, ratio + 0.02, (1.0,))
+            for name in graphs
+        }
+
+    monkeypatch.setattr(Worker, "time", time)
+    test = SpeedTest(fp32, FEED, GOLDEN, rounds=12, clear_rounds=4)
+    test.fp32()
+    assert asked == [4]
+    other = runner(image_tower(tmp_path / "other.onnx", seed=3))
+    test.candidate(other)
+    assert asked == [4, 4]
+    ratio = 0.91
+    test.candidate(other)
+    assert asked == [4, 4, 4, 12]
 
 
 class Meter:
