@@ -14,16 +14,20 @@ __all__ = ["open_graph"]
 _LARGEST = 2**31 - 1
 
 
-def open_graph(model: Path, *, backend_name: str = DEFAULT_BACKEND) -> Session:
+def open_graph(model: Path, *, backend_name: str = DEFAULT_BACKEND, spin: bool = False) -> Session:
     """Open a graph on the CPU, its dynamic axes unbounded: a past is empty at prefill.
 
     Args:
         model: ONNX file.
         backend_name: One of runtimes' BACKENDS.
+        spin: Keep idle threads spinning, as on a device: for timing. Other runs only take more
+            CPU time by it.
 
     Raises:
         BackendUnavailableError, PlacementError, BackendError: See Backend.open_session.
     """
     names = {dim for spec in read_onnx_file(model).inputs for dim in spec.shape}
     axes = {name: Axis(0, 1, _LARGEST) for name in names if isinstance(name, str)}
-    return open_session(model, backend_name=backend_name, options=SessionOptions(axes=axes))
+    return open_session(
+        model, backend_name=backend_name, options=SessionOptions(axes=axes, spin=spin)
+    )

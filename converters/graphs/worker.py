@@ -63,14 +63,15 @@ class Worker(Closing):
 
     @contextmanager
     def open(
-        self, model: Path, label: str, *, backend_name: str = DEFAULT_BACKEND
+        self, model: Path, label: str, *, backend_name: str = DEFAULT_BACKEND, spin: bool = False
     ) -> Iterator[IsolatedGraph]:
-        """Open a graph with the default options of a session for as long as the block runs.
+        """Open a graph for as long as the block runs; see open_graph.
 
         Args:
             model: ONNX file.
             label: What the graph is called in errors ("image_encoder/fp32").
             backend_name: One of runtimes' BACKENDS.
+            spin: Keep idle threads spinning, for `time`.
 
         Raises:
             BackendError: If the engine rejects the graph, or crashes.
@@ -79,7 +80,7 @@ class Worker(Closing):
             self.close()
         if self._process is None:
             self._process = _Process()
-        graph = IsolatedGraph(self._process, model, label, backend_name)
+        graph = IsolatedGraph(self._process, model, label, backend_name, spin=spin)
         try:
             yield graph
         finally:
@@ -130,12 +131,14 @@ def lent(worker: Worker | None) -> AbstractContextManager[Worker]:
 class IsolatedGraph:
     """A graph that is open in a worker. Made by `Worker.open`."""
 
-    def __init__(self, process: _Process, model: Path, label: str, backend_name: str) -> None:
+    def __init__(
+        self, process: _Process, model: Path, label: str, backend_name: str, *, spin: bool
+    ) -> None:
         self._process = process
         self._label = f"{label}: {backend_name}"
         self.number = next(process.numbers)
         """Its name in the process."""
-        self._ask("open", model=str(model), backend_name=backend_name)
+        self._ask("open", model=str(model), backend_name=backend_name, spin=spin)
 
     @property
     def alive(self) -> bool:
@@ -165,7 +168,7 @@ class IsolatedGraph:
             self._ask("close")
 
     def _ask(
-        self, what: str, arrays: Mapping[str, Array] | None = None, **settings: str
+        self, what: str, arrays: Mapping[str, Array] | None = None, **settings: str | bool
     ) -> tuple[dict[str, Any], dict[str, Array]]:
         request = {"do": what, "graph": self.number, **settings}
         return self._process.ask(self._label, request, arrays or {})
@@ -318,7 +321,8 @@ def _do(
         return {name: asdict(one) for name, one in time_interleaved(calls, **limits).items()}, {}
     number = request["graph"]
     if request["do"] == "open":
-        session = open_graph(Path(request["model"]), backend_name=request["backend_name"])
+        settings = {name: request[name] for name in ("backend_name", "spin")}
+        session = open_graph(Path(request["model"]), **settings)
         sessions[number] = session
         return {}, {}
     if request["do"] == "steps":

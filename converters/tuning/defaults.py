@@ -18,7 +18,7 @@ from mmedge.specs import did_you_mean, first_sample
 
 __all__ = ["choose_defaults", "searched_default"]
 
-_ROUNDS, _SECONDS, _CLEAR_ROUNDS = 12, 2.0, 4
+_ROUNDS, _SECONDS, _CLEAR_ROUNDS = 12, 2.0, 3
 
 
 def choose_defaults(job: Job, roles: Mapping[str, BuiltRole]) -> dict[str, RoleDefault]:

@@ -177,7 +177,9 @@ class SpeedTest:
             return None
         try:
             label = f"{model.name}, before it is timed"
-            graph = stack.enter_context(worker.open(model, label, backend_name=backend_name))
+            graph = stack.enter_context(
+                worker.open(model, label, backend_name=backend_name, spin=True)
+            )
             outputs = graph.run(self._golden)
         except BackendError:
             # It lacks an operator, or crashed; ONNX Runtime ran it already.
@@ -212,7 +214,7 @@ class SpeedTest:
         model = _model_for(runner, fastest)
         if self._counter is not None and model is not None:
             # In this process, so that the worker's messages take no energy.
-            with open_graph(model, backend_name=fastest) as session:
+            with open_graph(model, backend_name=fastest, spin=True) as session:
                 calls = {fastest: partial(session.run, self._feed)}
                 energies = energy_per_call_mj(calls, self._counter, seconds=_ENERGY_SECONDS)
             energy_mj = energies[fastest]

@@ -85,9 +85,10 @@ def test_every_engine_takes_part(fp32: Runner, monkeypatch: pytest.MonkeyPatch) 
     opened: list[str] = []
     plain = Worker.open
 
-    def noted(worker: Worker, model: Path, label: str, *, backend_name: str) -> object:
+    def noted(worker: Worker, model: Path, label: str, *, backend_name: str, spin: bool) -> object:
+        assert spin  # as on a device
         opened.append(backend_name)
-        return plain(worker, model, label, backend_name=backend_name)
+        return plain(worker, model, label, backend_name=backend_name, spin=spin)
 
     monkeypatch.setattr(Worker, "open", noted)
     found = SpeedTest(fp32, FEED, GOLDEN).fp32()
