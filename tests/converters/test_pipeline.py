@@ -33,7 +33,10 @@ from mmedge.bundle.tensors import ProcessorFeed
 from mmedge.converters.config import ConvertConfig, recipes
 from mmedge.converters.data.checks import Data, plan_role
 from mmedge.converters.data.datasets import read_dataset
+from mmedge.converters.evaluation.base import Subject
+from mmedge.converters.evaluation.embedding import Retrieval
 from mmedge.converters.evaluation.embedding_figures import interchangeable
+from mmedge.converters.families.base import ModelSpec
 from mmedge.converters.methods.recipes import Recipe
 from mmedge.converters.progress import ProgressEvent
 from mmedge.converters.provenance import describe_provenance
@@ -253,6 +256,39 @@ def test_padding_after_the_end_token_has_no_effect(
             for row, alone in enumerate(texts):
                 got = session.run(processor([alone]))["embedding"]
                 np.testing.assert_allclose(got[0], padded[row], atol=1e-6)
+
+
+def test_figures_do_not_depend_on_the_batch(
+    full: tuple[ConversionReport, Bundle, list[ProgressEvent]], evaluation_folder: Path
+) -> None:
+    _, bundle, events = full
+    manifest = bundle.manifest
+    processors = {n: open_processor(c, bundle.path) for n, c in manifest.processors.items()}
+    data = read_dataset(evaluation_folder)
+    model = ModelSpec(kind_of(manifest), (), {})
+    evaluation = Retrieval(Subject(model, processors, bundle.path, data, "a {}", 0))
+    for name, role in manifest.roles.items():
+        spec = role_of(
+            None,
+            tuple(item.spec() for item in role.inputs),
+            tuple(item.spec() for item in role.outputs),
+            lambda *_: {},
+            feeds={item.name: item.feed for item in role.inputs},
+        )
+        graph = bundle.path / role.variants[0].models["onnxruntime"]
+        made, sizes = [], []
+        for batched in (False, True):
+            feeds = list(evaluation.feeds(spec, {}, batched=batched))
+            sizes.append([len(next(iter(feed.values()))) for feed in feeds])
+            with open_session(graph) as session:
+                made.append(evaluation.collect(spec, session.run, feeds, lambda: None, {}))
+        one, many = made
+        assert set(sizes[0]) == {1}
+        assert max(sizes[1]) == 8
+        assert sum(sizes[0]) == sum(sizes[1]) == len(one["embedding"])
+        np.testing.assert_allclose(many["embedding"], one["embedding"], atol=1e-6)
+        stage = f"Measure {name} int8-static"
+        assert [e.done for e in events if e.stage == stage] == list(range(1, sum(sizes[0]) + 1))
 
 
 def test_progress_counts_stages_and_calibration_images(
