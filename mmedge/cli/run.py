@@ -63,6 +63,14 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
     backend: Annotated[
         str | None, typer.Option(help="Backend.", show_default="the fastest")
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Measure which backend is the fastest, once.",
+            show_default="$MMEDGE_MEASURE, or yes",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the arrays too, .npz.", show_default="no"),
@@ -83,7 +91,9 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
         raise typer.BadParameter(f"--output: got {output.name!r}, expected a name ending in .npz.")
     arrays = {} if feed is None else _arrays(feed)
     given = Given(image or (), text or (), audio or (), video or (), arrays)
-    with mmedge.load(bundle, device=device, precision=precision, backend=backend) as model:
+    with mmedge.load(
+        bundle, device=device, precision=precision, backend=backend, measure=measure
+    ) as model:
         runs = model.runs
         name = chosen_run(runs, given, task)
         settings = Settings(k, threshold, max_new_tokens)

@@ -97,6 +97,7 @@ class Model(Closing):
         backend: str | None = None,
         roles: Sequence[str] | None = None,
         options: SessionOptions | None = None,
+        measure: bool | None = None,
         warm: str | None = None,
         warming_report: WarmingReport | None = None,
         channels: Channels = "rgb",
@@ -108,8 +109,8 @@ class Model(Closing):
         Where several installed backends can run a role, the first load on a machine measures which
         is the fastest, a second or two for each role and in memory for all of them at once, and
         remembers it in the cache folder ($MMEDGE_CACHE_DIR, else ~/.cache/mmedge); later loads
-        open that one alone. Naming the backend measures nothing. `Model.choices` says what runs
-        and why.
+        open that one alone. Naming the backend measures nothing, nor does `measure=False`.
+        `Model.choices` says what runs and why.
 
         Args:
             path: The bundle's folder.
@@ -126,6 +127,9 @@ class Model(Closing):
             roles: What to load, such as ["image_encoder"] on a device that never sees a text; None
                 loads all. What is not loaded costs neither time nor memory.
             options: Threads and memory settings.
+            measure: Whether to measure which backend is the fastest where that is not cached; on a
+                small device False takes the first one that is installed. None takes
+                $MMEDGE_MEASURE, 0 or 1, else True.
             warm: A backend that runs at once, such as "onnxruntime", while TensorRT's engines are
                 built in the background, which takes minutes the first time. Each engine is run on
                 the golden inputs and takes over between two calls; one whose outputs differ is
@@ -159,6 +163,7 @@ class Model(Closing):
             backend=backend,
             roles=roles,
             options=options,
+            measure=measure,
             warm=warm,
             warming_report=warming_report,
             channels=channels,

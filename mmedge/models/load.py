@@ -16,6 +16,7 @@ from mmedge.models.registry import model_class
 from mmedge.preprocess.decode import MAX_PIXELS, Channels, ImageOptions
 from mmedge.preprocess.steps import Alpha
 from mmedge.runtimes.backends import backend as module_of
+from mmedge.runtimes.selection.limits import may_measure
 from mmedge.runtimes.selection.remembered import Choice
 from mmedge.runtimes.session import Session, SessionOptions
 from mmedge.sessions.choice import engine_backend, leading_backend, open_fastest
@@ -40,6 +41,7 @@ def load_as(  # noqa: PLR0913, what load takes
     backend: str | None = None,
     roles: Sequence[str] | None = None,
     options: SessionOptions | None = None,
+    measure: bool | None = None,
     warm: str | None = None,
     warming_report: WarmingReport | None = None,
     channels: Channels = "rgb",
@@ -71,6 +73,7 @@ def load_as(  # noqa: PLR0913, what load takes
         backend=backend,
         roles=roles,
         options=options,
+        measure=measure,
         warm=warm,
         channels=channels,
         alpha=alpha,
@@ -84,12 +87,15 @@ def load_as(  # noqa: PLR0913, what load takes
         model.opened(images, reopen)
         return model
     settled = session_options(backend or leading_backend(), device, options)
+    measured = backend is None and may_measure(measure)
     with ExitStack() as stack:
         sessions: dict[str, Session] = {}
         choices: dict[str, Choice] = {}
         for role, variant in variants.items():
             if backend is None:
-                session, choices[role] = open_fastest(bundle, role, variant, settled)
+                session, choices[role] = open_fastest(
+                    bundle, role, variant, settled, measure=measured
+                )
             else:
                 session = open_in_time(bundle, role, variant, backend, settled)
                 choices[role] = Choice(backend, "requested")

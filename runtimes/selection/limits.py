@@ -1,4 +1,4 @@
-"""Time limit for graphs that are run for the first time here."""
+"""What graphs may cost when they are run for the first time here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 
 from mmedge.errors import InputError, TimeLimitError
 
-__all__ = ["TIME_LIMIT_S", "time_limit", "time_limit_error"]
+__all__ = ["TIME_LIMIT_S", "may_measure", "time_limit", "time_limit_error"]
 
 TIME_LIMIT_S = 300.0
 """Seconds in which a graph must open and process its golden inputs, unless another limit is set."""
 
 _VARIABLE = "MMEDGE_TIME_LIMIT_S"
+_MEASURE = "MMEDGE_MEASURE"
 
 
 def time_limit(wanted_s: float | None = None) -> float | None:
@@ -36,6 +37,23 @@ def time_limit(wanted_s: float | None = None) -> float | None:
             f"(the argument, or {_VARIABLE})."
         )
     return limit_s or None
+
+
+def may_measure(wanted: bool | None = None) -> bool:
+    """Return whether a load may measure which backend is the fastest.
+
+    Args:
+        wanted: None takes MMEDGE_MEASURE of the environment ("0" forbids it), else True.
+
+    Raises:
+        InputError: If the variable is neither "0" nor "1".
+    """
+    if wanted is not None:
+        return wanted
+    stated = os.environ.get(_MEASURE, "1")
+    if stated not in {"0", "1"}:
+        raise InputError(f"{_MEASURE}: got {stated!r}, expected 0 (never measure) or 1.")
+    return stated == "1"
 
 
 def time_limit_error(what: str, limit_s: float | None) -> TimeLimitError:

@@ -98,6 +98,38 @@ def test_onnx_runtime_keeps_its_place_unless_clearly_beaten(
     assert len(races.contestants) == 2
 
 
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_measuring_can_be_forbidden(
+    how: str,
+    tiny_bundle: Bundle,
+    races: Races,
+    several_backends: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments: dict[str, Any] = {"measure": False} if how == "argument" else {}
+    if how == "environment":
+        monkeypatch.setenv("MMEDGE_MEASURE", "0")
+    assert running(tiny_bundle, **arguments) == both(ORT)
+    assert races.contestants == []
+    assert not list(several_backends.rglob("*.json"))
+    assert running(tiny_bundle, roles=["image_encoder"], measure=True) == {
+        "image_encoder": OPENVINO
+    }
+    # What is cached is taken, the other role is not measured.
+    assert running(tiny_bundle, **arguments) == {"image_encoder": OPENVINO, "text_encoder": ORT}
+    assert len(races.contestants) == 1
+
+
+def test_the_variable_that_forbids_measuring_is_checked(
+    tiny_bundle: Bundle, races: Races, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMEDGE_MEASURE", "no")
+    with pytest.raises(InputError, match="MMEDGE_MEASURE: got 'no', expected 0"):
+        mmedge.load(tiny_bundle.path)
+    assert running(tiny_bundle, backend=ORT) == both(ORT)
+    assert running(tiny_bundle, measure=False) == both(ORT)
+
+
 def test_roles_may_differ(tiny_bundle: Bundle, races: Races) -> None:
     assert running(tiny_bundle, roles=["image_encoder"]) == {"image_encoder": OPENVINO}
     races.ratio = 2
