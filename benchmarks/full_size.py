@@ -27,7 +27,7 @@ from mmedge.converters.config import ConvertConfig
 from mmedge.converters.request import convert
 from mmedge.specs import Array
 
-__all__ = ["CACHE", "SIZES", "Size", "bundle", "images", "source", "tokenizer"]
+__all__ = ["CACHE", "SIZES", "Size", "bundle", "calibration", "images", "source", "tokenizer"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmedge-benchmarks"
 
@@ -129,14 +129,14 @@ def bundle(
                 source=str(source(size)),
                 out=out,
                 precisions=precisions,
-                calibration=_calibration(captions=target != "cpu"),
+                calibration=calibration(captions=target != "cpu"),
                 targets=(target,),
             )
         )
     return out
 
 
-def _calibration(*, captions: bool) -> Path:
+def calibration(*, captions: bool) -> Path:
     """Return a folder of 64 images, or a list of them with a text of 4 to 40 letters each."""
     folder = CACHE / "calibration"
     if not folder.is_dir():

@@ -68,7 +68,7 @@ def main() -> None:
     with whole, small:
         session = native(whole.sessions["image_encoder"])
         for (width, height), count in SIZES.items():
-            folder = _jpegs(width, height, count)
+            folder = jpegs(width, height, count)
             files = sorted(folder.iterdir())
             tensor = whole.image_processor(files)["pixel_values"]
             calls: dict[str, Callable[[], Any]] = {
@@ -154,7 +154,7 @@ def _with_draft(path: Path) -> Path:
     return out
 
 
-def _jpegs(width: int, height: int, count: int) -> Path:
+def jpegs(width: int, height: int, count: int) -> Path:
     """Return a folder of JPEG files of quality 90, made on the first call."""
     folder = CACHE / f"jpegs-{width}x{height}-{count}"
     if not folder.is_dir():
