@@ -305,21 +305,18 @@ class Head:
 
     def _check_shape(self, entry: InputEntry, array: Array) -> None:
         expected = entry.shape
+        bounds = {d: self._axes[d].max for d in expected[1:] if d in self._axes}
         fits = array.ndim == len(expected) and all(
-            got == dim if isinstance(dim, int) else dim not in self._axes or self._fits(dim, got)
+            got == dim if isinstance(dim, int) else got <= bounds.get(dim, got)
             for got, dim in zip(array.shape, expected, strict=True)
         )
         if not fits:
-            bounds = {d: self._axes[d].max for d in expected if isinstance(d, str)}
             most = ", ".join(f"{axis} at most {size}" for axis, size in bounds.items())
             raise ShapeError(
                 f"Input '{entry.name}' of head {self.name}: got {array.shape}, expected "
                 f"{expected}{f', {most}' if most else ''}. Pass fewer, or convert the head "
                 "for more."
             )
-
-    def _fits(self, axis: str, size: int) -> bool:
-        return size <= self._axes[axis].max
 
     def __repr__(self) -> str:
         reads = ", ".join(
