@@ -79,8 +79,17 @@ def embedding_space(
     known = [
         weights_sha256,
         config,
-        {name: one.model_dump(mode="json") for name, one in processors.items()},
+        {name: _settings(one) for name, one in processors.items()},
         {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     ]
     content = json.dumps(known, sort_keys=True, default=str)
     return f"{family}-{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+
+
+def _settings(config: ProcessorConfig) -> dict[str, object]:
+    """Return what a configuration sets: a new field with a default changes no fingerprint."""
+    found = config.model_dump(mode="json", exclude_defaults=True) | {"type": config.type}
+    if steps := getattr(config, "steps", ()):
+        set_by = (step.model_dump(mode="json", exclude_defaults=True) for step in steps)
+        found["steps"] = [{**one, "op": step.op} for step, one in zip(steps, set_by, strict=True)]
+    return found
