@@ -99,7 +99,7 @@ def sound_figures(bundle: Path, precision: str, unseen: Unseen) -> dict[str, flo
     than to the same caption with two neighbouring events exchanged; chance is 0.5.
     """
     with mmedge.DualEncoder.load(bundle, precision=precision) as clap:
-        audio = clap.encode_audio(unseen.audio, batch_size=1)
+        audio = clap.encode_audio(list(unseen.audio), batch_size=1)
         texts = clap.encode_text(unseen.texts, batch_size=1)
         right, wrong = (
             clap.encode_text(some, batch_size=1) for some in zip(*unseen.orders, strict=True)
