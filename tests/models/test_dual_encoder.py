@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import mmedge
+from mmedge import ahead
 from mmedge.bundle import Bundle
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.errors import (
@@ -30,7 +31,7 @@ from mmedge.errors import (
     ShapeError,
     TextError,
 )
-from mmedge.models import DualEncoder, Skipped, ahead, batches
+from mmedge.models import DualEncoder, Skipped, batches
 from mmedge.models.batches import text_batches
 from mmedge.preprocess import ImageOptions, RawFrame
 from mmedge.preprocess.config import AudioConfig, ImageConfig
