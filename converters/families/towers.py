@@ -234,9 +234,6 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
     normalized: Any = NormalizedVisionConfig(config)
     side = int(normalized.image_size)
     shape = ("batch", int(normalized.num_channels), side, side)
-    patches = (side // int(getattr(config, "patch_size", side))) ** 2
-    tower = getattr(module, "tower", None)
-    skip = int(hasattr(getattr(tower, "embeddings", None), "class_embedding"))
 
     def sample(sizes: Mapping[str, int], seed: int) -> dict[str, torch.Tensor]:
         generator = DummyVisionInputGenerator(
@@ -255,8 +252,18 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
         sample=sample,
         trace_sizes={"batch": 2},
         proof_sizes=({"batch": 1}, {"batch": 3}),
-        taps=block_tap(module, _LAYERS, (patches, int(normalized.hidden_size)), skip=skip),
+        taps=_patches(module, config, side),
     )
+
+
+def _patches(module: nn.Module, config: Any, side: int) -> dict[str, TapPoint]:  # noqa: ANN401
+    """Return the tap of a vision transformer; none of convolutions, which have no patches."""
+    if not hasattr(config, "patch_size"):
+        return {}
+    embeddings = getattr(getattr(module, "tower", None), "embeddings", None)
+    count = (side // int(config.patch_size)) ** 2
+    skip = int(hasattr(embeddings, "class_embedding"))
+    return block_tap(module, _LAYERS, (count, int(config.hidden_size)), skip=skip)
 
 
 def text_role(
