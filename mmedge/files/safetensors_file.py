@@ -113,6 +113,7 @@ def _array(
         raise error(f"{path}: '{name}' has a damaged header. Write it again.")
     dtype = np.dtype(_DTYPES[code])
     start, end = ends
-    if not start <= end <= len(body) or end - start != math.prod(sizes) * dtype.itemsize:
+    fits = start <= end <= len(body) and end - start == math.prod(sizes) * dtype.itemsize
+    if not fits or math.prod(filter(None, sizes)) > MAX_BYTES:  # numpy bounds empty arrays too
         raise error(f"{path}: '{name}' lies outside the file or has another size. Write it again.")
     return np.frombuffer(body[start:end], dtype).reshape(sizes)

@@ -59,6 +59,8 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         packed({"a": {**ENTRY, "data_offsets": [8, 16]}}),
         packed({"a": {**ENTRY, "data_offsets": [8, 0]}}),
         packed({"a": {**ENTRY, "dtype": "BF16"}}),
+        packed({"a": {**ENTRY, "shape": [0, 1 << 62], "data_offsets": [0, 0]}}),
+        packed({"a": {**ENTRY, "shape": [0, 1 << 70], "data_offsets": [0, 0]}}),
         packed({"a": 3}),
         packed({"__metadata__": {"x": 1}}),
     ],
