@@ -122,7 +122,7 @@ def _images(folder: Path) -> dict[str, list[Path]]:
 
 def _report(bank: PrototypeBank) -> dict[str, object]:
     low = high = value = None
-    if _measurable(bank):
+    if bank.measurable:
         value, (low, high) = bank.accuracy.value, bank.accuracy.interval
     return {
         "labels": dict(bank.counts),
@@ -137,17 +137,13 @@ def _report(bank: PrototypeBank) -> dict[str, object]:
     }
 
 
-def _measurable(bank: PrototypeBank) -> bool:
-    return len(bank.labels) > 1 and max(bank.counts.values()) > 1
-
-
 def _print(bank: PrototypeBank, out: Path) -> None:
     from mmedge.cli.output import plain, stdout_console
 
     console = stdout_console()
     shown = ", ".join(f"{label} ({count})" for label, count in bank.counts.items())
     console.print(plain(f"{out} written: {shown}."))
-    if _measurable(bank):
+    if bank.measurable:
         console.print(f"Leave-one-out accuracy: {bank.accuracy}.")
     else:
         console.print("Leave-one-out accuracy: needs two labels and several images of one.")

@@ -220,6 +220,11 @@ class PrototypeBank:
         return self._state.threshold if self._state.labels else -1.0
 
     @property
+    def measurable(self) -> bool:
+        """Whether there are two labels and several frames of one, which the accuracy takes."""
+        return self._state.measurable
+
+    @property
     def accuracy(self) -> Accuracy:
         """Leave-one-out accuracy: each frame is named by a bank that was not taught it.
 
@@ -230,9 +235,12 @@ class PrototypeBank:
 
     @property
     def outliers(self) -> tuple[Outlier, ...]:
-        """Taught frames that look like another label, each judged without itself."""
+        """Taught frames that look like another label, each judged without itself.
+
+        None where the accuracy cannot be measured.
+        """
         state = self._state
-        if len(state.labels) < 2:
+        if not state.measurable:
             return ()
         nearest = state.leave_one_out()[1]
         return tuple(
@@ -288,7 +296,8 @@ class PrototypeBank:
 
         Args:
             path: From `save`; taught on the same encoder and tap.
-            margin: How much of the leave-one-out accuracy may be lost.
+            margin: How much of the leave-one-out accuracy may be lost; not checked where that of
+                this bank cannot be measured.
 
         Raises:
             InputError: If it is no bank, is empty, or loses more; the bank stays as it was.
@@ -303,7 +312,7 @@ class PrototypeBank:
         if not new.labels:
             raise InputError(f"{path} is empty. Teach it before it is taken.")
         with self._lock:
-            if len(self._state.labels) > 1:
+            if self._state.measurable:
                 before = self._state.leave_one_out()[0]
                 after = new.accuracy
                 if after.value < before.value - margin:

@@ -246,6 +246,16 @@ class Prototypes:
             return _threshold([own[known]], [other[known]])
         return -1.0 if self.base is None else self.base.threshold
 
+    @property
+    def width(self) -> int:
+        """D of the vectors; 0 where there are none, and no base."""
+        return int(self.vectors.shape[1]) if self.base is None else len(self.base.mean)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there are two labels, and several frames of one."""
+        return len(self.labels) > 1 and bool((np.bincount(self.owners) > 1).any())
+
     def leave_one_out(self) -> tuple[Accuracy, Array]:
         """Return the accuracy without each frame itself, and what each then is nearest to.
 
@@ -254,7 +264,7 @@ class Prototypes:
         Raises:
             InputError: With fewer than two labels, or one frame each.
         """
-        if len(self.labels) < 2 or not (np.bincount(self.owners) > 1).any():
+        if not self.measurable:
             raise InputError(
                 f"Leave-one-out accuracy needs two labels and several frames of one, got "
                 f"{len(self.labels)} labels and {len(self.owners)} frames. Teach more."

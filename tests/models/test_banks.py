@@ -202,6 +202,17 @@ def test_one_frame_each_without_a_base_answers_always(world: World) -> None:
     assert answer.label == answer.nearest
 
 
+def test_one_frame_each_has_no_outliers_and_makes_way_for_a_better_bank(
+    world: World, tmp_path: Path
+) -> None:
+    bank, more = taught(world, 1, "ab"), taught(world, 3, "ab")
+    assert (bank.measurable, bank.outliers) == (False, ())
+    assert more.measurable
+    more.save(tmp_path / "more.bank")
+    bank.reload(tmp_path / "more.bank")
+    assert len(bank) == 6
+
+
 def damaged(path: Path, **changes: Any) -> None:
     arrays, about = read_safetensors(path, error=InputError)
     arrays |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
@@ -310,5 +321,10 @@ def test_a_folder_is_taught_from_the_command_line(
     assert document["labels"] == {"my mug": 4, "your mug": 4}
     assert document["tap"] == "patches"
     assert {each["label"] for each in document["outliers"]} <= {"my mug", "your mug"}
+    few = tmp_path / "few"
+    for at, label in enumerate(("mine", "yours")):
+        write_images(few / label, 1, at)
+    text = run("heads", "teach", tapped_bundle, few, "-o", tmp_path / "few.bank")
+    assert "Leave-one-out accuracy: needs two labels and several images of one." in text
     (folder / "empty").mkdir()
     assert "empty holds no images" in run(*asked, "--overwrite", code=1)
