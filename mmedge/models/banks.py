@@ -159,12 +159,16 @@ class PrototypeBank:
                 raise InputError(f"names: got {len(given)}, expected {len(rows)}, one for a frame.")
             if len(state.owners) + len(rows) > _MAX_FRAMES:
                 raise InputError(f"A bank holds at most {_MAX_FRAMES} frames. Teach fewer.")
+            seen: dict[bytes, str] = {}
             for row, name in zip(rows, given, strict=True):
                 if (at := state.position(row)) is not None:
                     raise InputError(
                         f"{name} is taught already, as '{state.labels[state.owners[at]]}' "
                         f"({state.names[at]}). Remove that label first, or leave it out."
                     )
+                if (key := row.tobytes()) in seen:
+                    raise InputError(f"{name} is the same image as {seen[key]}. Leave it out.")
+                seen[key] = name
             self._state = state.with_rows(label, rows, list(given))
 
     def remove(self, label: str) -> None:

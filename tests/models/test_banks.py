@@ -184,6 +184,8 @@ def test_what_cannot_be_taught(world: World) -> None:
         _ = bank.accuracy
     with pytest.raises(InputError, match="frame 1 is taught already, as 'a' \\(frame 2\\)"):
         bank.add("b", rows[1:2])
+    with pytest.raises(InputError, match="frame 3 is the same image as frame 1"):
+        bank.add("b", np.concatenate([(new := world.rows("b", 2)), new[:1]]))
     with pytest.raises(InputError, match="not empty"):
         bank.add(" ", rows)
     with pytest.raises(InputError, match="names: got 1, expected 2"):
