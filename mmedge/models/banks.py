@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Outlier", "PrototypeBank"]
 
 _FORMAT = "mmedge-bank-1"
+_BASE = ("base_mean", "base_whitening", "base_threshold")
 _MAX_FRAMES = 100_000
 
 
@@ -265,8 +266,8 @@ class PrototypeBank:
         state = self._state
         arrays: dict[str, Array] = {"vectors": state.vectors, "owners": state.owners}
         if (base := state.base) is not None:
-            arrays |= {"base_mean": base.mean, "base_whitening": base.whitening}
-            arrays["base_threshold"] = np.array(base.threshold, np.float64)
+            values = (base.mean, base.whitening, np.array(base.threshold, np.float64))
+            arrays |= dict(zip(_BASE, values, strict=True))
         about = {
             "format": _FORMAT, "name": self.name, "tap": self.tap, "space": self.space,
             "labels": json.dumps(state.labels, ensure_ascii=False),
@@ -339,7 +340,13 @@ class PrototypeBank:
                 f"{features.modality.value} features of {dict(features.spaces)}. Extract them with "
                 "the encoder that it was taught on."
             )
-        return _vectors(features, self.tap)
+        rows = _vectors(features, self.tap)
+        if rows.shape[1] != (expected := self._state.width or rows.shape[1]):
+            raise InputError(
+                f"Bank '{self.name}' holds vectors of {expected} numbers, but '{self.tap}' of the "
+                f"encoder has {rows.shape[1]}: it is damaged. Teach it again."
+            )
+        return rows
 
 
 def _space(on: EmbeddingModel, tap: str) -> str:
@@ -382,15 +389,16 @@ def _checked(
     if not sound or sorted(set(owners.tolist())) != list(range(len(labels))):
         raise wrong
     base = None
-    if "base_whitening" in arrays:
-        width = vectors.shape[1]
-        mean, whitening = arrays.get("base_mean"), arrays["base_whitening"]
-        threshold = arrays.get("base_threshold")
-        if mean is None or threshold is None or threshold.shape != ():
+    if any(key in arrays for key in _BASE):
+        if not all(key in arrays for key in _BASE):
             raise wrong
-        if mean.shape != (width,) or whitening.shape != (width, width):
+        mean, whitening, threshold = (arrays[key] for key in _BASE)
+        width = vectors.shape[1] if labels else len(whitening) if whitening.ndim else 0
+        if (mean.shape, whitening.shape, threshold.shape) != ((width,), (width, width), ()):
             raise wrong
-        if not (np.isfinite(mean).all() and np.isfinite(whitening).all()):
+        if not mean.dtype == whitening.dtype == np.float32 or threshold.dtype != np.float64:
+            raise wrong
+        if not all(np.isfinite(arrays[key]).all() for key in _BASE):
             raise wrong
         base = Base(mean, whitening, float(threshold))
     return name, tap, space, Prototypes(tuple(labels), vectors, owners, tuple(names), base)

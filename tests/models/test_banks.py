@@ -237,6 +237,11 @@ def damaged(path: Path, **changes: Any) -> None:
         {"vectors": np.zeros((4, WIDTH))},
         {"base_whitening": np.zeros((WIDTH, 2), np.float32)},
         {"base_threshold": np.zeros(2)},
+        {"base_threshold": np.array(np.nan)},
+        {"base_whitening": np.full((WIDTH, WIDTH), 1e308)},
+        {"base_whitening": np.ones((WIDTH, WIDTH), np.bool_)},
+        {"base_whitening": np.array(1, np.float32)},
+        {"vectors": np.zeros((4, 7), np.float32)},
     ],
 )
 def test_a_damaged_bank_is_refused(changes: dict[str, Any], world: World, tmp_path: Path) -> None:
@@ -246,6 +251,17 @@ def test_a_damaged_bank_is_refused(changes: dict[str, Any], world: World, tmp_pa
     encoder: Any = Encoder()
     with pytest.raises(InputError, match=r"x\.bank is no bank, or a damaged one"):
         PrototypeBank.load(tmp_path / "x.bank", on=encoder)
+
+
+@pytest.mark.parametrize("labels", ["", "ab"])
+def test_a_bank_of_another_width_is_refused(labels: str, world: World, tmp_path: Path) -> None:
+    bank = taught(world, 2, labels)
+    bank.save(tmp_path / "x.bank")
+    encoder: Any = Encoder()
+    loaded = PrototypeBank.load(tmp_path / "x.bank", on=encoder)
+    assert loaded.counts == bank.counts
+    with pytest.raises(InputError, match=f"vectors of {WIDTH} numbers, but 'embedding' .* has 7"):
+        loaded.add("new", world.rows("new", 2)[:, :7])
 
 
 def test_a_bank_is_taught_while_it_answers(world: World) -> None:
