@@ -65,13 +65,16 @@ class ChatTemplate(Closing):
             answer: Whether the prompt ends where the assistant begins to speak.
 
         Raises:
-            InputError: If a message has an unknown role or no content.
+            InputError: If a message has an unknown role or no content, or JSON cannot hold it.
             TextError: If the template refuses them, fails, or takes too long or too much memory.
         """
         check_messages(messages)
         given = {**self._tokens, "messages": list(messages), "add_generation_prompt": answer}
         request = {"template": self._source, "given": given, "seconds": self._seconds}
-        line = json.dumps(request)
+        try:
+            line = json.dumps(request)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"messages: {error}. Pass what JSON can hold.") from error
         if len(line) > 2 * _MAX_BYTES:
             raise TextError(f"Messages: more than {_MAX_BYTES} bytes. Send fewer or shorter ones.")
         with self._lock:
@@ -83,12 +86,15 @@ class ChatTemplate(Closing):
             f"it took more than {self._seconds:g} s of CPU time, or the process ended"
         )
         raise TextError(
-            f"The model's chat template failed ({str(reason)[:300]}). Change the messages, or use "
+            f"The model's chat template failed ({reason}). Change the messages, or use "
             "complete with a prompt of your own."
         )
 
     def _ask(self, line: str) -> str:
-        """Send a request to the child; return its reply, empty if it ended."""
+        """Send a request to the child; return its reply, empty if it ended before the reply did.
+
+        No child is left with a reply that was not read: the next request would get it.
+        """
         if self._child is not None and self._child.poll() is not None:
             self._end()
         if self._child is None:
@@ -103,15 +109,18 @@ class ChatTemplate(Closing):
             )
         child = self._child
         assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018, pipes
+        reply = ""
         try:
             child.stdin.write(line + "\n")
             child.stdin.flush()
             reply = child.stdout.readline()
         except BrokenPipeError:
-            reply = ""
-        if not reply:
-            self._end()
-        return reply
+            pass
+        finally:
+            whole = reply.endswith("\n")
+            if not whole:
+                self._end()
+        return reply if whole else ""
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -162,9 +171,19 @@ def flattened(messages: Sequence[Message]) -> list[Message]:
     for at, message in enumerate(messages):
         content = message["content"]
         if isinstance(content, list):
-            kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
-            if other := next((kind for kind in kinds if kind != "text"), None):
-                raise InputError(f"Message {at}: got a part {other!r}; this model takes texts.")
-            content = "".join(str(part["text"]) for part in content)
+            content = "".join(_part_text(part, at) for part in content)
         made.append({**message, "content": content})
     return made
+
+
+def _part_text(part: object, at: int) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    if kind != "text":
+        raise InputError(f"Message {at}: got a part {kind!r}; this model takes texts.")
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        raise InputError(
+            f"Message {at}: got a part with text {text!r}, expected "
+            "{'type': 'text', 'text': 'Hello'}."
+        )
+    return text

@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 _MEMORY_BYTES = 512 << 20
 _LARGEST = 4 << 20  # characters of a rendered chat
+_LARGEST_ERROR = 300
 
 
 def main() -> None:
@@ -50,10 +51,10 @@ def main() -> None:
                 if len(text) > _LARGEST:
                     fail(f"it makes more than {_LARGEST} characters")
             answer = {"text": text}
-        except jinja2.TemplateError as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+        except (jinja2.TemplateError, SyntaxError) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"[:_LARGEST_ERROR]}
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            answer = {"error": f"{type(error).__name__}: {error}"[:_LARGEST_ERROR]}
         except (MemoryError, RecursionError) as error:
             answer = {"error": f"{type(error).__name__}: it takes too much memory"}
         sys.stdout.write(json.dumps(answer) + "\n")

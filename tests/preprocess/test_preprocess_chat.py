@@ -91,6 +91,37 @@ def test_a_process_that_was_ended_is_started_again(template: ChatTemplate) -> No
     assert template.render(MESSAGES) == before
 
 
+def test_a_reply_that_was_not_read_is_not_that_of_the_next_chat(
+    template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = template.render(MESSAGES)
+    assert template._child is not None
+    with monkeypatch.context() as patch:
+
+        def interrupted() -> str:
+            raise KeyboardInterrupt
+
+        patch.setattr(template._child.stdout, "readline", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            template.render(MESSAGES[3:])
+        assert template._child is None
+    assert template.render(MESSAGES) == expected
+
+
+def test_an_error_is_cut_where_it_is_made() -> None:
+    with (
+        ChatTemplate("{{ raise_exception('x' * 9000000) }}") as template,
+        pytest.raises(TextError) as raised,
+    ):
+        template.render(MESSAGES)
+    assert 200 < len(str(raised.value)) < 600
+
+
+def test_messages_that_json_cannot_hold(template: ChatTemplate) -> None:
+    with pytest.raises(InputError, match="not JSON serializable"):
+        template.render([{**MESSAGES[1], "tools": object()}])
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -103,6 +134,9 @@ def test_a_process_that_was_ended_is_started_again(template: ChatTemplate) -> No
         ([{"role": "user"}], "got content None"),
         (["x"], "got role None"),
         ([{"role": "user", "content": [{"type": "image", "image": "x"}]}], "a part 'image'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "Message 0: got a part with text None"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "got a part with text 5"),
+        ([{"role": "user", "content": ["x"]}], "Message 0: got a part 'x'"),
     ],
 )
 def test_malformed_messages(messages: Any, message: str) -> None:
