@@ -94,7 +94,9 @@ def _verified(
     held = decoding.length - len(draft)
     for at, one in enumerate(logits):
         token = row.take(np.asarray(one, np.float32))
-        yield
-        if row.finish is not None or at == len(draft) or token != draft[at]:
+        last = row.ended or at == len(draft) or token != draft[at]
+        if last:  # before the caller can stop: the state then holds the row's tokens alone
             decoding.truncate(held + at)
+        yield
+        if last:
             return

@@ -28,6 +28,7 @@ class Counting(Closing):
         self.feeds: list[Mapping[str, Array]] = []
         self.closed = False
         self.length = 0
+        self.held: list[int] = []  # tokens of the first row
 
     def start(self, state: State, *, batch: int = 1, **_other: Any) -> Counting:
         assert state is STATE
@@ -40,6 +41,7 @@ class Counting(Closing):
         assert mask.shape == (self.batch, self.length + ids.shape[1])
         self.feeds.append(feed)
         self.length += ids.shape[1]
+        self.held += ids[0].tolist()
         logits = np.zeros((*ids.shape, WORDS), np.float32)
         np.put_along_axis(logits, (ids[..., None] + 1) % WORDS, 1.0, axis=-1)
         return {"logits": logits}
@@ -47,6 +49,7 @@ class Counting(Closing):
     def truncate(self, length: int) -> None:
         assert 0 <= length <= self.length
         self.length = length
+        del self.held[length:]
 
     def close(self) -> None:
         self.closed = True

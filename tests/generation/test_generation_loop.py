@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from generation.counting import END, PAD, run
+from generation.counting import END, PAD, STATE, Counting, run
 
 from mmedge.errors import InputError
-from mmedge.generation.decoding import pad_left
+from mmedge.generation.decoding import Decoding, pad_left
 from mmedge.generation.lookup import guess
+from mmedge.generation.loop import generate
 from mmedge.generation.options import GenerationOptions
+from mmedge.generation.rows import Row
+from mmedge.runtimes.session import Session
 from mmedge.specs import Float32Array
 
 
@@ -110,6 +113,16 @@ def test_lookup_takes_what_plain_decoding_takes(prompt: list[int], lookup: int) 
     assert len(fast.feeds) <= len(slow.feeds)
     if prompt[0] == 1 and lookup == 3:
         assert len(fast.feeds) < len(slow.feeds)
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3, 9, 1, 2], [1, 2, 5, 1, 2], [3]])
+def test_where_the_caller_stops_the_state_holds_the_tokens_of_the_row(prompt: list[int]) -> None:
+    settings, model = GenerationOptions(max_new_tokens=6, lookup=3), Counting()
+    row = Row(prompt, settings, (END,))
+    with Decoding(cast(Session, model), STATE) as decoding:
+        for _ in generate(decoding, [row], settings, pad_id=PAD):
+            tokens = [*prompt, *row.made]
+            assert model.held[: len(tokens)] == tokens[: decoding.length]
 
 
 def test_lookup_takes_one_prompt() -> None:
