@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Constraint", "Matcher", "Vocabulary"]
 
+_KINDS = ("json_schema", "regex", "grammar")
+_MAX_BYTES = 1 << 20
+_MAX_RULES = 1500  # llguidance overflows the stack where some 3000 rules each lead to the next
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -28,16 +33,41 @@ class Constraint:
     Attributes:
         kind: json_schema, regex or grammar.
         content: A JSON schema, a regular expression of Rust's syntax, or a grammar of Lark's.
+
+    Raises:
+        InputError: If the kind is unknown, or the content is too large.
     """
 
     kind: str
     content: str
 
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise InputError(f"constraint: got kind {self.kind!r}, expected one of {_KINDS}.")
+        size = len(self.content.encode("utf-8", "replace"))
+        if size > _MAX_BYTES:
+            raise InputError(
+                f"constraint: got {size} bytes, expected at most {_MAX_BYTES}. Use a smaller one."
+            )
+        rules = self.content.count(":")
+        if self.kind != "regex" and rules > _MAX_RULES:
+            raise InputError(
+                f"constraint: got a {self.kind} with {rules} colons, which are as many rules or "
+                f"keys, expected at most {_MAX_RULES}. Use a smaller one."
+            )
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, object]) -> Self:
-        """Match JSON of a schema, without spaces that it may have between its parts."""
+        """Match JSON of a schema, without spaces that it may have between its parts.
+
+        Raises:
+            InputError: If JSON cannot hold the schema, or it is too large.
+        """
         settings = {"x-guidance": {"whitespace_flexible": False}}
-        return cls("json_schema", json.dumps({**settings, **schema}))
+        try:
+            return cls("json_schema", json.dumps({**settings, **schema}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"json_schema: {error}. Pass what JSON can hold.") from error
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
@@ -54,14 +84,11 @@ class Constraint:
         """Match one of several texts.
 
         Raises:
-            InputError: If there are none, or one is empty.
+            InputError: If there are none, one is empty, or they are too large.
         """
         if isinstance(texts, str) or not texts or not all(texts):
             raise InputError(f"choice: got {texts!r}, expected one text or more, none empty.")
-        return cls(
-            "grammar",
-            "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts),
-        )
+        return cls("regex", "|".join(map(re.escape, texts)))
 
 
 class Vocabulary:

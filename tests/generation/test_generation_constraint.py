@@ -95,6 +95,52 @@ def test_choices_that_are_none(texts: Any) -> None:
         Constraint.choice(texts)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a\n", 'q"', "\\d", "é", "\x00x", "\x7f", "\U0001f600", "/i", "\f\b", "a b", "#-&~<>", "(?i)"],
+)
+def test_choices_are_taken_as_they_are(model: Generator, text: str) -> None:
+    options = GenerationOptions(constraint=Constraint.choice([text, text + "?"]))
+    made = model.complete("hello", options=options, max_new_tokens=60)
+    assert made.text in {text, text + "?"}
+
+
+def test_many_choices(model: Generator) -> None:
+    options = GenerationOptions(constraint=Constraint.choice([f"n {i}" for i in range(9000)]))
+    made = model.complete("hello", options=options, max_new_tokens=60)
+    assert re.fullmatch("n [0-9]{1,4}", made.text)
+
+
+def _chain(count: int) -> str:
+    rules = "\n".join(f'r{at}: "a" r{at + 1}' for at in range(count))
+    return f'start: r0\n{rules}\nr{count}: "b"'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("json", "{}", "got kind 'json', expected one of"),
+        ("regex", "a" * (2 << 20), "got 2097152 bytes, expected at most"),
+        ("grammar", _chain(20000), "got a grammar with 20002 colons"),
+        ("json_schema", json.dumps(dict.fromkeys(map(str, range(2000)))), "with 2000 colons"),
+    ],
+)
+def test_constraints_that_are_too_large(kind: str, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Constraint(kind, content)
+
+
+def test_the_longest_chain_of_rules_is_compiled(model: Generator) -> None:
+    options = GenerationOptions(constraint=Constraint.grammar(_chain(1498)))
+    assert model.complete("x", options=options, max_new_tokens=4).text == "aaaa"
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}])
+def test_a_schema_that_json_cannot_hold(value: object) -> None:
+    with pytest.raises(InputError, match="Pass what JSON can hold"):
+        Constraint.json_schema({"enum": [value]})
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = builtins.__import__
 
