@@ -45,8 +45,18 @@ class Prefix:
         """Return the state of the first tokens.
 
         Raises:
-            InputError: If the state cannot be cut, and `length` is shorter.
+            InputError: If the state cannot be cut, and `length` is shorter, or the state is not
+                that of the tokens.
         """
+        for tensor in state.tensors:
+            shape, axis = np.shape(self.state.get(tensor.input, 0)), tensor.axis
+            if tensor.input not in self.state or (
+                axis is not None and shape[axis : axis + 1] != (len(self.tokens),)
+            ):
+                raise InputError(
+                    f"prefix: got a state {tensor.input!r} of shape {shape}, expected one of "
+                    f"{len(self.tokens)} positions. Make the prefix again."
+                )
         if length == len(self.tokens):
             return dict(self.state)
         cut: dict[str, Array] = {}
@@ -87,7 +97,11 @@ class Prefix:
         arrays = read_npz(Path(path), error=lambda why: InputError(f"{path}: {why}."))
         tokens, model = arrays.pop(_TOKENS, None), arrays.pop(_MODEL, None)
         state = {name.removeprefix("state."): array for name, array in arrays.items()}
-        whole = tokens is not None and model is not None and model.dtype.kind == "U"
-        if tokens is None or model is None or not whole or tokens.ndim != 1 or not len(tokens):
+        if (
+            tokens is None
+            or model is None
+            or (tokens.dtype.kind, tokens.ndim, bool(tokens.size)) != ("i", 1, True)
+            or (model.dtype.kind, model.ndim) != ("U", 0)
+        ):
             raise InputError(f"{path}: not a prefix that mmedge saved. Save it again.")
         return cls(tuple(int(token) for token in tokens), state, str(model))

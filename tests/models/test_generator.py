@@ -168,7 +168,31 @@ def test_a_prefix_of_another_variant_is_refused(gpt2_bundle: Path, model: Genera
         other.complete("hello", prefix=model.prefix("hel"))
 
 
-@pytest.mark.parametrize("arrays", [{}, {"tokens": np.ones(2, np.int64)}, {"x": np.ones(1)}])
+@pytest.mark.parametrize("length", [None, 0, 3])
+def test_a_prefix_whose_state_is_not_of_its_tokens_is_refused(
+    model: Generator, length: int | None
+) -> None:
+    prefix = model.prefix("the same beginning ")
+    name = next(iter(prefix.state))
+    state = {key: array for key, array in prefix.state.items() if key != name}
+    if length is not None:
+        state = {key: array[:, :, :length] for key, array in prefix.state.items()}
+    for prompt in ("the same beginning of", "the same"):
+        with pytest.raises(InputError, match=r"expected one of [0-9]+ positions"):
+            model.complete(prompt, prefix=replace(prefix, state=state), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"tokens": np.ones(2, np.int64)},
+        {"x": np.ones(1)},
+        {"tokens": np.array([1.0, np.nan]), "model": np.array("m")},
+        {"tokens": np.ones((1, 2), np.int64), "model": np.array("m")},
+        {"tokens": np.ones(2, np.int64), "model": np.array(["m", "n"])},
+    ],
+)
 def test_a_file_that_is_no_prefix(arrays: dict[str, Array], tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not a prefix"):
