@@ -179,7 +179,7 @@ def _candidates_needed(
     for row, lists in enumerate(steps):
         best = np.concatenate([best, estimates[start : ends[lists - 1]]])
         start = ends[lists - 1]
-        best = np.sort(best)[-most:]
+        best = np.sort(best)[-(most + 1) :]  # one more, so that what lies below is not within
         held = within < lists
         needed[row, held] = len(best) - np.searchsorted(best, values[held], side="left")
     return needed

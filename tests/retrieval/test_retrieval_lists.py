@@ -16,7 +16,7 @@ from indexes import two_spaces
 
 from mmedge.bundle import Bundle
 from mmedge.errors import IndexCorruptedError
-from mmedge.retrieval import nearest, upkeep
+from mmedge.retrieval import measuring, nearest, upkeep
 from mmedge.retrieval.filters import Eq
 from mmedge.retrieval.index import Index
 from mmedge.retrieval.lists import ListQuery, build_lists, largest
@@ -210,6 +210,17 @@ def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
 def test_damaged_widths_are_refused(text: str) -> None:
     with pytest.raises(IndexCorruptedError, match="compact"):
         Widths.from_json(text)
+
+
+def test_a_match_below_the_best_candidates_is_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_CANDIDATES", (2, 4))
+    estimates = np.array([0.9, 0.1, 0.8, 0.7, 0.6, 0.5], np.float32)
+    needed = measuring._candidates_needed(
+        estimates, np.array([2, 6]), [1, 2], np.array([0, 0, 1, 1]), estimates[[0, 1, 2, 5]]
+    )
+    assert needed[0, :2].tolist() == [1, 2]
+    assert needed[0, 2:].min() > 4
+    assert needed[1].tolist() == [1, 5, 2, 5]
 
 
 def test_widths_are_kept() -> None:
