@@ -11,6 +11,7 @@ from mmedge.errors import IndexCorruptedError
 __all__ = ["Width", "Widths"]
 
 _TEXT_CHARACTERS = 1 << 20
+_LARGEST = 1 << 32
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,7 +27,7 @@ class Width:
     candidates: int
 
     def __post_init__(self) -> None:
-        if self.lists < 1 or self.candidates < 1:
+        if not (1 <= self.lists <= _LARGEST and 1 <= self.candidates <= _LARGEST):
             raise ValueError(f"{self.lists} lists, {self.candidates} candidates")
 
 

@@ -202,6 +202,8 @@ def test_the_nearest_lists_are_the_first_of_the_scan() -> None:
         '{"curves": {"text": {"10": [[-3, 40, 0.99]]}}, "queries": {}}',
         '{"curves": {"text": {"10": [[3, 0, 0.99]]}}, "queries": {}}',
         '{"curves": {"text": {"10": [[3, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[1' + "0" * 400 + ', 10, 0.99]]}}, "queries": {}}',
+        '{"curves": {"text": {"10": [[3, 1' + "0" * 400 + ', 0.99]]}}, "queries": {}}',
         '{"curves": {"text": {"10": [[1, 10, 1' + "0" * 400 + ']]}}, "queries": {}}',
         "[" * 100_000,
         "x" * (1 << 21),
