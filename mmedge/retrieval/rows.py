@@ -22,6 +22,7 @@ __all__ = [
     "ItemRow",
     "Stored",
     "check_vector",
+    "checked_fields",
     "delete_items",
     "insert_items",
     "item_crc",
@@ -39,6 +40,7 @@ __all__ = [
 
 _AT_ONCE = 500  # parameters of one statement
 _T = TypeVar("_T", str, int)
+_TEXT, _NUMBER = (str, type(None)), (float, int, type(None))
 
 _COVERED_COLUMNS = "id, time, source, text, metadata, content_hash, modality"
 _ITEM_COLUMNS = f"key, {_COVERED_COLUMNS}, revision, origin, seq, crc"
@@ -155,15 +157,30 @@ def read_fields(connection: sqlite3.Connection, keys: Iterable[int]) -> dict[int
 
 
 def _fields(key: int, covered: Sequence[Any], crc: int) -> Fields:
-    """Check and return the fields of an item from the columns that its checksum covers."""
-    name, seconds, source, text, metadata = covered[:5]
-    # The checksum proves the types; they were checked when the row was written.
-    if item_crc(tuple(covered)) == crc:
-        try:
-            return name, seconds, source, text, json.loads(metadata)
-        except (ValueError, TypeError, RecursionError):  # a stranger's, its checksum made to fit
-            pass
-    raise _damaged(f"item {name!r} (key {key})")
+    fields = checked_fields(covered, crc)
+    if fields is None:
+        raise _damaged(f"item {covered[0]!r} (key {key})")
+    return fields
+
+
+def checked_fields(covered: Sequence[Any], crc: object) -> Fields | None:
+    """Return the fields of an item from the columns that its checksum covers; None if damaged.
+
+    The types are checked as well: a stranger's record may have checksums that were made to fit.
+    """
+    name, seconds, source, text, metadata, digest, modality = covered
+    if (
+        item_crc(tuple(covered)) != crc
+        or not isinstance(name, str)
+        or not all(isinstance(each, _TEXT) for each in (source, text, digest, modality))
+        or not isinstance(seconds, _NUMBER)
+    ):
+        return None
+    try:
+        read = json.loads(metadata)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (name, seconds, source, text, read) if isinstance(read, dict) else None
 
 
 def read_vectors(

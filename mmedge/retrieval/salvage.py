@@ -18,7 +18,7 @@ from mmedge.errors import IndexCorruptedError, RetrievalError
 from mmedge.files import atomic_directory
 from mmedge.files.locks import key_lock_in_time
 from mmedge.retrieval.measuring import is_query
-from mmedge.retrieval.rows import item_crc, vector_crc
+from mmedge.retrieval.rows import checked_fields, item_crc, vector_crc
 from mmedge.retrieval.schema import (
     LOCK,
     RECORD,
@@ -76,7 +76,7 @@ def _copy(old: sqlite3.Connection, folder: Path, beside: Path) -> list[str]:
     seen: set[str] = set()
     sql = "SELECT * FROM items WHERE key BETWEEN ? AND ?"
     for row in _rows(old, sql, _highest(old, "SELECT max(key) FROM items", about.keys)):
-        if row[-1] == item_crc(row[1:8]) and row[1] not in seen:
+        if checked_fields(row[1:8], row[-1]) is not None and row[1] not in seen:
             items[row[0]] = row
             seen.add(row[1])
     # What the items' table has lost of its own may still be in the index over the ids.

@@ -15,6 +15,7 @@ from indexes import DIM, ids, names, vectors
 from mmedge.errors import IndexCorruptedError, MmedgeError, RetrievalError, StorageError
 from mmedge.retrieval import upkeep
 from mmedge.retrieval.index import Index
+from mmedge.retrieval.rows import item_crc
 from mmedge.retrieval.schema import RECORD
 from mmedge.retrieval.verifying import verify_index
 
@@ -103,6 +104,34 @@ def test_a_changed_record_is_found_and_the_rest_recovered(folder: Path, statemen
         assert ids(index.search(vectors(300)[9], 1)) == ["item9"]
         index.add(vectors=vectors(1), ids="new")
     assert (folder / "damaged" / RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("id", b"item7"),
+        ("time", "noon"),
+        ("source", b"a.jpg"),
+        ("text", b"word7"),
+        ("metadata", "[1]"),
+        ("metadata", "{"),
+        ("modality", b"image"),
+    ],
+)
+def test_an_item_of_other_types_is_damaged_whatever_its_checksum(
+    folder: Path, column: str, value: object
+) -> None:
+    with closing(sqlite3.connect(folder / RECORD)) as record, record:
+        record.execute(f"UPDATE items SET {column} = ? WHERE key = 8", (value,))  # noqa: S608
+        covered = record.execute(
+            """SELECT id, time, source, text, metadata, content_hash, modality
+            FROM items WHERE key = 8"""
+        ).fetchone()
+        record.execute("UPDATE items SET crc = ? WHERE key = 8", (item_crc(covered),))
+    with Index.open(folder) as index, pytest.raises(IndexCorruptedError, match="key 8"):
+        index.search(vectors(300)[7], 1)
+    assert verify_index(folder, repair=True).ok
+    assert verify_index(folder).problems == ()
 
 
 def test_vectors_that_the_record_lost_come_from_the_snapshots(folder: Path) -> None:
