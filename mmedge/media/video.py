@@ -21,7 +21,7 @@ from mmedge.closing import Closing
 from mmedge.errors import InputError
 from mmedge.media.frames import Frame
 from mmedge.preprocess.decode import ImageSource
-from mmedge.preprocess.video_file import decoding, open_video
+from mmedge.preprocess.video_file import decoded, decoding, open_video
 from mmedge.specs import Array, Modality
 
 __all__ = ["Choosing", "Video"]
@@ -125,7 +125,10 @@ class Video(Closing):
         Raises:
             InputError: If there is none.
         """
-        self._container.seek(position, stream=self._stream)
+        if abs(position) >= 1 << 63:
+            raise InputError(f"{self._path}: has no frame at {position}.")
+        with decoding(self._path):
+            self._container.seek(position, stream=self._stream)
         for _, frame in self._decoded():
             if frame.pts >= position:
                 image: Array = frame.to_ndarray(format="rgb24")
@@ -138,10 +141,9 @@ class Video(Closing):
 
     def _decoded(self) -> Iterator[tuple[float, Any]]:
         base = self._stream.start_time or 0
-        with decoding(self._path):
-            for frame in self._container.decode(self._stream):
-                if frame.pts is not None:
-                    yield float((frame.pts - base) * self._stream.time_base), frame
+        for frame in decoded(self._path, self._container, self._stream):
+            if frame.pts is not None:
+                yield float((frame.pts - base) * self._stream.time_base), frame
 
 
 def _difference(one: Array, other: Array) -> float:

@@ -99,24 +99,29 @@ class VideoProcessor:
     def _prepare(self, item: VideoSource, name: str) -> Array:
         """Return the frames of one video, (frames, 3, h, w) float32."""
         try:
-            return self._images(self.frames(item))[self.config.input]
+            if not isinstance(item, (str, os.PathLike)):
+                return self._images(self._frames(item))[self.config.input]
+            return self._prepare_file(Path(os.fspath(item)))
         except InputError as error:
             raise type(error)(f"{name}{error}") from error
 
-    def frames(self, item: VideoSource) -> Sequence[ImageSource]:
-        """Return the frames of a video, as many as the model takes.
+    def _prepare_file(self, path: Path) -> Array:
+        """Prepare a file frame by frame: all of them decoded may not fit in memory."""
+        read = spread_frames(path, self.config.frames, self._images.options.max_pixels)
+        frames = [self._images([frame])[self.config.input][0] for frame in read]
+        sizes = {frame.shape[1:] for frame in frames}
+        if len(sizes) != 1:
+            raise ShapeError(f"{path}: frames of sizes {sorted(sizes)}, expected one size.")
+        return np.stack(frames)
+
+    def _frames(self, item: Sequence[ImageSource] | Array) -> Sequence[ImageSource]:
+        """Return the frames of a video in memory.
 
         Raises:
-            InputError: If the video cannot be read.
+            InputError: If it is no video.
             ShapeError: If it has no frames, or not as many as the model takes.
         """
         wanted = self.config.frames
-        if isinstance(item, (str, os.PathLike)):
-            path = Path(os.fspath(item))
-            return cast(
-                "list[ImageSource]",
-                spread_frames(path, wanted, self._images.options.max_pixels),
-            )
         frames: object = array_of(item) if isinstance(array_of(item), np.ndarray) else item
         if isinstance(frames, np.ndarray) and frames.ndim != 4:
             raise ShapeError(

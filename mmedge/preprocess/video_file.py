@@ -12,7 +12,7 @@ from mmedge.errors import InputError
 from mmedge.preprocess.decode import MAX_PIXELS
 from mmedge.specs import Array
 
-__all__ = ["VIDEO_SUFFIXES", "decoding", "open_video", "spread", "spread_frames"]
+__all__ = ["VIDEO_SUFFIXES", "decoded", "decoding", "open_video", "spread", "spread_frames"]
 
 VIDEO_SUFFIXES = frozenset(
     {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
@@ -42,14 +42,12 @@ def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Any, Any]:
     reason = None
     if not container.streams.video:
         reason = "has no video stream"
+    elif container.streams.video[0].codec_context is None:
+        reason = "has a codec that PyAV does not know. Convert it to H.264"
     else:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        if stream.width * stream.height > max_pixels:
-            reason = (
-                f"{stream.width}x{stream.height} pixels, more than the {max_pixels} allowed. Scale "
-                "it down first"
-            )
+        reason = _too_large(stream, max_pixels)
     if reason is not None:
         container.close()
         raise InputError(f"{path}: {reason}.")
@@ -65,13 +63,41 @@ def decoding(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: damaged ({error}). Copy it again.") from error
 
 
+def decoded(
+    path: Path,
+    container: Any,  # noqa: ANN401, PyAV's
+    stream: Any,  # noqa: ANN401
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Any]:
+    """Yield PyAV's frames of an opened video.
+
+    Raises:
+        InputError: If it is damaged, or a frame is larger than allowed, whatever the file states.
+    """
+    with decoding(path):
+        for frame in container.decode(stream):
+            reason = _too_large(frame, max_pixels)
+            if reason is not None:
+                raise InputError(f"{path}: {reason}.")
+            yield frame
+
+
+def _too_large(shown: Any, max_pixels: int) -> str | None:  # noqa: ANN401, a stream or frame
+    if shown.width * shown.height <= max_pixels:
+        return None
+    return (
+        f"{shown.width}x{shown.height} pixels, more than the {max_pixels} allowed. Scale it down "
+        "first"
+    )
+
+
 def spread(count: int, total: int) -> list[int]:
     """Return the middle frame of each of `count` equal parts of `total` frames."""
     return [(2 * part + 1) * total // (2 * count) for part in range(count)]
 
 
-def spread_frames(path: Path, count: int, max_pixels: int = MAX_PIXELS) -> list[Array]:
-    """Return frames of a video file at even distances: the middle one of each equal part.
+def spread_frames(path: Path, count: int, max_pixels: int = MAX_PIXELS) -> Iterator[Array]:
+    """Yield frames of a video file at even distances: the middle one of each equal part.
 
     The file is read twice: once to count its frames, without decoding, and once up to the last
     frame that is needed.
@@ -81,7 +107,7 @@ def spread_frames(path: Path, count: int, max_pixels: int = MAX_PIXELS) -> list[
         count: Frames.
         max_pixels: See open_video.
 
-    Returns:
+    Yields:
         (H, W, 3) uint8 RGB each, `count` of them.
 
     Raises:
@@ -96,17 +122,17 @@ def spread_frames(path: Path, count: int, max_pixels: int = MAX_PIXELS) -> list[
             "themselves."
         )
     wanted = set(spread(count, total))
-    frames: list[Array] = []
-    decoded = 0
+    seen = 0
     container, stream = open_video(path, max_pixels)
     with container, decoding(path):
-        for frame in container.decode(stream):
-            decoded += 1
-            if decoded - 1 in wanted:
-                frames.append(frame.to_ndarray(format="rgb24"))
-                if len(frames) == count:
-                    return frames
-    raise InputError(f"{path}: damaged, {decoded} of {total} frames can be decoded. Copy it again.")
+        for frame in decoded(path, container, stream, max_pixels):
+            if seen in wanted:
+                wanted.remove(seen)
+                yield frame.to_ndarray(format="rgb24")
+                if not wanted:
+                    return
+            seen += 1
+    raise InputError(f"{path}: damaged, {seen} of {total} frames can be decoded. Copy it again.")
 
 
 def _pyav(path: Path) -> Any:  # noqa: ANN401, a module

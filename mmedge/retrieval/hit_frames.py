@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mmedge.closing import Closing
+from mmedge.errors import InputError
 from mmedge.media.recordings import Recording
 from mmedge.media.video import Video
 from mmedge.preprocess.decode import ImageSource
@@ -42,7 +43,14 @@ class HitFrames(Closing):
             return self._open(match.source, topic).image_at(position)
         video = Path(match.source).suffix.lower() in VIDEO_SUFFIXES
         if video and isinstance(positions, list) and 0 <= match.part < len(positions):
-            return self._open(match.source, None).image_at(int(positions[match.part]))
+            try:
+                position = int(positions[match.part])
+            except (ValueError, TypeError, OverflowError) as error:  # the index of a stranger
+                raise InputError(
+                    f"{match.id}: got {positions[match.part]!r} as the position of a frame, "
+                    "expected an integer. Add the video again."
+                ) from error
+            return self._open(match.source, None).image_at(position)
         return None
 
     def close(self) -> None:

@@ -67,3 +67,10 @@ def test_other_files_are_no_video(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"no video at all")
     with pytest.raises(InputError, match="not a video"):
         Video(tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize("position", [10**6, 2**63, -(2**70)])
+def test_a_position_without_a_frame_is_refused(tmp_path: Path, position: int) -> None:
+    path = write_video(tmp_path / "v.mp4", [scene(1)] * 3)
+    with Video(path) as video, pytest.raises(InputError, match="no frame at"):
+        video.image_at(position)

@@ -50,7 +50,7 @@ def test_the_middle_of_each_part_is_taken(count: int, total: int, expected: list
 
 def test_a_file_gives_frames_at_even_distances(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", moving(1, 12))
-    chosen = spread_frames(path, FRAMES)
+    chosen = list(spread_frames(path, FRAMES))
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(every) == 12
@@ -93,13 +93,13 @@ def test_files_that_cannot_be_used_are_named(
 ) -> None:
     short = write_video(tmp_path / "short.mp4", moving(1, 3))
     with pytest.raises(InputError, match=r"short\.mp4: 3 frames, the model takes 4"):
-        spread_frames(short, 4)
+        list(spread_frames(short, 4))
     with pytest.raises(InputError, match=r"64x48 pixels, more than the 100 allowed"):
         open_video(short, max_pixels=100)
     junk = tmp_path / "junk.mp4"
     junk.write_bytes(b"no video at all" * 100)
     with pytest.raises(InputError, match=r"junk\.mp4: not a video that can be read"):
-        spread_frames(junk, 4)
+        list(spread_frames(junk, 4))
     sound = tmp_path / "sound.mp4"
     with av.open(str(sound), "w") as container:
         stream = container.add_stream("aac", rate=8000)
@@ -108,17 +108,34 @@ def test_files_that_cannot_be_used_are_named(
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
     with pytest.raises(InputError, match=r"sound\.mp4: has no video stream"):
-        spread_frames(sound, 4)
+        list(spread_frames(sound, 4))
+    unknown = write_video(tmp_path / "unknown.mkv", moving(1, 4))
+    unknown.write_bytes(unknown.read_bytes().replace(b"V_MPEG4", b"V_NOSUC"))
+    with pytest.raises(InputError, match=r"unknown\.mkv: has a codec that PyAV does not know"):
+        list(spread_frames(unknown, 4))
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(InputError, match=r'pip install "mmedge\[media\]"'):
-        spread_frames(short, 4)
+        list(spread_frames(short, 4))
 
 
 def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.ts", moving(1, 40))
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(InputError, match=r"v\.ts: "):
-        spread_frames(path, FRAMES)
+        list(spread_frames(path, FRAMES))
+
+
+def test_frames_larger_than_the_file_states_are_refused(tmp_path: Path) -> None:
+    path, large = write_video(tmp_path / "v.ts", moving(1, 40)), tmp_path / "large.ts"
+    with av.open(str(large), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        black = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), format="rgb24")
+        for packet in [*stream.encode(black), *stream.encode()]:
+            container.mux(packet)
+    path.write_bytes(path.read_bytes() + large.read_bytes())
+    with pytest.raises(InputError, match=r"v\.ts: 640x480 pixels, more than the 3072 allowed"):
+        list(spread_frames(path, 41, max_pixels=64 * 48))
 
 
 @pytest.mark.parametrize(
