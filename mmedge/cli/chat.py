@@ -73,7 +73,12 @@ def _talk(conversation: Conversation) -> None:
         if typed:
             sys.stdout.write("> ")
             sys.stdout.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"Input: not {error.encoding} at byte {error.start}. Convert it to that encoding."
+            ) from error
         said = line.strip()
         if not line or said == "/exit":
             return
