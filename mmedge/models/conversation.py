@@ -72,7 +72,7 @@ class Conversation(Closing):
             options = self._model.settle(prompt, None, self._options)
             decoding = self._rewound(prompt)
             pieces = self._model.stream(prompt, options, decoding, keep=True)
-        except MmedgeError:
+        except (MmedgeError, KeyboardInterrupt):
             self.messages.pop()
             raise
         try:

@@ -81,3 +81,18 @@ def test_a_turn_that_does_not_fit_is_taken_back(model: Generator) -> None:
         assert chat.messages == before
         assert chat.say("more").tokens == model.chat(chat.messages[:-1], options=OPTIONS).tokens
         assert first.tokens
+
+
+def test_a_turn_that_is_interrupted_before_it_begins_is_taken_back(
+    model: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_messages: object) -> list[int]:
+        raise KeyboardInterrupt
+
+    with Conversation(model, options=OPTIONS) as chat:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "chat_tokens", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                chat.say("hi")
+        assert chat.messages == []
+        assert chat.say("hi").tokens
