@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import cast
 
 from mmedge.bundle.kinds import GeneratorKind
-from mmedge.errors import InputError
+from mmedge.errors import BundleError, InputError, IntegrityError
+from mmedge.files.json_file import read_file
 from mmedge.generation import Completion, Decoding, GenerationOptions, Prefix
 from mmedge.generation.beam import beam_search
 from mmedge.generation.constraint import Matcher, Vocabulary
@@ -27,6 +28,7 @@ __all__ = ["Generator"]
 
 _GREEDY = GenerationOptions()
 _PROFILED_TOKENS = 16
+_TEMPLATE_BYTES = 1 << 20
 
 
 class Generator(Model):
@@ -380,6 +382,13 @@ class Generator(Model):
                 f"{self._bundle.path} has no chat template. Use complete with a prompt of your own."
             )
         if self._template is None:
-            source = (self._bundle.path / name).read_text(encoding="utf-8")
+            path = self._bundle.path / name
+            data = read_file(path, max_bytes=_TEMPLATE_BYTES, error=IntegrityError)
+            try:
+                source = data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BundleError(
+                    f"{path}: not UTF-8 ({error}). Convert the model again."
+                ) from error
             self._template = ChatTemplate(source, self.settings.template_tokens)
         return self._template

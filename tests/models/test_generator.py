@@ -17,7 +17,7 @@ from tiny_models import GPT2_CONTEXT
 from transformers import GPT2LMHeadModel
 
 from mmedge.bundle import open_bundle, save_golden
-from mmedge.errors import InputError, TextError
+from mmedge.errors import BundleError, InputError, TextError
 from mmedge.generation import GenerationOptions, Prefix
 from mmedge.models.generator import Generator
 from mmedge.runtimes import backend
@@ -229,6 +229,14 @@ def test_a_chat_is_the_template_continued(model: Generator) -> None:
     assert model.chat(longer, max_new_tokens=8, prefix=prefix) == model.chat(
         longer, max_new_tokens=8
     )
+
+
+def test_a_template_that_is_no_text_is_refused(gpt2_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(gpt2_bundle, tmp_path / "copy.mmedge")
+    with Generator.load(copy, precision="fp32") as model:
+        (copy / str(model.settings.chat_template)).write_bytes(b"\xff")
+        with pytest.raises(BundleError, match=r"chat_template\.jinja: not UTF-8"):
+            model.chat([{"role": "user", "content": "hi"}])
 
 
 def test_without_a_template_there_is_no_chat(gpt2_bundle: Path, tmp_path: Path) -> None:
