@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_NEW_TOKENS", "GenerationOptions"]
 
 DEFAULT_NEW_TOKENS = 128
+_WHOLE = {"top_k", "beams", "lookup"}
+_LEAST_TEMPERATURE = 1e-6  # logits over less are infinite in float32
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -82,15 +84,22 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
             got = getattr(self, name)
-            if isinstance(got, bool) or not isinstance(got, int | float) or not low <= got <= high:
-                raise InputError(f"{name}: got {got!r}, expected a number from {low} to {high}.")
+            kinds = (int, "a whole number") if name in _WHOLE else (int | float, "a number")
+            if isinstance(got, bool) or not isinstance(got, kinds[0]) or not low <= got <= high:
+                raise InputError(f"{name}: got {got!r}, expected {kinds[1]} from {low} to {high}.")
         new = self.max_new_tokens
         if new is not None and (isinstance(new, bool) or not isinstance(new, int) or new < 1):
             raise InputError(f"max_new_tokens: got {new!r}, expected 1 or more, or None.")
-        if type(self.stop) is not tuple or not all(self.stop):
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            raise InputError(
+                f"temperature: got {self.temperature}, expected 0, or {_LEAST_TEMPERATURE} to 100."
+            )
+        texts = type(self.stop) is tuple and all(type(text) is str and text for text in self.stop)
+        if not texts:
             raise InputError(f"stop: got {self.stop!r}, expected a tuple of texts, none empty.")
-        if self.seed is not None and self.seed < 0:
-            raise InputError(f"seed: got {self.seed}, expected 0 or more.")
+        seed = self.seed
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+            raise InputError(f"seed: got {seed!r}, expected 0 or more, or None.")
         greedy = ("temperature", "lookup", "stop", "constraint", "log_probabilities")
         used = [name for name in greedy if getattr(self, name)]
         if self.beams > 1 and used:
