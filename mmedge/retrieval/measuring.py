@@ -59,6 +59,8 @@ def measure_widths(
         stored.setdefault(kind, []).append((vector, int(segment.keys[place])))
     curves, counts = {}, {}
     for kind, sample in {**stored, **given}.items():
+        if len(sample) < _ENOUGH:
+            continue
         needed = _needed(segment, sample)
         if len(needed) >= _ENOUGH:
             curves[kind] = {k: _curve(needed[:, :, :k], segment) for k in _SIZES}
