@@ -17,6 +17,7 @@ from mmedge.retrieval.salvage import salvage_record
 from mmedge.retrieval.schema import SNAPSHOTS, About, check_folder, read_about
 from mmedge.retrieval.snapshots import Block, Snapshot, open_snapshot, snapshot_path, vectors_crc
 from mmedge.retrieval.view import read_blocks
+from mmedge.retrieval.widths import Widths
 
 __all__ = ["Verification", "verify_index"]
 
@@ -165,12 +166,14 @@ def _bad_snapshots(
     connection: sqlite3.Connection, about: About, folder: Path
 ) -> Iterator[tuple[int, str]]:
     gone = [row for (row,) in connection.execute("SELECT row FROM gone")]
-    for number, first, last, crc in connection.execute(
-        "SELECT number, first_row, last_row, crc FROM snapshots ORDER BY first_row"
+    for number, first, last, crc, widths in connection.execute(
+        "SELECT number, first_row, last_row, crc, widths FROM snapshots ORDER BY first_row"
     ).fetchall():
         path = snapshot_path(folder / SNAPSHOTS, number)
         try:
             opened = open_snapshot(path, about.uuid, about.dim, crc)
+            if widths is not None:
+                Widths.from_json(str(widths))
         except FileNotFoundError:
             yield first, f"{path} is missing"
             continue

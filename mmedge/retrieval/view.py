@@ -217,6 +217,7 @@ class Views:
                 continue
             try:
                 opened = open_snapshot(path, about.uuid, about.dim, crc)
+                read = None if widths is None else Widths.from_json(str(widths))
             except (FileNotFoundError, IndexCorruptedError) as error:
                 if isinstance(error, FileNotFoundError) and self._missing != about.version:
                     self._missing = about.version  # seen again, it was not just replaced
@@ -238,7 +239,7 @@ class Views:
                     opened.parts,
                     number,
                     opened.lists,
-                    None if widths is None else Widths.from_json(str(widths)),
+                    read,
                     None if opened.lists is None else np.argsort(opened.rows),
                 )
             )

@@ -330,6 +330,24 @@ def test_lists_are_measured_again_with_the_queries_of_the_last_time(index: Index
     assert listed(index)[1].keys() == {"audio", "vector"}
 
 
+def test_a_kind_of_few_queries_or_none_is_not_measured(index: Index) -> None:
+    index.compact({"text": np.empty((0, DIM), np.float32), "audio": clustered(19, 2)})
+    assert listed(index)[1].keys() == {"vector"}
+
+
+def test_damaged_widths_cost_no_match_and_are_repaired(index: Index) -> None:
+    before = listed(index)
+    with closing(sqlite3.connect(index.path / RECORD)) as record, record:
+        record.execute("UPDATE snapshots SET widths = '{'")
+    with Index.open(index.path) as opened:
+        assert [match.id for match in opened.search(VECTORS[7], 5)] == exact_ids(VECTORS[7], 5)
+        assert "widths" in opened.stats().damaged[0]
+    assert "widths" in verify_index(index.path).problems[0]
+    assert verify_index(index.path, repair=True).ok
+    assert verify_index(index.path).problems == ()
+    assert listed(index) == before
+
+
 @pytest.mark.parametrize(
     "row", [("smell", b"\0" * 4 * DIM), ("text", b"\0"), ("text", "x" * 4 * DIM)]
 )
