@@ -62,7 +62,7 @@ class FusedModel(Model):
                 section.head,
                 self.manifest.roles[section.role],
                 lambda feed: self._run(section.role, feed),
-                learned_defaults(self._bundle, section.head.defaults),
+                learned_defaults(self._bundle, section.head, section.role),
                 self._encoders,
             )
         return self._head
@@ -113,9 +113,12 @@ def load_head(
         InputError: If no encoder is of a modality that the head reads.
         BackendError: If the backend or the device is missing.
     """
-    encoders = (on,) if isinstance(on, EmbeddingModel) else tuple(on)
+    encoders = tuple(on) if isinstance(on, list | tuple) else (on,)
     if not all(isinstance(each, EmbeddingModel) for each in encoders) or not encoders:
-        raise InputError("load_head: on= takes an encoder from mmedge.load, or several.")
+        got = [type(each).__name__ for each in encoders]
+        raise InputError(
+            f"load_head: on= got {got}, expected an encoder from mmedge.load, or several."
+        )
     bundle = open_bundle(path)
     kind = bundle.manifest.kind
     if not isinstance(kind, FusedKind):

@@ -180,6 +180,10 @@ class Head:
                             f"Unknown input '{name}' of head {self.name}, expected some of "
                             f"{known}.{did_you_mean(name, known)}"
                         )
+                    if name in fed:
+                        raise InputError(
+                            f"Input '{name}' of head {self.name} is given twice. Pass it once."
+                        )
                     fed[name] = self._named(name, value)
                 continue
             features = item if isinstance(item, Features) else self._encoded(item)
@@ -188,6 +192,8 @@ class Head:
                 for name, each in self.section.inputs.items()
                 if each.modality is features.modality and name not in fed
             ]
+            spaces = set(features.spaces.values())
+            names = [n for n in names if self.section.inputs[n].space in spaces] or names
             if not names:
                 raise InputError(
                     f"Head {self.name} takes no {features.modality.value} features beside what "
@@ -199,9 +205,9 @@ class Head:
 
     def _named(self, name: str, value: object) -> _Fed:
         entry = self.section.inputs[name]
-        if isinstance(value, str) or (isinstance(value, Sequence) and entry.tap is not None):
+        if entry.tap is not None and isinstance(value, Sequence):
             value = self._encoded(value)
-        if isinstance(value, Features):
+        if entry.tap is not None and isinstance(value, Features):
             return self._tapped(name, value)
         if entry.tap is not None:
             raise InputError(
@@ -210,18 +216,39 @@ class Head:
             )
         stamped = value if isinstance(value, Stamped) else None
         spec = self._entries[name].spec()
-        array = np.asarray(value if stamped is None else stamped.array)
+        given = value if stamped is None else stamped.array
+        try:
+            array = np.asarray(None if isinstance(given, Features) else given)
+        except ValueError as error:  # rows of several lengths
+            raise InputError(
+                f"Input '{name}' of head {self.name}: got rows of several lengths, expected an "
+                f"array {spec.shape}."
+            ) from error
         array = array[None] if array.ndim == len(spec.shape) - 1 else array
         if array.dtype.kind not in "biuf":
+            got = array.dtype if isinstance(given, np.ndarray) else type(given).__name__
             raise InputError(
-                f"Input '{name}' of head {self.name}: got {array.dtype}, expected numbers."
+                f"Input '{name}' of head {self.name}: got {got}, expected an array of numbers."
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.ndim != len(spec.shape) or not len(array):
+            raise ShapeError(
+                f"Input '{name}' of head {self.name}: got {array.shape}, expected {spec.shape}, "
+                "with or without the batch axis."
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(spec.dtype)
+        if not (np.isfinite(array).all() and np.isfinite(cast).all()):
             raise InputError(
-                f"Input '{name}' of head {self.name}: holds NaN or infinity, expected finite "
-                "values. Leave the input out where the sensor has no reading."
+                f"Input '{name}' of head {self.name}: holds NaN, infinity or more than "
+                f"{spec.dtype} holds, expected finite values. Leave the input out where the sensor "
+                "has no reading."
             )
-        return _Fed(array.astype(spec.dtype), None, None if stamped is None else stamped.time)
+        if cast.dtype.kind != "f" and (cast != array).any():
+            raise InputError(
+                f"Input '{name}' of head {self.name}: got {array.dtype} values that {spec.dtype} "
+                "does not hold. Convert them first."
+            )
+        return _Fed(cast, None, None if stamped is None else stamped.time)
 
     def _tapped(self, name: str, features: Features) -> _Fed:
         entry = self.section.inputs[name]
@@ -239,8 +266,9 @@ class Head:
             if Modality.TEXT in encoder.encoders:
                 return encoder.extract_text(texts)  # type: ignore[arg-type]  # checked there
         raise InputError(
-            f"Head {self.name} was given a text, but no encoder of texts. Bind it to one: "
-            "load_head(path, on=clip)."
+            f"Head {self.name}: got {type(texts).__name__}, expected features, as no encoder of "
+            "texts is bound. Bind one: load_head(path, on=clip). Arrays of sensors go by name: "
+            "head({'sonar': array})."
         )
 
     def _skewed(self, fed: Mapping[str, _Fed]) -> dict[str, str]:
@@ -360,15 +388,36 @@ def check_binding(name: str, section: HeadSection, encoders: Sequence[EmbeddingM
             raise SpaceMismatchError(_mismatch(each, entry, offered))
 
 
-def learned_defaults(bundle: Bundle, file: str | None) -> Mapping[str, Array]:
+def learned_defaults(bundle: Bundle, section: HeadSection, role: str) -> Mapping[str, Array]:
     """Return the arrays that stand for missing inputs of a head, by input.
 
     Raises:
-        IntegrityError: If their file is missing or damaged.
+        IntegrityError: If their file is missing, damaged, or does not fit the head's inputs.
     """
-    if file is None:
+    if section.defaults is None:
         return {}
-    return read_safetensors(bundle.file(file), error=IntegrityError)[0]
+    path = bundle.file(section.defaults)
+    arrays = read_safetensors(path, error=IntegrityError)[0]
+    specs = {entry.name: entry.spec() for entry in bundle.manifest.roles[role].inputs}
+    learned: dict[str, Array] = {}
+    for name in (name for name, each in section.inputs.items() if each.missing == "default"):
+        shape, array = specs[name].shape[1:], arrays.get(name)
+        fits = array is not None and array.ndim == len(shape) and np.isfinite(array).all()
+        if (
+            array is None
+            or not fits
+            or any(
+                isinstance(ours, int) and ours != got
+                for ours, got in zip(shape, array.shape, strict=True)
+            )
+        ):
+            got = "none" if array is None else f"{array.dtype}{array.shape}"
+            raise IntegrityError(
+                f"{path}: default of input '{name}': got {got}, expected finite values of {shape}. "
+                "Convert the head again."
+            )
+        learned[name] = array.astype(specs[name].dtype)
+    return learned
 
 
 def head_in(
@@ -389,5 +438,5 @@ def head_in(
         SpaceMismatchError: If it was trained on another variant of the encoders.
     """
     check_binding(role, section, (model,))
-    defaults = learned_defaults(model.bundle, section.defaults)
+    defaults = learned_defaults(model.bundle, section, role)
     return Head(role, section, model.manifest.roles[role], partial(run, role), defaults, (model,))

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,24 @@ from toy_heads import FLOAT, INPUTS, LABELS, OUTPUTS, SONAR, WIDTH, ToyHead, toy
 import mmedge
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.bundle.kinds import FusedKind
+from mmedge.bundle.kinds.heads import HeadInput, HeadSection
 from mmedge.bundle.manifest import Manifest
+from mmedge.bundle.tensors import CallerFeed, InputEntry
 from mmedge.converters import ConvertConfig, HeadSpec, SensorInput, TapInput, convert_module
-from mmedge.errors import BundleError, ConversionError, InputError, ShapeError, SpaceMismatchError
+from mmedge.errors import (
+    BundleError,
+    ConversionError,
+    InputError,
+    IntegrityError,
+    ShapeError,
+    SpaceMismatchError,
+)
+from mmedge.files.safetensors_file import write_safetensors
 from mmedge.models import DualEncoder
 from mmedge.models.features import Features
 from mmedge.models.fused import FusedModel
-from mmedge.models.heads import Stamped
-from mmedge.specs import Array, TensorSpec
+from mmedge.models.heads import Head, Stamped, learned_defaults
+from mmedge.specs import Array, Modality, TensorSpec
 
 FRAME = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
 HEARD = np.linspace(-1, 1, SONAR, dtype=np.float32)
@@ -134,14 +145,20 @@ def test_a_frame_that_is_too_old_is_refused(head: FusedModel, clip: DualEncoder)
 @pytest.mark.parametrize(
     ("sonar", "error", "message"),
     [
-        (np.full(SONAR, np.nan), InputError, "NaN or infinity.*Leave the input out"),
+        (np.full(SONAR, np.nan), InputError, "NaN, infinity or more.*Leave the input out"),
         (np.zeros(SONAR + 1), ShapeError, r"'sonar'.*got \(1, 9\), expected \('batch', 8\)"),
         (np.zeros((2, 2, SONAR)), ShapeError, "'sonar'.*got"),
-        (np.array(["a"] * SONAR), InputError, "expected numbers"),
+        (np.float32(3), ShapeError, r"'sonar'.*got \(\), expected \('batch', 8\)"),
+        (np.zeros((0, SONAR)), ShapeError, r"'sonar'.*got \(0, 8\)"),
+        (np.full(SONAR, 1e39), InputError, "more than float32 holds"),
+        ([[1, 2], [3]], InputError, "rows of several lengths"),
+        (None, InputError, "got NoneType, expected an array of numbers"),
+        ("loud", InputError, "got str, expected an array of numbers"),
+        (np.array(["a"] * SONAR), InputError, "expected an array of numbers"),
     ],
 )
 def test_a_sensor_with_another_array(
-    sonar: Array, error: type[Exception], message: str, head: FusedModel, clip: DualEncoder
+    sonar: Any, error: type[Exception], message: str, head: FusedModel, clip: DualEncoder
 ) -> None:
     with pytest.raises(error, match=message):
         head(clip.extract(FRAME, time=1.0), TEXT, {"sonar": Stamped(sonar, 1.0)})
@@ -151,6 +168,10 @@ def test_unknown_and_surplus_inputs(head: FusedModel, clip: DualEncoder) -> None
     features = clip.extract(FRAME, time=1.0)
     with pytest.raises(InputError, match=r"Unknown input 'sonr' .* Did you mean sonar"):
         head(features, {"sonr": HEARD})
+    with pytest.raises(InputError, match=r"'patches' .* is given twice"):
+        head(features, {"patches": features})
+    with pytest.raises(InputError, match="got Features, expected an array"):
+        head(features, TEXT, {"sonar": features})
     with pytest.raises(InputError, match="takes no image features beside"):
         head(features, features)
     with pytest.raises(InputError, match=r"'patches' .*: got ndarray, expected features"):
@@ -180,8 +201,11 @@ def test_a_head_of_another_encoder_is_refused_before_anything_runs(
             mmedge.load_head(toy_head_bundle, on=other)
     with pytest.raises(BundleError, match="is a dual_encoder bundle, no head"):
         mmedge.load_head(clip.bundle.path, on=clip)
-    with pytest.raises(InputError, match="on= takes an encoder"):
+    with pytest.raises(InputError, match=r"on= got \[\], expected an encoder"):
         mmedge.load_head(toy_head_bundle, on=[])
+    nothing: Any = None
+    with pytest.raises(InputError, match=r"on= got \['NoneType'\], expected an encoder"):
+        mmedge.load_head(toy_head_bundle, on=nothing)
 
 
 def test_features_of_another_encoder_are_refused(head: FusedModel, clip: DualEncoder) -> None:
@@ -230,6 +254,48 @@ def test_a_damaged_file_of_defaults(
         pytest.raises(BundleError, match="is no safetensors file"),
     ):
         head(clip.extract(FRAME, time=1.0))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"words": np.zeros((2, WIDTH + 1), np.float32)},
+        {"words": np.zeros(WIDTH, np.float32)},
+        {"words": np.full((2, WIDTH), np.nan, np.float32)},
+    ],
+)
+def test_defaults_that_do_not_fit(
+    arrays: dict[str, Array], toy_head_bundle: Path, clip: DualEncoder, tmp_path: Path
+) -> None:
+    path = shutil.copytree(toy_head_bundle, tmp_path / "head.mmedge")
+    bundle, role = open_bundle(path), "toy"
+    write_safetensors(path / "toy.safetensors", arrays)
+    kind = bundle.manifest.kind
+    assert isinstance(kind, FusedKind)
+    with pytest.raises(IntegrityError, match=r"default of input 'words': got .*expected finite"):
+        learned_defaults(bundle, kind.head, role)
+
+
+def test_features_of_two_encoders_of_one_modality_find_their_inputs() -> None:
+    inputs = {
+        name: HeadInput(modality=Modality.IMAGE, tap="embedding", space=name) for name in "ab"
+    }
+    entries = tuple(
+        InputEntry.of(TensorSpec(name, FLOAT, ("batch", 4)), CallerFeed()) for name in "ab"
+    )
+    role: Any = SimpleNamespace(inputs=entries, axes={})
+    bound = Head("two", HeadSection(inputs=inputs), role, dict, {}, ())
+    a, b = (
+        Features(Modality.IMAGE, {"embedding": np.full((1, 4), value, np.float32)}, {},
+                 {"embedding": space})
+        for space, value in (("a", 1), ("b", 2))
+    )  # fmt: skip
+    for given in ((a, b), (b, a)):
+        outputs = bound(*given).outputs
+        assert [outputs[name][0, 0] for name in "ab"] == [1, 2]
+    with pytest.raises(InputError, match="Input 'b' of head two is missing"):
+        bound(a)
 
 
 def test_a_head_goes_to_another_process_with_its_encoder(
