@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from mmedge.bundle import Bundle, open_bundle
 from mmedge.bundle.kinds import EmbeddingKind
@@ -107,8 +108,20 @@ class HeadSpec:
 
         Raises:
             ConversionError: If an input is unknown, an encoder has no such tap, or one of another
-                shape.
+                shape, or a value is none that a manifest takes.
         """
+        try:
+            return self._section(inputs, role)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ConversionError(
+                f"Head {role}: {place}: got {first['input']!r}: {first['msg']}. Change it in the "
+                "head's description."
+            ) from error
+
+    def _section(self, inputs: Sequence[TensorSpec], role: str) -> HeadSection:
+        """Return the section of the manifest; see section."""
         specs = {item.name: item for item in inputs}
         bundles = self.bundles
         read: dict[str, HeadInput] = {}

@@ -343,6 +343,26 @@ def test_a_marginalized_input_must_change_nothing_where_it_is_absent(
         convert_toy(tapped_bundle, tmp_path / "x.mmedge", ToyHead(leaks=True))
 
 
+@pytest.mark.parametrize(
+    ("sensor", "changes", "message"),
+    [
+        ({"max_skew_ms": -1}, {}, "max_skew_ms: got -1: .* greater than or equal to 0"),
+        ({"max_skew_ms": np.inf}, {}, "max_skew_ms: got inf"),
+        ({"missing": "zeros"}, {}, "missing: got 'zeros'"),
+        ({}, {"labels": ("yes", "")}, r"labels\.1: got ''"),
+        ({}, {"meanings": {"scores": "sense"}}, r"meanings\.scores: got 'sense'"),
+        ({}, {"inputs": {}}, "inputs: got"),
+    ],
+)
+def test_a_description_that_no_manifest_takes(
+    sensor: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    spec = HeadSpec(**{"on": (), "inputs": {"x": SensorInput(**sensor)}, **changes})
+    given = () if "inputs" in changes else (TensorSpec("x", FLOAT, ("batch", 2)),)
+    with pytest.raises(ConversionError, match=f"Head toy: {message}"):
+        spec.section(given, "toy")
+
+
 def test_an_input_that_nobody_describes(tapped_bundle: Path) -> None:
     spec = HeadSpec(on=tapped_bundle, inputs={"patches": TapInput(tap="patches")})
     with pytest.raises(ConversionError, match="input 'other' is described by no head input"):
