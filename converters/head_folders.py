@@ -113,6 +113,11 @@ def _convert(
     learned: dict[str, Array] = {}
     if file.defaults is not None:
         learned, _ = read_safetensors(folder / file.defaults, error=SourceError)
+    if unknown := sorted(learned.keys() - file.inputs.keys()):
+        raise SourceError(
+            f"{folder / str(file.defaults)}: '{unknown[0]}' is no input of {HEAD_FILE}, expected "
+            f"some of {list(file.inputs)}. Rename or remove it."
+        )
     inputs: dict[str, TapInput | SensorInput] = {}
     for name, each in file.inputs.items():
         default = learned.get(name)

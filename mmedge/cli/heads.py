@@ -115,6 +115,8 @@ def _images(folder: Path) -> dict[str, list[Path]]:
             if not paths:
                 raise InputError(f"{each} holds no images. Add some, or remove the folder.")
             found[each.name] = paths
+        elif each.suffix.lower() in IMAGE_SUFFIXES:
+            raise InputError(f"{each} has no label. Move it into a folder of its label.")
     if not found:
         raise InputError(f"{folder}: expected a folder with a folder of images for each label.")
     return found

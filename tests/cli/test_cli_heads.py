@@ -179,6 +179,7 @@ def test_a_head_of_another_encoder_is_not_joined(
         ({"graph": "../head.onnx"}, r"head\.json: graph"),
         ({"graph": "other.onnx"}, r"names other\.onnx, which is not there"),
         ({"defaults": "none.safetensors"}, r"none\.safetensors"),
+        ({"inputs": {"patches": {}}}, r"'words' is no input of head\.json"),
     ],
 )
 def test_a_head_json_that_is_wrong(

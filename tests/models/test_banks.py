@@ -344,5 +344,8 @@ def test_a_folder_is_taught_from_the_command_line(
         write_images(few / label, 1, at)
     text = run("heads", "teach", tapped_bundle, few, "-o", tmp_path / "few.bank")
     assert "Leave-one-out accuracy: needs two labels and several images of one." in text
+    (folder / "loose.png").write_bytes(b"")
+    assert "loose.png has no label. Move it" in run(*asked, "--overwrite", code=1)
+    (folder / "loose.png").unlink()
     (folder / "empty").mkdir()
     assert "empty holds no images" in run(*asked, "--overwrite", code=1)
