@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
+
 from mmedge.bundle.kinds import GeneratorKind
 from mmedge.errors import BundleError, InputError, IntegrityError
 from mmedge.files.json_file import read_file
 from mmedge.generation import Completion, Decoding, GenerationOptions, Prefix
 from mmedge.generation.beam import beam_search
 from mmedge.generation.constraint import Matcher, Vocabulary
+from mmedge.generation.decoding import LOGITS
 from mmedge.generation.loop import check_length, generate, prefill
 from mmedge.generation.options import DEFAULT_NEW_TOKENS
 from mmedge.generation.prefix import common_length
@@ -67,8 +70,8 @@ class Generator(Model):
 
         Raises:
             TextError: If the prompt is empty or cannot be tokenized.
-            InputError: If prompt and new tokens exceed the model's length, or the prefix is of
-                another model.
+            InputError: If a token id is unknown, prompt and new tokens exceed the model's length,
+                or the prefix is of another model.
             BackendError: If the engine fails, or the model is closed.
         """
         return self.complete_all(
@@ -292,9 +295,28 @@ class Generator(Model):
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"Prompts: got {prompts!r}, expected a list of one or more.")
         return [
-            self._tokenizer().prompt(one) if isinstance(one, str) else [int(id_) for id_ in one]
-            for one in prompts
+            self._tokenizer().prompt(one) if isinstance(one, str) else self._ids(one, at)
+            for at, one in enumerate(prompts)
         ]
+
+    def _ids(self, prompt: Sequence[int], at: int) -> list[int]:
+        """Check token ids: a graph may take negative ones as counted from the end."""
+        size = self._vocabulary_size()
+        for id_ in prompt:
+            if (
+                isinstance(id_, bool)
+                or not isinstance(id_, int | np.integer)
+                or not 0 <= id_ < size
+            ):
+                raise InputError(
+                    f"Prompt {at}: got the token id {id_!r}, expected integers from 0 to "
+                    f"{size - 1}."
+                )
+        return [int(id_) for id_ in prompt]
+
+    def _vocabulary_size(self) -> int:
+        outputs = self._decoder().outputs
+        return next(int(spec.shape[-1]) for spec in outputs if spec.name == LOGITS)
 
     def _search(
         self, decoding: Decoding, rows: Sequence[Sequence[int]], options: GenerationOptions
@@ -327,9 +349,7 @@ class Generator(Model):
             return None
         if self._vocabulary is None:
             file = self._bundle.path / self._tokenizer().config.tokenizer_file
-            outputs = self._session(self.settings.decoder).outputs
-            size = next(spec.shape[-1] for spec in outputs if spec.name == "logits")
-            self._vocabulary = Vocabulary(file, int(size), self.settings.eos_ids)
+            self._vocabulary = Vocabulary(file, self._vocabulary_size(), self.settings.eos_ids)
         return self._vocabulary.matcher(options.constraint)
 
     def _decoding(self, rows: Sequence[Sequence[int]], prefix: Prefix | None) -> Decoding:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -229,6 +230,12 @@ def test_a_chat_is_the_template_continued(model: Generator) -> None:
     assert model.chat(longer, max_new_tokens=8, prefix=prefix) == model.chat(
         longer, max_new_tokens=8
     )
+
+
+@pytest.mark.parametrize("token", [-1, 10**6, 10**30, "a", 1.5, True, None, [1]])
+def test_token_ids_that_the_model_lacks_are_refused(model: Generator, token: object) -> None:
+    with pytest.raises(InputError, match="Prompt 1: got the token id"):
+        model.complete_all(["a", cast("list[int]", [5, token])], max_new_tokens=2)
 
 
 def test_a_template_that_is_no_text_is_refused(gpt2_bundle: Path, tmp_path: Path) -> None:
