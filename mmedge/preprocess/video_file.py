@@ -18,6 +18,9 @@ VIDEO_SUFFIXES = frozenset(
     {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
 )
 
+_FORMATS = "3g2,3gp,avi,m4a,m4v,matroska,mj2,mov,mp4,mpeg,mpegts,mpegvideo,webm"
+"""Formats of these files. FFmpeg goes by content: a list of files may be named .mp4, too."""
+
 
 def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Any, Any]:
     """Open a video file.
@@ -36,7 +39,7 @@ def open_video(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[Any, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path.")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), options={"format_whitelist": _FORMATS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a video that can be read ({error}).") from error
     reason = None

@@ -118,6 +118,14 @@ def test_files_that_cannot_be_used_are_named(
         list(spread_frames(short, 4))
 
 
+def test_a_list_of_files_under_a_videos_name_opens_none_of_them(tmp_path: Path) -> None:
+    write_video(tmp_path / "private.mp4", moving(1, 4))
+    listed = tmp_path / "listed.mp4"
+    listed.write_text("ffconcat version 1.0\nfile private.mp4\n")
+    with pytest.raises(InputError, match="not a video"):
+        open_video(listed)
+
+
 def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.ts", moving(1, 40))
     path.write_bytes(path.read_bytes()[:400])
