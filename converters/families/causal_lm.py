@@ -1,6 +1,6 @@
-"""Causal language models of transformers that export alike.
+"""GPT-2, OPT, GPT-NeoX, Falcon, LLaMA, Mistral, Qwen2, Qwen3, Gemma: causal language models.
 
-GPT-2, OPT, GPT-NeoX, Falcon, LLaMA (SmolLM among them), Mistral, Qwen2, Qwen3, Gemma 1 to 3.
+They export alike. SmolLM is a LLaMA; Gemma 1 to 3 are taken, 3 without its image tower.
 """
 
 from __future__ import annotations

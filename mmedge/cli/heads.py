@@ -150,7 +150,7 @@ def _print(bank: PrototypeBank, out: Path) -> None:
     else:
         console.print("Leave-one-out accuracy: needs two labels and several images of one.")
     if bank.threshold <= -1:
-        console.print("Note: one image a label and no --base: nothing is answered 'unknown'.")
+        console.print("Note: one image a label and no --base: no image will be 'unknown'.")
     for each in bank.outliers[:_LISTED]:
         console.print(plain(f"Outlier: {each}."))
     if len(bank.outliers) > _LISTED:

@@ -217,9 +217,9 @@ class PrototypeBank:
 
     @property
     def threshold(self) -> float:
-        """Similarity below which a sample is of no label; -1 where nothing can be told apart.
+        """Similarity below which a sample is of no label; -1 where the two overlap wholly.
 
-        It is where the taught frames, each left out, are told best from those of other labels;
+        It is where the taught frames, each left out, are separated best from those of other labels;
         with one frame a label, where classes of the base are.
         """
         return self._state.threshold if self._state.labels else -1.0

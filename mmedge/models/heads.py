@@ -321,7 +321,7 @@ class Head:
         return feed
 
     def _stand_in(self, name: str) -> _Fed:
-        """Return the learned default, or an array that the graph is told to leave out."""
+        """Return the learned default, or zeros that the input `present` marks as missing."""
         if self.section.inputs[name].missing == "default":
             return _Fed(self._defaults[name][None], None, None)
         spec = self._entries[name].spec()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["HeadInput", "HeadSection", "Meaning", "Missing"]
 
 Missing: TypeAlias = Literal["refuse", "marginalize", "default"]
-"""What happens where an input is missing: an error; the graph is told and leaves it out; an array
-that was learned takes its place."""
+"""What happens where an input is missing: an error; an input marks it as missing and the graph
+leaves it out; a learned array takes its place."""
 
 Meaning: TypeAlias = Literal[
     "scores", "boxes", "relations", "alignment", "actions", "anomaly", "values"
