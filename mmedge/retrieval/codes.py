@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from mmedge.specs import Float32Array
 
-__all__ = ["QUERY_BITS", "Rotation", "encode", "rounded_query"]
+__all__ = ["MAX_FACTOR", "QUERY_BITS", "Rotation", "encode", "rounded_query"]
 
 QUERY_BITS = 4
+MAX_FACTOR = 1000.0
+"""Largest number that codes are made with: all but that of a tiny centroid are about 1 or less."""
+
 _WIDTH = 64  # rotated vectors have a multiple of it as length
 
 
@@ -62,7 +65,8 @@ def encode(residuals: Float32Array, centroids: Float32Array) -> NDArray[np.uint8
 
     The product of a query q and the vector is estimated as f0 <q, s> + f1 <q, c>, where s are the
     signs as -1 and 1. f0 makes the estimate of <q, residual> unbiased; f1 replaces the estimate
-    along c by what it is, so that only the part of q that is orthogonal to c adds an error.
+    along c by what it is, so that only the part of q that is orthogonal to c adds an error. Both
+    are MAX_FACTOR at most, which only a centroid near zero reaches: <q, c> is as small.
 
     Args:
         residuals: (N, P) rotated vectors, less their centroid.
@@ -81,7 +85,7 @@ def encode(residuals: Float32Array, centroids: Float32Array) -> NDArray[np.uint8
     shifts = np.divide(
         along - scales * signed, lengths, where=lengths > 1e-6, out=np.zeros_like(sums)
     )
-    factors = np.stack([scales, 1 + shifts], axis=1)
+    factors = np.stack([scales, 1 + shifts], axis=1).clip(-MAX_FACTOR, MAX_FACTOR)
     return np.concatenate([np.packbits(positive, axis=1), factors.view(np.uint8)], axis=1)
 
 

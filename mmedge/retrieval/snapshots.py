@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mmedge.errors import IndexCorruptedError
 from mmedge.files import atomic_file
-from mmedge.retrieval.codes import Rotation
+from mmedge.retrieval.codes import MAX_FACTOR, Rotation
 from mmedge.retrieval.lists import Lists
 from mmedge.specs import Array
 
@@ -43,7 +43,6 @@ _VERSION = 3
 _HEADER = struct.Struct("<8sIIQQQQII16s")
 _HEADER_BYTES = 128  # a multiple of the alignment that numpy and SIMD like
 _CRC_BYTES = 8 << 20
-_LARGEST = 1000.0  # number that codes are made with: all are about 1 or less
 
 Block: TypeAlias = tuple[
     NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.float16]
@@ -206,7 +205,7 @@ def _lists(
     centroids = read(np.int8, lists, 64 * length).copy()
     codes = read(np.uint8, count, 8 * length + 8)
     numbers = (rotation.left, rotation.right, np.array(step), codes[:, -8:].view(np.float32))
-    if not all(np.abs(each).max() <= _LARGEST for each in numbers):  # nor if it is NaN
+    if not all(np.abs(each).max() <= MAX_FACTOR for each in numbers):  # nor if it is NaN
         raise _damaged(path, "has codes with factors out of range")
     return Lists(starts, rotation, centroids, step, codes)
 

@@ -12,7 +12,7 @@ import pytest
 from mmedge.errors import IndexCorruptedError
 from mmedge.retrieval import lists as lists_module
 from mmedge.retrieval import scanning
-from mmedge.retrieval.codes import Rotation, encode, rounded_query
+from mmedge.retrieval.codes import MAX_FACTOR, Rotation, encode, rounded_query
 from mmedge.retrieval.lists import ListQuery, Lists, build_lists
 from mmedge.retrieval.snapshots import open_snapshot, write_snapshot
 from mmedge.specs import Float32Array
@@ -138,3 +138,13 @@ def test_vectors_like_their_centroid_have_exact_estimates() -> None:
     assert np.allclose(codes[:, 8:].view(np.float32), [[0, 1]] * 3)
     codes = encode(unit(3, 64, 2), np.zeros((3, 64), np.float32))
     assert np.isfinite(codes[:, 8:].view(np.float32)).all()
+
+
+def test_factors_are_those_that_opening_allows() -> None:
+    """A vector of one coordinate beside a centroid near zero would have a factor of thousands."""
+    residual = np.zeros((1, 64), np.float32)
+    residual[0, 0] = 1
+    centroid = np.full((1, 64), 2e-4, np.float32)
+    for sign in (-1, 1):
+        factors = encode(sign * residual, centroid)[:, 8:].view(np.float32)
+        assert np.abs(factors).max() == MAX_FACTOR
