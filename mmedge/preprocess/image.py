@@ -150,7 +150,7 @@ class ImageProcessor:
 
         Raises:
             ImageError: If there is no crop and so long an image would have more than max_pixels
-                after the resize.
+                after the resize, or more patches than the model takes.
             InputError: If the image is not RGB.
         """
         if image.mode != "RGB":

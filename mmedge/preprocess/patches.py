@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from mmedge.errors import ImageError
 from mmedge.preprocess.steps import Patches
 from mmedge.specs import Array, Float32Array
 
@@ -19,6 +20,9 @@ def patch_grid(step: Patches, width: int, height: int) -> tuple[int, int]:
     """Return rows and columns of patches: the largest scale of an image that keeps the budget.
 
     As transformers searches for it, so that both agree on every size.
+
+    Raises:
+        ImageError: If the image is so long that no scale keeps the budget.
     """
     low, high = _PRECISION / 10, _LARGEST_SCALE
     while high - low >= _PRECISION:
@@ -27,7 +31,13 @@ def patch_grid(step: Patches, width: int, height: int) -> tuple[int, int]:
             low = scale
         else:
             high = scale
-    return _grid(step, width, height, low)
+    rows, columns = _grid(step, width, height, low)
+    if rows * columns > step.count:
+        raise ImageError(
+            f"Image of {width}x{height} pixels: too long, it would be {rows}x{columns} patches at "
+            f"the smallest scale, more than the {step.count} that the model takes. Crop it first."
+        )
+    return rows, columns
 
 
 def _grid(step: Patches, width: int, height: int, scale: float) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from mmedge.errors import DTypeError, ImageError, InputError, ShapeError
 from mmedge.preprocess import ImageConfig, ImageOptions, ImageProcessor, ImageSource
-from mmedge.preprocess.steps import Crop, Decode, Normalize, Resample, Rescale, Resize
+from mmedge.preprocess.steps import Crop, Decode, Normalize, Patches, Resample, Rescale, Resize
 from mmedge.specs import Array
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -337,3 +337,13 @@ def test_cover_and_fit_keep_the_aspect_ratio(height: int, width: int, max_pixels
             expected[:] = whole[top : top + 16, left : left + 24]
         off = np.abs(frame.astype(int) - expected)
         assert off.max() <= (0 if size[0] * size[1] <= max_pixels else 1)
+
+
+@pytest.mark.parametrize("size", [(3_000_000, 1), (1, 3_000_000)])
+def test_images_of_more_patches_than_the_budget_at_any_scale_are_refused(
+    size: tuple[int, int],
+) -> None:
+    patches = Patches(size=1, count=2, resample="bilinear")
+    processor = ImageProcessor(ImageConfig(steps=(Decode(), patches, *FLOATS)))
+    with pytest.raises(ImageError, match=r"too long, .* more than the 2 that the model takes"):
+        processor([Image.new("RGB", size)])
