@@ -120,20 +120,12 @@ def _arrays(path: Path) -> Mapping[str, Array]:
 
 
 def _write(path: Path, made: Made) -> None:
-    import zipfile
-
-    import numpy as np
-
     from mmedge.errors import InputError
-    from mmedge.files import atomic_file
+    from mmedge.files.npz_file import write_npz
 
     if not made.arrays:
         raise InputError(f"{path}: this task makes no arrays. Leave --output out.")
-    # numpy.savez takes names as keywords, and an output of a graph may have that of a parameter.
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in made.arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+    write_npz(path, made.arrays)
 
 
 def _print(made: Made) -> None:

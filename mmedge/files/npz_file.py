@@ -1,7 +1,7 @@
-"""Reading .npz files of others: arrays of numbers and text, never pickled objects.
+"""Files of arrays, .npz: numbers and text, never pickled objects.
 
-Headers are read first, and an archive that unpacks to far more than its own size is refused before
-anything is unpacked. Large arrays are read in blocks.
+Headers of a file are read first, and an archive that unpacks to far more than its own size is
+refused before anything is unpacked. Large arrays are read in blocks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmedge.errors import MmedgeError
+from mmedge.files.atomic import atomic_file
 
-__all__ = ["NPY_ERRORS", "NpzArray", "open_npz", "read_npz"]
+__all__ = ["NPY_ERRORS", "NpzArray", "open_npz", "read_npz", "write_npz"]
 
 NPY_ERRORS = (
     *(OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, RuntimeError),
@@ -143,6 +144,24 @@ def read_npz(path: Path, *, error: Callable[[str], MmedgeError]) -> dict[str, ND
         MmedgeError: `error`, as open_npz.
     """
     return {name: array.read() for name, array in open_npz(path, error=error).items()}
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to an .npz file, whole or not at all.
+
+    Unlike numpy.savez, which takes names as keywords, it writes arrays of any name.
+
+    Args:
+        path: The file.
+        arrays: By name.
+
+    Raises:
+        StorageError: If the disk is full or the place cannot be written.
+    """
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _header(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmedge.errors import InputError
-from mmedge.files import atomic_file
-from mmedge.files.npz_file import read_npz
+from mmedge.files.npz_file import read_npz, write_npz
 from mmedge.specs import Array, State
 
 __all__ = ["Prefix", "common_length"]
@@ -81,11 +79,7 @@ class Prefix:
             _MODEL: np.array(self.model),
             **{f"state.{name}": array for name, array in self.state.items()},
         }
-        # numpy.savez takes names as keywords, and a state may have that of a parameter.
-        with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+        write_npz(Path(path), arrays)
 
     @classmethod
     def load(cls, path: Path | str) -> Prefix:

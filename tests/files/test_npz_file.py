@@ -12,7 +12,7 @@ import pytest
 
 from mmedge.errors import InputError
 from mmedge.files import npz_file
-from mmedge.files.npz_file import open_npz, read_npz
+from mmedge.files.npz_file import open_npz, read_npz, write_npz
 
 ARRAYS: dict[str, Any] = {
     "matrix": np.arange(21, dtype=np.float32).reshape(7, 3),
@@ -44,6 +44,15 @@ def test_arrays_come_back_whole_and_in_blocks(tmp_path: Path, save: Any, rows: i
         blocks = list(headers[name].blocks(rows))
         assert all(len(block) == rows for block in blocks[:-1])
         np.testing.assert_array_equal(np.concatenate([expected[:0], *blocks]), expected)
+
+
+def test_arrays_of_any_name_are_written(tmp_path: Path) -> None:
+    arrays = {**ARRAYS, "file": np.ones(2), "allow_pickle": np.array(3), "a/b": np.zeros(1)}
+    write_npz(tmp_path / "a.npz", arrays)
+    read = read_npz(tmp_path / "a.npz", error=error)
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
 
 
 def test_archives_that_unpack_to_far_more_are_refused(
