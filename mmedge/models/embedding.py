@@ -433,6 +433,3 @@ class EmbeddingModel(EncodingModel):
         if whole is None:
             return None
         return encoder_stages(whole, self._processor(role), self._session(role), sample)
-
-    def _run_image(self, batch: Mapping[str, Array]) -> Float32Array:
-        return self._rows(Modality.IMAGE, batch)
