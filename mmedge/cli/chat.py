@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import BundleArgument
+from mmedge.cli.options import BackendOption, BundleArgument, DeviceOption, PrecisionOption
 
 if TYPE_CHECKING:
     from mmedge.models.conversation import Conversation
@@ -37,16 +37,9 @@ def chat(  # noqa: PLR0913, PLR0917, one parameter an option
     seed: Annotated[
         int | None, typer.Option(min=0, help="Random seed.", show_default="a new one")
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Precision or variant.", show_default="the bundle's")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device: cpu, cuda or cuda:N.", show_default="the best available"),
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Backend.", show_default="the fastest")
-    ] = None,
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
 ) -> None:
     """Talk with a model that has a chat template. /help lists what can be typed."""
     from mmedge.generation import GenerationOptions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import BundleArgument, JsonOption
+from mmedge.cli.options import BundleArgument, JsonOption, PrecisionOption
 
 if TYPE_CHECKING:
     from mmedge.models.banks import PrototypeBank
@@ -58,9 +58,7 @@ def teach(
     tap: Annotated[
         str, typer.Option(help="Tap of the image encoder: embedding, patches, ...")
     ] = "embedding",
-    precision: Annotated[
-        str | None, typer.Option(help="Precision or variant.", show_default="the bundle's")
-    ] = None,
+    precision: PrecisionOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Overwrite an existing bank.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from mmedge.cli.indexing import add_folder, add_frames, add_vectors, open_or_create
-from mmedge.cli.options import JsonOption
+from mmedge.cli.options import BackendOption, JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,9 +55,7 @@ def add(  # noqa: PLR0913, PLR0917, one parameter an option
         str | None,
         typer.Option(help="Precision or variant of the bundle.", show_default="the default"),
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Backend.", show_default="the fastest")
-    ] = None,
+    backend: BackendOption = None,
     topic: Annotated[
         str | None,
         typer.Option(help="Image topic of a recording.", show_default="the only one"),
@@ -268,9 +266,7 @@ def migrate(
         str | None,
         typer.Option(help="Precision or variant of the bundle.", show_default="the default"),
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Backend.", show_default="the fastest")
-    ] = None,
+    backend: BackendOption = None,
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Remove items whose source is gone.")
     ] = False,

@@ -8,8 +8,11 @@ from typing import Annotated, TypeAlias
 import typer
 
 __all__ = [
+    "BackendOption",
     "BundleArgument",
+    "DeviceOption",
     "JsonOption",
+    "PrecisionOption",
     "PrecisionsOption",
     "RolesOption",
     "check_target",
@@ -22,6 +25,15 @@ BundleArgument: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RolesOption: TypeAlias = Annotated[
     str | None, typer.Option("--role", help="Roles, a,b,c.", show_default="all")
+]
+PrecisionOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Precision or variant.", show_default="the bundle's")
+]
+DeviceOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Device: cpu, cuda or cuda:N.", show_default="the best available")
+]
+BackendOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Backend.", show_default="the fastest")
 ]
 PrecisionsOption: TypeAlias = Annotated[
     str | None,

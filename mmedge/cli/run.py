@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import BundleArgument, JsonOption
+from mmedge.cli.options import (
+    BackendOption,
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+)
 
 if TYPE_CHECKING:
     from mmedge.models.running import Made
@@ -53,16 +59,9 @@ def run(  # noqa: PLR0913, PLR0917, one parameter an option
             min=1, help="Length of a generated text, in tokens.", show_default="up to 128"
         ),
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Precision or variant.", show_default="the bundle's")
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device: cpu, cuda or cuda:N.", show_default="the best available"),
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Backend.", show_default="the fastest")
-    ] = None,
+    precision: PrecisionOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
     measure: Annotated[
         bool | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmedge.cli.options import JsonOption
+from mmedge.cli.options import BackendOption, JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,9 +63,7 @@ def search(  # noqa: PLR0913, PLR0917, one parameter an option
         Path | None,
         typer.Option("--model", "-m", help="Bundle.", show_default="the one of the index"),
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="Backend.", show_default="the fastest")
-    ] = None,
+    backend: BackendOption = None,
     sheet: Annotated[
         Path | None,
         typer.Option(help="Write a contact sheet of the hits, a .png.", show_default="no"),
