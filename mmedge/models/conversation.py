@@ -71,7 +71,7 @@ class Conversation(Closing):
             prompt = self._model.chat_tokens(self.messages)
             options = self._model.settle(prompt, None, self._options)
             decoding = self._rewound(prompt)
-            pieces = self._model.stream(prompt, options, decoding, keep=True)
+            pieces = self._model.stream(prompt, options, decoding)
         except (MmedgeError, KeyboardInterrupt):
             self.messages.pop()
             raise

@@ -128,28 +128,27 @@ class Generator(Model):
         """
         rows = self._prompts([prompt])
         settled = self._settle(rows, max_new_tokens, options)
-        return self.stream(rows[0], settled, self._decoding(rows, prefix), keep=False)
+        row = self._streamed(rows[0], settled)
+        decoding = self._decoding(rows, prefix)
+        steps = generate(decoding, [row], settled, pad_id=self.settings.pad_id)
+        return TextStream(row, steps, decoding)
 
     def stream(
-        self, prompt: Sequence[int], options: GenerationOptions, decoding: Decoding, *, keep: bool
+        self, prompt: Sequence[int], options: GenerationOptions, decoding: Decoding
     ) -> TextStream:
         """Return the pieces of a prompt's continuation on a decoding of the caller's.
 
         Args:
             prompt: Token ids, which begin with those that the decoding holds.
             options: Settings.
-            decoding: One sequence.
-            keep: Whether it stays open after the stream.
+            decoding: One sequence; it stays open after the stream.
 
         Raises:
             InputError: If the options ask for beam search, which has no pieces.
         """
-        if options.beams > 1:
-            decoding.close()
-            raise InputError("beams: a text of beam search cannot be streamed. Use complete.")
-        row = self._row(prompt, options, 0)
+        row = self._streamed(prompt, options)
         steps = generate(decoding, [row], options, pad_id=self.settings.pad_id)
-        return TextStream(row, steps, None if keep else decoding)
+        return TextStream(row, steps, None)
 
     def chat(
         self,
@@ -330,6 +329,11 @@ class Generator(Model):
                 row.add(token)
             made.append(row.completion())
         return made
+
+    def _streamed(self, prompt: Sequence[int], options: GenerationOptions) -> Row:
+        if options.beams > 1:
+            raise InputError("beams: a text of beam search cannot be streamed. Use complete.")
+        return self._row(prompt, options, 0)
 
     def _row(self, prompt: Sequence[int], options: GenerationOptions, position: int) -> Row:
         processor = self._text_processor()

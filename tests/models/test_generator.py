@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from transformers import GPT2LMHeadModel
 
 from mmedge.bundle import open_bundle, save_golden
 from mmedge.errors import BundleError, InputError, TextError
-from mmedge.generation import GenerationOptions, Prefix
+from mmedge.generation import Constraint, Decoding, GenerationOptions, Prefix
 from mmedge.models.generator import Generator
 from mmedge.runtimes import backend
 from mmedge.sessions.verification import verify_bundle
@@ -86,6 +86,32 @@ def test_pieces_are_those_of_the_whole_text(model: Generator) -> None:
         assert stream.completion == model.complete(text, max_new_tokens=NEW_TOKENS)
         assert "".join(pieces) == stream.completion.text
         assert len(pieces) > 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [GenerationOptions(beams=2), GenerationOptions(constraint=Constraint.regex("("))],
+    ids=["beams", "constraint"],
+)
+def test_a_stream_that_cannot_begin_leaves_no_state_open(
+    options: GenerationOptions, model: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[Decoding] = []
+
+    class Watched(Decoding):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            left.append(self)
+
+        def close(self) -> None:
+            left.remove(self)
+            super().close()
+
+    monkeypatch.setattr("mmedge.models.generator.Decoding", Watched)
+    model.stream_complete(PROMPTS[0], max_new_tokens=1).read()
+    with pytest.raises(InputError, match=r"cannot be streamed|no text can match"):
+        model.stream_complete(PROMPTS[0], max_new_tokens=1, options=options)
+    assert not left
 
 
 def test_a_stream_that_is_closed_ends_the_generation(model: Generator) -> None:
