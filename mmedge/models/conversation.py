@@ -94,6 +94,7 @@ class Conversation(Closing):
             self._decoding, self._tokens = self._model.start(), []
         held = min(common_length(self._tokens, prompt), len(prompt) - 1)
         self._decoding.truncate(held)
+        self._tokens = self._tokens[:held]
         return self._decoding
 
     def reset(self) -> None:

@@ -83,6 +83,22 @@ def test_a_turn_that_does_not_fit_is_taken_back(model: Generator) -> None:
         assert first.tokens
 
 
+def test_a_turn_that_is_interrupted_once_the_state_is_cut_is_taken_back(
+    model: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_given: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    with Conversation(model, options=OPTIONS) as chat:
+        first = chat.say("hi there")
+        chat.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "stream", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                chat.say("a")
+        assert chat.say("hi there") == first
+
+
 def test_a_turn_that_is_interrupted_before_it_begins_is_taken_back(
     model: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
