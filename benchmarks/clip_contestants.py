@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from full_size import Size, bundle, images, source
+from int8_peers import write_dynamic, write_static
 from transformers import CLIPModel
 
 from mmedge.bundle import Bundle, open_bundle
@@ -124,26 +125,10 @@ def _onnxruntime(
 ) -> dict[str, Call]:
     from onnxruntime import InferenceSession
     from onnxruntime import SessionOptions as EngineOptions
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
 
     options = EngineOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Calibration feeds, one at a time."""
-
-        def __init__(self, feeds: Iterable[Array], name: str) -> None:
-            self._feeds = ({name: feed} for feed in feeds)
-
-        def get_next(self) -> dict[str, Array] | None:
-            """Return the next feed."""
-            return next(self._feeds, None)
 
     def call(model: Path) -> Call:
         session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -153,22 +138,8 @@ def _onnxruntime(
     plain = call(exported)
     name = InferenceSession(exported, options).get_inputs()[0].name
     dynamic, static = folder / f"{role}-dynamic.onnx", folder / f"{role}-static.onnx"
-    # Per channel and signed weights: the best that its own options give on this CPU.
-    quantize_dynamic(
-        exported,
-        dynamic,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # ConvInteger is slower than Conv
-    )
-    quantize_static(
-        exported,
-        static,
-        Reader(_calibration(size, role), name),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    write_dynamic(exported, dynamic)
+    write_static(exported, static, ({name: feed} for feed in _calibration(size, role)))
     return {
         "onnxruntime fp32": plain,
         "onnxruntime quantize_dynamic": call(dynamic),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from int8_peers import FeedReader
 from onnxruntime.quantization import (
-    CalibrationDataReader,
     CalibrationMethod,
     QuantFormat,
     QuantType,
@@ -141,21 +141,10 @@ def _naive_role(
     with open_session(portable) as session:
         name, output = session.inputs[0].name, session.outputs[0].name
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Calibration feeds, one at a time."""
-
-        def __init__(self) -> None:
-            self._feeds = iter(calibration)
-
-        def get_next(self) -> dict[str, Array] | None:
-            """Return the next feed."""
-            feed = next(self._feeds, None)
-            return None if feed is None else {name: feed}
-
     quantize_static(
         portable,
         out,
-        Reader(),
+        FeedReader({name: feed} for feed in calibration),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

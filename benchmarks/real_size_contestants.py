@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from full_size import CACHE, images
+from int8_peers import write_dynamic, write_static
 from real_size_names import ROLES
 from real_size_sources import sounds, source
 
@@ -67,7 +68,8 @@ def prepare(name: str) -> dict[str, Contestant]:
             "onnxruntime", "peer-dynamic.onnx", lambda out: _peer_dynamic(folder, out)
         ),
         "onnxruntime quantize_static": (
-            "onnxruntime", "peer-static.onnx", lambda out: _peer_static(name, folder, out)
+            "onnxruntime", "peer-static.onnx",
+            lambda out: write_static(folder / "plain.onnx", out, _calibration(name)),
         ),
         "openvino fp32": ("openvino", "plain.onnx", lambda _: None),
         "openvino nncf int8": ("openvino", "nncf.xml", lambda out: _nncf(name, folder, out)),
@@ -165,42 +167,10 @@ def _ours(name: str, out: Path) -> None:
 
 def _peer_dynamic(folder: Path, out: Path) -> None:
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(folder / "plain.onnx", load_external_data=False).graph
-    kinds = ["MatMul", "Gemm", "Gather"]  # ConvInteger is slower than Conv
-    if not {"MatMul", "Gemm"} & {node.op_type for node in graph.node}:
-        return
-    quantize_dynamic(
-        folder / "plain.onnx",
-        out,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=kinds,
-    )
-
-
-def _peer_static(name: str, folder: Path, out: Path) -> None:
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Calibration feeds, one at a time."""
-
-        def __init__(self, feeds: Sequence[Feed]) -> None:
-            self._feeds = iter(feeds)
-
-        def get_next(self) -> Feed | None:
-            """Return the next feed."""
-            return next(self._feeds, None)
-
-    quantize_static(
-        folder / "plain.onnx",
-        out,
-        Reader(_calibration(name)),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    if {"MatMul", "Gemm"} & {node.op_type for node in graph.node}:
+        write_dynamic(folder / "plain.onnx", out)
 
 
 def _nncf(name: str, folder: Path, out: Path) -> None:
