@@ -17,7 +17,13 @@ from torch.nn import functional
 from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.clip_text import ClipFamily
 from mmedge.converters.families.loading import check_tensors, read_architecture, read_tensors
-from mmedge.converters.families.open_clip_modules import QuickGelu, attend, linear, unpack
+from mmedge.converters.families.open_clip_modules import (
+    QuickGelu,
+    attend,
+    linear,
+    turned,
+    unpack,
+)
 from mmedge.converters.families.towers import Tower, image_role
 from mmedge.converters.sources.config import Fields
 from mmedge.converters.sources.source import Source
@@ -117,15 +123,10 @@ class _Attention(nn.Module):
             for each in (self.q_proj, self.k_proj, self.v_proj)
         )
         if turns is not None:
-            query, key = _turned(query, *turns), _turned(key, *turns)
+            query, key = turned(query, *turns), turned(key, *turns)
         return cast(
             torch.Tensor, self.out_proj(self.inner_attn_ln(attend(query, key, value, mask)))
         )
-
-
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class _Mlp(nn.Module):

@@ -24,6 +24,7 @@ __all__ = [
     "attend",
     "convolution",
     "linear",
+    "turned",
     "unpack",
 ]
 
@@ -71,6 +72,12 @@ def attend(
     """
     out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of values that lie half a head apart: x (B, heads, T, D), cos and sin (T, D)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class Attention(nn.Module):

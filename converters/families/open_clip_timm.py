@@ -14,7 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 from mmedge.converters.families.open_clip_config import Sides, TimmVisionConfig
-from mmedge.converters.families.open_clip_modules import ConvNorm, QuickGelu, attend, linear
+from mmedge.converters.families.open_clip_modules import (
+    ConvNorm,
+    QuickGelu,
+    attend,
+    linear,
+    turned,
+)
 
 __all__ = ["TIMM", "TimmArchitecture", "TimmVisionTower", "adapter"]
 
@@ -186,14 +192,8 @@ class _Attention(nn.Module):
             for each in (self.q_proj, self.k_proj, self.v_proj)
         )
         if turns is not None:
-            query, key = _turned(query, *turns), _turned(key, *turns)
+            query, key = turned(query, *turns), turned(key, *turns)
         return cast(torch.Tensor, self.proj(self.norm(attend(query, key, value))))
-
-
-def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn pairs of values that lie half a head apart: x (B, heads, T, D), cos and sin (T, D)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class _Mlp(nn.Module):
