@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmedge.bundle.kinds import ContrastiveHead
 from mmedge.converters.families.clip_text import ClipFamily
 from mmedge.converters.families.loading import check_tensors, read_architecture, read_tensors
 from mmedge.converters.families.open_clip_modules import (
@@ -282,10 +281,6 @@ class EvaClip(ClipFamily):
         model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
         unpack(model)
         return model.eval().requires_grad_(requires_grad=False)
-
-    def head(self, model: Any) -> ContrastiveHead:  # noqa: ANN401
-        """Return a softmax over similarities."""
-        return ContrastiveHead(activation="softmax", logit_scale=float(model.logit_scale.exp()))
 
     def image_tower(self, source: Source, model: Any, dim: int) -> Tower:  # noqa: ANN401
         """Return the image tower."""
