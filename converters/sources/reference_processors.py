@@ -207,7 +207,8 @@ def reference_inputs(source: Source, config: ProcessorConfig) -> tuple[Sequence[
             return images, _load_image_processor(source)(images, return_tensors="pt")
     if isinstance(config, VideoConfig):
         # The frames of one video are prepared as the images of one batch.
-        frames = [_probe_images()[n % len(_PROBE_SIZES)] for n in range(config.frames)]
+        images = _probe_images()
+        frames = [images[n % len(images)] for n in range(config.frames)]
         with foreign_errors(f"{source.folder / _FILE}: transformers rejects it", "Correct it."):
             return [frames], _load_image_processor(source)([frames], return_tensors="pt")
     if isinstance(config, AudioConfig):
