@@ -127,8 +127,6 @@ def _audio_tower(source: Source, clap: Any, dim: int) -> Tower:  # noqa: ANN401
             processor="audio",
             axes={"batch": _AUDIO_BATCH},
             sample=sample,
-            trace_sizes={"batch": 2},
-            proof_sizes=({"batch": 1}, {"batch": 3}),
         )
 
     return Tower(role=role, processor=processor, reference=clap.get_audio_features)

@@ -102,6 +102,4 @@ def naflex_role(model: Any, processor: ImageConfig, dim: int) -> RoleSpec:  # no
         processor="image",
         axes={"batch": IMAGE_BATCH},
         sample=sample,
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1}, {"batch": 3}),
     )

@@ -353,8 +353,6 @@ def _image_role(module: nn.Module, config: ModelConfig) -> RoleSpec:
         processor="image",
         axes={"batch": IMAGE_BATCH},
         sample=sample,
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1}, {"batch": 3}),
         taps=_patches(module, config),
     )
 
@@ -405,12 +403,13 @@ def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextCon
         ids[places == lengths - 1] = end
         return {"input_ids": ids}
 
-    axes, traced = {"batch": TEXT_BATCH}, {"batch": 2}
+    axes = {"batch": TEXT_BATCH}
     sequences: list[dict[str, int]] = [{}]
+    traced: dict[str, int] = {}
     if dynamic:
         axes["sequence"] = Axis(1, min(_USUAL_TOKENS, longest), longest)
-        traced["sequence"] = max(2, longest // 2)
         sequences = [{"sequence": n} for n in sorted({2, (longest + 1) // 2, longest})]
+        traced = {"sequence": max(2, longest // 2)}
     return embedding_role(
         module,
         (
@@ -422,8 +421,8 @@ def _text_role(module: nn.Module, config: ModelConfig, processor: frozen.TextCon
         processor="text",
         axes=axes,
         sample=sample,
-        trace_sizes=traced,
-        proof_sizes=tuple({"batch": batch, **each} for batch in (1, 3) for each in sequences),
+        traced=traced,
+        proved=sequences,
         taps=_tokens(module, config, "sequence" if dynamic else longest, end),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -192,8 +192,8 @@ def embedding_role(  # noqa: PLR0913, what a role is made of
     processor: str,
     axes: Mapping[str, Axis],
     sample: Callable[[Mapping[str, int], int], dict[str, torch.Tensor]],
-    trace_sizes: Mapping[str, int],
-    proof_sizes: tuple[Mapping[str, int], ...],
+    traced: Mapping[str, int] | None = None,
+    proved: Sequence[Mapping[str, int]] = ({},),
     taps: Mapping[str, TapPoint] | None = None,
 ) -> RoleSpec:
     """Describe an encoder with one output `embedding` (batch, dim) float32, L2-normalised.
@@ -203,10 +203,10 @@ def embedding_role(  # noqa: PLR0913, what a role is made of
         inputs: Its inputs, all from one processor.
         dim: D of the embedding.
         processor: Name of the processor.
-        axes: See RoleSpec, like the others.
+        axes: See RoleSpec.
         sample: See RoleSpec.
-        trace_sizes: See RoleSpec.
-        proof_sizes: See RoleSpec.
+        traced: Sizes of the axes beside `batch` at which it is exported.
+        proved: Further sizes of these axes, each checked at two sizes of the batch.
         taps: See RoleSpec.
     """
     return RoleSpec(
@@ -215,8 +215,8 @@ def embedding_role(  # noqa: PLR0913, what a role is made of
         outputs=(TensorSpec("embedding", np.dtype(np.float32), ("batch", dim)),),
         axes=axes,
         sample=sample,
-        trace_sizes=trace_sizes,
-        proof_sizes=proof_sizes,
+        trace_sizes={"batch": 2, **(traced or {})},
+        proof_sizes=tuple({"batch": batch, **sizes} for batch in (1, 3) for sizes in proved),
         feeds={item.name: ProcessorFeed(processor=processor) for item in inputs},
         compare={"embedding": Compare.ROWS},
         taps=taps or {},
@@ -250,8 +250,6 @@ def image_role(module: nn.Module, config: Any, dim: int) -> RoleSpec:  # noqa: A
         processor="image",
         axes={"batch": IMAGE_BATCH},
         sample=sample,
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1}, {"batch": 3}),
         taps=_patches(module, config, side),
     )
 
@@ -325,10 +323,8 @@ def text_role(
         processor="text",
         axes=axes,
         sample=sample,
-        trace_sizes={"batch": 2, **traced},
-        proof_sizes=tuple(
-            {"batch": batch, **sequence} for batch in (1, 3) for sequence in sequences
-        ),
+        traced=traced,
+        proved=sequences,
         taps={}
         if end is None
         else block_tap(module, _LAYERS, (shape[1], int(normalized.hidden_size)), mask=ends_at(end)),

@@ -137,8 +137,6 @@ def _video_role(xclip: Any, dim: int) -> RoleSpec:  # noqa: ANN401
         processor="video",
         axes={"batch": _VIDEO_BATCH},
         sample=sample,
-        trace_sizes={"batch": 2},
-        proof_sizes=({"batch": 1}, {"batch": 3}),
     )
     patches = (side // int(vision.patch_size)) ** 2
     return _with_output(role, TensorSpec("context", _FLOAT32, ("batch", patches, dim)))

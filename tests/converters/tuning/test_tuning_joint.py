@@ -49,8 +49,6 @@ def roles() -> dict[str, BuiltRole]:
         processor="image",
         axes={},
         sample=lambda *_: {},
-        trace_sizes={},
-        proof_sizes=(),
     )
     return {
         name: BuiltRole(spec, {}, (variant("fp32"),)) for name in ("image_encoder", "text_encoder")
