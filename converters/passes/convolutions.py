@@ -9,8 +9,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from mmedge.converters.passes.linears import WeightedNode
 from mmedge.converters.passes.matching import constant, is_op, only_consumer, rank, sizes
-from mmedge.errors import QuantizationError
 from mmedge.specs import Float32Array
 
 __all__ = ["Convolution", "find_convolutions", "float_reason"]
@@ -20,8 +20,8 @@ _RECTIFIERS = ("Relu", "Clip")
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """One convolution: output = rectified(conv(x, weight) + bias).
+class Convolution(WeightedNode):
+    """One convolution: output = rectified(conv(x, weight) + bias), x (B, in, ...).
 
     Attributes:
         node: The Conv.
@@ -29,21 +29,7 @@ class Convolution:
         output: The value after a Relu or Clip without other readers beside it.
     """
 
-    node: ir.Node
-    weight: ir.Value
     output: ir.Value
-
-    @property
-    def x(self) -> ir.Value:
-        """Input, (B, in, ...): what the node reads now."""
-        x = self.node.inputs[0]
-        assert x is not None  # noqa: S101, find_convolutions takes no other node
-        return x
-
-    @property
-    def name(self) -> str:
-        """The weight's name without ".weight": the same in every layout of a role."""
-        return (self.weight.name or "").removesuffix(".weight")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,12 +49,7 @@ class Convolution:
         Raises:
             QuantizationError: If it holds NaN or infinite values.
         """
-        weight = constant(self.weight)
-        if weight is None or not np.isfinite(weight).all():
-            raise QuantizationError(
-                f"Weight '{self.weight.name}' holds NaN or infinite values. "
-                "Check the source model; int8 cannot represent them."
-            )
+        weight = self.finite_weight()
         return np.asarray(weight.reshape(len(weight), -1), np.float32)
 
 

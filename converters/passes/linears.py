@@ -17,9 +17,9 @@ from mmedge.converters.passes.matching import (
     sizes,
 )
 from mmedge.errors import QuantizationError
-from mmedge.specs import Compare, Float32Array
+from mmedge.specs import Array, Compare, Float32Array
 
-__all__ = ["COMPARE_KEY", "EXCLUDED", "Linear", "find_linears", "makes_embedding"]
+__all__ = ["COMPARE_KEY", "EXCLUDED", "Linear", "WeightedNode", "find_linears", "makes_embedding"]
 
 COMPARE_KEY = "mmedge.compare"
 """Metadata key of a graph output: its comparison with the reference (mmedge.Compare)."""
@@ -34,8 +34,55 @@ _LIGHT = frozenset(
 
 
 @dataclass(frozen=True)
-class Linear:
-    """One linear layer: output = x @ matrix + bias.
+class WeightedNode:
+    """A node that computes with a constant weight.
+
+    Attributes:
+        node: The node.
+        weight: The constant.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+
+    @property
+    def x(self) -> ir.Value:
+        """Input. Layers that read the same value (q, k and v) share it.
+
+        It is what the node reads now: where a pass has replaced the layer before, its replacement.
+        """
+        x = self.node.inputs[0]
+        assert x is not None  # noqa: S101, none is found without
+        return x
+
+    @property
+    def name(self) -> str:
+        """The weight's name without ".weight": the same in every layout of a role."""
+        return (self.weight.name or "").removesuffix(".weight")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in, out), as of a matrix product."""
+        raise NotImplementedError
+
+    def finite_weight(self) -> Array:
+        """Return the weight as it is stored.
+
+        Raises:
+            QuantizationError: If it holds NaN or infinite values.
+        """
+        weight = constant(self.weight)
+        if weight is None or not np.isfinite(weight).all():
+            raise QuantizationError(
+                f"Weight '{self.weight.name}' holds NaN or infinite values. "
+                "Check the source model; int8 cannot represent them."
+            )
+        return weight
+
+
+@dataclass(frozen=True)
+class Linear(WeightedNode):
+    """One linear layer: output = x @ matrix + bias, x (..., in).
 
     Attributes:
         node: The MatMul or Gemm.
@@ -46,26 +93,9 @@ class Linear:
         output: The value after the bias.
     """
 
-    node: ir.Node
-    weight: ir.Value
     transposed: bool
     bias: ir.Value | None
     output: ir.Value
-
-    @property
-    def x(self) -> ir.Value:
-        """Input, (..., in). Layers that read the same value (q, k and v) share it.
-
-        It is what the node reads now: where a pass has replaced the layer before, its replacement.
-        """
-        x = self.node.inputs[0]
-        assert x is not None  # noqa: S101, find_linears takes no other node
-        return x
-
-    @property
-    def name(self) -> str:
-        """The weight's name without ".weight": the same in every layout of a role."""
-        return (self.weight.name or "").removesuffix(".weight")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,12 +109,7 @@ class Linear:
         Raises:
             QuantizationError: If it holds NaN or infinite values.
         """
-        weight = constant(self.weight)
-        if weight is None or not np.isfinite(weight).all():
-            raise QuantizationError(
-                f"Weight '{self.weight.name}' holds NaN or infinite values. "
-                "Check the source model; int8 cannot represent them."
-            )
+        weight = self.finite_weight()
         return np.asarray(weight.T if self.transposed else weight, np.float32)
 
 

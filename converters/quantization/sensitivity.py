@@ -32,14 +32,14 @@ from mmedge.converters.methods.configs import (
     StaticInt8,
     WeightOnly,
 )
-from mmedge.converters.passes.convolutions import Convolution, find_convolutions
+from mmedge.converters.passes.convolutions import find_convolutions
 from mmedge.converters.passes.int8 import (
     Int8Linears,
     quantizable_linears,
     quantizable_tables,
 )
 from mmedge.converters.passes.int8_convolutions import quantizable_convolutions
-from mmedge.converters.passes.linears import Linear, find_linears
+from mmedge.converters.passes.linears import WeightedNode, find_linears
 from mmedge.converters.passes.weight_only import moment_inputs
 from mmedge.converters.quantization.output_errors import SENSITIVITY_SAMPLES, output_errors
 from mmedge.converters.quantization.quantize import quantize
@@ -96,7 +96,7 @@ def weight_bytes(model: Path) -> dict[str, int]:
         name: int(np.prod(_shape(lookups[0].inputs[0]))) * 4
         for name, lookups in quantizable_tables(graph).items()
     }
-    layers: list[Linear | Convolution] = [*find_linears(graph), *find_convolutions(graph)]
+    layers: list[WeightedNode] = [*find_linears(graph), *find_convolutions(graph)]
     return sizes | {layer.name: layer.shape[0] * layer.shape[1] * 4 for layer in layers}
 
 
