@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from chunks import in_chunks
 from dataset import IMAGE_SIZE, RENDER_SIZES, model_pixels
 from drawing import bounding_box, render
 from world import LABELS, SHAPES, Scene, scene_at
@@ -71,9 +71,7 @@ def scene_boxes(
 
 def _render_all(folder: Path, count: int, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(seed, start, min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        chunks = pool.map(_render_chunk, jobs, chunksize=1)
+    chunks = [chunk for _, chunk in in_chunks(_render_chunk, seed, count, _CHUNK)]
     np.save(folder / "pixels.npy", np.concatenate([chunk.pixels for chunk in chunks]))
     np.save(folder / "boxes.npy", np.concatenate([chunk.boxes for chunk in chunks]))
     # Written last: it marks the folder as complete.

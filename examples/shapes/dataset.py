@@ -6,13 +6,13 @@ the image processor's own recipe (bicubic). The folder is a cache and lives outs
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from captions import brief_caption, caption
+from chunks import in_chunks
 from drawing import render
 from PIL import Image
 from world import COLOURS, SHAPES, SIZES, Scene, near_miss, scene_at
@@ -92,12 +92,9 @@ def _render_all(folder: Path, count: int, seed: int) -> None:
     )
     patches = np.zeros((count, (IMAGE_SIZE // PATCH_SIZE) ** 2), np.uint8)
     texts: list[str] = []
-    jobs = [(seed, start, min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        for (_, start, size), chunk in zip(jobs, pool.imap(_render_chunk, jobs), strict=True):
-            pixels[start : start + size] = chunk.pixels
-            patches[start : start + size] = chunk.patches
-            texts += [text for scene_texts in chunk.captions for text in scene_texts]
+    for place, chunk in in_chunks(_render_chunk, seed, count, _CHUNK):
+        pixels[place], patches[place] = chunk.pixels, chunk.patches
+        texts += [text for scene_texts in chunk.captions for text in scene_texts]
     pixels.flush()
     np.save(folder / "patches.npy", patches)
     # Written last: it marks the folder as complete.

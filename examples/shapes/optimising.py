@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import Parameter
+from workers import average_gradients
 
 
 class Optimiser:
@@ -48,13 +49,7 @@ class Optimiser:
         for master, twin in self._pairs:
             if twin is not master and twin.grad is not None:
                 master.grad, twin.grad = twin.grad.float(), None
-        grads = [master.grad for master in self._masters if master.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        parts = torch.split(flat, [grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
+        average_gradients(self._masters)
         torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
         self.adam.step()
         self.adam.zero_grad()

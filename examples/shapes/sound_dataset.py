@@ -6,12 +6,12 @@ The folder is a cache and lives outside the project.
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from chunks import in_chunks
 from playing import MOST_SECONDS, RATE, play
 from sound_captions import sound_caption
 from sounds import (
@@ -140,12 +140,9 @@ def _play_all(folder: Path, count: int, seed: int) -> None:
     levels = np.lib.format.open_memmap(folder / "levels.npy", "w+", np.uint8, (count, FRAMES, MELS))
     heard = np.zeros((count, len(HEADS)), np.uint8)
     texts: list[str] = []
-    jobs = [(seed, start, min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        for (_, start, size), chunk in zip(jobs, pool.imap(_play_chunk, jobs), strict=True):
-            levels[start : start + size] = chunk.levels
-            heard[start : start + size] = chunk.facts
-            texts += [text for sound_texts in chunk.captions for text in sound_texts]
+    for place, chunk in in_chunks(_play_chunk, seed, count, _CHUNK):
+        levels[place], heard[place] = chunk.levels, chunk.facts
+        texts += [text for sound_texts in chunk.captions for text in sound_texts]
     levels.flush()
     np.save(folder / "facts.npy", heard)
     # Written last: it marks the folder as complete.

@@ -10,12 +10,11 @@ one split only, as with scenes: no test sound was heard in training, not even in
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-from world import SPLITS, Scene, Split, Thing, draw_scene
+from world import SPLITS, Scene, Split, Thing, bucket_of, draw_scene, split_of
 
 SoundKind = Literal["tones", "digits", "mixed"]
 SOUND_KINDS: dict[SoundKind, float] = {"tones": 0.5, "digits": 0.3, "mixed": 0.2}
@@ -91,13 +90,11 @@ class Sound:
 
     def bucket(self) -> int:
         """The content's hash, 0 to 99; it decides which split the sound belongs to."""
-        digest = hashlib.sha256(repr(self.content()).encode()).digest()
-        return int.from_bytes(digest[:8], "big") % 100
+        return bucket_of(self.content())
 
     def split(self) -> Split:
         """The one split that may hold this sound."""
-        bucket = self.bucket()
-        return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+        return split_of(self.bucket())
 
 
 def tone_of(thing: Thing) -> Tone:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ from sound_dataset import (
 from sounds import sounds
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 from transformers import ClapModel, RobertaTokenizerFast
+from workers import average_gradients, join_workers, run_workers
 
 _MAX_LOGIT_SCALE = math.log(100.0)
 _VALIDATION_SEED = 1
@@ -220,7 +220,7 @@ class Trainer:
         share = max(0.0, 1.0 - progress / self._facts) if self._facts else 0.0
         stating = 2 * (heard + read) + found + noted + named
         torch.autograd.backward(contrastive + share * stating)
-        self._average_gradients()
+        average_gradients(self._weights)
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimiser.step()
         self._optimiser.zero_grad()
@@ -231,41 +231,16 @@ class Trainer:
         losses |= {"named": named}
         return {name: loss.item() for name, loss in losses.items()}
 
-    def _average_gradients(self) -> None:
-        grads = [p.grad for p in self._weights if p.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        parts = torch.split(flat, [grad.numel() for grad in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
-
 
 def train(options: argparse.Namespace) -> None:
     """Train with the command line's options, one process a worker, saving every few minutes."""
     load_or_play(Path(options.cache), options.sounds, options.seed)
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(rank, options), daemon=True)
-        for rank in range(options.workers)
-    ]
-    with tempfile.TemporaryDirectory() as meeting:
-        options.meeting = f"file://{meeting}/workers"
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("A worker failed; see its error above.")
+    run_workers(_work, options)
 
 
 def _work(rank: int, options: argparse.Namespace) -> None:
     """Train on one thread; gradients are averaged over the workers at every step."""
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    torch.distributed.init_process_group(
-        "gloo", options.meeting, rank=rank, world_size=options.workers
-    )
+    join_workers(rank, options)
     data = load_or_play(Path(options.cache), options.sounds, options.seed)
     flat = [text for texts in data.captions for text in texts]
     tokenizer = build_tokenizer(flat[:20_000])

@@ -51,6 +51,7 @@ from small_clip import (
 )
 from transformers import CLIPModel, CLIPTokenizerFast
 from vocabulary import MAX_TOKENS, build_tokenizer
+from workers import join_workers, run_workers
 from world import LABELS, scenes
 
 _NAMING_TIME, _NAMING_STEPS = 0.12, 0.4
@@ -204,33 +205,14 @@ def train(options: argparse.Namespace) -> None:
     if not tokens_file.exists():
         np.save(tokens_file, tokenise(tokenizer, data.captions))
     del data
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(rank, options, tokenizer, tokens_file), daemon=True)
-        for rank in range(options.workers)
-    ]
-    with tempfile.TemporaryDirectory() as meeting:
-        options.meeting = f"file://{meeting}/workers"
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("A worker failed; see its error above.")
+    run_workers(_work, options, tokenizer, tokens_file)
 
 
 def _work(
     rank: int, options: argparse.Namespace, tokenizer: CLIPTokenizerFast, tokens_file: Path
 ) -> None:
-    """Train on one thread; gradients are averaged over the workers at every step.
-
-    Threads inside one process would meet at every operator, and on a busy machine wait there.
-    """
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    torch.distributed.init_process_group(
-        "gloo", options.meeting, rank=rank, world_size=options.workers
-    )
+    """Train on one thread; gradients are averaged over the workers at every step."""
+    join_workers(rank, options)
     cache, out = Path(options.cache), Path(options.out)
     images = load_images(cache, options.scenes, options.seed)
     tokens = np.load(tokens_file, mmap_mode="r")

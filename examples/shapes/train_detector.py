@@ -39,6 +39,7 @@ from small_detector import (
     to_pixels,
 )
 from transformers import CLIPTokenizerFast, OwlViTForObjectDetection
+from workers import join_workers, run_workers
 from world import LABELS, scenes
 
 from mmedge.converters.evaluation.average_precision import Boxes, match_boxes, mean_precision
@@ -169,28 +170,12 @@ class Trainer:
 def train(options: argparse.Namespace) -> None:
     """Train with the command line's options, one process a worker, saving every few minutes."""
     load_or_render(Path(options.cache), options.scenes, options.seed)
-    context = torch.multiprocessing.get_context("spawn")
-    workers = [
-        context.Process(target=_work, args=(rank, options), daemon=True)
-        for rank in range(options.workers)
-    ]
-    with tempfile.TemporaryDirectory() as meeting:
-        options.meeting = f"file://{meeting}/workers"
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise SystemExit("A worker failed; see its error above.")
+    run_workers(_work, options)
 
 
 def _work(rank: int, options: argparse.Namespace) -> None:
     """Train on one thread; gradients are averaged over the workers at every step."""
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    torch.distributed.init_process_group(
-        "gloo", options.meeting, rank=rank, world_size=options.workers
-    )
+    join_workers(rank, options)
     data = load_or_render(Path(options.cache), options.scenes, options.seed)
     tokenizer = CLIPTokenizerFast.from_pretrained(options.clip)
     model = build_detector(Path(options.clip))

@@ -109,13 +109,22 @@ class Scene:
 
     def bucket(self) -> int:
         """The content's hash, 0 to 99; it decides which split the scene belongs to."""
-        digest = hashlib.sha256(repr(self.content()).encode()).digest()
-        return int.from_bytes(digest[:8], "big") % 100
+        return bucket_of(self.content())
 
     def split(self) -> Split:
         """The one split that may hold this scene."""
-        bucket = self.bucket()
-        return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+        return split_of(self.bucket())
+
+
+def bucket_of(content: tuple[object, ...]) -> int:
+    """Return the hash of a content, 0 to 99."""
+    digest = hashlib.sha256(repr(content).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 100
+
+
+def split_of(bucket: int) -> Split:
+    """Return the one split that a bucket belongs to."""
+    return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
 def relation(first: Thing, second: Thing) -> str | None:

@@ -238,7 +238,7 @@ def test_training_hears_what_the_extractor_makes(
         def imap(self, function: Callable[[object], object], jobs: list[object]) -> object:
             return map(function, jobs)
 
-    monkeypatch.setattr("sound_dataset.multiprocessing.get_context", lambda _: Context)
+    monkeypatch.setattr("chunks.multiprocessing.get_context", lambda _: Context)
 
     class Context:
         Pool = Here
