@@ -8,9 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from encoder_rows import CALIBRATION, JUDGED, SHAPES, Row, caught, convert_source
+from encoder_rows import (
+    CALIBRATION,
+    JUDGED,
+    SHAPES,
+    Row,
+    caught,
+    convert_source,
+    write_outliers,
+)
 from generate_sounds import captioned_sounds, write_sounds
-from inject_outliers import convert_folder
 from metrics import pair_accuracy, recall_at_k
 from playing import RATE, play
 from sound_captions import sound_caption
@@ -62,7 +69,7 @@ def clap_rows(seed: int, count: int, work: Path) -> list[Row]:
     rows = []
     for source, variants, bad in (
         (CLAP, ("int8-static", "int8-dynamic"), None),
-        (write_outliers(work), (BAD,), BAD),
+        (write_outliers(CLAP, work), (BAD,), BAD),
     ):
         # RoBERTa's LayerNorms take no outliers, so the control is the audio tower.
         wanted: tuple[str, ...] = (
@@ -91,13 +98,6 @@ def calibration_sounds(work: Path) -> tuple[Path, Path]:
     for seed, (folder, count) in enumerate(zip(folders, (CALIBRATION, JUDGED), strict=True)):
         write_sounds(captioned_sounds("calibration", count, seed), folder)
     return folders
-
-
-def write_outliers(work: Path) -> Path:
-    """Write the CLAP with outliers in its activations, of the same function in fp32."""
-    folder = work / "clap-outliers"
-    convert_folder(CLAP, folder, channels=4, factor=64.0, seed=0)
-    return folder
 
 
 def sound_figures(

@@ -9,8 +9,15 @@ import numpy as np
 from boxes import HELD_OUT, HELD_OUT_WORDINGS, WORDINGS
 from captions import label_prompt
 from drawing import pixel_box, render
-from encoder_rows import SHAPES, SIZE, Row, calibration_scenes, caught, convert_source
-from inject_outliers import convert_folder
+from encoder_rows import (
+    SHAPES,
+    SIZE,
+    Row,
+    calibration_scenes,
+    caught,
+    convert_source,
+    write_outliers,
+)
 from world import LABELS, Scene, scenes
 
 import mmedge
@@ -30,7 +37,7 @@ def detector_rows(seed: int, count: int, work: Path) -> list[Row]:
     """
     unseen = scenes("test", count, seed)
     data = calibration_scenes(work, "annotations.json")
-    outliers = write_outliers(work)
+    outliers = write_outliers(DETECTOR, work)
     rows = []
     for source, variants, bad in (
         (DETECTOR, ("int8-static", "int8-dynamic"), None),
@@ -47,13 +54,6 @@ def detector_rows(seed: int, count: int, work: Path) -> list[Row]:
                 figures = (value, int8[name])
                 rows.append(Row(source.name, name, variant, count, *figures, goal, control, found))
     return rows
-
-
-def write_outliers(work: Path) -> Path:
-    """Write the detector with outliers in its activations, of the same function in fp32."""
-    folder = work / "detector-outliers"
-    convert_folder(DETECTOR, folder, channels=4, factor=64.0, seed=0)
-    return folder
 
 
 def detection_figures(

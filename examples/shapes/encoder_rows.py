@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from drawing import render
 from generate import captioned, write_folder
+from inject_outliers import convert_folder
 from metrics import recall_at_k
 
 import mmedge
@@ -112,6 +113,13 @@ def calibration_scenes(work: Path, name: str) -> tuple[Path, Path]:
     write_folder(captioned("calibration", CALIBRATION, seed=0), first, SIZE)
     write_folder(captioned("calibration", JUDGED, seed=1), second, SIZE)
     return first / name, second / name
+
+
+def write_outliers(source: Path, work: Path) -> Path:
+    """Write a trained model with outliers in its activations, of the same function in fp32."""
+    folder = work / f"{source.name}-outliers"
+    convert_folder(source, folder, channels=4, factor=64.0, seed=0)
+    return folder
 
 
 def caught(report: ConversionReport, variant: str) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from clap_rows import CLAP, clap_rows, exchanged, write_outliers
+from clap_rows import CLAP, clap_rows, exchanged
+from encoder_rows import write_outliers
 from generate_sounds import captioned_sounds
 from metrics import recall_at_k
 from playing import RATE, play
@@ -23,13 +23,7 @@ from mmedge.specs import Array
 Embedded = tuple[Array, Array]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine two threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def test_a_wrong_caption_is_further_from_a_sound(
 def test_the_copy_with_outliers_computes_the_same(
     pairs: list[tuple[Sound, str]], embedded: Embedded, tmp_path: Path
 ) -> None:
-    folder = write_outliers(tmp_path)
+    folder = write_outliers(CLAP, tmp_path)
     for ours, theirs in zip(embedded, embed(folder, pairs[:16]), strict=True):
         np.testing.assert_allclose(ours[:16], theirs, atol=2e-5)
     plain, scaled = (load_file(each / "model.safetensors") for each in (CLAP, folder))

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 from dataset import model_pixels
-from detector_rows import BAD, DETECTOR, GOAL, REMEDY, detection_figures, write_outliers
+from detector_rows import BAD, DETECTOR, GOAL, REMEDY, detection_figures
 from drawing import render
-from encoder_rows import LARGEST_LOSS, calibration_scenes, caught, convert_source
+from encoder_rows import (
+    LARGEST_LOSS,
+    calibration_scenes,
+    caught,
+    convert_source,
+    write_outliers,
+)
 from evaluate_encoders import main
 from PIL import Image
 from safetensors.torch import load_file
@@ -28,7 +34,7 @@ SCENES = 48
 
 @pytest.fixture(scope="module")
 def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_outliers(tmp_path_factory.mktemp("detector"))
+    return write_outliers(DETECTOR, tmp_path_factory.mktemp("detector"))
 
 
 @pytest.fixture(scope="module")
