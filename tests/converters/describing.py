@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from mmedge.converters.sources.frozen import embedding_space, freeze
 from mmedge.converters.sources.source import Source, open_source
 from mmedge.preprocess.registry import Processor
 
-__all__ = ["Described", "describe", "describe_frozen"]
+__all__ = ["Described", "changed_config", "describe", "describe_frozen"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,14 @@ def describe_frozen(folder: Path, out: Path) -> Described:
     described = describe(folder)
     described.freeze(out)
     return described
+
+
+def changed_config(folder: Path, tmp_path: Path, **changes: object) -> Path:
+    """Copy a source and set keys of its config; those of a section one by one."""
+    out = tmp_path / "copy"
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    for key, value in changes.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (out / "config.json").write_text(json.dumps(config))
+    return out

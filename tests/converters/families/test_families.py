@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from describing import Described, describe, describe_frozen
+from describing import Described, changed_config, describe, describe_frozen
 from models.tiny_models import (
     CLAP_CONTEXT,
     CLIP_CONTEXT,
@@ -44,17 +43,6 @@ def run(spec: RoleSpec, feed: dict[str, torch.Tensor]) -> torch.Tensor:
         output = spec.module(*feed.values())
     assert isinstance(output, torch.Tensor)
     return output
-
-
-def copy(folder: Path, tmp_path: Path, **changes: object) -> Path:
-    """Copy a source and set top-level keys of its config."""
-    out = tmp_path / "copy"
-    shutil.copytree(folder, out)
-    config = json.loads((out / "config.json").read_text())
-    for key, value in changes.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
-    (out / "config.json").write_text(json.dumps(config))
-    return out
 
 
 def test_towers_equal_the_whole_model(described: Described) -> None:
@@ -169,13 +157,13 @@ def test_tokens_after_the_end_token_have_no_effect(
 
 
 def test_an_end_token_that_never_comes_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copy(clip_folder, tmp_path, text_config={"eos_token_id": 5})
+    folder = changed_config(clip_folder, tmp_path, text_config={"eos_token_id": 5})
     with pytest.raises(SourceError, match=r"pools at token id 5.*closes a text with id 513"):
         describe(folder)
 
 
 def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copy(clip_folder, tmp_path)
+    folder = changed_config(clip_folder, tmp_path)
     weights = load_file(folder / "model.safetensors")
     name = "visual_projection.weight"
     kept = {key: value for key, value in weights.items() if key != name}
@@ -189,7 +177,7 @@ def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: P
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_fp32(clip_folder: Path, tmp_path: Path) -> None:
-    folder = copy(clip_folder, tmp_path)
+    folder = changed_config(clip_folder, tmp_path)
     weights = load_file(folder / "model.safetensors")
     half = {key: value.astype(np.float16) for key, value in weights.items()}
     save_file(half, folder / "model.safetensors", {"format": "pt"})
@@ -221,7 +209,7 @@ def test_image_processors_need_no_torchvision(
 def test_a_processor_that_is_missing_is_named(
     remove: str, reason: str, clip_folder: Path, tmp_path: Path
 ) -> None:
-    folder = copy(clip_folder, tmp_path)
+    folder = changed_config(clip_folder, tmp_path)
     for path in folder.glob(remove):
         path.unlink()
     with pytest.raises(SourceError, match=reason):
@@ -242,7 +230,7 @@ def test_a_processor_that_is_missing_is_named(
 def test_image_settings_are_read_from_the_folder(
     settings: dict[str, object], check: Callable[..., object], clip_folder: Path, tmp_path: Path
 ) -> None:
-    folder = copy(clip_folder, tmp_path)
+    folder = changed_config(clip_folder, tmp_path)
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     expected = {

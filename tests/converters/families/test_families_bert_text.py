@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from describing import describe
+from describing import changed_config, describe
 from models.tiny_bert_text import MODELS, write_model
 from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -88,10 +87,7 @@ def test_int8_runs_and_is_near(converted: Converted, evaluation_folder: Path) ->
 
 def test_more_words_than_rows_are_refused(tmp_path: Path) -> None:
     folder = write_model("chinese_clip", tmp_path / "source")
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config["text_config"]["vocab_size"] = 8
-    (copy / "config.json").write_text(json.dumps(config))
+    copy = changed_config(folder, tmp_path, text_config={"vocab_size": 8})
     with pytest.raises(SourceError, match="the embedding table has 8 rows"):
         describe(copy)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from describing import describe
+from describing import changed_config, describe
 from models.tiny_eva_clip import VISION, write_eva_clip
 from open_clip_cases import RECORDED, images
 from safetensors.torch import load_file, save_file
@@ -231,9 +231,6 @@ def written_out(
 def test_configurations_that_disagree_are_refused(
     section: str, changes: dict[str, object], message: str, converted: Converted, tmp_path: Path
 ) -> None:
-    copy = shutil.copytree(converted.folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config[section].update(changes)
-    (copy / "config.json").write_text(json.dumps(config))
+    copy = changed_config(converted.folder, tmp_path, **{section: changes})
     with pytest.raises(SourceError, match=message):
         describe(copy)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from describing import describe
+from describing import changed_config, describe
 from families.image_models import check_agrees_with_transformers, check_is_judged_by_its_classes
 from models.tiny_models import IMAGE_LABELS
 from transformers import ViTForImageClassification, ViTModel
@@ -103,10 +103,7 @@ def test_a_classifier_without_its_head_is_refused(vit_folder: Path, tmp_path: Pa
 
 
 def test_several_labels_an_image_are_scored_by_sigmoid(vit_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(vit_folder, tmp_path / "copy")
-    config = json.loads((folder / "config.json").read_text())
-    config["problem_type"] = "multi_label_classification"
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = changed_config(vit_folder, tmp_path, problem_type="multi_label_classification")
     head = describe(folder).spec.kind.class_head  # type: ignore[union-attr]
     assert head is not None
     assert (head.labels, head.activation) == (IMAGE_LABELS, "sigmoid")

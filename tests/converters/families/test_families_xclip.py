@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from describing import describe
+from describing import changed_config, describe
 from models.tiny_video import FRAMES, moving, write_video, write_xclip
 from transformers import AutoTokenizer, VideoMAEImageProcessorPil, XCLIPModel
 from typer.testing import CliRunner
@@ -229,9 +229,6 @@ def test_a_prompter_that_is_fed_by_nothing_is_refused(
 def test_configurations_that_disagree_are_refused(
     section: str, changes: dict[str, int], message: str, converted: Converted, tmp_path: Path
 ) -> None:
-    copy = shutil.copytree(converted.folder, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config[section].update(changes)
-    (copy / "config.json").write_text(json.dumps(config))
+    copy = changed_config(converted.folder, tmp_path, **{section: changes})
     with pytest.raises(SourceError, match=message):
         describe(copy)
