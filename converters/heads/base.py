@@ -19,7 +19,7 @@ from mmedge.bundle.kinds.heads import HeadInput, HeadSection, Meaning, Missing
 from mmedge.bundle.tensors import OutputEntry
 from mmedge.errors import ConversionError
 from mmedge.files.safetensors_file import pack_safetensors
-from mmedge.specs import Array, Modality, TensorSpec, did_you_mean
+from mmedge.specs import Array, Dim, Modality, TensorSpec, did_you_mean
 
 __all__ = [
     "HeadSpec",
@@ -187,12 +187,16 @@ class HeadSpec:
         )
 
 
-def _check_shape(spec: TensorSpec, each: TapInput, entry: OutputEntry) -> None:
-    fits = len(spec.shape) == len(entry.shape) and all(
+def _fits(wanted: Sequence[Dim], got: Sequence[Dim]) -> bool:
+    """Return whether a shape has the wanted fixed sizes; a dynamic axis takes any."""
+    return len(wanted) == len(got) and all(
         not isinstance(ours, int) or ours == theirs
-        for ours, theirs in zip(spec.shape, entry.shape, strict=True)
+        for ours, theirs in zip(wanted, got, strict=True)
     )
-    if not fits or spec.dtype.name != entry.dtype:
+
+
+def _check_shape(spec: TensorSpec, each: TapInput, entry: OutputEntry) -> None:
+    if not _fits(spec.shape, entry.shape) or spec.dtype.name != entry.dtype:
         raise ConversionError(
             f"Head input '{spec.name}' is {spec.dtype.name}{spec.shape}, but the tap "
             f"'{each.tap}' is {entry.dtype}{entry.shape}. Train the head on this encoder's taps."
@@ -201,11 +205,7 @@ def _check_shape(spec: TensorSpec, each: TapInput, entry: OutputEntry) -> None:
 
 def _check_default(spec: TensorSpec, array: Array) -> None:
     shape = spec.shape[1:]
-    fits = array.ndim == len(shape) and all(
-        not isinstance(ours, int) or ours == got
-        for ours, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits or not np.isfinite(array).all():
+    if not _fits(shape, array.shape) or not np.isfinite(array).all():
         raise ConversionError(
             f"Head input '{spec.name}': the default is {array.shape}, expected finite values of "
             f"{shape}."
