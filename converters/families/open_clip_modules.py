@@ -346,6 +346,9 @@ class NativeTextTower(nn.Module):
 class BatchNorm(nn.Module):
     """The tensors of a batch norm, to be joined with a layer beside it."""
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
@@ -354,9 +357,8 @@ class BatchNorm(nn.Module):
 
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return its factor and its offset, by channel."""
-        buffers = cast("dict[str, torch.Tensor]", dict(self.named_buffers()))
-        factor = self.weight / (buffers["running_var"] + 1e-5).sqrt()
-        return factor, self.bias - buffers["running_mean"] * factor
+        factor = self.weight / (self.running_var + 1e-5).sqrt()
+        return factor, self.bias - self.running_mean * factor
 
 
 class ConvNorm(nn.Module):
