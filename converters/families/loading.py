@@ -101,7 +101,6 @@ def load_model(
     """
     import transformers
     from optimum.exporters.tasks import TasksManager
-    from safetensors.torch import load_file
 
     config = read_architecture(source)
     place = f"{source.name}: its weights cannot be loaded"
@@ -113,9 +112,7 @@ def load_model(
                 outline = TasksManager.get_model_class_for_task(
                     task, model_type=source.model_type, library="transformers"
                 ).from_config(config, attn_implementation="eager")
-        weights: dict[str, torch.Tensor] = {}
-        for path in source.weight_files:
-            weights.update(load_file(path))
+        weights = _stored(source)
         _check_outline(source, outline, weights)
         model, report = type(outline).from_pretrained(
             None,
@@ -130,6 +127,15 @@ def load_model(
     if source.adapter is not None:
         merge_adapter(model, source.adapter)
     return cast(nn.Module, model.eval().requires_grad_(requires_grad=False))
+
+
+def _stored(source: Source) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for path in source.weight_files:
+        weights.update(load_file(path))
+    return weights
 
 
 def _attention(outline: Any) -> str:  # noqa: ANN401, transformers is untyped
@@ -182,12 +188,8 @@ def read_tensors(source: Source) -> dict[str, torch.Tensor]:
     Raises:
         SourceError: If a file cannot be read, or a tensor is quantized.
     """
-    from safetensors.torch import load_file
-
-    weights: dict[str, torch.Tensor] = {}
     with foreign_errors(f"{source.name}: its weights cannot be loaded", "Download them again."):
-        for path in source.weight_files:
-            weights.update(load_file(path))
+        weights = _stored(source)
     weights = {name: one for name, one in weights.items() if not name.endswith(_COUNTED)}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
