@@ -42,10 +42,15 @@ def chat(  # noqa: PLR0913, PLR0917, one parameter an option
     backend: BackendOption = None,
 ) -> None:
     """Talk with a model that has a chat template. /help lists what can be typed."""
+    from mmedge.errors import InputError
     from mmedge.generation import GenerationOptions
     from mmedge.models.conversation import Conversation
     from mmedge.models.generator import Generator
 
+    if sys.stdin is None:  # closed by the shell: <&-
+        raise InputError(
+            "Input: it is closed, expected lines to say. Leave it open, or pass a file: < lines.txt"
+        )
     options = GenerationOptions(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )

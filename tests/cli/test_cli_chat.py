@@ -71,6 +71,14 @@ def test_input_of_another_encoding_is_an_error(
     assert "Input: not utf-8 at byte 0" in err
 
 
+def test_an_input_that_is_closed_is_an_error(
+    gpt2_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    err = commands.run(capsys, "chat", gpt2_bundle, *SHORT, code=1)
+    assert "Input: it is closed" in err
+
+
 def test_another_kind_of_bundle_has_no_chat(
     clap_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
