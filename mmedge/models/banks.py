@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -305,9 +306,12 @@ class PrototypeBank:
                 this bank cannot be measured.
 
         Raises:
-            InputError: If it is no bank, is empty, or loses more; the bank stays as it was.
+            InputError: If it is no bank, is empty, or loses more, or `margin` is NaN; the bank
+                stays as it was.
             SpaceMismatchError: If it was taught on another encoder or tap.
         """
+        if math.isnan(margin):
+            raise InputError("margin: got NaN, expected a share of the accuracy, such as 0.02.")
         new = PrototypeBank.load(path, on=self._on)
         if new.space != self.space:
             raise SpaceMismatchError(

@@ -152,6 +152,8 @@ def test_a_worse_bank_is_not_taken(world: World, tmp_path: Path) -> None:
     worse.save(tmp_path / "worse.bank")
     with pytest.raises(InputError, match=r"expected at least .*stays as it was.*taught as 'a'"):
         bank.reload(tmp_path / "worse.bank")
+    with pytest.raises(InputError, match="margin: got NaN"):
+        bank.reload(tmp_path / "worse.bank", margin=float("nan"))
     assert len(bank) == 24
     bank.reload(tmp_path / "worse.bank", margin=0.9)
     assert len(bank) == 18
