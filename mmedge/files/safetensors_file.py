@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mmedge.errors import MmedgeError
+from mmedge.errors import InputError, MmedgeError
 from mmedge.files.atomic import write_atomic
 from mmedge.files.json_file import parse_json, read_file
 
@@ -24,9 +24,11 @@ __all__ = ["MAX_BYTES", "pack_safetensors", "read_safetensors", "write_safetenso
 Array: TypeAlias = NDArray[Any]
 
 MAX_BYTES = 1 << 30
-"""Largest file that is read."""
+"""Largest file that is read or written."""
 
 _HEADER_BYTES = 1 << 24
+_MAX_AXES = 16
+_METADATA = "__metadata__"
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
     "U8": "|u1", "BOOL": "|b1",
@@ -45,6 +47,8 @@ def write_safetensors(
         metadata: Texts by name.
 
     Raises:
+        InputError: If a reader would refuse it: an array is of another dtype, of more than 16 axes
+            or named "__metadata__", a text is not valid Unicode, or they are too large.
         StorageError: If the disk is full or the place cannot be written.
     """
     write_atomic(path, pack_safetensors(arrays, metadata))
@@ -54,11 +58,20 @@ def pack_safetensors(
     arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None
 ) -> bytes:
     """Return the content of a file; see write_safetensors."""
-    header: dict[str, object] = {"__metadata__": dict(sorted((metadata or {}).items()))}
+    size, room = sum(array.nbytes for array in arrays.values()), MAX_BYTES - _HEADER_BYTES - 8
+    if size > room:
+        raise InputError(f"Arrays: got {size} bytes, expected at most {room}. Pass fewer.")
+    header: dict[str, object] = {_METADATA: dict(sorted((metadata or {}).items()))}
     blobs: list[bytes] = []
     at = 0
     for name, array in sorted(arrays.items()):
         plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        if plain.dtype not in _NAMES or array.ndim > _MAX_AXES or name == _METADATA:
+            raise InputError(
+                f"Array {name!r}: got {array.dtype}{array.shape}, expected a dtype of "
+                f"{[str(dtype) for dtype in _NAMES]}, at most {_MAX_AXES} axes and a name other "
+                f"than {_METADATA!r}."
+            )
         blobs.append(plain.tobytes())
         header[name] = {
             "dtype": _NAMES[plain.dtype],
@@ -66,8 +79,19 @@ def pack_safetensors(
             "data_offsets": [at, at + len(blobs[-1])],
         }
         at += len(blobs[-1])
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"Names and texts: {error.object[error.start : error.end]!r} is not valid Unicode. "
+            "Replace it."
+        ) from error
     text += b" " * (-len(text) % 8)
+    if len(text) > _HEADER_BYTES:
+        raise InputError(
+            f"Names and texts: got {len(text)} bytes, expected at most {_HEADER_BYTES}. Shorten "
+            "them."
+        )
     return len(text).to_bytes(8, "little") + text + b"".join(blobs)
 
 
@@ -90,7 +114,7 @@ def read_safetensors(
     header = parse_json(data[8 : 8 + length], path, error=error)
     if not isinstance(header, dict):
         raise error(f"{path}: its header is no JSON object. Write it again.")
-    given = header.pop("__metadata__", {})
+    given = header.pop(_METADATA, {})
     if not isinstance(given, dict) or not all(isinstance(text, str) for text in given.values()):
         raise error(f"{path}: its metadata are not texts by name. Write it again.")
     body = memoryview(data)[8 + length :]
@@ -109,7 +133,7 @@ def _array(
     sizes = shape if isinstance(shape, list) else [-1]
     ends = place if isinstance(place, list) and len(place) == 2 else [-1, -1]
     whole = all(type(each) is int and each >= 0 for each in (*sizes, *ends))
-    if not whole or not isinstance(code, str) or code not in _DTYPES or len(sizes) > 16:
+    if not whole or not isinstance(code, str) or code not in _DTYPES or len(sizes) > _MAX_AXES:
         raise error(f"{path}: '{name}' has a damaged header. Write it again.")
     dtype = np.dtype(_DTYPES[code])
     start, end = ends

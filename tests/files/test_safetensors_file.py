@@ -38,6 +38,28 @@ def test_the_original_reads_what_is_written_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_safetensors(path, error=InputError)[0]["a"], ARRAYS["a"])
 
 
+@pytest.mark.parametrize(
+    ("arrays", "texts", "message"),
+    [
+        ({"a": np.zeros(2, np.uint32)}, {}, "got uint32"),
+        ({"a": np.array(["x"])}, {}, "got <U1"),
+        ({"a": np.zeros((1,) * 17)}, {}, "at most 16 axes"),
+        ({"__metadata__": np.zeros(2)}, {}, "a name other than"),
+        ({"a\udc80": np.zeros(2)}, {}, "not valid Unicode"),
+        ({}, {"a": "x\udc80"}, "not valid Unicode"),
+        ({}, {"a": "x" * (1 << 24)}, "Shorten them"),
+        ({"a": np.broadcast_to(np.zeros(1, np.int8), 1 << 30)}, {}, "expected at most"),
+    ],
+)
+def test_what_no_reader_takes_is_not_written(
+    arrays: dict[str, Array], texts: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(InputError, match=message):
+        write_safetensors(path, arrays, texts)
+    assert not path.exists()
+
+
 def packed(header: object, body: bytes = b"\0" * 8) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + body
