@@ -262,6 +262,7 @@ class PrototypeBank:
             path: A safetensors file, NAME.bank.
 
         Raises:
+            InputError: If it is larger than what `load` reads.
             StorageError: If the disk is full or the place cannot be written.
         """
         state = self._state
@@ -271,8 +272,8 @@ class PrototypeBank:
             arrays |= dict(zip(_BASE, values, strict=True))
         about = {
             "format": _FORMAT, "name": self.name, "tap": self.tap, "space": self.space,
-            "labels": json.dumps(state.labels, ensure_ascii=False),
-            "frames": json.dumps(state.names, ensure_ascii=False),
+            "labels": json.dumps(state.labels),  # in ASCII: file names need not be valid Unicode
+            "frames": json.dumps(state.names),
         }  # fmt: skip
         write_safetensors(Path(path), arrays, about)
 

@@ -140,6 +140,16 @@ def test_a_bank_survives_its_file(base: bool, world: World, tmp_path: Path) -> N
         bank(other.extract(world.rows("a", 1)))
 
 
+def test_labels_and_frames_need_not_be_valid_unicode(world: World, tmp_path: Path) -> None:
+    bank = taught(world, 2, "ab")
+    bank.add("größe", world.rows("c", 1), names=["größe/1.jpg"])
+    bank.add("caf\udce9", world.rows("d", 1), names=["caf\udce9/1.jpg"])  # Latin-1 on a disk
+    bank.save(tmp_path / "x.bank")
+    again = PrototypeBank.load(tmp_path / "x.bank", on=bank._on)
+    assert again.labels == bank.labels
+    assert again._state.names == bank._state.names
+
+
 def test_a_worse_bank_is_not_taken(world: World, tmp_path: Path) -> None:
     world.noise = np.full(WIDTH, 0.2)
     bank = taught(world, 6, "abc")
