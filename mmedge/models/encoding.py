@@ -93,7 +93,8 @@ class EncodingModel(Model):
             BackendError: If the engine fails, or the encoder is closed.
         """
         name = self._output_name(Modality.VIDEO)
-        return np.concatenate([made[name] for made in self._video_outputs(videos, batch_size)])
+        outputs = self._video_outputs(videos, batch_size)
+        return np.concatenate([made[name].astype(np.float32, copy=False) for made in outputs])
 
     def _video_outputs(
         self, videos: VideoSource | Iterable[VideoSource], batch_size: int | None
